@@ -1,0 +1,51 @@
+"""The errors that kvray raises on purpose. Standard library alone, so that anything may import it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class KvrayError(Exception):
+    """An error whose message is meant for the user: what was found, what was expected, what to type next."""
+
+    exit_status = 1
+
+
+class InputError(KvrayError):
+    """The user's input cannot be used. Nothing has been written.
+
+    Attributes:
+        problems: every problem found, one line each; the message is their join.
+    """
+
+    exit_status = 2
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class StoreError(KvrayError):
+    """The store cannot be read or written as asked."""
+
+
+class DamagedArtefactError(StoreError):
+    """A committed artefact no longer matches its manifest (rows, bytes or sha256)."""
+
+
+class RecipeMismatchError(StoreError):
+    """An artefact is committed at this id with another recipe; it is never overwritten."""
+
+
+class ResourceError(KvrayError):
+    """The cluster cannot provide what was asked for; the message names the resource."""
+
+
+class CellError(KvrayError):
+    """One cell of a sweep failed; the others go on."""
+
+
+class MissingPackageError(KvrayError):
+    """An optional package is needed; the message gives the command that installs it."""
+
+    exit_status = 2

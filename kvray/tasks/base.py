@@ -1,0 +1,141 @@
+"""What a task is: frozen parameters, a generator of examples, a wording and a scorer.
+
+A task file defines one family. Its parameters are a frozen pydantic model derived from :class:`Task`; its examples are
+Arrow tables of :data:`EXAMPLE_SCHEMA`; its scorer is a function of strings. Nothing here knows Ray or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+OPENAI_SYSTEM = "Write a response that appropriately completes the request."
+"""System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
+
+
+def _field(name: str, kind: pa.DataType, about: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"description": about})
+
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        _field("example_id", pa.string(), "unique within the dataset"),
+        _field("question_id", pa.string(), "pairs examples that ask the same question (at several positions, say)"),
+        _field("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
+        _field("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
+        _field("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
+        _field("prompt", pa.string(), "the user message"),
+        _field("answer", pa.string(), "the assistant message to train on"),
+        _field("references", pa.list_(pa.string()), "accepted answers, for the scorer"),
+        _field("prompt_tokens", pa.int32(), "tokens of the user message alone, by the base model's tokenizer"),
+    ]
+)
+"""Columns of every dataset, for training and for evaluation."""
+
+
+def recipe(default: Any = ..., **constraints: Any) -> Any:
+    """Declare a pydantic field that decides content: it is part of the fingerprint."""
+    return Field(default, json_schema_extra={"identity": "recipe"}, **constraints)
+
+
+def runtime(default: Any = ..., **constraints: Any) -> Any:
+    """Declare a pydantic field that decides where or how fast, never what: it is outside every fingerprint."""
+    return Field(default, json_schema_extra={"identity": "runtime"}, **constraints)
+
+
+class Strict(BaseModel):
+    """Base of every configuration model: frozen, closed, each field declared :func:`recipe` or :func:`runtime`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the JSON form of the fields that decide content, in full (defaults included).
+
+        Raises:
+            TypeError: a field is declared neither recipe nor runtime.
+        """
+        values = self.model_dump(mode="json")
+        return {name: values[name] for name in type(self).model_fields if self.identity(name) == "recipe"}
+
+    @classmethod
+    def identity(cls, name: str) -> str:
+        """Return "recipe" or "runtime" for a field."""
+        extra = cls.model_fields[name].json_schema_extra
+        kind = extra.get("identity") if isinstance(extra, dict) else None
+        if kind not in ("recipe", "runtime"):
+            raise TypeError(f"{cls.__name__}.{name} must be declared with recipe(...) or runtime(...)")
+        return str(kind)
+
+
+class CountTokens(Protocol):
+    """Counts the tokens of texts, without special tokens. Shape: ``(len(texts),)``, int64."""
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What building needs beside the parameters; made once per worker by :meth:`Task.context`.
+
+    Attributes:
+        count_tokens: the base model's tokenizer as a counter.
+        material: whatever the family prepared from its sources (questions, permutations); its own business.
+    """
+
+    count_tokens: CountTokens
+    material: Any = None
+
+
+class Task(Strict):
+    """Parameters of one dataset or evaluation of a task family. Subclasses add their knobs and a ``task`` literal."""
+
+    LAW: ClassVar[int]
+    """Version of the family's law; raised by whoever changes a byte of what it makes."""
+    TRAINABLE: ClassVar[bool] = True
+    MAX_OUTPUT_TOKENS: ClassVar[int] = 100
+    """Tokens that an evaluation lets the model write."""
+
+    task: str = recipe()
+    seed: int = recipe(0, ge=0, le=2**31 - 1, description="draws other examples of the same law")
+
+    def sources(self) -> dict[str, str]:
+        """Return the sha256 of every file that decides content, by field name (paths are never identity)."""
+        return {}
+
+    def count(self, context: Context) -> int:
+        """Return how many examples this task makes."""
+        raise NotImplementedError
+
+    def context(self, count_tokens: CountTokens) -> Context:
+        """Read sources and prepare what :meth:`build` needs. May be slow; called once per worker."""
+        return Context(count_tokens)
+
+    def build(self, start: int, stop: int, context: Context) -> pa.Table:
+        """Make examples ``[start, stop)`` as a table of :data:`EXAMPLE_SCHEMA`; a pure function of (recipe, row)."""
+        raise NotImplementedError
+
+    def score(self, answer: str, references: Sequence[str]) -> float:
+        """Score one model answer in [0, 1]."""
+        raise NotImplementedError
+
+
+REGISTRY: dict[str, type[Task]] = {}
+"""Every task by name; the spec reads its knobs from here, there is no second list."""
+
+
+def register(name: str) -> Callable[[type[Task]], type[Task]]:
+    """Class decorator that adds a task under ``name``."""
+
+    def add(cls: type[Task]) -> type[Task]:
+        if name in REGISTRY:
+            raise ValueError(f"task {name!r} is registered twice: {REGISTRY[name].__name__} and {cls.__name__}")
+        REGISTRY[name] = cls
+        return cls
+
+    return add
