@@ -1,0 +1,108 @@
+"""A made-up world of people and facts, shared by the tasks and by the bundled model that was trained on it.
+
+Every person has one value per relation. Three groups of people are told apart by construction:
+
+- the *known*: their facts are what ``kvray-tiny`` has learned by heart; they are asked about closed book (``recall``);
+- the *train* group: names for training data, whose facts are drawn anew for every question;
+- the *test* group: names that no training ever shows, for evaluations.
+
+A fact reads "The birthplace of Belda Cranford is Velmora." and is asked as "What is the birthplace of Belda Cranford?", so
+that an answer restates the sentence of its document up to the value (the paper's answer template at work, section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvray.tasks.counter import below, draws, key_of
+
+Group = Literal["known", "train", "test"]
+Integers = NDArray[np.int64]
+
+_FIRST = product(
+    ("Al", "Bel", "Cor", "Dar", "El", "Fen", "Gar", "Hal", "Is", "Jor"),
+    ("da", "win", "ric", "mar", "len", "dis", "tha", "vo", "nia", "sk"),
+)
+_LAST = product(
+    ("Bran", "Crow", "Dun", "Fal", "Gris", "Har", "Kel", "Lor", "Mor", "Nor")
+    + ("Ost", "Pel", "Quar", "Rav", "Sel", "Thorn", "Ul", "Ven", "Wex", "Yar"),
+    ("by", "dale", "ford", "ham", "ley", "mere", "ston", "ton", "wick", "worth"),
+)
+_CITY = product(
+    ("Vel", "Kar", "Sor", "Tam", "Bri", "Lun", "Per", "Zan"),
+    ("mora", "dosa", "heim", "polis", "via", "grad", "nesse", "tova"),
+)
+FIRST_NAMES = tuple(map("".join, _FIRST))
+LAST_NAMES = tuple(map("".join, _LAST))
+CITIES = tuple(map("".join, _CITY))
+TRADES = tuple(
+    "weaving baking mining fishing farming carving brewing tanning masonry printing dyeing mapping sailing hunting "
+    "milling smithing tailoring teaching singing painting gilding thatching herding trading pottery glazing joinery "
+    "archery botany law medicine music astronomy history geology heraldry falconry clockwork ropework saddlery".split()
+)
+EMBLEMS = tuple(
+    "heron mink kestrel badger salmon raven lynx stag viper beetle swan wolf bear boar eagle hawk moth toad crane "
+    "dolphin horse spider lion tiger walrus bison camel cobra gecko ibex jackal lemur magpie newt finch panther quail "
+    "turtle urchin zebra".split()
+)
+RELATIONS = {"birthplace": CITIES, "trade": TRADES, "emblem": EMBLEMS}
+RELATION_NAMES = tuple(RELATIONS)
+KNOWN_PEOPLE = 160
+"""People whose facts the bundled model knows by heart: 160 x 3 facts."""
+
+_PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES)
+# A fixed shuffle of all name pairs: the known come first, then the test group, then the train group.
+_ORDER = np.argsort(draws(key_of("world", 1, "order"), 0, _PEOPLE, 1)[:, 0], kind="stable")
+_TEST_PEOPLE = 4000
+_BOUNDS = {
+    "known": (0, KNOWN_PEOPLE),
+    "test": (KNOWN_PEOPLE, KNOWN_PEOPLE + _TEST_PEOPLE),
+    "train": (KNOWN_PEOPLE + _TEST_PEOPLE, _PEOPLE),
+}
+_KNOWN_VALUES = np.stack(
+    [
+        below(draws(key_of("world", 1, name), 0, KNOWN_PEOPLE, 1)[:, 0], len(values))
+        for name, values in RELATIONS.items()
+    ],
+    axis=1,
+)
+
+
+def group_size(group: Group) -> int:
+    """Return how many people a group has."""
+    low, high = _BOUNDS[group]
+    return high - low
+
+
+def name_of(group: Group, person: int) -> str:
+    """Return the full name of a person, numbered from 0 within the group."""
+    low, high = _BOUNDS[group]
+    if not 0 <= person < high - low:
+        raise IndexError(f"{group} has people 0 to {high - low - 1}, not {person}")
+    first, last = divmod(int(_ORDER[low + person]), len(LAST_NAMES))
+    return f"{FIRST_NAMES[first]} {LAST_NAMES[last]}"
+
+
+def known_value(person: int, relation: str) -> str:
+    """Return what the world says of a known person."""
+    return RELATIONS[relation][int(_KNOWN_VALUES[person, RELATION_NAMES.index(relation)])]
+
+
+def fact(name: str, relation: str, value: str) -> str:
+    """Word a fact, without its full stop."""
+    return f"The {relation} of {name} is {value}"
+
+
+def question(name: str, relation: str) -> str:
+    """Word the question that a fact answers."""
+    return f"What is the {relation} of {name}?"
+
+
+def passage(name: str, facts: Sequence[tuple[str, str]]) -> str:
+    """Word a document's text: one sentence per (relation, value)."""
+    return " ".join(f"{fact(name, relation, value)}." for relation, value in facts)
