@@ -18,18 +18,18 @@ PREDICTIONS_SCHEMA = pa.schema(
         _field("mixture", pa.string(), "data mixture trained on; null for the base model", nullable=True),
         _field("finetune", pa.string(), "label of the finetune; null for the base model", nullable=True),
         _field("seed", pa.int64(), "finetuning seed; null for the base model", nullable=True),
-        _field("adapter", pa.string(), "last part of the finetune's artefact id; null for the base model", nullable=True),
+        _field("adapter", pa.string(), "last part of the finetune's artefact id; null for the base model", True),
         _field("example_id", pa.string(), "unique within the evaluation's dataset"),
         _field("question_id", pa.string(), "pairs examples that ask one question; the cluster of all statistics"),
         _field("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
         _field("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
         _field("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
         _field("prompt_tokens", pa.int32(), "tokens of the whole prompt, chat template included"),
-        _field("cached_tokens", pa.int32(), "tokens of the prompt that the prefix cache served; null if not told", True),
+        _field("cached_tokens", pa.int32(), "tokens of the prompt that the prefix cache served; null if untold", True),
         _field("output_tokens", pa.int32(), "tokens written by the model; 0 where it was not run"),
         _field("answer", pa.string(), "the model's raw answer; null where it was not run", nullable=True),
         _field("references", pa.list_(pa.string()), "accepted answers"),
-        _field("score", pa.float64(), "the task's score of the answer in [0, 1]; null where there is none", nullable=True),
+        _field("score", pa.float64(), "the task's score of the answer in [0, 1]; null where not run", True),
         _field("finish_reason", pa.string(), "stop | length | too_long (prompt over the model's length; not run)"),
     ]
 )
@@ -55,9 +55,9 @@ SCORES_SCHEMA = pa.schema(
         _field("difference_low", pa.float64(), "lower end of its 95 % interval (questions resampled)", nullable=True),
         _field("difference_high", pa.float64(), "upper end of its 95 % interval", nullable=True),
         _field("pairs", pa.int64(), "examples compared with the base", nullable=True),
-        _field("p", pa.float64(), "two-sided p of the difference (exact McNemar or sign-flip by question)", nullable=True),
+        _field("p", pa.float64(), "two-sided p of the difference (exact McNemar, or sign flips by question)", True),
         _field("p_holm", pa.float64(), "p after Holm's correction over the report's family of tests", nullable=True),
-        _field("verdict", pa.string(), "better | worse | within noise | not compared; null for the base", nullable=True),
+        _field("verdict", pa.string(), "better | worse | within noise | not compared; null for the base", True),
     ]
 )
 """Rows of scores.parquet: one per (evaluation, model, position), and one per (evaluation, model) over all positions."""

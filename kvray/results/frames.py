@@ -1,0 +1,230 @@
+"""Predictions as polars frames: accuracy with intervals, and paired comparisons. Pure functions of frames.
+
+Two rules hold everywhere. Rows without a score (prompts too long to run) are excluded and counted. A finetune with
+several seeds is averaged over its seeds first, example by example, so one example weighs one whatever the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from kvray.errors import InputError
+from kvray.results import stats
+
+BASE = "base"
+"""How the base model is called in tables and figures."""
+OVERALL, BY_POSITION, PAIRWISE = "against the base", "against the base, by position", "pairwise"
+"""Families of comparisons; Holm's correction runs within each, so that looking closer costs the headline nothing."""
+
+_EXAMPLE = ["evaluation", "example_id"]
+_COMPARED = {
+    "a": pl.String,
+    "b": pl.String,
+    "n": pl.Int64,
+    "questions": pl.Int64,
+    "a_accuracy": pl.Float64,
+    "b_accuracy": pl.Float64,
+    "difference": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "better": pl.Int64,
+    "worse": pl.Int64,
+    "test": pl.String,
+    "p": pl.Float64,
+    "unmatched": pl.Int64,
+    "excluded": pl.Int64,
+}
+
+
+def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
+    """Add the column ``model``: "base", the mixture, or "mixture (variant)" where the mixture was trained in several.
+
+    A finetune is told from another of the same mixture by its ``finetune`` label; seeds of one finetune share it.
+    """
+    several = pl.col("finetune").n_unique().over("mixture") > 1
+    name = pl.when(several).then(pl.format("{} ({})", "mixture", "finetune")).otherwise(pl.col("mixture"))
+    model = pl.when(pl.col("mixture").is_null()).then(pl.lit(BASE)).otherwise(name)
+    return predictions.with_columns(model.alias("model"))
+
+
+def models(predictions: pl.DataFrame) -> list[str]:
+    """Return the finetuned models of a frame of :func:`with_models`, in the order of their first row."""
+    return [str(m) for m in predictions["model"].unique(maintain_order=True) if m != BASE]
+
+
+def kind_of(predictions: pl.DataFrame, evaluation: str) -> str:
+    """Return what an evaluation measures: "knowledge" (closed book), "retrieval" (has gold positions) or "other"."""
+    rows = predictions.filter(pl.col("evaluation") == evaluation)
+    if (rows["task"] == "recall").any():
+        return "knowledge"
+    return "retrieval" if rows["position"].is_not_null().any() else "other"
+
+
+def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    """Mean score by any columns, with a 95 % interval clustered by question.
+
+    Args:
+        predictions: rows of the predictions schema.
+        by: columns to group by; empty for all rows together.
+
+    Returns:
+        ``by``, then n (scored rows), questions, seeds, excluded (rows without a score), accuracy, low, high (null where
+        nothing was scored), sorted by ``by``.
+
+    Raises:
+        InputError: a column that the predictions lack.
+    """
+    _check(predictions, by)
+    groups = predictions.group_by(list(by), maintain_order=True) if by else [((), predictions)]
+    rows = []
+    for key, group in groups:
+        scored = _per_example(group)
+        row = dict(zip(by, key, strict=True)) | {
+            "n": group["score"].count(),
+            "questions": scored["question_id"].n_unique(),
+            "seeds": group["seed"].drop_nulls().n_unique(),
+            "excluded": group["score"].null_count(),
+            "accuracy": None,
+            "low": None,
+            "high": None,
+        }
+        if scored.height:
+            interval = stats.accuracy(scored["score"].to_numpy(), _codes(scored))
+            row |= {"accuracy": interval.mean, "low": interval.low, "high": interval.high}
+        rows.append(row)
+    kinds = {name: predictions.schema[name] for name in by}
+    counts = dict.fromkeys(("n", "questions", "seeds", "excluded"), pl.Int64)
+    schema = kinds | counts | dict.fromkeys(("accuracy", "low", "high"), pl.Float64)
+    table = pl.DataFrame(rows, schema=schema)
+    return table.sort(list(by), nulls_last=False, maintain_order=True) if by else table
+
+
+def compare(predictions: pl.DataFrame, a: str, b: str, by: Sequence[str] = ()) -> pl.DataFrame:
+    """Compare model ``b`` with model ``a`` on the examples that both answered: b - a, always split by evaluation.
+
+    Args:
+        predictions: rows with a ``model`` column (:func:`with_models`).
+        a: the reference model.
+        b: the model compared with it.
+        by: further columns to split by, such as ``position``.
+
+    Returns:
+        evaluation, ``by``, a, b, n (pairs), questions, a_accuracy, b_accuracy, difference, low, high, better and worse
+        (discordant pairs), test, p, unmatched (examples that only one of the two answered, dropped), excluded (rows
+        without a score). Where there is no pair, the row is there with nulls. Holm and the verdict: :func:`judge`.
+
+    Raises:
+        InputError: an unknown model or column.
+    """
+    _check(predictions, by)
+    known = predictions["model"].unique(maintain_order=True).to_list()
+    if missing := [name for name in (a, b) if name not in known]:
+        raise InputError(f"no predictions of {', '.join(missing)}; found: {', '.join(map(str, known))}")
+    split = ["evaluation", *(name for name in by if name != "evaluation")]
+    rows = []
+    for key, group in predictions.filter(pl.col("model").is_in([a, b])).group_by(split, maintain_order=True):
+        side = {name: _per_example(group.filter(pl.col("model") == name)) for name in (a, b)}
+        pairs = side[a].join(side[b].select(*_EXAMPLE, pl.col("score").alias("other")), on=_EXAMPLE, how="inner")
+        pairs = pairs.sort(_EXAMPLE)
+        row = dict(zip(split, key, strict=True)) | {
+            "a": a,
+            "b": b,
+            "n": pairs.height,
+            "unmatched": side[a].height + side[b].height - 2 * pairs.height,
+            "excluded": group["score"].null_count(),
+        }
+        if pairs.height:
+            first, second = pairs["score"].to_numpy(), pairs["other"].to_numpy()
+            found = stats.paired(first, second, _codes(pairs))
+            row |= {"a_accuracy": float(first.mean()), "b_accuracy": float(second.mean())} | vars(found)
+        rows.append(row)
+    schema = {name: predictions.schema[name] for name in split} | _COMPARED
+    return pl.DataFrame(rows, schema=schema).sort(split, maintain_order=True)
+
+
+def judge(comparisons: pl.DataFrame) -> pl.DataFrame:
+    """Add p_holm, corrected over all rows given, and the verdict: better, worse, within noise or not compared."""
+    p = comparisons["p"].fill_null(np.nan).to_numpy().astype(np.float64)
+    corrected = stats.holm(p)
+    said = [
+        "not compared"
+        if row["difference"] is None
+        else stats.verdict(row["difference"], row["low"], row["high"], float(p_holm))
+        for row, p_holm in zip(comparisons.iter_rows(named=True), corrected, strict=True)
+    ]
+    return comparisons.with_columns(
+        pl.Series("p_holm", corrected, dtype=pl.Float64).fill_nan(None), pl.Series("verdict", said, dtype=pl.String)
+    )
+
+
+def family(predictions: pl.DataFrame) -> pl.DataFrame:
+    """All comparisons of a report: every model against the base, overall and by position, and all pairs overall.
+
+    Returns:
+        Columns of :func:`judge` with ``family`` and ``position`` (null: overall) in front; Holm within each family.
+    """
+    finetuned = models(predictions)
+    placed = predictions.filter(pl.col("position").is_not_null())
+    has_base = BASE in predictions["model"]
+    parts: list[pl.DataFrame] = []
+
+    def add(name: str, tables: list[pl.DataFrame]) -> None:
+        if tables:
+            table = judge(pl.concat(tables, how="diagonal"))
+            if "position" not in table.columns:
+                table = table.with_columns(pl.lit(None, dtype=pl.Int32).alias("position"))
+            table = table.with_columns(pl.lit(name).alias("family"))
+            first = ["family", "evaluation", "position"]
+            parts.append(table.select(*first, pl.exclude(first)))
+
+    if has_base:
+        add(OVERALL, [compare(predictions, BASE, model) for model in finetuned])
+        with_positions = [m for m in models(placed) if BASE in placed["model"]]
+        add(BY_POSITION, [compare(placed, BASE, model, by=["position"]) for model in with_positions])
+    pairs = [(a, b) for i, a in enumerate(finetuned) for b in finetuned[i + 1 :]]
+    add(PAIRWISE, [compare(predictions, a, b) for a, b in pairs])
+    if parts:
+        return pl.concat(parts)
+    empty = {"family": pl.String, "evaluation": pl.String, "position": pl.Int32} | _COMPARED
+    return pl.DataFrame(schema=empty | {"p_holm": pl.Float64, "verdict": pl.String})
+
+
+def scores(predictions: pl.DataFrame, comparisons: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of scores.parquet: accuracy beside its difference to the base, overall and by position."""
+    keys = ["sweep", "evaluation", "task", "base_model", "mixture", "finetune", "model"]
+    placed = predictions.filter(pl.col("position").is_not_null())
+    whole = accuracy(predictions, keys).with_columns(pl.lit(None, dtype=pl.Int32).alias("position"))
+    table = pl.concat([whole, accuracy(placed, [*keys, "position"])], how="diagonal")
+    against = comparisons.filter(pl.col("family") != PAIRWISE).select(
+        "evaluation",
+        pl.col("b").alias("model"),
+        "position",
+        "difference",
+        pl.col("low").alias("difference_low"),
+        pl.col("high").alias("difference_high"),
+        pl.col("n").alias("pairs"),
+        "p",
+        "p_holm",
+        "verdict",
+    )
+    joined = table.join(against, on=["evaluation", "model", "position"], how="left", nulls_equal=True)
+    return joined.sort(["evaluation", "mixture", "finetune", "position"], nulls_last=False, maintain_order=True)
+
+
+def _per_example(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row per scored example: its mean over whatever repeats it (seeds), in a fixed order."""
+    scored = rows.filter(pl.col("score").is_not_null())
+    return scored.group_by("question_id", *_EXAMPLE).agg(pl.col("score").mean()).sort("question_id", *_EXAMPLE)
+
+
+def _codes(rows: pl.DataFrame) -> NDArray[np.int64]:
+    return rows["question_id"].rank("dense").to_numpy().astype(np.int64) - 1
+
+
+def _check(predictions: pl.DataFrame, by: Sequence[str]) -> None:
+    if unknown := [name for name in by if name not in predictions.columns]:
+        raise InputError(f"no column {', '.join(unknown)} in the predictions; found: {', '.join(predictions.columns)}")
