@@ -22,12 +22,14 @@ class BaseModelRef:
         location: a directory, or a hub id.
         revision: hub commit, None for a directory.
         identity: what fingerprints cover: a sha256 over the files' content, or the hub id and commit.
+        trust_remote_code: whether the model's own Python code may run; the sweep says so.
     """
 
     name: str
     location: str
     revision: str | None
     identity: str
+    trust_remote_code: bool = False
 
 
 def resolve(name: str) -> BaseModelRef:
@@ -59,7 +61,7 @@ def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
-        ref.location, revision=ref.revision, trust_remote_code=trust_remote_code
+        ref.location, revision=ref.revision, trust_remote_code=trust_remote_code or ref.trust_remote_code
     )
 
 

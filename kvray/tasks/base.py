@@ -120,6 +120,14 @@ class Task(Strict):
         """Make examples ``[start, stop)`` as a table of :data:`EXAMPLE_SCHEMA`; a pure function of (recipe, row)."""
         raise NotImplementedError
 
+    def overlaps(self, other: Task) -> str | None:
+        """Say which examples an evaluation ``other`` would share with training data of this task, None if none."""
+        return None
+
+    def tokens_estimate(self) -> int:
+        """Return about how many tokens a prompt has, 0 if unknown; for the plan's estimates alone."""
+        return 0
+
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score one model answer in [0, 1]."""
         raise NotImplementedError

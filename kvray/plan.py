@@ -1,0 +1,261 @@
+"""Sweep -> artefacts: what must exist, in dependency order, each under the fingerprint of its recipe. Pure.
+
+An artefact's id is a function of its recipe alone, never of the names in the YAML: renaming a mixture, adding one, or
+writing another sweep over the same data runs nothing twice. The names are its labels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvray.artefact import (
+    FORMAT,
+    NAME_LENGTH,
+    Artefact,
+    FinetuneJob,
+    Kind,
+    PlanDocument,
+    PlannedArtefact,
+    PredictionsJob,
+    artefact_id,
+    read_document,
+)
+from kvray.errors import InputError
+from kvray.facts import Facts
+from kvray.fingerprint import fingerprint
+from kvray.spec import Finetune, Sweep, Variant, show_value, variants
+from kvray.tasks.base import Task
+
+__all__ = [
+    "Artefact",
+    "FinetuneJob",
+    "Plan",
+    "PlanDocument",
+    "PlannedArtefact",
+    "PredictionsJob",
+    "artefact_id",
+    "dataset_recipe",
+    "plan",
+    "read_document",
+]
+KINDS: tuple[Kind, ...] = ("dataset", "finetune", "predictions")
+"""Kinds of artefacts; each needs those before it alone."""
+
+
+def plan(sweep: Sweep, facts: Facts) -> Plan:
+    """Return every artefact of a sweep.
+
+    Raises:
+        InputError: two names of the sweep stand for one and the same artefact, or an evaluation asks the very examples
+            that a dataset trains on.
+    """
+    builder = _Builder(facts)
+    for variant in variants(sweep):
+        builder.add(variant)
+    if builder.problems:
+        raise InputError(list(builder.problems))
+    ordered = tuple(artefact for kind in KINDS for artefact in builder.found.values() if artefact.kind == kind)
+    return Plan(sweep, facts.base.name, ordered)
+
+
+def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> dict[str, Any]:
+    """Return the recipe of a dataset.
+
+    Args:
+        task: the parameters.
+        sources: the sha256 of each source, by field name.
+        tokenizer: identity of the base model whose tokenizer counts.
+    """
+    return {"task": task.recipe(), "law": task.LAW, "sources": dict(sources), "tokenizer": tokenizer}
+
+
+def _suffix(changes: Sequence[tuple[str, Any]]) -> str:
+    return f"[{','.join(f'{key}={show_value(value)}' for key, value in changes)}]" if changes else ""
+
+
+def _finetune_label(variant: Variant) -> str:
+    """Return the method and what is varied of it, leaving out what the method does not use."""
+    used = variant.sweep.finetune.recipe()
+    changes = [
+        (str(path[1]), value)
+        for path, value in variant.changes
+        if path[0] == "finetune" and path[1] != "method" and path[1] in used
+    ]
+    return variant.sweep.finetune.method + _suffix(changes)
+
+
+def _block_changes(variant: Variant, section: str, name: str) -> list[tuple[str, Any]]:
+    return [(str(path[-1]), value) for path, value in variant.changes if path[:2] == (section, name)]
+
+
+def _mixture_label(variant: Variant, mixture: str) -> str:
+    """Return the mixture's name and what is varied of its weights and its datasets."""
+    changes = _block_changes(variant, "mixtures", mixture)
+    datasets = variant.sweep.mixtures[mixture]
+    for name in datasets:
+        inner = _block_changes(variant, "datasets", name)
+        changes += inner if len(datasets) == 1 else [(f"{name}.{key}", value) for key, value in inner]
+    return mixture + _suffix(changes)
+
+
+def _rows(amounts: Sequence[float], weights: Sequence[float]) -> list[int]:
+    """Return how many rows of each dataset a mixture takes: the one that runs out first is taken whole."""
+    scale = min(amount / weight for amount, weight in zip(amounts, weights, strict=True))
+    return [math.floor(scale * weight + 1e-9) for weight in weights]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All artefacts of a sweep in dependency order: datasets, finetunes, predictions.
+
+    Attributes:
+        sweep: what was planned.
+        base_model: the base model's name.
+        artefacts: each once, though several variants may share it.
+    """
+
+    sweep: Sweep
+    base_model: str
+    artefacts: tuple[Artefact, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Return the plan in plain values, for ``sweeps/<name>.json`` in the store."""
+        keys = PlannedArtefact.__dataclass_fields__
+        return {
+            "format": FORMAT,
+            "name": self.sweep.name,
+            "base_model": self.base_model,
+            "sweep": self.sweep.model_dump(mode="json"),
+            "artefacts": [
+                {key: list(artefact.needs) if key == "needs" else getattr(artefact, key) for key in keys}
+                for artefact in self.artefacts
+            ],
+        }
+
+    def to_json(self) -> bytes:
+        """Return :meth:`document` as UTF-8 JSON, the same bytes for the same plan."""
+        return (json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+@dataclass
+class _Builder:
+    """Collects the artefacts of all variants, each once."""
+
+    facts: Facts
+    found: dict[str, Artefact] = field(default_factory=dict)
+    problems: dict[str, None] = field(default_factory=dict)
+
+    def add(self, variant: Variant) -> None:
+        """Add everything that one variant needs."""
+        sweep = variant.sweep
+        label = _finetune_label(variant)
+        used = {name for weights in sweep.mixtures.values() for name in weights}
+        data = {
+            name: self.dataset(task, name + _suffix(_block_changes(variant, "datasets", name)), "train")
+            for name, task in sweep.datasets.items()
+            if name in used
+        }
+        finetunes: list[Artefact | None] = [None]  # None is the base model
+        for mixture, weights in sweep.mixtures.items():
+            of = [(data[name], weight) for name, weight in weights.items()]
+            for seed in sweep.finetune.seeds:
+                labels = {"mixture": _mixture_label(variant, mixture), "finetune": label, "seed": seed}
+                finetunes.append(self.finetune(sweep.finetune, seed, of, labels))
+        for name, task in sweep.evaluate.items():
+            evaluation = name + _suffix(_block_changes(variant, "evaluate", name))
+            examples = self.dataset(task, evaluation, "evaluate")
+            for finetune in finetunes:
+                self.predictions(task, evaluation, examples, finetune)
+
+    def dataset(self, task: Task, label: str, role: str) -> Artefact:
+        sources, rows = self.facts.of(task)
+        recipe = dataset_recipe(task, sources, self.facts.base.identity)
+        labels = {"dataset": label, "role": role}
+        tokens = rows * task.tokens_estimate()
+        return self.artefact("dataset", task.task, recipe, (), rows=rows, tokens=tokens, labels=labels, params=task)
+
+    def finetune(
+        self, finetune: Finetune, seed: int, of: Sequence[tuple[Artefact, float]], labels: dict[str, Any]
+    ) -> Artefact:
+        # The order and the unit of the weights in the YAML mean nothing, so they must not decide the identity.
+        total = sum(weight for _, weight in of)
+        parts = sorted(((data, round(weight / total, 12)) for data, weight in of), key=lambda part: part[0].fingerprint)
+        recipe = {
+            "base": self.facts.base.identity,
+            "finetune": finetune.recipe(),
+            "seed": seed,
+            "mixture": [share for _, share in parts],
+        }
+        tasks = list(dict.fromkeys(data.name for data, _ in of))
+        name = "-".join([*tasks, finetune.method, f"s{seed}"])
+        rows = _rows([data.rows for data, _ in parts], [share for _, share in parts])
+        per_row = [data.tokens / data.rows for data, _ in parts]
+        tokens = round(finetune.epochs * sum(count * each for count, each in zip(rows, per_row, strict=True)))
+        job = FinetuneJob(finetune, seed, tuple((data.id, share) for data, share in parts))
+        needs = [data for data, _ in parts]
+        return self.artefact("finetune", name, recipe, needs, rows=sum(rows), tokens=tokens, labels=labels, params=job)
+
+    def predictions(self, task: Task, evaluation: str, examples: Artefact, finetune: Artefact | None) -> None:
+        recipe = {
+            "base": self.facts.base.identity,
+            "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS},
+            "scorer": {"task": task.task, "law": task.LAW},
+        }
+        nobody = {"mixture": None, "finetune": None, "seed": None}
+        labels = {"evaluation": evaluation, **(finetune.labels if finetune else nobody)}
+        settings = finetune.params.finetune if finetune and isinstance(finetune.params, FinetuneJob) else None
+        job = PredictionsJob(task, examples.id, finetune.id if finetune else None, evaluation, settings)
+        needs = [examples, finetune] if finetune else [examples]
+        name = f"{task.task}-{finetune.name if finetune else 'base'}"
+        self.artefact(
+            "predictions", name, recipe, needs, rows=examples.rows, tokens=examples.tokens, labels=labels, params=job
+        )
+
+    def artefact(
+        self,
+        kind: Kind,
+        name: str,
+        recipe: dict[str, Any],
+        needs: Sequence[Artefact],
+        *,
+        rows: int,
+        tokens: int,
+        labels: dict[str, Any],
+        params: Task | FinetuneJob | PredictionsJob,
+    ) -> Artefact:
+        digest = fingerprint(recipe, [need.fingerprint for need in needs])
+        name = name[:NAME_LENGTH].rstrip("-._")
+        new = Artefact(
+            id=artefact_id(kind, name, digest),
+            kind=kind,
+            name=name,
+            fingerprint=digest,
+            recipe=recipe,
+            needs=tuple(need.id for need in needs),
+            rows=rows,
+            tokens=tokens,
+            labels=labels,
+            params=params,
+        )
+        known = self.found.setdefault(new.id, new)
+        if known.labels != labels:
+            self.problems.setdefault(_clash(known, labels))
+        return known
+
+
+def _clash(known: Artefact, labels: Mapping[str, Any]) -> str:
+    """Say why one artefact under two names is refused: results would count twice, or training would see the test."""
+    if known.kind == "dataset":
+        section = {"train": "datasets", "evaluate": "evaluate"}
+        first = f"{section[known.labels['role']]}.{known.labels['dataset']}"
+        second = f"{section[labels['role']]}.{labels['dataset']}"
+        if known.labels["role"] != labels["role"]:
+            return f"{second}: found the very examples that {first} trains on; expected others, by another seed say"
+        return f"{second}: found the same examples as {first}; expected one of the two, or another seed"
+    differ = [key for key in labels if labels[key] != known.labels[key]]
+    first, second = (", ".join(f"{key} {of[key]}" for key in differ) for of in (known.labels, labels))
+    return f"{second}: found the same {known.kind} as {first}; expected one of the two"

@@ -1,0 +1,154 @@
+"""Words for what is wrong with an input: what was found, what was expected, and the nearest valid name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
+
+from pydantic import BaseModel, ValidationError
+
+Path = tuple[str | int, ...]
+"""Where a value is in a document: mapping keys and 0-based list indices."""
+
+_SHOWN_CHARACTERS = 60
+
+
+class Place(NamedTuple):
+    """Where a value was written: ``text`` is ``FILE:LINE`` or ``--set a.b``; ``line`` orders the messages."""
+
+    line: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a document.
+
+    Attributes:
+        path: the value's path.
+        text: what was found and what was expected.
+        place: where it was written, if not where ``path`` is.
+    """
+
+    path: Path
+    text: str
+    place: Place | None = None
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Return a path as people write it: ``evaluate.mdqa.positions[2]``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that ``name`` most looks like, or None when nothing is near."""
+    by_lower = {other.lower(): other for other in known}
+    found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.55)
+    if found:
+        return by_lower[found[0]]
+    # "dicts" for "dictionaries": people shorten names more than they misspell them.
+    starts = [other for low, other in by_lower.items() if len(name) >= 3 and low.startswith(name.lower()[:3])]
+    return starts[0] if len(starts) == 1 else None
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> str:
+    """Return the text for a name that is none of ``known``."""
+    names = list(known)
+    near = nearest(name, names)
+    ending = f"; did you mean {near!r}?" if near else ""
+    return f"found {name!r}; expected {what}: {', '.join(names) or 'there is none'}{ending}"
+
+
+def show(value: object) -> str:
+    """Return a short form of a value found in a YAML file."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+
+
+def explain(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], at: Path = ()) -> list[Problem]:
+    """Turn pydantic's errors into problems, one per value.
+
+    Args:
+        error: what ``model.model_validate(raw)`` raised.
+        model: the model, for its field names.
+        raw: what was validated.
+        at: the path of ``raw`` in the document.
+    """
+    texts: dict[Path, list[str]] = {}
+    found: dict[Path, str] = {}
+    for item in error.errors(include_url=False):
+        inner = _real_path(raw, item["loc"])
+        kind, ctx = item["type"], item.get("ctx", {})
+        found.setdefault(inner, f"found {show(item['input'])}; expected ")
+        if kind == "extra_forbidden":
+            found[inner], text = "", unknown(str(inner[-1]), _fields(model, inner[:-1]), "one of")
+        elif kind == "missing":
+            inner, text = (*inner, *item["loc"][-1:]), _missing(model, item["loc"])
+            found[inner] = "found nothing; expected "
+        elif kind in ("value_error", "assertion_error"):
+            text = str(ctx.get("error", item["msg"]))
+            if isinstance(item["input"], Mapping) or "expected" in text or "found" in text:
+                found[inner] = ""
+        elif kind == "literal_error":
+            text = str(ctx["expected"]) + _did_you_mean(item["input"], str(ctx["expected"]))
+        else:
+            text = item["msg"].removeprefix("Input should be ").removesuffix("; you may have a typo")
+        texts.setdefault(inner, [])
+        if text not in texts[inner]:
+            texts[inner].append(text)
+    return [Problem((*at, *inner), found[inner] + " or ".join(items)) for inner, items in texts.items()]
+
+
+def misread_booleans(model: type[BaseModel], raw: Mapping[str, Any], at: Path = ()) -> list[Problem]:
+    """Return the fields where pydantic would take a true or false for a number, which is never what was meant."""
+    return [
+        Problem((*at, name), f"found {show(value)}; expected a number")
+        for name, value in raw.items()
+        if isinstance(value, bool) and name in model.model_fields and _numeric(model.model_fields[name].annotation)
+    ]
+
+
+def _numeric(annotation: Any) -> bool:
+    kinds = {annotation, *get_args(annotation)}
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
+def _missing(model: type[BaseModel], loc: Sequence[str | int]) -> str:
+    field = model.model_fields.get(str(loc[0])) if len(loc) == 1 else None
+    return field.description if field is not None and field.description else "a value"
+
+
+def _fields(model: type[BaseModel], path: Path) -> list[str]:
+    """Return the names of the fields of the model at a path of fields of models."""
+    for part in path:
+        inner = model.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _did_you_mean(value: object, expected: str) -> str:
+    names = [part.strip("' ") for part in expected.replace(" or ", ", ").split(",")]
+    near = nearest(value, names) if isinstance(value, str) else None
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def _real_path(raw: object, loc: Sequence[str | int]) -> Path:
+    """Drop what pydantic adds to a location (branches of unions, validators' names)."""
+    path: Path = ()
+    for part in loc:
+        inside = raw if isinstance(raw, Mapping) else range(len(raw)) if isinstance(raw, list) else ()
+        if part in inside:
+            raw, path = raw[part], (*path, part)  # type: ignore[index]
+    return path

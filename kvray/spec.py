@@ -1,0 +1,76 @@
+"""A sweep file: YAML -> a frozen :class:`Sweep`, every problem of the file at once, and its schema for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kvray import yaml_lines
+from kvray.config import NAME, TASK_SECTIONS, Finetune, Runtime, Sweep, check, check_task, parse_task
+from kvray.errors import InputError
+from kvray.grid import Variant, grid_problems, show_value, variants
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY
+
+__all__ = [
+    "NAME",
+    "Finetune",
+    "Runtime",
+    "Sweep",
+    "Variant",
+    "check",
+    "check_task",
+    "json_schema",
+    "load",
+    "parse_task",
+    "show_value",
+    "variants",
+]
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
+    """Read and check a sweep file.
+
+    Args:
+        path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in it come from the environment.
+        overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
+
+    Raises:
+        InputError: the file has problems; its ``problems`` are all of them, in the order of the file, as
+            ``FILE:LINE: dotted.path: found …; expected …; did you mean …?``.
+    """
+    load_all()
+    document = yaml_lines.read(path)
+    wrong = [problem for text in overrides if (problem := yaml_lines.override(document, text))]
+    sweep, problems = check(document.value)
+    problems += grid_problems(document.value, problems)
+    wrong += [problem for problem in problems if not document.hides(problem.path)]
+    if wrong or document.problems or sweep is None:
+        raise InputError(document.report([*document.problems, *wrong]))
+    return sweep
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a sweep file, for editors; each task's block has its own form."""
+    load_all()
+    schema = Sweep.model_json_schema()
+    definitions: dict[str, Any] = schema.setdefault("$defs", {})
+    definitions.pop("Task", None)
+    for name, cls in REGISTRY.items():
+        part = cls.model_json_schema(ref_template="#/$defs/{model}")
+        definitions |= part.pop("$defs", {})
+        part["properties"]["task"] = {"const": name, "description": "the task's name"}
+        part["required"] = sorted({"task", *part.get("required", [])})
+        definitions[f"task.{name}"] = part
+    for section in TASK_SECTIONS:
+        names = sorted(name for name, cls in REGISTRY.items() if section == "evaluate" or cls.TRAINABLE)
+        schema["properties"][section] |= {
+            "propertyNames": {"pattern": f"^{NAME.pattern}$"},
+            "additionalProperties": {"oneOf": [{"$ref": f"#/$defs/task.{name}"} for name in names]},
+        }
+    seeds = definitions["Finetune"]["properties"]["seeds"]
+    definitions["Finetune"]["properties"]["seeds"] = {
+        "anyOf": [{"type": "integer", "minimum": 0}, {k: v for k, v in seeds.items() if k != "description"}],
+        "description": seeds["description"],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "kvray sweep"}
