@@ -15,7 +15,8 @@ PLAIN_INTERVAL_S = 5.0
 class Advance(Protocol):
     """Told how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
 
-    def __call__(self, done: float, note: str = "") -> None: ...
+    def __call__(self, done: float, note: str = "") -> None:
+        """Show that ``done`` of the total is behind us."""
 
 
 def say(message: str) -> None:

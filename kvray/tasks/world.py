@@ -6,8 +6,8 @@ Every person has one value per relation. Three groups of people are told apart b
 - the *train* group: names for training data, whose facts are drawn anew for every question;
 - the *test* group: names that no training ever shows, for evaluations.
 
-A fact reads "The birthplace of Belda Cranford is Velmora." and is asked as "What is the birthplace of Belda Cranford?", so
-that an answer restates the sentence of its document up to the value (the paper's answer template at work, section 3.2).
+A fact reads "The birthplace of Belda Cranford is Velmora." and is asked as "What is the birthplace of Belda
+Cranford?", so that an answer restates the sentence of its document up to the value (the paper's answer template at work, section 3.2).
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ _FIRST = product(
     ("da", "win", "ric", "mar", "len", "dis", "tha", "vo", "nia", "sk"),
 )
 _LAST = product(
-    ("Bran", "Crow", "Dun", "Fal", "Gris", "Har", "Kel", "Lor", "Mor", "Nor")
-    + ("Ost", "Pel", "Quar", "Rav", "Sel", "Thorn", "Ul", "Ven", "Wex", "Yar"),
+    tuple("Bran Crow Dun Fal Gris Har Kel Lor Mor Nor Ost Pel Quar Rav Sel Thorn Ul Ven Wex Yar".split()),
     ("by", "dale", "ford", "ham", "ley", "mere", "ston", "ton", "wick", "worth"),
 )
 _CITY = product(
@@ -41,14 +40,92 @@ FIRST_NAMES = tuple(map("".join, _FIRST))
 LAST_NAMES = tuple(map("".join, _LAST))
 CITIES = tuple(map("".join, _CITY))
 TRADES = tuple(
-    "weaving baking mining fishing farming carving brewing tanning masonry printing dyeing mapping sailing hunting "
-    "milling smithing tailoring teaching singing painting gilding thatching herding trading pottery glazing joinery "
-    "archery botany law medicine music astronomy history geology heraldry falconry clockwork ropework saddlery".split()
+    [
+        "weaving",
+        "baking",
+        "mining",
+        "fishing",
+        "farming",
+        "carving",
+        "brewing",
+        "tanning",
+        "masonry",
+        "printing",
+        "dyeing",
+        "mapping",
+        "sailing",
+        "hunting",
+        "milling",
+        "smithing",
+        "tailoring",
+        "teaching",
+        "singing",
+        "painting",
+        "gilding",
+        "thatching",
+        "herding",
+        "trading",
+        "pottery",
+        "glazing",
+        "joinery",
+        "archery",
+        "botany",
+        "law",
+        "medicine",
+        "music",
+        "astronomy",
+        "history",
+        "geology",
+        "heraldry",
+        "falconry",
+        "clockwork",
+        "ropework",
+        "saddlery",
+    ]
 )
 EMBLEMS = tuple(
-    "heron mink kestrel badger salmon raven lynx stag viper beetle swan wolf bear boar eagle hawk moth toad crane "
-    "dolphin horse spider lion tiger walrus bison camel cobra gecko ibex jackal lemur magpie newt finch panther quail "
-    "turtle urchin zebra".split()
+    [
+        "heron",
+        "mink",
+        "kestrel",
+        "badger",
+        "salmon",
+        "raven",
+        "lynx",
+        "stag",
+        "viper",
+        "beetle",
+        "swan",
+        "wolf",
+        "bear",
+        "boar",
+        "eagle",
+        "hawk",
+        "moth",
+        "toad",
+        "crane",
+        "dolphin",
+        "horse",
+        "spider",
+        "lion",
+        "tiger",
+        "walrus",
+        "bison",
+        "camel",
+        "cobra",
+        "gecko",
+        "ibex",
+        "jackal",
+        "lemur",
+        "magpie",
+        "newt",
+        "finch",
+        "panther",
+        "quail",
+        "turtle",
+        "urchin",
+        "zebra",
+    ]
 )
 RELATIONS = {"birthplace": CITIES, "trade": TRADES, "emblem": EMBLEMS}
 RELATION_NAMES = tuple(RELATIONS)

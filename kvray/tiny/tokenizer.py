@@ -1,11 +1,12 @@
 """The tokenizer of kvray-tiny: a small byte-level BPE over the tasks' own texts, integers in pieces of two digits.
 
-Small integers in short pieces make the number alphabet 110 tokens, which a tiny model can learn; the names and values of
-the made-up world become one token each. Any other text still round-trips, as bytes.
+Small integers in short pieces make the number alphabet 110 tokens, which a tiny model can learn; the names and values
+of the made-up world become one token each. Any other text still round-trips, as bytes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from kvray.tasks import world
 from kvray.tasks.counter import below, draws, key_of
 
 VOCABULARY = 1536
-# Digits in pairs from the left; a word with its leading space; a word or punctuation before an integer takes the space
-# between them along, so that one token separates a key from its value, be it ": " in a dictionary or " is " in an answer.
+# Digits in pairs from the left; a word with its leading space; a word or punctuation before an integer takes the
+# space between them along, so that one token separates a key from its value: ": " in a dictionary, " is " in an answer.
 SPLIT = r"\p{N}{1,2}| ?\p{L}+ (?=\p{N})| ?\p{L}+|[^\s\p{L}\p{N}]+ (?=\p{N})| ?[^\s\p{L}\p{N}]+|\s*\n+|\s+(?!\S)|\s+"
 BOS, EOS, PAD, USER, ASSISTANT = "<s>", "</s>", "<pad>", "[INST]", "[/INST]"
 CHAT_TEMPLATE = (
@@ -65,19 +66,22 @@ def corpus() -> Iterator[str]:
     """Yield the texts that the merges are learned from: every name, value, number pair and fixed wording."""
     from kvray.tasks.wording import WORDINGS
 
-    for group in ("known", "test"):
-        size = world.group_size(group)  # type: ignore[arg-type]
+    groups: tuple[world.Group, ...] = ("known", "test")
+    for group in groups:
+        size = world.group_size(group)
         for person in range(size):
-            name = world.name_of(group, person)  # type: ignore[arg-type]
+            name = world.name_of(group, person)
             for relation, values in world.RELATIONS.items():
                 value = values[(person * 7) % len(values)]
                 told = world.passage(name, [(relation, value)])
                 yield f"{world.question(name, relation)}\n{told} {told}\nDocument [1](Title: {name}) {told}"
     numbers = below(draws(key_of("tokenizer", 1), 0, 20000, 2), 10000)
     for key, value in numbers.tolist():
-        yield f"\nDictionary [{key % 100}] {{{key}: {value}, {value}: {key}}} ({key}, {value})\nDictionary [1] {{({key}, 1): 2}}"
+        told = f"{{{key}: {value}, {value}: {key}}}"
+        yield f"\nDictionary [{key % 100}] {told} ({key}, {value})\nDictionary [1] {{({key}, 1): 2}}"
     for wording in WORDINGS:
-        yield from [wording] * 2000
+        filled = re.sub(r"{(key|value|dictionary|index|subkeys)}", "1234", wording)
+        yield from [filled] * 2000
 
 
 def save(directory: Path) -> Any:

@@ -1,0 +1,83 @@
+"""Closed-book questions: what a model knows by heart, and so what finetuning makes it forget.
+
+The prompt is lost-in-the-middle's closed-book one and the scorer its own; questions come from the same sources as
+MDQA's. The tiny world asks about the people whose facts the bundled model was pretrained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+
+from kvray.tasks import questions, wording, world
+from kvray.tasks.base import EXAMPLE_SCHEMA, Context, CountTokens, recipe, register
+from kvray.tasks.documents import TINY, QuestionTask, target
+from kvray.tasks.questions import Question
+
+
+@register("recall")
+class Recall(QuestionTask):
+    """Questions without any document."""
+
+    LAW: ClassVar[int] = 1
+    TRAINABLE: ClassVar[bool] = False
+
+    task: Literal["recall"] = recipe("recall")
+    questions: int | None = recipe(None, ge=1, description="questions; null takes all that the source has")
+
+    def with_rows(self, rows: int) -> Recall:
+        """Return the task with ``rows`` questions."""
+        return self.model_copy(update={"questions": rows})
+
+    def tokens_estimate(self) -> int:
+        """Prompt tokens of one example, roughly."""
+        return 16
+
+    def context(self, count_tokens: CountTokens) -> Context:
+        """Read the questions and choose them.
+
+        Raises:
+            InputError: too few questions.
+        """
+        if self.source != TINY:
+            return Context(count_tokens, self.pick(questions.read(self.source), self.questions))
+        # Every known fact is asked, whatever the split: knowing by heart is what is measured.
+        everything = self.model_copy(update={"split": "all"})
+        return Context(count_tokens, everything.pick(_known(), self.questions))
+
+    def count(self, context: Context) -> int:
+        """Return the number of questions."""
+        return len(context.material)
+
+    def build(self, start: int, stop: int, context: Context) -> pa.Table:
+        """Make examples ``[start, stop)``."""
+        chosen: Sequence[Question] = context.material[start:stop]
+        prompts = [wording.CLOSED_BOOK.format(question=question.text) for question in chosen]
+        return pa.table(
+            {
+                "example_id": [question.id for question in chosen],
+                "question_id": [question.id for question in chosen],
+                "position": [None] * len(chosen),
+                "units": [0] * len(chosen),
+                "length": [None] * len(chosen),
+                "prompt": prompts,
+                "answer": [target(question) for question in chosen],
+                "references": [list(question.answers) for question in chosen],
+                "prompt_tokens": context.count_tokens(prompts).tolist(),
+            },
+            schema=EXAMPLE_SCHEMA,
+        )
+
+
+def _known() -> list[Question]:
+    made = []
+    for person in range(world.KNOWN_PEOPLE):
+        name = world.name_of("known", person)
+        for relation in world.RELATION_NAMES:
+            value = world.known_value(person, relation)
+            made.append(
+                Question(f"{TINY}-known-{person:06d}-{relation}", world.question(name, relation), (value,), name)
+            )
+    return made
