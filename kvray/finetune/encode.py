@@ -1,0 +1,150 @@
+"""Prompts and answers to token ids, by the tokenizer's own chat template, with the answer marked.
+
+The prompt's ids are exactly what evaluation sends (``apply_chat_template(user, add_generation_prompt=True)``), so that
+a finetune is trained on the very prefix it is later asked with. The answer is what the template adds for the assistant,
+up to and including its end token: a newline behind the end token is never generated, so it is never trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvray.errors import InputError
+
+_SHOWN = 5
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of many rows, flat.
+
+    Attributes:
+        ids: int32, all rows one after the other.
+        offsets: int64, shape ``(rows + 1,)``; row ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+        answers: int32, shape ``(rows,)``; how many of a row's last ids are the answer, its end token included.
+    """
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    answers: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens per row, prompt and answer. Shape ``(rows,)``."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> NDArray[np.int32]:
+        """Return the ids of one row."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def take(self, indices: NDArray[np.int64]) -> Encoded:
+        """Return the rows at ``indices``, in that order."""
+        offsets = np.concatenate(([0], np.cumsum(self.lengths[indices])))
+        parts = [self.row(int(i)) for i in indices]
+        return Encoded(np.concatenate(parts or [self.ids[:0]]), offsets.astype(np.int64), self.answers[indices])
+
+
+def join(parts: Sequence[Encoded]) -> Encoded:
+    """Return the rows of all parts, in order."""
+    lengths = np.concatenate([part.lengths for part in parts])
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    return Encoded(np.concatenate([p.ids for p in parts]), offsets, np.concatenate([p.answers for p in parts]))
+
+
+def encode(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    names: Sequence[str] | None = None,
+    max_length: int | None = None,
+    end_ids: Collection[int] = (),
+) -> Encoded:
+    """Encode rows for answer-only training.
+
+    Args:
+        tokenizer: a transformers tokenizer with a chat template.
+        prompts: user messages.
+        answers: assistant messages, one per prompt.
+        names: what to call each row in an error; its number where None.
+        max_length: tokens a row may have, prompt and answer together.
+        end_ids: token ids that end an answer, beside the tokenizer's own (a model's generation config may have more).
+
+    Raises:
+        InputError: no chat template; the template breaks the prefix property or never ends an answer; rows are over
+            ``max_length`` (they are named, never cut).
+    """
+    if not tokenizer.chat_template:
+        raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
+    names = names if names is not None else [f"row {i}" for i in range(len(prompts))]
+    ends = {tokenizer.eos_token_id, *end_ids} - {None}
+    ids: list[list[int]] = []
+    counts: list[int] = []
+    for at, prefix, full in _templated(tokenizer, prompts, answers):
+        ids.append(_up_to_end(prefix, full, ends, names[at], tokenizer))
+        counts.append(len(ids[-1]) - len(prefix))
+    lengths = [len(row) for row in ids]
+    if max_length is not None:
+        _check_lengths(lengths, names, max_length)
+    return Encoded(
+        np.fromiter((token for row in ids for token in row), np.int32, sum(lengths)),
+        np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        np.array(counts, np.int32),
+    )
+
+
+def _templated(
+    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]
+) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Yield (row, prefix ids, full ids); the template is applied in batches, which the fast tokenizers parallelise."""
+    for start in range(0, len(prompts), _BATCH):
+        users = [[{"role": "user", "content": text}] for text in prompts[start : start + _BATCH]]
+        whole = [
+            [*user, {"role": "assistant", "content": text}]
+            for user, text in zip(users, answers[start : start + _BATCH], strict=True)
+        ]
+        prefixes = tokenizer.apply_chat_template(users, add_generation_prompt=True, return_dict=True)["input_ids"]
+        fulls = tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
+        for i, (prefix, full) in enumerate(zip(prefixes, fulls, strict=True)):
+            yield start + i, prefix, full
+
+
+def _up_to_end(prefix: list[int], full: list[int], ends: set[int], name: str, tokenizer: Any) -> list[int]:
+    if full[: len(prefix)] != prefix:
+        pairs = zip(prefix, full, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(full), len(prefix)))
+        raise InputError(
+            f"{name}: the chat template of {tokenizer.name_or_path} breaks the prefix property: the prompt with its "
+            f"generation prompt ({len(prefix)} tokens) is no prefix of prompt and answer ({len(full)} tokens); they "
+            f"part at token {same}: {tokenizer.decode(prefix[same : same + 8])!r} against "
+            f"{tokenizer.decode(full[same : same + 8])!r}. Training would not match evaluation; use a template whose "
+            "assistant turn begins with its generation prompt."
+        )
+    last = next((i for i in range(len(full) - 1, len(prefix) - 1, -1) if full[i] in ends), None)
+    if last is None:
+        raise InputError(
+            f"{name}: the chat template of {tokenizer.name_or_path} does not end the assistant's message with an end "
+            f"token ({tokenizer.convert_ids_to_tokens(sorted(ends))}), so a finetune would never learn to stop"
+        )
+    return full[: last + 1]
+
+
+def _check_lengths(lengths: Sequence[int], names: Sequence[str], max_length: int) -> None:
+    over = [i for i, length in enumerate(lengths) if length > max_length]
+    if not over:
+        return
+    shown = ", ".join(f"{names[i]} ({lengths[i]} tokens)" for i in over[:_SHOWN])
+    more = f" and {len(over) - _SHOWN} more" if len(over) > _SHOWN else ""
+    raise InputError(
+        f"{len(over)} of {len(lengths)} rows are longer than {max_length} tokens: {shown}{more}. Rows are never cut: "
+        "make the task's prompts shorter, or raise finetune.max_length if the model's context allows it."
+    )

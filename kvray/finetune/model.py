@@ -1,0 +1,176 @@
+"""The model of a finetune: how the base is loaded, which weights train, and how the result is saved for vLLM."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvray.base_model import BaseModelRef, load_tokenizer
+from kvray.errors import InputError
+
+if TYPE_CHECKING:
+    from kvray.spec import Finetune
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM 0.32 takes for max_lora_rank (vllm/config/lora.py); an engine is started at the adapter's rank."""
+_VLLM_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+_VLLM_REFUSES = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
+
+
+def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
+    """Load a base model for training.
+
+    Weights that train are kept in float32 (at a learning rate of 5e-6 an update is below half a bfloat16 step of the
+    weight it changes); frozen weights keep the base's own type on a GPU. FSDP shards need one type: float32.
+
+    Raises:
+        InputError: the model's forward takes no ``logits_to_keep``.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    keep_type = gpu and not fsdp and method != "full"
+    model = AutoModelForCausalLM.from_pretrained(
+        base.location,
+        revision=base.revision,
+        dtype="auto" if keep_type else torch.float32,
+        trust_remote_code=base.trust_remote_code,
+    )
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise InputError(
+            f"base_model: {type(model).__name__} of {base.name} takes no logits_to_keep, which kvray needs to compute "
+            "logits at the answer alone; use a model class that ships with transformers"
+        )
+    model.config.use_cache = False
+    return model
+
+
+def prepare(model: Any, recipe: Finetune) -> Any:
+    """Choose what trains: wrap the model with LoRA adapters, or freeze what is not finetuned.
+
+    Torch's seed must be set before: it draws the adapters' initial weights.
+
+    Raises:
+        InputError: nothing matches the targets, or vLLM would refuse the adapter.
+    """
+    if recipe.method == "lora":
+        return _with_lora(model, recipe)
+    if recipe.method == "attention":
+        chosen = attention_projections(model)
+        if not chosen:
+            raise InputError(
+                f"finetune.method: attention: {type(model).__name__} has no linear modules inside modules named "
+                "*Attention, so there is nothing to train; use lora or full"
+            )
+        model.requires_grad_(False)
+        for module in chosen.values():
+            module.float().requires_grad_(True)
+    return model
+
+
+def attention_projections(model: Any) -> dict[str, Any]:
+    """Return the linear modules inside attention blocks (classes named ``*Attention``), by qualified name."""
+    from torch import nn
+
+    blocks = [name for name, module in model.named_modules() if type(module).__name__.endswith("Attention")]
+    inside = tuple(f"{name}." for name in blocks)
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {name: module for name, module in linear.items() if name.startswith(inside)}
+
+
+def vllm_problems(config: Mapping[str, Any]) -> list[str]:
+    """Say what vLLM 0.32 would refuse in a peft LoRA configuration; [] if nothing (vllm/lora/peft_helper.py)."""
+    problems = []
+    if config["r"] not in VLLM_RANKS:
+        known = ", ".join(map(str, VLLM_RANKS))
+        problems.append(f"lora_rank {config['r']}: vLLM serves ranks {known}")
+    if config.get("bias", "none") != "none":
+        problems.append(f"bias {config['bias']!r}: vLLM serves no adapter with biases")
+    saved = set(config.get("modules_to_save") or ()) - {"classifier", "score"}
+    if saved:
+        problems.append(f"modules_to_save {sorted(saved)}: vLLM serves low-rank weights alone")
+    init = config.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower() not in _VLLM_INITS:
+        problems.append(f"init_lora_weights {init!r}: vLLM refuses initialisations that change the base weights")
+    problems += [f"{name}: vLLM does not support it" for name in _VLLM_REFUSES if config.get(name)]
+    return problems
+
+
+def _with_lora(model: Any, recipe: Finetune) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=recipe.lora_rank,
+        # peft and vLLM declare an integer, though both only divide it.
+        lora_alpha=int(recipe.lora_alpha) if recipe.lora_alpha.is_integer() else recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=sorted(recipe.lora_targets),
+        bias="none",
+    )
+    problems = [f"finetune: {problem}" for problem in vllm_problems(config.to_dict())]
+    problems += _target_problems(model, recipe.lora_targets)
+    if problems:
+        raise InputError(problems)
+    return get_peft_model(model, config)
+
+
+def _target_problems(model: Any, targets: tuple[str, ...]) -> list[str]:
+    """Every target must name linear modules of the decoder: vLLM serves the base in silence where nothing matches."""
+    from torch import nn
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(module is end for end in ends)
+    }
+    wrong = [target for target in targets if target not in linear]
+    if not targets:
+        return ["finetune.lora_targets: is empty, so there is nothing to train"]
+    return [
+        f"finetune.lora_targets: {target!r} matches no linear module of {type(model).__name__}'s layers; "
+        f"expected among {', '.join(sorted(linear))}"
+        for target in wrong
+    ]
+
+
+def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, out_dir: Path) -> None:
+    """Write the finished model to ``out_dir`` such that vLLM loads the directory as it is.
+
+    Args:
+        model: the (unwrapped) model.
+        state: its full state dict, gathered.
+        base: whose name an adapter records, and whose tokenizer and generation config a full model takes along.
+        method: "lora" saves the adapter alone; the others a whole model in the base's own type.
+        out_dir: a directory, made if absent.
+    """
+    import torch
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if method == "lora":
+        # peft would ask the hub whether the vocabulary grew, and name a path of this machine as the base.
+        model.peft_config["default"].base_model_name_or_path = base.name
+        model.save_pretrained(out_dir, state_dict=dict(state), save_embedding_layers=False)
+        (out_dir / "README.md").unlink(missing_ok=True)
+        return
+    own = _config(base).dtype or torch.float32
+    model.save_pretrained(out_dir, state_dict={name: tensor.to(own) for name, tensor in state.items()})
+    config = json.loads((out_dir / "config.json").read_text())
+    config["dtype"] = str(own).removeprefix("torch.")
+    config["use_cache"] = True
+    config.pop("_name_or_path", None)
+    (out_dir / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    load_tokenizer(base).save_pretrained(out_dir)
+    model.generation_config.save_pretrained(out_dir)
+
+
+def _config(base: BaseModelRef) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=base.trust_remote_code)

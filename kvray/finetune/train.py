@@ -1,0 +1,228 @@
+"""One finetune, on this process' share of the devices: transformers' Trainer with peft inside. No Ray here.
+
+What decides the result (rows, recipe, seed) is kept apart from how it is run (:class:`Execution`): the rows of every
+optimizer step come from :func:`kvray.finetune.mixture.schedule` and every answer token of a step weighs the same, so
+the number of workers and the micro-batch change rounding alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from kvray.base_model import BaseModelRef
+from kvray.errors import CellError, InputError
+from kvray.finetune import model as models
+from kvray.finetune.encode import Encoded
+from kvray.finetune.loss import ScheduledRows, answer_loss, collate
+from kvray.finetune.mixture import schedule
+from kvray.finetune.watch import Log, LossRow, callback
+
+if TYPE_CHECKING:
+    from kvray.spec import Finetune
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a finetune is run; never part of its identity.
+
+    Attributes:
+        workers: processes that train it together (torch.distributed's world size).
+        gpu: train on this process' GPU; else on the CPU.
+        per_device_batch_size: most rows in one micro-batch; the largest divisor of a worker's share up to it is used.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+        checkpoint_every_steps: optimizer steps between two checkpoints.
+        strategy: "ddp" copies the model to every worker, "fsdp" shards it over them.
+        threads: torch threads; torch's own choice where None.
+    """
+
+    workers: int = 1
+    gpu: bool = False
+    per_device_batch_size: int = 4
+    gradient_checkpointing: bool = False
+    checkpoint_every_steps: int = 50
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finetune came to.
+
+    Attributes:
+        log: one row per optimizer step, those before a resume included.
+        device: what it ran on, in words.
+        precision: "bf16" (autocast) or "fp32".
+        trained_parameters: how many weights were trained.
+        peak_gpu_bytes: most memory that was allocated on this worker's GPU; 0 on CPU.
+    """
+
+    log: list[LossRow]
+    device: str
+    precision: str
+    trained_parameters: int
+    peak_gpu_bytes: int
+
+
+def batch_shape(batch_size: int, workers: int, per_device: int) -> tuple[int, int]:
+    """Return (rows per micro-batch, gradient accumulation steps) that make up the recipe's batch exactly.
+
+    Raises:
+        InputError: the batch cannot be shared evenly.
+    """
+    if batch_size % workers:
+        fits = ", ".join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)
+        raise InputError(
+            f"finetune.batch_size {batch_size} cannot be shared evenly by runtime.workers_per_finetune {workers}; "
+            f"use {fits} workers, or a batch_size that is a multiple of {workers}"
+        )
+    share = batch_size // workers
+    rows = max(n for n in range(1, min(share, per_device) + 1) if share % n == 0)
+    return rows, share // rows
+
+
+def train(
+    base: BaseModelRef,
+    rows: Encoded,
+    recipe: Finetune,
+    seed: int,
+    out_dir: Path,
+    *,
+    execution: Execution,
+    resume_from: Path | None = None,
+    on_checkpoint: Callable[[Path, int], None] | None = None,
+    on_log: Callable[[LossRow], None] | None = None,
+) -> Trained:
+    """Finetune ``base`` on ``rows``; the result lies in ``out_dir / "model"`` (written by rank 0).
+
+    Under torch.distributed every process calls this with the same arguments; the environment (RANK, WORLD_SIZE, …) is
+    torchrun's.
+
+    Args:
+        base: the model.
+        rows: encoded rows of the mixture.
+        recipe: what to train and how.
+        seed: draws initial adapters, dropout and the order of rows.
+        out_dir: scratch of this process; checkpoints lie in it.
+        execution: where and how.
+        resume_from: a checkpoint directory that an earlier call made; its steps are not repeated.
+        on_checkpoint: called on every process with (directory, step) after each checkpoint; the directory has
+            files on rank 0 alone.
+        on_log: called on rank 0 after every step.
+
+    Raises:
+        InputError: the recipe does not fit the model, vLLM or the number of workers.
+        CellError: the loss is no number.
+    """
+    import torch
+    from transformers import PrinterCallback, Trainer, set_seed
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if execution.threads:
+        torch.set_num_threads(execution.threads)
+    fsdp = execution.strategy == "fsdp" and execution.workers > 1
+    order = schedule(rows.lengths, recipe.batch_size, recipe.epochs, seed)
+    per_epoch = -(-len(rows) // recipe.batch_size)
+    arguments = training_arguments(recipe, seed, out_dir, execution, len(order))
+    # Model and tokenizer problems are found before any training starts.
+    model = models.load(base, recipe.method, gpu=execution.gpu, fsdp=fsdp)
+    set_seed(seed)
+    model = models.prepare(model, recipe)
+    filler = _filler(model)
+    log = Log(order, rows.lengths, per_epoch, on_log)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=ScheduledRows(rows, order.reshape(-1), filler),
+        data_collator=lambda items: collate(items, filler),
+        compute_loss_func=answer_loss,
+        callbacks=[callback(log, seed, on_checkpoint)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    # The schedule is the order; a sampler of the Trainer's own would shuffle it again.
+    trainer._get_train_sampler = lambda dataset=None: torch.utils.data.SequentialSampler(dataset)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if execution.gpu:
+        torch.cuda.reset_peak_memory_stats()
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    history = log.rows(trainer.state.log_history)
+    if len(history) != len(order):
+        raise CellError(f"the loss log has {len(history)} steps, expected {len(order)}")
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if trainer.is_world_process_zero():
+        models.save(trainer.accelerator.unwrap_model(trainer.model), state, base, recipe.method, out_dir / "model")
+    return Trained(
+        log=history,
+        device=torch.cuda.get_device_name() if execution.gpu else f"cpu, {torch.get_num_threads()} threads",
+        precision="bf16" if arguments.bf16 else "fp32",
+        trained_parameters=trainable,
+        peak_gpu_bytes=torch.cuda.max_memory_allocated() if execution.gpu else 0,
+    )
+
+
+def training_arguments(recipe: Finetune, seed: int, out_dir: Path, execution: Execution, steps: int) -> Any:
+    """Return transformers' TrainingArguments for a finetune of ``steps`` optimizer steps.
+
+    Raises:
+        InputError: the batch cannot be shared evenly by the workers.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    micro, accumulation = batch_shape(recipe.batch_size, execution.workers, execution.per_device_batch_size)
+    fsdp = execution.strategy == "fsdp" and execution.workers > 1
+    scheduler: str = recipe.scheduler
+    if scheduler == "constant" and recipe.warmup_ratio:
+        scheduler = "constant_with_warmup"
+    sharding: dict[str, Any] = {}
+    if fsdp:
+        sharding = {
+            "fsdp": True,
+            "fsdp_config": {
+                "version": 2,
+                "reshard_after_forward": True,
+                "state_dict_type": "FULL_STATE_DICT",
+                "activation_checkpointing": execution.gradient_checkpointing,
+            },
+        }
+    return TrainingArguments(
+        output_dir=str(out_dir),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        max_steps=steps,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=scheduler,
+        # transformers reads a float below 1 as a share of all steps.
+        warmup_steps=min(recipe.warmup_ratio, 1 - 1e-9),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim="adamw_torch",
+        seed=seed,
+        use_cpu=not execution.gpu,
+        bf16=execution.gpu and torch.cuda.is_bf16_supported(),
+        gradient_checkpointing=execution.gradient_checkpointing and not fsdp,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        save_strategy="steps",
+        save_steps=execution.checkpoint_every_steps,
+        save_total_limit=1,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=execution.gpu,
+        disable_tqdm=True,
+        report_to="none",
+        log_level="error",
+        **sharding,
+    )
+
+
+def _filler(model: Any) -> int:
+    """Any valid token does for padding: it is masked, and never a label."""
+    pad = model.config.get_text_config().pad_token_id
+    return int(pad) if pad is not None else 0

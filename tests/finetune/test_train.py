@@ -1,0 +1,233 @@
+"""A finetune changes what its method says, the same however many workers run it and however often it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvray.config import Finetune
+from kvray.errors import CellError, InputError
+from kvray.finetune.model import VLLM_RANKS, attention_projections, vllm_problems
+from kvray.finetune.train import Execution, batch_shape, train
+
+ONE = Execution(threads=1)
+QUICK = {"learning_rate": 3e-3, "epochs": 2}
+
+
+def weights(directory: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return {name: value for file in sorted(directory.glob("*.safetensors")) for name, value in load_file(file).items()}
+
+
+def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not np.array_equal(before[name], after[name])}
+
+
+@pytest.fixture(scope="module")
+def lora(mini, rows, tmp_path_factory):
+    """An undisturbed LoRA finetune in this process: 4 steps."""
+    out = tmp_path_factory.mktemp("lora")
+    return train(mini, rows, Finetune(**QUICK), 0, out, execution=ONE), out / "model"
+
+
+def test_a_lora_finetune_learns_and_leaves_an_adapter_that_moves_the_base(mini, rows, lora):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    done, model = lora
+    assert sorted(path.name for path in model.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert [row["step"] for row in done.log] == [1, 2, 3, 4]
+    assert done.log[-1]["loss"] < done.log[0]["loss"] - 0.02
+    assert done.log[-1]["epoch"] == 2.0
+    assert done.log[-1]["tokens"] == 2 * int(rows.lengths.sum())
+    assert done.log[0]["learning_rate"] == pytest.approx(3e-3)
+    base = AutoModelForCausalLM.from_pretrained(mini.location)
+    ids = torch.from_numpy(rows.row(0).astype(np.int64))[None]
+    plain = base(ids).logits
+    adapted = PeftModel.from_pretrained(base, str(model))(ids).logits
+    assert (adapted - plain).abs().max() > 1e-3
+
+
+def test_an_adapter_names_its_base_as_the_user_did_and_vllm_would_take_it(mini, lora):
+    config = json.loads((lora[1] / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == mini.name
+    assert vllm_problems(config) == []
+
+
+def test_attention_trains_attention_projections_alone_and_full_trains_all(mini, rows, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    before = weights(Path(mini.location))
+    for method in ("attention", "full"):
+        train(mini, rows, Finetune(method=method, **QUICK), 0, tmp_path / method, execution=ONE)
+        model = tmp_path / method / "model"
+        moved = changed(before, weights(model))
+        if method == "attention":
+            projections = attention_projections(AutoModelForCausalLM.from_pretrained(mini.location))
+            assert moved == {f"{name}.weight" for name in projections}
+            assert len(moved) == 8
+        else:
+            assert moved == set(before)
+        assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(os.listdir(model))
+        assert (model / "generation_config.json").is_file()
+        config, own = (json.loads((home / "config.json").read_text()) for home in (model, Path(mini.location)))
+        assert config["dtype"] == own["dtype"]
+        assert (
+            AutoTokenizer.from_pretrained(model).chat_template
+            == AutoTokenizer.from_pretrained(mini.location).chat_template
+        )
+        AutoModelForCausalLM.from_pretrained(model)
+
+
+def test_gradient_checkpointing_and_the_micro_batch_change_rounding_alone(mini, rows, lora, tmp_path):
+    other = Execution(threads=1, per_device_batch_size=7, gradient_checkpointing=True)
+    done = train(mini, rows, Finetune(**QUICK), 0, tmp_path, execution=other)
+    assert [row["loss"] for row in done.log] == pytest.approx([row["loss"] for row in lora[0].log], abs=1e-5)
+
+
+def test_another_seed_is_another_finetune(mini, rows, lora, tmp_path):
+    done = train(mini, rows, Finetune(**QUICK), 1, tmp_path, execution=ONE)
+    assert done.log[-1]["loss"] != lora[0].log[-1]["loss"]
+
+
+def test_a_loss_that_is_no_number_fails_the_cell(mini, rows, tmp_path):
+    with pytest.raises(CellError, match=r"loss is (nan|inf).*learning_rate"):
+        train(
+            mini,
+            rows,
+            Finetune(method="full", learning_rate=9, epochs=20, max_grad_norm=1e9),
+            0,
+            tmp_path,
+            execution=ONE,
+        )
+
+
+def ask(tmp_path: Path, mini, rows, recipe, execution, **more) -> str:
+    np.savez(tmp_path / "rows.npz", ids=rows.ids, offsets=rows.offsets, answers=rows.answers)
+    asked = {
+        "base": mini.location,
+        "rows": str(tmp_path / "rows.npz"),
+        "recipe": recipe,
+        "execution": execution,
+        **more,
+    }
+    return json.dumps(asked)
+
+
+def start(asked: str, rank: int = 0, world: int = 1, port: int = 0) -> subprocess.Popen[bytes]:
+    script = Path(__file__).with_name("train_process.py")
+    group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    threads = {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(port), "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(
+        [sys.executable, str(script), asked], env={**os.environ, **threads, **(group if world > 1 else {})}
+    )
+
+
+def test_a_killed_finetune_resumes_at_its_step_and_ends_as_if_undisturbed(mini, rows, tmp_path):
+    recipe = {"method": "attention", "lora_dropout": 0.1, "epochs": 5, "learning_rate": 3e-3, "scheduler": "cosine"}
+    recipe["method"] = "lora"
+    execution = {"checkpoint_every_steps": 3}
+    whole = train(mini, rows, Finetune(**recipe), 0, tmp_path / "whole", execution=Execution(threads=1, **execution))
+    killed = start(ask(tmp_path, mini, rows, recipe, execution, out=str(tmp_path / "cut"), kill_at=6))
+    assert killed.wait(120) == -signal.SIGKILL
+    assert not (tmp_path / "cut/0/model").exists()
+    seen: list[int] = []
+    again = train(
+        mini,
+        rows,
+        Finetune(**recipe),
+        0,
+        tmp_path / "again",
+        execution=Execution(threads=1, **execution),
+        resume_from=tmp_path / "cut/0/checkpoint-6",
+        on_log=lambda row: seen.append(row["step"]),
+    )
+    assert seen == [7, 8, 9, 10]
+    assert [row["step"] for row in again.log] == list(range(1, 11))
+    assert [row["loss"] for row in again.log] == pytest.approx([row["loss"] for row in whole.log], abs=1e-5)
+    assert [row["tokens"] for row in again.log] == [row["tokens"] for row in whole.log]
+    assert all(a["seconds"] < b["seconds"] for a, b in zip(again.log, again.log[1:], strict=False))
+    ours, theirs = weights(tmp_path / "again/model"), weights(tmp_path / "whole/model")
+    assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_workers_come_to_the_same_as_one(mini, rows, lora, tmp_path, strategy):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    asked = ask(tmp_path, mini, rows, QUICK, {"workers": 2, "strategy": strategy}, out=str(tmp_path / "out"))
+    workers = [start(asked, rank, 2, port) for rank in range(2)]
+    assert [worker.wait(240) for worker in workers] == [0, 0]
+    log = json.loads((tmp_path / "out/0/log.json").read_text())
+    assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in lora[0].log], abs=1e-4)
+    ours, theirs = weights(tmp_path / "out/0/model"), weights(lora[1])
+    assert ours.keys() == theirs.keys()
+    assert all(np.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
+    assert not (tmp_path / "out/1/model").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "most", "shape"),
+    [(16, 1, 4, (4, 4)), (16, 2, 16, (8, 1)), (12, 1, 5, (4, 3)), (7, 1, 4, (1, 7))],
+)
+def test_micro_batches_and_accumulation_make_up_the_batch(batch, workers, most, shape):
+    assert batch_shape(batch, workers, most) == shape
+    assert shape[0] * shape[1] * workers == batch
+
+
+def test_a_batch_that_workers_cannot_share_is_an_error_that_says_what_fits():
+    with pytest.raises(InputError, match=r"batch_size 16 .*workers_per_finetune 3; use 1, 2, 4, 8, 16 workers"):
+        batch_shape(16, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"lora_rank": 12}, "lora_rank 12: vLLM serves ranks 1, 8, 16"),
+        (
+            {"lora_targets": ("q_proj", "qproj")},
+            r"'qproj' matches no linear module .*expected among down_proj, gate_proj",
+        ),
+        ({"lora_targets": ("lm_head",)}, "'lm_head' matches no linear module"),
+    ],
+)
+def test_an_adapter_that_vllm_would_refuse_or_that_touches_nothing_is_an_error_before_training(
+    mini, rows, tmp_path, recipe, message
+):
+    with pytest.raises(InputError, match=message):
+        train(mini, rows, Finetune(**recipe), 0, tmp_path, execution=ONE)
+
+
+def test_every_feature_that_vllm_refuses_is_found():
+    good = {"r": 16, "bias": "none"}
+    assert all(vllm_problems({**good, "r": rank}) == [] for rank in VLLM_RANKS)
+    bad = {"r": 4, "bias": "all", "use_dora": True, "modules_to_save": ["lm_head"], "init_lora_weights": "pissa"}
+    assert len(vllm_problems(bad)) == 5
+
+
+def test_fsdp_shards_with_full_state_dicts_and_checkpoints_activations_itself(tmp_path):
+    from kvray.finetune.train import training_arguments
+
+    execution = Execution(workers=2, strategy="fsdp", gradient_checkpointing=True)
+    arguments = training_arguments(Finetune(), 0, tmp_path, execution, 10)
+    assert arguments.fsdp is True
+    assert not arguments.gradient_checkpointing
+    assert arguments.fsdp_plugin_args["state_dict_type"] == "FULL_STATE_DICT"
+    assert arguments.fsdp_plugin_args["activation_checkpointing"] is True
+    assert (
+        asdict(execution)["workers"] * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+        == 16
+    )

@@ -1,0 +1,45 @@
+"""Runs one finetune in a process of its own, for tests that kill it or need several: ``train_process.py JSON``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from kvray.base_model import resolve
+from kvray.config import Finetune
+from kvray.finetune.encode import Encoded
+from kvray.finetune.train import Execution, train
+
+
+def main() -> None:
+    """Train as asked; with ``kill_at`` die by SIGKILL when the checkpoint of that step has been written."""
+    asked = json.loads(sys.argv[1])
+    out = Path(asked["out"]) / os.environ.get("RANK", "0")
+
+    def on_checkpoint(path: Path, step: int) -> None:
+        if step == asked.get("kill_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with np.load(asked["rows"]) as arrays:
+        rows = Encoded(**arrays)
+    done = train(
+        resolve(asked["base"]),
+        rows,
+        Finetune(**asked["recipe"]),
+        asked.get("seed", 0),
+        out,
+        execution=Execution(threads=1, **asked["execution"]),
+        resume_from=Path(asked["resume_from"]) if "resume_from" in asked else None,
+        on_checkpoint=on_checkpoint,
+    )
+    out.mkdir(exist_ok=True)
+    (out / "log.json").write_text(json.dumps(done.log))
+
+
+if __name__ == "__main__":
+    main()
