@@ -41,12 +41,15 @@ _COMPARED = {
 
 
 def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
-    """Add the column ``model``: "base", the mixture, or "mixture (variant)" where the mixture was trained in several.
+    """Add the column ``model``: "base", the mixture, or "mixture finetune" where it was finetuned in several ways.
 
-    A finetune is told from another of the same mixture by its ``finetune`` label; seeds of one finetune share it.
+    Seeds of one finetune share its label ``finetune``. Where all finetunes have one method only what is varied is kept:
+    "ours [learning_rate=1e-05]".
     """
+    methods = predictions["finetune"].drop_nulls().str.extract(r"^([^\[]*)").n_unique()
+    way = pl.col("finetune") if methods > 1 else pl.col("finetune").str.replace(r"^[^\[]*", "")
     several = pl.col("finetune").n_unique().over("mixture") > 1
-    name = pl.when(several).then(pl.format("{} ({})", "mixture", "finetune")).otherwise(pl.col("mixture"))
+    name = pl.when(several).then(pl.format("{} {}", "mixture", way).str.strip_chars()).otherwise(pl.col("mixture"))
     model = pl.when(pl.col("mixture").is_null()).then(pl.lit(BASE)).otherwise(name)
     return predictions.with_columns(model.alias("model"))
 
@@ -174,7 +177,7 @@ def family(predictions: pl.DataFrame) -> pl.DataFrame:
 
     def add(name: str, tables: list[pl.DataFrame]) -> None:
         if tables:
-            table = judge(pl.concat(tables, how="diagonal"))
+            table = judge(pl.concat(tables, how="diagonal").sort("evaluation", maintain_order=True))
             if "position" not in table.columns:
                 table = table.with_columns(pl.lit(None, dtype=pl.Int32).alias("position"))
             table = table.with_columns(pl.lit(name).alias("family"))

@@ -1,0 +1,111 @@
+"""Everything that a report speaks of, read once from the store: plan, states, manifests, failures, predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from kvray.errors import DamagedArtefactError
+from kvray.results import frames
+from kvray.results.reader import Results
+from kvray.store import Manifest, Store
+
+
+def collect(store: Store, sweep: str) -> Found:
+    """Read a sweep's plan and all of it that is committed, and compare the models.
+
+    Damaged artefacts are left out here and listed with what is missing: a report shows what there is.
+
+    Raises:
+        InputError: the store knows no such sweep.
+    """
+    results = Results(store)
+    document = results.document(sweep)
+    states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
+    manifests = {}
+    for one, state in states.items():
+        if state == "committed" and (manifest := _manifest(store, one)) is not None:
+            manifests[one] = manifest
+    failures = {one: reason for one in states if one not in manifests and (reason := _failure(store, one))}
+    predictions = frames.with_models(results.predictions(sweep, skip_damaged=True).collect())
+    comparisons = frames.family(predictions)
+    return Found(
+        store=store,
+        sweep=sweep,
+        document=document,
+        states={one: "failed" if one in failures else state for one, state in states.items()},
+        manifests=manifests,
+        failures=failures,
+        predictions=predictions,
+        comparisons=comparisons,
+        scores=frames.scores(predictions, comparisons),
+    )
+
+
+def _manifest(store: Store, artefact_id: str) -> Manifest | None:
+    try:
+        return store.manifest(artefact_id)
+    except DamagedArtefactError:
+        return None
+
+
+def _failure(store: Store, artefact_id: str) -> str | None:
+    """Return why an artefact failed when it was last tried: the error of its failure document, in one line."""
+    data = store.read_document(f"failures/{artefact_id}.json")
+    if data is None:
+        return None
+    try:
+        said = json.loads(data)
+    except ValueError:
+        said = data.decode(errors="replace")
+    if isinstance(said, Mapping):
+        said = said.get("error") or said.get("message") or json.dumps(said)
+    return " ".join(str(said).split())[:400] or "failed without a message"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of a sweep.
+
+    Attributes:
+        store: where it was read.
+        sweep: the sweep's name.
+        document: its plan document.
+        states: committed, missing, damaged or failed, per artefact id of the plan.
+        manifests: of the committed artefacts, by id.
+        failures: why, by id, of those that failed when last tried.
+        predictions: all rows, with the column ``model``.
+        comparisons: :func:`kvray.results.frames.family`.
+        scores: :func:`kvray.results.frames.scores`.
+        kinds: "retrieval", "knowledge" or "other" per evaluation that has predictions.
+        models: the finetuned models that have predictions, in the plan's order.
+    """
+
+    store: Store
+    sweep: str
+    document: Mapping[str, Any]
+    states: Mapping[str, str]
+    manifests: Mapping[str, Manifest]
+    failures: Mapping[str, str]
+    predictions: pl.DataFrame
+    comparisons: pl.DataFrame
+    scores: pl.DataFrame
+    kinds: Mapping[str, str] = field(init=False)
+    models: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        evaluations = self.predictions["evaluation"].unique(maintain_order=True).to_list()
+        object.__setattr__(self, "kinds", {e: frames.kind_of(self.predictions, e) for e in evaluations})
+        object.__setattr__(self, "models", frames.models(self.predictions))
+
+    def planned(self, kind: str) -> list[dict[str, Any]]:
+        """Return the plan's artefacts of a kind, in its order."""
+        return [artefact for artefact in self.document["artefacts"] if artefact["kind"] == kind]
+
+    def of_kind(self, kind: str) -> list[str]:
+        """Return the evaluations of a kind that have predictions, in the plan's order."""
+        return [evaluation for evaluation, found in self.kinds.items() if found == kind]

@@ -1,0 +1,163 @@
+"""Reading predictions: only committed artefacts that a sweep's document names, with the labels of that document."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import pyarrow.dataset as pads
+
+from kvray.errors import DamagedArtefactError, InputError, StoreError
+from kvray.results import frames
+from kvray.results.schema import PREDICTIONS_SCHEMA
+from kvray.store import Store
+
+EVERY = "*"
+"""Every model, in :meth:`Results.compare`."""
+_DOCUMENTS = "sweeps/"
+_LABELS = ("evaluation", "mixture", "finetune", "seed")
+
+
+def open(store: Store | str | os.PathLike[str]) -> Results:
+    """Return the results in a store, given as a :class:`~kvray.store.Store`, a path or a URI (``s3://…``).
+
+    Raises:
+        InputError: the URI cannot be a store.
+    """
+    return Results(store if isinstance(store, Store) else Store(store))
+
+
+def empty() -> pl.DataFrame:
+    """Return predictions without rows."""
+    frame = pl.from_arrow(PREDICTIONS_SCHEMA.empty_table())
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+@dataclass(frozen=True)
+class Results:
+    """Predictions, accuracies and comparisons of the sweeps of one store.
+
+    Attributes:
+        store: where they are.
+    """
+
+    store: Store
+
+    def sweeps(self) -> list[str]:
+        """Return the names of the sweeps that the store knows, sorted."""
+        names = self.store.documents(_DOCUMENTS)
+        return [name[len(_DOCUMENTS) : -len(".json")] for name in names if name.endswith(".json")]
+
+    def document(self, sweep: str) -> dict[str, Any]:
+        """Return the document of a sweep: what it planned.
+
+        Raises:
+            InputError: the store knows no such sweep.
+            StoreError: the document is unreadable.
+        """
+        data = self.store.read_document(f"{_DOCUMENTS}{sweep}.json")
+        if data is None:
+            known = ", ".join(self.sweeps()) or "none"
+            raise InputError(f"no sweep {sweep!r} in {self.store.uri}; found: {known}; kvray run makes one")
+        try:
+            document = json.loads(data)
+            if not isinstance(document["artefacts"], list):
+                raise TypeError("artefacts is no list")
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{_DOCUMENTS}{sweep}.json in {self.store.uri} is no sweep document: {error}") from error
+        return dict(document)
+
+    def predictions(self, sweep: str | None = None, *, skip_damaged: bool = False) -> pl.LazyFrame:
+        """Return the predictions of a sweep, lazily; None takes every sweep of the store.
+
+        Predictions are artefacts shared between sweeps; ``sweep``, ``evaluation``, ``mixture``, ``finetune``, ``seed``
+        and ``adapter`` are those of the sweep's document. An artefact in two sweeps gives its rows under both names.
+        What is not committed yet is left out.
+
+        Args:
+            sweep: name of the sweep.
+            skip_damaged: leave damaged artefacts out, for whoever lists them otherwise.
+
+        Raises:
+            InputError: the store knows no such sweep.
+            DamagedArtefactError: a committed artefact lacks a file or rows.
+        """
+        names = self.sweeps() if sweep is None else [sweep]
+        parts = []
+        for name in names:
+            planned = [a for a in self.document(name)["artefacts"] if a["kind"] == "predictions"]
+            states = self.store.states([artefact["id"] for artefact in planned])
+            for artefact in planned:
+                if states[artefact["id"]] == "damaged" and not skip_damaged:
+                    raise DamagedArtefactError(f"{artefact['id']} is damaged; kvray run makes it again")
+                if states[artefact["id"]] == "committed":
+                    parts.append(self._scan(name, artefact))
+        return pl.concat(parts, how="diagonal_relaxed") if parts else empty().lazy()
+
+    def accuracy(self, by: Sequence[str] = ("evaluation", "model"), sweep: str | None = None) -> pl.DataFrame:
+        """Return accuracies by any columns of the predictions, or ``model``; see :func:`kvray.results.frames.accuracy`.
+
+        Raises:
+            InputError: no such sweep or column.
+        """
+        return frames.accuracy(self._models(sweep), by)
+
+    def compare(
+        self, a: str | None = EVERY, b: str | None = EVERY, by: Sequence[str] = (), sweep: str | None = None
+    ) -> pl.DataFrame:
+        """Return paired differences b - a per evaluation, with interval, p, Holm's p over the table, and verdict.
+
+        ``compare()`` alone gives all comparisons of a report: every model against the base, overall and by position,
+        and all pairs; Holm's correction then runs within each of these families.
+
+        Args:
+            a: the reference: a model's name, None or "base" for the base model; "*" for the base where b is named.
+            b: the model compared with it; "*" for every other finetuned one.
+            by: further columns to split by, such as ``position``.
+            sweep: name of the sweep; None takes the only one.
+
+        Raises:
+            InputError: no such sweep, model or column, or several sweeps and none named.
+        """
+        rows = self._models(self._one(sweep))
+        if a == EVERY and b == EVERY and not by:
+            return frames.family(rows)
+        first = frames.BASE if a in (None, EVERY) else str(a)
+        others = (
+            [m for m in frames.models(rows) if m != first] if b == EVERY else [frames.BASE if b is None else str(b)]
+        )
+        tables = [frames.compare(rows, first, other, by) for other in others]
+        if not tables:
+            raise InputError("nothing to compare: the sweep has no predictions of a finetuned model yet")
+        return frames.judge(pl.concat(tables))
+
+    def _one(self, sweep: str | None) -> str | None:
+        known = self.sweeps()
+        if sweep is None and len(known) != 1:
+            raise InputError(f"name a sweep (sweep=…): the store has {len(known)}: {', '.join(known)}")
+        return sweep or known[0]
+
+    def _models(self, sweep: str | None) -> pl.DataFrame:
+        return frames.with_models(self.predictions(sweep).collect())
+
+    def _scan(self, sweep: str, artefact: dict[str, Any]) -> pl.LazyFrame:
+        manifest = self.store.manifest(artefact["id"])
+        if manifest is None:
+            raise StoreError(f"{artefact['id']} was discarded while it was read; try again")
+        paths = [
+            self.store.path(artefact["id"], file.name) for file in manifest.files if file.name.endswith(".parquet")
+        ]
+        labels = {name: artefact["labels"].get(name) for name in _LABELS}
+        adapter = next((need for need in artefact["needs"] if need.startswith("finetunes/")), None)
+        labels |= {"sweep": sweep, "adapter": adapter.rpartition("/")[2] if adapter else None}
+        if not paths:
+            return empty().lazy()
+        types = dict(empty().schema)
+        scanned = pl.scan_pyarrow_dataset(pads.dataset(paths, filesystem=self.store.fs, format="parquet"))
+        rewritten = [pl.lit(value, dtype=types[name]).alias(name) for name, value in labels.items()]
+        return scanned.with_columns(rewritten).cast({name: types[name] for name in types})

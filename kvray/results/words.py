@@ -1,0 +1,140 @@
+"""Numbers and findings in words, careful ones: what was shown, by how much, and what remains possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from kvray.results.frames import BASE, OVERALL
+
+_UNITS = {"simple_kv": "dictionaries", "multi_subkey_kv": "dictionaries", "mdqa": "documents"}
+_VERBS = {
+    ("retrieval", "better"): "retrieves better than",
+    ("retrieval", "worse"): "retrieves worse than",
+    ("knowledge", "better"): "knows more than",
+    ("knowledge", "worse"): "knows less than",
+    ("other", "better"): "scores better than",
+    ("other", "worse"): "scores worse than",
+}
+
+
+def signed(share: float) -> str:
+    """Return a difference of shares as points with its sign: "+12.3", "0.0"; the minus is a real one."""
+    points = round(100 * share, 1)
+    return f"{points:+.1f}".replace("-", "\u2212") if points else "0.0"
+
+
+def change(row: Mapping[str, Any]) -> str:
+    """Return a difference with its interval: "+12.3 (+8.1 to +16.5)"; a dash where there is none."""
+    if row["difference"] is None:
+        return "\u2013"
+    return f"{signed(row['difference'])} ({signed(row['low'])} to {signed(row['high'])})"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Return a share as "57.1 %"; a dash for None."""
+    return "\u2013" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """Return an interval of shares as "50.2 to 63.7"; a dash for None."""
+    return "\u2013" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def p_value(p: float | None) -> str:
+    """Return p as "0.031", "< 0.001" or a dash."""
+    if p is None:
+        return "\u2013"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def count(number: float | None) -> str:
+    """Return a whole number with thin groups: "2,655"; a dash for None."""
+    return "\u2013" if number is None else f"{number:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as "41 s", "6 min 40 s" or "3 h 05 min"; a dash for None."""
+    if seconds is None:
+        return "\u2013"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return "a", "a and b" or "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+
+
+def described(predictions: pl.DataFrame, evaluation: str) -> str:
+    """Return an evaluation's name with its size: "mdqa (20 documents)"."""
+    rows = predictions.filter(pl.col("evaluation") == evaluation)
+    units = [u for u in rows["units"].unique().sort().to_list() if u]
+    if not units:
+        return evaluation
+    noun = _UNITS.get(rows["task"][0], "units")
+    size = f"{units[0]}" if len(units) == 1 else f"{units[0]} to {units[-1]}"
+    return f"{evaluation} ({size} {noun})"
+
+
+def headlines(predictions: pl.DataFrame, comparisons: pl.DataFrame, kinds: Mapping[str, str]) -> list[str]:
+    """Say what the sweep found: one sentence on all mixtures, then one line per model against the base.
+
+    Args:
+        predictions: rows with a ``model`` column.
+        comparisons: rows of :func:`kvray.results.frames.family`.
+        kinds: "retrieval", "knowledge" or "other" per evaluation.
+    """
+    against = comparisons.filter((pl.col("family") == OVERALL) & pl.col("difference").is_not_null())
+    if BASE not in predictions["model"]:
+        return ["The base model has no predictions yet, so nothing can be compared with it."]
+    if not against.height:
+        return ["No finetune has predictions yet, so nothing can be compared with the base model."]
+    order = {"retrieval": 0, "other": 1, "knowledge": 2}
+    evaluations = sorted(against["evaluation"].unique(maintain_order=True), key=lambda e: order[kinds[e]])
+    names = {evaluation: described(predictions, evaluation) for evaluation in evaluations}
+    lines = [_overall(against, kinds, evaluations, names)]
+    best = against.filter(pl.col("evaluation") == evaluations[0]).sort("difference", descending=True)["b"].to_list()
+    for model in [*best, *(m for m in against["b"].unique(maintain_order=True) if m not in best)]:
+        rows = {row["evaluation"]: row for row in against.filter(pl.col("b") == model).iter_rows(named=True)}
+        there = [e for e in evaluations if e in rows]
+        parts = [_finding(rows[e], kinds[e], names[e], first=e == there[0]) for e in there]
+        lines.append(f"**{model}** {'; '.join(parts)}.")
+    return lines
+
+
+def _overall(
+    against: pl.DataFrame, kinds: Mapping[str, str], evaluations: Sequence[str], names: Mapping[str, str]
+) -> str:
+    sentences = []
+    for evaluation in evaluations:
+        verdicts = against.filter(pl.col("evaluation") == evaluation)["verdict"].to_list()
+        found = []
+        for verdict in ("better", "worse", "within noise"):
+            n = verdicts.count(verdict)
+            if n:
+                verb = _VERBS.get((kinds[evaluation], verdict))
+                said = (verb if n == 1 else _plural(verb)) if verb else ("is" if n == 1 else "are")
+                found.append(f"{n} of {len(verdicts)} {said} the base model" if verb else f"{n} {said} within noise")
+        sentences.append(f"On {names[evaluation]}, {listed(found)}.")
+    return " ".join(sentences)
+
+
+def _plural(verb: str) -> str:
+    first, rest = verb.split(" ", 1)
+    return f"{first.removesuffix('s')} {rest}"
+
+
+def _finding(row: Mapping[str, Any], kind: str, name: str, first: bool) -> str:
+    points = f"{signed(row['difference'])} points (95 % interval {signed(row['low'])} to {signed(row['high'])})"
+    if not first:
+        return f"{name}: {points}, {row['verdict']}"
+    if row["verdict"] == "within noise":
+        return f"is not shown to differ from the base model on {name}: {points}, within noise"
+    return f"{_VERBS[kind, row['verdict']]} the base model on {name}: {points}"
