@@ -1,0 +1,74 @@
+"""Parquet as the store writes and checks it: the same table gives the same bytes, and a footer gives the rows."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kvray.errors import StoreError
+
+ROW_GROUP_ROWS = 4096
+"""Rows per row group, fixed: how the caller batched or sliced the table leaves no trace in the file."""
+_MAGIC = b"PAR1"
+_FIRST_READ = 64 * 1024
+
+
+class UnreadableError(ValueError):
+    """Bytes that are no whole Parquet file."""
+
+
+def encode(table: pa.Table) -> pa.Buffer:
+    """Return a table as Parquet bytes (zstd, statistics), a pure function of its values and schema.
+
+    Pure for one version of pyarrow, which writes its own version into the footer.
+    """
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink, table.schema, version="2.6", compression="zstd", compression_level=3, write_statistics=True
+    ) as writer:
+        # Group by group, each as one chunk: chunk borders of the table would move the borders of pages.
+        for start in range(0, max(1, table.num_rows), ROW_GROUP_ROWS):
+            group = table.slice(start, ROW_GROUP_ROWS).combine_chunks()
+            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+    return sink.getvalue()
+
+
+def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the table of a Parquet file's bytes.
+
+    Raises:
+        UnreadableError: they are no whole Parquet file.
+        StoreError: the file is whole and lacks one of the columns.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        absent = set(columns or ()) - set(file.schema_arrow.names)
+        if absent:
+            raise StoreError(f"no column {', '.join(sorted(absent))}; there are {', '.join(file.schema_arrow.names)}")
+        return file.read(columns=list(columns) if columns is not None else None)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableError(f"is no readable Parquet file: {error}") from error
+
+
+def footer_rows(tail: Callable[[int], bytes | None]) -> int:
+    """Return the rows that a Parquet footer states, reading nothing but the file's end.
+
+    Args:
+        tail: returns the last n bytes of the file.
+
+    Raises:
+        UnreadableError: there is no whole footer.
+    """
+    data = tail(_FIRST_READ) or b""
+    if len(data) < 12 or not data.endswith(_MAGIC):
+        raise UnreadableError("has no Parquet footer")
+    length = struct.unpack("<I", data[-8:-4])[0] + 8
+    if length > len(data):
+        data = tail(length) or b""
+    try:
+        return int(pq.read_metadata(pa.BufferReader(data)).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableError(f"has no readable Parquet footer: {error}") from error
