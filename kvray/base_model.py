@@ -60,7 +60,7 @@ def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:
     """Return the transformers tokenizer of a base model (heavy import)."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(  # type: ignore[no-untyped-call]
+    return AutoTokenizer.from_pretrained(
         ref.location, revision=ref.revision, trust_remote_code=trust_remote_code or ref.trust_remote_code
     )
 

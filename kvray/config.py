@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from kvray.errors import KvrayError
 from kvray.problems import Path, Problem, dotted, explain, misread_booleans, show, unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
@@ -31,8 +32,17 @@ _NAME_RULE = "letters, digits and . _ -, starting with a letter or digit"
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
-def check(raw: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
-    """Check the plain values of a sweep, its grid and zip aside; return the sweep only if there is no problem."""
+Overlaps = dict[tuple[str, str], str | None]
+"""What :meth:`Task.overlaps` said of pairs of tasks; it may read their sources, so each pair is asked once."""
+
+
+def check(raw: Mapping[str, Any], overlaps: Overlaps | None = None) -> tuple[Sweep | None, list[Problem]]:
+    """Check the plain values of a sweep, its grid and zip aside; return the sweep only if there is no problem.
+
+    Args:
+        raw: the values.
+        overlaps: filled with what was learned of pairs of tasks; hand it on when many variants are checked.
+    """
     problems: list[Problem] = []
     shell = dict(raw)
     tasks: dict[str, dict[str, Task]] = {section: {} for section in TASK_SECTIONS}
@@ -45,7 +55,7 @@ def check(raw: Mapping[str, Any]) -> tuple[Sweep | None, list[Problem]]:
                 good[name] = task
         if blocks:
             shell[section] = good
-    problems += _cross_problems(raw, tasks["datasets"], tasks["evaluate"])
+    problems += _cross_problems(raw, tasks["datasets"], tasks["evaluate"], {} if overlaps is None else overlaps)
     sweep = None
     try:
         sweep = Sweep.model_validate(shell, context={"cross_checked": True})
@@ -99,7 +109,7 @@ def _mapping(raw: Mapping[str, Any], section: str) -> Mapping[str, Any]:
 
 
 def _cross_problems(
-    raw: Mapping[str, Any], datasets: Mapping[str, Task], evaluate: Mapping[str, Task]
+    raw: Mapping[str, Any], datasets: Mapping[str, Task], evaluate: Mapping[str, Task], overlaps: Overlaps
 ) -> list[Problem]:
     """Check what no single field can: names, mixtures against datasets, training data against evaluations."""
     problems = [
@@ -112,7 +122,7 @@ def _cross_problems(
     if not raw.get("datasets") and not raw.get("evaluate"):
         problems.append(Problem((), "found neither datasets nor evaluate; expected at least one of them"))
     for mixture, weights in _mapping(raw, "mixtures").items():
-        if not weights and isinstance(weights, Mapping | None):
+        if weights == {}:
             problems.append(Problem(("mixtures", mixture), "found no dataset; expected DATASET: WEIGHT"))
         for name in weights if isinstance(weights, Mapping) else ():
             if name not in names:
@@ -124,11 +134,22 @@ def _cross_problems(
             problems.append(Problem(("datasets", name, "task"), text))
             continue
         for evaluation, other in evaluate.items():
-            shared = task.overlaps(other)
+            shared = _overlap(task, other, overlaps)
             if shared:
                 text = f"found training data that evaluate.{evaluation} asks about ({shared}); expected them apart"
                 problems.append(Problem(("datasets", name), text))
     return problems
+
+
+def _overlap(task: Task, other: Task, overlaps: Overlaps) -> str | None:
+    pair = (task.model_dump_json(), other.model_dump_json())
+    if pair not in overlaps:
+        try:
+            overlaps[pair] = task.overlaps(other)
+        except (OSError, KvrayError):
+            # A source that cannot be read is told by kvray.facts, which reads them all.
+            overlaps[pair] = None
+    return overlaps[pair]
 
 
 def _one_or_more(value: Any) -> Any:
@@ -239,7 +260,7 @@ class Sweep(Strict):
     @model_validator(mode="after")
     def _cross(self, info: ValidationInfo) -> Sweep:
         if not (info.context or {}).get("cross_checked"):
-            problems = _cross_problems(self.model_dump(mode="json"), self.datasets, self.evaluate)
+            problems = _cross_problems(self.model_dump(mode="json"), self.datasets, self.evaluate, {})
             if problems:
                 raise ValueError("\n".join(_line(problem) for problem in problems))
         return self

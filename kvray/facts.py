@@ -12,7 +12,7 @@ from kvray.base_model import BaseModelRef, resolve
 from kvray.errors import InputError, KvrayError
 from kvray.fingerprint import canonical_json
 from kvray.spec import Sweep, variants
-from kvray.tasks.base import Task
+from kvray.tasks.base import CountTokens, Task
 
 
 def gather(sweep: Sweep) -> Facts:
@@ -30,6 +30,7 @@ def gather(sweep: Sweep) -> Facts:
             base = replace(base, trust_remote_code=True, identity=f"{base.identity}+remote_code")
     except InputError as error:
         problems += error.problems
+    count_tokens = _counter(base) if not problems else _no_tokens
     sources: dict[str, dict[str, str]] = {}
     counts: dict[str, int] = {}
     for place, task in _tasks(sweep):
@@ -39,7 +40,7 @@ def gather(sweep: Sweep) -> Facts:
         counts[key], sources[key] = 0, {}
         try:
             sources[key] = task.sources()
-            counts[key] = task.count(task.context(_no_tokens))
+            counts[key] = task.count(task.context(count_tokens))
             if counts[key] < 1:
                 problems.append(f"{place}: found no example; expected at least one")
         except InputError as error:
@@ -67,8 +68,19 @@ def _tasks(sweep: Sweep) -> Iterator[tuple[str, Task]]:
 
 
 def _no_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Stand in for a tokenizer where examples are only counted."""
+    """Stand in for the tokenizer of a base model that was not found, so that the sources are looked at all the same."""
     return np.zeros(len(texts), np.int64)
+
+
+def _counter(base: BaseModelRef) -> CountTokens:
+    """Return a counter that loads the tokenizer when a task first asks it; most tasks know their size without."""
+
+    def count(texts: Sequence[str]) -> NDArray[np.int64]:
+        from kvray.tasks.tokens import token_counter
+
+        return token_counter(base)(texts)
+
+    return count
 
 
 @dataclass(frozen=True)

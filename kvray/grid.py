@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kvray.config import TASK_SECTIONS, Finetune, Sweep, check
+from kvray.config import TASK_SECTIONS, Finetune, Overlaps, Sweep, check
 from kvray.errors import InputError
 from kvray.problems import Path, Problem, dotted, nearest, show
 from kvray.tasks.base import REGISTRY
@@ -26,12 +26,13 @@ def variants(sweep: Sweep) -> list[Variant]:
         InputError: a path or a value is not valid.
     """
     raw = sweep.model_dump(mode="json")
-    problems = grid_problems(raw, [])
+    overlaps: Overlaps = {}
+    problems = grid_problems(raw, [], overlaps)
     if problems:
         raise InputError([f"{dotted(problem.path)}: {problem.text}" for problem in problems])
     result = []
     for origins, values in expand(raw):
-        varied, _ = check(values)
+        varied, _ = check(values, overlaps)
         assert varied is not None  # grid_problems has checked every combination
         plain = varied.model_dump(mode="json")
         changes = tuple((path, _at(plain, path)) for path in origins)
@@ -45,12 +46,13 @@ def show_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def grid_problems(raw: Mapping[str, Any], base: Sequence[Problem]) -> list[Problem]:
+def grid_problems(raw: Mapping[str, Any], base: Sequence[Problem], overlaps: Overlaps) -> list[Problem]:
     """Check the paths, the lists and every combination of values of ``grid`` and ``zip``.
 
     Args:
         raw: the plain values of a sweep.
         base: the problems of the sweep itself, which are not reported again.
+        overlaps: as for :func:`kvray.config.check`.
     """
     problems, usable = _lists(raw)
     seen = {(problem.path, problem.text) for problem in base}
@@ -59,7 +61,7 @@ def grid_problems(raw: Mapping[str, Any], base: Sequence[Problem]) -> list[Probl
             return [*problems, Problem((), f"found over {MAX_VARIANTS} variants in grid and zip; expected fewer")]
         if not origins:
             break
-        for problem in check(values)[1]:
+        for problem in check(values, overlaps)[1]:
             at = _origin(problem.path, origins)
             here = "" if problem.path in origins else f"{dotted(problem.path)}: "
             found = Problem(at, here + problem.text)
@@ -96,8 +98,10 @@ def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, l
     for kind, name, values in ((kind, name, block[name]) for kind, block in blocks.items() for name in block):
         if name not in known:
             problems.append(Problem((kind, name), _unknown(name, known)))
-        elif not isinstance(values, list) or not values:
-            problems.append(Problem((kind, name), f"found {show(values)}; expected a list of values"))
+        elif not isinstance(values, list):
+            continue  # the sweep's own check tells it
+        elif not values:
+            problems.append(Problem((kind, name), "found an empty list; expected at least one value"))
         elif kind == "zip" and name in blocks.get("grid", {}):
             problems.append(Problem((kind, name), "found the same key in grid; expected it in one of the two"))
         else:

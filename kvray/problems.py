@@ -14,6 +14,16 @@ Path = tuple[str | int, ...]
 """Where a value is in a document: mapping keys and 0-based list indices."""
 
 _SHOWN_CHARACTERS = 60
+_PLAIN = {
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a mapping"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    "string_type": "text (in quotes, if it looks like something else)",
+    "none_required": "nothing",
+}
+"""pydantic's error types in the words of YAML."""
 
 
 class Place(NamedTuple):
@@ -93,16 +103,19 @@ def explain(error: ValidationError, model: type[BaseModel], raw: Mapping[str, An
         if kind == "extra_forbidden":
             found[inner], text = "", unknown(str(inner[-1]), _fields(model, inner[:-1]), "one of")
         elif kind == "missing":
-            inner, text = (*inner, *item["loc"][-1:]), _missing(model, item["loc"])
+            inner = inner if inner[-1:] == item["loc"][-1:] else (*inner, *item["loc"][-1:])
+            text = _missing(model, item["loc"])
             found[inner] = "found nothing; expected "
         elif kind in ("value_error", "assertion_error"):
             text = str(ctx.get("error", item["msg"]))
             if isinstance(item["input"], Mapping) or "expected" in text or "found" in text:
                 found[inner] = ""
+        elif kind == "too_short":
+            text = f"at least {ctx['min_length']} of them"
         elif kind == "literal_error":
             text = str(ctx["expected"]) + _did_you_mean(item["input"], str(ctx["expected"]))
         else:
-            text = item["msg"].removeprefix("Input should be ").removesuffix("; you may have a typo")
+            text = _PLAIN.get(kind) or item["msg"].removeprefix("Input should be ").removeprefix("Input should ")
         texts.setdefault(inner, [])
         if text not in texts[inner]:
             texts[inner].append(text)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvray import yaml_lines
-from kvray.config import NAME, TASK_SECTIONS, Finetune, Runtime, Sweep, check, check_task, parse_task
+from kvray.config import NAME, TASK_SECTIONS, Finetune, Overlaps, Runtime, Sweep, check, check_task, parse_task
 from kvray.errors import InputError
 from kvray.grid import Variant, grid_problems, show_value, variants
 from kvray.tasks import load_all
@@ -42,8 +42,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
     load_all()
     document = yaml_lines.read(path)
     wrong = [problem for text in overrides if (problem := yaml_lines.override(document, text))]
-    sweep, problems = check(document.value)
-    problems += grid_problems(document.value, problems)
+    overlaps: Overlaps = {}
+    sweep, problems = check(document.value, overlaps)
+    problems += grid_problems(document.value, problems, overlaps)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))

@@ -121,8 +121,13 @@ class Task(Strict):
         raise NotImplementedError
 
     def overlaps(self, other: Task) -> str | None:
-        """Say which examples an evaluation ``other`` would share with training data of this task, None if none."""
-        return None
+        """Say which examples an evaluation ``other`` would share with training data of this task, None if none.
+
+        The rows of one recipe and seed are the same however many are asked for. Families whose examples can meet in
+        other ways (the same questions at other positions, say) override this.
+        """
+        alike = type(self) is type(other) and self.model_dump(exclude={"rows"}) == other.model_dump(exclude={"rows"})
+        return "the same parameters and seed; give one another seed" if alike else None
 
     def tokens_estimate(self) -> int:
         """Return about how many tokens a prompt has, 0 if unknown; for the plan's estimates alone."""

@@ -1,0 +1,309 @@
+"""A plan is a pure function of a sweep and its facts: what is shared is planned once, what is added adds alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_tasks import Quiz, Toy
+
+from kvray import facts as facts_module
+from kvray.base_model import BaseModelRef
+from kvray.errors import InputError
+from kvray.facts import Facts, gather, task_key
+from kvray.fingerprint import fingerprint
+from kvray.plan import FinetuneJob, Plan, PredictionsJob, plan, read_document
+from kvray.spec import Finetune, Runtime, Sweep, variants
+from kvray.tasks.base import REGISTRY, Task
+
+BASE = BaseModelRef("tiny", "/models/tiny", None, "sha256:abc")
+OTHER: dict[str, Any] = {
+    "method": "full",
+    "epochs": 3.0,
+    "learning_rate": 1e-4,
+    "batch_size": 8,
+    "seeds": (5,),
+    "lora_rank": 8,
+    "lora_alpha": 8.0,
+    "lora_dropout": 0.1,
+    "lora_targets": ("q_proj",),
+    "scheduler": "cosine",
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.01,
+    "max_grad_norm": 2.0,
+    "max_length": 512,
+    "match": "tokens",
+}
+"""For every field of Finetune a value that is not its default."""
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY, "toy", Toy)
+    monkeypatch.setitem(REGISTRY, "quiz", Quiz)
+    monkeypatch.setattr(facts_module, "resolve", lambda name: BASE)
+
+
+def sweep_of(**changes: Any) -> Sweep:
+    blocks: dict[str, Any] = {
+        "name": "s",
+        "base_model": "tiny",
+        "datasets": {"ours": {"task": "toy", "rows": 20}, "other": {"task": "toy", "rows": 30, "seed": 1}},
+        "mixtures": {"ours": {"ours": 1}, "blend": {"ours": 1, "other": 3}},
+        "finetune": {"seeds": [0, 1]},
+        "evaluate": {"ask": {"task": "toy", "rows": 5, "seed": 9}},
+    }
+    return Sweep.model_validate({**blocks, **changes})
+
+
+def planned(sweep: Sweep | None = None, **changes: Any) -> Plan:
+    sweep = sweep or sweep_of(**changes)
+    return plan(sweep, gather(sweep))
+
+
+def ids(found: Plan, kind: str | None = None) -> list[str]:
+    return [artefact.id for artefact in found.artefacts if kind in (None, artefact.kind)]
+
+
+def test_every_cell_and_the_base_model_are_planned_once() -> None:
+    found = planned()
+    assert len(ids(found)) == len(set(ids(found)))
+    assert len(ids(found, "dataset")) == 3
+    assert len(ids(found, "finetune")) == 2 * 2
+    labels = [artefact.labels for artefact in found.artefacts if artefact.kind == "predictions"]
+    nobody = {"evaluation": "ask", "mixture": None, "finetune": None, "seed": None}
+    cells = [
+        {"evaluation": "ask", "mixture": mixture, "finetune": "lora", "seed": seed}
+        for mixture, seed in itertools.product(("ours", "blend"), (0, 1))
+    ]
+    assert labels == [nobody, *cells]
+
+
+def test_what_is_needed_comes_before() -> None:
+    seen: set[str] = set()
+    for artefact in planned(grid={"finetune.epochs": [1, 2]}).artefacts:
+        assert set(artefact.needs) <= seen
+        seen.add(artefact.id)
+
+
+def test_fingerprints_cover_recipe_and_needs() -> None:
+    found = planned()
+    prints = {artefact.id: artefact.fingerprint for artefact in found.artefacts}
+    for artefact in found.artefacts:
+        assert artefact.fingerprint == fingerprint(artefact.recipe, [prints[need] for need in artefact.needs])
+        folder, _, rest = artefact.id.partition("/")
+        assert folder == {"dataset": "datasets", "finetune": "finetunes"}.get(artefact.kind, "predictions")
+        assert rest == f"{artefact.name}-{artefact.fingerprint[:16]}"
+
+
+def test_planning_is_pure() -> None:
+    sweep = sweep_of(grid={"finetune.epochs": [1, 2]})
+    facts = gather(sweep)
+    assert plan(sweep, facts) == plan(sweep, facts)
+    assert plan(sweep, facts).to_json() == plan(sweep, facts).to_json()
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        {"mixtures": {"ours": {"ours": 1}, "blend": {"ours": 1, "other": 3}, "other": {"other": 1}}},
+        {"finetune": {"seeds": [0, 1, 2]}},
+        {"evaluate": {"ask": {"task": "toy", "rows": 5, "seed": 9}, "more": {"task": "toy", "seed": 8}}},
+        {"grid": {"finetune.learning_rate": [5e-6, 1e-5]}},
+        {
+            "datasets": {
+                "ours": {"task": "toy", "rows": 20},
+                "other": {"task": "toy", "rows": 30, "seed": 1},
+                "unused": {"task": "toy", "seed": 2},
+            }
+        },
+    ],
+    ids=["mixture", "seed", "evaluation", "grid", "dataset in no mixture"],
+)
+def test_adding_adds_new_artefacts_alone(added: dict[str, Any]) -> None:
+    before, after = planned(), planned(**added)
+    assert set(ids(before)) <= set(ids(after))
+    assert (len(ids(after)) > len(ids(before))) == ("datasets" not in added)
+
+
+@pytest.mark.parametrize("name", list(Runtime.model_fields))
+def test_no_runtime_field_changes_anything(name: str) -> None:
+    other = {
+        "address": "auto", "strategy": "fsdp", "gradient_checkpointing": True, "gpu_memory_utilization": 0.5,
+        "object_store_memory": 2**30, "max_model_len": 4096,
+    }.get(name, 7)  # fmt: skip
+    assert getattr(Runtime(), name) != other
+    assert ids(planned(runtime={name: other})) == ids(planned())
+
+
+def test_names_and_order_in_the_file_change_nothing() -> None:
+    renamed = planned(
+        name="another",
+        datasets={"b": {"task": "toy", "rows": 30, "seed": 1}, "a": {"task": "toy", "rows": 20}},
+        mixtures={"y": {"b": 6, "a": 2}, "x": {"a": 5}},
+        evaluate={"asked": {"task": "toy", "rows": 5, "seed": 9}},
+    )
+    assert set(ids(renamed)) == set(ids(planned()))
+
+
+@pytest.mark.parametrize("name", list(Finetune.model_fields))
+def test_every_recipe_field_of_finetune_changes_the_finetunes_alone(name: str) -> None:
+    before, after = planned(), planned(finetune={"seeds": [0, 1], name: OTHER[name]})
+    assert not set(ids(before, "finetune")) & set(ids(after, "finetune"))
+    assert ids(before, "dataset") == ids(after, "dataset")
+    assert ids(before, "predictions")[0] == ids(after, "predictions")[0]  # the base model's
+
+
+def test_adapter_settings_mean_nothing_without_an_adapter() -> None:
+    assert ids(planned(finetune={"method": "full", "lora_rank": 4})) == ids(planned(finetune={"method": "full"}))
+    found = planned(grid={"finetune.method": ["full", "lora"], "finetune.lora_rank": [4, 8]}, finetune={})
+    assert {artefact.labels["finetune"] for artefact in found.artefacts if artefact.kind == "finetune"} == {
+        "full",
+        "lora[lora_rank=4]",
+        "lora[lora_rank=8]",
+    }
+
+
+@pytest.mark.parametrize("change", ["rows", "seed", "size", "law"])
+def test_every_knob_of_a_task_changes_what_is_made_of_it(change: str) -> None:
+    value: Any = "strict" if change == "law" else 11
+    before = planned()
+    after = planned(datasets={"ours": {"task": "toy", "rows": 20, change: value}, "other": {"task": "toy", "seed": 1}})
+    assert ids(before, "dataset")[0] not in ids(after)
+    assert not set(ids(before, "finetune")) & set(ids(after, "finetune"))
+
+
+def test_law_and_base_model_are_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planned()
+    monkeypatch.setattr(Toy, "LAW", 2)
+    assert not set(ids(before)) & set(ids(planned()))
+    monkeypatch.undo()
+    monkeypatch.setitem(REGISTRY, "toy", Toy)
+    monkeypatch.setattr(facts_module, "resolve", lambda name: BaseModelRef("tiny", "/elsewhere", None, "sha256:def"))
+    assert not set(ids(before)) & set(ids(planned()))
+    monkeypatch.setattr(facts_module, "resolve", lambda name: BaseModelRef("tiny", "/elsewhere", None, BASE.identity))
+    assert ids(before) == ids(planned())
+    trusting = planned(trust_remote_code=True)
+    assert not set(ids(before)) & set(ids(trusting))
+
+
+def test_a_source_counts_by_content_not_by_path(tmp_path: Path) -> None:
+    for name, text in (("a", "1\n2\n"), ("b", "1\n2\n"), ("c", "1\n2\n3\n")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (planned(evaluate={"q": {"task": "quiz", "source": str(tmp_path / name)}}) for name in "abc")
+    assert ids(a) == ids(b)
+    assert next(x.rows for x in a.artefacts if x.kind == "predictions") == 2
+    assert ids(a, "finetune") == ids(c, "finetune")
+    assert not set(ids(a, "predictions")) & set(ids(c, "predictions"))
+    assert str(tmp_path) not in json.dumps([x.recipe for x in a.artefacts])
+
+
+def test_variants_share_what_they_can() -> None:
+    found = planned(grid={"finetune.learning_rate": [1e-5, 5e-6], "evaluate.ask.size": [8, 9]})
+    assert len(ids(found, "dataset")) == 2 + 2
+    assert len(ids(found, "finetune")) == 2 * 4
+    assert len(ids(found, "predictions")) == 2 * (1 + 8)
+    labels = [artefact.labels for artefact in found.artefacts if artefact.kind == "predictions"]
+    assert {label["evaluation"] for label in labels} == {"ask[size=8]", "ask[size=9]"}
+    assert {label["finetune"] for label in labels} == {None, "lora[learning_rate=1e-05]", "lora[learning_rate=5e-06]"}
+    assert len({tuple(label.items()) for label in labels}) == len(labels)
+
+
+def test_mixtures_carry_what_is_varied_of_them_and_of_their_data() -> None:
+    found = planned(grid={"datasets.ours.law": ["paper", "strict"], "mixtures.blend.other": [1, 3]}, finetune={})
+    assert {artefact.labels["mixture"] for artefact in found.artefacts if artefact.kind == "finetune"} == {
+        "ours[law=paper]",
+        "ours[law=strict]",
+        *(f"blend[other={w},ours.law={law}]" for w in ("1.0", "3.0") for law in ("paper", "strict")),
+    }
+
+
+def test_two_names_of_one_artefact_are_refused() -> None:
+    with pytest.raises(InputError, match=r"mixture twice: found the same finetune as mixture ours"):
+        planned(mixtures={"ours": {"ours": 1}, "twice": {"ours": 2}})
+    with pytest.raises(InputError, match=r"datasets.b: found the same examples as datasets.a"):
+        planned(datasets={"a": {"task": "toy"}, "b": {"task": "toy"}}, mixtures={"m": {"a": 1, "b": 1}})
+    with pytest.raises(InputError, match=r"evaluate.b: found the same examples as evaluate.a"):
+        planned(evaluate={"a": {"task": "toy", "seed": 5}, "b": {"task": "toy", "seed": 5}})
+
+
+def test_training_on_the_evaluated_rows_is_refused_even_where_the_task_does_not_see_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Task, "overlaps", lambda self, other: None)
+    with pytest.raises(InputError, match=r"evaluate.ask: found the very examples that datasets.ours trains on"):
+        planned(evaluate={"ask": {"task": "toy", "rows": 20}})
+
+
+def test_rows_and_tokens_are_counted_from_the_facts() -> None:
+    found = planned(finetune={"epochs": 2, "seeds": 0})
+    by_name = {(x.kind, x.labels.get("dataset") or x.labels.get("mixture")): x for x in found.artefacts}
+    assert (by_name["dataset", "other"].rows, by_name["dataset", "other"].tokens) == (30, 30 * 8)
+    # blend takes 1 of ours to 3 of other, so other runs out first and ours is cut to 10.
+    assert (by_name["finetune", "blend"].rows, by_name["finetune", "blend"].tokens) == (40, 2 * 40 * 8)
+    assert (by_name["predictions", "blend"].rows, by_name["predictions", "blend"].tokens) == (5, 5 * 8)
+
+
+def test_jobs_name_their_inputs() -> None:
+    found = planned()
+    for artefact in found.artefacts:
+        if isinstance(artefact.params, FinetuneJob):
+            assert tuple(name for name, _ in artefact.params.mixture) == artefact.needs
+            assert sum(share for _, share in artefact.params.mixture) == pytest.approx(1)
+            assert artefact.params.seed == artefact.labels["seed"] == artefact.recipe["seed"]
+        elif isinstance(artefact.params, PredictionsJob):
+            needs = (artefact.params.dataset_id, artefact.params.finetune_id)
+            assert artefact.needs == tuple(need for need in needs if need)
+            assert (artefact.params.finetune is None) == (artefact.params.finetune_id is None)
+        else:
+            assert artefact.params.recipe() == artefact.recipe["task"]
+
+
+def test_the_document_comes_back_as_it_was_written() -> None:
+    found = planned(grid={"finetune.epochs": [1, 2]})
+    read = read_document(found.to_json())
+    assert (read.name, read.base_model) == ("s", "tiny")
+    assert [(a.id, a.fingerprint, a.needs, a.labels, a.rows) for a in read.artefacts] == [
+        (a.id, a.fingerprint, a.needs, a.labels, a.rows) for a in found.artefacts
+    ]
+    assert Sweep.model_validate(read.sweep) == found.sweep
+    for broken in (b"", b"[]", b'{"format": 1}', b'{"format": 99}'):
+        with pytest.raises(InputError, match="plan: found"):
+            read_document(broken)
+
+
+def test_without_training_data_the_base_model_is_evaluated() -> None:
+    found = planned(datasets={}, mixtures={})
+    assert [artefact.kind for artefact in found.artefacts] == ["dataset", "predictions"]
+
+
+def test_gathering_tells_every_unreadable_source_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> BaseModelRef:
+        raise InputError(f"base_model: {name} is nowhere")
+
+    monkeypatch.setattr(facts_module, "resolve", nowhere)
+    (tmp_path / "empty").write_text("")
+    sources = {"gone": tmp_path / "gone", "empty": tmp_path / "empty"}
+    sweep = sweep_of(evaluate={name: {"task": "quiz", "source": str(path)} for name, path in sources.items()})
+    with pytest.raises(InputError) as caught:
+        gather(sweep)
+    assert len(caught.value.problems) == 3
+    assert caught.value.problems[0] == "base_model: tiny is nowhere"
+    assert caught.value.problems[1].startswith("evaluate.gone: ")
+    assert caught.value.problems[2] == "evaluate.empty: found no example; expected at least one"
+
+
+def test_facts_cover_every_variant() -> None:
+    sweep = sweep_of(grid={"datasets.ours.rows": [3, 4]})
+    facts = gather(sweep)
+    assert isinstance(facts, Facts)
+    counts = {facts.counts[task_key(variant.sweep.datasets["ours"])] for variant in variants(sweep)}
+    assert counts == {3, 4}
+
+
+def test_a_plan_of_a_thousand_cells_takes_seconds() -> None:
+    found = planned(grid={"finetune.batch_size": list(range(1, 251))})
+    assert len(ids(found, "predictions")) == 1 + 250 * 4
