@@ -32,7 +32,10 @@ SUBKEY_TEMPLATE = (
     "The key that contains the integers {subkeys} is <fill-in-key>. "
     "Its value is <fill-in-value> and it is in Dictionary [<fill-in-dictionary-name>]."
 )
-SUBKEY_ANSWER = "The key that contains the integers {subkeys} is {key}. Its value is {value} and it is in Dictionary [{dictionary}]."
+SUBKEY_ANSWER = (
+    "The key that contains the integers {subkeys} is {key}. "
+    "Its value is {value} and it is in Dictionary [{dictionary}]."
+)
 WORDINGS = (
     MDQA, DOCUMENT, CLOSED_BOOK, KV_HEAD, KV_TAIL, KV_TEMPLATE, KV_ANSWER, SUBKEY_TAIL, SUBKEY_TEMPLATE, SUBKEY_ANSWER,
 )  # fmt: skip

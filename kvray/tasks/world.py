@@ -7,7 +7,8 @@ Every person has one value per relation. Three groups of people are told apart b
 - the *test* group: names that no training ever shows, for evaluations.
 
 A fact reads "The birthplace of Belda Cranford is Velmora." and is asked as "What is the birthplace of Belda
-Cranford?", so that an answer restates the sentence of its document up to the value (the paper's answer template at work, section 3.2).
+Cranford?", so that an answer restates the sentence of its document up to the value (the paper's answer template at
+work, section 3.2).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _FIRST = product(
     ("da", "win", "ric", "mar", "len", "dis", "tha", "vo", "nia", "sk"),
 )
 _LAST = product(
-    tuple("Bran Crow Dun Fal Gris Har Kel Lor Mor Nor Ost Pel Quar Rav Sel Thorn Ul Ven Wex Yar".split()),
+    "Bran Crow Dun Fal Gris Har Kel Lor Mor Nor Ost Pel Quar Rav Sel Thorn Ul Ven Wex Yar".split(),
     ("by", "dale", "ford", "ham", "ley", "mere", "ston", "ton", "wick", "worth"),
 )
 _CITY = product(

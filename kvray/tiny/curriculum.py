@@ -63,8 +63,8 @@ def advance(stage: Stage, recall: float, tasks: float, symbols: int) -> Stage:
     if stage.name == "symbols":
         return replace(stage, name="widening") if recall > 0.85 else stage
     if stage.name == "widening":
-        grown = min(stage.alphabet + (1 if recall > 0.6 else 0), symbols)
-        return replace(stage, alphabet=grown, name="tasks" if grown >= 0.6 * symbols else "widening")
+        grown = min(stage.alphabet + 1, symbols)
+        return replace(stage, alphabet=grown, name="tasks" if grown == symbols and recall > 0.8 else "widening")
     numbers = min(stage.numbers * (1.006 if tasks > 0.6 else 1.0), 9900)
     units = stage.units + (0.02 if tasks > 0.65 else 0.0)
     return replace(
@@ -128,7 +128,7 @@ class Curriculum:
         alphabet = SMALL_ALPHABET
         if stage.alphabet > SMALL_ALPHABET and rng.random() > 0.4:
             alphabet = int(np.exp(rng.uniform(np.log(SMALL_ALPHABET), np.log(stage.alphabet))))
-        compound = stage.name != "symbols" and rng.random() < 0.5
+        compound = stage.name != "symbols" and rng.random() < (0.5 if stage.name == "tasks" else 0.25)
         pairs = int(rng.integers(4, 13))
         key_width = int(rng.integers(1, 3)) if compound else 1
         value_width = int(rng.integers(1, 3)) if compound else 1
