@@ -48,7 +48,7 @@ def gather(sweep: Sweep) -> Facts:
         except (OSError, KvrayError) as error:
             problems.append(f"{place}: {error}")
     if problems:
-        raise InputError(problems)
+        raise InputError(list(dict.fromkeys(problems)))
     return Facts(base, sources, counts)
 
 

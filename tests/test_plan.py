@@ -287,7 +287,10 @@ def test_gathering_tells_every_unreadable_source_at_once(tmp_path: Path, monkeyp
     monkeypatch.setattr(facts_module, "resolve", nowhere)
     (tmp_path / "empty").write_text("")
     sources = {"gone": tmp_path / "gone", "empty": tmp_path / "empty"}
-    sweep = sweep_of(evaluate={name: {"task": "quiz", "source": str(path)} for name, path in sources.items()})
+    sweep = sweep_of(
+        evaluate={name: {"task": "quiz", "source": str(path)} for name, path in sources.items()},
+        grid={"evaluate.gone.seed": [1, 2]},
+    )
     with pytest.raises(InputError) as caught:
         gather(sweep)
     assert len(caught.value.problems) == 3
