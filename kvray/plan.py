@@ -202,7 +202,7 @@ class _Builder:
     def predictions(self, task: Task, evaluation: str, examples: Artefact, finetune: Artefact | None) -> None:
         recipe = {
             "base": self.facts.base.identity,
-            "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS},
+            "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
             "scorer": {"task": task.task, "law": task.LAW},
         }
         nobody = {"mixture": None, "finetune": None, "seed": None}

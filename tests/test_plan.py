@@ -190,6 +190,17 @@ def test_law_and_base_model_are_identity(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not set(ids(before)) & set(ids(trusting))
 
 
+@pytest.mark.parametrize(("name", "value"), [("MAX_OUTPUT_TOKENS", 9), ("STOP", ("\n",))])
+def test_how_answers_are_decoded_is_identity_of_predictions_alone(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = planned()
+    monkeypatch.setattr(Toy, name, value)
+    after = planned()
+    assert not set(ids(before, "predictions")) & set(ids(after, "predictions"))
+    assert ids(before, "finetune") == ids(after, "finetune")
+
+
 def test_a_source_counts_by_content_not_by_path(tmp_path: Path) -> None:
     for name, text in (("a", "1\n2\n"), ("b", "1\n2\n"), ("c", "1\n2\n3\n")):
         (tmp_path / name).write_text(text)

@@ -100,6 +100,8 @@ class Task(Strict):
     TRAINABLE: ClassVar[bool] = True
     MAX_OUTPUT_TOKENS: ClassVar[int] = 100
     """Tokens that an evaluation lets the model write."""
+    STOP: ClassVar[tuple[str, ...]] = ()
+    """Texts that end an answer, beside the model's own end token."""
 
     task: str = recipe()
     seed: int = recipe(0, ge=0, le=2**31 - 1, description="draws other examples of the same law")
