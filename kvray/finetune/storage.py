@@ -1,0 +1,127 @@
+"""From committed datasets to encoded rows, and from a finished finetune to a committed artefact. No Ray here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kvray.artefact import Artefact, FinetuneJob
+from kvray.base_model import BUNDLED, BaseModelRef, load_tokenizer
+from kvray.errors import DamagedArtefactError, InputError
+from kvray.finetune.encode import Encoded, encode, join
+from kvray.finetune.mixture import blend
+from kvray.finetune.train import Trained
+from kvray.finetune.watch import LossRow
+from kvray.store import Manifest, Store
+
+
+def _field(name: str, kind: pa.DataType, about: str) -> pa.Field:
+    return pa.field(name, kind, nullable=False, metadata={"description": about})
+
+
+LOSS_SCHEMA = pa.schema(
+    [
+        _field("step", pa.int32(), "optimizer steps so far"),
+        _field("epoch", pa.float64(), "passes over the mixture so far"),
+        _field("loss", pa.float64(), "mean cross entropy (nats) of the step's answer tokens, before its update"),
+        _field("learning_rate", pa.float64(), "of the step"),
+        _field("grad_norm", pa.float64(), "norm of the gradient before clipping"),
+        _field("tokens", pa.int64(), "tokens of prompts and answers so far, over all workers"),
+        _field(
+            "seconds", pa.float64(), "training time so far, interrupted attempts included up to their last checkpoint"
+        ),
+    ]
+)
+"""Columns of a finetune's ``loss.parquet``: one row per optimizer step."""
+
+
+def here(base: BaseModelRef) -> BaseModelRef:
+    """Return the base model as this machine has it; a bundled one lies where this machine's kvray is installed.
+
+    Raises:
+        InputError: it is a directory that this machine lacks.
+    """
+    location = str(BUNDLED.get(base.name, base.location))
+    if base.revision is None and not Path(location).is_dir():
+        raise InputError(f"base_model: {location} is not on this node; use a path that every node sees, or a hub id")
+    return BaseModelRef(base.name, location, base.revision, base.identity, base.trust_remote_code)
+
+
+def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> Encoded:
+    """Read, verify, encode and blend the datasets of a finetune. Every worker comes to the same rows.
+
+    Raises:
+        DamagedArtefactError: a dataset does not match its manifest (sha256 of every file).
+        InputError: rows do not fit the template or the length, or the mixture cannot be blended.
+    """
+    tokenizer = load_tokenizer(base)
+    limit, ends = _limits(base)
+    parts = []
+    for dataset, _ in job.mixture:
+        problems = store.problems(dataset, verify=True)
+        if problems:
+            raise DamagedArtefactError(f"{dataset} cannot be trained on: {'; '.join(problems)}")
+        table = store.read_table(dataset, columns=["example_id", "prompt", "answer"])
+        names = [f"{dataset}: {name}" for name in table["example_id"].to_pylist()]
+        texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
+        most = job.finetune.max_length or limit
+        parts.append(encode(tokenizer, *texts, names=names, max_length=most, end_ids=ends))
+    weights = [weight for _, weight in job.mixture]
+    chosen = blend([part.lengths for part in parts], weights, job.finetune.match, job.seed)
+    return join([part.take(indices) for part, indices in zip(parts, chosen, strict=True)])
+
+
+def _limits(base: BaseModelRef) -> tuple[int | None, set[int]]:
+    """Return the model's context length, if it says one, and the ids that end its answers."""
+    from transformers import AutoConfig
+
+    trust = base.trust_remote_code
+    whole = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust)
+    config = whole.get_text_config().to_dict()
+    ends = config.get("eos_token_id")
+    return config.get("max_position_embeddings"), set(ends if isinstance(ends, list) else [ends]) - {None}
+
+
+def loss_table(log: list[LossRow]) -> pa.Table:
+    """Return a loss log as a table of :data:`LOSS_SCHEMA`."""
+    return pa.Table.from_pylist([dict(row) for row in log], schema=LOSS_SCHEMA)
+
+
+def commit(
+    store: Store, artefact: Artefact, rows: Encoded, trained: Trained, model: Path, facts: Mapping[str, Any]
+) -> Manifest:
+    """Write a finished finetune's files into the store, and its manifest last."""
+    files = [store.write_file(artefact.id, path.name, path) for path in sorted(model.iterdir())]
+    files.append(store.write_table(artefact.id, "loss.parquet", loss_table(trained.log)))
+    last = trained.log[-1]
+    per_epoch = max(1, round(last["step"] / last["epoch"]))
+    measured = {
+        "steps": last["step"],
+        "loss": last["loss"],
+        "loss_last_epoch": float(np.mean([row["loss"] for row in trained.log[-per_epoch:]])),
+        "rows": len(rows),
+        "prompt_tokens": int(rows.lengths.sum() - rows.answers.sum()),
+        "answer_tokens": int(rows.answers.sum()),
+        "trained_tokens": last["tokens"],
+        "trained_parameters": trained.trained_parameters,
+        "seconds": last["seconds"],
+        "tokens_per_second": last["tokens"] / max(last["seconds"], 1e-9),
+        "device": trained.device,
+        "precision": trained.precision,
+        "peak_gpu_bytes": trained.peak_gpu_bytes,
+    }
+    return store.commit(
+        id=artefact.id,
+        kind="finetune",
+        name=artefact.name,
+        fingerprint=artefact.fingerprint,
+        recipe=artefact.recipe,
+        needs=artefact.needs,
+        files=files,
+        schema=LOSS_SCHEMA,
+        facts={**measured, **facts},
+    )
