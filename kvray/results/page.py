@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvray.results.plots import GRID, INK, MUTED, PAPER
+from kvray.results.plots import COLOURS, GRID, INK, MUTED, PAPER
 
 _VERDICTS = {"better": "up", "worse": "down", "within noise": "noise", "not compared": "noise"}
 _STATES = {"failed": "down", "missing": "noise", "damaged": "down"}
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--muted:#59636e;--grid:#d8dee4;--paper:#fffffe;--panel:#f6f8fa;
---up:#0a7a4b;--down:#b3401a;--link:#0b62b0}
+--up:#0a7a4b;--down:#b3401a;--link:#0b62b0;@LIGHT@}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--muted:#9aa4b0;--grid:#33393f;--paper:#15181c;--panel:#1e2227;
---up:#4cc38a;--down:#ff8f5e;--link:#6cb2f5}}
+--up:#4cc38a;--down:#ff8f5e;--link:#6cb2f5;@DARK@}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:62rem;margin:0 auto;padding:2.2rem 1.4rem 4rem}
@@ -32,9 +32,9 @@ p{margin:.5rem 0 .8rem;max-width:52rem}
 ul{padding-left:1.2rem;max-width:52rem}li{margin:.35rem 0}
 .wide{overflow-x:auto;margin:.7rem 0 1.1rem}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
-th{color:var(--muted);font-weight:600;text-align:left;border-bottom:2px solid var(--grid)}
-td,th{padding:.36rem .9rem .36rem 0;white-space:nowrap;vertical-align:top}
-td{border-bottom:1px solid var(--grid)}
+td,th{padding:.36rem .9rem .36rem 0;vertical-align:top}
+th{color:var(--muted);font-weight:600;text-align:left;vertical-align:bottom;border-bottom:2px solid var(--grid)}
+td{white-space:nowrap;border-bottom:1px solid var(--grid)}
 .r{text-align:right}.long{white-space:normal;min-width:16rem}
 .up{color:var(--up);font-weight:650}.down{color:var(--down);font-weight:650}.noise{color:var(--muted)}
 figure{margin:1rem 0 1.6rem}figure svg{width:100%;height:auto;display:block}
@@ -43,6 +43,11 @@ pre{background:var(--panel);padding:.8rem 1rem;border-radius:6px;overflow-x:auto
 details{margin:.8rem 0}summary{cursor:pointer;color:var(--link)}
 .warn{border-left:4px solid var(--down);background:var(--panel);padding:.6rem .9rem;border-radius:0 6px 6px 0}
 """
+_INKS = {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER} | {f"c{i}": c for i, c in enumerate(COLOURS)}
+_DARK_COLOURS = (
+    "#3fa0dd", "#f07c3e", "#2fc295", "#e39cc6", "#f0b340", "#7cc8f2", "#bd9c62", "#a78be0", "#d0679b", "#66ccbb",
+)  # fmt: skip
+"""The models' colours on a dark ground: the same hues, lighter."""
 _MARKED = {word: f'<span class="{kind}">{word}</span>' for word, kind in (_VERDICTS | _STATES).items()}
 
 
@@ -54,10 +59,13 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 def to_html(title: str, blocks: Sequence[Block]) -> str:
     """Return blocks as one HTML page that needs nothing else."""
     body = "\n".join(block._html(str(i)) for i, block in enumerate(blocks))
+    light = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(COLOURS))
+    dark = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(_DARK_COLOURS))
+    style = _STYLE.replace("@LIGHT@", light).replace("@DARK@", dark)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<style>{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -90,8 +98,8 @@ def _inline_svg(svg: str, prefix: str, about: str) -> str:
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', svg)
     root, rest = svg.split(">", 1)
     root = re.sub(r'\s(?:width|height)="[^"]*"', "", root)
-    for colour, name in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid"), (PAPER, "paper")):
-        rest = rest.replace(colour, f"var(--{name})")
+    for name, colour in _INKS.items():
+        rest = rest.replace(colour.lower(), f"var(--{name})")
     return f'{root} role="img" aria-label="{html.escape(about)}">{rest}'
 
 

@@ -20,7 +20,7 @@ INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#fffffe"
 """Colours of text, secondary text, grid and ground; :mod:`kvray.results.page` swaps them in a dark theme."""
 GREY = "#818b98"
 """The base model, in every figure."""
-_COLOURS = (
+COLOURS = (
     "#0072B2",
     "#D55E00",
     "#009E73",
@@ -32,6 +32,7 @@ _COLOURS = (
     "#882255",
     "#44AA99",
 )
+"""Of the models, in the order of the sweep; the eleventh starts again, with another marker."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 _TOGETHER = 4
 """Models drawn in one panel; more get a panel each, beside the base, since their bands would hide each other."""
@@ -46,7 +47,7 @@ class Palette:
 
     def colour(self, model: str) -> str:
         """Return the model's colour; grey for the base."""
-        return GREY if model == BASE else _COLOURS[self._place[model] % len(_COLOURS)]
+        return GREY if model == BASE else COLOURS[self._place[model] % len(COLOURS)]
 
     def marker(self, model: str) -> str:
         """Return the model's marker."""
@@ -184,7 +185,7 @@ def gain_against_loss(
         panel.text(0.015, 0.02, "retrieves less, knows less", ha="left", va="bottom", **corner)
         panel.set_xlabel(f"change in retrieval against the base, points ({retrieval})")
         panel.set_ylabel(f"change in knowledge against the base, points ({knowledge})")
-        _head(figure, f"Gain against loss: {retrieval} and {knowledge}", subtitle)
+        _head(figure, f"Retrieval gained, knowledge lost: {retrieval}, {knowledge}", subtitle)
     return figure
 
 

@@ -144,7 +144,7 @@ def compose(found: Found, figures: list[tuple[Figure, bytes]]) -> list[Block]:
     blocks += sections.mixtures(found)
     retrieval = found.of_kind("retrieval")
     if retrieval:
-        blocks.append(Heading("Accuracy by gold position"))
+        blocks.append(Heading("By gold position"))
     for evaluation in retrieval:
         if len(retrieval) > 1:
             blocks.append(Heading(words.described(found.predictions, evaluation), 3))

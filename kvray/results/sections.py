@@ -79,7 +79,7 @@ def positions(found: Found, evaluation: str) -> list[Block]:
             table.append([f"**{model}**" if model != BASE else BASE, *shown])
     header = ["model", *(f"position {place}" for place in places)]
     note = (
-        "Accuracy with the gold document at each position. \u25b2 and \u25bc: differs from the base at that position "
+        "Accuracy with the answer at each position. \u25b2 and \u25bc: differs from the base at that position "
         f"after Holm's correction over all {_count(found, BY_POSITION)} comparisons by position."
     )
     return [Table(header, table), Text(note, "sub")]
@@ -121,17 +121,17 @@ def evaluated(found: Found) -> list[Block]:
         "questions",
         "positions",
         "examples",
-        "prompt tokens, median / longest",
+        "prompt tokens",
         "cached",
         "answers cut",
         "excluded",
         "detectable, points",
     ]
     note = (
-        "*Cached*: prompt tokens served from the engine's prefix cache. *Answers cut*: stopped by the output limit. "
-        "*Excluded*: rows whose prompt did not fit the model; they are in no number here. *Detectable*: the smallest "
-        "true difference that one pair per question would show four times in five, at the share of discordant pairs "
-        "seen here; several positions per question show smaller ones."
+        "*Prompt tokens*: median and longest. *Cached*: those served from the engine's prefix cache. *Answers cut*: "
+        "stopped by the output limit. *Excluded*: rows whose prompt did not fit the model; they are in no number here. "
+        "*Detectable*: the smallest true difference that one pair per question would show four times in five, at the "
+        "share of discordant pairs seen here; several positions per question show smaller ones."
     )
     return [Heading("What was evaluated"), Table(header, table, left=2), Text(note, "sub")] if table else []
 
@@ -258,19 +258,28 @@ def _pairs(found: Found) -> list[Block]:
     table = [
         [
             row["evaluation"],
-            f"{row['b']} \u2212 {row['a']}",
+            f"{row['b']} over {row['a']}",
             row["verdict"],
             words.change(row),
             words.p_value(row["p_holm"]),
             f"{words.count(row['better'])} : {words.count(row['worse'])}",
         ]
-        for row in shown.iter_rows(named=True)
+        for row in map(_leader_first, shown.iter_rows(named=True))
     ]
     header = ["evaluation", "pair", "the first is", "difference, points", "Holm's p", "pairs won : lost"]
     blocks: list[Block] = [Heading("Mixtures against each other", 3)]
     blocks += [Table(header, table, left=3)] if table else []
     noise = f"{hidden} of {pairs.height} comparisons are within noise and not shown."
     return [*blocks, Text(noise, "sub")] if hidden else blocks
+
+
+def _leader_first(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn a comparison round where its difference is negative, so that every row of the table reads the same way."""
+    if row["difference"] >= 0:
+        return dict(row)
+    verdict = "better" if row["verdict"] == "worse" else row["verdict"]
+    ends = {"low": -row["high"], "high": -row["low"], "difference": -row["difference"], "verdict": verdict}
+    return {**row, **ends, "a": row["b"], "b": row["a"], "better": row["worse"], "worse": row["better"]}
 
 
 def _seed_spread(found: Found, evaluation: str, model: str) -> str:

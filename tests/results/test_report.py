@@ -1,0 +1,178 @@
+"""The report: what it says, that it stands alone, and that a partial sweep says what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from kvray.errors import InputError
+from kvray.results import page, report
+from kvray.results.schema import SCORES_SCHEMA
+from kvray.store import Store
+
+
+class _Balance(HTMLParser):
+    """Checks that tags close in order, and collects ids and what is fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br", "img", "!doctype"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith("#"):
+                self.fetched.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def partial(tmp_path_factory: pytest.TempPathFactory, make_sweep) -> Store:
+    """A sweep with a failed cell, a missing one, and rows that were too long."""
+    store = Store(str(tmp_path_factory.mktemp("partial")))
+    ids = make_sweep(store, skip=["predictions/mdqa20-mdqa-s1", "recall-ours-s0"], too_long=3, questions=40)
+    failed = next(one for one in ids if "mdqa20-mdqa-s1" in one)
+    store.write_document(f"failures/{failed}.json", json.dumps({"error": "EngineDeadError: exit -9\nretried"}).encode())
+    return store
+
+
+@pytest.fixture(scope="module")
+def written(partial: Store) -> report.Paths:
+    return report.write(partial, "first")
+
+
+def test_everything_is_written_under_the_store(partial: Store, written: report.Paths) -> None:
+    assert Path(written.directory) == Path(partial.path("reports/first"))
+    names = {Path(path).name for path in written.figures}
+    stems = {"accuracy-by-position-mdqa20", "knowledge-change", "gain-against-loss-mdqa20-recall"}
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
+    for path in (written.html, written.markdown, written.scores, *written.figures):
+        assert Path(path).stat().st_size > 500
+
+
+def test_the_page_stands_alone_and_is_well_formed(written: report.Paths) -> None:
+    text = Path(written.html).read_text()
+    parser = _Balance()
+    parser.feed(text)
+    assert parser.open == []
+    assert parser.fetched == []
+    assert len(parser.ids) == len(set(parser.ids))
+    assert text.count("<svg") == 3
+    assert not re.search(r"@import|url\((?!#)|<script|<link", text)
+    assert set(re.findall(r"https?://[^\s\"<]+", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    # Every reference inside a figure still meets its target after the ids were made the figure's own.
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(parser.ids)
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(parser.ids)
+
+
+def test_a_partial_report_says_what_is_missing_and_why(written: report.Paths) -> None:
+    for path in (written.markdown, written.html):
+        text = Path(path).read_text()
+        assert "2 of 18 cells are missing or failed" in text
+        assert "mdqa, seed 1 on mdqa20" in text
+        assert "EngineDeadError: exit -9 retried" in text
+        assert "not run yet" in text
+        assert "ours on mdqa20: 3 rows" in text
+
+
+def test_findings_carry_their_numbers(written: report.Paths) -> None:
+    text = Path(written.markdown).read_text()
+    headline = re.search(r"- \*\*ours\*\* (.*)", text)
+    assert headline
+    assert re.match(
+        r"retrieves better than the base model on mdqa20 \(20 documents\): \+\d+\.\d points "
+        r"\(95 % interval \+\d+\.\d to \+\d+\.\d\); recall: .* within noise\.",
+        headline.group(1),
+    )
+    scores = pl.read_parquet(written.scores)
+    row = scores.filter(pl.col("position").is_null() & (pl.col("mixture") == "ours") & (pl.col("task") == "mdqa"))
+    assert f"+{100 * row['difference'][0]:.1f} points" in headline.group(1)
+    assert "1,423,000" in text
+    assert "kvray report first --store" in text
+    assert "kvray why predictions/" in text
+
+
+def test_scores_have_their_schema_with_descriptions(written: report.Paths) -> None:
+    assert pq.read_schema(written.scores).equals(SCORES_SCHEMA, check_metadata=True)
+
+
+def test_the_same_results_give_the_same_report(partial: Store, written: report.Paths, tmp_path: Path) -> None:
+    again = report.write(partial, "first", tmp_path / "out")
+    assert Path(again.html).read_bytes() == Path(written.html).read_bytes()
+    assert Path(again.scores).read_bytes() == Path(written.scores).read_bytes()
+
+
+def test_summary_has_a_row_per_model_and_a_verdict_per_evaluation(partial: Store) -> None:
+    lines = report.summary(partial, "first")
+    assert lines[0] == "first: 16 of 18 cells evaluated"
+    ours = next(line for line in lines if line.startswith("ours "))
+    assert "better" in ours
+    assert "within noise" in ours
+
+
+def test_a_sweep_with_nothing_evaluated_still_reports(tmp_path: Path, make_sweep) -> None:
+    store = Store(str(tmp_path))
+    make_sweep(store, skip=["predictions/"])
+    paths = report.write(store, "first")
+    text = Path(paths.markdown).read_text()
+    assert "0 of 18 cells evaluated" in text
+    assert paths.figures == ()
+    assert pl.read_parquet(paths.scores).height == 0
+    assert report.summary(store, "first")[-1] == "no predictions yet"
+
+
+@pytest.mark.parametrize(
+    ("skip", "says"),
+    [(["20-base-", "recall-base-"], "The base model has no predictions yet"), (["-s0-", "-s1-"], "No finetune")],
+)
+def test_half_a_comparison_claims_nothing(tmp_path: Path, make_sweep, skip: list[str], says: str) -> None:
+    store = Store(str(tmp_path))
+    make_sweep(store, skip=skip, questions=10)
+    text = Path(report.write(store, "first").markdown).read_text()
+    assert says in text
+    assert "retrieves better" not in text
+
+
+def test_a_damaged_cell_is_listed_not_read(tmp_path: Path, make_sweep) -> None:
+    store = Store(str(tmp_path))
+    ids = make_sweep(store, questions=10)
+    cell = next(one for one in ids if "recall-mdqa-s0" in one)
+    Path(store.path(cell, "chunk-00000.parquet")).unlink()
+    text = Path(report.write(store, "first").markdown).read_text()
+    assert "| mdqa, seed 0 on recall | predictions | damaged |" in text
+
+
+def test_an_output_that_cannot_be_written_is_named(partial: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="file"):
+        report.write(partial, "first", tmp_path / "file")
+    with pytest.raises(InputError, match="first"):
+        report.write(partial, "second")
+
+
+def test_text_is_escaped_and_marked() -> None:
+    blocks = [page.Text("a <b> & `c<d>` **e** *f*"), page.Table(["x|y"], [["1|2"]])]
+    shown = page.to_html("<t>", blocks)
+    assert "a &lt;b&gt; &amp; <code>c&lt;d&gt;</code> <strong>e</strong> <em>f</em>" in shown
+    assert "<title>&lt;t&gt;</title>" in shown
+    assert "1\\|2" in page.to_markdown(blocks)
