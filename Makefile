@@ -1,0 +1,34 @@
+# `make quickstart` and `make test` each set up all that they need: python3.11, pip, make and gcc are enough.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# --no-deps: the files pin the whole set. Resolving would pull builds of torchvision that break transformers beside a CPU torch.
+INSTALL := $(BIN)/pip install --quiet --no-deps --disable-pip-version-check
+
+.PHONY: quickstart test lint clean
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/.installed
+	$(BIN)/kvray run sweeps/quickstart.yaml
+
+test: $(VENV)/.installed-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: requirements/cpu.txt pyproject.toml
+	@echo "Setting up $(VENV): about two minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -r requirements/cpu.txt
+	$(INSTALL) --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
+	$(INSTALL) -r requirements/dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
