@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -36,6 +37,7 @@ PARAMETERS = {
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
 _CHUNK = 8 * 2**20
+_PIECE = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -156,14 +158,20 @@ class ObjectFiles:
     def put(self, path: str, data: memoryview) -> None:
         """See :meth:`Files.put`.
 
-        One ``write`` with all the bytes: pyarrow finishes a stream even when it is closed by an exception, so a second
-        write that fails would leave the first as a whole object. A write that fails marks the upload as failed.
+        pyarrow cannot abandon a stream: dropped half written, it finishes the upload with what it has. Two things keep
+        half an object from appearing. Parts go out in the background, for only then does a failed part mark the whole
+        upload as failed. And the writing runs in a thread of its own, where no KeyboardInterrupt can cut it short.
         """
-        with self._naming(path, f"write {data.nbytes:,} bytes"):
-            stream = self.fs.open_output_stream(path)
-            if data.nbytes:
-                stream.write(pa.py_buffer(data))
-            stream.close()
+        with self._naming(path, f"write {data.nbytes:,} bytes"), ThreadPoolExecutor(1) as thread:
+            thread.submit(self._upload, path, data.cast("B")).result()
+
+    def _upload(self, path: str, data: memoryview) -> None:
+        stream = self.fs.open_output_stream(path)
+        for start in range(0, data.nbytes, _PIECE):
+            if start:
+                stream.flush()  # waits for the parts in flight, which are copies: bounds the memory
+            stream.write(pa.py_buffer(data[start : start + _PIECE]))
+        stream.close()
 
     def put_new(self, path: str, data: memoryview) -> bool:
         """See :meth:`Files.put_new`, and the trade-off in the module's docstring."""
@@ -249,7 +257,7 @@ def _s3(bucket: str, options: dict[str, str]) -> pafs.FileSystem:
         request_timeout=REQUEST_TIMEOUT_S,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=True,  # small objects in one PUT instead of a multipart upload
-        background_writes=False,  # the whole object is handed over at once: no second copy in memory
+        background_writes=True,  # see ObjectFiles.put
     )
 
 

@@ -380,9 +380,9 @@ def test_the_states_of_a_thousand_cells_come_from_one_listing(store: Store, monk
     listings = []
     genuine = store._files.listing
     monkeypatch.setattr(store._files, "listing", lambda *a, **k: listings.append(a) or genuine(*a, **k))
-    started = time.monotonic()
+    started = time.process_time()
     states = store.states(ids)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2  # seconds of this process alone: 0.15 is usual
     assert len(listings) == 1
     odd = {ids[3]: "damaged", ids[5]: "damaged", ids[7]: "missing"}
     assert states == {one: odd.get(one, "committed") for one in ids}
