@@ -6,7 +6,9 @@ several seeds is averaged over its seeds first, example by example, so one examp
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -127,26 +129,7 @@ def compare(predictions: pl.DataFrame, a: str, b: str, by: Sequence[str] = ()) -
     known = predictions["model"].unique(maintain_order=True).to_list()
     if missing := [name for name in (a, b) if name not in known]:
         raise InputError(f"no predictions of {', '.join(missing)}; found: {', '.join(map(str, known))}")
-    split = ["evaluation", *(name for name in by if name != "evaluation")]
-    rows = []
-    for key, group in predictions.filter(pl.col("model").is_in([a, b])).group_by(split, maintain_order=True):
-        side = {name: _per_example(group.filter(pl.col("model") == name)) for name in (a, b)}
-        pairs = side[a].join(side[b].select(*_EXAMPLE, pl.col("score").alias("other")), on=_EXAMPLE, how="inner")
-        pairs = pairs.sort(_EXAMPLE)
-        row = dict(zip(split, key, strict=True)) | {
-            "a": a,
-            "b": b,
-            "n": pairs.height,
-            "unmatched": side[a].height + side[b].height - 2 * pairs.height,
-            "excluded": group["score"].null_count(),
-        }
-        if pairs.height:
-            first, second = pairs["score"].to_numpy(), pairs["other"].to_numpy()
-            found = stats.paired(first, second, _codes(pairs))
-            row |= {"a_accuracy": float(first.mean()), "b_accuracy": float(second.mean())} | vars(found)
-        rows.append(row)
-    schema = {name: predictions.schema[name] for name in split} | _COMPARED
-    return pl.DataFrame(rows, schema=schema).sort(split, maintain_order=True)
+    return _Sides(predictions.filter(pl.col("model").is_in([a, b])), by).compare(a, b)
 
 
 def judge(comparisons: pl.DataFrame) -> pl.DataFrame:
@@ -172,7 +155,6 @@ def family(predictions: pl.DataFrame) -> pl.DataFrame:
     """
     finetuned = models(predictions)
     placed = predictions.filter(pl.col("position").is_not_null())
-    has_base = BASE in predictions["model"]
     parts: list[pl.DataFrame] = []
 
     def add(name: str, tables: list[pl.DataFrame]) -> None:
@@ -184,12 +166,13 @@ def family(predictions: pl.DataFrame) -> pl.DataFrame:
             first = ["family", "evaluation", "position"]
             parts.append(table.select(*first, pl.exclude(first)))
 
-    if has_base:
-        add(OVERALL, [compare(predictions, BASE, model) for model in finetuned])
-        with_positions = [m for m in models(placed) if BASE in placed["model"]]
-        add(BY_POSITION, [compare(placed, BASE, model, by=["position"]) for model in with_positions])
-    pairs = [(a, b) for i, a in enumerate(finetuned) for b in finetuned[i + 1 :]]
-    add(PAIRWISE, [compare(predictions, a, b) for a, b in pairs])
+    sides = _Sides(predictions, ())
+    if BASE in predictions["model"]:
+        add(OVERALL, [sides.compare(BASE, model) for model in finetuned])
+    if BASE in placed["model"]:
+        by_position = _Sides(placed, ["position"])
+        add(BY_POSITION, [by_position.compare(BASE, model) for model in models(placed)])
+    add(PAIRWISE, [sides.compare(a, b) for a, b in itertools.combinations(finetuned, 2)])
     if parts:
         return pl.concat(parts)
     empty = {"family": pl.String, "evaluation": pl.String, "position": pl.Int32} | _COMPARED
@@ -231,3 +214,38 @@ def _codes(rows: pl.DataFrame) -> NDArray[np.int64]:
 def _check(predictions: pl.DataFrame, by: Sequence[str]) -> None:
     if unknown := [name for name in by if name not in predictions.columns]:
         raise InputError(f"no column {', '.join(unknown)} in the predictions; found: {', '.join(predictions.columns)}")
+
+
+class _Sides:
+    """Each model's score per example, averaged over seeds once for all the comparisons it takes part in."""
+
+    def __init__(self, predictions: pl.DataFrame, by: Sequence[str]) -> None:
+        self.split = ["evaluation", *(name for name in by if name != "evaluation")]
+        self.types: dict[str, Any] = {name: predictions.schema[name] for name in self.split}
+        self.keys = [*self.split, "question_id", "example_id"]
+        averaged = predictions.group_by("model", *self.keys).agg(
+            pl.col("score").mean(), pl.col("score").null_count().alias("excluded")
+        )
+        parts = averaged.sort("model", *self.keys).partition_by("model", as_dict=True, include_key=False)
+        self.of = {str(key[0]): part for key, part in parts.items()}
+
+    def compare(self, a: str, b: str) -> pl.DataFrame:
+        """Return the rows of :func:`compare` for two models."""
+        both = self.of[a].join(self.of[b], on=self.keys, how="full", coalesce=True, nulls_equal=True, suffix="_b")
+        rows = []
+        for key, group in both.sort(self.keys).group_by(self.split, maintain_order=True):
+            pairs = group.filter(pl.col("score").is_not_null() & pl.col("score_b").is_not_null())
+            scored = group["score"].count() + group["score_b"].count()
+            row = dict(zip(self.split, key, strict=True)) | {
+                "a": a,
+                "b": b,
+                "n": pairs.height,
+                "unmatched": scored - 2 * pairs.height,
+                "excluded": int(group["excluded"].sum()) + int(group["excluded_b"].sum()),
+            }
+            if pairs.height:
+                first, second = pairs["score"].to_numpy(), pairs["score_b"].to_numpy()
+                found = stats.paired(first, second, _codes(pairs))
+                row |= {"a_accuracy": float(first.mean()), "b_accuracy": float(second.mean())} | vars(found)
+            rows.append(row)
+        return pl.DataFrame(rows, schema=self.types | _COMPARED)
