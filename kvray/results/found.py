@@ -30,7 +30,8 @@ def collect(store: Store, sweep: str) -> Found:
     for one, state in states.items():
         if state == "committed" and (manifest := _manifest(store, one)) is not None:
             manifests[one] = manifest
-    failures = {one: reason for one in states if one not in manifests and (reason := _failure(store, one))}
+    failed = set(store.documents("failures/"))
+    failures = {one: _failure(store, one) for one in states if one not in manifests and _failure_name(one) in failed}
     predictions = frames.with_models(results.predictions(sweep, skip_damaged=True).collect())
     comparisons = frames.family(predictions)
     return Found(
@@ -46,6 +47,15 @@ def collect(store: Store, sweep: str) -> Found:
     )
 
 
+def cell_name(artefact: Mapping[str, Any]) -> str:
+    """Return what a planned artefact is, in the sweep's names: "ours, seed 0 on mdqa"."""
+    labels = artefact["labels"]
+    if artefact["kind"] == "dataset":
+        return f"{labels.get('dataset')} ({labels.get('role', 'dataset')})"
+    model = frames.BASE if labels.get("mixture") is None else f"{labels['mixture']}, seed {labels.get('seed')}"
+    return model if artefact["kind"] == "finetune" else f"{model} on {labels.get('evaluation')}"
+
+
 def _manifest(store: Store, artefact_id: str) -> Manifest | None:
     try:
         return store.manifest(artefact_id)
@@ -53,17 +63,20 @@ def _manifest(store: Store, artefact_id: str) -> Manifest | None:
         return None
 
 
-def _failure(store: Store, artefact_id: str) -> str | None:
+def _failure_name(artefact_id: str) -> str:
+    """Return the document that a run leaves where an artefact failed."""
+    return f"failures/{artefact_id.replace('/', '--')}.json"
+
+
+def _failure(store: Store, artefact_id: str) -> str:
     """Return why an artefact failed when it was last tried: the error of its failure document, in one line."""
-    data = store.read_document(f"failures/{artefact_id}.json")
-    if data is None:
-        return None
+    data = store.read_document(_failure_name(artefact_id)) or b"{}"
     try:
         said = json.loads(data)
     except ValueError:
         said = data.decode(errors="replace")
     if isinstance(said, Mapping):
-        said = said.get("error") or said.get("message") or json.dumps(said)
+        said = said.get("error", "")
     return " ".join(str(said).split())[:400] or "failed without a message"
 
 

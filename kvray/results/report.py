@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvray.errors import InputError
-from kvray.results import plots, sections, words
+from kvray.results import background, plots, sections, words
 from kvray.results.found import Found, collect
 from kvray.results.frames import BASE, OVERALL
 from kvray.results.page import Block, Figure, Heading, Text, to_html, to_markdown
@@ -156,7 +156,8 @@ def compose(found: Found, figures: list[tuple[Figure, bytes]]) -> list[Block]:
         blocks.append(
             Text("Closed-book questions: no document is given, so the model answers from its weights.", "sub")
         )
-    for section in (sections.missing, sections.trained, sections.evaluated, sections.reading, sections.provenance):
+    blocks += sections.missing(found)
+    for section in (background.trained, background.evaluated, background.reading, background.provenance):
         blocks += section(found)
     return blocks
 

@@ -1,18 +1,16 @@
-"""The report's sections: what was found, trained, evaluated and left out, as blocks of :mod:`kvray.results.page`."""
+"""The report's findings: headlines, models compared, positions, and what is missing, as blocks."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from kvray.results import stats, words
-from kvray.results.found import Found
-from kvray.results.frames import BASE, BY_POSITION, OVERALL, PAIRWISE
-from kvray.results.page import Block, Bullets, Code, Details, Heading, Table, Text
+from kvray.results import words
+from kvray.results.found import Found, cell_name
+from kvray.results.frames import BASE, BY_POSITION, PAIRWISE
+from kvray.results.page import Block, Bullets, Heading, Table, Text
 
 _ARROWS = {"better": " \u25b2", "worse": " \u25bc"}
 _PAIRS_SHOWN = 12
@@ -85,82 +83,6 @@ def positions(found: Found, evaluation: str) -> list[Block]:
     return [Table(header, table), Text(note, "sub")]
 
 
-def trained(found: Found) -> list[Block]:
-    """What each finetune was trained on and how it went, from its manifest."""
-    table = []
-    for artefact in found.planned("finetune"):
-        manifest = found.manifests.get(artefact["id"])
-        if manifest is None:
-            continue
-        labels, facts = artefact["labels"], manifest.facts
-        recipe = manifest.recipe.get("finetune", {})
-        table.append(
-            [
-                str(labels.get("mixture")),
-                str(labels.get("finetune")),
-                str(labels.get("seed")),
-                words.count(facts.get("rows", artefact.get("rows"))),
-                words.count(facts.get("tokens")),
-                words.count(facts.get("steps")),
-                f"{recipe['epochs']:g}" if "epochs" in recipe else "\u2013",
-                f"{recipe['learning_rate']:g}" if "learning_rate" in recipe else "\u2013",
-                _loss(facts),
-                words.duration(facts.get("seconds")),
-            ]
-        )
-    header = ["mixture", "finetune", "seed", "rows", "tokens", "steps", "epochs", "rate", "final loss", "time"]
-    return [Heading("What was trained"), Table(header, table, left=2)] if table else []
-
-
-def evaluated(found: Found) -> list[Block]:
-    """What each evaluation asked, how long its prompts were, and what a comparison on it could find."""
-    table = [_evaluation(found, evaluation) for evaluation in found.kinds]
-    header = [
-        "evaluation",
-        "task",
-        "questions",
-        "positions",
-        "examples",
-        "prompt tokens",
-        "cached",
-        "answers cut",
-        "excluded",
-        "detectable, points",
-    ]
-    note = (
-        "*Prompt tokens*: median and longest. *Cached*: those served from the engine's prefix cache. *Answers cut*: "
-        "stopped by the output limit. *Excluded*: rows whose prompt did not fit the model; they are in no number here. "
-        "*Detectable*: the smallest true difference that one pair per question would show four times in five, at the "
-        "share of discordant pairs seen here; several positions per question show smaller ones."
-    )
-    return [Heading("What was evaluated"), Table(header, table, left=2), Text(note, "sub")] if table else []
-
-
-def _evaluation(found: Found, evaluation: str) -> list[str]:
-    rows = found.predictions.filter(pl.col("evaluation") == evaluation)
-    run = rows.filter(pl.col("finish_reason") != "too_long")
-    lengths = run["prompt_tokens"].to_numpy()
-    told = run.filter(pl.col("cached_tokens").is_not_null())
-    questions = rows["question_id"].n_unique()
-    pairs = found.comparisons.filter((pl.col("family") == OVERALL) & (pl.col("evaluation") == evaluation))
-    n, differ = int(pairs["n"].sum()), int(pairs["better"].sum()) + int(pairs["worse"].sum())
-    detectable = stats.detectable_difference(questions, min(1.0, max(0.01, differ / n))) if n else None
-    cached = float(told["cached_tokens"].sum()) / float(told["prompt_tokens"].sum()) if told.height else None
-    cut = float((run["finish_reason"] == "length").sum()) / run.height if run.height else None
-    return [
-        evaluation,
-        str(rows["task"][0]),
-        words.count(questions),
-        ", ".join(map(str, rows["position"].drop_nulls().unique().sort())) or "\u2013",
-        words.count(rows["example_id"].n_unique()),
-        f"{np.median(lengths):,.0f} / {lengths.max():,}" if lengths.size else "\u2013",
-        words.percent(cached, 0),
-        words.percent(cut),
-        words.count(rows["score"].null_count()),
-        f"{100 * detectable:.1f}" if detectable is not None else "\u2013",
-    ]
-
-
 def missing(found: Found) -> list[Block]:
     """Every artefact of the plan that is not there, with its state and reason, and rows that could not be scored."""
     absent = [artefact for artefact in found.document["artefacts"] if artefact["id"] not in found.manifests]
@@ -168,7 +90,7 @@ def missing(found: Found) -> list[Block]:
     if absent:
         table = [
             [
-                _cell_name(artefact),
+                cell_name(artefact),
                 artefact["kind"],
                 found.states[artefact["id"]],
                 found.failures.get(artefact["id"]) or _waits(found, artefact),
@@ -186,59 +108,6 @@ def missing(found: Found) -> list[Block]:
     if len(blocks) == 1:
         blocks.append(Text("Nothing: every planned cell was evaluated, and every row has a score."))
     return blocks
-
-
-def reading(found: Found) -> list[Block]:
-    """How the numbers were made and how to read them."""
-    seeds = found.predictions["seed"].drop_nulls().n_unique()
-    luck = (
-        f"Here {seeds} seeds were trained; they are averaged question by question, and the tables show their spread."
-        if seeds > 1
-        else "Here one seed was trained: what another seed would give is not known from this sweep."
-    )
-    lines = [
-        "A **change** is a paired difference: both models answered the same examples, and only common ones count. "
-        "Its interval resamples *questions* 10,000 times, so the rows of one question at several gold positions count "
-        "as one draw. An interval of +8.1 to +16.5 means: true changes in that range fit what was seen.",
-        "**Within noise** is not *no effect*: it says that the data fit zero. The interval tells how large an effect "
-        "they also fit.",
-        "**p** is McNemar's exact test where a question gives one pair of 0/1 scores; otherwise its generalisation by "
-        "question (all sign flips of the questions' summed differences). **Holm's p** corrects for the number of "
-        "comparisons in a table: all models against the base on all evaluations; likewise by position; likewise pairs. "
-        "A verdict needs Holm's p of at most 0.05 and an interval that leaves zero out.",
-        "**Accuracy** intervals are Wilson's where each question occurs once with a 0/1 score, otherwise the same "
-        "bootstrap over questions.",
-        f"Intervals cover the choice of questions, not the luck of a training run. {luck}",
-    ]
-    return [Heading("How to read the numbers"), Bullets(lines)]
-
-
-def provenance(found: Found) -> list[Block]:
-    """Versions, hardware, fingerprints, and the commands that make this report again."""
-    uri, sweep = shlex.quote(found.store.uri), shlex.quote(found.sweep)
-    cell = next((a["id"] for a in found.planned("predictions")), None)
-    commands = [f"kvray report {sweep} --store {uri}"]
-    commands += [f"kvray why {shlex.quote(cell)} --store {uri}"] if cell else []
-    versions = _distinct([m.facts.get("versions", {}) for m in found.manifests.values()])
-    hardware = _distinct([m.facts.get("hardware", {}) for m in found.manifests.values()])
-    times = {one: manifest.created for one, manifest in found.manifests.items()}
-    made = sorted(times.values())
-    artefacts = [
-        [
-            f"`{a['id']}`",
-            _cell_name(a),
-            found.states[a["id"]],
-            m.created if (m := found.manifests.get(a["id"])) else "\u2013",
-        ]
-        for a in found.document["artefacts"]
-    ]
-    blocks: list[Block] = [Heading("Provenance"), Code("\n".join(commands))]
-    if made:
-        blocks.append(Text(f"Artefacts were committed from {made[0]} to {made[-1]}.", "sub"))
-        facts = [["versions", _pairs_of(versions)], ["hardware", _pairs_of(hardware)]]
-        blocks.append(Table(["what", "found in the manifests"], [line for line in facts if line[1]], left=2))
-    listing = Table(["id, with the fingerprint", "cell", "state", "committed"], artefacts, left=4)
-    return [*blocks, Details(f"All {len(artefacts)} artefacts of the plan", [listing])]
 
 
 def _mixtures(found: Found) -> set[str]:
@@ -290,41 +159,8 @@ def _seed_spread(found: Found, evaluation: str, model: str) -> str:
     return f"{len(means)} ({100 * means[0]:.1f} to {100 * means[-1]:.1f} %)" if len(means) > 1 else "1"
 
 
-def _loss(facts: Mapping[str, Any]) -> str:
-    loss = facts.get("final_loss", facts.get("loss"))
-    return f"{loss:.3f}" if isinstance(loss, float) else "\u2013" if loss is None else str(loss)
-
-
-def _cell_name(artefact: Mapping[str, Any]) -> str:
-    labels = artefact["labels"]
-    if artefact["kind"] == "dataset":
-        return f"{labels.get('dataset')} ({labels.get('role', 'dataset')})"
-    model = BASE if labels.get("mixture") is None else f"{labels['mixture']}, seed {labels.get('seed')}"
-    return model if artefact["kind"] == "finetune" else f"{model} on {labels.get('evaluation')}"
-
-
 def _waits(found: Found, artefact: Mapping[str, Any]) -> str:
     failed = [need for need in artefact["needs"] if found.states.get(need) == "failed"]
     if failed:
         return f"needs {', '.join(failed)}, which failed"
     return "damaged; kvray run makes it again" if found.states[artefact["id"]] == "damaged" else "not run yet"
-
-
-def _distinct(facts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    seen: dict[str, list[str]] = {}
-    for one in facts:
-        for name, value in one.items():
-            shown = _shown(name, value)
-            if shown and shown not in seen.setdefault(name, []):
-                seen[name].append(shown)
-    return {name: values for name, values in seen.items() if values}
-
-
-def _shown(name: str, value: Any) -> str:
-    if name.endswith("_bytes") and isinstance(value, int):
-        return f"{value / 2**30:.0f} GiB"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _pairs_of(values: Mapping[str, Sequence[str]]) -> str:
-    return ", ".join(f"{name.removesuffix('_bytes')} {' | '.join(sorted(seen))}" for name, seen in values.items())

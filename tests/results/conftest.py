@@ -149,7 +149,8 @@ def commit_sweep(
     for mixture in mixtures:
         for seed in seeds:
             labels = {"mixture": mixture, "finetune": "lora", "seed": seed}
-            facts = {"rows": 350, "tokens": 1_423_000, "steps": 44, "final_loss": 0.1834, "seconds": 41.7}
+            facts = {"rows": 350, "trained_tokens": 1_423_000, "steps": 44, "loss_last_epoch": 0.1834}
+            facts |= {"seconds": 41.7, "device": "cpu", "precision": "bf16"}
             tuned[mixture, seed] = artefact("finetune", f"{mixture}-s{seed}", [data[mixture]], labels, some, **facts)
     for evaluation, test in tests.items():
         for (mixture, seed), finetune in tuned.items():
@@ -162,7 +163,8 @@ def commit_sweep(
             long = too_long if mixture == "ours" and seed == 0 and evaluation == "mdqa20" else 0
             table = cell(evaluation, mixture, seed, questions=questions, too_long=long, sweep=stored_as)
             needs = [test, finetune] if finetune else [test]
-            artefact("predictions", f"{evaluation}-{mixture or 'base'}-s{seed}", needs, labels, table)
+            cell_name = f"{evaluation}-{mixture or 'base'}-s{seed}"
+            artefact("predictions", cell_name, needs, labels, table, seconds=12.5)
     document = {"format": 1, "name": name, "base_model": "kvray-tiny", "sweep": {}, "artefacts": planned}
     store.write_document(f"sweeps/{name}.json", json.dumps(document).encode())
     return [item["id"] for item in planned]

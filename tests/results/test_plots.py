@@ -8,7 +8,7 @@ import re
 import polars as pl
 import pytest
 
-from kvray.results import frames, plots
+from kvray.results import frames, labels, plots
 
 Tables = tuple[pl.DataFrame, pl.DataFrame]
 
@@ -70,11 +70,11 @@ def test_forest_and_scatter_hold_every_interval_and_zero(tables: Tables) -> None
 def test_names_never_cover_each_other() -> None:
     points = [(0.5, 0.5), (0.505, 0.5), (0.51, 0.51), (0.98, 0.5), (0.5, 0.97)]
     names = ["first", "second", "third", "at-the-edge", "top"]
-    places = plots._places(names, points, (0.1, 0.1))
+    places = labels.places(names, points, (0.1, 0.1))
     boxes = [(x, y - 0.021, x + 0.0115 * len(n), y + 0.021) for n, (x, y) in zip(names, places, strict=True)]
-    assert all(plots._overlap(a, b) == 0 for a, b in itertools.combinations(boxes, 2))
+    assert all(labels.overlap(a, b) == 0 for a, b in itertools.combinations(boxes, 2))
     assert all(box[0] >= 0 and box[2] <= 1 and box[1] >= 0 and box[3] <= 1 for box in boxes)
-    apart = plots._spread([0.5, 0.5, 0.51, 0.9], 0.05)
+    apart = labels.spread([0.5, 0.5, 0.51, 0.9], 0.05)
     assert all(b - a >= 0.05 - 1e-6 for a, b in itertools.pairwise(sorted(apart)))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import kvray.results
 from kvray.errors import DamagedArtefactError, InputError, StoreError
-from kvray.results import frames
+from kvray.results import frames, report
 from kvray.store import Store
 
 
@@ -139,3 +139,11 @@ def test_an_object_store_reads_like_a_directory(s3_uri: str, store: Store, make_
     make_sweep(far, questions=12)
     there = kvray.results.open(s3_uri).predictions("first").collect()
     assert there.equals(kvray.results.open(store).predictions("first").collect())
+
+
+def test_a_report_of_an_object_store_lies_in_it(s3_uri: str, make_sweep) -> None:
+    far = Store(s3_uri)
+    make_sweep(far, questions=6, mixtures=["ours"])
+    paths = report.write(far, "first")
+    assert paths.html == "s3://kvray-results/store/reports/first/report.html"
+    assert b"</html>" in (far.read_document("reports/first/report.html") or b"")

@@ -49,7 +49,8 @@ def partial(tmp_path_factory: pytest.TempPathFactory, make_sweep) -> Store:
     store = Store(str(tmp_path_factory.mktemp("partial")))
     ids = make_sweep(store, skip=["predictions/mdqa20-mdqa-s1", "recall-ours-s0"], too_long=3, questions=40)
     failed = next(one for one in ids if "mdqa20-mdqa-s1" in one)
-    store.write_document(f"failures/{failed}.json", json.dumps({"error": "EngineDeadError: exit -9\nretried"}).encode())
+    reason = json.dumps({"error": "EngineDeadError: exit -9\nretried"}).encode()
+    store.write_document(f"failures/{failed.replace('/', '--')}.json", reason)
     return store
 
 
