@@ -58,14 +58,14 @@ def evaluated(found: Found) -> list[Block]:
         "engine time",
         "answers cut",
         "excluded",
-        "detectable, points",
+        "detectable",
     ]
     note = (
         "*Prompt tokens*: median and longest. *Cached*: those served from the engine's prefix cache. *Engine time*: of "
         "all models together, start excluded. *Answers cut*: stopped by the output limit. *Excluded*: rows whose "
         "prompt did not fit the model; they are in no number here. "
-        "*Detectable*: the smallest true difference that one pair per question would show four times in five, at the "
-        "share of discordant pairs seen here; several positions per question show smaller ones."
+        "*Detectable*: the smallest true difference, in points, that one pair per question would show four times in "
+        "five, at the share of discordant pairs seen here; several positions per question show smaller ones."
     )
     return [Heading("What was evaluated"), Table(header, table, left=2), Text(note, "sub")] if table else []
 

@@ -23,7 +23,7 @@ _STYLE = """
 --up:#4cc38a;--down:#ff8f5e;--link:#6cb2f5;@DARK@}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:62rem;margin:0 auto;padding:2.2rem 1.4rem 4rem}
+main{max-width:65rem;margin:0 auto;padding:2.2rem 1.4rem 4rem}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem;letter-spacing:-.01em}
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.9rem;border-top:1px solid var(--grid)}
 h3{font-size:1.02rem;margin:1.7rem 0 .4rem}
@@ -31,8 +31,8 @@ p{margin:.5rem 0 .8rem;max-width:52rem}
 .lead{font-size:1.12rem}.sub{color:var(--muted);margin-top:0}
 ul{padding-left:1.2rem;max-width:52rem}li{margin:.35rem 0}
 .wide{overflow-x:auto;margin:.7rem 0 1.1rem}
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
-td,th{padding:.36rem .9rem .36rem 0;vertical-align:top}
+table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
+td,th{padding:.36rem .75rem .36rem 0;vertical-align:top}
 th{color:var(--muted);font-weight:600;text-align:left;vertical-align:bottom;border-bottom:2px solid var(--grid)}
 td{white-space:nowrap;border-bottom:1px solid var(--grid)}
 .r{text-align:right}.long{white-space:normal;min-width:16rem}
