@@ -13,6 +13,7 @@ from string import Formatter
 
 import numpy as np
 import pyarrow as pa
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
@@ -256,11 +257,12 @@ class Layout:
         page = np.empty((rows, head.size + body + end.shape[1]), np.uint64)
         page[:, : head.size] = head
         page[:, head.size + body :] = end
-        # reshape() of a column slice would copy, so the lines are made apart.
-        lines = np.empty((rows, dictionaries, width + entries), np.uint64)
+        # A view of the middle columns line by line, which reshape() would copy.
+        lines = as_strided(
+            page[:, head.size :], (rows, dictionaries, width + entries), (page.strides[0], 8 * (width + entries), 8)
+        )
         lines[:, :, :width] = self._labels
         lines[:, :, width:] = self.table.take(draft.index[np.arange(rows)[:, None], order])
         if int(draft.units.min(initial=dictionaries)) < dictionaries:
             lines[place >= draft.units[:, None]] = 0
-        page[:, head.size : head.size + body] = lines.reshape(rows, body)
         return canvas.squeeze(page)

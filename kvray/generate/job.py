@@ -1,0 +1,243 @@
+"""generate on Ray Data: all shards of all datasets in one pipeline, each committed by the task that made it.
+
+``write_parquet`` is not used: it writes in place and names files anew per run, so that a killed run leaves torn files
+and a rerun doubles rows. Here a shard's name and bytes follow from the recipe, it appears whole or not at all, and a
+retry overwrites it with the same bytes. Only the manifest, written by the driver, makes a dataset exist.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from kvray.artefact import Artefact
+from kvray.base_model import BaseModelRef
+from kvray.config import Runtime
+from kvray.errors import KvrayError
+from kvray.generate.shards import build, shard_count, shard_name, shard_rows
+from kvray.progress import track
+from kvray.store import FileEntry, Outcome, Store
+from kvray.tasks.base import EXAMPLE_SCHEMA, Task
+
+_TASKS_BEFORE_GROUPING = 64
+_UNITS_PER_TASK = 4
+
+Row = dict[str, Any]
+
+
+def generate(
+    artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime | None = None
+) -> list[Outcome]:
+    """Make datasets on an initialised Ray and commit each as soon as its last shard is there.
+
+    Shards that are there already and whole are kept: a rerun after a kill does the rest.
+
+    Returns:
+        One outcome per artefact, in their order. One that fails does not stop the others.
+    """
+    datasets = [_Dataset(artefact) for artefact in artefacts]
+    units = [(index, shard) for index, dataset in enumerate(datasets) for shard in range(dataset.shards)]
+    jobs = [_Job(artefact.id, _task(artefact), artefact.rows) for artefact in artefacts]
+    retries = (runtime or Runtime()).retries
+    done = 0
+    try:
+        with track("generate", sum(artefact.rows for artefact in artefacts)) as advance:
+            for row in stream(len(units), _ShardWork(tuple(units), tuple(jobs), store, base), retries=retries):
+                dataset = datasets[units[row["unit"]][0]]
+                dataset.add(row)
+                done += row["rows"]
+                advance(done, dataset.artefact.name)
+                if dataset.complete and dataset.error is None:
+                    dataset.error = _commit(dataset, store)
+    except Exception as error:
+        # Ray Data gave up (a worker died more often than retries allow): whatever is not committed has failed.
+        for dataset in datasets:
+            if not dataset.complete and dataset.error is None:
+                dataset.error = f"{type(error).__name__}: {_last_line(error)}"
+    return [Outcome(dataset.artefact.id, dataset.error) for dataset in datasets]
+
+
+def stream(
+    units: int, work: Callable[[int], Row], *, retries: int = 2, ordered: bool = False, workers: int | None = None
+) -> Iterator[Row]:
+    """Run ``work(0)`` … ``work(units - 1)`` on Ray Data and yield the rows that they return, as they come.
+
+    Args:
+        units: how many.
+        work: picklable; returns a flat row, whose ``unit`` is filled in here.
+        retries: further attempts at a task whose worker died. Ray Data's own default has no bound.
+        ordered: yield in the order of the units; the results that wait are held by Ray's object store.
+        workers: tasks at a time, on fractions of CPUs if there are fewer of them; None leaves it to Ray.
+    """
+    import ray
+
+    if not units:
+        return
+    workers = min(workers, units) if workers else None
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = ordered
+    blocks = units if units <= _TASKS_BEFORE_GROUPING else -(-units // _UNITS_PER_TASK)
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        # Ray 2.60 deprecates max_retries here without a named parameter in its place.
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        rows = ray.data.range(units, override_num_blocks=blocks).map_batches(
+            _Each(work),
+            batch_size=None,
+            batch_format="numpy",
+            compute=ray.data.TaskPoolStrategy(size=workers),
+            num_cpus=min(1.0, ray.cluster_resources().get("CPU", 1.0) / workers) if workers else 1.0,
+            max_retries=retries,
+        )
+    # Its notices (no bars, execution finished) would come between the lines of progress; errors are raised anyway.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # The dataset keeps the context that it was made under.
+    for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+@contextmanager
+def local_ray(cpus: int) -> Iterator[None]:
+    """Use the Ray that is initialised, or else a local one of ``cpus``, stopped at the end."""
+    # Ray 2.60 would otherwise switch on token authentication and write a token into the user's home.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _task(artefact: Artefact) -> Task:
+    if not isinstance(artefact.params, Task):
+        raise TypeError(f"{artefact.id} is no dataset: its params are a {type(artefact.params).__name__}")
+    return artefact.params
+
+
+def _commit(dataset: _Dataset, store: Store) -> str | None:
+    artefact = dataset.artefact
+    try:
+        store.commit(
+            id=artefact.id,
+            kind=artefact.kind,
+            name=artefact.name,
+            fingerprint=artefact.fingerprint,
+            recipe=artefact.recipe,
+            needs=artefact.needs,
+            files=list(dataset.entries.values()),
+            schema=EXAMPLE_SCHEMA,
+            facts={"prompt_tokens": sum(dataset.tokens.values()), "seconds": round(sum(dataset.seconds.values()), 3)},
+        )
+    except KvrayError as error:
+        return str(error)
+    return None
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker needs of an artefact."""
+
+    artefact_id: str
+    task: Task
+    rows: int
+
+
+@dataclass(frozen=True)
+class _ShardWork:
+    """Makes one shard, or finds it whole, and reports its entry; an error is reported, not raised."""
+
+    units: tuple[tuple[int, int], ...]
+    jobs: tuple[_Job, ...]
+    store: Store
+    base: BaseModelRef
+
+    def __call__(self, unit: int) -> Row:
+        index, shard = self.units[unit]
+        job = self.jobs[index]
+        started = time.monotonic()
+        try:
+            entry, tokens = self._shard(job, shard)
+        except Exception as error:
+            # Reported with its kind to the driver, which fails this dataset and no other.
+            kind = "" if isinstance(error, KvrayError) else f"{type(error).__name__}: "
+            return {**_row(FileEntry(shard_name(shard), 0, 0, "")), "error": f"{kind}{_last_line(error)}"}
+        return {**_row(entry), "tokens": tokens, "seconds": time.monotonic() - started}
+
+    def _shard(self, job: _Job, shard: int) -> tuple[FileEntry, int]:
+        name, rows = shard_name(shard), shard_rows(shard, job.rows)
+        table = self.store.read_file_table(job.artefact_id, name)
+        entry = None
+        if table is not None and table.num_rows == len(rows) and table.schema.equals(EXAMPLE_SCHEMA):
+            entry = self.store.entry(job.artefact_id, name)
+        if table is None or entry is None:
+            table = build(job.task, self.base, rows)
+            entry = self.store.write_table(job.artefact_id, name, table)
+        return entry, int(pc.sum(table["prompt_tokens"]).as_py() or 0)
+
+
+def _row(entry: FileEntry) -> Row:
+    rows = entry.rows or 0
+    return {
+        **{"name": entry.name, "rows": rows, "bytes": entry.bytes, "sha256": entry.sha256},
+        **{"tokens": 0, "seconds": 0.0, "error": ""},
+    }
+
+
+@dataclass(frozen=True)
+class _Each:
+    """Runs the work unit by unit, so that a task of several units hands each over as it is done."""
+
+    work: Callable[[int], Row]
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> Iterator[pa.Table]:
+        for unit in batch["id"].tolist():
+            yield pa.Table.from_pylist([{"unit": unit, **self.work(unit)}])
+
+
+@dataclass
+class _Dataset:
+    """How far one dataset is. Keyed by file name, since a retried task may report a shard twice."""
+
+    artefact: Artefact
+    error: str | None = None
+    entries: dict[str, FileEntry] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def shards(self) -> int:
+        return shard_count(self.artefact.rows)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.entries) == self.shards
+
+    def add(self, row: Row) -> None:
+        if row["error"]:
+            self.error = self.error or row["error"]
+            return
+        self.entries[row["name"]] = FileEntry(row["name"], row["rows"], row["bytes"], row["sha256"])
+        self.tokens[row["name"]] = row["tokens"]
+        self.seconds[row["name"]] = row["seconds"]
