@@ -87,9 +87,13 @@ def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
 def _place(runtime: Runtime) -> tuple[Shape, int]:
     import ray
 
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1:
+        # Its actor watches for nodes about to be taken away; a single one has the driver on it.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # Ray Train's own source for what an autoscaler may add; None where there is no autoscaler.
     most = ray._private.state.state.get_max_resources_from_cluster_config()
-    return place(runtime, [node["Resources"] for node in ray.nodes() if node["Alive"]], most or {})
+    return place(runtime, nodes, most or {})
 
 
 def _params(artefact: Artefact) -> FinetuneJob:

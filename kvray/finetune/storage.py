@@ -110,6 +110,7 @@ def commit(
         "trained_parameters": trained.trained_parameters,
         "seconds": last["seconds"],
         "tokens_per_second": last["tokens"] / max(last["seconds"], 1e-9),
+        "resumed_at_step": trained.resumed_at,
         "device": trained.device,
         "precision": trained.precision,
         "peak_gpu_bytes": trained.peak_gpu_bytes,

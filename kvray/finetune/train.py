@@ -53,6 +53,7 @@ class Trained:
 
     Attributes:
         log: one row per optimizer step, those before a resume included.
+        resumed_at: the step of the checkpoint that this call began at; 0 for the start.
         device: what it ran on, in words.
         precision: "bf16" (autocast) or "fp32".
         trained_parameters: how many weights were trained.
@@ -60,6 +61,7 @@ class Trained:
     """
 
     log: list[LossRow]
+    resumed_at: int
     device: str
     precision: str
     trained_parameters: int
@@ -156,6 +158,7 @@ def train(
         models.save(trainer.accelerator.unwrap_model(trainer.model), state, base, recipe.method, out_dir / "model")
     return Trained(
         log=history,
+        resumed_at=log.resumed_at,
         device=torch.cuda.get_device_name() if execution.gpu else f"cpu, {torch.get_num_threads()} threads",
         precision="bf16" if arguments.bf16 else "fp32",
         trained_parameters=trainable,

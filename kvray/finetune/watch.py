@@ -66,6 +66,9 @@ class Log:
         lengths: tokens per row.
         per_epoch: steps per epoch.
         on_log: told each row as it comes, on rank 0.
+
+    Attributes:
+        resumed_at: the step that training began behind.
     """
 
     def __init__(
@@ -80,9 +83,11 @@ class Log:
         self._on_log = on_log
         self._started = time.monotonic()
         self._before = 0.0
+        self.resumed_at = 0
 
     def begin(self, history: list[dict[str, Any]]) -> None:
         """Start the clock, after the seconds that an interrupted run had logged."""
+        self.resumed_at = max((int(entry["step"]) for entry in history), default=0)
         self._started = time.monotonic()
         self._before = max((float(entry.get("seconds", 0.0)) for entry in history), default=0.0)
 

@@ -1,0 +1,85 @@
+"""A store with one dataset and finetunes over it, for tests of the job; as a script, the driver that is killed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from kvray.artefact import Artefact, FinetuneJob, artefact_id
+from kvray.base_model import resolve
+from kvray.config import Finetune, Runtime
+from kvray.fingerprint import fingerprint
+from kvray.store import Store
+from kvray.tasks.base import EXAMPLE_SCHEMA
+
+
+def dataset(store: Store, name: str, rows: int, numbers: int = 8) -> str:
+    """Commit a dataset of prompts with ``numbers`` numbers each, and return its id."""
+    rng = np.random.default_rng(0)
+    table = pa.Table.from_pylist(
+        [
+            {
+                "example_id": f"{name}-{i}",
+                "question_id": f"{name}-{i}",
+                "units": 0,
+                "prompt": f"Which comes first: {', '.join(map(str, drawn))}?",
+                "answer": f"{drawn[0]}",
+                "references": [f"{drawn[0]}"],
+                "prompt_tokens": 0,
+            }
+            for i in range(rows)
+            for drawn in [rng.integers(100, 9999, numbers)]
+        ],
+        schema=EXAMPLE_SCHEMA,
+    )
+    recipe = {"name": name, "rows": rows, "numbers": numbers}
+    digest = fingerprint(recipe)
+    made = artefact_id("dataset", name, digest)
+    cut = rows // 2
+    files = [
+        store.write_table(made, f"shard-{i:05d}.parquet", part) for i, part in enumerate([table[:cut], table[cut:]])
+    ]
+    store.commit(
+        id=made,
+        kind="dataset",
+        name=name,
+        fingerprint=digest,
+        recipe=recipe,
+        needs=[],
+        files=files,
+        schema=EXAMPLE_SCHEMA,
+    )
+    return made
+
+
+def finetune_of(mixture: dict[str, float], finetune: Finetune, seed: int = 0) -> Artefact:
+    """Return the artefact of a finetune over committed datasets."""
+    recipe = {"finetune": finetune.recipe(), "seed": seed, "mixture": list(mixture.values())}
+    digest = fingerprint(recipe, list(mixture))
+    made = artefact_id("finetune", "mixture", digest)
+    job = FinetuneJob(finetune, seed, tuple(mixture.items()))
+    return Artefact(made, "finetune", "mixture", digest, recipe, tuple(mixture), 0, 0, {}, job)
+
+
+def long_finetune(store: Store) -> Artefact:
+    """A finetune of 120 steps, so that there is time to kill it."""
+    return finetune_of({dataset(store, "long", 32): 1.0}, Finetune(learning_rate=1e-3, epochs=60, lora_dropout=0.1))
+
+
+def main() -> None:
+    """Finetune ``long_finetune`` in the store at argv[1] on the base model at argv[2]."""
+    import ray
+
+    from kvray.finetune.job import finetune
+
+    store = Store(Path(sys.argv[1]))
+    ray.init(num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
+    outcomes = finetune([long_finetune(store)], store, resolve(sys.argv[2]), Runtime(checkpoint_every_steps=10))
+    print(outcomes)
+
+
+if __name__ == "__main__":
+    main()

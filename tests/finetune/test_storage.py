@@ -1,0 +1,64 @@
+"""Only whole datasets are trained on, and a mixture's rows are theirs, each once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from make_store import dataset, finetune_of
+
+from kvray.base_model import BUNDLED, BaseModelRef
+from kvray.config import Finetune
+from kvray.errors import DamagedArtefactError, InputError
+from kvray.finetune.storage import LOSS_SCHEMA, here, load_rows, loss_table
+from kvray.finetune.watch import LossRow
+from kvray.store import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def test_a_mixture_holds_each_datasets_share_of_rows(store, mini):
+    short, long = dataset(store, "short", 30, 3), dataset(store, "long", 20, 20)
+    rows = load_rows(store, finetune_of({short: 0.25, long: 0.75}, Finetune()).params, mini)
+    assert len(rows) == 6 + 20
+    assert sorted(rows.lengths.tolist())[5] < sorted(rows.lengths.tolist())[6] / 2
+    assert len({rows.row(i).tobytes() for i in range(len(rows))}) == len(rows)
+
+
+def test_one_dataset_alone_is_taken_whole_over_all_its_shards(store, mini):
+    assert len(load_rows(store, finetune_of({dataset(store, "one", 7): 1.0}, Finetune()).params, mini)) == 7
+
+
+def test_a_dataset_with_one_changed_byte_is_not_trained_on(store, mini):
+    made = dataset(store, "one", 7)
+    path = Path(store.path(made, "shard-00001.parquet"))
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    with pytest.raises(DamagedArtefactError, match=f"{made} cannot be trained on"):
+        load_rows(store, finetune_of({made: 1.0}, Finetune()).params, mini)
+
+
+def test_a_row_too_long_names_its_dataset_and_example(store, mini):
+    made = dataset(store, "one", 7)
+    with pytest.raises(InputError, match=rf"7 of 7 rows are longer than 8 tokens: {made}: one-0 \(\d+ tokens\)"):
+        load_rows(store, finetune_of({made: 1.0}, Finetune(max_length=8)).params, mini)
+
+
+def test_a_bundled_base_is_found_where_this_machines_kvray_is():
+    elsewhere = BaseModelRef("kvray-tiny", "/other/machine/kvray-tiny", None, "sha256:0")
+    assert here(elsewhere).location == str(BUNDLED["kvray-tiny"])
+    with pytest.raises(InputError, match="is not on this node"):
+        here(BaseModelRef("/other/machine/m", "/other/machine/m", None, "sha256:0"))
+
+
+def test_the_loss_log_is_a_described_table():
+    row = LossRow(step=1, epoch=0.5, loss=2.0, learning_rate=1e-3, grad_norm=0.1, tokens=10, seconds=0.5)
+    table = loss_table([row])
+    assert table.schema.equals(LOSS_SCHEMA)
+    assert table.to_pylist() == [dict(row)]
+    assert all(field.metadata[b"description"] for field in LOSS_SCHEMA)
