@@ -131,6 +131,17 @@ class Task(Strict):
         alike = type(self) is type(other) and self.model_dump(exclude={"rows"}) == other.model_dump(exclude={"rows"})
         return "the same parameters and seed; give one another seed" if alike else None
 
+    def with_rows(self, rows: int) -> Task:
+        """Return the task with at least ``rows`` examples, and no more than its law allows to leave out.
+
+        Families without a ``rows`` field override this, or stay as they are.
+        """
+        return self.model_copy(update={"rows": rows}) if "rows" in type(self).model_fields else self
+
+    def distinct_questions(self, rows: int) -> int:
+        """Return how many different questions ``rows`` examples ask: what a comparison of models counts."""
+        return rows
+
     def tokens_estimate(self) -> int:
         """Return about how many tokens a prompt has, 0 if unknown; for the plan's estimates alone."""
         return 0

@@ -1,0 +1,237 @@
+"""The evaluate stage on Ray: every Tune trial holds one vLLM engine and answers its part of the cells.
+
+Tune places the engines, limits how many run and starts a dead one again (within ``runtime.retries``). It keeps no
+state that matters: what is left to do is what has no chunk in the store, so ``Tuner.restore`` is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kvray.artefact import Artefact, read_document
+from kvray.base_model import BaseModelRef
+from kvray.config import Runtime
+from kvray.errors import InputError, KvrayError
+from kvray.evaluate.order import Order, failure_name, is_full, job_of, note_failure
+from kvray.evaluate.placement import place
+from kvray.progress import Advance, track
+from kvray.store import Outcome, Store
+
+_MOST_NODES = 1024
+WAIT_NOTED_S = 15.0
+"""After this long without a running engine, the progress line says what is waited for."""
+
+
+def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
+    """Make predictions artefacts: answer, score, commit. Ray must be initialised.
+
+    Args:
+        artefacts: predictions whose dataset and finetune are committed.
+        store: where everything is.
+        base: the base model.
+        runtime: where and how.
+
+    Returns:
+        One outcome per artefact, in order; a failed one leaves ``failures/<id>.json`` in the store.
+
+    Raises:
+        ResourceError: no node of the cluster can hold an engine; the message names what is missing.
+    """
+    if not artefacts:
+        return []
+    for artefact in artefacts:
+        store.delete_document(failure_name(artefact.id))
+    cpus, gpus, at_once = place(runtime, _nodes())
+    orders = plan_orders(artefacts, store, base, runtime, cpus, gpus, at_once)
+    crashes: list[str | None] = []
+    if orders:
+        rows = sum(artefact.rows for artefact in artefacts)
+        with track("evaluate", rows, "rows") as advance:
+            crashes = _fit(orders, store, runtime, {"cpu": cpus, "gpu": gpus}, at_once, advance)
+    return [_outcome(artefact, store, orders, crashes) for artefact in artefacts]
+
+
+def plan_orders(
+    artefacts: Sequence[Artefact],
+    store: Store,
+    base: BaseModelRef,
+    runtime: Runtime,
+    cpus: float,
+    gpus: float,
+    at_once: int,
+) -> list[Order]:
+    """Deal the cells to engines: the base and all its adapters together, each full finetune in engines of its own.
+
+    A cell whose finetune is not committed is noted as failed. With fewer groups than engines at a time, a group is
+    shared by several engines.
+    """
+    groups: dict[str | None, list[Artefact]] = {}
+    for artefact in artefacts:
+        finetune = job_of(artefact).finetune_id
+        try:
+            full = finetune if finetune is not None and is_full(store, finetune) else None
+        except KvrayError as error:
+            note_failure(store, artefact.id, str(error))
+            continue
+        groups.setdefault(full, []).append(artefact)
+    sweeps = _sweeps(store, {artefact.id for artefact in artefacts})
+    parts = math.ceil(at_once / len(groups)) if groups else 1
+    return [
+        # By adapter, so that an engine changes adapters as rarely as it can; the base comes first.
+        Order(
+            base=base,
+            full=full,
+            cells=tuple(sorted(cells, key=lambda cell: job_of(cell).finetune_id or "")),
+            sweeps=sweeps,
+            part=part,
+            parts=parts,
+            runtime=runtime,
+            gpus=gpus,
+            cpus=cpus,
+        )
+        for full, cells in groups.items()
+        for part in range(parts)
+    ]
+
+
+def _fit(
+    orders: list[Order],
+    store: Store,
+    runtime: Runtime,
+    per_trial: dict[str, float],
+    at_once: int,
+    advance: Advance,
+) -> list[str | None]:
+    """Run one trial per order; return, per order, the last line of what killed it for good, or None."""
+    # Read when Ray Tune sets itself up: no CSV, JSON and TensorBoard files per trial.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    from ray import tune
+
+    with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_trial, orders=orders, store=store), per_trial),
+            param_space={"order": tune.grid_search(list(range(len(orders))))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=at_once,
+                trial_name_creator=lambda trial: f"evaluate-{trial.config['order']:04d}",
+                trial_dirname_creator=lambda trial: f"evaluate-{trial.config['order']:04d}",
+            ),
+            run_config=tune.RunConfig(
+                name="evaluate",
+                storage_path=scratch,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=runtime.retries),
+                callbacks=[_progress(advance, per_trial)],
+            ),
+        )
+        results = tuner.fit()
+        crashes: list[str | None] = [None] * len(orders)
+        for result in results:
+            if result.error is not None and result.config is not None:
+                crashes[result.config["order"]] = _cause(result.error)
+    return crashes
+
+
+def _trial(config: dict[str, Any], orders: list[Order], store: Store) -> None:
+    """One Tune trial: one engine."""
+    from ray import tune
+
+    from kvray.evaluate.work import Worker
+
+    order = orders[config["order"]]
+    try:
+        Worker(order, store, lambda rows: tune.report({"rows": rows})).run()
+    except KvrayError as error:
+        # Trying again would end the same way: it is the answer for every cell that this engine owes.
+        for cell in order.cells:
+            if store.manifest(cell.id) is None and store.read_document(failure_name(cell.id)) is None:
+                note_failure(store, cell.id, str(error))
+
+
+def _progress(advance: Advance, per_trial: Mapping[str, float]) -> Any:
+    """Return the Tune callback that drives the progress line."""
+    from ray import tune
+
+    class Progress(tune.Callback):  # type: ignore[misc]  # ray is untyped here
+        """Sums the rows that the trials report; says so when no trial can start."""
+
+        def __init__(self) -> None:
+            self._rows: dict[str, int] = {}
+            self._started = self._seen = time.monotonic()
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # Tune writes its callbacks down; a progress bar is no state.
+
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+            self._rows[trial.trial_id] = int(result["rows"])
+            done, elapsed = sum(self._rows.values()), time.monotonic() - self._started
+            advance(done, f"{done / elapsed:.1f} rows/s")
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            now = time.monotonic()
+            if any(trial.status == "RUNNING" for trial in trials):
+                self._seen = now
+            elif now - self._seen > WAIT_NOTED_S:
+                wanted = ", ".join(f"{name.upper()} {amount:g}" for name, amount in per_trial.items() if amount)
+                advance(sum(self._rows.values()), f"waiting for {wanted}")
+
+    return Progress()
+
+
+def _outcome(artefact: Artefact, store: Store, orders: Sequence[Order], crashes: Sequence[str | None]) -> Outcome:
+    try:
+        if store.manifest(artefact.id) is not None:
+            store.delete_document(failure_name(artefact.id))
+            return Outcome(artefact.id, None)
+    except KvrayError as error:
+        return Outcome(artefact.id, str(error))
+    noted = store.read_document(failure_name(artefact.id))
+    if noted is not None:
+        return Outcome(artefact.id, str(json.loads(noted)["error"]))
+    crashed = next(
+        (
+            crash
+            for order, crash in zip(orders, crashes, strict=True)
+            if crash and any(cell.id == artefact.id for cell in order.cells)
+        ),
+        "its engine ended without an error and without all of its predictions; run again",
+    )
+    note_failure(store, artefact.id, crashed)
+    return Outcome(artefact.id, crashed)
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"the engine died, retries included: {lines[-1] if lines else type(error).__name__}"
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """Return the resources of every node there is, and of every kind that the autoscaler may add."""
+    import ray
+    from ray._private.state import state
+
+    nodes: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return nodes + [dict(group.resources) for group in groups for _ in range(min(group.max_count, _MOST_NODES))]
+
+
+def _sweeps(store: Store, ids: set[str]) -> dict[str, str]:
+    """Return, per artefact, the first sweep of the store that plans it: a label, which readers rewrite."""
+    found: dict[str, str] = {}
+    for name in store.documents("sweeps/"):
+        data = store.read_document(name)
+        try:
+            planned = read_document(data or b"").artefacts
+        except InputError:
+            continue  # another program's document; labels are no reason to stop
+        for artefact in planned:
+            if artefact.id in ids:
+                found.setdefault(artefact.id, name.removeprefix("sweeps/").removesuffix(".json"))
+    return found

@@ -1,0 +1,133 @@
+"""What one engine is ordered to do, and what of it is still to be done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+
+from kvray.artefact import Artefact, PredictionsJob
+from kvray.base_model import BaseModelRef
+from kvray.config import Runtime
+from kvray.errors import CellError, StoreError
+from kvray.evaluate import chunks, settings
+from kvray.evaluate.chunks import Reply
+from kvray.store import Store
+
+ADAPTER_CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
+
+
+def failure_name(artefact_id: str) -> str:
+    """Return the name of the document that tells why an artefact failed."""
+    return f"failures/{artefact_id}.json"
+
+
+def note_failure(store: Store, artefact_id: str, error: str) -> None:
+    """Write down why an artefact failed."""
+    document = {"artefact": artefact_id, "error": error}
+    store.write_document(failure_name(artefact_id), (json.dumps(document, ensure_ascii=False) + "\n").encode())
+
+
+def job_of(cell: Artefact) -> PredictionsJob:
+    """Return the job of a predictions artefact."""
+    if not isinstance(cell.params, PredictionsJob):
+        raise TypeError(f"{cell.id} is no predictions artefact")
+    return cell.params
+
+
+def todo(store: Store, cells: Sequence[Artefact], data: Mapping[str, pa.Table], part: int, parts: int) -> list[Chunk]:
+    """Return the chunks of this part that are not there yet, cell by cell.
+
+    Chunks are dealt round over all cells, so that parts differ by one chunk at most, whatever the cells' sizes.
+    """
+    found: list[Chunk] = []
+    dealt = 0
+    for cell in cells:
+        examples = data[job_of(cell).dataset_id]
+        absent = set(chunks.missing(store, cell, examples))
+        for index in range(chunks.chunk_count(examples.num_rows)):
+            if dealt % parts == part and index in absent:
+                found.append(Chunk(cell, index))
+            dealt += 1
+    return found
+
+
+def model_directory(root: Path) -> Path:
+    """Return the directory of a finetune's weights: the one below ``root`` that has their configuration.
+
+    Raises:
+        CellError: there is none.
+    """
+    for name in (ADAPTER_CONFIG, MODEL_CONFIG):
+        found = sorted(root.rglob(name))
+        if found:
+            return found[0].parent
+    raise CellError(f"{root.name} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}, so no weights that vLLM can serve")
+
+
+def is_full(store: Store, finetune_id: str) -> bool:
+    """Return whether a committed finetune is a whole model rather than an adapter.
+
+    Raises:
+        StoreError: it is not committed.
+    """
+    manifest = store.manifest(finetune_id)
+    if manifest is None:
+        raise StoreError(f"{finetune_id} is not committed; kvray run makes it")
+    names = {PurePosixPath(entry.name).name for entry in manifest.files}
+    return ADAPTER_CONFIG not in names and MODEL_CONFIG in names
+
+
+def real_rank(adapter: Path) -> int:
+    """Return the largest rank of a peft adapter.
+
+    Raises:
+        CellError: its configuration is unreadable, or the rank is more than vLLM serves.
+    """
+    try:
+        config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+        rank = max([int(config["r"]), *(int(other) for other in (config.get("rank_pattern") or {}).values())])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CellError(f"{adapter / ADAPTER_CONFIG} is no readable adapter configuration ({error!r})") from error
+    settings.lora_rank(rank)
+    return rank
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one engine is to do.
+
+    Attributes:
+        base: the base model.
+        full: id of the full finetune that is served in its place; None for the base and its adapters.
+        cells: predictions artefacts, in the order in which they are to be answered.
+        sweeps: name of a sweep per cell id, for the ``sweep`` column.
+        part: which of the ``parts`` engines this is; it takes every parts-th chunk.
+        parts: engines that share these cells.
+        runtime: where and how.
+        gpus: GPUs of this engine.
+        cpus: CPUs of this engine.
+    """
+
+    base: BaseModelRef
+    full: str | None
+    cells: tuple[Artefact, ...]
+    sweeps: Mapping[str, str]
+    part: int
+    parts: int
+    runtime: Runtime
+    gpus: float
+    cpus: float
+
+
+@dataclass
+class Chunk:
+    """A chunk being answered."""
+
+    cell: Artefact
+    index: int
+    replies: dict[int, Reply] = field(default_factory=dict)

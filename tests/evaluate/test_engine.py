@@ -1,0 +1,110 @@
+"""One real vLLM engine: answers, adapters, the probe. The engine starts once for all tests of this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import evaluate_store as made
+import numpy as np
+import pytest
+
+from kvray.base_model import BaseModelRef, load_tokenizer
+from kvray.config import Runtime
+from kvray.errors import CellError
+from kvray.evaluate import requests, settings
+from kvray.evaluate.engine import Adapter, Engine, Question
+from kvray.evaluate.probe import Probe, pick
+
+pytestmark = pytest.mark.slow
+DECODING = requests.Decoding(8, ())
+
+
+@pytest.fixture(scope="module")
+def engine(base: BaseModelRef) -> Engine:
+    settings.prepare_environment(gpu=False, cpus=2)
+    # Two places for three adapters, so that they take turns.
+    return Engine(settings.settings(base, Runtime(max_loras=2), 0, None, [4, 4, 4]), made.MODEL_LENGTH)
+
+
+@pytest.fixture(scope="module")
+def prompts(base: BaseModelRef) -> list[np.ndarray]:
+    return requests.encode(load_tokenizer(base), made.example_table(40)["prompt"].to_pylist())
+
+
+@pytest.fixture(scope="module")
+def loaded(engine: Engine, adapters: dict[str, Path]) -> dict[str, Adapter]:
+    kinds = ["real", "other", "zero", "lost", "cut"]
+    return {kind: Adapter(f"{kind}-{number}", number, adapters[kind]) for number, kind in enumerate(kinds, 1)}
+
+
+def test_every_question_is_answered_once_within_its_length(engine: Engine, prompts: list[np.ndarray]) -> None:
+    questions = [(i, Question(prompts[i % 40], DECODING)) for i in range(600)]
+    got = dict(engine.answer(questions))
+    assert sorted(got) == list(range(600))
+    for number, reply in got.items():
+        assert reply.prompt_tokens == len(prompts[number % 40])
+        assert reply.answer is not None and reply.finish_reason in ("stop", "length")
+        assert reply.output_tokens == 8 or reply.finish_reason == "stop"
+
+
+def test_prompts_asked_again_come_from_the_prefix_cache(engine: Engine) -> None:
+    prompt = np.arange(100, 200, dtype=np.int32)
+    (_, first), (_, again) = (next(engine.answer([(0, Question(prompt, DECODING))])) for _ in range(2))
+    assert first.cached_tokens == 0
+    assert again.cached_tokens is not None and again.cached_tokens >= 64
+
+
+def test_adapters_and_base_in_one_batch_say_what_each_says_alone(
+    engine: Engine, prompts: list[np.ndarray], loaded: dict[str, Adapter]
+) -> None:
+    # vLLM's own CPU kernels give the base rows of a mixed batch the last adapter.
+    models = [None, loaded["real"], loaded["other"]]
+    for adapter in models[1:]:
+        engine.load(adapter)
+    apart = [
+        reply.answer
+        for model in models
+        for _, reply in sorted(
+            engine.answer((i, Question(prompts[i], DECODING, model)) for i in range(40)), key=lambda item: item[0]
+        )
+    ]
+    asked = [(i + 40 * m, Question(prompts[i], DECODING, model)) for i in range(40) for m, model in enumerate(models)]
+    mixed = [reply.answer for _, reply in sorted(engine.answer(asked), key=lambda item: item[0])]
+    # Rounding may turn a near tie, so not every answer need be the same.
+    assert np.mean([a == b for a, b in zip(apart, mixed, strict=True)]) > 0.9
+    assert np.mean([a == b for a, b in zip(apart[:40], apart[40:80], strict=True)]) < 0.5
+
+
+def test_a_real_adapter_passes_its_probe(engine: Engine, prompts: list[np.ndarray], loaded: dict[str, Adapter]) -> None:
+    probe = Probe(engine, pick(prompts))
+    assert probe.tolerance < 1e-4
+    for kind in ("real", "other"):
+        engine.load(loaded[kind])
+        assert probe.check(loaded[kind]) > 1e-2
+
+
+@pytest.mark.parametrize("kind", ["zero", "lost"])
+def test_an_adapter_that_touches_nothing_fails_its_probe(
+    engine: Engine, prompts: list[np.ndarray], loaded: dict[str, Adapter], kind: str
+) -> None:
+    # After the others, so that a slot is reused that held a real adapter.
+    for other in ("real", "other"):
+        engine.load(loaded[other])
+        engine.log_probabilities(prompts[:1], loaded[other])
+    with pytest.raises(CellError, match=f"{kind}-.*(changes nothing|cannot load it)"):
+        engine.load(loaded[kind])
+        Probe(engine, pick(prompts)).check(loaded[kind])
+
+
+def test_a_damaged_adapter_is_refused_and_the_engine_goes_on(
+    engine: Engine, prompts: list[np.ndarray], loaded: dict[str, Adapter]
+) -> None:
+    with pytest.raises(CellError, match="adapter cut-5: vLLM cannot load it"):
+        engine.load(loaded["cut"])
+    assert len(dict(engine.answer([(0, Question(prompts[0], DECODING, loaded["real"]))]))) == 1
+
+
+def test_the_record_tells_version_and_flags_but_no_path(engine: Engine, base: BaseModelRef) -> None:
+    assert engine.facts["vllm"] and engine.facts["dtype"] == "float32"
+    assert engine.facts["flags"]["max_lora_rank"] == 8
+    assert str(Path(base.location).parent) not in str(engine.facts)

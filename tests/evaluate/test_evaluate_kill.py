@@ -1,0 +1,46 @@
+"""A worker killed between chunks and before the manifest: the same command again ends in one whole artefact."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluate_store as made
+import pytest
+
+from kvray.base_model import BaseModelRef
+from kvray.evaluate import chunks
+from kvray.store import Store
+
+pytestmark = pytest.mark.slow
+
+
+def work(store: Store, base: BaseModelRef, *death: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, made.__file__, store.uri, base.location, *death]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_no_row_is_lost_or_doubled_wherever_the_worker_is_killed(base: BaseModelRef, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    examples = made.example_table(2 * chunks.CHUNK_ROWS + 10)
+    cell = made.predictions(store, made.dataset(store, examples), None)
+    first = Path(store.path(cell.id, chunks.chunk_name(0)))
+
+    killed = work(store, base, "after-rows", "1")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert first.exists() and store.manifest(cell.id) is None
+    written = first.stat().st_mtime_ns
+
+    killed = work(store, base, "before-commit")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert store.manifest(cell.id) is None
+    assert "rows 256" in killed.stdout  # what was there counts as done from the start
+
+    done = work(store, base, "never")
+    assert done.returncode == 0, done.stderr
+    assert first.stat().st_mtime_ns == written  # the first chunk was never made again
+    table = store.read_table(cell.id)
+    assert sorted(table["example_id"].to_pylist()) == sorted(examples["example_id"].to_pylist())
+    assert store.problems(cell.id, verify=True) == []
