@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from kvray.artefact import Artefact, FinetuneJob
 from kvray.base_model import BaseModelRef
-from kvray.errors import CellError, InputError
+from kvray.errors import CellError, InputError, KvrayError
 from kvray.finetune.placement import Shape, place
 from kvray.finetune.train import batch_shape
 from kvray.progress import track
@@ -197,10 +197,15 @@ def _fit(
 
 
 def _worker(config: dict[str, Any]) -> str | None:
-    """Train on one worker of a finetune; returns an error that no retry would mend, on every rank alike."""
+    """Train on one worker of a finetune; returns an error that no retry would mend.
+
+    A worker that returns early must not leave others waiting for it: of several, only errors that all meet alike are
+    returned (those of the input, and of the loss, which all share); the rest is raised, which ends the whole group.
+    """
+    final = KvrayError if config["shape"].workers == 1 else (InputError, CellError)
     try:
         _train(**config)
-    except (InputError, CellError) as error:
+    except final as error:
         return str(error)
     return None
 
@@ -266,6 +271,17 @@ def _clear(store: Store, directory: str) -> None:
 
 
 def _reason(failure: Exception) -> str:
-    """Return the last lines that say why, of an error that Ray wrapped in traces."""
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    return " | ".join(lines[-2:]) if lines else type(failure).__name__
+    """Return why a run failed, in one line, of an error that Ray wrapped in traces."""
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    if isinstance(failure, WorkerGroupError) and failure.worker_failures:
+        rank, cause = min(failure.worker_failures.items())
+        return f"worker {rank}: {_line(cause)}"
+    return _line(failure.controller_failure if isinstance(failure, ControllerError) else failure)
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, KvrayError):
+        return str(error)
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}"

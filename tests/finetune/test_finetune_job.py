@@ -13,7 +13,7 @@ import pytest
 from make_store import dataset, finetune_of, long_finetune
 
 from kvray.config import Finetune, Runtime
-from kvray.errors import InputError, ResourceError
+from kvray.errors import DamagedArtefactError, InputError, ResourceError
 from kvray.finetune import job
 from kvray.finetune.storage import LOSS_SCHEMA, load_rows
 from kvray.finetune.train import Execution, train
@@ -77,6 +77,15 @@ def test_what_the_cluster_cannot_hold_is_refused_before_anything_starts(store, m
         )
     assert job.finetune([], store, mini, Runtime()) == []
     assert not Path(store.path(".work")).exists()
+
+
+def test_the_reason_of_a_failure_is_one_line_without_rays_traces():
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    damaged = DamagedArtefactError("datasets/x cannot be trained on: a byte changed")
+    assert job._reason(WorkerGroupError("Traceback…", {1: ValueError("b\nc"), 0: damaged})) == f"worker 0: {damaged}"
+    assert job._reason(WorkerGroupError("Traceback…", {1: ValueError("b\nc")})) == "worker 1: ValueError: b"
+    assert job._reason(ControllerError(TimeoutError("no workers"))) == "TimeoutError: no workers"
 
 
 @pytest.mark.slow
