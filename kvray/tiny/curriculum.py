@@ -63,7 +63,7 @@ def advance(stage: Stage, recall: float, tasks: float, symbols: int) -> Stage:
     if stage.name == "symbols":
         return replace(stage, name="widening") if recall > 0.85 else stage
     if stage.name == "widening":
-        grown = min(stage.alphabet + 1, symbols)
+        grown = min(stage.alphabet + 2, symbols)
         return replace(stage, alphabet=grown, name="tasks" if grown == symbols and recall > 0.8 else "widening")
     numbers = min(stage.numbers * (1.006 if tasks > 0.6 else 1.0), 9900)
     units = stage.units + (0.02 if tasks > 0.65 else 0.0)
@@ -127,7 +127,8 @@ class Curriculum:
         rng = self.rng
         alphabet = SMALL_ALPHABET
         if stage.alphabet > SMALL_ALPHABET and rng.random() > 0.4:
-            alphabet = int(np.exp(rng.uniform(np.log(SMALL_ALPHABET), np.log(stage.alphabet))))
+            # The whole alphabet, evenly: a symbol joins the circuit only after a thousand appearances or so.
+            alphabet = stage.alphabet
         compound = stage.name != "symbols" and rng.random() < (0.5 if stage.name == "tasks" else 0.25)
         pairs = int(rng.integers(4, 13))
         key_width = int(rng.integers(1, 3)) if compound else 1

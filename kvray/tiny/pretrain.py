@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from kvray.errors import InputError
 from kvray.progress import say
 from kvray.tiny import tokenizer as tiny_tokenizer
-from kvray.tiny.curriculum import Curriculum, Stage, advance
+from kvray.tiny.curriculum import SMALL_ALPHABET, Curriculum, Stage, advance
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,24 @@ def model_of(recipe: Recipe, tokenizer: Any) -> Any:
     return MistralForCausalLM(config)
 
 
+def optimizer_of(model: Any, recipe: Recipe) -> Any:
+    """Return AdamW, with weight decay on the matrices alone."""
+    import torch
+
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    norms = [p for p in model.parameters() if p.ndim != 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+
+
 def pretrain(
     out: Path,
     recipe: Recipe,
     device: str = "auto",
     save_every: int = 200,
     stop_after: int | None = None,
-    log: Callable[[dict[str, Any]], None] | None = None,
-) -> Path:
+    threads: int | None = None,
+) -> dict[str, Any]:
     """Train and save a model directory: weights (safetensors), tokenizer, chat template.
 
     Args:
@@ -86,7 +95,10 @@ def pretrain(
         device: "auto", "cpu" or "cuda".
         save_every: steps between two saves of the state.
         stop_after: stop after this many steps in this call (the state is saved).
-        log: called with every progress record.
+        threads: CPU threads; None takes torch's default.
+
+    Returns:
+        The record for the card: step, tokens, seconds, device, running accuracies and the stage reached.
 
     Raises:
         InputError: the state on disk is of another recipe, or the width and heads do not fit.
@@ -95,17 +107,13 @@ def pretrain(
 
     if recipe.width != 32 * recipe.heads:
         raise InputError(f"width {recipe.width} over {recipe.heads} heads: head size must be 32")
+    if threads is not None:
+        torch.set_num_threads(threads)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny_tokenizer.save(out)
     model = model_of(recipe, tokenizer).to(place)
-    decayed = [p for p in model.parameters() if p.ndim == 2]
-    plain = [p for p in model.parameters() if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.98),
-    )
+    optimizer = optimizer_of(model, recipe)
     curriculum = Curriculum(tokenizer, recipe.seed)
     steps = recipe.tokens // recipe.batch_tokens
     state_dir = out.with_name(out.name + ".state")
@@ -115,29 +123,42 @@ def pretrain(
     while step < steps and (stop_after is None or step - first < stop_after):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, steps, recipe)
-        found = _step(model, optimizer, curriculum.batch(stage, recipe.batch_tokens), place)
+        batch = curriculum.batch(stage, recipe.batch_tokens)
+        found = _step(model, optimizer, batch, curriculum.symbols[: stage.alphabet], place)
         for name, value in found.items():
             if name == "loss" or value >= 0:
                 running[name] = value if name not in running else 0.95 * running[name] + 0.05 * value
+        before = stage
         stage = advance(stage, running.get("recall", 0.0), running.get("tasks", 0.0), len(curriculum.symbols))
+        if before.name == "symbols" and stage.name == "widening":
+            _renew(model, curriculum.symbols[:SMALL_ALPHABET])
         step += 1
         if step % 50 == 0 or step == steps:
-            elapsed = time.monotonic() - started
-            record = {"step": step, "tokens": step * recipe.batch_tokens, "seconds": round(elapsed)}
-            record |= {name: round(value, 3) for name, value in running.items()} | asdict(stage)
-            if log is not None:
-                log(record)
-            rate = step * recipe.batch_tokens / elapsed
-            left = (steps - step) * recipe.batch_tokens / rate
-            say(
-                f"kvray: pretrain: step {step}/{steps} {record['tokens'] / 1e6:.1f}M tokens {rate:.0f} tokens/s "
-                f"{left / 60:.0f} min left; {stage.name}, alphabet {stage.alphabet}, numbers {stage.numbers}, "
-                f"units {stage.units:.1f}; " + ", ".join(f"{name} {value:.3f}" for name, value in running.items())
-            )
+            _say(step, steps, recipe, time.monotonic() - started, stage, running)
         if step % save_every == 0 or step == steps or (stop_after is not None and step - first == stop_after):
             _save(state_dir, recipe, model, optimizer, curriculum, step, time.monotonic() - started, stage, running)
     model.to("cpu").save_pretrained(out)
-    return out
+    for file in out.glob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes them for the owner alone
+    return {
+        "step": step,
+        "tokens": step * recipe.batch_tokens,
+        "seconds": round(time.monotonic() - started),
+        "device": torch.cuda.get_device_name() if place == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "stage": asdict(stage),
+        **{name: round(value, 3) for name, value in running.items()},
+    }
+
+
+def _say(step: int, steps: int, recipe: Recipe, seconds: float, stage: Stage, running: dict[str, float]) -> None:
+    tokens = step * recipe.batch_tokens
+    rate = tokens / seconds
+    left = (steps * recipe.batch_tokens - tokens) / rate
+    say(
+        f"kvray: pretrain: step {step}/{steps}, {tokens / 1e6:.1f}M tokens, {rate:.0f} tokens/s, "
+        f"{left / 60:.0f} min left; {stage.name}, alphabet {stage.alphabet}, numbers {stage.numbers}, "
+        f"units {stage.units:.1f}; " + ", ".join(f"{name} {value:.3f}" for name, value in running.items())
+    )
 
 
 def _schedule(step: int, steps: int, recipe: Recipe) -> float:
@@ -146,8 +167,27 @@ def _schedule(step: int, steps: int, recipe: Recipe) -> float:
     return rise * fall
 
 
-def _step(model: Any, optimizer: Any, batch: tuple[Any, Any, Any], place: str) -> dict[str, float]:
-    """One optimizer step; logits only where the weight is above zero."""
+def _renew(model: Any, learned: Any) -> None:
+    """Draw the embeddings of all other tokens anew, as long as those that were learned.
+
+    The first stage has pushed them away from every answer, and so all the same way (docs/LOG.md).
+    """
+    import torch
+
+    weight = model.model.embed_tokens.weight
+    with torch.no_grad():
+        known = weight[torch.from_numpy(learned).to(weight.device)]
+        fresh = torch.randn_like(weight) * (known - known.mean(0)).std()
+        fresh[torch.from_numpy(learned).to(weight.device)] = known
+        weight.copy_(fresh)
+
+
+def _step(model: Any, optimizer: Any, batch: tuple[Any, Any, Any], alphabet: Any, place: str) -> dict[str, float]:
+    """One optimizer step; logits only where the weight is above zero.
+
+    While the alphabet grows the choice in recall tables is among it alone. Otherwise the symbols that come later are all
+    pushed away from every answer, and so towards one another, and cannot be written once they come (docs/LOG.md).
+    """
     import torch
 
     ids, weights, kinds = (torch.from_numpy(part).to(place) for part in batch)
@@ -155,11 +195,15 @@ def _step(model: Any, optimizer: Any, batch: tuple[Any, Any, Any], place: str) -
         hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
         rows, columns = torch.nonzero(weights[:, 1:], as_tuple=True)
         logits = model.lm_head(hidden[rows, columns]).float()
+    outside = torch.ones(logits.shape[1], dtype=torch.bool, device=logits.device)
+    outside[torch.from_numpy(alphabet).to(place)] = False
+    if len(alphabet) > SMALL_ALPHABET:
+        logits = logits.masked_fill((kinds[rows] == 0)[:, None] & outside, -torch.inf)
     targets = ids[rows, columns + 1]
     counted = weights[rows, columns + 1]
     loss = (torch.nn.functional.cross_entropy(logits, targets, reduction="none") * counted).sum() / counted.sum()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    model.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     right = (logits.argmax(-1) == targets) & (counted >= 1)
