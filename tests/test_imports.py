@@ -18,6 +18,8 @@ SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
 PLAN = {"artefact", "facts", "plan"}
 GROUND = {"errors", "progress", "base_model"}
 STAGE = GROUND | STORE | SPEC | PLAN | {"tasks"}
+STAGES = {"generate", "finetune", "evaluate"}
+COMMANDS = {"samples", "estimate", "reasons", "checkup"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -33,15 +35,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": STAGE,
     "results": {"errors", "progress"} | STORE,
     "tiny": GROUND | {"tasks"},
-    "run": STAGE | {"generate", "finetune", "evaluate", "results"},
-    "doctor": STAGE | {"generate", "finetune", "evaluate", "results", "tiny", "run"},
-    "cli": STAGE | {"generate", "finetune", "evaluate", "results", "tiny", "run", "doctor"},
+    "run": STAGE | STAGES | {"results"},
+    "tables": set(),
+    "samples": STAGE | {"generate"},
+    "rates": STAGE,
+    "estimate": STAGE | {"results", "run", "rates", "tables"},
+    "reasons": STAGE | {"run"},
+    "checkup": STAGE | {"run", "tables"},
+    "cli": STAGE | STAGES | COMMANDS | {"results", "tiny", "run", "tables"},
 }
 """What each part (a module of kvray, or a folder of it) may import of kvray, beside itself."""
 SHARED_SCHEMA = "kvray.results.schema"
 """The columns of the results: the one module that whoever writes or reads them imports, from wherever it is."""
 
-RAY_FILES = {"generate/job.py", "finetune/job.py", "evaluate/job.py", "run.py", "doctor.py", "cli.py"}
+RAY_FILES = {"generate/job.py", "finetune/job.py", "evaluate/job.py", "run.py", "checkup.py", "cli.py"}
 HEAVY = ("ray", "torch", "transformers", "peft", "vllm", "polars", "matplotlib", "scipy", "pyarrow", "numpy")
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

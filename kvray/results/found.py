@@ -65,7 +65,7 @@ def _manifest(store: Store, artefact_id: str) -> Manifest | None:
 
 def _failure_name(artefact_id: str) -> str:
     """Return the document that a run leaves where an artefact failed."""
-    return f"failures/{artefact_id.replace('/', '--')}.json"
+    return f"failures/{artefact_id}.json"
 
 
 def _failure(store: Store, artefact_id: str) -> str:

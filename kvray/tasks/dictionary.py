@@ -143,6 +143,14 @@ class SimpleKV(Task):
         """Return ``rows``."""
         return self.rows
 
+    def tokens_estimate(self) -> int:
+        """Prompt tokens of one example, roughly: between a tokenizer of single digits and one of short pieces."""
+        if self.dictionaries == "fit":
+            return self.max_tokens
+        integer = 0.65 * (self.digits_min + self.digits_max + 0.8) / 2
+        pairs = (self.keys_min + self.keys_max) / 2
+        return min(self.max_tokens, 90 + round(self.dictionaries * (5 + pairs * (2 * integer + 3.5))))
+
     def context(self, count_tokens: CountTokens) -> Context:
         """Return a context whose tables are made when the first example is."""
         return Context(count_tokens, _Builder(self, count_tokens))

@@ -124,6 +124,10 @@ class Mdqa(QuestionTask):
         """Return the task with just enough questions for ``rows`` examples."""
         return self.model_copy(update={"questions": -(-rows // len(self.gold_positions()))})
 
+    def distinct_questions(self, rows: int) -> int:
+        """Return the questions of ``rows`` examples: each is asked at every position."""
+        return -(-rows // len(self.gold_positions()))
+
     def tokens_estimate(self) -> int:
         """Prompt tokens of one example, roughly: 27 a document in the tiny world, 165 elsewhere (paper, 4.1)."""
         return 30 + self.documents * (27 if self.source == TINY else 165)

@@ -102,6 +102,12 @@ class MultiSubkeyKV(Task):
         """Return ``rows``."""
         return self.rows
 
+    def tokens_estimate(self) -> int:
+        """Prompt tokens of one example, roughly: between a tokenizer of single digits and one of short pieces."""
+        subkeys, keys = (self.key_size_min + self.key_size_max) / 2, (self.keys_min + self.keys_max) / 2
+        key = subkeys * (0.65 * self.subkey_digits + 1.2) + 0.65 * self.value_digits + 4
+        return min(self.max_tokens, 110 + round(self.dictionaries * (5 + keys * key)))
+
     def context(self, count_tokens: CountTokens) -> Context:
         """Return a context whose tables are made when the first example is."""
         return Context(count_tokens, _Builder(self, count_tokens))

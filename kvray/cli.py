@@ -1,0 +1,313 @@
+"""The command line. Everything heavy is imported inside the commands, so that ``kvray --help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+
+import typer
+
+from kvray import __version__
+from kvray.errors import InputError, KvrayError
+
+if TYPE_CHECKING:
+    from kvray.artefact import Artefact
+    from kvray.tasks.base import Task
+
+P = ParamSpec("P")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Which synthetic long-context finetuning data makes a language model retrieve better: a sweep, from laptop to "
+    "cluster.\n\nStart with: kvray run sweeps/quickstart.yaml",
+)
+Store_ = Annotated[str | None, typer.Option("--store", help="Path or s3:// URI; default $KVRAY_STORE, else ./store.")]
+Set_ = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value over the file's, the value in YAML; repeatable.")
+]
+Json_ = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Base_ = Annotated[str | None, typer.Option("--base-model", help="Use this base model instead of the file's.")]
+Verify_ = Annotated[bool, typer.Option("--verify", help="Check the sha256 of what is committed, too.")]
+
+
+def command(function: Callable[P, int | None]) -> Callable[P, None]:
+    """Register a command: kvray's errors become their message and exit status; others are bugs and keep their trace."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = function(*args, **kwargs)
+        except KvrayError as error:
+            print(f"kvray: {error}" if not isinstance(error, InputError) else str(error), file=sys.stderr)
+            raise typer.Exit(error.exit_status) from None
+        except BrokenPipeError:
+            raise typer.Exit(0) from None
+        raise typer.Exit(code or 0)
+
+    app.command()(run)
+    return run
+
+
+@command
+def run(
+    sweep: Annotated[str, typer.Argument(help="A sweep file.")],
+    store: Store_ = None,
+    set_: Set_ = None,
+    base_model: Base_ = None,
+    verify: Verify_ = False,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+) -> int:
+    """Make everything that a sweep has and the store has not, then the report. Run again to continue.
+
+    kvray run sweeps/quickstart.yaml
+
+    kvray run sweeps/nq-open.yaml --set evaluate.mdqa.questions=50
+    """
+    from kvray import run as running
+    from kvray.store import Store
+
+    planned, base = running.prepare(sweep, set_ or [], base_model)
+    place = Store(running.store_uri(store))
+    result = running.run(planned, base, place, verify)
+    name = planned.sweep.name
+    if result.nothing_to_do:
+        print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
+    if report:
+        from kvray.results.report import summary, write
+
+        paths = None
+        if not result.nothing_to_do or not place.documents(f"reports/{name}/"):
+            paths = write(place, name)
+        print("\n".join(["", *summary(place, name), ""]))
+        print(f"report: {paths.html if paths else place.path(f'reports/{name}', 'report.html')}")
+    if result.failed:
+        from kvray.tables import table
+
+        print(
+            f"\n{len(result.failed)} of {len(planned.artefacts)} artefacts failed; the same command tries them again:"
+        )
+        print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
+        return 1
+    if not result.nothing_to_do:
+        print(f"{len(result.made)} made, {result.cached} were there, {result.seconds:.0f} s")
+    return 0
+
+
+@command
+def plan(
+    sweep: Annotated[str, typer.Argument(help="A sweep file.")],
+    store: Store_ = None,
+    set_: Set_ = None,
+    base_model: Base_ = None,
+    json_: Json_ = False,
+    verify: Verify_ = False,
+) -> None:
+    """Show what a run would do, cell by cell, with tokens, estimated time and the smallest detectable difference.
+
+    kvray plan sweeps/quickstart.yaml
+    """
+    from kvray import estimate
+    from kvray import run as running
+    from kvray.store import Store
+
+    planned, _ = running.prepare(sweep, set_ or [], base_model)
+    place = Store(running.store_uri(store))
+    found = estimate.estimate(planned, place, verify)
+    print(json.dumps(found.document(), indent=1) if json_ else found.text())
+
+
+@command
+def status(
+    sweep: Annotated[str, typer.Argument(help="A sweep file, or the name of one that was run.")],
+    store: Store_ = None,
+    set_: Set_ = None,
+    json_: Json_ = False,
+    verify: Verify_ = False,
+) -> None:
+    """Say what of a sweep is committed, missing, damaged or failed.
+
+    kvray status quickstart --json
+    """
+    from kvray import run as running
+    from kvray.store import Store
+    from kvray.tables import table
+
+    place = Store(running.store_uri(store))
+    planned: Sequence[Any]
+    if sweep.endswith((".yaml", ".yml")):
+        planned = running.prepare(sweep, set_ or [])[0].artefacts
+    else:
+        planned = running.stored_plan(sweep, place)
+    found = running.status(planned, place, verify)
+    counts = {
+        "planned": len(found),
+        "committed": sum(each.state == "committed" for each in found),
+        "failed": sum(each.state == "failed" for each in found),
+    }
+    if json_:
+        artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in found]
+        print(json.dumps({**counts, "artefacts": artefacts}, indent=1))
+        return
+    print(table(["artefact", "state", "why"], [[e.id, e.state, _one_line(e.reason or "")] for e in found]))
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+@command
+def report(
+    sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
+    store: Store_ = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Directory; default under the store.")] = None,
+) -> None:
+    """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
+
+    kvray report quickstart --out /tmp/report
+    """
+    from kvray import run as running
+    from kvray.results.report import summary, write
+    from kvray.spec import load
+    from kvray.store import Store
+
+    place = Store(running.store_uri(store))
+    name = load(sweep).name if sweep.endswith((".yaml", ".yml")) else sweep
+    running.stored_plan(name, place)
+    paths = write(place, name, out)
+    print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
+
+
+@command
+def sample(
+    task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
+    rows: Annotated[int, typer.Option(help="Examples to show.", min=1)] = 1,
+    seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
+    set_: Set_ = None,
+    base_model: Base_ = None,
+    json_: Json_ = False,
+) -> None:
+    """Show examples of a task: prompt, answer, accepted references.
+
+    kvray sample mdqa --set documents=3 --set position=2
+    """
+    from kvray import samples
+
+    made, base = _task(task, seed, set_ or [], base_model, rows)
+    for row in samples.rows(made, base, rows):
+        print(json.dumps(row, ensure_ascii=False) if json_ else samples.text(row, made))
+
+
+@command
+def generate(
+    task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    rows: Annotated[int | None, typer.Option(help="Examples to make; default the task's own.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
+    set_: Set_ = None,
+    base_model: Base_ = None,
+    format_: Annotated[str, typer.Option("--format", help="parquet, jsonl or openai.")] = "parquet",
+    workers: Annotated[int | None, typer.Option(help="Processes; the bytes do not depend on it.", min=1)] = None,
+) -> None:
+    """Make one dataset as one file, without a sweep, for any other trainer.
+
+    kvray generate simple_kv --rows 350 --seed 0 --format jsonl --out train.jsonl
+    """
+    from kvray.generate.export import make
+
+    if format_ not in ("parquet", "jsonl", "openai"):
+        raise InputError(f"--format: found {format_!r}; expected parquet, jsonl or openai")
+    made, base = _task(task, seed, set_ or [], base_model, rows)
+    done = make(made, base, out, format_, workers, rows)  # type: ignore[arg-type]
+    print(
+        f"{done.path}: {done.rows} rows, {done.prompt_tokens} prompt tokens, {done.bytes} bytes, sha256 {done.sha256}"
+    )
+
+
+@command
+def pretrain(
+    out: Annotated[Path, typer.Option("--out", help="Directory of the model; <out>.state keeps what a resume needs.")],
+    tokens: Annotated[int | None, typer.Option(help="Training tokens; default the recipe's.", min=10000)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default all.", min=1)] = None,
+) -> None:
+    """Make kvray-tiny from scratch: tokenizer, weights, card with its scores. Run again to continue.
+
+    kvray pretrain --out my-tiny --device cuda
+    """
+    from kvray.tiny.card import write_card
+    from kvray.tiny.pretrain import Recipe
+    from kvray.tiny.pretrain import pretrain as train
+
+    recipe = Recipe(seed=seed) if tokens is None else Recipe(seed=seed, tokens=tokens)
+    record = train(out, recipe, device, threads=threads)
+    print(write_card(out, recipe, record))
+
+
+@command
+def why(
+    cell: Annotated[str, typer.Argument(help="An artefact's id, or a part of it that is unique.")],
+    sweep: Annotated[str | None, typer.Option(help="A sweep file that has it; default: the store's sweeps.")] = None,
+    store: Store_ = None,
+    set_: Set_ = None,
+) -> None:
+    """Say why an artefact is to be made: what of its recipe differs from the nearest stored one.
+
+    kvray why mdqa-lora-s0 --sweep sweeps/quickstart.yaml
+    """
+    from kvray import reasons
+    from kvray import run as running
+    from kvray.store import Store
+
+    place = Store(running.store_uri(store))
+    planned: Sequence[Artefact] | None = running.prepare(sweep, set_ or [])[0].artefacts if sweep else None
+    print("\n".join(reasons.why(cell, place, planned)))
+
+
+@command
+def doctor(
+    store: Store_ = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray; default $RAY_ADDRESS, else this machine.")] = None,
+    json_: Json_ = False,
+) -> int:
+    """Look at every node: versions, devices, whether it reaches the store. Do it before spending money.
+
+    kvray doctor --store s3://bucket/kvray --address auto
+    """
+    from kvray import checkup
+    from kvray import run as running
+
+    found = checkup.look(running.store_uri(store), address)
+    print(json.dumps(found.document(), indent=1) if json_ else found.text())
+    return 1 if found.problems else 0
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit(0)
+
+
+def _task(name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None) -> Any:
+    from kvray import samples
+
+    task: Task = samples.task_of(name, seed, settings)
+    return (samples.with_rows(task, rows) if rows else task), samples.base_of(base_model)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def main() -> None:
+    """Entry point of the ``kvray`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

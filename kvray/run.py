@@ -1,0 +1,245 @@
+"""Walks a plan: what is committed is kept, what is missing or damaged is made, stage by stage.
+
+The driver holds nothing that can be lost. What is left to do is the plan minus what the store has, so a run that was
+killed is continued by the same command, and a sweep that grew runs its new cells alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvray.artefact import Artefact, PlannedArtefact, read_document
+from kvray.base_model import BaseModelRef
+from kvray.config import Runtime
+from kvray.errors import InputError, KvrayError, ResourceError
+from kvray.facts import gather
+from kvray.plan import KINDS, Plan, plan
+from kvray.progress import say
+from kvray.spec import load
+from kvray.store import Outcome, Store
+
+Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
+STAGE_NAMES = {"dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
+LOCAL_OBJECT_STORE = 512 * 2**20
+"""Bytes of a local Ray's object store: stages hand each other files, so little passes through it."""
+
+
+def prepare(path: str, overrides: Sequence[str] = (), base_model: str | None = None) -> tuple[Plan, BaseModelRef]:
+    """Read a sweep file and plan it. Writes nothing.
+
+    Raises:
+        InputError: with every problem of the file, its sources and its base model.
+    """
+    extra = [f"base_model={json.dumps(base_model)}"] if base_model else []
+    sweep = load(path, [*overrides, *extra])
+    facts = gather(sweep)
+    return plan(sweep, facts), facts.base
+
+
+def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -> Result:
+    """Make everything that the plan has and the store has not.
+
+    Args:
+        planned: from :func:`prepare`.
+        base: the base model, from :func:`prepare`.
+        store: where artefacts are.
+        verify: check the sha256 of what is committed, not only its presence, sizes and rows.
+
+    Returns:
+        What was there, what was made, and what failed with its reason.
+
+    Raises:
+        StoreError: the store cannot be written.
+        ResourceError: the cluster lacks what the sweep asks for.
+    """
+    started = time.monotonic()
+    store.check(write=True)
+    states = store.states([artefact.id for artefact in planned.artefacts], verify)
+    store.write_document(document_name(planned.sweep.name), planned.to_json())
+    todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
+    result = Result(len(planned.artefacts) - len(todo))
+    if not todo:
+        return result
+    for artefact in todo:
+        if states[artefact.id] == "damaged":
+            say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
+            store.discard(artefact.id)
+        store.delete_document(failure_name(artefact.id))
+    with cluster(planned.sweep.runtime):
+        for kind in KINDS:
+            _stage(kind, [artefact for artefact in todo if artefact.kind == kind], planned, base, store, result)
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def status(planned: Sequence[Artefact | PlannedArtefact], store: Store, verify: bool = False) -> list[Status]:
+    """Return the state of every artefact of a plan: committed, missing, damaged or failed (with the reason)."""
+    states = store.states([artefact.id for artefact in planned], verify)
+    failures = {name.removeprefix("failures/").removesuffix(".json") for name in store.documents("failures/")}
+    found = []
+    for artefact in planned:
+        state, reason = str(states[artefact.id]), None
+        if state != "committed" and artefact.id in failures:
+            data = store.read_document(failure_name(artefact.id))
+            state, reason = "failed", json.loads(data)["error"] if data else None
+        found.append(Status(artefact.id, artefact.kind, state, reason))
+    return found
+
+
+def stored_plan(name: str, store: Store) -> Sequence[PlannedArtefact]:
+    """Return the artefacts of a sweep that was run into this store.
+
+    Raises:
+        InputError: no sweep of that name was; names those that were.
+    """
+    data = store.read_document(document_name(name))
+    if data is None:
+        known = sorted(each.rsplit("/", 1)[-1].removesuffix(".json") for each in store.documents("sweeps/"))
+        raise InputError(
+            f"sweep {name!r}: not in the store {store.uri}; it has {', '.join(known) if known else 'no sweeps'}. "
+            "Give one of these, or the path of a YAML file"
+        )
+    return read_document(data).artefacts
+
+
+def document_name(sweep: str) -> str:
+    """Return where the store keeps a sweep's plan."""
+    return f"sweeps/{sweep}.json"
+
+
+def failure_name(artefact_id: str) -> str:
+    """Return where the store keeps why an artefact failed."""
+    return f"failures/{artefact_id}.json"
+
+
+@contextlib.contextmanager
+def cluster(runtime: Runtime) -> Iterator[None]:
+    """Connect to the Ray that ``runtime.address`` or RAY_ADDRESS names; otherwise start a local one and stop it.
+
+    Raises:
+        ResourceError: that Ray does not answer.
+    """
+    address = runtime.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Since Ray 2.59 a local Ray turns token authentication on and writes into the home directory; a Ray that
+        # listens on this machine alone needs neither. A cluster's own setting is left as it is.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import ray
+
+    already = ray.is_initialized()
+    if not already:
+        verbose = bool(os.environ.get("KVRAY_VERBOSE"))
+        quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
+        if address:
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, TimeoutError, RuntimeError) as error:
+                raise ResourceError(f"Ray at {address} does not answer: {error}") from error
+        else:
+            say("kvray: starting a local Ray")
+            ray.init(
+                num_cpus=runtime.num_cpus or os.cpu_count(),
+                object_store_memory=runtime.object_store_memory or LOCAL_OBJECT_STORE,
+                include_dashboard=False,
+                **quiet,
+            )
+    try:
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, store: Store, result: Result) -> None:
+    """Run one stage on what it can; what needs a failed artefact fails with it."""
+    ready = []
+    for artefact in todo:
+        lost = [need for need in artefact.needs if need in result.failed]
+        if lost:
+            _fail(artefact.id, f"needs {lost[0]}, which failed", store, result)
+        else:
+            ready.append(artefact)
+    if not ready:
+        return
+    started = time.monotonic()
+    name = STAGE_NAMES[kind]
+    say(f"kvray: {name}: {len(ready)} to make")
+    try:
+        outcomes = _stage_function(kind)(ready, store, base, planned.sweep.runtime)
+    except ResourceError:
+        raise
+    except KvrayError as error:
+        outcomes = [Outcome(artefact.id, str(error)) for artefact in ready]
+    for outcome in outcomes:
+        if outcome.error is None:
+            result.made.append(outcome.artefact_id)
+        else:
+            _fail(outcome.artefact_id, outcome.error, store, result)
+    silent = {artefact.id for artefact in ready} - {outcome.artefact_id for outcome in outcomes}
+    for artefact_id in sorted(silent):
+        _fail(artefact_id, f"{name} ended without saying what became of it", store, result)
+    say(f"kvray: {name}: {len(result.made)} made in all, {time.monotonic() - started:.0f} s")
+
+
+def _stage_function(kind: str) -> Stage:
+    if kind == "dataset":
+        from kvray.generate.job import generate
+
+        return generate
+    if kind == "finetune":
+        from kvray.finetune.job import finetune
+
+        return finetune
+    from kvray.evaluate.job import evaluate
+
+    return evaluate
+
+
+def _fail(artefact_id: str, error: str, store: Store, result: Result) -> None:
+    result.failed[artefact_id] = error
+    store.write_document(failure_name(artefact_id), json.dumps({"id": artefact_id, "error": error}).encode())
+
+
+def store_uri(given: str | None) -> str:
+    """Return the store to use: the one given, else ``$KVRAY_STORE``, else ``./store``."""
+    return given or os.environ.get("KVRAY_STORE") or str(Path("store"))
+
+
+@dataclass
+class Result:
+    """What :func:`run` did.
+
+    Attributes:
+        cached: artefacts that were there already.
+        made: ids committed by this run.
+        failed: reason by id.
+        seconds: wall-clock seconds.
+    """
+
+    cached: int
+    made: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether everything was there."""
+        return not self.made and not self.failed
+
+
+@dataclass(frozen=True)
+class Status:
+    """State of one artefact: committed, missing, damaged or failed; ``reason`` for the last."""
+
+    id: str
+    kind: str
+    state: str
+    reason: str | None = None

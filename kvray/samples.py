@@ -1,0 +1,123 @@
+"""One task by hand: from a name and ``--set key=value`` to a task, and from a task to examples to look at."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kvray import yaml_lines
+from kvray.base_model import BUNDLED, BaseModelRef, resolve
+from kvray.config import check_task
+from kvray.errors import InputError
+from kvray.generate.export import messages
+from kvray.generate.shards import build, rows_of
+from kvray.problems import Place, Problem, unknown
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY, Task
+
+DEFAULT_BASE = next(iter(BUNDLED))
+"""The model whose tokenizer counts where none is named."""
+_ROWS_AT_ONCE = 64
+
+
+def task_of(name: str, seed: int | None = None, settings: Sequence[str] = ()) -> Task:
+    """Return a task by its name and the settings of a command line.
+
+    Args:
+        name: a task of the registry.
+        seed: its seed; None keeps the default.
+        settings: ``key=value`` each, the value in YAML.
+
+    Raises:
+        InputError: the name, or settings, are none of the known ones or cannot be used: all problems at once.
+    """
+    load_all()
+    document = yaml_lines.Document(name)
+    if seed is not None:
+        document.set(("seed",), seed, Place(0, "--seed"))
+    wrong = [problem for text in settings if (problem := yaml_lines.override(document, text))]
+    if "task" in document.value:
+        known = f"found {document.value.pop('task')!r}; expected the task as the argument alone"
+        wrong.append(Problem(("task",), known, document.places[("task",)]))
+    if name not in REGISTRY:
+        problems = _lines(document, [*document.problems, *wrong])
+        raise InputError([f"task: {unknown(name, sorted(REGISTRY), 'one of the tasks')}", *problems])
+    task, found = check_task({"task": name, **document.value})
+    found = [problem for problem in found if not document.hides(problem.path)]
+    if task is None or wrong or document.problems:
+        raise InputError(_lines(document, [*document.problems, *wrong, *found]))
+    return task
+
+
+def with_rows(task: Task, rows: int) -> Task:
+    """Return the task with at least ``rows`` examples and no more than that takes; see :meth:`Task.with_rows`."""
+    return task.with_rows(rows)
+
+
+def base_of(name: str | None) -> BaseModelRef:
+    """Return the base model whose tokenizer counts: kvray-tiny if none is named.
+
+    Raises:
+        InputError: it cannot be found.
+    """
+    return resolve(name or DEFAULT_BASE)
+
+
+def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
+    """Yield the first ``n`` examples of a task.
+
+    Yields:
+        Per example: example_id, question_id, position, units, length, prompt_tokens, references and messages
+        (``[{"role": "user", …}, {"role": "assistant", …}]``).
+
+    Raises:
+        InputError: the task has fewer examples, or its parameters cannot be met.
+    """
+    has = rows_of(task, base)
+    if n > has:
+        raise InputError(f"--rows: found {n}, but {task.task} with these settings has {has}; expected at most {has}")
+    for start in range(0, n, _ROWS_AT_ONCE):
+        for row in build(task, base, range(start, min(start + _ROWS_AT_ONCE, n))).to_pylist():
+            chat = messages(row.pop("prompt"), row.pop("answer"))
+            yield {**row, "messages": chat}
+
+
+def text(row: dict[str, Any], task: Task) -> str:
+    """Return an example of :func:`rows` as one reads it in a terminal."""
+    prompt, answer = (message["content"] for message in row["messages"])
+    scored = (inspect.getdoc(type(task).score) or "").partition("\n")[0]
+    about = {
+        "references": json.dumps(row["references"], ensure_ascii=False),
+        "position": row["position"],
+        "units": row["units"] or None,
+        "prompt tokens": row["prompt_tokens"],
+        "question id": row["question_id"],
+        "scored": scored,
+    }
+    facts = [f"{name + ':':<15}{value}" for name, value in about.items() if value is not None]
+    parts = (
+        f"== {task.task} {row['example_id']} ==",
+        "-- prompt",
+        prompt.rstrip("\n"),
+        "-- answer to train on",
+        answer,
+        "-- about",
+        *(textwrap.fill(fact, 120, subsequent_indent=" " * 15, break_long_words=False) for fact in facts),
+    )
+    return "\n".join(parts) + "\n"
+
+
+def _lines(document: yaml_lines.Document, problems: Sequence[Problem]) -> list[str]:
+    """Return one line per problem: ``--set documents: found …``, or ``mdqa: source: …`` where nothing was typed."""
+    placed = []
+    for problem in problems:
+        typed = document.places.get(problem.path[:1]) if problem.path else None
+        if typed is not None:
+            rest = problem.path[1:]
+            placed.append(Problem(rest, problem.text, typed))
+        else:
+            placed.append(Problem(problem.path, problem.text, problem.place or Place(-1, document.file)))
+    return document.report(placed)

@@ -1,0 +1,125 @@
+"""The estimate is the enumeration that a run carries out, with a reason for each artefact and stated rates."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planned_toys import BASE, commit, toy_plan
+from toy_tasks import Toy
+
+from kvray import facts as facts_module
+from kvray.estimate import estimate
+from kvray.results.stats import detectable_difference
+from kvray.run import failure_name
+from kvray.store import Store
+from kvray.tasks.base import REGISTRY
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY, "toy", Toy)
+    monkeypatch.setattr(facts_module, "resolve", lambda name: BASE)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def document(store: Store, **changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(estimate(toy_plan(**changes), store).document()))
+    return found
+
+
+def test_an_empty_store_has_everything_to_run_and_stays_absent(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    found = document(store)
+    planned = toy_plan().artefacts
+    assert [each["id"] for each in found["artefacts"]] == [artefact.id for artefact in planned]
+    assert {each["state"] for each in found["artefacts"]} == {"to run"}
+    assert {each["why"] for each in found["artefacts"]} == {"new"}
+    assert found["totals"]["to_run"] == len(planned) and found["totals"]["cached"] == 0
+    assert not (tmp_path / "store").exists()
+
+
+def test_cells_carry_their_labels(tmp_path: Path) -> None:
+    cells = document(Store(tmp_path))["cells"]
+    assert [(cell["evaluation"], cell["mixture"], cell["seed"]) for cell in cells] == [
+        ("ask", None, None),
+        ("ask", "ours", 0),
+        ("ask", "other", 0),
+    ]
+
+
+def test_reasons_tell_new_from_damaged_from_failed(tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan()
+    whole, damaged, failed = planned.artefacts[:3]
+    commit(store, whole)
+    commit(store, damaged)
+    Path(store.path(damaged.id, "part-0.parquet")).unlink()
+    store.write_document(failure_name(failed.id), json.dumps({"error": "the loss\nwas nan"}).encode())
+    by_id = {item.artefact.id: item for item in estimate(planned, store).items}
+    assert (by_id[whole.id].state, by_id[whole.id].why, by_id[whole.id].seconds) == ("cached", "", 0.0)
+    assert by_id[damaged.id].state == "to run" and by_id[damaged.id].why.startswith("damaged: ")
+    assert "part-0.parquet" in by_id[damaged.id].why
+    assert by_id[failed.id].why == "failed before: the loss was nan"
+
+
+def test_measured_rates_replace_the_defaults(tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan()
+    first, second = [artefact for artefact in planned.artefacts if artefact.kind == "finetune"]
+    before = document(store)["totals"]
+    assert "default" in before["seconds_basis"]["finetune"]
+    commit(store, first, seconds=10, tokens=80)
+    found = estimate(planned, store)
+    item = next(item for item in found.items if item.artefact.id == second.id)
+    assert item.seconds is not None and item.seconds > item.tokens / 8
+    assert "8 tokens/s, measured over 1 lora finetune" in found.bases["finetune"]
+
+
+def test_what_the_data_counted_corrects_the_tokens_of_what_needs_it(tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan()
+    data = planned.artefacts[0]
+    commit(store, data, tokens=2 * data.tokens)
+    tokens = {item.artefact.id: item.tokens for item in estimate(planned, store).items}
+    for artefact in planned.artefacts:
+        factor = 2 if data.id in (artefact.id, *artefact.needs) else 1
+        assert tokens[artefact.id] == factor * artefact.tokens
+
+
+def test_a_whole_store_has_nothing_to_do(tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan()
+    for artefact in planned.artefacts:
+        commit(store, artefact)
+    found = estimate(planned, store)
+    assert found.document()["totals"] | {"seconds_basis": {}} == {
+        "to_run": 0,
+        "cached": len(planned.artefacts),
+        "tokens": 0,
+        "seconds": 0.0,
+        "seconds_basis": {},
+    }
+    assert "nothing to do" in found.text()
+
+
+def test_the_smallest_difference_counts_questions(tmp_path: Path) -> None:
+    block = {"task": "mdqa", "documents": 20, "questions": 100, "positions": [1, 10, 20]}
+    found = document(Store(tmp_path), datasets={}, evaluate={"ask": {"task": "toy", "rows": 400}, "docs": block})
+    assert found["detectable_difference"]["docs"] == {
+        "questions": 100,
+        "points": round(100 * detectable_difference(100), 1),
+    }
+    assert found["detectable_difference"]["ask"]["questions"] == 400
+
+
+def test_the_text_names_every_mixture_and_basis(tmp_path: Path) -> None:
+    text = estimate(toy_plan(), Store(tmp_path)).text()
+    for part in ("ours", "other", "ask", "to run", "rough default", "points"):
+        assert part in text
+
+
+def test_it_is_quick(tmp_path: Path) -> None:
+    planned = toy_plan(finetune={"seeds": list(range(200))})
+    started = time.process_time()
+    estimate(planned, Store(tmp_path)).text()
+    assert time.process_time() - started < 2

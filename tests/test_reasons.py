@@ -1,0 +1,103 @@
+"""``why`` finds one artefact by a part of its id, and says what of its recipe differs from the nearest stored one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from planned_toys import BASE, commit, toy_plan
+from toy_tasks import Toy
+
+from kvray import facts as facts_module
+from kvray.errors import InputError
+from kvray.reasons import why
+from kvray.run import document_name, failure_name
+from kvray.store import Store
+from kvray.tasks.base import REGISTRY
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY, "toy", Toy)
+    monkeypatch.setattr(facts_module, "resolve", lambda name: BASE)
+
+
+def test_in_an_empty_store_it_is_new_and_its_needs_are_followed(tmp_path: Path) -> None:
+    planned = toy_plan().artefacts
+    cell = next(
+        artefact for artefact in planned if artefact.labels.get("mixture") == "other" and len(artefact.needs) > 1
+    )
+    lines = why(cell.id, Store(tmp_path), planned)
+    assert lines[0].startswith(f"{cell.id}: missing") and "mixture other" in lines[0]
+    text = "\n".join(lines)
+    for need in cell.needs:
+        assert f"  {need}: missing" in text
+    (finetune,) = [artefact for artefact in planned if artefact.id == cell.needs[1]]
+    deeper = next(line for line in lines if line.strip().startswith(finetune.needs[0]))
+    assert len(deeper) - len(deeper.lstrip()) > 4
+    assert "it is new" in text
+
+
+def test_the_nearest_recipe_is_compared(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for artefact in toy_plan().artefacts:
+        commit(store, artefact)
+    changed = toy_plan(finetune={"epochs": 3}).artefacts
+    target = next(a for a in changed if a.kind == "finetune" and a.labels["mixture"] == "ours")
+    lines = why(target.id, store, changed)
+    assert any(line.strip() == "finetune.epochs: 2.0 -> 3.0" for line in lines)
+    before = next(a for a in toy_plan().artefacts if a.kind == "finetune" and a.labels["mixture"] == "ours")
+    assert any(f": {before.id} (made" in line for line in lines)
+
+
+def test_a_change_of_what_is_needed_is_shown_inside(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for artefact in toy_plan().artefacts:
+        commit(store, artefact)
+    changed = toy_plan(evaluate={"ask": {"task": "toy", "rows": 6, "seed": 9}}).artefacts
+    cell = next(a for a in changed if a.kind == "predictions" and a.labels["mixture"] == "ours")
+    text = "\n".join(why(cell.id, store, changed))
+    assert "needs[0]: " in text and "task.rows: 5 -> 6" in text
+
+
+def test_committed_tells_when_by_what_and_the_recipe(tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan().artefacts
+    made = commit(store, planned[0])
+    text = "\n".join(why(planned[0].id, store, planned))
+    for part in ("committed", made.created, "kvray ", "task.rows: 20"):
+        assert part in text
+
+
+def test_failures_and_damage_tell_their_reason(tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan().artefacts
+    store.write_document(failure_name(planned[0].id), json.dumps({"error": "no disk left"}).encode())
+    assert "no disk left" in "\n".join(why(planned[0].id, store, planned))
+    commit(store, planned[1])
+    Path(store.path(planned[1].id, "part-0.parquet")).unlink()
+    assert "part-0.parquet" in "\n".join(why(planned[1].id, store, planned))
+
+
+def test_names_that_fit_several_or_none_list_candidates(tmp_path: Path) -> None:
+    planned = toy_plan().artefacts
+    with pytest.raises(InputError, match="fits 3 artefacts") as several:
+        why("toy-", Store(tmp_path), [artefact for artefact in planned if artefact.kind == "dataset"])
+    assert all(artefact.id in str(several.value) for artefact in planned if artefact.kind == "dataset")
+    with pytest.raises(InputError, match="did you mean"):
+        why("toy-lora-s1", Store(tmp_path), planned)
+    with pytest.raises(InputError, match="give --sweep"):
+        why("anything", Store(tmp_path))
+
+
+def test_a_label_names_an_artefact_too(tmp_path: Path) -> None:
+    planned = [artefact for artefact in toy_plan().artefacts if artefact.kind == "dataset"]
+    assert why("other", Store(tmp_path), planned)[0].startswith("datasets/toy-")
+
+
+def test_sweeps_of_the_store_are_looked_through_and_planned_again(tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan()
+    store.write_document(document_name("s"), planned.to_json())
+    commit(store, planned.artefacts[0])
+    lines = why(planned.artefacts[1].id, store)
+    assert any("nearest of 1 committed" in line for line in lines)
+    assert any(line.strip().startswith("task.rows: 20 -> 30") for line in lines)

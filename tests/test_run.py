@@ -1,0 +1,156 @@
+"""A run makes what is missing or damaged, stage by stage; what needs a failed artefact fails with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from planned_toys import BASE, commit, toy_plan
+from toy_tasks import Toy
+
+from kvray import facts as facts_module
+from kvray import run as running
+from kvray.artefact import Artefact
+from kvray.base_model import BaseModelRef
+from kvray.config import Runtime
+from kvray.errors import InputError, StoreError
+from kvray.store import Outcome, Store
+from kvray.tasks.base import REGISTRY
+
+
+class Stages:
+    """Stages that commit what they are given, but for names to fail; they note the order."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.fail: set[str] = set()
+        self.silent: set[str] = set()
+        self.broken: str | None = None
+
+    def of(self, kind: str) -> running.Stage:
+        def stage(todo: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
+            if kind == self.broken:
+                raise StoreError("the disk is full")
+            outcomes = []
+            for artefact in todo:
+                assert artefact.kind == kind
+                assert all(store.state(need) == "committed" for need in artefact.needs)
+                if artefact.id in self.silent:
+                    continue
+                if artefact.id in self.fail:
+                    outcomes.append(Outcome(artefact.id, "broke down"))
+                    continue
+                commit(store, artefact)
+                self.made.append(artefact.id)
+                outcomes.append(Outcome(artefact.id, None))
+            return outcomes
+
+        return stage
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+    @contextlib.contextmanager
+    def no_cluster(runtime: Runtime) -> Iterator[None]:
+        yield
+
+    made = Stages()
+    monkeypatch.setitem(REGISTRY, "toy", Toy)
+    monkeypatch.setattr(facts_module, "resolve", lambda name: BASE)
+    monkeypatch.setattr(running, "cluster", no_cluster)
+    monkeypatch.setattr(running, "_stage_function", made.of)
+    return made
+
+
+def states(store: Store) -> dict[str, str]:
+    return {each.id: each.state for each in running.status(toy_plan().artefacts, store)}
+
+
+def test_everything_is_made_in_order_and_then_nothing(stages: Stages, tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan()
+    result = running.run(planned, BASE, store)
+    assert stages.made == result.made == [artefact.id for artefact in planned.artefacts]
+    assert not result.failed and not result.nothing_to_do
+    again = running.run(planned, BASE, store)
+    assert again.nothing_to_do and again.cached == len(planned.artefacts)
+    assert set(states(store).values()) == {"committed"}
+    assert [each.id for each in running.stored_plan("s", store)] == result.made
+
+
+def test_a_grown_sweep_runs_its_new_cells_alone(stages: Stages, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    running.run(toy_plan(), BASE, store)
+    before = set(stages.made)
+    stages.made.clear()
+    grown = toy_plan(mixtures={"ours": {"ours": 1}, "other": {"other": 1}, "both": {"ours": 1, "other": 1}})
+    running.run(grown, BASE, store)
+    assert len(stages.made) == 2 and not before & set(stages.made)
+
+
+def test_what_needs_a_failed_artefact_fails_with_it_and_others_stand(stages: Stages, tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan()
+    data = next(a for a in planned.artefacts if a.labels.get("dataset") == "other")
+    stages.fail = {data.id}
+    result = running.run(planned, BASE, store)
+    lost = {a.id for a in planned.artefacts if data.id in a.needs or a.labels.get("mixture") == "other"} | {data.id}
+    assert set(result.failed) == lost
+    assert result.failed[data.id] == "broke down"
+    assert {key for key, state in states(store).items() if state == "failed"} == lost
+    assert len(stages.made) == len(planned.artefacts) - len(lost)
+    stages.fail = set()
+    assert set(running.run(planned, BASE, store).made) == lost
+    assert store.documents("failures/") == []
+
+
+def test_damage_is_made_again(stages: Stages, tmp_path: Path) -> None:
+    store, planned = Store(tmp_path), toy_plan()
+    running.run(planned, BASE, store)
+    stages.made.clear()
+    victim = planned.artefacts[0].id
+    file = Path(store.path(victim, "part-0.parquet"))
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    assert running.run(planned, BASE, store).nothing_to_do, "the size is right: only --verify reads the bytes"
+    running.run(planned, BASE, store, verify=True)
+    assert stages.made == [victim]
+    file.unlink()
+    running.run(planned, BASE, store)
+    assert stages.made == [victim, victim]
+
+
+def test_a_stage_that_breaks_or_says_nothing_fails_its_artefacts(stages: Stages, tmp_path: Path) -> None:
+    planned = toy_plan()
+    stages.broken = "finetune"
+    result = running.run(planned, BASE, Store(tmp_path / "a"))
+    kinds = {a.kind for a in planned.artefacts if a.id in result.failed}
+    assert kinds == {"finetune", "predictions"} and "the disk is full" in result.failed[planned.artefacts[3].id]
+    stages.broken, stages.silent = None, {planned.artefacts[0].id}
+    result = running.run(planned, BASE, Store(tmp_path / "b"))
+    assert "without saying" in result.failed[planned.artefacts[0].id]
+
+
+def test_a_stage_that_notes_failures_itself_is_read_alike(stages: Stages, tmp_path: Path) -> None:
+    from kvray.evaluate.order import failure_name
+
+    assert failure_name("predictions/x") == running.failure_name("predictions/x")
+    store, cell = Store(tmp_path), toy_plan().artefacts[-1]
+    store.write_document(running.failure_name(cell.id), json.dumps({"error": "engine died"}).encode())
+    (found,) = running.status([cell], store)
+    assert (found.state, found.reason) == ("failed", "engine died")
+
+
+def test_an_unknown_sweep_names_the_known_ones(stages: Stages, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    running.run(toy_plan(), BASE, store)
+    with pytest.raises(InputError, match="it has s"):
+        running.stored_plan("t", store)
+
+
+def test_the_store_is_the_one_given_then_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVRAY_STORE", "/data/kv")
+    assert running.store_uri("s3://b/p") == "s3://b/p"
+    assert running.store_uri(None) == "/data/kv"
+    monkeypatch.delenv("KVRAY_STORE")
+    assert running.store_uri(None) == "store"
