@@ -166,12 +166,9 @@ class _Explanation:
             yield f"{indent}the store has no committed {artefact.kind} to compare it with: it is new"
             return
         scored = [(self._differences(manifest, artefact), manifest) for manifest in others]
-        best = min(len(lines) for lines, _ in scored)
-        # Of several the same name first, then the newest.
-        lines, manifest = max(
-            ((lines, manifest) for lines, manifest in scored if len(lines) == best),
-            key=lambda each: (each[1].name == artefact.name, each[1].created, each[1].id),
-        )
+        # The same name (tasks, method and seed) is nearer than fewer lines; of equals the newest.
+        scored.sort(key=lambda each: (each[1].created, each[1].id), reverse=True)
+        lines, manifest = min(scored, key=lambda each: (each[1].name != artefact.name, len(each[0])))
         yield f"{indent}nearest of {len(others)} committed: {manifest.id} (made {manifest.created}); stored -> planned:"
         yield from (f"{indent}  {line}" for line in lines)
 

@@ -186,7 +186,8 @@ def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, s
     silent = {artefact.id for artefact in ready} - {outcome.artefact_id for outcome in outcomes}
     for artefact_id in sorted(silent):
         _fail(artefact_id, f"{name} ended without saying what became of it", store, result)
-    say(f"kvray: {name}: {len(result.made)} made in all, {time.monotonic() - started:.0f} s")
+    good = sum(outcome.error is None for outcome in outcomes)
+    say(f"kvray: {name}: {good} of {len(todo)} made, {time.monotonic() - started:.0f} s")
 
 
 def _stage_function(kind: str) -> Stage:
