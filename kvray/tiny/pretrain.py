@@ -185,7 +185,7 @@ def _renew(model: Any, learned: Any) -> None:
 def _step(model: Any, optimizer: Any, batch: tuple[Any, Any, Any], alphabet: Any, place: str) -> dict[str, float]:
     """One optimizer step; logits only where the weight is above zero.
 
-    While the alphabet grows the choice in recall tables is among it alone. Otherwise the symbols that come later are all
+    While the alphabet grows the choice in recall tables is among it alone. Otherwise the symbols that come later are
     pushed away from every answer, and so towards one another, and cannot be written once they come (docs/LOG.md).
     """
     import torch

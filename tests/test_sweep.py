@@ -1,0 +1,167 @@
+"""Whole sweeps through the command line: real Ray, real finetuning, real vLLM, and a driver that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import kvray.results
+from kvray.results.schema import PREDICTIONS_SCHEMA
+
+pytestmark = pytest.mark.slow
+COLUMNS = (
+    "sweep evaluation task base_model mixture finetune seed adapter example_id question_id position units length "
+    "prompt_tokens cached_tokens output_tokens answer references score finish_reason"
+).split()
+SWEEP = """
+name: small
+base_model: kvray-tiny
+datasets:
+  kv: {task: simple_kv, rows: 24, dictionaries: 4}
+  more: {task: simple_kv, rows: 24, dictionaries: 4, seed: 1}
+mixtures:
+  kv: {kv: 1}
+finetune: {method: lora, epochs: 1, learning_rate: 1e-3, batch_size: 8, lora_rank: 8, lora_alpha: 16}
+evaluate:
+  mdqa: {task: mdqa, documents: 3, positions: [1, 3], questions: 8}
+  recall: {task: recall, questions: 10}
+runtime: {num_cpus: 2, object_store_memory: 200_000_000, checkpoint_every_steps: 1}
+"""
+
+
+def kvray_command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "kvray.cli", *arguments]
+
+
+def environment(store: Path) -> dict[str, str]:
+    return {**os.environ, "KVRAY_STORE": str(store), "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
+
+
+def call(store: Path, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        kvray_command(*arguments), env=environment(store), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def killed(store: Path, sweep: Path, when: Callable[[], bool]) -> None:
+    """Start a run and SIGKILL its driver as soon as ``when`` holds."""
+    log = store.parent / "killed.log"
+    with log.open("w") as stream:
+        driver = subprocess.Popen(
+            kvray_command("run", str(sweep)), env=environment(store), stdout=stream, stderr=stream
+        )
+        deadline = time.monotonic() + 300
+        while not when():
+            assert driver.poll() is None, f"the run ended before it could be killed:\n{log.read_text()}"
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    # Ray's processes see that their driver is gone and leave; the next run must not need that, but the machine does.
+    time.sleep(2)
+
+
+def contents(store: Path) -> tuple[dict, pl.DataFrame]:
+    """Return the status and the predictions without what is not reproducible to the bit."""
+    status = json.loads(call(store, "status", "small", "--json").stdout)
+    rows = kvray.results.open(store).predictions(sweep="small").collect()
+    kept = rows.select(
+        "evaluation", "mixture", "finetune", "seed", "example_id", "question_id", "position", "references"
+    )
+    return status, kept.sort("evaluation", "mixture", "example_id", nulls_last=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("sweep")
+    sweep = folder / "small.yaml"
+    sweep.write_text(SWEEP)
+    store = folder / "store"
+    done = call(store, "run", str(sweep))
+    assert done.returncode == 0, done.stderr + done.stdout
+    return sweep, store
+
+
+def test_a_sweep_ends_in_predictions_and_a_report(undisturbed: tuple[Path, Path]) -> None:
+    _, store = undisturbed
+    rows = kvray.results.open(store).predictions(sweep="small").collect()
+    assert PREDICTIONS_SCHEMA.names[: len(COLUMNS)] == COLUMNS == rows.columns[: len(COLUMNS)]
+    assert rows.height == 2 * (16 + 10)
+    assert rows.select(pl.struct("mixture", "example_id").is_unique().all()).item()
+    base = rows.filter(pl.col("adapter").is_null())
+    assert base.height == 26 and base["seed"].null_count() == base["mixture"].null_count() == 26
+    assert rows["score"].is_between(0, 1).all() and rows["finish_reason"].is_in(["stop", "length"]).all()
+    assert set(rows.filter(pl.col("evaluation") == "mdqa")["position"]) == {1, 3}
+    report = store / "reports" / "small"
+    html = (report / "report.html").read_text()
+    assert "<svg" in html and "http://" not in html.replace("http://www.w3.org", "")
+    assert pl.read_parquet(report / "scores.parquet").height > 0
+    assert list((report / "figures").glob("*.png")) and (report / "report.md").read_text().startswith("#")
+
+
+def test_running_again_does_nothing_and_quickly(undisturbed: tuple[Path, Path]) -> None:
+    sweep, store = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")}
+    again = call(store, "run", str(sweep))
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")} == before
+
+
+def test_an_added_mixture_runs_its_own_cells_alone(undisturbed: tuple[Path, Path]) -> None:
+    sweep, store = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")}
+    grown = sweep.with_name("grown.yaml")
+    grown.write_text(
+        SWEEP.replace("  kv: {kv: 1}", "  kv: {kv: 1}\n  more: {more: 1}").replace("name: small", "name: grown")
+    )
+    done = call(store, "run", str(grown))
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")}
+    assert {path: time for path, time in after.items() if path in before} == before
+    # One dataset, one finetune, two predictions.
+    assert sorted(path.parts[-3] for path in after if path not in before) == [
+        "datasets", "finetunes", "predictions", "predictions",
+    ]  # fmt: skip
+    rows = kvray.results.open(store).predictions(sweep="grown").collect()
+    assert set(rows["mixture"]) == {None, "kv", "more"} and set(rows["sweep"]) == {"grown"}
+
+
+def test_a_driver_killed_in_each_stage_ends_in_the_same_artefacts(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sweep, reference = undisturbed
+    store = tmp_path / "store"
+
+    def some(pattern: str) -> Callable[[], bool]:
+        return lambda: next(store.glob(pattern), None) is not None
+
+    killed(store, sweep, some("datasets/*/shard-*.parquet"))
+    killed(store, sweep, some(".work/**/checkpoint_*"))
+    killed(store, sweep, some("predictions/*/*.parquet"))
+    done = call(store, "run", str(sweep))
+    assert done.returncode == 0, done.stderr
+    status, rows = contents(store)
+    expected_status, expected_rows = contents(reference)
+    assert status == expected_status
+    assert rows.equals(expected_rows), "no row lost, none doubled"
+    assert not list(store.glob("**/.tmp-*")), "nothing half-written is left"
+
+
+def test_a_damaged_artefact_is_made_again(undisturbed: tuple[Path, Path]) -> None:
+    sweep, store = undisturbed
+    victim = next(store.glob("predictions/recall-base-*/*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:-10])
+    plan = json.loads(call(store, "plan", str(sweep), "--json").stdout)
+    assert [a["id"] for a in plan["artefacts"] if a["state"] == "damaged"] == [f"predictions/{victim.parent.name}"]
+    done = call(store, "run", str(sweep))
+    assert done.returncode == 0 and "is damaged and will be made again" in done.stderr
+    assert json.loads(call(store, "status", "small", "--json").stdout)["committed"] == 7
