@@ -6,12 +6,14 @@ state that matters: what is left to do is what has no chunk in the store, so ``T
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvray.artefact import Artefact, read_document
@@ -109,11 +111,12 @@ def _fit(
     advance: Advance,
 ) -> list[str | None]:
     """Run one trial per order; return, per order, the last line of what killed it for good, or None."""
-    # Read when Ray Tune sets itself up: no CSV, JSON and TensorBoard files per trial.
+    # Tune reads these: no CSV, JSON and TensorBoard files per trial, no tables beside our own progress line.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune
 
-    with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch, _quiet("ray.tune"):
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, orders=orders, store=store), per_trial),
             param_space={"order": tune.grid_search(list(range(len(orders))))},
@@ -136,6 +139,18 @@ def _fit(
             if result.error is not None and result.config is not None:
                 crashes[result.config["order"]] = _cause(result.error)
     return crashes
+
+
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Hold back all but errors of a logger: it tells of files that we do not let it write."""
+    named = logging.getLogger(logger)
+    level = named.level
+    named.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        named.setLevel(level)
 
 
 def _trial(config: dict[str, Any], orders: list[Order], store: Store) -> None:

@@ -76,7 +76,8 @@ class Strict(BaseModel):
 class CountTokens(Protocol):
     """Counts the tokens of texts, without special tokens. Shape: ``(len(texts),)``, int64."""
 
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]: ...
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Count."""
 
 
 @dataclass(frozen=True)

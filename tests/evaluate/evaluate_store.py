@@ -1,4 +1,4 @@
-"""A small base model, adapters of every kind, and a store with predictions to make; as a script, a worker that is killed.
+"""A small base model, adapters of every kind, a store with predictions to make; as a script, a worker that is killed.
 
 Usage of the script: ``evaluate_store.py STORE BASE after-rows N | before-commit | never``.
 """
@@ -29,7 +29,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def make_base(home: Path) -> BaseModelRef:
-    """kvray-tiny's tokenizer on a random Mistral of two layers that takes 256 tokens."""
+    """kvray-tiny's tokenizer on a random Mistral of two layers that takes 256 tokens and writes about ten."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -44,7 +44,10 @@ def make_base(home: Path) -> BaseModelRef:
     config = json.loads((home / "config.json").read_text()) | small | heads
     (home / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(home)).save_pretrained(home)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(home))
+    # A random model hardly ever ends its answer; with every tenth token as an end it does after about ten.
+    model.generation_config.eos_token_id = [2, *range(3, model.config.vocab_size, 10)]
+    model.save_pretrained(home)
     return resolve(str(home))
 
 
@@ -82,7 +85,7 @@ def make_full(base: BaseModelRef, home: Path) -> Path:
 
     model = AutoModelForCausalLM.from_pretrained(base.location)
     with torch.no_grad():
-        model.model.norm.weight.mul_(0.5)
+        model.model.layers[0].mlp.down_proj.weight.neg_()
     model.save_pretrained(home)
     return home
 

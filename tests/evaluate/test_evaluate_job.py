@@ -34,7 +34,8 @@ def kill_one_engine(store: Store, artefact_id: str, killed: list[int]) -> None:
     while time.monotonic() < deadline and not first.exists():
         time.sleep(0.01)
     for child in psutil.Process().children(recursive=True):
-        if child.name().startswith("ray::") and "_trial" in child.name():
+        command = "".join(child.cmdline()[:1])
+        if command.startswith("ray::") and ".train" in command:
             killed.append(child.pid)
             child.kill()
 

@@ -103,7 +103,9 @@ def test_a_row_is_a_pure_function_of_recipe_and_index() -> None:
     assert whole.schema.equals(EXAMPLE_SCHEMA)
     assert set(whole["position"].to_pylist()) == {1, 2, 3, 4}, "random positions reach every document"
     fewer = Mdqa(documents=4, positions="random", questions=10)
-    assert fewer.build(0, 10, fewer.context(count_words)).equals(whole.slice(0, 10)), "more questions change no earlier one"
+    assert fewer.build(0, 10, fewer.context(count_words)).equals(whole.slice(0, 10)), (
+        "more questions change no earlier one"
+    )
 
 
 def test_training_and_test_questions_never_meet(tmp_path: Path) -> None:
