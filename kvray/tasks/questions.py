@@ -1,7 +1,7 @@
 """Questions with their answers and gold passages, read from files that people have.
 
-Accepted: lost-in-the-middle files (oracle or N documents, ``.jsonl`` or ``.jsonl.gz``; Liu et al. 2023, ``qa_data/``),
-and a ``.parquet`` or ``.jsonl`` of your own with ``question``, ``answers`` (a list or one string) and, for multi-document
+Accepted: lost-in-the-middle files (oracle or N documents, ``.jsonl`` or ``.jsonl.gz``; Liu et al. 2023), or a
+``.parquet`` or ``.jsonl`` of your own with ``question``, ``answers`` (a list or one string) and, for multi-document
 questions, ``text`` and optionally ``title`` of the passage that holds an answer.
 """
 

@@ -41,7 +41,7 @@ class Stage:
         alphabet: symbols that a recall table may use.
         numbers: size of the pool of integers in dictionary questions.
         units: documents or dictionaries in a short prompt, at most.
-        long_units: the same in a long one (tasks only).
+        long_units: the same in a long one (tasks only); 16, so that 20 documents are longer than anything seen.
     """
 
     name: str = "symbols"
@@ -65,14 +65,14 @@ def advance(stage: Stage, recall: float, tasks: float, symbols: int) -> Stage:
     if stage.name == "widening":
         grown = min(stage.alphabet + 2, symbols)
         return replace(stage, alphabet=grown, name="tasks" if grown == symbols and recall > 0.8 else "widening")
-    numbers = min(stage.numbers * (1.006 if tasks > 0.6 else 1.0), 9900)
+    numbers = min(stage.numbers * (1.01 if tasks > 0.6 else 1.0), 9900)
     units = stage.units + (0.02 if tasks > 0.65 else 0.0)
     return replace(
         stage,
         alphabet=min(stage.alphabet + 1, symbols),
         numbers=int(np.ceil(numbers)),
         units=min(units, 10),
-        long_units=24 if units > 6 else 0,
+        long_units=16 if units > 6 else 0,
     )
 
 
@@ -103,7 +103,7 @@ class Curriculum:
     def batch(self, stage: Stage, tokens: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
         """Return ids, weights (both ``(rows, length)``) and a kind per row (0 symbols, 1 tasks)."""
         long = stage.long_units > 0 and self.rng.random() < 0.12
-        length = 128 if stage.name == "symbols" else 768 if long else 256
+        length = 128 if stage.name == "symbols" else 512 if long else 256
         rows = tokens // length
         ids = np.full((rows, length), self.pad, dtype=np.int64)
         weights = np.zeros((rows, length), dtype=np.float32)
@@ -211,8 +211,9 @@ class Curriculum:
         """The paper's dictionaries, 1 to 4 keys each, with the answer template in half of the prompts."""
         rng = self.rng
         pool = int(np.exp(rng.uniform(np.log(20), np.log(numbers)))) if numbers > 20 and rng.random() > 0.4 else 20
-        # A pool is a fixed list of integers, so that a small one is a small alphabet.
-        draw = (rng.integers(0, pool, (units, 4, 2)) * 7919 % 9900) + 100
+        # A pool is a fixed list of integers, half of three digits and half of four, so that a small one is a small alphabet.
+        index = rng.integers(0, pool, (units, 4, 2))
+        draw = np.where(index % 2, 100 + index * 7919 % 900, 1000 + index * 7919 % 9000)
         made = [dict(pairs.tolist()[: rng.integers(1, 5)]) for pairs in draw]
         listed = "\n".join(f"Dictionary [{index + 1}] {content}" for index, content in enumerate(made))
         owners: dict[int, int] = {}

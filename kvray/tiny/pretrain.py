@@ -32,7 +32,7 @@ class Recipe:
     """
 
     seed: int = 0
-    tokens: int = 45_000_000
+    tokens: int = 28_000_000
     batch_tokens: int = 8192
     learning_rate: float = 2e-3
     warmup: int = 100

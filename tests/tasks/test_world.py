@@ -21,8 +21,6 @@ def test_no_value_is_contained_in_another_or_in_a_name() -> None:
 
 def test_what_is_known_does_not_change() -> None:
     # The bundled weights know these facts: whoever changes them must pretrain anew.
-    told = [
-        world.fact(world.name_of("known", n), "trade", world.known_value(n, "trade"))
-        for n in (0, world.KNOWN_PEOPLE - 1)
-    ]
+    known = world.KNOWN_PEOPLE
+    told = [world.fact(world.name_of("known", n), "trade", world.known_value(n, "trade")) for n in (0, known - 1)]
     assert told == ["The trade of Halsk Ostley is gilding", "The trade of Istha Morford is tailoring"]
