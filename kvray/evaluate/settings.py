@@ -37,7 +37,7 @@ def prepare_environment(gpu: bool, cpus: float) -> None:
         os.environ.setdefault(name, value)
     if not gpu:
         # Binding to fixed cores would put two engines of one host on the same ones.
-        os.environ["VLLMCPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         os.environ["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
         # By default OpenMP threads spin at every barrier: with one busy neighbour that is ten times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

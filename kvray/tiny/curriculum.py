@@ -211,7 +211,7 @@ class Curriculum:
         """The paper's dictionaries, 1 to 4 keys each, with the answer template in half of the prompts."""
         rng = self.rng
         pool = int(np.exp(rng.uniform(np.log(20), np.log(numbers)))) if numbers > 20 and rng.random() > 0.4 else 20
-        # A pool is a fixed list of integers, half of three digits and half of four, so that a small one is a small alphabet.
+        # A pool is a fixed list of integers, half of three digits, half of four: a small one is a small alphabet.
         index = rng.integers(0, pool, (units, 4, 2))
         draw = np.where(index % 2, 100 + index * 7919 % 900, 1000 + index * 7919 % 9000)
         made = [dict(pairs.tolist()[: rng.integers(1, 5)]) for pairs in draw]
