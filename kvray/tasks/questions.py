@@ -7,6 +7,7 @@ questions, ``text`` and optionally ``title`` of the passage that holds an answer
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
 import io
@@ -14,6 +15,7 @@ import json
 import re
 import string
 import urllib.request
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +48,10 @@ def normalise(text: str) -> str:
 def best_subspan_em(answer: str, references: Sequence[str]) -> float:
     """Return 1.0 if the answer's first line contains any accepted answer, both normalised (Liu et al. 2023).
 
-    The answer is stripped before its first line is taken: a model that opens with a line end has not said nothing.
+    The answer is stripped before its first line is taken, as their scripts do: a model that opens with a line end has
+    not said nothing. Only a line feed ends the line.
     """
-    lines = answer.strip().splitlines()
-    said = normalise(lines[0]) if lines else ""
+    said = normalise(answer.strip().partition("\n")[0])
     return float(any(normalise(reference) in said for reference in references))
 
 
@@ -91,9 +93,16 @@ def _question(row: dict[str, Any], where: str) -> Question:
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: no 'question'; found the fields {', '.join(row) or 'none'}")
-    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+    if (
+        not isinstance(answers, (list, tuple))
+        or not answers
+        or not all(isinstance(answer, str) and answer.strip() for answer in answers)
+    ):
         raise InputError(f"{where}: 'answers' must be a text or a list of texts; found {answers!r}")
-    gold: dict[str, Any] = next((ctx for ctx in row.get("ctxs") or [] if ctx.get("isgold")), row)
+    passages = row.get("ctxs") or []
+    if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
+        raise InputError(f"{where}: 'ctxs' must be a list of passages with 'title', 'text' and 'isgold'")
+    gold: dict[str, Any] = next((passage for passage in passages if passage.get("isgold")), row)
     name = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Question(name, text, tuple(answers), str(gold.get("title") or ""), str(gold.get("text") or ""))
 
@@ -102,22 +111,30 @@ def _rows(source: str) -> Iterator[dict[str, Any]]:
     data = _bytes(source)
     plain = source.split("?", maxsplit=1)[0]
     if plain.endswith(".parquet"):
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        yield from pq.read_table(io.BytesIO(data)).to_pylist()
+        try:
+            table = pq.read_table(io.BytesIO(data))
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{source}: not a whole Parquet file: {error}") from error
+        yield from table.to_pylist()
         return
     if plain.endswith(".gz"):
         try:
             data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{source}: not a whole gzip file: {error}") from error
     elif not plain.endswith((".jsonl", ".json")):
         raise InputError(f"{source}: expected .jsonl, .jsonl.gz or .parquet")
-    for number, line in enumerate(data.decode("utf-8", errors="strict").splitlines(), start=1):
+    # Cut at line feeds alone: a JSON text may hold U+2028 and other characters that str.splitlines() cuts at.
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{source}:{number}: not UTF-8: {error.reason} at byte {error.start + 1}") from error
         except json.JSONDecodeError as error:
             raise InputError(f"{source}:{number}: not JSON: {error}") from error
         if not isinstance(row, dict):
