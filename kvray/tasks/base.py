@@ -104,6 +104,9 @@ class Task(Strict):
     STOP: ClassVar[tuple[str, ...]] = ()
     """Texts that end an answer, beside the model's own end token."""
 
+    SAME_EXAMPLES: ClassVar[frozenset[str]] = frozenset({"rows"})
+    """Fields that change how many examples there are or how they are asked, but not what is drawn for a row."""
+
     task: str = recipe()
     seed: int = recipe(0, ge=0, le=2**31 - 1, description="draws other examples of the same law")
 
@@ -129,8 +132,9 @@ class Task(Strict):
         The rows of one recipe and seed are the same however many are asked for. Families whose examples can meet in
         other ways (the same questions at other positions, say) override this.
         """
-        alike = type(self) is type(other) and self.model_dump(exclude={"rows"}) == other.model_dump(exclude={"rows"})
-        return "the same parameters and seed; give one another seed" if alike else None
+        same = set(self.SAME_EXAMPLES)
+        alike = type(self) is type(other) and self.model_dump(exclude=same) == other.model_dump(exclude=same)
+        return "the same examples are drawn by the same seed; give one another seed" if alike else None
 
     def with_rows(self, rows: int) -> Task:
         """Return the task with at least ``rows`` examples, and no more than its law allows to leave out.

@@ -97,6 +97,7 @@ class SimpleKV(Task):
 
     LAW: ClassVar[int] = 1
     MAX_OUTPUT_TOKENS: ClassVar[int] = 64
+    SAME_EXAMPLES: ClassVar[frozenset[str]] = frozenset({"rows", "template", "max_tokens", "forced_first", "early"})
 
     task: Literal["simple_kv"] = recipe("simple_kv")
     rows: int = recipe(350, ge=1, description="examples")
@@ -349,11 +350,11 @@ class _Builder:
             )
         return np.ones(len(draft), np.bool_)
 
-    def _hopeless(self, row: int, draft: Draft) -> str:
+    def _hopeless(self, row: int, tokens: int) -> str:
         task = self.task
         budget = f"below max_tokens - {DRAFT_MARGIN}" if self.paper else "within max_tokens"
         return (
             f"simple_kv: row {row}: no draft of {task.dictionaries} dictionaries stayed {budget} (max_tokens: "
-            f"{task.max_tokens}) in {REDRAWS} redraws; the last had {int(draft.tokens[-1])} tokens; lower "
+            f"{task.max_tokens}) in {REDRAWS} redraws; the last had {tokens} tokens; lower "
             f"dictionaries, keys_max or digits_max, or raise max_tokens"
         )

@@ -158,7 +158,7 @@ def settle(
     rows: Ints,
     attempt: Callable[[Ints, int], Draft],
     measure: Callable[[Ints, Draft], Mask],
-    hopeless: Callable[[int, Draft], str],
+    hopeless: Callable[[int, int], str],
 ) -> Draft:
     """Draft every row until it is accepted; attempt ``a`` of a row does not depend on the other rows.
 
@@ -166,7 +166,7 @@ def settle(
         rows: ascending row numbers.
         attempt: makes attempt ``a`` of some rows.
         measure: fills in tokens (and units) and tells which drafts are accepted.
-        hopeless: words the error for a row, given its last draft.
+        hopeless: words the error for a row, given the tokens of its last draft.
 
     Raises:
         InputError: a row was not accepted in 1 + :data:`REDRAWS` attempts.
@@ -182,9 +182,9 @@ def settle(
         draft = attempt(rows[pending], number)
         accepted = measure(rows[pending], draft)
         settled.put(pending, draft, accepted)
-        pending = pending[~accepted]
+        pending, last = pending[~accepted], draft.tokens[~accepted]
     if pending.size:
-        raise InputError(hopeless(int(rows[pending[0]]), draft))
+        raise InputError(hopeless(int(rows[pending[0]]), int(last[0])))
     return settled
 
 

@@ -59,6 +59,9 @@ class MultiSubkeyKV(Task):
 
     LAW: ClassVar[int] = 1
     MAX_OUTPUT_TOKENS: ClassVar[int] = 96
+    SAME_EXAMPLES: ClassVar[frozenset[str]] = frozenset(
+        {"rows", "template", "shuffle_query", "max_tokens", "forced_first", "early"}
+    )
 
     task: Literal["multi_subkey_kv"] = recipe("multi_subkey_kv")
     rows: int = recipe(150, ge=1, description="examples")
@@ -310,11 +313,11 @@ class _Builder:
             differ[row] = len(np.unique(used, axis=0)) == len(used)
         return differ
 
-    def _hopeless(self, row: int, draft: Draft) -> str:
+    def _hopeless(self, row: int, tokens: int) -> str:
         task = self.task
         return (
             f"multi_subkey_kv: row {row}: no draft of {task.dictionaries} dictionaries with distinct keys stayed "
             f"within max_tokens (max_tokens: {task.max_tokens}) in {REDRAWS} redraws; the last had "
-            f"{int(draft.tokens[-1])} tokens; lower dictionaries, keys_max, key_size_max or subkey_digits, or raise "
+            f"{tokens} tokens; lower dictionaries, keys_max, key_size_max or subkey_digits, or raise "
             f"max_tokens"
         )

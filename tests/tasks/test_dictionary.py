@@ -315,6 +315,24 @@ def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], message: st
         SimpleKV(**knobs)
 
 
+def test_the_row_that_found_no_draft_is_named_with_its_own_tokens(monkeypatch: Any) -> None:
+    monkeypatch.setattr("kvray.tasks.dictionary_law.REDRAWS", 3)
+    monkeypatch.setattr(
+        "kvray.tasks.dictionary._Builder._measure",
+        lambda self, rows, draft: setattr(draft, "tokens", 1000 + rows) or (rows % 4 != 2),
+    )
+    with pytest.raises(InputError, match=r"row 2: .*the last had 1002 tokens"):
+        made(0, 7)
+
+
+def test_asking_the_same_examples_otherwise_is_an_overlap() -> None:
+    trained = SimpleKV()
+    for other in (SimpleKV(rows=20), SimpleKV(template=False), SimpleKV(max_tokens=5000, early=0)):
+        assert "another seed" in str(trained.overlaps(other))
+    for other in (SimpleKV(seed=1), SimpleKV(law="strict"), SimpleKV(dictionaries=84)):
+        assert trained.overlaps(other) is None
+
+
 def test_golden_bytes() -> None:
     # Whoever changes these changes every dataset made so far: raise SimpleKV.LAW.
     assert SimpleKV.LAW == 1

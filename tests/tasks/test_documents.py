@@ -120,6 +120,10 @@ def test_training_and_test_questions_never_meet(tmp_path: Path) -> None:
     assert train.overlaps(test) is None
     assert "split: train" in str(test.overlaps(test))
     assert Mdqa(split="train").overlaps(Recall()) is None
+    # What was trained on must not be asked closed book either, as if the model had known it before.
+    assert train.overlaps(Recall(source=source)) is None
+    assert "split: train" in str(Mdqa(source=source, split="all").overlaps(Recall(source=source)))
+    assert Mdqa().overlaps(Recall()) is None, "the tiny world's known people are never trained on"
 
 
 def test_identity_is_the_files_content_not_its_path(tmp_path: Path) -> None:
@@ -145,6 +149,9 @@ def test_own_parquet_and_own_jsonl_are_read(tmp_path: Path) -> None:
         ('{"answers": ["a"]}', "row 1: no 'question'; found the fields answers"),
         ("{", ":1: not JSON"),
         ("[1]", ":1: expected an object"),
+        ('{"question": "q", "answers": 7}', "row 1: 'answers' must be"),
+        ('{"question": "q", "answers": {"a": 1}}', "row 1: 'answers' must be"),
+        ('{"question": "q", "answers": ["a"], "ctxs": ["text"]}', "row 1: 'ctxs' must be a list of passages"),
         ("", "no questions"),
     ],
 )
@@ -152,6 +159,53 @@ def test_a_bad_file_is_named_with_its_row(tmp_path: Path, content: str, message:
     (tmp_path / "bad.jsonl").write_text(content)
     with pytest.raises(InputError, match=message):
         Recall(source=str(tmp_path / "bad.jsonl"), split="all").context(count_words)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("q.parquet", b"PAR1 torn", "not a whole Parquet file"),
+        ("q.jsonl.gz", gzip.compress(b"{}" * 500)[:20], "not a whole gzip file"),
+        ("q.jsonl.gz", gzip.compress(b"{}" * 500)[:10] + b"\xff" * 20, "not a whole gzip file"),
+        ("q.jsonl", b'{"question": "q", "answers": ["a"]}\n{"question": "\xff"}', ":2: not UTF-8"),
+        ("q.csv", b"question,answer", "expected .jsonl, .jsonl.gz or .parquet"),
+    ],
+)
+def test_a_torn_file_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        Recall(source=str(tmp_path / name), split="all").context(count_words)
+
+
+def test_a_text_keeps_its_line_separators_and_a_byte_order_mark_is_no_question(tmp_path: Path) -> None:
+    row = {"question": "who\u2028wrote it", "answers": ["Ann\x85"], "text": "by Ann\u2029 herself"}
+    (tmp_path / "q.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n", "utf-8")
+    made = rows(Mdqa(source=str(tmp_path / "q.jsonl"), split="all", documents=1, questions=1))
+    assert made[0]["prompt"].endswith("by Ann\u2029 herself\n\nQuestion: who\u2028wrote it\nAnswer:")
+
+
+def test_more_questions_change_no_prompt_of_a_file_s_question(tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 40)
+    few, many = (
+        {row["example_id"]: row for row in rows(Mdqa(source=source, split="all", documents=5, questions=count))}
+        for count in (7, 30)
+    )
+    assert few.items() <= many.items()
+
+
+def test_distractors_of_a_file_s_question_are_the_same_at_every_position(tmp_path: Path) -> None:
+    source = write_questions(tmp_path / "q.jsonl", 40)
+    every = Mdqa(source=source, split="all", documents=5, positions=[1, 2, 5], questions=8)
+    lines: dict[str, list[list[str]]] = {}
+    for row in rows(every):
+        documents = [line.split("(", 1)[1] for line in row["prompt"].split("\n\n")[1].split("\n")]
+        assert row["references"][0] in documents.pop(row["position"] - 1)
+        lines.setdefault(row["question_id"], []).append(documents)
+    assert len(lines) == 8
+    assert all(first == second == third for first, second, third in lines.values())
+    # One position alone gives the very rows that it has among others.
+    alone = Mdqa(source=source, split="all", documents=5, position=2, questions=8)
+    assert rows(alone) == [row for row in rows(every) if row["position"] == 2]
 
 
 def test_too_many_questions_says_how_many_there_are(tmp_path: Path) -> None:
@@ -172,6 +226,8 @@ def test_too_many_questions_says_how_many_there_are(tmp_path: Path) -> None:
         ("An answer, The Beatles", ["a the beatles"], 1.0),
         ("no idea\nParis", ["Paris"], 0.0),
         ("\n Paris", ["Paris"], 1.0),
+        ("It is\u2028Paris", ["Paris"], 1.0),
+        ("It is\r\nParis", ["Paris"], 0.0),
         ("London", ["Paris", "lond"], 1.0),
         ("", ["Paris"], 0.0),
     ],

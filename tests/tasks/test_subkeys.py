@@ -153,6 +153,11 @@ def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], message: st
         MultiSubkeyKV(**knobs)
 
 
+def test_asking_the_same_examples_otherwise_is_an_overlap() -> None:
+    assert "another seed" in str(MultiSubkeyKV().overlaps(MultiSubkeyKV(shuffle_query=False, template=False, rows=9)))
+    assert MultiSubkeyKV().overlaps(MultiSubkeyKV(seed=1)) is None
+
+
 def test_golden_bytes() -> None:
     # Whoever changes these changes every dataset made so far: raise MultiSubkeyKV.LAW.
     assert MultiSubkeyKV.LAW == 1
