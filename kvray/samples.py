@@ -53,8 +53,11 @@ def task_of(name: str, seed: int | None = None, settings: Sequence[str] = ()) ->
 
 
 def with_rows(task: Task, rows: int) -> Task:
-    """Return the task with at least ``rows`` examples and no more than that takes; see :meth:`Task.with_rows`."""
-    return task.with_rows(rows)
+    """Return the task with at least ``rows`` examples and no more than that takes; see :meth:`Task.with_rows`.
+
+    A task whose ``rows`` or ``questions`` were set by hand stays as it is: its first ``rows`` examples are meant.
+    """
+    return task if task.model_fields_set & {"rows", "questions"} else task.with_rows(rows)
 
 
 def base_of(name: str | None) -> BaseModelRef:

@@ -70,6 +70,22 @@ def test_tasks_over_questions_take_just_enough_of_them() -> None:
     assert samples.with_rows(SimpleKV(), 5) == SimpleKV(rows=5)
 
 
+def test_a_size_set_by_hand_is_kept_and_its_first_rows_are_shown() -> None:
+    task = samples.with_rows(samples.task_of("simple_kv", 0, ["dictionaries=30", "rows=100"]), 60)
+    assert task.rows == 100  # type: ignore[attr-defined]
+    base = samples.base_of(None)
+    shown = [row["position"] for row in samples.rows(task, base, 60)]
+    assert shown == [row["position"] for row in samples.rows(task, base, 100)][:60]
+    mdqa = samples.with_rows(samples.task_of("mdqa", 0, ["documents=3", "positions=1,3", "questions=2"]), 5)
+    with pytest.raises(InputError, match="found 5, but mdqa with these settings has 4"):
+        list(samples.rows(mdqa, base, 5))
+
+
+def test_positions_may_be_listed_without_brackets() -> None:
+    assert samples.task_of("mdqa", None, ["positions=1, 5,10"]) == Mdqa(positions=(1, 5, 10))
+    assert "expected a list or 'random'" in problems_of("mdqa", "positions=1,")[0]
+
+
 def test_more_than_there_is_is_refused() -> None:
     with pytest.raises(InputError, match="expected at most 2"):
         list(samples.rows(SimpleKV(rows=2, dictionaries=3), samples.base_of(None), 3))
