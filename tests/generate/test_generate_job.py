@@ -70,18 +70,6 @@ def test_datasets_are_committed_and_a_rerun_makes_only_what_is_missing(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_two_cpus")
-def test_golden_bytes_at_one_two_and_four_workers(tmp_path: Path) -> None:
-    digests = {
-        (task.task, workers): make(task, BASE, tmp_path / f"{task.task}-{workers}", "jsonl", workers).sha256
-        for task in (SIMPLE, MultiSubkeyKV(rows=ROWS_PER_SHARD + 20, dictionaries=2))
-        for workers in (1, 2, 4)
-    }
-    assert len({digest for (task, _), digest in digests.items() if task == "simple_kv"}) == 1
-    assert len(set(digests.values())) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_two_cpus")
 def test_a_worker_that_always_dies_fails_its_datasets_after_bounded_retries(tmp_path: Path) -> None:
     def die(unit: int) -> dict[str, Any]:
         import os
