@@ -80,13 +80,13 @@ def run(
     if result.nothing_to_do:
         print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
     if report:
-        from kvray.results.report import summary, write
+        from kvray.results.report import location, summary, write
 
         paths = None
         if not result.nothing_to_do or not place.documents(f"reports/{name}/"):
             paths = write(place, name)
         print("\n".join(["", *summary(place, name), ""]))
-        print(f"report: {paths.html if paths else place.path(f'reports/{name}', 'report.html')}")
+        print(f"report: {paths.html if paths else location(place, f'reports/{name}') + '/report.html'}")
     if result.failed:
         from kvray.tables import table
 

@@ -42,11 +42,11 @@ def kvray_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "kvray.cli", *arguments]
 
 
-def environment(store: Path) -> dict[str, str]:
+def environment(store: Path | str) -> dict[str, str]:
     return {**os.environ, "KVRAY_STORE": str(store), "RAY_AUTH_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
 
 
-def call(store: Path, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+def call(store: Path | str, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         kvray_command(*arguments), env=environment(store), capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -161,7 +161,40 @@ def test_a_damaged_artefact_is_made_again(undisturbed: tuple[Path, Path]) -> Non
     victim = next(store.glob("predictions/recall-base-*/*.parquet"))
     victim.write_bytes(victim.read_bytes()[:-10])
     plan = json.loads(call(store, "plan", str(sweep), "--json").stdout)
-    assert [a["id"] for a in plan["artefacts"] if a["state"] == "damaged"] == [f"predictions/{victim.parent.name}"]
+    again = [(each["id"], each["why"]) for each in plan["artefacts"] if each["state"] != "cached"]
+    assert [artefact for artefact, _ in again] == [f"predictions/{victim.parent.name}"] and "damaged" in again[0][1]
     done = call(store, "run", str(sweep))
     assert done.returncode == 0 and "is damaged and will be made again" in done.stderr
-    assert json.loads(call(store, "status", "small", "--json").stdout)["committed"] == 7
+    assert json.loads(call(store, "status", "small", "--json").stdout)["committed"] == 8
+
+
+def test_a_whole_sweep_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name, value in {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "hidden/Key"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        bucket = boto3.resource("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").Bucket("sweeps")
+        bucket.create()
+        store = f"s3://sweeps/kvray?endpoint_override=http://{host}:{port}&scheme=http"
+        sweep = tmp_path / "small.yaml"
+        sweep.write_text(SWEEP)
+        done = call(store, "run", str(sweep))
+        assert done.returncode == 0, done.stderr + done.stdout
+        again = call(store, "run", str(sweep))
+        assert again.returncode == 0 and "nothing to do" in again.stdout
+        assert "report: s3://sweeps/kvray/reports/small/report.html" in again.stdout
+        rows = kvray.results.open(store).predictions(sweep="small").collect()
+        assert rows.height == 2 * (16 + 10)
+        keys = {entry.key for entry in bucket.objects.all()}
+        assert "kvray/reports/small/report.html" in keys
+        assert not [key for key in keys if ".tmp-" in key]
+        held = b"".join(entry.get()["Body"].read() for entry in bucket.objects.all() if entry.key.endswith(".json"))
+        assert b"hidden/Key" not in held + done.stderr.encode() + done.stdout.encode()
+    finally:
+        server.stop()

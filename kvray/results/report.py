@@ -183,10 +183,15 @@ def _slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
 
 
-def _into_store(store: Store, folder: str) -> tuple[Callable[[str, bytes], str], str]:
+def location(store: Store, folder: str) -> str:
+    """Return where a folder of the store is, as a user would open it: a path, or a URI with its scheme."""
     path = store.path(folder)
     scheme = re.match(r"[a-z0-9]+://", store.uri)
-    place = f"{scheme.group()}{path}" if scheme else path
+    return f"{scheme.group()}{path}" if scheme else path
+
+
+def _into_store(store: Store, folder: str) -> tuple[Callable[[str, bytes], str], str]:
+    place = location(store, folder)
 
     def put(name: str, data: bytes) -> str:
         store.write_document(f"{folder}/{name}", data)

@@ -212,8 +212,8 @@ class Curriculum:
         rng = self.rng
         pool = int(np.exp(rng.uniform(np.log(20), np.log(numbers)))) if numbers > 20 and rng.random() > 0.4 else 20
         # A pool is a fixed list of integers, half of three digits, half of four: a small one is a small alphabet.
-        index = rng.integers(0, pool, (units, 4, 2))
-        draw = np.where(index % 2, 100 + index * 7919 % 900, 1000 + index * 7919 % 9000)
+        picks = rng.integers(0, pool, (units, 4, 2))
+        draw = np.where(picks % 2, 100 + picks * 7919 % 900, 1000 + picks * 7919 % 9000)
         made = [dict(pairs.tolist()[: rng.integers(1, 5)]) for pairs in draw]
         listed = "\n".join(f"Dictionary [{index + 1}] {content}" for index, content in enumerate(made))
         owners: dict[int, int] = {}
