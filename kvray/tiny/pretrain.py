@@ -144,7 +144,7 @@ def pretrain(
         "step": step,
         "tokens": step * recipe.batch_tokens,
         "seconds": round(time.monotonic() - started),
-        "device": torch.cuda.get_device_name() if place == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if place == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)",
         "stage": asdict(stage),
         **{name: round(value, 3) for name, value in running.items()},
     }
