@@ -121,7 +121,8 @@ def _overall(
             if n:
                 verb = _VERBS.get((kinds[evaluation], verdict))
                 said = (verb if n == 1 else _plural(verb)) if verb else ("is" if n == 1 else "are")
-                found.append(f"{n} of {len(verdicts)} {said} the base model" if verb else f"{n} {said} within noise")
+                what = f"{n} of {len(verdicts)} mixtures" if not found else f"{n}"
+                found.append(f"{what} {said} the base model" if verb else f"{what} {said} within noise")
         sentences.append(f"On {names[evaluation]}, {listed(found)}.")
     return " ".join(sentences)
 
