@@ -115,7 +115,7 @@ def _overall(
     sentences = []
     for evaluation in evaluations:
         verdicts = against.filter(pl.col("evaluation") == evaluation)["verdict"].to_list()
-        found = []
+        found: list[str] = []
         for verdict in ("better", "worse", "within noise"):
             n = verdicts.count(verdict)
             if n:
