@@ -20,3 +20,11 @@ def ray_two_cpus() -> Iterator[None]:
     ray.init(num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the evaluate stage's tests first, whatever the order on the command line.
+
+    They start vLLM in this process, which looks at every loaded module then; flask's, which moto's server loads, object.
+    """
+    items.sort(key=lambda item: "evaluate" not in item.path.parts)

@@ -224,7 +224,7 @@ def test_training_on_the_evaluated_examples_is_refused(read: Load) -> None:
     found = problems(read, GOOD.replace("seed: 9", "seed: 1, rows: 3"))
     assert found == [
         "s.yaml:5: datasets.other: found training data that evaluate.ask asks about "
-        "(the same parameters and seed; give one another seed); expected them apart"
+        "(the same examples are drawn by the same seed; give one another seed); expected them apart"
     ]
     with pytest.raises(ValueError, match=r"evaluate\.ask asks about"):
         Sweep(name="a", base_model="b", datasets={"d": Toy()}, evaluate={"ask": Toy(rows=3)})

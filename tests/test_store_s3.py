@@ -17,7 +17,6 @@ import boto3
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
-from moto.server import ThreadedMotoServer
 
 from kvray import object_store
 from kvray.errors import DamagedArtefactError, InputError, RecipeMismatchError, StoreError
@@ -32,6 +31,9 @@ ID = artefact_id("dataset", "ours", fingerprint(RECIPE))
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     """Moto's S3 on a free port of this host, with one empty bucket."""
+    # Not at the top: vLLM looks at every loaded module when an engine starts, and flask's, which moto loads, object.
+    from moto.server import ThreadedMotoServer
+
     environment = {
         "AWS_ACCESS_KEY_ID": KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET,
