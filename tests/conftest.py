@@ -25,6 +25,6 @@ def ray_two_cpus() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the evaluate stage's tests first, whatever the order on the command line.
 
-    They start vLLM in this process, which looks at every loaded module then; flask's, which moto's server loads, object.
+    They start vLLM in this process, which looks at every loaded module then; what moto's server loads objects to that.
     """
     items.sort(key=lambda item: "evaluate" not in item.path.parts)
