@@ -102,6 +102,17 @@ class Artefact:
     labels: dict[str, Any]
     params: Task | FinetuneJob | PredictionsJob
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a stage commits it under: the arguments of ``Store.commit`` that do not come from the work."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "recipe": self.recipe,
+            "needs": self.needs,
+        }
+
 
 @dataclass(frozen=True)
 class PlannedArtefact:

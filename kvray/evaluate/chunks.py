@@ -138,12 +138,7 @@ def commit_if_whole(store: Store, artefact: Artefact, examples: pa.Table) -> boo
         tables.append(table)
         entries.append(entry)
     store.commit(
-        id=artefact.id,
-        kind=artefact.kind,
-        name=artefact.name,
-        fingerprint=artefact.fingerprint,
-        recipe=artefact.recipe,
-        needs=artefact.needs,
+        **artefact.identity(),
         files=entries,
         schema=PREDICTIONS_SCHEMA,
         facts=summarize(tables),

@@ -116,12 +116,7 @@ def commit(
         "peak_gpu_bytes": trained.peak_gpu_bytes,
     }
     return store.commit(
-        id=artefact.id,
-        kind="finetune",
-        name=artefact.name,
-        fingerprint=artefact.fingerprint,
-        recipe=artefact.recipe,
-        needs=artefact.needs,
+        **artefact.identity(),
         files=files,
         schema=LOSS_SCHEMA,
         facts={**measured, **facts},

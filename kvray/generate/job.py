@@ -135,12 +135,7 @@ def _commit(dataset: _Dataset, store: Store) -> str | None:
     artefact = dataset.artefact
     try:
         store.commit(
-            id=artefact.id,
-            kind=artefact.kind,
-            name=artefact.name,
-            fingerprint=artefact.fingerprint,
-            recipe=artefact.recipe,
-            needs=artefact.needs,
+            **artefact.identity(),
             files=list(dataset.entries.values()),
             schema=EXAMPLE_SCHEMA,
             facts={"prompt_tokens": sum(dataset.tokens.values()), "seconds": round(sum(dataset.seconds.values()), 3)},
