@@ -43,9 +43,3 @@ class ResourceError(KvrayError):
 
 class CellError(KvrayError):
     """One cell of a sweep failed; the others go on."""
-
-
-class MissingPackageError(KvrayError):
-    """An optional package is needed; the message gives the command that installs it."""
-
-    exit_status = 2

@@ -16,7 +16,7 @@ ROOT = Path(kvray.__file__).parent
 STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "object_store", "parquet", "fingerprint"}
 SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
 PLAN = {"artefact", "facts", "plan"}
-GROUND = {"errors", "progress", "base_model"}
+GROUND = {"errors", "progress", "base_model", "columns"}
 STAGE = GROUND | STORE | SPEC | PLAN | {"tasks"}
 STAGES = {"generate", "finetune", "evaluate"}
 COMMANDS = {"samples", "estimate", "reasons", "checkup"}
@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "progress": {"errors"},
     "base_model": {"errors"},
-    "tasks": {"errors", "base_model"},
+    "columns": set(),
+    "tasks": {"errors", "base_model", "columns"},
     "fingerprint": {"errors"},
     **dict.fromkeys(STORE - {"fingerprint"}, {"errors"} | STORE),
     **dict.fromkeys(SPEC, {"errors", "tasks"} | SPEC),
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": STAGE,
     "finetune": STAGE,
     "evaluate": STAGE,
-    "results": {"errors", "progress"} | STORE,
+    "results": {"errors", "progress", "columns"} | STORE,
     "tiny": GROUND | {"tasks"},
     "run": STAGE | STAGES | {"results"},
     "tables": set(),

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from kvray.artefact import Artefact, FinetuneJob
 from kvray.base_model import BUNDLED, BaseModelRef, load_tokenizer
+from kvray.columns import column
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.encode import Encoded, encode, join
 from kvray.finetune.mixture import blend
@@ -18,20 +19,15 @@ from kvray.finetune.train import Trained
 from kvray.finetune.watch import LossRow
 from kvray.store import Manifest, Store
 
-
-def _field(name: str, kind: pa.DataType, about: str) -> pa.Field:
-    return pa.field(name, kind, nullable=False, metadata={"description": about})
-
-
 LOSS_SCHEMA = pa.schema(
     [
-        _field("step", pa.int32(), "optimizer steps so far"),
-        _field("epoch", pa.float64(), "passes over the mixture so far"),
-        _field("loss", pa.float64(), "mean cross entropy (nats) of the step's answer tokens, before its update"),
-        _field("learning_rate", pa.float64(), "of the step"),
-        _field("grad_norm", pa.float64(), "norm of the gradient before clipping"),
-        _field("tokens", pa.int64(), "tokens of prompts and answers so far, over all workers"),
-        _field(
+        column("step", pa.int32(), "optimizer steps so far"),
+        column("epoch", pa.float64(), "passes over the mixture so far"),
+        column("loss", pa.float64(), "mean cross entropy (nats) of the step's answer tokens, before its update"),
+        column("learning_rate", pa.float64(), "of the step"),
+        column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
+        column("tokens", pa.int64(), "tokens of prompts and answers so far, over all workers"),
+        column(
             "seconds", pa.float64(), "training time so far, interrupted attempts included up to their last checkpoint"
         ),
     ]

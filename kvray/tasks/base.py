@@ -15,25 +15,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from kvray.columns import column
+
 OPENAI_SYSTEM = "Write a response that appropriately completes the request."
 """System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
 
 
-def _field(name: str, kind: pa.DataType, about: str, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable, metadata={"description": about})
-
-
 EXAMPLE_SCHEMA = pa.schema(
     [
-        _field("example_id", pa.string(), "unique within the dataset"),
-        _field("question_id", pa.string(), "pairs examples that ask the same question (at several positions, say)"),
-        _field("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
-        _field("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
-        _field("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
-        _field("prompt", pa.string(), "the user message"),
-        _field("answer", pa.string(), "the assistant message to train on"),
-        _field("references", pa.list_(pa.string()), "accepted answers, for the scorer"),
-        _field("prompt_tokens", pa.int32(), "tokens of the user message alone, by the base model's tokenizer"),
+        column("example_id", pa.string(), "unique within the dataset"),
+        column("question_id", pa.string(), "pairs examples that ask the same question (at several positions, say)"),
+        column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
+        column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
+        column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
+        column("prompt", pa.string(), "the user message"),
+        column("answer", pa.string(), "the assistant message to train on"),
+        column("references", pa.list_(pa.string()), "accepted answers, for the scorer"),
+        column("prompt_tokens", pa.int32(), "tokens of the user message alone, by the base model's tokenizer"),
     ]
 )
 """Columns of every dataset, for training and for evaluation."""

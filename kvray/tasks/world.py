@@ -18,12 +18,10 @@ from itertools import product
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvray.tasks.counter import below, draws, key_of
 
 Group = Literal["known", "train", "test"]
-Integers = NDArray[np.int64]
 
 _FIRST = product(
     ("Al", "Bel", "Cor", "Dar", "El", "Fen", "Gar", "Hal", "Is", "Jor"),
