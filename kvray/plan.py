@@ -28,7 +28,7 @@ from kvray.errors import InputError
 from kvray.facts import Facts
 from kvray.fingerprint import fingerprint
 from kvray.spec import Finetune, Sweep, Variant, show_value, variants
-from kvray.tasks.base import Task
+from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
 __all__ = [
     "Artefact",
@@ -70,7 +70,13 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
         sources: the sha256 of each source, by field name.
         tokenizer: identity of the base model whose tokenizer counts.
     """
-    return {"task": task.recipe(), "law": task.LAW, "sources": dict(sources), "tokenizer": tokenizer}
+    return {
+        "format": EXAMPLE_FORMAT,
+        "task": task.recipe(),
+        "law": task.LAW,
+        "sources": dict(sources),
+        "tokenizer": tokenizer,
+    }
 
 
 def _suffix(changes: Sequence[tuple[str, Any]]) -> str:

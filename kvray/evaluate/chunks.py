@@ -25,7 +25,7 @@ CHUNK_ROWS = 256
 """Examples per chunk: seconds of work, so that little is lost, and files worth a round trip to an object store."""
 TOO_LONG = "too_long"
 _FACTS = b"kvray"
-_COPIED = ("example_id", "question_id", "position", "units", "length", "references")
+_COPIED = ("example_id", "question_id", "position", "units", "length", "depth", "subtask", "condition", "references")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,10 @@ def build(
     columns |= {name: examples[name] for name in _COPIED}
     columns |= {name: [getattr(reply, name) for reply in replies] for name in Reply.__dataclass_fields__}
     columns["score"] = scores
+    columns["outcome"] = [
+        None if reply.answer is None else task.outcome(reply.answer, accepted)
+        for reply, accepted in zip(replies, references, strict=True)
+    ]
     arrays = [
         column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
         for field, column in ((field, columns[field.name]) for field in PREDICTIONS_SCHEMA)

@@ -21,12 +21,18 @@ PREDICTIONS_SCHEMA = pa.schema(
         column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
         column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
         column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
+        column("depth", pa.float32(), "depth of the needle in percent of the context; null where it is no axis", True),
+        column("subtask", pa.string(), "kind of example within the task (MonoRel, multikey, …); null if one", True),
+        column("condition", pa.string(), "further conditions, 'dispersion=random padding=books'; null if none", True),
         column("prompt_tokens", pa.int32(), "tokens of the whole prompt, chat template included"),
         column("cached_tokens", pa.int32(), "tokens of the prompt that the prefix cache served; null if untold", True),
         column("output_tokens", pa.int32(), "tokens written by the model; 0 where it was not run"),
         column("answer", pa.string(), "the model's raw answer; null where it was not run", nullable=True),
         column("references", pa.list_(pa.string()), "accepted answers"),
         column("score", pa.float64(), "the task's score of the answer in [0, 1]; null where not run", True),
+        column(
+            "outcome", pa.string(), "right | wrong, or the kind of wrong that the task tells; null where not run", True
+        ),
         column("finish_reason", pa.string(), "stop | length | too_long (prompt over the model's length; not run)"),
     ]
 )

@@ -6,7 +6,7 @@ Arrow tables of :data:`EXAMPLE_SCHEMA`; its scorer is a function of strings. Not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -28,6 +28,9 @@ EXAMPLE_SCHEMA = pa.schema(
         column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
         column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
         column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
+        column("depth", pa.float32(), "depth of the needle in percent of the context; null where it is no axis", True),
+        column("subtask", pa.string(), "kind of example within the task (MonoRel, multikey, …); null if one", True),
+        column("condition", pa.string(), "further conditions, 'dispersion=random padding=books'; null if none", True),
         column("prompt", pa.string(), "the user message"),
         column("answer", pa.string(), "the assistant message to train on"),
         column("references", pa.list_(pa.string()), "accepted answers, for the scorer"),
@@ -35,6 +38,22 @@ EXAMPLE_SCHEMA = pa.schema(
     ]
 )
 """Columns of every dataset, for training and for evaluation."""
+EXAMPLE_FORMAT = 2
+"""Version of these columns; part of every dataset's identity."""
+RIGHT, WRONG = "right", "wrong"
+"""Outcomes of an answer where a task tells no more apart."""
+
+
+def examples(columns: Mapping[str, Any]) -> pa.Table:
+    """Return examples as a table of :data:`EXAMPLE_SCHEMA`; nullable columns that are not given are null."""
+    rows = len(columns["example_id"])
+    absent = {field.name for field in EXAMPLE_SCHEMA if field.nullable} - set(columns)
+    filled = {**columns, **{name: [None] * rows for name in absent}}
+    arrays = [
+        given if isinstance(given := filled[field.name], pa.Array) else pa.array(given, field.type)
+        for field in EXAMPLE_SCHEMA
+    ]
+    return pa.Table.from_arrays(arrays, schema=EXAMPLE_SCHEMA)
 
 
 def recipe(default: Any = ..., **constraints: Any) -> Any:
@@ -102,6 +121,9 @@ class Task(Strict):
     STOP: ClassVar[tuple[str, ...]] = ()
     """Texts that end an answer, beside the model's own end token."""
 
+    BRINGS_EXAMPLES: ClassVar[bool] = True
+    """False for an evaluation whose questions another library brings: it has no dataset in the store."""
+
     SAME_EXAMPLES: ClassVar[frozenset[str]] = frozenset({"rows"})
     """Fields that change how many examples there are or how they are asked, but not what is drawn for a row."""
 
@@ -113,11 +135,32 @@ class Task(Strict):
         return {}
 
     def count(self, context: Context) -> int:
-        """Return how many examples this task makes."""
+        """Return how many examples this task makes; holds before anything was written (:meth:`to_write`)."""
         raise NotImplementedError
 
-    def context(self, count_tokens: CountTokens) -> Context:
-        """Read sources and prepare what :meth:`build` needs. May be slow; called once per worker."""
+    def expected_rows(self) -> int:
+        """Return about how many examples there are, for a plan made where the sources cannot be reached."""
+        return int(getattr(self, "rows", None) or getattr(self, "questions", None) or 0)
+
+    def writer(self) -> str | None:
+        """Return the model that writes a part of the examples (a name as for ``base_model``), None if none does."""
+        return None
+
+    def to_write(self, count_tokens: CountTokens) -> list[str]:
+        """Return the user messages that the :meth:`writer` answers, more than are needed: unusable ones are passed by.
+
+        A pure function of the recipe: the replies are an artefact of their own, made once.
+        """
+        return []
+
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
+        """Read sources and prepare what :meth:`build` needs. May be slow; called once per worker.
+
+        Args:
+            count_tokens: the base model's tokenizer as a counter.
+            written: the writer's replies to :meth:`to_write`, in order; None while there are none, which is enough to
+                :meth:`count`.
+        """
         return Context(count_tokens)
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
@@ -152,6 +195,10 @@ class Task(Strict):
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score one model answer in [0, 1]."""
         raise NotImplementedError
+
+    def outcome(self, answer: str, references: Sequence[str]) -> str:
+        """Say what kind of answer it is: "right" (score 1) or "wrong"; families tell more kinds of wrong apart."""
+        return RIGHT if self.score(answer, references) == 1.0 else WRONG
 
 
 REGISTRY: dict[str, type[Task]] = {}

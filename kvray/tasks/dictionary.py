@@ -152,7 +152,7 @@ class SimpleKV(Task):
         pairs = (self.keys_min + self.keys_max) / 2
         return min(self.max_tokens, 90 + round(self.dictionaries * (5 + pairs * (2 * integer + 3.5))))
 
-    def context(self, count_tokens: CountTokens) -> Context:
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Return a context whose tables are made when the first example is."""
         return Context(count_tokens, _Builder(self, count_tokens))
 

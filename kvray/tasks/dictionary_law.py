@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kvray.errors import InputError
 from kvray.tasks import canvas
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.tasks.base import examples
 from kvray.tasks.counter import Words, below, draws
 
 Ints = NDArray[np.int64]
@@ -108,12 +108,11 @@ def examples_table(start: int, stop: int, texts: dict[str, list[bytes]], numbers
         "example_id": ids,
         "question_id": ids,
         **{name: pa.array(np.concatenate(parts).astype(np.int32)) for name, parts in numbers.items()},
-        "length": pa.nulls(stop - start, pa.int32()),
         "prompt": canvas.strings(texts["prompt"]),
         "answer": answer,
         "references": pa.ListArray.from_arrays(pa.array(np.arange(stop - start + 1, dtype=np.int32)), answer),
     }
-    return pa.Table.from_arrays([columns[name] for name in EXAMPLE_SCHEMA.names], schema=EXAMPLE_SCHEMA)
+    return examples(columns)
 
 
 def tail(wording: str, **fields: Sequence[str | canvas.Words]) -> list[str | canvas.Words]:

@@ -8,6 +8,7 @@ paper's main result uses random distractors (section 4); prompt and scorer are l
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +18,7 @@ from pydantic import field_validator, model_validator
 
 from kvray.errors import InputError
 from kvray.tasks import questions, wording, world
-from kvray.tasks.base import EXAMPLE_SCHEMA, Context, CountTokens, Task, recipe, register, runtime
+from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
 from kvray.tasks.counter import below, draws, key_of
 from kvray.tasks.questions import Question, Split
 
@@ -141,7 +142,7 @@ class Mdqa(QuestionTask):
         """Prompt tokens of one example, roughly: 27 a document in the tiny world, 165 elsewhere (paper, 4.1)."""
         return 30 + self.documents * (27 if self.source == TINY else 165)
 
-    def context(self, count_tokens: CountTokens) -> Context:
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Read the questions and choose them.
 
         Raises:
@@ -163,7 +164,7 @@ class Mdqa(QuestionTask):
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``; the positions of one question follow one another."""
         at = self.gold_positions()
-        rows: dict[str, list[Any]] = {name: [] for name in EXAMPLE_SCHEMA.names}
+        rows: dict[str, list[Any]] = defaultdict(list)
         asked: tuple[Question, list[str], list[str]] | None = None
         for row in range(start, stop):
             number, slot = divmod(row, len(at))
@@ -180,12 +181,11 @@ class Mdqa(QuestionTask):
             rows["question_id"].append(question.id)
             rows["position"].append(position)
             rows["units"].append(self.documents)
-            rows["length"].append(None)
             rows["prompt"].append(wording.MDQA.format(documents=listed, question=question.text))
             rows["answer"].append(target(question))
             rows["references"].append(list(question.answers))
         rows["prompt_tokens"] = context.count_tokens(rows["prompt"]).tolist()
-        return pa.table(rows, schema=EXAMPLE_SCHEMA)
+        return examples(rows)
 
     def _random_position(self, number: int) -> int:
         words = draws(key_of("mdqa", self.LAW, self.seed), number, number + 1, 1, _STREAM_POSITION)

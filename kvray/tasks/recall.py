@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import pyarrow as pa
 
 from kvray.tasks import questions, wording, world
-from kvray.tasks.base import EXAMPLE_SCHEMA, Context, CountTokens, recipe, register
+from kvray.tasks.base import Context, CountTokens, examples, recipe, register
 from kvray.tasks.documents import TINY, QuestionTask, target
 from kvray.tasks.questions import Question
 
@@ -35,7 +35,7 @@ class Recall(QuestionTask):
         """Prompt tokens of one example, roughly."""
         return 16
 
-    def context(self, count_tokens: CountTokens) -> Context:
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Read the questions and choose them.
 
         Raises:
@@ -55,19 +55,16 @@ class Recall(QuestionTask):
         """Make examples ``[start, stop)``."""
         chosen: Sequence[Question] = context.material[start:stop]
         prompts = [wording.CLOSED_BOOK.format(question=question.text) for question in chosen]
-        return pa.table(
+        return examples(
             {
                 "example_id": [question.id for question in chosen],
                 "question_id": [question.id for question in chosen],
-                "position": [None] * len(chosen),
                 "units": [0] * len(chosen),
-                "length": [None] * len(chosen),
                 "prompt": prompts,
                 "answer": [target(question) for question in chosen],
                 "references": [list(question.answers) for question in chosen],
                 "prompt_tokens": context.count_tokens(prompts).tolist(),
-            },
-            schema=EXAMPLE_SCHEMA,
+            }
         )
 
 

@@ -111,7 +111,7 @@ class MultiSubkeyKV(Task):
         key = subkeys * (0.65 * self.subkey_digits + 1.2) + 0.65 * self.value_digits + 4
         return min(self.max_tokens, 110 + round(self.dictionaries * (5 + keys * key)))
 
-    def context(self, count_tokens: CountTokens) -> Context:
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Return a context whose tables are made when the first example is."""
         return Context(count_tokens, _Builder(self, count_tokens))
 

@@ -53,7 +53,9 @@ def pairs(prompt: str) -> list[list[tuple[int, int]]]:
 
 
 def digest(table: pa.Table) -> str:
-    return hashlib.sha256(json.dumps(table.to_pylist(), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(table.drop_columns(["depth", "subtask", "condition"]).to_pylist(), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def test_prompt_and_answer_are_worded_as_the_paper_s() -> None:
