@@ -10,8 +10,13 @@ from kvray.config import Finetune
 from kvray.errors import InputError
 from kvray.tasks.base import Task
 
-Kind = Literal["dataset", "finetune", "predictions"]
-FOLDERS: dict[Kind, str] = {"dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}
+Kind = Literal["writing", "dataset", "finetune", "predictions"]
+FOLDERS: dict[Kind, str] = {
+    "writing": "writings",
+    "dataset": "datasets",
+    "finetune": "finetunes",
+    "predictions": "predictions",
+}
 """Folder of the store per kind of artefact."""
 NAME_LENGTH = 60
 """Characters of the readable part of an id."""
@@ -41,6 +46,19 @@ def read_document(data: bytes) -> PlanDocument:
 
 
 @dataclass(frozen=True)
+class WritingJob:
+    """What a model is to write for a dataset.
+
+    Attributes:
+        task: whose :meth:`~kvray.tasks.base.Task.to_write` is answered.
+        writer: the model, a name as for ``base_model``.
+    """
+
+    task: Task
+    writer: str
+
+
+@dataclass(frozen=True)
 class FinetuneJob:
     """What the finetune stage needs beside the recipe.
 
@@ -48,11 +66,13 @@ class FinetuneJob:
         finetune: the hyperparameters; its ``seeds`` are not this job's.
         seed: this finetune's seed.
         mixture: (dataset id, share) in the order of the recipe; shares sum to 1.
+        budget: (dataset id, share) of the mixture whose tokens per epoch this one is matched to; empty for no cut.
     """
 
     finetune: Finetune
     seed: int
     mixture: tuple[tuple[str, float], ...]
+    budget: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,14 +81,14 @@ class PredictionsJob:
 
     Attributes:
         task: whose scorer scores.
-        dataset_id: the examples.
+        dataset_id: the examples; None where another library brings them (``Task.BRINGS_EXAMPLES``).
         finetune_id: the finetune that answers; None for the base model.
         evaluation: the evaluation's label.
         finetune: that finetune's hyperparameters; None for the base model.
     """
 
     task: Task
-    dataset_id: str
+    dataset_id: str | None
     finetune_id: str | None
     evaluation: str
     finetune: Finetune | None = None
@@ -80,15 +100,16 @@ class Artefact:
 
     Attributes:
         id: ``<folder>/<name>-<fingerprint[:16]>``.
-        kind: dataset, finetune or predictions.
+        kind: writing, dataset, finetune or predictions.
         name: readable part of the id.
         fingerprint: sha256 of the recipe and of the fingerprints of what it needs.
         recipe: everything that decides its content.
         needs: ids of the artefacts it is made from, in the order of the recipe.
-        rows: rows of the dataset, rows of one epoch of the finetune (about, if matched by tokens), or predictions.
+        rows: prompts of the writing, rows of the dataset, rows of one epoch of the finetune (about, if matched by
+            tokens), or predictions.
         tokens: about how many tokens making it reads; 0 if unknown.
         labels: its names in the sweep: dataset and role; mixture, finetune and seed; evaluation with those three.
-        params: Task, FinetuneJob or PredictionsJob.
+        params: WritingJob, Task, FinetuneJob or PredictionsJob.
     """
 
     id: str
@@ -100,7 +121,7 @@ class Artefact:
     rows: int
     tokens: int
     labels: dict[str, Any]
-    params: Task | FinetuneJob | PredictionsJob
+    params: WritingJob | Task | FinetuneJob | PredictionsJob
 
     def identity(self) -> dict[str, Any]:
         """Return what a stage commits it under: the arguments of ``Store.commit`` that do not come from the work."""

@@ -1,15 +1,19 @@
-"""Where a base model is and what identifies it: the bundled one, a directory, or a Hugging Face id."""
+"""Where a base model is and what identifies it: the bundled one, a directory, a hub id, or ``openai:<name>``."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvray.errors import InputError
+from kvray.errors import InputError, SourceUnreachableError
 
 BUNDLED = {"kvray-tiny": Path(__file__).parent / "tiny" / "kvray-tiny"}
+API = "openai:"
+"""Prefix of the name of a model behind an OpenAI-compatible API."""
+API_TOKENIZER = "Xenova/gpt-3.5-turbo"
+"""Whose tokenizer counts for a model behind an API where the sweep names none: a hub copy of its cl100k_base."""
 _CONTENT = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
@@ -23,6 +27,7 @@ class BaseModelRef:
         revision: hub commit, None for a directory.
         identity: what fingerprints cover: a sha256 over the files' content, or the hub id and commit.
         trust_remote_code: whether the model's own Python code may run; the sweep says so.
+        tokenizer: the model whose tokenizer counts tokens in its place; None for its own.
     """
 
     name: str
@@ -30,14 +35,47 @@ class BaseModelRef:
     revision: str | None
     identity: str
     trust_remote_code: bool = False
+    tokenizer: BaseModelRef | None = None
+
+    @property
+    def api(self) -> bool:
+        """Whether the model is behind an OpenAI-compatible API; ``location`` is then its name there."""
+        return self.name.startswith(API)
+
+    @property
+    def token_identity(self) -> str:
+        """What identifies the tokenizer that counts: part of every dataset's identity."""
+        return (self.tokenizer or self).identity
 
 
-def resolve(name: str) -> BaseModelRef:
+def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
     """Find a base model.
 
+    Args:
+        name: a bundled model, a directory, a hub id, or ``openai:<name>``.
+        tokenizer: a model (not behind an API) whose tokenizer counts tokens; default the model's own, and
+            :data:`API_TOKENIZER` for one behind an API.
+
     Raises:
+        SourceUnreachableError: the hub does not answer.
         InputError: nothing by that name is bundled, on disk, or on the hub.
     """
+    counting = _find(tokenizer or API_TOKENIZER) if tokenizer or name.startswith(API) else None
+    return replace(_find(name), tokenizer=counting)
+
+
+def unresolved(name: str, tokenizer: str | None = None) -> BaseModelRef:
+    """Return a reference to a model that cannot be looked at now; enough to plan with, and it matches no artefact."""
+    counting = BaseModelRef(tokenizer, tokenizer, None, f"unresolved:{tokenizer}") if tokenizer else None
+    return BaseModelRef(name, name.removeprefix(API), None, f"unresolved:{name}", tokenizer=counting)
+
+
+def _find(name: str) -> BaseModelRef:
+    if name.startswith(API):
+        model = name.removeprefix(API)
+        if not model.strip():
+            raise InputError(f"base_model: found {name!r}; expected openai:NAME, openai:gpt-3.5-turbo-1106 say")
+        return BaseModelRef(name, model, None, name)
     path = BUNDLED.get(name) or Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -45,19 +83,25 @@ def resolve(name: str) -> BaseModelRef:
         return BaseModelRef(name, str(path.resolve()), None, f"sha256:{_directory_sha256(path)}")
     if "/" not in name or name.startswith((".", "/", "~")):
         known = ", ".join(sorted(BUNDLED))
-        raise InputError(f"base_model: {name!r} is no bundled model ({known}), directory, or hub id like org/name")
-    try:
-        from huggingface_hub import HfApi
+        raise InputError(
+            f"base_model: {name!r} is no bundled model ({known}), directory, hub id like org/name, or openai:NAME"
+        )
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
+    try:
         revision = HfApi().model_info(name).sha
-    except Exception as error:
-        # The hub client raises a dozen kinds (network, auth, missing); all mean the same to the user.
+    except HfHubHTTPError as error:
+        # Missing, gated and forbidden models: the hub did answer.
         raise InputError(f"base_model: {name} could not be resolved on the Hugging Face hub: {error}") from error
+    except Exception as error:
+        # The client lets through whatever its HTTP library raises when there is no way to the hub.
+        raise SourceUnreachableError(f"base_model: the Hugging Face hub does not answer for {name}: {error}") from error
     return BaseModelRef(name, name, revision, f"hub:{name}@{revision}")
 
 
 def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:
-    """Return the transformers tokenizer of a base model (heavy import)."""
+    """Return the transformers tokenizer of a base model (heavy import), not of ``ref.tokenizer``, which counts."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from kvray.errors import InputError, KvrayError
 
 if TYPE_CHECKING:
     from kvray.artefact import Artefact
+    from kvray.store import Store
     from kvray.tasks.base import Task
 
 P = ParamSpec("P")
@@ -34,6 +36,7 @@ Set_ = Annotated[
 ]
 Json_ = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Base_ = Annotated[str | None, typer.Option("--base-model", help="Use this base model instead of the file's.")]
+Scale_ = Annotated[str | None, typer.Option("--scale", help="One of the file's scales, such as small.")]
 Verify_ = Annotated[bool, typer.Option("--verify", help="Check the sha256 of what is committed, too.")]
 
 
@@ -57,10 +60,11 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
 
 @command
 def run(
-    sweep: Annotated[str, typer.Argument(help="A sweep file.")],
+    sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
     store: Store_ = None,
     set_: Set_ = None,
     base_model: Base_ = None,
+    scale: Scale_ = None,
     verify: Verify_ = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
 ) -> int:
@@ -69,12 +73,34 @@ def run(
     kvray run sweeps/quickstart.yaml
 
     kvray run sweeps/nq-open.yaml --set evaluate.mdqa.questions=50
+
+    kvray run sweeps/paper/mdqa-mistral.yaml --scale small
     """
     from kvray import run as running
     from kvray.store import Store
 
-    planned, base = running.prepare(sweep, set_ or [], base_model)
     place = Store(running.store_uri(store))
+    codes = []
+    with running.shared_cluster() if len(sweep) > 1 else contextlib.nullcontext():
+        for file in sweep:
+            if len(sweep) > 1:
+                print(f"\n== {file}", flush=True)
+            codes.append(_run(file, place, set_ or [], base_model, scale, verify, report))
+    return max(codes)
+
+
+def _run(
+    file: str,
+    place: Store,
+    settings: Sequence[str],
+    base_model: str | None,
+    scale: str | None,
+    verify: bool,
+    report: bool,
+) -> int:
+    from kvray import run as running
+
+    planned, base = running.prepare(file, settings, base_model, scale)
     result = running.run(planned, base, place, verify)
     name = planned.sweep.name
     if result.nothing_to_do:
@@ -106,10 +132,13 @@ def plan(
     store: Store_ = None,
     set_: Set_ = None,
     base_model: Base_ = None,
+    scale: Scale_ = None,
     json_: Json_ = False,
     verify: Verify_ = False,
 ) -> None:
     """Show what a run would do, cell by cell, with tokens, estimated time and the smallest detectable difference.
+
+    Works without the hub and without a GPU: what cannot be looked at is noted and assumed.
 
     kvray plan sweeps/quickstart.yaml
     """
@@ -117,7 +146,7 @@ def plan(
     from kvray import run as running
     from kvray.store import Store
 
-    planned, _ = running.prepare(sweep, set_ or [], base_model)
+    planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True)
     place = Store(running.store_uri(store))
     found = estimate.estimate(planned, place, verify)
     print(json.dumps(found.document(), indent=1) if json_ else found.text())
@@ -128,6 +157,8 @@ def status(
     sweep: Annotated[str, typer.Argument(help="A sweep file, or the name of one that was run.")],
     store: Store_ = None,
     set_: Set_ = None,
+    base_model: Base_ = None,
+    scale: Scale_ = None,
     json_: Json_ = False,
     verify: Verify_ = False,
 ) -> None:
@@ -142,7 +173,7 @@ def status(
     place = Store(running.store_uri(store))
     planned: Sequence[Any]
     if sweep.endswith((".yaml", ".yml")):
-        planned = running.prepare(sweep, set_ or [])[0].artefacts
+        planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts
     else:
         planned = running.stored_plan(sweep, place)
     found = running.status(planned, place, verify)
@@ -163,6 +194,7 @@ def status(
 def report(
     sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
     store: Store_ = None,
+    scale: Scale_ = None,
     out: Annotated[Path | None, typer.Option("--out", help="Directory; default under the store.")] = None,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
@@ -175,7 +207,7 @@ def report(
     from kvray.store import Store
 
     place = Store(running.store_uri(store))
-    name = load(sweep).name if sweep.endswith((".yaml", ".yml")) else sweep
+    name = load(sweep, scale=scale).name if sweep.endswith((".yaml", ".yml")) else sweep
     running.stored_plan(name, place)
     paths = write(place, name, out)
     print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
@@ -254,6 +286,8 @@ def why(
     sweep: Annotated[str | None, typer.Option(help="A sweep file that has it; default: the store's sweeps.")] = None,
     store: Store_ = None,
     set_: Set_ = None,
+    base_model: Base_ = None,
+    scale: Scale_ = None,
 ) -> None:
     """Say why an artefact is to be made: what of its recipe differs from the nearest stored one.
 
@@ -264,7 +298,9 @@ def why(
     from kvray.store import Store
 
     place = Store(running.store_uri(store))
-    planned: Sequence[Artefact] | None = running.prepare(sweep, set_ or [])[0].artefacts if sweep else None
+    planned: Sequence[Artefact] | None = None
+    if sweep:
+        planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts
     print("\n".join(reasons.why(cell, place, planned)))
 
 

@@ -29,6 +29,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TASK_SECTIONS = ("datasets", "evaluate")
 """Sections of a sweep that hold task blocks by name."""
 _NAME_RULE = "letters, digits and . _ -, starting with a letter or digit"
+_API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
@@ -179,7 +180,15 @@ class Finetune(Strict):
     weight_decay: float = recipe(0.0, ge=0, lt=1, description="AdamW's weight decay")
     max_grad_norm: float = recipe(1.0, gt=0, description="gradients are scaled down to this norm")
     max_length: int | None = recipe(None, ge=8, description="tokens per row at most; a longer row is an error")
-    match: Literal["rows", "tokens"] = recipe("rows", description="what the weights of a mixture are shares of")
+    match: Literal["tokens", "rows"] = recipe(
+        "tokens",
+        description="tokens: weights are shares of tokens, and an epoch of every mixture reads as many tokens as one "
+        "of the sweep's first mixture; rows: weights are shares of rows, and no mixture is cut to another",
+    )
+    api_batch_size: int | Literal["auto"] = recipe("auto", description="rows per step of a fine-tuning API")
+    api_learning_rate_multiplier: float | Literal["auto"] = recipe(
+        "auto", description="a fine-tuning API's factor on its own learning rate"
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -190,8 +199,12 @@ class Finetune(Strict):
 
     def recipe(self) -> dict[str, Any]:
         """Return what decides a finetune beside its seed; without the adapter's fields where there is no adapter."""
-        unused = ("seeds",) if self.method == "lora" else ("seeds", *_LORA_FIELDS)
+        unused = {"seeds", *_API_FIELDS, *(() if self.method == "lora" else _LORA_FIELDS)}
         return {name: value for name, value in super().recipe().items() if name not in unused}
+
+    def api_recipe(self) -> dict[str, Any]:
+        """Return what decides a finetune that a fine-tuning API makes, beside its seed: the rest is the server's."""
+        return {name: value for name, value in super().recipe().items() if name in {"epochs", "match", *_API_FIELDS}}
 
 
 class Runtime(Strict):
@@ -217,13 +230,26 @@ class Runtime(Strict):
     gpu_memory_utilization: float = runtime(0.9, gt=0, le=1, description="share of a GPU's memory that vLLM takes")
     max_model_len: int | None = runtime(None, ge=16, description="tokens per request at most; none: the model's own")
     retries: int = runtime(2, ge=0, description="further attempts at a unit of work whose worker died")
+    api_base_url: str | None = runtime(None, description="of an openai: model; none: $OPENAI_BASE_URL, else OpenAI's")
+    api_concurrency: int = runtime(8, ge=1, description="requests at a time to an API")
+    api_retries: int = runtime(8, ge=0, description="further attempts at a request that an API refused for now")
+    api_timeout_s: float = runtime(120.0, gt=0, description="seconds that one request to an API may take")
+    api_price_input: float | None = runtime(None, ge=0, description="USD per million prompt tokens, for the plan")
+    api_price_output: float | None = runtime(None, ge=0, description="USD per million written tokens, for the plan")
+    api_price_training: float | None = runtime(None, ge=0, description="USD per million trained tokens, for the plan")
 
 
 class Sweep(Strict):
     """One sweep: what is trained on, how, and what is asked afterwards."""
 
     name: str = runtime(description="the sweep's name, in reports and in the store")
-    base_model: str = recipe(description="kvray-tiny, a directory, or a Hugging Face id")
+    base_model: str = recipe(description="kvray-tiny, a directory, a Hugging Face id, or openai:NAME behind an API")
+    tokenizer: str | None = recipe(
+        None, description="a model whose tokenizer counts tokens for the data; none: the base model's own"
+    )
+    system_message: str | None = recipe(
+        None, description="sent first to a model behind an API, in its training file and in evaluation"
+    )
     trust_remote_code: bool = recipe(False, description="let the base model's own Python code run")
     datasets: dict[str, Annotated[SerializeAsAny[Task], BeforeValidator(parse_task)]] = recipe(
         {}, description="what can be trained on: a task block by name"
@@ -237,6 +263,10 @@ class Sweep(Strict):
     )
     grid: dict[str, list[Any]] = recipe({}, description="lists of values by dotted path; every combination is run")
     zip: dict[str, list[Any]] = recipe({}, description="lists of one length by dotted path; run side by side")
+    scales: dict[str, dict[str, Any]] = runtime(
+        {}, description="named sets of changes to this file by dotted path, taken with --scale NAME"
+    )
+    reference: tuple[str, ...] = runtime((), description="sets of published numbers that the report shows beside ours")
     runtime: Runtime = runtime(Runtime(), description="where and how fast; never part of a fingerprint")
 
     @field_validator("name")
@@ -256,6 +286,11 @@ class Sweep(Strict):
         if "mixtures" not in filled and isinstance(filled.get("datasets"), Mapping):
             filled["mixtures"] = {name: {name: 1.0} for name in filled["datasets"]}
         return filled
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _one_reference(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _cross(self, info: ValidationInfo) -> Sweep:

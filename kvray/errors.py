@@ -25,6 +25,10 @@ class InputError(KvrayError):
         super().__init__("\n".join(self.problems))
 
 
+class SourceUnreachableError(InputError):
+    """A source on the network does not answer: it may exist, so a plan can go on without, a run cannot."""
+
+
 class StoreError(KvrayError):
     """The store cannot be read or written as asked."""
 

@@ -3,53 +3,114 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.base_model import BaseModelRef, resolve
-from kvray.errors import InputError, KvrayError
+from kvray.base_model import BaseModelRef, resolve, unresolved
+from kvray.errors import InputError, KvrayError, SourceUnreachableError
 from kvray.fingerprint import canonical_json
 from kvray.spec import Sweep, variants
 from kvray.tasks.base import CountTokens, Task
 
+UNKNOWN = "unresolved"
+"""Stands for the sha256 of a source that could not be reached; it matches no artefact."""
 
-def gather(sweep: Sweep) -> Facts:
+
+def gather(sweep: Sweep, offline: bool = False) -> Facts:
     """Look at the base model and at every source of every variant of a sweep. Reads files; writes nothing.
+
+    Args:
+        sweep: what is planned.
+        offline: go on without what is on the network and does not answer; it is noted, and assumed.
 
     Raises:
         InputError: a base model or a source cannot be read, or a task makes no example; all of them at once.
     """
-    problems: list[str] = []
-    base = BaseModelRef(sweep.base_model, "", None, "")
-    try:
-        base = resolve(sweep.base_model)
-        if sweep.trust_remote_code:
-            # Another model code may run than without it, so it is another model.
-            base = replace(base, trust_remote_code=True, identity=f"{base.identity}+remote_code")
-    except InputError as error:
-        problems += error.problems
-    count_tokens = _counter(base) if not problems else _no_tokens
+    looked = _Look(offline)
+    base = looked.model(sweep.base_model, sweep.tokenizer)
+    if base is not None and sweep.trust_remote_code:
+        # Another model code may run than without it, so it is another model.
+        base = replace(base, trust_remote_code=True, identity=f"{base.identity}+remote_code")
+    counted = base is not None and not looked.problems and not looked.notes
+    count_tokens = _counter(base) if base is not None and counted else _no_tokens
     sources: dict[str, dict[str, str]] = {}
     counts: dict[str, int] = {}
+    written: dict[str, tuple[int, int]] = {}
+    writers: dict[str, BaseModelRef] = {}
     for place, task in _tasks(sweep):
         key = task_key(task)
         if key in counts:
             continue
-        counts[key], sources[key] = 0, {}
+        sources[key], counts[key] = looked.task(place, task, count_tokens)
+        writer = task.writer()
+        if writer is not None:
+            found = writers.get(writer) or looked.model(writer, None, f"{place}: writer: ")
+            writers[writer] = found or unresolved(writer)
+            written[key] = looked.prompts(place, task, count_tokens, counts[key])
+    if looked.problems or base is None:
+        raise InputError(list(dict.fromkeys(looked.problems)))
+    return Facts(base, sources, counts, writers, written, tuple(dict.fromkeys(looked.notes)))
+
+
+class _Look:
+    """Looks at models and tasks, and keeps what is wrong with them apart from what does not answer."""
+
+    def __init__(self, offline: bool) -> None:
+        self.offline = offline
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+
+    def model(self, name: str, tokenizer: str | None, place: str = "") -> BaseModelRef | None:
+        """Return a model, a stand-in if the hub does not answer and that is allowed, None for a problem."""
         try:
-            sources[key] = task.sources()
-            counts[key] = task.count(task.context(count_tokens))
-            if counts[key] < 1:
-                problems.append(f"{place}: found no example; expected at least one")
+            return resolve(name, tokenizer)
+        except SourceUnreachableError as error:
+            if self.offline:
+                self.notes.append(f"{place}{_first(error)}: taken as new, its prompts are estimated, not counted")
+                return unresolved(name, tokenizer)
+            self.problems += [f"{place}{problem}" for problem in error.problems]
         except InputError as error:
-            problems += [f"{place}: {problem}" for problem in error.problems]
+            self.problems += [f"{place}{problem}" for problem in error.problems]
+        return None
+
+    def task(self, place: str, task: Task, count_tokens: CountTokens) -> tuple[dict[str, str], int]:
+        """Return the sources of a task and its number of examples."""
+        sources: dict[str, str] = {}
+        try:
+            sources = task.sources()
+            rows = task.count(task.context(count_tokens)) if task.BRINGS_EXAMPLES else task.expected_rows()
+            if rows < 1:
+                self.problems.append(f"{place}: found no example; expected at least one")
+            return sources, rows
+        except SourceUnreachableError as error:
+            if self.offline:
+                rows = max(1, task.expected_rows())
+                self.notes.append(f"{place}: {_first(error)}: {rows} examples assumed")
+                return sources or {"source": UNKNOWN}, rows
+            self.problems += [f"{place}: {problem}" for problem in error.problems]
+        except InputError as error:
+            self.problems += [f"{place}: {problem}" for problem in error.problems]
         except (OSError, KvrayError) as error:
-            problems.append(f"{place}: {error}")
-    if problems:
-        raise InputError(list(dict.fromkeys(problems)))
-    return Facts(base, sources, counts)
+            self.problems.append(f"{place}: {error}")
+        return sources, 0
+
+    def prompts(self, place: str, task: Task, count_tokens: CountTokens, rows: int) -> tuple[int, int]:
+        """Return how many prompts a task's writer answers, and their tokens."""
+        try:
+            texts = task.to_write(count_tokens)
+            return len(texts), int(count_tokens(texts).sum())
+        except SourceUnreachableError as error:
+            if not self.offline:
+                self.problems += [f"{place}: {problem}" for problem in error.problems]
+        except InputError as error:
+            self.problems += [f"{place}: {problem}" for problem in error.problems]
+        return rows, 0
+
+
+def _first(error: InputError) -> str:
+    return error.problems[0] if error.problems else str(error)
 
 
 def task_key(task: Task) -> str:
@@ -91,11 +152,17 @@ class Facts:
         base: the base model.
         sources: per task (by :func:`task_key`) the sha256 of each source, by field name.
         counts: per task (by :func:`task_key`) how many examples it makes.
+        writers: the models that write parts of datasets, by name.
+        written: per task that a model writes for, its prompts and their tokens.
+        notes: what did not answer, and what is assumed instead; empty unless that was allowed.
     """
 
     base: BaseModelRef
     sources: Mapping[str, Mapping[str, str]]
     counts: Mapping[str, int]
+    writers: Mapping[str, BaseModelRef] = field(default_factory=dict)
+    written: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def of(self, task: Task) -> tuple[Mapping[str, str], int]:
         """Return a task's sources and its number of examples."""

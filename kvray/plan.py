@@ -21,13 +21,14 @@ from kvray.artefact import (
     PlanDocument,
     PlannedArtefact,
     PredictionsJob,
+    WritingJob,
     artefact_id,
     read_document,
 )
 from kvray.errors import InputError
-from kvray.facts import Facts
+from kvray.facts import Facts, task_key
 from kvray.fingerprint import fingerprint
-from kvray.spec import Finetune, Sweep, Variant, show_value, variants
+from kvray.spec import Sweep, Variant, show_value, variants
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
 __all__ = [
@@ -37,12 +38,13 @@ __all__ = [
     "PlanDocument",
     "PlannedArtefact",
     "PredictionsJob",
+    "WritingJob",
     "artefact_id",
     "dataset_recipe",
     "plan",
     "read_document",
 ]
-KINDS: tuple[Kind, ...] = ("dataset", "finetune", "predictions")
+KINDS: tuple[Kind, ...] = ("writing", "dataset", "finetune", "predictions")
 """Kinds of artefacts; each needs those before it alone."""
 
 
@@ -59,7 +61,7 @@ def plan(sweep: Sweep, facts: Facts) -> Plan:
     if builder.problems:
         raise InputError(list(builder.problems))
     ordered = tuple(artefact for kind in KINDS for artefact in builder.found.values() if artefact.kind == kind)
-    return Plan(sweep, facts.base.name, ordered)
+    return Plan(sweep, facts.base.name, ordered, facts.notes)
 
 
 def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
     Args:
         task: the parameters.
         sources: the sha256 of each source, by field name.
-        tokenizer: identity of the base model whose tokenizer counts.
+        tokenizer: identity of the model whose tokenizer counts.
     """
     return {
         "format": EXAMPLE_FORMAT,
@@ -83,15 +85,16 @@ def _suffix(changes: Sequence[tuple[str, Any]]) -> str:
     return f"[{','.join(f'{key}={show_value(value)}' for key, value in changes)}]" if changes else ""
 
 
-def _finetune_label(variant: Variant) -> str:
+def _finetune_label(variant: Variant, api: bool) -> str:
     """Return the method and what is varied of it, leaving out what the method does not use."""
-    used = variant.sweep.finetune.recipe()
+    finetune = variant.sweep.finetune
+    used = finetune.api_recipe() if api else finetune.recipe()
     changes = [
         (str(path[1]), value)
         for path, value in variant.changes
         if path[0] == "finetune" and path[1] != "method" and path[1] in used
     ]
-    return variant.sweep.finetune.method + _suffix(changes)
+    return ("api" if api else finetune.method) + _suffix(changes)
 
 
 def _block_changes(variant: Variant, section: str, name: str) -> list[tuple[str, Any]]:
@@ -108,10 +111,21 @@ def _mixture_label(variant: Variant, mixture: str) -> str:
     return mixture + _suffix(changes)
 
 
-def _rows(amounts: Sequence[float], weights: Sequence[float]) -> list[int]:
-    """Return how many rows of each dataset a mixture takes: the one that runs out first is taken whole."""
-    scale = min(amount / weight for amount, weight in zip(amounts, weights, strict=True))
-    return [math.floor(scale * weight + 1e-9) for weight in weights]
+def _shares(of: Sequence[tuple[Artefact, float]]) -> list[tuple[Artefact, float]]:
+    """Return (dataset, share); the order and the unit of the weights in the YAML mean nothing, so neither stays."""
+    total = sum(weight for _, weight in of)
+    return sorted(((data, round(weight / total, 12)) for data, weight in of), key=lambda part: part[0].fingerprint)
+
+
+def _epoch(parts: Sequence[tuple[Artefact, float]], match: str, budget: float | None = None) -> tuple[int, float]:
+    """Return about how many rows and tokens one epoch of a mixture has: the dataset that runs out first is whole."""
+    amounts = [data.rows if match == "rows" else data.tokens for data, _ in parts]
+    scale = min(amount / share for amount, (_, share) in zip(amounts, parts, strict=True))
+    if budget is not None:
+        scale = min(scale, budget)
+    taken = [scale * share / max(amount, 1) for amount, (_, share) in zip(amounts, parts, strict=True)]
+    rows = sum(math.floor(part * data.rows + 1e-9) for part, (data, _) in zip(taken, parts, strict=True))
+    return rows, sum(part * data.tokens for part, (data, _) in zip(taken, parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -122,11 +136,13 @@ class Plan:
         sweep: what was planned.
         base_model: the base model's name.
         artefacts: each once, though several variants may share it.
+        notes: what could not be looked at and was assumed (:func:`kvray.facts.gather`); such a plan cannot be run.
     """
 
     sweep: Sweep
     base_model: str
     artefacts: tuple[Artefact, ...]
+    notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the plan in plain values, for ``sweeps/<name>.json`` in the store."""
@@ -158,68 +174,109 @@ class _Builder:
     def add(self, variant: Variant) -> None:
         """Add everything that one variant needs."""
         sweep = variant.sweep
-        label = _finetune_label(variant)
+        label = _finetune_label(variant, self.facts.base.api)
         used = {name for weights in sweep.mixtures.values() for name in weights}
         data = {
             name: self.dataset(task, name + _suffix(_block_changes(variant, "datasets", name)), "train")
             for name, task in sweep.datasets.items()
             if name in used
         }
+        mixtures = {
+            mixture: _shares([(data[name], weight) for name, weight in weights.items()])
+            for mixture, weights in sweep.mixtures.items()
+        }
         finetunes: list[Artefact | None] = [None]  # None is the base model
-        for mixture, weights in sweep.mixtures.items():
-            of = [(data[name], weight) for name, weight in weights.items()]
+        for mixture, parts in mixtures.items():
+            first = next(iter(mixtures.values()))
+            budget = first if sweep.finetune.match == "tokens" and parts != first else []
             for seed in sweep.finetune.seeds:
                 labels = {"mixture": _mixture_label(variant, mixture), "finetune": label, "seed": seed}
-                finetunes.append(self.finetune(sweep.finetune, seed, of, labels))
+                finetunes.append(self.finetune(sweep, seed, parts, budget, labels))
         for name, task in sweep.evaluate.items():
             evaluation = name + _suffix(_block_changes(variant, "evaluate", name))
-            examples = self.dataset(task, evaluation, "evaluate")
+            examples = self.dataset(task, evaluation, "evaluate") if task.BRINGS_EXAMPLES else None
             for finetune in finetunes:
-                self.predictions(task, evaluation, examples, finetune)
+                self.predictions(sweep, task, evaluation, examples, finetune)
 
     def dataset(self, task: Task, label: str, role: str) -> Artefact:
         sources, rows = self.facts.of(task)
-        recipe = dataset_recipe(task, sources, self.facts.base.identity)
+        recipe = dataset_recipe(task, sources, self.facts.base.token_identity)
         labels = {"dataset": label, "role": role}
         tokens = rows * task.tokens_estimate()
-        return self.artefact("dataset", task.task, recipe, (), rows=rows, tokens=tokens, labels=labels, params=task)
+        written = self.writing(task, recipe, labels)
+        needs = [written] if written else []
+        return self.artefact("dataset", task.task, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=task)
+
+    def writing(self, task: Task, dataset: dict[str, Any], labels: dict[str, Any]) -> Artefact | None:
+        """Add what a model writes for a dataset, if one does."""
+        writer = task.writer()
+        if writer is None:
+            return None
+        recipe = {**dataset, "writer": self.facts.writers[writer].identity}
+        rows, tokens = self.facts.written[task_key(task)]
+        job = WritingJob(task, writer)
+        name = f"{task.task}-writing"
+        return self.artefact("writing", name, recipe, (), rows=rows, tokens=tokens, labels=labels, params=job)
 
     def finetune(
-        self, finetune: Finetune, seed: int, of: Sequence[tuple[Artefact, float]], labels: dict[str, Any]
+        self,
+        sweep: Sweep,
+        seed: int,
+        parts: Sequence[tuple[Artefact, float]],
+        budget: Sequence[tuple[Artefact, float]],
+        labels: dict[str, Any],
     ) -> Artefact:
-        # The order and the unit of the weights in the YAML mean nothing, so they must not decide the identity.
-        total = sum(weight for _, weight in of)
-        parts = sorted(((data, round(weight / total, 12)) for data, weight in of), key=lambda part: part[0].fingerprint)
+        finetune, api = sweep.finetune, self.facts.base.api
         recipe = {
             "base": self.facts.base.identity,
-            "finetune": finetune.recipe(),
+            "finetune": finetune.api_recipe() if api else finetune.recipe(),
             "seed": seed,
             "mixture": [share for _, share in parts],
+            **self.spoken(sweep),
         }
-        tasks = list(dict.fromkeys(data.name for data, _ in of))
-        name = "-".join([*tasks, finetune.method, f"s{seed}"])
-        rows = _rows([data.rows for data, _ in parts], [share for _, share in parts])
-        per_row = [data.tokens / data.rows for data, _ in parts]
-        tokens = round(finetune.epochs * sum(count * each for count, each in zip(rows, per_row, strict=True)))
-        job = FinetuneJob(finetune, seed, tuple((data.id, share) for data, share in parts))
-        needs = [data for data, _ in parts]
-        return self.artefact("finetune", name, recipe, needs, rows=sum(rows), tokens=tokens, labels=labels, params=job)
+        if budget:
+            # Not as needs alone: a mixture over the very datasets of the budget is another one without it.
+            recipe["budget"] = [[data.fingerprint, share] for data, share in budget]
+        tasks = list(dict.fromkeys(data.name for data, _ in parts))
+        name = "-".join([*tasks, "api" if api else finetune.method, f"s{seed}"])
+        rows, tokens = _epoch(parts, finetune.match, _epoch(budget, finetune.match)[1] if budget else None)
+        job = FinetuneJob(
+            finetune,
+            seed,
+            tuple((data.id, share) for data, share in parts),
+            tuple((data.id, share) for data, share in budget),
+        )
+        needs = list({data.id: data for data, _ in [*parts, *budget]}.values())
+        tokens = round(finetune.epochs * tokens)
+        return self.artefact("finetune", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job)
 
-    def predictions(self, task: Task, evaluation: str, examples: Artefact, finetune: Artefact | None) -> None:
+    def predictions(
+        self, sweep: Sweep, task: Task, evaluation: str, examples: Artefact | None, finetune: Artefact | None
+    ) -> None:
         recipe = {
             "base": self.facts.base.identity,
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
             "scorer": {"task": task.task, "law": task.LAW},
+            **self.spoken(sweep),
         }
+        if examples is None:
+            recipe["task"] = task.recipe()
+            recipe["sources"] = dict(self.facts.of(task)[0])
         nobody = {"mixture": None, "finetune": None, "seed": None}
         labels = {"evaluation": evaluation, **(finetune.labels if finetune else nobody)}
         settings = finetune.params.finetune if finetune and isinstance(finetune.params, FinetuneJob) else None
-        job = PredictionsJob(task, examples.id, finetune.id if finetune else None, evaluation, settings)
-        needs = [examples, finetune] if finetune else [examples]
-        name = f"{task.task}-{finetune.name if finetune else 'base'}"
-        self.artefact(
-            "predictions", name, recipe, needs, rows=examples.rows, tokens=examples.tokens, labels=labels, params=job
+        job = PredictionsJob(
+            task, examples.id if examples else None, finetune.id if finetune else None, evaluation, settings
         )
+        needs = [need for need in (examples, finetune) if need is not None]
+        name = f"{task.task}-{finetune.name if finetune else 'base'}"
+        rows = examples.rows if examples else self.facts.of(task)[1]
+        tokens = examples.tokens if examples else rows * task.tokens_estimate()
+        self.artefact("predictions", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job)
+
+    def spoken(self, sweep: Sweep) -> dict[str, Any]:
+        """Return the part of a recipe that says what a model behind an API is told first."""
+        return {"system_message": sweep.system_message} if self.facts.base.api and sweep.system_message else {}
 
     def artefact(
         self,
@@ -231,7 +288,7 @@ class _Builder:
         rows: int,
         tokens: int,
         labels: dict[str, Any],
-        params: Task | FinetuneJob | PredictionsJob,
+        params: WritingJob | Task | FinetuneJob | PredictionsJob,
     ) -> Artefact:
         digest = fingerprint(recipe, [need.fingerprint for need in needs])
         name = name[:NAME_LENGTH].rstrip("-._")

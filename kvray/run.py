@@ -25,20 +25,33 @@ from kvray.spec import load
 from kvray.store import Outcome, Store
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
-STAGE_NAMES = {"dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
+STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
 LOCAL_OBJECT_STORE = 512 * 2**20
 """Bytes of a local Ray's object store: stages hand each other files, so little passes through it."""
 
 
-def prepare(path: str, overrides: Sequence[str] = (), base_model: str | None = None) -> tuple[Plan, BaseModelRef]:
+def prepare(
+    path: str,
+    overrides: Sequence[str] = (),
+    base_model: str | None = None,
+    scale: str | None = None,
+    offline: bool = False,
+) -> tuple[Plan, BaseModelRef]:
     """Read a sweep file and plan it. Writes nothing.
+
+    Args:
+        path: a sweep file.
+        overrides: ``dotted.key=value`` each, over the file's.
+        base_model: in place of the file's.
+        scale: one of the file's scales.
+        offline: plan without what is on the network and does not answer; see :func:`kvray.facts.gather`.
 
     Raises:
         InputError: with every problem of the file, its sources and its base model.
     """
     extra = [f"base_model={json.dumps(base_model)}"] if base_model else []
-    sweep = load(path, [*overrides, *extra])
-    facts = gather(sweep)
+    sweep = load(path, [*overrides, *extra], scale)
+    facts = gather(sweep, offline)
     return plan(sweep, facts), facts.base
 
 
@@ -160,6 +173,16 @@ def cluster(runtime: Runtime) -> Iterator[None]:
             ray.shutdown()
 
 
+@contextlib.contextmanager
+def shared_cluster() -> Iterator[None]:
+    """Hold one local Ray for several sweeps run one after the other, whatever each says of its size.
+
+    With ``$RAY_ADDRESS`` set there is a cluster to hold already.
+    """
+    with contextlib.nullcontext() if os.environ.get("RAY_ADDRESS") else cluster(Runtime()):
+        yield
+
+
 def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, store: Store, result: Result) -> None:
     """Run one stage on what it can; what needs a failed artefact fails with it."""
     ready = []
@@ -175,7 +198,7 @@ def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, s
     name = STAGE_NAMES[kind]
     say(f"kvray: {name}: {len(ready)} to make")
     try:
-        outcomes = _stage_function(kind)(ready, store, base, planned.sweep.runtime)
+        outcomes = _stage_function(kind, base.api)(ready, store, base, planned.sweep.runtime)
     except ResourceError:
         raise
     except KvrayError as error:
@@ -192,11 +215,21 @@ def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, s
     say(f"kvray: {name}: {good} of {len(todo)} made, {time.monotonic() - started:.0f} s")
 
 
-def _stage_function(kind: str) -> Stage:
+def _stage_function(kind: str, api: bool) -> Stage:
+    """Return what makes a kind of artefact; for a model behind an API the two stages that use it ask the API."""
+    if kind == "writing":
+        from kvray.evaluate.write import write
+
+        return write
     if kind == "dataset":
         from kvray.generate.job import generate
 
         return generate
+    if api:
+        from kvray.evaluate.endpoint import evaluate as ask
+        from kvray.finetune.api import finetune as train
+
+        return train if kind == "finetune" else ask
     if kind == "finetune":
         from kvray.finetune.job import finetune
 

@@ -9,6 +9,7 @@ from kvray import yaml_lines
 from kvray.config import NAME, TASK_SECTIONS, Finetune, Overlaps, Runtime, Sweep, check, check_task, parse_task
 from kvray.errors import InputError
 from kvray.grid import Variant, grid_problems, show_value, variants
+from kvray.problems import Place, Problem
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
 
@@ -28,11 +29,12 @@ __all__ = [
 ]
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
+def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> Sweep:
     """Read and check a sweep file.
 
     Args:
         path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in it come from the environment.
+        scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
         overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
 
     Raises:
@@ -41,7 +43,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
     """
     load_all()
     document = yaml_lines.read(path)
-    wrong = [problem for text in overrides if (problem := yaml_lines.override(document, text))]
+    wrong = _take_scale(document, scale) if scale else []
+    wrong += [problem for text in overrides if (problem := yaml_lines.override(document, text))]
     overlaps: Overlaps = {}
     sweep, problems = check(document.value, overlaps)
     problems += grid_problems(document.value, problems, overlaps)
@@ -49,6 +52,23 @@ def load(path: str, overrides: Sequence[str] = ()) -> Sweep:
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
     return sweep
+
+
+def _take_scale(document: yaml_lines.Document, scale: str) -> list[Problem]:
+    """Make the changes of a scale: a mapping is merged into what is there, null takes away, all else replaces."""
+    scales = document.value.get("scales")
+    known = sorted(scales) if isinstance(scales, dict) else []
+    changes = scales.get(scale) if isinstance(scales, dict) else None
+    if not isinstance(changes, dict):
+        names = f"one of the file's scales: {', '.join(known)}" if known else "none: the file has no scales"
+        return [Problem((), f"found the scale {scale!r}; expected {names}", Place(-1, "--scale"))]
+    name = document.value.get("name")
+    for key, value in changes.items():
+        path = yaml_lines.split(key, document.value)
+        yaml_lines.merge(document, path, value, document.place(("scales", scale, key)))
+    if isinstance(name, str) and "name" not in changes:
+        document.value["name"] = f"{name}-{scale}"
+    return []
 
 
 def json_schema() -> dict[str, Any]:

@@ -6,6 +6,7 @@ Mapping keys are always text, as written.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -98,6 +99,27 @@ def put(target: dict[str, Any], path: Path, value: Any) -> None:
             raise InputError(f"{dotted(path)}: found {show(below)} at {dotted(path[:depth])}; expected a mapping")
         target = below
     target[str(path[-1])] = value
+
+
+def merge(document: Document, path: Path, value: Any, place: Place) -> None:
+    """Change a document at a path: a mapping is merged into the one there, None takes away, all else replaces.
+
+    Raises:
+        InputError: something above the path is not a mapping.
+    """
+    here: Any = document.value
+    for part in path:
+        here = here.get(part) if isinstance(here, dict) else None
+    if isinstance(value, dict) and isinstance(here, dict):
+        for key, inner in value.items():
+            merge(document, (*path, key), inner, place)
+        return
+    document.set(path, copy.deepcopy(value), place)
+    if value is None:
+        above: Any = document.value
+        for part in path[:-1]:
+            above = above[part]
+        del above[path[-1]]
 
 
 def split(path: str, root: Mapping[str, Any]) -> Path:

@@ -21,10 +21,14 @@ load_all()
 TASKS = dict(REGISTRY)
 
 RECIPE: dict[str, set[str]] = {
-    "Sweep": {"base_model", "trust_remote_code", "datasets", "mixtures", "finetune", "evaluate", "grid", "zip"},
+    "Sweep": {
+        "base_model", "tokenizer", "system_message", "trust_remote_code", "datasets", "mixtures", "finetune", "evaluate",
+        "grid", "zip",
+    },
     "Finetune": {
         "method", "epochs", "learning_rate", "batch_size", "seeds", "lora_rank", "lora_alpha", "lora_dropout",
         "lora_targets", "scheduler", "warmup_ratio", "weight_decay", "max_grad_norm", "max_length", "match",
+        "api_batch_size", "api_learning_rate_multiplier",
     },
     "Runtime": set(),
     "simple_kv": {
@@ -42,13 +46,14 @@ RECIPE: dict[str, set[str]] = {
 """Fields that enter fingerprints, by model (tasks by their name in YAML)."""
 
 RUNTIME: dict[str, set[str]] = {
-    "Sweep": {"name", "runtime"},
+    "Sweep": {"name", "runtime", "scales", "reference"},
     "Finetune": set(),
     "Runtime": {
         "address", "num_cpus", "object_store_memory", "workers_per_finetune", "gpus_per_finetune", "cpus_per_finetune",
         "concurrent_finetunes", "strategy", "per_device_batch_size", "gradient_checkpointing", "checkpoint_every_steps",
         "engines", "gpus_per_engine", "cpus_per_engine", "tensor_parallel", "max_loras", "kv_cache_gib",
-        "gpu_memory_utilization", "max_model_len", "retries",
+        "gpu_memory_utilization", "max_model_len", "retries", "api_base_url", "api_concurrency", "api_retries",
+        "api_timeout_s", "api_price_input", "api_price_output", "api_price_training",
     },
     "simple_kv": set(),
     "multi_subkey_kv": set(),
@@ -110,7 +115,9 @@ def test_a_field_that_is_not_declared_is_an_error() -> None:
 
 
 def test_recipes_hold_recipe_fields_alone() -> None:
-    assert set(Finetune().recipe()) == RECIPE["Finetune"] - {"seeds"}
+    api = {"api_batch_size", "api_learning_rate_multiplier"}
+    assert set(Finetune().recipe()) == RECIPE["Finetune"] - {"seeds"} - api
+    assert set(Finetune().api_recipe()) == {"epochs", "match"} | api
     for name, cls in TASKS.items():
         required = {field: "x" for field, info in cls.model_fields.items() if info.is_required()}
         assert set(cls.model_validate({**required, "task": name}).recipe()) == RECIPE[name]

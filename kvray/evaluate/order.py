@@ -39,6 +39,14 @@ def job_of(cell: Artefact) -> PredictionsJob:
     return cell.params
 
 
+def dataset_of(cell: Artefact) -> str:
+    """Return the id of the dataset whose examples a cell asks."""
+    dataset_id = job_of(cell).dataset_id
+    if dataset_id is None:
+        raise TypeError(f"{cell.id} has no dataset: another library brings its questions")
+    return dataset_id
+
+
 def todo(store: Store, cells: Sequence[Artefact], data: Mapping[str, pa.Table], part: int, parts: int) -> list[Chunk]:
     """Return the chunks of this part that are not there yet, cell by cell.
 
@@ -47,7 +55,7 @@ def todo(store: Store, cells: Sequence[Artefact], data: Mapping[str, pa.Table], 
     found: list[Chunk] = []
     dealt = 0
     for cell in cells:
-        examples = data[job_of(cell).dataset_id]
+        examples = data[dataset_of(cell)]
         absent = set(chunks.missing(store, cell, examples))
         for index in range(chunks.chunk_count(examples.num_rows)):
             if dealt % parts == part and index in absent:

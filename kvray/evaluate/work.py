@@ -23,7 +23,7 @@ from kvray.errors import CellError, InputError, KvrayError
 from kvray.evaluate import chunks, requests, settings
 from kvray.evaluate.chunks import Labels
 from kvray.evaluate.engine import Adapter, Engine, Question
-from kvray.evaluate.order import Chunk, Order, job_of, model_directory, note_failure, real_rank, todo
+from kvray.evaluate.order import Chunk, Order, dataset_of, job_of, model_directory, note_failure, real_rank, todo
 from kvray.evaluate.probe import Probe, pick
 from kvray.store import Store
 
@@ -119,7 +119,7 @@ class Worker:
     def _finish(self, chunk: Chunk, seconds: float, engine_facts: dict[str, Any]) -> None:
         job, span = job_of(chunk.cell), self._span(chunk)
         replies = [chunk.replies.get(row) or chunks.too_long(len(self._prompt(chunk, row))) for row in span]
-        examples = self._data[job.dataset_id].slice(span.start, len(span))
+        examples = self._data[dataset_of(chunk.cell)].slice(span.start, len(span))
         facts: dict[str, Any] = {"seconds": seconds}
         if engine_facts:
             facts["engine"] = engine_facts
@@ -134,10 +134,10 @@ class Worker:
         self._report(self._done)
 
     def _commit(self, cell: Artefact) -> None:
-        chunks.commit_if_whole(self._store, cell, self._data[job_of(cell).dataset_id])
+        chunks.commit_if_whole(self._store, cell, self._data[dataset_of(cell)])
 
     def _read(self, cell: Artefact) -> None:
-        name = job_of(cell).dataset_id
+        name = dataset_of(cell)
         if name not in self._data:
             self._data[name] = requests.ask_order(self._store.read_table(name))
 
@@ -174,9 +174,9 @@ class Worker:
         needed: list[int] = []
         for chunk in work:
             job = job_of(chunk.cell)
-            if job.dataset_id not in self._prompts:
-                texts = self._data[job.dataset_id]["prompt"].to_pylist()
-                self._prompts[job.dataset_id] = requests.encode(tokenizer, texts)
+            if dataset_of(chunk.cell) not in self._prompts:
+                texts = self._data[dataset_of(chunk.cell)]["prompt"].to_pylist()
+                self._prompts[dataset_of(chunk.cell)] = requests.encode(tokenizer, texts)
             for _, row in self._fitting(chunk):
                 needed.append(len(self._prompt(chunk, row)) + job.task.MAX_OUTPUT_TOKENS)
         self._length = requests.engine_length(needed, self._limit)
@@ -188,16 +188,16 @@ class Worker:
                 yield chunk, row
 
     def _prompt(self, chunk: Chunk, row: int) -> NDArray[np.int32]:
-        return self._prompts[job_of(chunk.cell).dataset_id][row]
+        return self._prompts[dataset_of(chunk.cell)][row]
 
     def _span(self, chunk: Chunk) -> range:
-        return chunks.span(chunk.index, self._data[job_of(chunk.cell).dataset_id].num_rows)
+        return chunks.span(chunk.index, self._data[dataset_of(chunk.cell)].num_rows)
 
     def _rows(self, cells: Sequence[Artefact]) -> int:
         """Return the rows of this part, by the deal of :func:`todo`."""
         dealt = rows = 0
         for cell in cells:
-            total = self._data[job_of(cell).dataset_id].num_rows
+            total = self._data[dataset_of(cell)].num_rows
             for index in range(chunks.chunk_count(total)):
                 rows += len(chunks.span(index, total)) if dealt % self._order.parts == self._order.part else 0
                 dealt += 1

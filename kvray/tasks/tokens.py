@@ -30,7 +30,7 @@ _PROBES = 256
 
 @lru_cache(maxsize=4)
 def token_counter(base: BaseModelRef) -> TokenCounter:
-    """Return the counter of a base model's tokenizer; loaded once per process.
+    """Return the counter of the tokenizer that counts for a base model; loaded once per process.
 
     A directory's ``tokenizer.json`` is read without transformers, which would cost seconds of import per worker.
 
@@ -39,6 +39,7 @@ def token_counter(base: BaseModelRef) -> TokenCounter:
     """
     from tokenizers import Tokenizer
 
+    base = base.tokenizer or base
     file = Path(base.location) / "tokenizer.json"
     if file.is_file():
         return TokenCounter(Tokenizer.from_file(str(file)))
