@@ -24,6 +24,7 @@ def toy_plan(**changes: Any) -> Plan:
         "base_model": "tiny",
         "datasets": {"ours": {"task": "toy", "rows": 20}, "other": {"task": "toy", "rows": 30, "seed": 1}},
         "evaluate": {"ask": {"task": "toy", "rows": 5, "seed": 9}},
+        "finetune": {"match": "rows"},
         "runtime": {"num_cpus": 1},
     }
     sweep = Sweep.model_validate({**blocks, **changes})

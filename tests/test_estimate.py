@@ -22,7 +22,7 @@ from kvray.tasks.base import REGISTRY
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "toy", Toy)
-    monkeypatch.setattr(facts_module, "resolve", lambda name: BASE)
+    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 

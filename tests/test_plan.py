@@ -11,8 +11,8 @@ import pytest
 from toy_tasks import Quiz, Toy
 
 from kvray import facts as facts_module
-from kvray.base_model import BaseModelRef
-from kvray.errors import InputError
+from kvray.base_model import BaseModelRef, resolve
+from kvray.errors import InputError, SourceUnreachableError
 from kvray.facts import Facts, gather, task_key
 from kvray.fingerprint import fingerprint
 from kvray.plan import FinetuneJob, Plan, PredictionsJob, plan, read_document
@@ -35,7 +35,7 @@ OTHER: dict[str, Any] = {
     "weight_decay": 0.01,
     "max_grad_norm": 2.0,
     "max_length": 512,
-    "match": "tokens",
+    "match": "rows",
 }
 """For every field of Finetune a value that is not its default."""
 
@@ -44,7 +44,7 @@ OTHER: dict[str, Any] = {
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "toy", Toy)
     monkeypatch.setitem(REGISTRY, "quiz", Quiz)
-    monkeypatch.setattr(facts_module, "resolve", lambda name: BASE)
+    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
 
 
 def sweep_of(**changes: Any) -> Sweep:
@@ -133,7 +133,7 @@ def test_adding_adds_new_artefacts_alone(added: dict[str, Any]) -> None:
 def test_no_runtime_field_changes_anything(name: str) -> None:
     other = {
         "address": "auto", "strategy": "fsdp", "gradient_checkpointing": True, "gpu_memory_utilization": 0.5,
-        "object_store_memory": 2**30, "max_model_len": 4096,
+        "object_store_memory": 2**30, "max_model_len": 4096, "api_base_url": "http://127.0.0.1:1",
     }.get(name, 7)  # fmt: skip
     assert getattr(Runtime(), name) != other
     assert ids(planned(runtime={name: other})) == ids(planned())
@@ -143,13 +143,57 @@ def test_names_and_order_in_the_file_change_nothing() -> None:
     renamed = planned(
         name="another",
         datasets={"b": {"task": "toy", "rows": 30, "seed": 1}, "a": {"task": "toy", "rows": 20}},
-        mixtures={"y": {"b": 6, "a": 2}, "x": {"a": 5}},
+        mixtures={"x": {"a": 5}, "y": {"b": 6, "a": 2}},
         evaluate={"asked": {"task": "toy", "rows": 5, "seed": 9}},
     )
     assert set(ids(renamed)) == set(ids(planned()))
 
 
-@pytest.mark.parametrize("name", list(Finetune.model_fields))
+def test_the_first_mixture_sets_the_tokens_of_the_others() -> None:
+    found = {x.labels["mixture"]: x for x in planned(finetune={"seeds": 0}).artefacts if x.kind == "finetune"}
+    ours, blend = found["ours"].params, found["blend"].params
+    assert isinstance(ours, FinetuneJob) and isinstance(blend, FinetuneJob)
+    assert not ours.budget and "budget" not in found["ours"].recipe
+    assert blend.budget == ours.mixture and found["blend"].recipe["budget"]
+    assert set(found["ours"].needs) <= set(found["blend"].needs)
+    assert found["blend"].tokens == found["ours"].tokens
+    turned = planned(mixtures={"blend": {"ours": 1, "other": 3}, "ours": {"ours": 1}}, finetune={"seeds": 0})
+    assert not set(ids(turned, "finetune")) & {found["ours"].id, found["blend"].id}
+    by_rows = planned(finetune={"seeds": 0, "match": "rows"})
+    assert not any(x.params.budget for x in by_rows.artefacts if isinstance(x.params, FinetuneJob))
+
+
+def test_a_model_behind_an_api_has_other_hyperparameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts_module, "resolve", resolve)
+    model = {"base_model": "openai:gpt-x", "tokenizer": "kvray-tiny"}
+    before = planned(**model)
+    made = next(x for x in before.artefacts if x.kind == "finetune")
+    assert made.recipe["base"] == "openai:gpt-x" and made.labels["finetune"] == "api"
+    assert "learning_rate" not in made.recipe["finetune"] and "lora_rank" not in made.recipe["finetune"]
+    assert ids(before) == ids(planned(**model, finetune={"seeds": [0, 1], "learning_rate": 1e-4}))
+    for change in ({"api_batch_size": 4}, {"api_learning_rate_multiplier": 2.0}, {"epochs": 3}):
+        after = planned(**model, finetune={"seeds": [0, 1], **change})
+        assert not set(ids(before, "finetune")) & set(ids(after, "finetune"))
+    told = planned(**model, system_message="Be brief.")
+    assert ids(told, "dataset") == ids(before, "dataset")
+    assert not set(ids(told, "finetune")) & set(ids(before, "finetune"))
+    assert not set(ids(told, "predictions")) & set(ids(before, "predictions"))
+
+
+def test_a_plan_goes_on_without_what_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(name: str, tokenizer: str | None = None) -> BaseModelRef:
+        raise SourceUnreachableError(f"base_model: the hub does not answer for {name}")
+
+    monkeypatch.setattr(facts_module, "resolve", silent)
+    with pytest.raises(InputError, match="does not answer for tiny"):
+        gather(sweep_of())
+    facts = gather(sweep_of(), offline=True)
+    assert any("does not answer for tiny" in note for note in facts.notes)
+    assert plan(sweep_of(), facts).notes == facts.notes
+    assert facts.base.identity.startswith("unresolved:")
+
+
+@pytest.mark.parametrize("name", [name for name in Finetune.model_fields if not name.startswith("api_")])
 def test_every_recipe_field_of_finetune_changes_the_finetunes_alone(name: str) -> None:
     before, after = planned(), planned(finetune={"seeds": [0, 1], name: OTHER[name]})
     assert not set(ids(before, "finetune")) & set(ids(after, "finetune"))
@@ -182,9 +226,9 @@ def test_law_and_base_model_are_identity(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not set(ids(before)) & set(ids(planned()))
     monkeypatch.undo()
     monkeypatch.setitem(REGISTRY, "toy", Toy)
-    monkeypatch.setattr(facts_module, "resolve", lambda name: BaseModelRef("tiny", "/elsewhere", None, "sha256:def"))
+    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, "sha256:def"))
     assert not set(ids(before)) & set(ids(planned()))
-    monkeypatch.setattr(facts_module, "resolve", lambda name: BaseModelRef("tiny", "/elsewhere", None, BASE.identity))
+    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, BASE.identity))
     assert ids(before) == ids(planned())
     trusting = planned(trust_remote_code=True)
     assert not set(ids(before)) & set(ids(trusting))
@@ -250,7 +294,7 @@ def test_training_on_the_evaluated_rows_is_refused_even_where_the_task_does_not_
 
 
 def test_rows_and_tokens_are_counted_from_the_facts() -> None:
-    found = planned(finetune={"epochs": 2, "seeds": 0})
+    found = planned(finetune={"epochs": 2, "seeds": 0, "match": "rows"})
     by_name = {(x.kind, x.labels.get("dataset") or x.labels.get("mixture")): x for x in found.artefacts}
     assert (by_name["dataset", "other"].rows, by_name["dataset", "other"].tokens) == (30, 30 * 8)
     # blend takes 1 of ours to 3 of other, so other runs out first and ours is cut to 10.
@@ -262,7 +306,8 @@ def test_jobs_name_their_inputs() -> None:
     found = planned()
     for artefact in found.artefacts:
         if isinstance(artefact.params, FinetuneJob):
-            assert tuple(name for name, _ in artefact.params.mixture) == artefact.needs
+            named = [name for name, _ in (*artefact.params.mixture, *artefact.params.budget)]
+            assert tuple(dict.fromkeys(named)) == artefact.needs
             assert sum(share for _, share in artefact.params.mixture) == pytest.approx(1)
             assert artefact.params.seed == artefact.labels["seed"] == artefact.recipe["seed"]
         elif isinstance(artefact.params, PredictionsJob):
@@ -292,7 +337,7 @@ def test_without_training_data_the_base_model_is_evaluated() -> None:
 
 
 def test_gathering_tells_every_unreadable_source_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere(name: str) -> BaseModelRef:
+    def nowhere(name: str, tokenizer: str | None = None) -> BaseModelRef:
         raise InputError(f"base_model: {name} is nowhere")
 
     monkeypatch.setattr(facts_module, "resolve", nowhere)

@@ -20,7 +20,7 @@ from kvray.tasks.base import REGISTRY
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "toy", Toy)
-    monkeypatch.setattr(facts_module, "resolve", lambda name: BASE)
+    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
 
 
 def test_in_an_empty_store_it_is_new_and_its_needs_are_followed(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
 
     made = Stages()
     monkeypatch.setitem(REGISTRY, "toy", Toy)
-    monkeypatch.setattr(facts_module, "resolve", lambda name: BASE)
+    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
     monkeypatch.setattr(running, "cluster", no_cluster)
     monkeypatch.setattr(running, "_stage_function", made.of)
     return made
