@@ -226,9 +226,13 @@ def test_law_and_base_model_are_identity(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not set(ids(before)) & set(ids(planned()))
     monkeypatch.undo()
     monkeypatch.setitem(REGISTRY, "toy", Toy)
-    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, "sha256:def"))
+    monkeypatch.setattr(
+        facts_module, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, "sha256:def")
+    )
     assert not set(ids(before)) & set(ids(planned()))
-    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, BASE.identity))
+    monkeypatch.setattr(
+        facts_module, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, BASE.identity)
+    )
     assert ids(before) == ids(planned())
     trusting = planned(trust_remote_code=True)
     assert not set(ids(before)) & set(ids(trusting))

@@ -36,9 +36,9 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     monkeypatch.chdir(tmp_path)
 
-    def of(text: str, *overrides: str) -> Sweep:
+    def of(text: str, *overrides: str, scale: str | None = None) -> Sweep:
         Path("s.yaml").write_text(text, encoding="utf-8")
-        return load("s.yaml", overrides)
+        return load("s.yaml", overrides, scale)
 
     return of
 
@@ -303,3 +303,36 @@ def test_the_schema_accepts_a_good_file_and_refuses_wrong_knobs(read: Load) -> N
     for wrong in ({"task": "toy", "rws": 3}, {"task": "quiz", "source": "q.txt"}, {"task": "none"}, {"rows": 3}):
         assert not validator.is_valid({**good, "datasets": {"d": wrong}}), wrong
     assert not validator.is_valid({**good, "finetune": {"epoch": 3}})
+
+
+SCALED = """\
+scales:
+  small:
+    base_model: kvray-tiny
+    datasets.ours: {rows: 3}
+    datasets.other: null
+    evaluate.ask.seed: 4
+    grid: null
+grid:
+  datasets.ours.rows: ["${NOT_SET_ROWS}"]
+"""
+
+
+def test_a_scale_merges_replaces_and_takes_away(read: Load) -> None:
+    sweep = read(GOOD.replace("kvray-tiny", "org/big") + SCALED, scale="small")
+    assert (sweep.name, sweep.base_model) == ("good-small", "kvray-tiny")
+    assert list(sweep.datasets) == ["ours"] and sweep.datasets["ours"].rows == 3  # type: ignore[attr-defined]
+    assert sweep.evaluate["ask"].seed == 4 and not sweep.grid
+    assert read(GOOD + SCALED, "base_model=org/other", "datasets.ours.rows=7", scale="small").base_model == "org/other"
+
+
+def test_a_scale_s_mistakes_are_told_at_their_line(read: Load) -> None:
+    text = GOOD + SCALED.replace("rows: 3", "rowz: 3")
+    with pytest.raises(InputError) as caught:
+        read(text, scale="small")
+    (told,) = caught.value.problems
+    assert re.match(r"s\.yaml:11: datasets\.ours\.rowz: .*did you mean 'rows'", told)
+    with pytest.raises(InputError, match="--scale: found the scale 'tiny'; expected one of the file's scales: small"):
+        read(text, scale="tiny")
+    with pytest.raises(InputError, match="the file has no scales"):
+        read(GOOD, scale="small")
