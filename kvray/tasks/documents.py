@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import field_validator, model_validator
 
 from kvray.errors import InputError
-from kvray.tasks import questions, wording, world
+from kvray.tasks import questions, sources, wording, world
 from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
 from kvray.tasks.counter import below, draws, key_of
 from kvray.tasks.questions import Question, Split
@@ -39,7 +39,7 @@ class QuestionTask(Task):
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of the questions' file, or the version of the tiny world."""
-        return {"source": "tiny-world-1" if self.source == TINY else questions.digest(self.source)}
+        return {"source": "tiny-world-1" if self.source == TINY else sources.digest(self.source)}
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score as lost-in-the-middle does: any accepted answer contained in the answer's first line."""

@@ -7,24 +7,17 @@ questions, ``text`` and optionally ``title`` of the passage that holds an answer
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
-import io
-import json
 import re
 import string
-import urllib.request
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from kvray.errors import InputError
+from kvray.tasks import sources
 
 Split = Literal["test", "train", "all"]
-TIMEOUT_S = 60
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -55,27 +48,18 @@ def best_subspan_em(answer: str, references: Sequence[str]) -> float:
     return float(any(normalise(reference) in said for reference in references))
 
 
-def digest(source: str) -> str:
-    """Return the sha256 of a source file's content.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    return hashlib.sha256(_bytes(source)).hexdigest()
-
-
 def read(source: str) -> list[Question]:
     """Read every question of a file, sorted by id so that the order of its lines does not matter.
 
     Args:
-        source: a path, an http(s) URL, or an s3:// or gs:// URI; ``.jsonl``, ``.jsonl.gz`` or ``.parquet``.
+        source: any place of :mod:`kvray.tasks.sources`: a path, a URL, a dataset of the hub.
 
     Raises:
         InputError: the file cannot be read, or a row has no question or answers; names the row.
     """
     found: dict[str, Question] = {}
-    for number, row in enumerate(_rows(source), start=1):
-        question = _question(row, f"{source}: row {number}")
+    for where, row in sources.rows(source):
+        question = _question(row, where)
         found.setdefault(question.id, question)
     if not found:
         raise InputError(f"{source}: no questions in it")
@@ -105,55 +89,3 @@ def _question(row: dict[str, Any], where: str) -> Question:
     gold: dict[str, Any] = next((passage for passage in passages if passage.get("isgold")), row)
     name = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Question(name, text, tuple(answers), str(gold.get("title") or ""), str(gold.get("text") or ""))
-
-
-def _rows(source: str) -> Iterator[dict[str, Any]]:
-    data = _bytes(source)
-    plain = source.split("?", maxsplit=1)[0]
-    if plain.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = pq.read_table(io.BytesIO(data))
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{source}: not a whole Parquet file: {error}") from error
-        yield from table.to_pylist()
-        return
-    if plain.endswith(".gz"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{source}: not a whole gzip file: {error}") from error
-    elif not plain.endswith((".jsonl", ".json")):
-        raise InputError(f"{source}: expected .jsonl, .jsonl.gz or .parquet")
-    # Cut at line feeds alone: a JSON text may hold U+2028 and other characters that str.splitlines() cuts at.
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{source}:{number}: not UTF-8: {error.reason} at byte {error.start + 1}") from error
-        except json.JSONDecodeError as error:
-            raise InputError(f"{source}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{source}:{number}: expected an object with 'question' and 'answers'")
-        yield row
-
-
-def _bytes(source: str) -> bytes:
-    scheme = source.split("://", maxsplit=1)[0] if "://" in source else ""
-    try:
-        if scheme in ("http", "https"):
-            with urllib.request.urlopen(source, timeout=TIMEOUT_S) as response:
-                return bytes(response.read())
-        if scheme:
-            from pyarrow.fs import FileSystem
-
-            files, path = FileSystem.from_uri(source)
-            with files.open_input_stream(path, compression=None) as stream:
-                return bytes(stream.read())
-        return Path(source).expanduser().read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"source: {source} cannot be read: {error}") from error

@@ -1,0 +1,112 @@
+"""Datasets of the Hugging Face hub: which commit, which files, and the files on this machine.
+
+Named ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``, as huggingface_hub's own file system does; a
+``/`` within a revision is written ``%2F`` (``refs%2Fconvert%2Fparquet``). Gated and private datasets need the hub's own
+log-in (``hf auth login`` or ``HF_TOKEN``).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote
+
+from kvray.errors import InputError, SourceUnreachableError
+
+TIMEOUT_S = 60
+_NAME = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def digest(source: str) -> str:
+    """Return ``<org>/<name>@<commit>[/<path>]``: what identifies a dataset's content; nothing is downloaded.
+
+    Raises:
+        SourceUnreachableError: the hub does not answer.
+        InputError: the hub has no such dataset, or not for this user.
+    """
+    repo, _, path = _parts(source)
+    return f"{repo}@{_commit(source)}" + (f"/{path}" if path else "")
+
+
+def download(source: str, kinds: tuple[str, ...]) -> Path | dict[str, Path]:
+    """Return what a source names, in the hub's cache on this machine.
+
+    Args:
+        source: a file of a dataset, a folder of it, or all of it.
+        kinds: ends of file names that can be read.
+
+    Returns:
+        The path of a file; or paths by name in the dataset, sorted by name, of all files of ``kinds`` in a folder.
+
+    Raises:
+        SourceUnreachableError: the hub does not answer and its cache has not got it.
+        InputError: the hub has no such dataset or file, or not for this user.
+    """
+    path, commit = _parts(source)[2], _commit(source)
+    if path.endswith(kinds):
+        return _file(source, commit, path)
+    names = _listing(source)[1]
+    wanted = [name for name in names if name.endswith(kinds) and (not path or name.startswith(f"{path}/"))]
+    if not wanted:
+        raise InputError(
+            f"{source}: no {', '.join(kinds)} there; the dataset has {', '.join(names[:20]) or 'no files'}"
+        )
+    return {name: _file(source, commit, name) for name in wanted}
+
+
+def for_now(status: int) -> bool:
+    """Tell whether an HTTP status says that a server cannot answer at the moment."""
+    return status >= 500 or status in (408, 429)
+
+
+def _parts(source: str) -> tuple[str, str | None, str]:
+    """Return (repository, revision or None, path in it or "")."""
+    found = _NAME.fullmatch(source)
+    if found is None:
+        raise InputError(f"source: found {source!r}; expected hf://datasets/ORG/NAME[@REVISION][/FILE OR FOLDER]")
+    revision = found["revision"]
+    return found["repo"], unquote(revision) if revision else None, (found["path"] or "").strip("/")
+
+
+def _commit(source: str) -> str:
+    # A commit names itself, so that files in the hub's cache need no hub.
+    revision = _parts(source)[1]
+    return revision if revision and _COMMIT.fullmatch(revision) else _listing(source)[0]
+
+
+@lru_cache(maxsize=64)
+def _listing(source: str) -> tuple[str, tuple[str, ...]]:
+    """Return (commit, names of all files); asked once per process, so that a dataset stays one commit throughout."""
+    from huggingface_hub import HfApi
+
+    repo, revision, _ = _parts(source)
+    try:
+        info = HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT_S)
+    except Exception as error:
+        raise _reason(source, error) from error
+    return str(info.sha), tuple(sorted(file.rfilename for file in info.siblings or ()))
+
+
+def _file(source: str, commit: str, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(_parts(source)[0], name, repo_type="dataset", revision=commit))
+    except Exception as error:
+        raise _reason(f"{source} ({name})", error) from error
+
+
+def _reason(source: str, error: Exception) -> InputError:
+    """Tell a hub that refuses from one that does not answer."""
+    # The hub's client lets through whatever its HTTP library raises when there is no way to it.
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if isinstance(error, HfHubHTTPError):
+        refused = not for_now(error.response.status_code)
+    else:
+        refused = isinstance(error, HFValidationError)
+    if refused:
+        return InputError(f"source: {source} cannot be read from the Hugging Face hub: {error}")
+    return SourceUnreachableError(f"source: the Hugging Face hub does not answer for {source}: {error}")

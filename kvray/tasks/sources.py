@@ -1,0 +1,287 @@
+"""What tasks are given to read: rows and texts, from wherever they lie.
+
+A source is a path (a file or a directory), an ``http(s)://`` URL, an ``s3://`` or ``gs://`` URI, or a dataset of the
+Hugging Face hub: ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``. Rows come from ``.jsonl`` and
+``.json`` (an array, one object, or lines), either of them with ``.gz``, and from ``.parquet``; texts from ``.txt`` or
+from the ``text`` field of rows. A directory, a ``.zip`` and a hub dataset or a folder of it stand for all such files in
+them, sorted by name.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import http.client
+import io
+import json
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from kvray.errors import InputError, SourceUnreachableError
+from kvray.tasks import hub
+from kvray.tasks.hub import for_now
+
+TIMEOUT_S = 60
+_ROWS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+_TEXTS = (".txt", ".txt.gz")
+_EXPECTED = "expected .jsonl, .jsonl.gz or .parquet, or a directory or .zip of such files"
+_NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"}
+"""Files beside the data of a dataset that describe them."""
+
+
+def rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, row) for every row of a source; ``where`` names file and row for an error message.
+
+    Raises:
+        SourceUnreachableError: a remote source does not answer.
+        InputError: it cannot be read, is of another kind, or holds something that is no row; names file and line.
+    """
+    for file in _choose(source, _ROWS):
+        yield from _rows_of(file)
+
+
+def texts(source: str) -> list[str]:
+    """Return every text of a source that is not blank: its ``.txt`` files, or else the ``text`` fields of its rows.
+
+    Raises:
+        SourceUnreachableError: a remote source does not answer.
+        InputError: it cannot be read, or holds no text.
+    """
+    files = _choose(source, _TEXTS + _ROWS)
+    plain = [file for file in files if file.name.endswith(_TEXTS)]
+    if plain:
+        found = [_decode(_unzipped(file), file.where) for file in plain]
+    else:
+        found = []
+        for where, row in (pair for file in files for pair in _rows_of(file)):
+            text = row.get("text")
+            if not isinstance(text, str):
+                raise InputError(f"{where}: no 'text'; found the fields {', '.join(row) or 'none'}")
+            found.append(text)
+    found = [text for text in found if text.strip()]
+    if not found:
+        raise InputError(f"{source}: no text in it")
+    return found
+
+
+def read_bytes(source: str) -> bytes:
+    """Return the content of a source that is one file.
+
+    Raises:
+        SourceUnreachableError: a remote source does not answer.
+        InputError: it cannot be read, or is several files.
+    """
+    place = _fetched(source)
+    if isinstance(place, list):
+        raise InputError(f"{source}: {len(place)} files; expected one, name it")
+    return _content(place, source)
+
+
+def digest(source: str) -> str:
+    """Return what identifies a source's content.
+
+    Returns:
+        The sha256 of a file's bytes; of a directory, the sha256 over names and contents of its data files; of the hub,
+        ``<org>/<name>@<commit>[/<path>]``, for which nothing is downloaded.
+
+    Raises:
+        SourceUnreachableError: a remote source does not answer.
+        InputError: it cannot be read.
+    """
+    if source.startswith("hf://"):
+        return hub.digest(source)
+    place = _fetched(source)
+    if not isinstance(place, list):
+        return _sha256(place, source)
+    named = [[file.name, _sha256(file.place, file.where)] for file in place]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def is_remote(source: str) -> bool:
+    """Tell whether reading a source needs a network that may be away: a URL or the hub."""
+    return source.startswith(("http://", "https://", "hf://"))
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to read.
+
+    Attributes:
+        where: its name in messages.
+        name: its name within the source, which tells its kind and its place in the order.
+        place: its path, or its bytes.
+        member: its name in the zip archive that ``place`` is; "" where it is none.
+    """
+
+    where: str
+    name: str
+    place: Path | bytes
+    member: str = ""
+
+
+def _choose(source: str, kinds: tuple[str, ...]) -> list[_File]:
+    """Return the files of a source that are of one of the kinds, zip archives opened, in order."""
+    place = _fetched(source)
+    bundled = isinstance(place, list)
+    given = place if isinstance(place, list) else [_File(source, urlsplit(source).path or source, place)]
+    found, zipped = [], False
+    for file in given:
+        if file.name.endswith(".zip"):
+            zipped = True
+            found += [member for member in _members(file) if member.name.endswith(kinds)]
+        elif file.name.endswith(kinds):
+            found.append(file)
+    if not found:
+        raise InputError(f"{source}: " + ("no data file in it; " if bundled or zipped else "") + _EXPECTED)
+    return found
+
+
+def _members(file: _File) -> list[_File]:
+    try:
+        with _archive(file.place) as archive:
+            names = sorted(archive.namelist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{file.where}: not a whole zip file: {error}") from error
+    return [_File(f"{file.where}: {name}", name, file.place, name) for name in names if _is_data(name)]
+
+
+def _archive(place: Path | bytes) -> zipfile.ZipFile:
+    return zipfile.ZipFile(place if isinstance(place, Path) else io.BytesIO(place))
+
+
+def _is_data(name: str) -> bool:
+    """Tell a data file from what lies beside: hidden files, a Mac's resource forks, descriptions of a dataset."""
+    parts = name.split("/")
+    return not any(part.startswith((".", "__")) for part in parts) and parts[-1] not in _NO_DATA
+
+
+def _rows_of(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
+    data = _unzipped(file)
+    if file.name.endswith(".parquet"):
+        found = _parquet(data, file.where)
+    elif file.name.removesuffix(".gz").endswith(".json") and (whole := _whole_json(data)) is not None:
+        found = iter(whole)
+    else:
+        found = _lines(data, file.where)
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            raise InputError(f"{file.where}: row {number}: expected an object with named fields; found {row!r:.60}")
+        yield f"{file.where}: row {number}", row
+
+
+def _parquet(data: bytes, where: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches():
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{where}: not a whole Parquet file: {error}") from error
+
+
+def _whole_json(data: bytes) -> list[Any] | None:
+    """Return the rows of a file that is one JSON text, an array or an object; None if it is not (lines, then)."""
+    try:
+        whole = json.loads(data.removeprefix(codecs.BOM_UTF8))
+    except ValueError:
+        return None
+    return whole if isinstance(whole, list) else [whole]
+
+
+def _lines(data: bytes, where: str) -> Iterator[Any]:
+    # Cut at line feeds alone: a JSON text may hold U+2028 and other characters that str.splitlines() cuts at.
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(_decode(line, f"{where}:{number}"))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}:{number}: not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{where}:{number}: expected an object with named fields; found {row!r:.60}")
+        yield row
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}") from error
+
+
+def _unzipped(file: _File) -> bytes:
+    data = _content(file.place, file.where, file.member)
+    if not file.name.endswith(".gz"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{file.where}: not a whole gzip file: {error}") from error
+
+
+def _content(place: Path | bytes, where: str, member: str = "") -> bytes:
+    try:
+        if member:
+            with _archive(place) as archive:
+                return archive.read(member)
+        return place if isinstance(place, bytes) else place.read_bytes()
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
+        # zipfile raises the last two for archives that are encrypted or packed in a way it does not know.
+        raise InputError(f"source: {where} cannot be read: {error}") from error
+
+
+def _sha256(place: Path | bytes, where: str) -> str:
+    if isinstance(place, bytes):
+        return hashlib.sha256(place).hexdigest()
+    try:
+        with place.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"source: {where} cannot be read: {error}") from error
+
+
+def _fetched(source: str) -> Path | bytes | list[_File]:
+    """Return a source as a local file, as bytes, or, where it stands for several files, as the list of them."""
+    if source.startswith("hf://"):
+        found = hub.download(source, (*_ROWS, *_TEXTS, ".zip"))
+        if isinstance(found, Path):
+            return found
+        return [_File(f"{source}: {name}", name, path) for name, path in found.items() if _is_data(name)]
+    if "://" in source:
+        return _from_network(source)
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        return path
+    names = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
+    return [_File(str(path / name), name, path / name) for name in names if _is_data(name)]
+
+
+@lru_cache(maxsize=8)
+def _from_network(source: str) -> bytes:
+    """Read a URL or URI once per process."""
+    try:
+        if is_remote(source):
+            with urllib.request.urlopen(source, timeout=TIMEOUT_S) as response:
+                return bytes(response.read())
+        from pyarrow.fs import FileSystem
+
+        files, path = FileSystem.from_uri(source)
+        with files.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+    except urllib.error.HTTPError as error:
+        kind = SourceUnreachableError if for_now(error.code) else InputError
+        raise kind(f"source: {source} cannot be read: {error}") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        raise SourceUnreachableError(f"source: {source} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"source: {source} cannot be read: {error}") from error
