@@ -120,6 +120,10 @@ def _cross_problems(
         if not NAME.fullmatch(name)
     ]
     names = list(_mapping(raw, "datasets"))
+    try:
+        seeds = Finetune.model_validate(_mapping(raw, "finetune")).data_seeds()
+    except ValidationError:
+        seeds = (0,)  # the sweep's own check tells what is wrong
     if not raw.get("datasets") and not raw.get("evaluate"):
         problems.append(Problem((), "found neither datasets nor evaluate; expected at least one of them"))
     for mixture, weights in _mapping(raw, "mixtures").items():
@@ -135,7 +139,9 @@ def _cross_problems(
             problems.append(Problem(("datasets", name, "task"), text))
             continue
         for evaluation, other in evaluate.items():
-            shared = _overlap(task, other, overlaps)
+            shared = next(
+                (why for seed in seeds if (why := _overlap(task.reseeded(seed), other, overlaps)) is not None), None
+            )
             if shared:
                 text = f"found training data that evaluate.{evaluation} asks about ({shared}); expected them apart"
                 problems.append(Problem(("datasets", name), text))
@@ -169,6 +175,9 @@ class Finetune(Strict):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_one_or_more)] = recipe(
         (0,), min_length=1, description="one finetune per seed: order of rows, adapter's start, dropout"
     )
+    reseed_data: bool = recipe(
+        False, description="add each finetune's seed to its datasets' seeds: other data per seed, as in the paper"
+    )
     lora_rank: int = recipe(16, ge=1, le=512, description="rank of the adapter")
     lora_alpha: float = recipe(32.0, gt=0, description="scale of the adapter: alpha / rank")
     lora_dropout: float = recipe(0.0, ge=0, lt=1, description="dropout on the adapter's input")
@@ -199,8 +208,12 @@ class Finetune(Strict):
 
     def recipe(self) -> dict[str, Any]:
         """Return what decides a finetune beside its seed; without the adapter's fields where there is no adapter."""
-        unused = {"seeds", *_API_FIELDS, *(() if self.method == "lora" else _LORA_FIELDS)}
+        unused = {"seeds", "reseed_data", *_API_FIELDS, *(() if self.method == "lora" else _LORA_FIELDS)}
         return {name: value for name, value in super().recipe().items() if name not in unused}
+
+    def data_seeds(self) -> tuple[int, ...]:
+        """Return what is added to the seeds of the datasets, each once."""
+        return self.seeds if self.reseed_data else (0,)
 
     def api_recipe(self) -> dict[str, Any]:
         """Return what decides a finetune that a fine-tuning API makes, beside its seed: the rest is the server's."""

@@ -122,8 +122,8 @@ def _tasks(sweep: Sweep) -> Iterator[tuple[str, Task]]:
     for variant in variants(sweep):
         used = {name for weights in variant.sweep.mixtures.values() for name in weights}
         for name, task in variant.sweep.datasets.items():
-            if name in used:
-                yield f"datasets.{name}", task
+            for seed in variant.sweep.finetune.data_seeds() if name in used else ():
+                yield f"datasets.{name}", task.reseeded(seed)
         for name, task in variant.sweep.evaluate.items():
             yield f"evaluate.{name}", task
 

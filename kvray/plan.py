@@ -101,6 +101,11 @@ def _block_changes(variant: Variant, section: str, name: str) -> list[tuple[str,
     return [(str(path[-1]), value) for path, value in variant.changes if path[:2] == (section, name)]
 
 
+def _data_label(variant: Variant, name: str, seed: int) -> str:
+    changes = _block_changes(variant, "datasets", name)
+    return name + _suffix([*changes, ("seed", variant.sweep.datasets[name].seed + seed)] if seed else changes)
+
+
 def _mixture_label(variant: Variant, mixture: str) -> str:
     """Return the mixture's name and what is varied of its weights and its datasets."""
     changes = _block_changes(variant, "mixtures", mixture)
@@ -177,19 +182,20 @@ class _Builder:
         label = _finetune_label(variant, self.facts.base.api)
         used = {name for weights in sweep.mixtures.values() for name in weights}
         data = {
-            name: self.dataset(task, name + _suffix(_block_changes(variant, "datasets", name)), "train")
+            (name, seed): self.dataset(task.reseeded(seed), _data_label(variant, name, seed), "train")
             for name, task in sweep.datasets.items()
-            if name in used
-        }
-        mixtures = {
-            mixture: _shares([(data[name], weight) for name, weight in weights.items()])
-            for mixture, weights in sweep.mixtures.items()
+            for seed in (sweep.finetune.data_seeds() if name in used else ())
         }
         finetunes: list[Artefact | None] = [None]  # None is the base model
-        for mixture, parts in mixtures.items():
-            first = next(iter(mixtures.values()))
-            budget = first if sweep.finetune.match == "tokens" and parts != first else []
+        for mixture in sweep.mixtures:
             for seed in sweep.finetune.seeds:
+                own = seed if sweep.finetune.reseed_data else 0
+                mixtures = {
+                    each: _shares([(data[name, own], weight) for name, weight in weights.items()])
+                    for each, weights in sweep.mixtures.items()
+                }
+                parts, first = mixtures[mixture], next(iter(mixtures.values()))
+                budget = first if sweep.finetune.match == "tokens" and parts != first else []
                 labels = {"mixture": _mixture_label(variant, mixture), "finetune": label, "seed": seed}
                 finetunes.append(self.finetune(sweep, seed, parts, budget, labels))
         for name, task in sweep.evaluate.items():

@@ -27,7 +27,7 @@ RECIPE: dict[str, set[str]] = {
     },
     "Finetune": {
         "method", "epochs", "learning_rate", "batch_size", "seeds", "lora_rank", "lora_alpha", "lora_dropout",
-        "lora_targets", "scheduler", "warmup_ratio", "weight_decay", "max_grad_norm", "max_length", "match",
+        "lora_targets", "scheduler", "warmup_ratio", "weight_decay", "max_grad_norm", "max_length", "match", "reseed_data",
         "api_batch_size", "api_learning_rate_multiplier",
     },
     "Runtime": set(),
@@ -116,7 +116,7 @@ def test_a_field_that_is_not_declared_is_an_error() -> None:
 
 def test_recipes_hold_recipe_fields_alone() -> None:
     api = {"api_batch_size", "api_learning_rate_multiplier"}
-    assert set(Finetune().recipe()) == RECIPE["Finetune"] - {"seeds"} - api
+    assert set(Finetune().recipe()) == RECIPE["Finetune"] - {"seeds", "reseed_data"} - api
     assert set(Finetune().api_recipe()) == {"epochs", "match"} | api
     for name, cls in TASKS.items():
         required = {field: "x" for field, info in cls.model_fields.items() if info.is_required()}

@@ -163,6 +163,19 @@ def test_the_first_mixture_sets_the_tokens_of_the_others() -> None:
     assert not any(x.params.budget for x in by_rows.artefacts if isinstance(x.params, FinetuneJob))
 
 
+def test_each_seed_draws_its_own_data_where_asked() -> None:
+    found = planned(finetune={"seeds": [0, 2], "reseed_data": True})
+    data = {x.id: x for x in found.artefacts if x.kind == "dataset"}
+    finetunes = {(x.labels["mixture"], x.labels["seed"]): x for x in found.artefacts if x.kind == "finetune"}
+    for (mixture, seed), finetune in finetunes.items():
+        used = {data[need].recipe["task"]["seed"] for need in finetune.needs}
+        assert used == ({seed} if mixture == "ours" else {seed, 1 + seed})
+    assert {x.labels["dataset"] for x in data.values()} >= {"ours", "ours[seed=2]"}
+    assert len([x for x in found.artefacts if x.kind == "predictions"]) == 1 + 2 * 2
+    with pytest.raises(ValueError, match="the same examples are drawn by the same seed"):
+        planned(finetune={"seeds": [0, 9], "reseed_data": True}, evaluate={"ask": {"task": "toy", "seed": 9}})
+
+
 def test_a_model_behind_an_api_has_other_hyperparameters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts_module, "resolve", resolve)
     model = {"base_model": "openai:gpt-x", "tokenizer": "kvray-tiny"}
@@ -193,7 +206,7 @@ def test_a_plan_goes_on_without_what_does_not_answer(monkeypatch: pytest.MonkeyP
     assert facts.base.identity.startswith("unresolved:")
 
 
-@pytest.mark.parametrize("name", [name for name in Finetune.model_fields if not name.startswith("api_")])
+@pytest.mark.parametrize("name", sorted(OTHER))
 def test_every_recipe_field_of_finetune_changes_the_finetunes_alone(name: str) -> None:
     before, after = planned(), planned(finetune={"seeds": [0, 1], name: OTHER[name]})
     assert not set(ids(before, "finetune")) & set(ids(after, "finetune"))

@@ -177,6 +177,10 @@ class Task(Strict):
         alike = type(self) is type(other) and self.model_dump(exclude=same) == other.model_dump(exclude=same)
         return "the same examples are drawn by the same seed; give one another seed" if alike else None
 
+    def reseeded(self, by: int) -> Task:
+        """Return the task with ``by`` added to its seed: other examples of the same law."""
+        return self.model_copy(update={"seed": self.seed + by}) if by else self
+
     def with_rows(self, rows: int) -> Task:
         """Return the task with at least ``rows`` examples, and no more than its law allows to leave out.
 
