@@ -83,8 +83,7 @@ def encode(
         InputError: no chat template; the template breaks the prefix property or never ends an answer; rows are over
             ``max_length`` (they are named, never cut).
     """
-    if not tokenizer.chat_template:
-        raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
+    _check_template(tokenizer)
     names = names if names is not None else [f"row {i}" for i in range(len(prompts))]
     ends = {tokenizer.eos_token_id, *end_ids} - {None}
     ids: list[list[int]] = []
@@ -102,18 +101,50 @@ def encode(
     )
 
 
+def count(
+    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], *, end_ids: Collection[int] = ()
+) -> NDArray[np.int64]:
+    """Return the tokens of rows as :func:`encode` makes them, at half its cost: only prompt and answer together.
+
+    Raises:
+        InputError: no chat template, or it never ends an answer.
+    """
+    _check_template(tokenizer)
+    ends = {tokenizer.eos_token_id, *end_ids} - {None}
+    lengths = np.zeros(len(prompts), np.int64)
+    for start, users in _batches(prompts):
+        for at, full in enumerate(_whole(tokenizer, users, answers[start : start + len(users)]), start):
+            # The last end token is the answer's own: what stands behind it is never trained on.
+            lengths[at] = next((i + 1 for i in range(len(full) - 1, -1, -1) if full[i] in ends), 0)
+            if not lengths[at]:
+                raise InputError(_endless(f"row {at}", ends, tokenizer))
+    return lengths
+
+
+def _check_template(tokenizer: Any) -> None:
+    if not tokenizer.chat_template:
+        raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
+
+
+def _batches(prompts: Sequence[str]) -> Iterator[tuple[int, list[list[dict[str, str]]]]]:
+    """Yield (first row, user messages); templates are applied in batches, which the fast tokenizers parallelise."""
+    for start in range(0, len(prompts), _BATCH):
+        yield start, [[{"role": "user", "content": text}] for text in prompts[start : start + _BATCH]]
+
+
+def _whole(tokenizer: Any, users: Sequence[list[dict[str, str]]], answers: Sequence[str]) -> list[list[int]]:
+    chats = [[*user, {"role": "assistant", "content": text}] for user, text in zip(users, answers, strict=True)]
+    ids: list[list[int]] = tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"]
+    return ids
+
+
 def _templated(
     tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]
 ) -> Iterator[tuple[int, list[int], list[int]]]:
-    """Yield (row, prefix ids, full ids); the template is applied in batches, which the fast tokenizers parallelise."""
-    for start in range(0, len(prompts), _BATCH):
-        users = [[{"role": "user", "content": text}] for text in prompts[start : start + _BATCH]]
-        whole = [
-            [*user, {"role": "assistant", "content": text}]
-            for user, text in zip(users, answers[start : start + _BATCH], strict=True)
-        ]
+    """Yield (row, prefix ids, full ids)."""
+    for start, users in _batches(prompts):
         prefixes = tokenizer.apply_chat_template(users, add_generation_prompt=True, return_dict=True)["input_ids"]
-        fulls = tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
+        fulls = _whole(tokenizer, users, answers[start : start + len(users)])
         for i, (prefix, full) in enumerate(zip(prefixes, fulls, strict=True)):
             yield start + i, prefix, full
 
@@ -131,11 +162,15 @@ def _up_to_end(prefix: list[int], full: list[int], ends: set[int], name: str, to
         )
     last = next((i for i in range(len(full) - 1, len(prefix) - 1, -1) if full[i] in ends), None)
     if last is None:
-        raise InputError(
-            f"{name}: the chat template of {tokenizer.name_or_path} does not end the assistant's message with an end "
-            f"token ({tokenizer.convert_ids_to_tokens(sorted(ends))}), so a finetune would never learn to stop"
-        )
+        raise InputError(_endless(name, ends, tokenizer))
     return full[: last + 1]
+
+
+def _endless(name: str, ends: set[int], tokenizer: Any) -> str:
+    return (
+        f"{name}: the chat template of {tokenizer.name_or_path} does not end the assistant's message with an end "
+        f"token ({tokenizer.convert_ids_to_tokens(sorted(ends))}), so a finetune would never learn to stop"
+    )
 
 
 def _check_lengths(lengths: Sequence[int], names: Sequence[str], max_length: int) -> None:

@@ -221,7 +221,7 @@ def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtim
         return
     job = _params(artefact)
     base = here(base)
-    rows = load_rows(store, job, base)
+    rows, mixture = load_rows(store, job, base)
     first = ray.train.get_context().get_world_rank() == 0
     steps = -(-len(rows) // job.finetune.batch_size) * job.finetune.epochs
     told = 0.0
@@ -261,7 +261,7 @@ def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtim
             on_log=on_log,
         )
         if first:
-            facts = {"workers": shape.workers, "strategy": runtime.strategy}
+            facts = {"workers": shape.workers, "strategy": runtime.strategy, **mixture.facts()}
             commit(store, artefact, rows, done, scratch / "model", facts)
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from kvray.artefact import Artefact, FinetuneJob
 from kvray.base_model import BUNDLED, BaseModelRef, load_tokenizer
 from kvray.columns import column
-from kvray.errors import DamagedArtefactError, InputError
+from kvray.errors import InputError
 from kvray.finetune.encode import Encoded, encode, join
-from kvray.finetune.mixture import blend
+from kvray.finetune.mixture import Mixture, mix
+from kvray.finetune.selection import count, limits, read_whole
 from kvray.finetune.train import Trained
 from kvray.finetune.watch import LossRow
 from kvray.store import Manifest, Store
@@ -47,39 +49,34 @@ def here(base: BaseModelRef) -> BaseModelRef:
     return BaseModelRef(base.name, location, base.revision, base.identity, base.trust_remote_code)
 
 
-def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> Encoded:
+def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[Encoded, Mixture]:
     """Read, verify, encode and blend the datasets of a finetune. Every worker comes to the same rows.
+
+    Returns:
+        The rows of one epoch, dataset by dataset, and where they are from.
 
     Raises:
         DamagedArtefactError: a dataset does not match its manifest (sha256 of every file).
-        InputError: rows do not fit the template or the length, or the mixture cannot be blended.
+        InputError: rows do not fit the template or the length, or the mixture cannot be blended or has too few tokens.
     """
     tokenizer = load_tokenizer(base)
-    limit, ends = _limits(base)
-    parts = []
+    limit, ends = limits(base)
+    encoded: dict[str, Encoded] = {}
     for dataset, _ in job.mixture:
-        problems = store.problems(dataset, verify=True)
-        if problems:
-            raise DamagedArtefactError(f"{dataset} cannot be trained on: {'; '.join(problems)}")
-        table = store.read_table(dataset, columns=["example_id", "prompt", "answer"])
+        table = read_whole(store, dataset)
         names = [f"{dataset}: {name}" for name in table["example_id"].to_pylist()]
         texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
         most = job.finetune.max_length or limit
-        parts.append(encode(tokenizer, *texts, names=names, max_length=most, end_ids=ends))
-    weights = [weight for _, weight in job.mixture]
-    chosen = blend([part.lengths for part in parts], weights, job.finetune.match, job.seed)
-    return join([part.take(indices) for part, indices in zip(parts, chosen, strict=True)])
+        encoded[dataset] = encode(tokenizer, *texts, names=names, max_length=most, end_ids=ends)
 
+    def tokens(dataset: str) -> NDArray[np.int64]:
+        # Datasets of the budget alone are only counted.
+        if dataset in encoded:
+            return encoded[dataset].lengths
+        return count(dataset, base, lambda name: read_whole(store, name))
 
-def _limits(base: BaseModelRef) -> tuple[int | None, set[int]]:
-    """Return the model's context length, if it says one, and the ids that end its answers."""
-    from transformers import AutoConfig
-
-    trust = base.trust_remote_code
-    whole = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust)
-    config = whole.get_text_config().to_dict()
-    ends = config.get("eos_token_id")
-    return config.get("max_position_embeddings"), set(ends if isinstance(ends, list) else [ends]) - {None}
+    mixture = mix(job, tokens)
+    return join([encoded[part.name].take(part.rows) for part in mixture.parts]), mixture
 
 
 def loss_table(log: list[LossRow]) -> pa.Table:
@@ -99,7 +96,6 @@ def commit(
         "steps": last["step"],
         "loss": last["loss"],
         "loss_last_epoch": float(np.mean([row["loss"] for row in trained.log[-per_epoch:]])),
-        "rows": len(rows),
         "prompt_tokens": int(rows.lengths.sum() - rows.answers.sum()),
         "answer_tokens": int(rows.answers.sum()),
         "trained_tokens": last["tokens"],

@@ -29,7 +29,7 @@ def trained(found: Found) -> list[Block]:
                 str(labels.get("mixture")),
                 str(labels.get("finetune")),
                 str(labels.get("seed")),
-                words.count(facts.get("rows", artefact.get("rows"))),
+                words.count(facts.get("rows_per_epoch", artefact.get("rows"))),
                 words.count(facts.get("trained_tokens")),
                 words.count(facts.get("steps")),
                 f"{recipe['epochs']:g}" if "epochs" in recipe else "\u2013",

@@ -55,12 +55,14 @@ def dataset(store: Store, name: str, rows: int, numbers: int = 8) -> str:
     return made
 
 
-def finetune_of(mixture: dict[str, float], finetune: Finetune, seed: int = 0) -> Artefact:
+def finetune_of(
+    mixture: dict[str, float], finetune: Finetune, seed: int = 0, budget: dict[str, float] | None = None
+) -> Artefact:
     """Return the artefact of a finetune over committed datasets."""
     recipe = {"finetune": finetune.recipe(), "seed": seed, "mixture": list(mixture.values())}
     digest = fingerprint(recipe, list(mixture))
     made = artefact_id("finetune", "mixture", digest)
-    job = FinetuneJob(finetune, seed, tuple(mixture.items()))
+    job = FinetuneJob(finetune, seed, tuple(mixture.items()), tuple((budget or {}).items()))
     return Artefact(made, "finetune", "mixture", digest, recipe, tuple(mixture), 0, 0, {}, job)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from kvray.base_model import BaseModelRef, load_tokenizer
 from kvray.errors import InputError
-from kvray.finetune.encode import encode, join
+from kvray.finetune.encode import count, encode, join
 
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
@@ -30,6 +30,18 @@ def test_a_row_is_evaluations_prompt_followed_by_answer_and_end(tokenizer, texts
         assert row[:-count] == asked
         assert row[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(row[-count:-1]).strip() == answers[i]
+
+
+def test_rows_are_counted_as_they_are_encoded(tokenizer, texts):
+    prompts, answers = texts(300)
+    assert count(tokenizer, prompts, answers).tolist() == encode(tokenizer, prompts, answers).lengths.tolist()
+    tokenizer.chat_template = CHATML
+    # An answer that holds the end token itself, and a template that writes behind it.
+    answers[7] = f"a{tokenizer.eos_token}b"
+    assert count(tokenizer, prompts, answers).tolist() == encode(tokenizer, prompts, answers).lengths.tolist()
+    tokenizer.chat_template = CHATML.replace("{{ eos_token }}", "")
+    with pytest.raises(InputError, match=r"row 0.*never learn to stop"):
+        count(tokenizer, ["What?"], ["That."])
 
 
 def test_what_a_template_writes_behind_the_end_token_is_not_trained_on(tokenizer):

@@ -57,9 +57,12 @@ def test_finetunes_are_committed_and_one_that_fails_leaves_the_others_alone(stor
     assert log.schema.equals(LOSS_SCHEMA)
     assert log["step"].to_pylist() == [1, 2, 3, 4]
     facts = manifest.facts
-    assert (facts["steps"], facts["rows"], facts["workers"], facts["precision"]) == (4, 20, 1, "fp32")
+    assert (facts["steps"], facts["rows_per_epoch"], facts["workers"], facts["precision"]) == (4, 20, 1, "fp32")
     assert facts["loss"] == log["loss"].to_pylist()[-1]
-    assert facts["trained_tokens"] == 2 * (facts["prompt_tokens"] + facts["answer_tokens"])
+    assert facts["trained_tokens"] == 2 * facts["tokens_per_epoch"]
+    assert facts["tokens_per_epoch"] == facts["prompt_tokens"] + facts["answer_tokens"]
+    assert facts["budget_tokens"] is None
+    assert facts["datasets"] == {made: {"rows": 20, "tokens": facts["tokens_per_epoch"]}}
     assert not torn.exists()
 
 
@@ -106,7 +109,7 @@ def test_a_finetune_whose_driver_was_killed_goes_on_at_its_checkpoint_and_ends_t
     facts = store.manifest(artefact.id).facts
     assert facts["resumed_at_step"] >= 10
     assert facts["steps"] == 120
-    rows = load_rows(store, artefact.params, mini)
+    rows, _ = load_rows(store, artefact.params, mini)
     whole = train(mini, rows, artefact.params.finetune, 0, tmp_path / "whole", execution=Execution(threads=1))
     losses = store.read_table(artefact.id)["loss"].to_pylist()
     assert losses == pytest.approx([row["loss"] for row in whole.log], abs=1e-5)

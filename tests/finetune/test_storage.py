@@ -22,14 +22,34 @@ def store(tmp_path):
 
 def test_a_mixture_holds_each_datasets_share_of_rows(store, mini):
     short, long = dataset(store, "short", 30, 3), dataset(store, "long", 20, 20)
-    rows = load_rows(store, finetune_of({short: 0.25, long: 0.75}, Finetune()).params, mini)
+    rows, found = load_rows(store, finetune_of({short: 0.25, long: 0.75}, Finetune(match="rows")).params, mini)
     assert len(rows) == 6 + 20
+    assert {part.name: len(part.rows) for part in found.parts} == {short: 6, long: 20}
     assert sorted(rows.lengths.tolist())[5] < sorted(rows.lengths.tolist())[6] / 2
     assert len({rows.row(i).tobytes() for i in range(len(rows))}) == len(rows)
 
 
 def test_one_dataset_alone_is_taken_whole_over_all_its_shards(store, mini):
-    assert len(load_rows(store, finetune_of({dataset(store, "one", 7): 1.0}, Finetune()).params, mini)) == 7
+    assert len(load_rows(store, finetune_of({dataset(store, "one", 7): 1.0}, Finetune()).params, mini)[0]) == 7
+
+
+def test_a_mixture_reads_as_many_tokens_as_the_mixture_of_its_budget(store, mini):
+    long, short = dataset(store, "long", 12, 20), dataset(store, "short", 80, 3)
+    whole, alone = load_rows(store, finetune_of({long: 1.0}, Finetune()).params, mini)
+    rows, found = load_rows(store, finetune_of({short: 1.0}, Finetune(), budget={long: 1.0}).params, mini)
+    assert alone.budget is None and found.budget == whole.lengths.sum()
+    assert abs(rows.lengths.sum() - whole.lengths.sum()) <= rows.lengths.max()
+    assert found.facts()["datasets"] == {short: {"rows": len(rows), "tokens": int(rows.lengths.sum())}}
+    few = dataset(store, "few", 20, 3)
+    with pytest.raises(InputError, match=rf"{few} has [\d,]+ tokens in 20 rows.*rows: \d+"):
+        load_rows(store, finetune_of({few: 1.0}, Finetune(), budget={long: 1.0}).params, mini)
+
+
+def test_a_damaged_dataset_of_the_budget_stops_the_finetune_too(store, mini):
+    long, short = dataset(store, "long2", 12, 20), dataset(store, "short2", 80, 3)
+    Path(store.path(long, "shard-00001.parquet")).unlink()
+    with pytest.raises(DamagedArtefactError, match=f"{long} cannot be trained on"):
+        load_rows(store, finetune_of({short: 1.0}, Finetune(), budget={long: 1.0}).params, mini)
 
 
 def test_a_dataset_with_one_changed_byte_is_not_trained_on(store, mini):

@@ -149,7 +149,7 @@ def commit_sweep(
     for mixture in mixtures:
         for seed in seeds:
             labels = {"mixture": mixture, "finetune": "lora", "seed": seed}
-            facts = {"rows": 350, "trained_tokens": 1_423_000, "steps": 44, "loss_last_epoch": 0.1834}
+            facts = {"rows_per_epoch": 350, "trained_tokens": 1_423_000, "steps": 44, "loss_last_epoch": 0.1834}
             facts |= {"seconds": 41.7, "device": "cpu", "precision": "bf16"}
             tuned[mixture, seed] = artefact("finetune", f"{mixture}-s{seed}", [data[mixture]], labels, some, **facts)
     for evaluation, test in tests.items():
