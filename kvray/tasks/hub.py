@@ -8,6 +8,7 @@ log-in (``hf auth login`` or ``HF_TOKEN``).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
@@ -30,12 +31,13 @@ def digest(source: str) -> str:
     return f"{repo}@{_commit(source)}" + (f"/{path}" if path else "")
 
 
-def download(source: str, kinds: tuple[str, ...]) -> Path | dict[str, Path]:
+def download(source: str, kinds: tuple[str, ...], is_data: Callable[[str], bool]) -> Path | dict[str, Path]:
     """Return what a source names, in the hub's cache on this machine.
 
     Args:
         source: a file of a dataset, a folder of it, or all of it.
         kinds: ends of file names that can be read.
+        is_data: tells, by their names, data from what describes them; not asked of a file that ``source`` names.
 
     Returns:
         The path of a file; or paths by name in the dataset, sorted by name, of all files of ``kinds`` in a folder.
@@ -48,7 +50,8 @@ def download(source: str, kinds: tuple[str, ...]) -> Path | dict[str, Path]:
     if path.endswith(kinds):
         return _file(source, commit, path)
     names = _listing(source)[1]
-    wanted = [name for name in names if name.endswith(kinds) and (not path or name.startswith(f"{path}/"))]
+    inside = [name for name in names if not path or name.startswith(f"{path}/")]
+    wanted = [name for name in inside if name.endswith(kinds) and is_data(name)]
     if not wanted:
         raise InputError(
             f"{source}: no {', '.join(kinds)} there; the dataset has {', '.join(names[:20]) or 'no files'}"

@@ -132,7 +132,11 @@ def _choose(source: str, kinds: tuple[str, ...]) -> list[_File]:
     """Return the files of a source that are of one of the kinds, zip archives opened, in order."""
     place = _fetched(source)
     bundled = isinstance(place, list)
-    given = place if isinstance(place, list) else [_File(source, urlsplit(source).path or source, place)]
+    given = (
+        place
+        if isinstance(place, list)
+        else [_File(source, urlsplit(source).path if is_remote(source) else source, place)]
+    )
     found, zipped = [], False
     for file in given:
         if file.name.endswith(".zip"):
@@ -253,10 +257,10 @@ def _sha256(place: Path | bytes, where: str) -> str:
 def _fetched(source: str) -> Path | bytes | list[_File]:
     """Return a source as a local file, as bytes, or, where it stands for several files, as the list of them."""
     if source.startswith("hf://"):
-        found = hub.download(source, (*_ROWS, *_TEXTS, ".zip"))
+        found = hub.download(source, (*_ROWS, *_TEXTS, ".zip"), _is_data)
         if isinstance(found, Path):
             return found
-        return [_File(f"{source}: {name}", name, path) for name, path in found.items() if _is_data(name)]
+        return [_File(f"{source}: {name}", name, path) for name, path in found.items()]
     if "://" in source:
         return _from_network(source)
     path = Path(source).expanduser()
