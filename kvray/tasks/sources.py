@@ -2,15 +2,13 @@
 
 A source is a path (a file or a directory), an ``http(s)://`` URL, an ``s3://`` or ``gs://`` URI, or a dataset of the
 Hugging Face hub: ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``. Rows come from ``.jsonl`` and
-``.json`` (an array, one object, or lines), either of them with ``.gz``, and from ``.parquet``; texts from ``.txt`` or
-from the ``text`` field of rows. A directory, a ``.zip`` and a hub dataset or a folder of it stand for all such files in
-them, sorted by name.
+``.json`` (an array, one object, or lines), with ``.gz`` (lines also with ``.zst``), and from ``.parquet``; texts from
+``.txt`` or from the ``text`` field of rows. A directory, a ``.zip`` and a hub dataset or a folder of it stand for all
+such files in them, sorted by name.
 """
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
 import http.client
 import io
@@ -20,32 +18,36 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from kvray.errors import InputError, SourceUnreachableError
-from kvray.tasks import hub
+from kvray.tasks import hub, records
 from kvray.tasks.hub import for_now
+from kvray.tasks.records import ROWS, TABLES, TEXTS
 
 TIMEOUT_S = 60
-_ROWS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
-_TEXTS = (".txt", ".txt.gz")
 _EXPECTED = "expected .jsonl, .jsonl.gz or .parquet, or a directory or .zip of such files"
 _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"}
 """Files beside the data of a dataset that describe them."""
 
 
-def rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def rows(source: str, tables: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, row) for every row of a source; ``where`` names file and row for an error message.
+
+    Args:
+        source: where they lie.
+        tables: read ``.csv`` too, whose values are nothing but text.
 
     Raises:
         SourceUnreachableError: a remote source does not answer.
         InputError: it cannot be read, is of another kind, or holds something that is no row; names file and line.
     """
-    for file in _choose(source, _ROWS):
+    for file in _choose(source, ROWS + TABLES if tables else ROWS):
         yield from _rows_of(file)
 
 
@@ -56,10 +58,13 @@ def texts(source: str) -> list[str]:
         SourceUnreachableError: a remote source does not answer.
         InputError: it cannot be read, or holds no text.
     """
-    files = _choose(source, _TEXTS + _ROWS)
-    plain = [file for file in files if file.name.endswith(_TEXTS)]
+    files = _choose(source, TEXTS + ROWS)
+    plain = [file for file in files if file.name.endswith(TEXTS)]
     if plain:
-        found = [_decode(_unzipped(file), file.where) for file in plain]
+        found = []
+        for file in plain:
+            with _opened(file) as stream:
+                found.append(records.text(stream, file.name, file.where))
     else:
         found = []
         for where, row in (pair for file in files for pair in _rows_of(file)):
@@ -83,7 +88,8 @@ def read_bytes(source: str) -> bytes:
     place = _fetched(source)
     if isinstance(place, list):
         raise InputError(f"{source}: {len(place)} files; expected one, name it")
-    return _content(place, source)
+    with _opened(_File(source, "", place)) as stream:
+        return stream.read()
 
 
 def digest(source: str) -> str:
@@ -169,79 +175,28 @@ def _is_data(name: str) -> bool:
 
 
 def _rows_of(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
-    data = _unzipped(file)
-    if file.name.endswith(".parquet"):
-        found = _parquet(data, file.where)
-    elif file.name.removesuffix(".gz").endswith(".json") and (whole := _whole_json(data)) is not None:
-        found = iter(whole)
-    else:
-        found = _lines(data, file.where)
-    for number, row in enumerate(found, start=1):
-        if not isinstance(row, dict):
-            raise InputError(f"{file.where}: row {number}: expected an object with named fields; found {row!r:.60}")
-        yield f"{file.where}: row {number}", row
+    with _opened(file) as stream:
+        yield from records.rows(stream, file.name, file.where)
 
 
-def _parquet(data: bytes, where: str) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches():
-            yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{where}: not a whole Parquet file: {error}") from error
-
-
-def _whole_json(data: bytes) -> list[Any] | None:
-    """Return the rows of a file that is one JSON text, an array or an object; None if it is not (lines, then)."""
-    try:
-        whole = json.loads(data.removeprefix(codecs.BOM_UTF8))
-    except ValueError:
-        return None
-    return whole if isinstance(whole, list) else [whole]
-
-
-def _lines(data: bytes, where: str) -> Iterator[Any]:
-    # Cut at line feeds alone: a JSON text may hold U+2028 and other characters that str.splitlines() cuts at.
-    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        if not line.strip():
-            continue
+@contextmanager
+def _opened(file: _File) -> Iterator[IO[bytes]]:
+    """Open a file, or a member of a zip archive."""
+    with ExitStack() as stack:
         try:
-            row = json.loads(_decode(line, f"{where}:{number}"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}:{number}: not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{where}:{number}: expected an object with named fields; found {row!r:.60}")
-        yield row
-
-
-def _decode(data: bytes, where: str) -> str:
-    try:
-        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}") from error
-
-
-def _unzipped(file: _File) -> bytes:
-    data = _content(file.place, file.where, file.member)
-    if not file.name.endswith(".gz"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file.where}: not a whole gzip file: {error}") from error
-
-
-def _content(place: Path | bytes, where: str, member: str = "") -> bytes:
-    try:
-        if member:
-            with _archive(place) as archive:
-                return archive.read(member)
-        return place if isinstance(place, bytes) else place.read_bytes()
-    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
-        # zipfile raises the last two for archives that are encrypted or packed in a way it does not know.
-        raise InputError(f"source: {where} cannot be read: {error}") from error
+            if file.member:
+                archive = stack.enter_context(_archive(file.place))
+                stream = stack.enter_context(archive.open(file.member))
+            else:
+                opened = file.place.open("rb") if isinstance(file.place, Path) else io.BytesIO(file.place)
+                stream = stack.enter_context(opened)
+        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+            # zipfile raises the last two for archives that are encrypted or packed in a way it does not know.
+            raise InputError(f"source: {file.where} cannot be read: {error}") from error
+        try:
+            yield stream
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{file.where}: not a whole zip file: {error}") from error
 
 
 def _sha256(place: Path | bytes, where: str) -> str:
@@ -257,7 +212,7 @@ def _sha256(place: Path | bytes, where: str) -> str:
 def _fetched(source: str) -> Path | bytes | list[_File]:
     """Return a source as a local file, as bytes, or, where it stands for several files, as the list of them."""
     if source.startswith("hf://"):
-        found = hub.download(source, (*_ROWS, *_TEXTS, ".zip"), _is_data)
+        found = hub.download(source, (*ROWS, *TABLES, *TEXTS, ".zip"), _is_data)
         if isinstance(found, Path):
             return found
         return [_File(f"{source}: {name}", name, path) for name, path in found.items()]

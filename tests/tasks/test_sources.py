@@ -90,6 +90,7 @@ def serve() -> Iterator[Callable[[dict[str, tuple[int, bytes]]], tuple[str, list
         ("array.json", json.dumps(ROWS, indent=1).encode()),
         ("array.json.gz", gzip.compress(json.dumps(ROWS).encode())),
         ("a.parquet", parquet_bytes()),
+        ("a.jsonl.zst", pa.Codec("zstd").compress(LINES, asbytes=True)),
         ("a.zip", zip_bytes({"b/2.jsonl": LINES[LINES.index(b"\n") + 1 :], "b/1.jsonl": LINES.split(b"\n")[0]})),
         ("a.zip", zip_bytes({"d.jsonl": LINES, "__MACOSX/._d.jsonl": b"\0", ".d.jsonl": b"\0", "read.me": b"x"})),
     ],
@@ -112,6 +113,20 @@ def test_files_of_a_directory_come_sorted_by_name_and_descriptions_are_no_data(t
 def test_one_object_in_a_json_file_is_one_row(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps(ROWS[0], indent=2))
     assert rows(tmp_path / "one.json") == ROWS[:1]
+
+
+def test_tables_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    (tmp_path / "t.csv").write_text(f'\ufeffprompt,answer\n"a, b\n""c""",{long}\n', encoding="utf-8")
+    assert [row for _, row in sources.rows(str(tmp_path / "t.csv"), tables=True)] == [
+        {"prompt": 'a, b\n"c"', "answer": long}
+    ]
+    with pytest.raises(InputError, match=r"expected \.jsonl"):
+        rows(tmp_path / "t.csv")
+    for torn in ("a,b\n1\n", "a,b\n1,2,3\n"):
+        (tmp_path / "t.csv").write_text(torn)
+        with pytest.raises(InputError, match="a row with other than 2 fields"):
+            list(sources.rows(str(tmp_path / "t.csv"), tables=True))
 
 
 def test_texts_are_files_or_fields_and_blank_ones_are_left_out(tmp_path: Path) -> None:
@@ -143,6 +158,8 @@ def test_texts_are_files_or_fields_and_blank_ones_are_left_out(tmp_path: Path) -
         ("a.json", b"[1]", "row 1: expected an object"),
         ("a.jsonl", b'"x"', ":1: expected an object"),
         ("a.jsonl", b"\xff", ":1: not UTF-8"),
+        ("a.jsonl.zst", pa.Codec("zstd").compress(LINES, asbytes=True)[:20], "not a whole zstd file"),
+        ("a.zip", zip_bytes({"a.jsonl": LINES}).replace(b"two", b"owt"), "not a whole zip file: Bad CRC"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_place(tmp_path: Path, name: str, data: bytes, message: str) -> None:

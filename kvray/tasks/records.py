@@ -1,0 +1,135 @@
+"""Rows and texts out of one file's bytes, as a stream: a file may be larger than the memory."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+from kvray.errors import InputError
+
+ROWS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".parquet")
+"""Ends of the names of files that hold rows."""
+TABLES = (".csv",)
+"""Ends of the names of files whose rows have nothing but text in them."""
+TEXTS = (".txt", ".txt.gz")
+"""Ends of the names of files that are one text."""
+
+
+def rows(stream: IO[bytes], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, row) for every row of a file.
+
+    Args:
+        stream: the file as it lies; read once, from its start.
+        name: its name, whose end tells what it is.
+        where: its name in messages.
+
+    Raises:
+        InputError: it is damaged, or holds something that is no row; names the line or row.
+    """
+    if name.endswith(".parquet"):
+        found = _parquet(stream, where)
+    elif name.endswith(TABLES):
+        found = _csv(stream, where)
+    elif name.removesuffix(".gz").endswith(".json"):
+        found = _json(stream, name, where)
+    else:
+        found = _lines(stream, name, where)
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: row {number}: expected an object with named fields; found {row!r:.60}")
+        yield f"{where}: row {number}", row
+
+
+def text(stream: IO[bytes], name: str, where: str) -> str:
+    """Return a file that is one text.
+
+    Raises:
+        InputError: it is damaged or not UTF-8.
+    """
+    with _unpacked(stream, name, where) as plain:
+        return _decode(plain.read(), where)
+
+
+def _parquet(stream: IO[bytes], where: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{where}: not a whole Parquet file: {error}") from error
+
+
+def _csv(stream: IO[bytes], where: str) -> Iterator[dict[str, str]]:
+    # One field may be a prompt of any length; Python's limit is 128 KiB.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        for row in csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")):
+            # Missing fields are None in value, further ones have None as their name.
+            if None in row or None in row.values():
+                raise InputError(f"{where}: a row with other than {len(row) - (None in row)} fields: {row!r:.60}")
+            yield row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{where}: not CSV in UTF-8: {error}") from error
+
+
+def _json(stream: IO[bytes], name: str, where: str) -> Iterator[Any]:
+    """Yield the rows of a file that is one JSON text, an array or an object, or else those of its lines."""
+    with _unpacked(stream, name, where) as plain:
+        data = plain.read()
+    try:
+        whole = json.loads(data.removeprefix(codecs.BOM_UTF8))
+    except ValueError:
+        yield from _lines(io.BytesIO(data), "", where)
+    else:
+        yield from whole if isinstance(whole, list) else [whole]
+
+
+def _lines(stream: IO[bytes], name: str, where: str) -> Iterator[Any]:
+    with _unpacked(stream, name, where) as plain:
+        # Cut at line feeds alone: a JSON text may hold U+2028 and other characters that str.splitlines() cuts at.
+        for number, line in enumerate(plain, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line  # noqa: PLW2901
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(_decode(line, f"{where}:{number}"))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{where}:{number}: not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{where}:{number}: expected an object with named fields; found {row!r:.60}")
+            yield row
+
+
+@contextmanager
+def _unpacked(stream: IO[bytes], name: str, where: str) -> Iterator[IO[bytes]]:
+    """Give a stream's content, decompressed by the end of its name; a damaged one is an error that names the file."""
+    kind = {"gz": "gzip", "zst": "zstd"}.get(name.rsplit(".", 1)[-1])
+    try:
+        if kind == "gzip":
+            with gzip.GzipFile(fileobj=stream) as plain:
+                yield cast(IO[bytes], plain)
+        elif kind == "zstd":
+            import pyarrow as pa
+
+            yield io.BufferedReader(pa.CompressedInputStream(stream, "zstd"))
+        else:
+            yield stream
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{where}: " + (f"not a whole {kind} file: {error}" if kind else str(error))) from error
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}") from error
