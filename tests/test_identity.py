@@ -40,6 +40,10 @@ RECIPE: dict[str, set[str]] = {
         "common_subkeys", "share_probability", "subkey_probability", "common_ordered", "shuffle_query", "subkey_digits",
         "value_digits", "template", "max_tokens", "forced_first", "early",
     },
+    "several_kv": {
+        "task", "seed", "rows", "keys_asked", "dictionaries", "keys_min", "keys_max", "digits_min", "digits_max",
+        "template", "max_tokens",
+    },
     "mdqa": {"task", "seed", "split", "documents", "positions", "questions"},
     "recall": {"task", "seed", "split", "questions"},
 }  # fmt: skip
@@ -57,6 +61,7 @@ RUNTIME: dict[str, set[str]] = {
     },
     "simple_kv": set(),
     "multi_subkey_kv": set(),
+    "several_kv": set(),
     "mdqa": {"source"},
     "recall": {"source"},
 }  # fmt: skip
