@@ -273,9 +273,10 @@ class _Builder:
         while touched.size:
             some = keys[touched]
             spoiled = (some == gold_key[touched, None]) | (values[touched] == gold_value[touched, None])
-            spoiled[np.arange(touched.size), at[touched]] = False
             if not self.paper:
                 spoiled |= repeats(some)
+            # Last: a gold key that repeats an earlier one stays, and the earlier one goes.
+            spoiled[np.arange(touched.size), at[touched]] = False
             row, slot = np.nonzero(spoiled)
             row = touched[row]
             fresh = pairs[row, slot] = again(pairs[row, slot])

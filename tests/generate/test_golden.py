@@ -27,8 +27,8 @@ GOLDEN: dict[str, str] = {
     "recall tiny": "f875984ff80164c8ef510e44818b381c1421a9eb08f104549121c7211d6991e6",
     "simple_kv paper": "572671053d81054dea739e11f76fa3ad9c2c639cc3a99ec40ad995daa2ccf475",
     "simple_kv paper no template": "36a44e193fa958024a8fc88b32fc55b8810e3354d9f3ce5f229f72f9b1b7d450",
-    "simple_kv strict": "7b3bb0a5c3cf7c333e77c796a76c8ead0e7537f0298cd56033d628effdffeb7b",
-    "simple_kv strict no template": "9011e2c9c258860bd054aa750ee77ac74c340e6cf250c9c600263919414d59a5",
+    "simple_kv strict": "69a4eb5af686aaa4fff1a42bf684da5ef7aab366a5e3752de3f74612db00509f",
+    "simple_kv strict no template": "4f1c7e66b2d143857200ad1d5329959670bf79ef03c6cbd5880fe52e04e4b8dd",
 }
 
 
