@@ -44,7 +44,10 @@ RECIPE: dict[str, set[str]] = {
         "task", "seed", "rows", "keys_asked", "dictionaries", "keys_min", "keys_max", "digits_min", "digits_max",
         "template", "max_tokens",
     },
-    "mdqa": {"task", "seed", "split", "documents", "positions", "questions"},
+    "mdqa": {
+        "task", "seed", "split", "documents", "positions", "questions", "distractors", "query_aware", "answers",
+        "answer_writer", "writer_prompt",
+    },
     "recall": {"task", "seed", "split", "questions"},
 }  # fmt: skip
 """Fields that enter fingerprints, by model (tasks by their name in YAML)."""

@@ -24,13 +24,23 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Question:
-    """One question. ``title`` and ``text`` are its gold passage; empty where the source has none."""
+    """One question.
+
+    Attributes:
+        id: the first 12 digits of the sha256 of its text.
+        text: the question itself.
+        answers: what is accepted, the first one to train on.
+        title: of its gold passage; "" where the source has none.
+        passage: the gold passage's text; "" where the source has none.
+        distractors: (title, text) of the other passages of its row that hold no answer, in the row's order.
+    """
 
     id: str
     text: str
     answers: tuple[str, ...]
     title: str = ""
     passage: str = ""
+    distractors: tuple[tuple[str, str], ...] = ()
 
 
 def normalise(text: str) -> str:
@@ -87,5 +97,14 @@ def _question(row: dict[str, Any], where: str) -> Question:
     if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
         raise InputError(f"{where}: 'ctxs' must be a list of passages with 'title', 'text' and 'isgold'")
     gold: dict[str, Any] = next((passage for passage in passages if passage.get("isgold")), row)
-    name = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Question(name, text, tuple(answers), str(gold.get("title") or ""), str(gold.get("text") or ""))
+    passage = str(gold.get("text") or "")
+    others = (other for other in passages if not other.get("isgold") and not other.get("hasanswer"))
+    distractors = ((str(other.get("title") or ""), str(other.get("text") or "")) for other in others)
+    return Question(
+        hashlib.sha256(text.encode()).hexdigest()[:12],
+        text,
+        tuple(answers),
+        str(gold.get("title") or ""),
+        passage,
+        tuple((title, other) for title, other in distractors if other and other != passage),
+    )

@@ -1,7 +1,8 @@
 """Closed-book questions: what a model knows by heart, and so what finetuning makes it forget.
 
 The prompt is lost-in-the-middle's closed-book one and the scorer its own; questions come from the same sources as
-MDQA's. The tiny world asks about the people whose facts the bundled model was pretrained on.
+MDQA's. The tiny world asks about the people whose facts the bundled model was pretrained on. Wrong answers are told
+apart: a refusal forgets, an invention hallucinates (:mod:`kvray.tasks.refusals`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import ClassVar, Literal
 
 import pyarrow as pa
 
-from kvray.tasks import questions, wording, world
+from kvray.tasks import questions, refusals, wording, world
 from kvray.tasks.base import Context, CountTokens, examples, recipe, register
-from kvray.tasks.documents import TINY, QuestionTask, target
+from kvray.tasks.question_task import NQ_OPEN, TINY, QuestionTask, target
 from kvray.tasks.questions import Question
 
 
@@ -34,6 +35,14 @@ class Recall(QuestionTask):
     def tokens_estimate(self) -> int:
         """Prompt tokens of one example, roughly."""
         return 16
+
+    def expected_rows(self) -> int:
+        """Return about how many questions there are; a file that cannot be reached is taken to be NQ-Open's."""
+        return self.questions or NQ_OPEN * {"all": 5, "test": 4, "train": 1}[self.split] // 5
+
+    def outcome(self, answer: str, references: Sequence[str]) -> str:
+        """Say right, or of wrong answers whether it is a refusal or an invention."""
+        return refusals.outcome(answer, self.score(answer, references))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Read the questions and choose them.

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from kvray.errors import InputError
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.documents import Mdqa, _holds
+from kvray.tasks.documents import Mdqa
+from kvray.tasks.documents_files import holds
 from kvray.tasks.questions import best_subspan_em, normalise
 from kvray.tasks.recall import Recall
 
@@ -91,7 +92,7 @@ def test_real_questions_have_no_distractor_with_an_answer() -> None:
         documents = re.split(r"(?:^|\n)Document \[\d+\]\(Title: ", row["prompt"])[1:]
         assert len(documents) == 20
         others = [text for n, text in enumerate(documents, 1) if n != row["position"] and n < 20]
-        assert not any(_holds(normalise(text), [normalise(a) for a in row["references"]]) for text in others)
+        assert not any(holds(normalise(text), [normalise(a) for a in row["references"]]) for text in others)
     assert len(rows(Mdqa(source=str(REAL), split="all", documents=1, questions=None))) == 2655
 
 
