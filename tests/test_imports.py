@@ -19,7 +19,7 @@ PLAN = {"artefact", "facts", "plan"}
 GROUND = {"errors", "progress", "base_model", "columns"}
 STAGE = GROUND | STORE | SPEC | PLAN | {"tasks"}
 STAGES = {"generate", "finetune", "evaluate"}
-COMMANDS = {"samples", "estimate", "reasons", "checkup"}
+COMMANDS = {"samples", "blend", "estimate", "reasons", "checkup"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": STAGE | STAGES | {"results"},
     "tables": set(),
     "samples": STAGE | {"generate"},
+    "blend": STAGE | {"generate", "finetune"},
     "rates": STAGE,
     "estimate": STAGE | {"results", "run", "rates", "tables"},
     "reasons": STAGE | {"run"},
