@@ -83,12 +83,59 @@ def answer_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> An
         num_items_in_batch: answer tokens of the whole optimizer step, over all micro-batches and workers (transformers'
             Trainer counts them), so that every token weighs the same however a step is cut; this batch's own if None.
     """
+    return _weighed(*_token_losses(outputs, labels), num_items_in_batch)
+
+
+class SplitLoss:
+    """:func:`answer_loss` that also sums, apart, the losses of integers and of the words around them (paper, fig. 4).
+
+    Args:
+        integers: which tokens of the vocabulary hold a digit, shape ``(vocabulary,)``.
+    """
+
+    def __init__(self, integers: NDArray[np.bool_]) -> None:
+        self._integers = integers
+        self._sums = np.zeros((2, 2))
+
+    def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        """Return the loss, as :func:`answer_loss` does."""
+        losses, targets = _token_losses(outputs, labels)
+        said = targets != IGNORED
+        digits = self._integers[targets[said].cpu().numpy()]
+        values = losses.detach()[said].cpu().numpy()
+        for kind, mask in enumerate((digits, ~digits)):
+            self._sums[kind] += (values[mask].sum(), mask.sum())
+        return _weighed(losses, targets, num_items_in_batch)
+
+    def take(self) -> tuple[float | None, float | None]:
+        """Return the mean losses (of integers, of words) since the last call; None where there was no such token."""
+        integers, words = (float(total / count) if count else None for total, count in self._sums)
+        self._sums = np.zeros((2, 2))
+        return integers, words
+
+
+def holds_digit(tokenizer: Any, vocabulary: int) -> NDArray[np.bool_]:
+    """Return which tokens hold a digit, shape ``(vocabulary,)``; ids that the tokenizer lacks hold none."""
+    ids = range(min(vocabulary, len(tokenizer)))
+    found = np.zeros(vocabulary, np.bool_)
+    for token, text in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+        # Byte tokens are written <0x0A>: their digits are no text.
+        found[token] = any(c.isdigit() for c in text or "") and not (text or "").startswith("<")
+    return found
+
+
+def _token_losses(outputs: Any, labels: Any) -> tuple[Any, Any]:
+    """Return the cross entropy of every kept position and its target, both of shape ``(rows * kept,)``."""
     import torch
 
     logits = outputs["logits"][:, :-1].float()
-    targets = labels[:, 1:]
-    total = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=IGNORED, reduction="sum"
+    targets = labels[:, 1:].reshape(-1)
+    losses = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="none"
     )
+    return losses, targets
+
+
+def _weighed(losses: Any, targets: Any, num_items_in_batch: Any) -> Any:
     count = num_items_in_batch if num_items_in_batch is not None else (targets != IGNORED).sum()
-    return total / count
+    return losses.sum() / count

@@ -26,6 +26,8 @@ LOSS_SCHEMA = pa.schema(
         column("step", pa.int32(), "optimizer steps so far"),
         column("epoch", pa.float64(), "passes over the mixture so far"),
         column("loss", pa.float64(), "mean cross entropy (nats) of the step's answer tokens, before its update"),
+        column("loss_integers", pa.float64(), "the same over tokens that hold a digit, on the first worker", True),
+        column("loss_words", pa.float64(), "the same over the other tokens (wording, end), on the first worker", True),
         column("learning_rate", pa.float64(), "of the step"),
         column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
         column("tokens", pa.int64(), "tokens of prompts and answers so far, over all workers"),

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvray.base_model import BaseModelRef
+from kvray.base_model import BaseModelRef, load_tokenizer
 from kvray.errors import CellError, InputError
 from kvray.finetune import model as models
 from kvray.finetune.encode import Encoded
-from kvray.finetune.loss import ScheduledRows, answer_loss, collate
+from kvray.finetune.loss import ScheduledRows, SplitLoss, collate, holds_digit
 from kvray.finetune.mixture import schedule
 from kvray.finetune.watch import Log, LossRow, callback
 
@@ -134,13 +134,14 @@ def train(
     set_seed(seed)
     model = models.prepare(model, recipe)
     filler = _filler(model)
-    log = Log(order, rows.lengths, per_epoch, on_log)
+    loss = SplitLoss(holds_digit(load_tokenizer(base), model.config.get_text_config().vocab_size))
+    log = Log(order, rows.lengths, per_epoch, on_log, loss.take)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=ScheduledRows(rows, order.reshape(-1), filler),
         data_collator=lambda items: collate(items, filler),
-        compute_loss_func=answer_loss,
+        compute_loss_func=loss,
         callbacks=[callback(log, seed, on_checkpoint)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -52,6 +52,8 @@ class LossRow(TypedDict):
     step: int
     epoch: float
     loss: float
+    loss_integers: float | None
+    loss_words: float | None
     learning_rate: float
     grad_norm: float
     tokens: int
@@ -66,6 +68,7 @@ class Log:
         lengths: tokens per row.
         per_epoch: steps per epoch.
         on_log: told each row as it comes, on rank 0.
+        split: returns the mean losses of integers and of words of the step, on this rank.
 
     Attributes:
         resumed_at: the step that training began behind.
@@ -77,7 +80,9 @@ class Log:
         lengths: NDArray[np.int64],
         per_epoch: int,
         on_log: Callable[[LossRow], None] | None,
+        split: Callable[[], tuple[float | None, float | None]],
     ) -> None:
+        self._split = split
         self._tokens = np.cumsum(np.where(order == BLANK, 0, lengths[order]).sum(axis=1))
         self._per_epoch = per_epoch
         self._on_log = on_log
@@ -97,6 +102,7 @@ class Log:
         if "loss" not in entry:
             return
         entry["seconds"] = self._before + time.monotonic() - self._started
+        entry["loss_integers"], entry["loss_words"] = self._split()
         if not np.isfinite(entry["loss"]):
             raise CellError(f"the loss is {entry['loss']} at step {entry['step']}; try a lower finetune.learning_rate")
         if first and self._on_log:
@@ -112,6 +118,8 @@ class Log:
             step=step,
             epoch=step / self._per_epoch,
             loss=float(entry["loss"]),
+            loss_integers=entry["loss_integers"],
+            loss_words=entry["loss_words"],
             learning_rate=float(entry["learning_rate"]),
             grad_norm=float(entry["grad_norm"]),
             tokens=int(self._tokens[step - 1]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvray.finetune.loss import IGNORED, ScheduledRows, answer_loss, collate
+from kvray.finetune.loss import IGNORED, ScheduledRows, SplitLoss, answer_loss, collate, holds_digit
 from kvray.finetune.mixture import BLANK
 
 
@@ -83,3 +83,22 @@ def test_a_blank_row_adds_nothing(model, rows):
 
     assert loss([2, BLANK]) == pytest.approx(loss([2]), abs=1e-6)
     assert loss([BLANK, BLANK]) == 0.0
+
+
+def test_losses_of_integers_and_of_words_add_up_to_the_loss(model, rows, mini):
+    from kvray.base_model import load_tokenizer
+
+    digits = holds_digit(load_tokenizer(mini), model.config.vocab_size)
+    assert digits.any() and not digits.all()
+    split = SplitLoss(digits)
+    indices = [0, 5, 9, 21]
+    batch = collate(items(rows, indices), pad_id=0)
+    labels = batch.pop("labels")
+    assert split(model(**batch), labels).item() == pytest.approx(answer_loss(model(**batch), labels).item(), abs=1e-6)
+    ids = np.concatenate([rows.row(i)[-int(rows.answers[i]) :] for i in indices])
+    share = digits[ids].mean()
+    assert 0 < share < 1
+    integers, words = split.take()
+    total = answer_loss(model(**batch), labels).item()
+    assert share * integers + (1 - share) * words == pytest.approx(total, abs=1e-5)
+    assert split.take() == (None, None)

@@ -77,7 +77,8 @@ def test_a_bundled_base_is_found_where_this_machines_kvray_is():
 
 
 def test_the_loss_log_is_a_described_table():
-    row = LossRow(step=1, epoch=0.5, loss=2.0, learning_rate=1e-3, grad_norm=0.1, tokens=10, seconds=0.5)
+    split = {"loss_integers": 3.0, "loss_words": None}
+    row = LossRow(step=1, epoch=0.5, loss=2.0, **split, learning_rate=1e-3, grad_norm=0.1, tokens=10, seconds=0.5)
     table = loss_table([row])
     assert table.schema.equals(LOSS_SCHEMA)
     assert table.to_pylist() == [dict(row)]
