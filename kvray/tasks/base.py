@@ -118,6 +118,8 @@ class Task(Strict):
     TRAINABLE: ClassVar[bool] = True
     MAX_OUTPUT_TOKENS: ClassVar[int] = 100
     """Tokens that an evaluation lets the model write."""
+    WRITING_TOKENS: ClassVar[int] = 256
+    """Tokens that the :meth:`writer` may write for one of :meth:`to_write`; what is cut off there is not used."""
     STOP: ClassVar[tuple[str, ...]] = ()
     """Texts that end an answer, beside the model's own end token."""
 

@@ -1,0 +1,96 @@
+"""What a language model writes for a task: how much is asked, how replies are read, and which of them are used.
+
+A task that a model writes for (:meth:`kvray.tasks.base.Task.writer`) asks for more than it needs and passes by what it
+cannot use, in order, so that its examples are a function of the replies alone. That too few are usable shows only once
+the model has answered; the error then says how many were.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import pyarrow as pa
+
+from kvray.columns import column
+from kvray.errors import InputError
+
+WRITING_SCHEMA = pa.schema(
+    [
+        column("index", pa.int32(), "number of the prompt, from 0"),
+        column("prompt", pa.string(), "the user message"),
+        column("text", pa.string(), "what the model wrote; empty where the prompt did not fit it"),
+        column("finish_reason", pa.string(), "stop, length (cut off, so not used) or too_long (not asked)"),
+        column("prompt_tokens", pa.int32(), "by the writer's tokenizer, chat template included"),
+        column("output_tokens", pa.int32(), "tokens that it wrote"),
+    ]
+)
+"""Columns of a writing: the replies to what a task asks its writer."""
+_T = TypeVar("_T")
+_MARKS = "*_#>` \t"
+"""Markup that chat models put round the name and the text of a field."""
+
+
+def asked(needed: int, surplus: float) -> int:
+    """Return how many prompts to ask for ``needed`` usable replies; ``surplus`` 0.5 asks half as many again."""
+    return math.ceil(needed * (1 + surplus))
+
+
+def texts(writing: pa.Table) -> list[str]:
+    """Return what was written, by number of the prompt; empty, so of no use, where it was cut off or not asked."""
+    ordered = writing.sort_by("index")
+    pairs = zip(ordered["text"].to_pylist(), ordered["finish_reason"].to_pylist(), strict=True)
+    return [text if reason == "stop" else "" for text, reason in pairs]
+
+
+def fields(reply: str, names: Sequence[str]) -> list[str] | None:
+    """Return the texts of a reply's fields, ``Question: …`` and ``Answer: …`` say, each as one line.
+
+    A field begins at a line with its name and a colon, in bold or not, and ends at the next field. What stands before
+    the first is passed by (``Sure, here is one:``), and so is what follows once every field is there.
+
+    Returns:
+        One text per name, or None if a field is missing, empty, or not in its order.
+    """
+    header = re.compile(rf"^[{_MARKS}-]*({'|'.join(map(re.escape, names))})[{_MARKS}]*:", re.IGNORECASE | re.MULTILINE)
+    found = list(header.finditer(reply))[: len(names) + 1]
+    if [match[1].lower() for match in found[: len(names)]] != [name.lower() for name in names]:
+        return None
+    ends = [*(match.start() for match in found[1:]), len(reply)]
+    texts = [
+        " ".join(reply[match.end() : end].split()).strip(_MARKS)
+        for match, end in zip(found[: len(names)], ends, strict=False)
+    ]
+    return texts if all(texts) else None
+
+
+def choose(
+    replies: Sequence[str], needed: int, read: Callable[[int, str], _T | None], *, writer: str | None, what: str
+) -> list[_T]:
+    """Return what the first ``needed`` usable replies say.
+
+    Args:
+        replies: in the order in which they were asked.
+        needed: how many.
+        read: takes the number of a reply and its text; returns what it says, None if it cannot be used.
+        writer: the model, for the message.
+        what: what is written, for the message ("fine-grained questions").
+
+    Raises:
+        InputError: fewer can be used; says how many of how many.
+    """
+    found: list[_T] = []
+    for number, reply in enumerate(replies):
+        if len(found) == needed:
+            break
+        said = read(number, reply)
+        if said is not None:
+            found.append(said)
+    if len(found) < needed:
+        raise InputError(
+            f"{what}: {writer} wrote {len(found)} that can be used, in {len(replies)} replies; {needed} are needed. "
+            "Ask for more (writer_surplus) or name a model that keeps to the form asked for"
+        )
+    return found
