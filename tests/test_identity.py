@@ -48,7 +48,15 @@ RECIPE: dict[str, set[str]] = {
         "task", "seed", "split", "documents", "positions", "questions", "distractors", "query_aware", "answers",
         "answer_writer", "writer_prompt",
     },
+    "flenqa": {"task", "seed", "tasks", "lengths", "dispersions", "paddings", "cot", "questions"},
+    "multidoc_qa": {
+        "task", "seed", "split", "documents", "positions", "rows", "restate", "max_tokens", "english_only",
+    },
     "recall": {"task", "seed", "split", "questions"},
+    "in2": {
+        "task", "seed", "rows", "split", "question_writer", "segment_tokens", "length_min", "length_max", "short_share",
+        "integration_share", "integration_segments", "corpus_segments", "writer_surplus",
+    },
 }  # fmt: skip
 """Fields that enter fingerprints, by model (tasks by their name in YAML)."""
 
@@ -66,7 +74,10 @@ RUNTIME: dict[str, set[str]] = {
     "multi_subkey_kv": set(),
     "several_kv": set(),
     "mdqa": {"source"},
+    "flenqa": {"source", "padding_source"},
+    "multidoc_qa": {"source"},
     "recall": {"source"},
+    "in2": {"source"},
 }  # fmt: skip
 """Fields that never do."""
 

@@ -173,7 +173,9 @@ def test_golden_bytes() -> None:
     context = task.context(token_counter(resolve("kvray-tiny")))
     made = task.build(0, task.count(context), context).to_pylist()
     text = "\n".join(json.dumps(row, sort_keys=True, ensure_ascii=False) for row in made)
-    assert hashlib.sha256(text.encode()).hexdigest() == "712e0f901c718f1f41279806ef3c01c30dca6e6b561c6f6ed0f663e352634d69"
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "712e0f901c718f1f41279806ef3c01c30dca6e6b561c6f6ed0f663e352634d69"
+    )
 
 
 def published(instances: int = 4, **changes: Any) -> list[dict[str, Any]]:
