@@ -198,6 +198,10 @@ class Task(Strict):
         """Return about how many tokens a prompt has, 0 if unknown; for the plan's estimates alone."""
         return 0
 
+    def output_estimate(self) -> int:
+        """Return about how many tokens a reply has, for the plan's estimates: half of what it may have, unless told."""
+        return self.MAX_OUTPUT_TOKENS // 2
+
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score one model answer in [0, 1]."""
         raise NotImplementedError
