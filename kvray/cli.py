@@ -250,13 +250,37 @@ def generate(
     """
     from kvray.generate.export import make
 
-    if format_ not in ("parquet", "jsonl", "openai"):
-        raise InputError(f"--format: found {format_!r}; expected parquet, jsonl or openai")
+    format_ = _format(format_)
     made, base = _task(task, seed, set_ or [], base_model, rows)
-    done = make(made, base, out, format_, workers, rows)  # type: ignore[arg-type]
+    done = make(made, base, out, format_, workers, rows)
     print(
         f"{done.path}: {done.rows} rows, {done.prompt_tokens} prompt tokens, {done.bytes} bytes, sha256 {done.sha256}"
     )
+
+
+@command
+def blend(
+    sweep: Annotated[str, typer.Argument(help="A sweep file.")],
+    mixture: Annotated[str, typer.Argument(help="One of its mixtures.")],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    seed: Annotated[int, typer.Option(help="One of finetune.seeds.")] = 0,
+    format_: Annotated[str, typer.Option("--format", help="parquet, jsonl or openai.")] = "parquet",
+    store: Store_ = None,
+    set_: Set_ = None,
+    base_model: Base_ = None,
+    scale: Scale_ = None,
+) -> None:
+    """Write one mixture as one file: the very rows that a finetune on it reads, matched in tokens, for any trainer.
+
+    kvray blend sweeps/quickstart.yaml in2 --format jsonl --out in2.jsonl
+    """
+    from kvray import blend as blending
+    from kvray import run as running
+    from kvray.store import Store
+
+    planned, base = running.prepare(sweep, set_ or [], base_model, scale)
+    place = Store(running.store_uri(store))
+    print(blending.dump(planned, mixture, seed, place, base, out, _format(format_)))
 
 
 @command
@@ -327,6 +351,12 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(__version__)
         raise typer.Exit(0)
+
+
+def _format(name: str) -> Any:
+    if name not in ("parquet", "jsonl", "openai"):
+        raise InputError(f"--format: found {name!r}; expected parquet, jsonl or openai")
+    return name
 
 
 def _task(name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None) -> Any:
