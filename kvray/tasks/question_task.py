@@ -86,7 +86,8 @@ class QuestionTask(Task):
 
     source: str = runtime(
         TINY,
-        description="'tiny' (the bundled model's world), or questions in .jsonl, .jsonl.gz or .parquet by path or URL",
+        description="'tiny' (the bundled model's world), or questions in .jsonl, .jsonl.gz or .parquet: a path, a URL, "
+        "hf://datasets/ORG/NAME",
     )
     split: Split = recipe("test", description="test, train (a fifth of a file's questions, by hash) or all")
 
