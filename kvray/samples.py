@@ -13,7 +13,7 @@ from kvray.base_model import BUNDLED, BaseModelRef, resolve
 from kvray.config import check_task
 from kvray.errors import InputError
 from kvray.generate.export import messages
-from kvray.generate.shards import build, rows_of
+from kvray.generate.shards import build, check_written, rows_of
 from kvray.problems import Place, Problem, unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Task
@@ -73,12 +73,13 @@ def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
     """Yield the first ``n`` examples of a task.
 
     Yields:
-        Per example: example_id, question_id, position, units, length, prompt_tokens, references and messages
-        (``[{"role": "user", …}, {"role": "assistant", …}]``).
+        Per example: the columns of ``EXAMPLE_SCHEMA``, with messages (``[{"role": "user", …}, {"role": "assistant",
+        …}]``) in place of prompt and answer.
 
     Raises:
-        InputError: the task has fewer examples, or its parameters cannot be met.
+        InputError: the task has fewer examples, its parameters cannot be met, or a model is to write for it.
     """
+    check_written(task, None)
     has = rows_of(task, base)
     if n > has:
         raise InputError(f"--rows: found {n}, but {task.task} with these settings has {has}; expected at most {has}")
@@ -95,7 +96,11 @@ def text(row: dict[str, Any], task: Task) -> str:
     about = {
         "references": json.dumps(row["references"], ensure_ascii=False),
         "position": row["position"],
+        "depth": None if row["depth"] is None else f"{row['depth']:g} %",
         "units": row["units"] or None,
+        "length": row["length"],
+        "kind": row["subtask"],
+        "condition": row["condition"],
         "prompt tokens": row["prompt_tokens"],
         "question id": row["question_id"],
         "scored": scored,

@@ -14,7 +14,7 @@ from kvray.errors import StoreError
 from kvray.filesystem import TEMPORARY, Files
 from kvray.object_store import connect, locate
 
-FOLDERS = {"dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}
+FOLDERS = {"writing": "writings", "dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}
 """Folder of each kind of artefact."""
 
 IN_FLIGHT = 16

@@ -6,11 +6,12 @@ import pytest
 
 from kvray import samples
 from kvray.errors import InputError
+from kvray.tasks.base import EXAMPLE_SCHEMA
 from kvray.tasks.dictionary import SimpleKV
 from kvray.tasks.documents import Mdqa
 from kvray.tasks.recall import Recall
 
-KEYS = {"example_id", "question_id", "position", "units", "length", "prompt_tokens", "references", "messages"}
+KEYS = {*EXAMPLE_SCHEMA.names, "messages"} - {"prompt", "answer"}
 
 
 def problems_of(name: str, *settings: str) -> list[str]:

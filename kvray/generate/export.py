@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from kvray.base_model import BaseModelRef
 from kvray.errors import InputError
 from kvray.generate.job import Row, local_ray, stream
-from kvray.generate.shards import build, rows_of, shard_count, shard_rows
+from kvray.generate.shards import build, check_written, rows_of, shard_count, shard_rows
 from kvray.progress import track
 from kvray.tasks.base import EXAMPLE_SCHEMA, OPENAI_SYSTEM, Task
 
@@ -53,8 +53,10 @@ def make(
         limit: write the first ``limit`` examples; None writes all.
 
     Raises:
-        InputError: the task cannot be met or has fewer examples than ``limit``, or ``out`` cannot be written.
+        InputError: the task cannot be met, has fewer examples than ``limit`` or is written for by a model, or ``out``
+            cannot be written.
     """
+    check_written(task, None)
     path = Path(out)
     rows = rows_of(task, base)
     if limit is not None and limit > rows:
@@ -65,7 +67,7 @@ def make(
         workers = 1 if rows < IN_PROCESS_ROWS else (os.cpu_count() or 1)
     work = _Payload(task, base, rows, format)
     tokens = done = 0
-    with _replacing(path) as file, track(f"generate {task.task}", rows) as advance, _writer(file, format) as add:
+    with replacing(path) as file, track(f"generate {task.task}", rows) as advance, _writer(file, format) as add:
         parallel = workers > 1 and shards > 1
         with local_ray(workers) if parallel else nullcontext():
             for row in stream(shards, work, ordered=True, workers=workers) if parallel else map(work, range(shards)):
@@ -93,7 +95,7 @@ def lines(table: pa.Table, format: Format) -> bytes:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a hidden file beside ``path`` that takes its place once it is whole, and is removed otherwise."""
     if path.is_dir():
         raise InputError(f"--out: {path} is a directory; expected a file name like {path / 'data.jsonl'}")

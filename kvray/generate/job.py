@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kvray.artefact import Artefact
+from kvray.artefact import FOLDERS, Artefact
 from kvray.base_model import BaseModelRef
 from kvray.config import Runtime
 from kvray.errors import KvrayError
-from kvray.generate.shards import build, shard_count, shard_name, shard_rows
+from kvray.generate.shards import Written, build, shard_count, shard_name, shard_rows
 from kvray.progress import track
 from kvray.store import FileEntry, Outcome, Store
 from kvray.tasks.base import EXAMPLE_SCHEMA, Task
@@ -48,7 +48,7 @@ def generate(
     """
     datasets = [_Dataset(artefact) for artefact in artefacts]
     units = [(index, shard) for index, dataset in enumerate(datasets) for shard in range(dataset.shards)]
-    jobs = [_Job(artefact.id, _task(artefact), artefact.rows) for artefact in artefacts]
+    jobs = [_Job(artefact.id, _task(artefact), artefact.rows, _written(artefact, store)) for artefact in artefacts]
     retries = (runtime or Runtime()).retries
     done = 0
     try:
@@ -131,6 +131,12 @@ def _task(artefact: Artefact) -> Task:
     return artefact.params
 
 
+def _written(artefact: Artefact, store: Store) -> Written | None:
+    """Return where the replies of a dataset's writer are: the one writing that it needs."""
+    needed = [need for need in artefact.needs if need.startswith(f"{FOLDERS['writing']}/")]
+    return Written(store, needed[0]) if needed else None
+
+
 def _commit(dataset: _Dataset, store: Store) -> str | None:
     artefact = dataset.artefact
     try:
@@ -157,6 +163,7 @@ class _Job:
     artefact_id: str
     task: Task
     rows: int
+    written: Written | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +194,7 @@ class _ShardWork:
         if table is not None and table.num_rows == len(rows) and table.schema.equals(EXAMPLE_SCHEMA):
             entry = self.store.entry(job.artefact_id, name)
         if table is None or entry is None:
-            table = build(job.task, self.base, rows)
+            table = build(job.task, self.base, rows, job.written)
             entry = self.store.write_table(job.artefact_id, name, table)
         return entry, int(pc.sum(table["prompt_tokens"]).as_py() or 0)
 

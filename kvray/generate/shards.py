@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import pyarrow as pa
 
 from kvray.base_model import BaseModelRef
-from kvray.errors import KvrayError
+from kvray.errors import InputError, KvrayError
+from kvray.store import Store
+from kvray.tasks import writing
 from kvray.tasks.base import EXAMPLE_SCHEMA, Context, Task
 from kvray.tasks.tokens import token_counter
 
@@ -30,9 +33,15 @@ def shard_rows(shard: int, rows: int) -> range:
     return range(shard * ROWS_PER_SHARD, min((shard + 1) * ROWS_PER_SHARD, rows))
 
 
-def context_of(task: Task, base: BaseModelRef) -> Context:
-    """Return what building needs, made once per process and task: it may read sources and measure a tokenizer."""
-    return _context(_Ingredients(task, base))
+def context_of(task: Task, base: BaseModelRef, written: Written | None = None) -> Context:
+    """Return what building needs, made once per process and task: it may read sources and measure a tokenizer.
+
+    Args:
+        task: what is made.
+        base: the model whose tokenizer counts.
+        written: where the replies of the task's writer are; None is enough to count its examples.
+    """
+    return _context(_Ingredients(task, base, written))
 
 
 def rows_of(task: Task, base: BaseModelRef) -> int:
@@ -40,14 +49,28 @@ def rows_of(task: Task, base: BaseModelRef) -> int:
     return task.count(context_of(task, base))
 
 
-def build(task: Task, base: BaseModelRef, rows: range) -> pa.Table:
-    """Make some examples of a task, in this process.
+def check_written(task: Task, written: Written | None) -> None:
+    """Make sure that what a model writes for a task is there.
 
     Raises:
-        InputError: the task's parameters cannot be met.
+        InputError: it is not; only a sweep has a model write.
+    """
+    if task.writer() is not None and written is None:
+        raise InputError(
+            f"{task.task}: {task.writer()} writes a part of these examples first, into a store; "
+            "put the task into a sweep and type kvray run SWEEP"
+        )
+
+
+def build(task: Task, base: BaseModelRef, rows: range, written: Written | None = None) -> pa.Table:
+    """Make some examples of a task, in this process; arguments as for :func:`context_of`.
+
+    Raises:
+        InputError: the task's parameters cannot be met, or a model is to write for it and has not.
         KvrayError: the task breaks its promise: other columns, or another number of rows.
     """
-    table = task.build(rows.start, rows.stop, context_of(task, base))
+    check_written(task, written)
+    table = task.build(rows.start, rows.stop, context_of(task, base, written))
     if not table.schema.equals(EXAMPLE_SCHEMA) or table.num_rows != len(rows):
         raise KvrayError(
             f"task {task.task}: rows {rows.start} to {rows.stop} came out as {table.num_rows} rows of "
@@ -59,16 +82,31 @@ def build(task: Task, base: BaseModelRef, rows: range) -> pa.Table:
 
 @lru_cache(maxsize=8)
 def _context(ingredients: _Ingredients) -> Context:
-    return ingredients.task.context(token_counter(ingredients.base))
+    written = ingredients.written
+    return ingredients.task.context(token_counter(ingredients.base), written.texts() if written else None)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a writer's replies are: a committed artefact of kind "writing"."""
+
+    store: Store
+    artefact_id: str
+
+    def texts(self) -> list[str]:
+        """Read them, by number of the prompt; a reply that is of no use is empty."""
+        return writing.texts(self.store.read_table(self.artefact_id))
 
 
 class _Ingredients:
-    """A task and a base model as a key of the cache; a task itself need not be hashable."""
+    """A task, a base model and what was written as a key of the cache; a task itself need not be hashable."""
 
-    def __init__(self, task: Task, base: BaseModelRef) -> None:
+    def __init__(self, task: Task, base: BaseModelRef, written: Written | None) -> None:
         self.task = task
         self.base = base
-        self._key = (type(task), task.model_dump_json(), base)
+        self.written = written
+        replies = (written.store.uri, written.artefact_id) if written else None
+        self._key = (type(task), task.model_dump_json(), base, replies)
 
     def __hash__(self) -> int:
         return hash(self._key)

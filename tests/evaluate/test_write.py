@@ -1,0 +1,159 @@
+"""What a model writes for datasets: by chunk, once, by a real engine; then generate makes the dataset of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from kvray.artefact import Artefact, Kind, WritingJob, artefact_id
+from kvray.base_model import resolve
+from kvray.config import Runtime
+from kvray.evaluate import chunks
+from kvray.evaluate.chunks import CHUNK_ROWS, Reply
+from kvray.evaluate.desk import Desk, job_of
+from kvray.evaluate.write import write
+from kvray.fingerprint import fingerprint
+from kvray.generate.job import generate
+from kvray.store import Store
+from kvray.tasks import wording, writing
+from kvray.tasks.base import Task
+from kvray.tasks.documents import Mdqa
+from kvray.tasks.in2 import In2
+from kvray.tasks.questions import best_subspan_em
+from kvray.tasks.tokens import token_counter
+from kvray.tasks.writing import WRITING_SCHEMA
+
+BASE = resolve("kvray-tiny")
+TWO_DOCUMENTS = wording.MDQA.replace(
+    "{documents}", "Document [1](Title: {title}) {text}\nDocument [2](Title: {answer}) {text}"
+)
+"""What the bundled model is good at: it words the answers of its own world's questions."""
+
+
+def mdqa(**changes: Any) -> Mdqa:
+    shape = {"documents": 3, "positions": (2,), "questions": 200, "split": "train", "answers": "sentence"}
+    return Mdqa(**{**shape, "answer_writer": "kvray-tiny", "writer_prompt": TWO_DOCUMENTS, **changes})
+
+
+def planned(kind: Kind, task: Task, params: Any, needs: tuple[str, ...] = (), rows: int = 0) -> Artefact:
+    recipe: dict[str, Any] = {"task": task.recipe()}
+    digest = fingerprint(recipe, needs)
+    made = artefact_id(kind, task.task, digest)
+    return Artefact(made, kind, task.task, digest, recipe, needs, rows, 0, {}, params)
+
+
+def writing_of(task: Task, writer: str = "kvray-tiny") -> Artefact:
+    return planned("writing", task, WritingJob(task, writer), rows=len(task.to_write(token_counter(BASE))))
+
+
+def chunk_of(prompts: list[str], index: int, text: str) -> pa.Table:
+    span = chunks.span(index, len(prompts))
+    row = {"text": text, "finish_reason": "stop", "prompt_tokens": 1, "output_tokens": 1}
+    rows = [{"index": number, "prompt": prompts[number], **row} for number in span]
+    return pa.Table.from_pylist(rows, schema=WRITING_SCHEMA)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def prompts_of(cell: Artefact) -> list[str]:
+    return job_of(cell).task.to_write(token_counter(BASE))
+
+
+def said(prompts: list[str], text: str = "yes") -> list[Reply]:
+    return [Reply(5, None, 2, text, "stop") for _ in prompts]
+
+
+def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_again(store: Store) -> None:
+    cell = writing_of(mdqa(questions=2 * CHUNK_ROWS))
+    prompts = prompts_of(cell)
+    assert len(prompts) == 3 * CHUNK_ROWS
+    store.write_table(cell.id, chunks.chunk_name(0), chunk_of(prompts, 0, "old"))
+    store.write_table(cell.id, chunks.chunk_name(1), chunk_of([*prompts[1:], "other"], 1, "other"))
+    whole = Path(store.path(cell.id, chunks.chunk_name(0))).read_bytes()
+    Path(store.path(cell.id, chunks.chunk_name(2))).write_bytes(whole[:2000])
+    done: list[int] = []
+    desk = Desk(store, [cell], BASE, 0, 1, done.append)
+    assert [(parcel.index, parcel.prompts) for parcel in desk.parcels] == [
+        (1, prompts[CHUNK_ROWS : 2 * CHUNK_ROWS]),
+        (2, prompts[2 * CHUNK_ROWS :]),
+    ]
+    for parcel in desk.parcels:
+        assert store.manifest(cell.id) is None
+        desk.finish(parcel, said(parcel.prompts), {"seconds": 1.5, "engine": {"vllm": "x"}})
+    assert done == [CHUNK_ROWS, 2 * CHUNK_ROWS, 3 * CHUNK_ROWS]
+    table = store.read_table(cell.id)
+    assert table["index"].to_pylist() == list(range(len(prompts))) and table["prompt"].to_pylist() == prompts
+    assert table["text"].to_pylist() == ["old"] * CHUNK_ROWS + ["yes"] * 2 * CHUNK_ROWS
+    manifest = store.manifest(cell.id)
+    assert manifest is not None
+    facts = {name: manifest.facts[name] for name in ("rows", "cut_off", "output_tokens", "seconds", "engines")}
+    assert facts == {"rows": 768, "cut_off": 0, "output_tokens": 256 + 1024, "seconds": 3.0, "engines": [{"vllm": "x"}]}
+
+
+def test_parts_share_the_chunks_and_the_last_one_commits(store: Store) -> None:
+    cells = [writing_of(mdqa(questions=2 * CHUNK_ROWS)), writing_of(mdqa(questions=20))]
+    desks = [Desk(store, cells, BASE, part, 2, lambda _: None) for part in range(2)]
+    dealt = [(parcel.cell.id, parcel.index) for desk in desks for parcel in desk.parcels]
+    assert sorted(dealt) == sorted([*((cells[0].id, index) for index in range(3)), (cells[1].id, 0)])
+    for desk in desks:
+        for parcel in desk.parcels:
+            desk.finish(parcel, said(parcel.prompts), {})
+    assert store.states([cell.id for cell in cells], verify=True) == {cell.id: "committed" for cell in cells}
+
+
+def test_a_whole_writing_without_a_manifest_is_committed_without_an_engine(store: Store) -> None:
+    cell = writing_of(mdqa(questions=20))
+    store.write_table(cell.id, chunks.chunk_name(0), chunk_of(prompts_of(cell), 0, "old"))
+    assert Desk(store, [cell], BASE, 0, 1, lambda _: None).parcels == []
+    assert store.state(cell.id) == "committed"
+
+
+def test_one_writing_that_cannot_be_asked_or_whose_writer_is_unknown_fails_alone(store: Store, tmp_path: Path) -> None:
+    corpus = tmp_path / "short.txt"
+    corpus.write_text("One sentence.")
+    cells = [writing_of(mdqa(questions=20))]
+    short = In2(source=str(corpus), question_writer="kvray-tiny")
+    cells.append(planned("writing", short, WritingJob(short, "kvray-tiny")))
+    desk = Desk(store, cells, BASE, 0, 1, lambda _: None)
+    assert [parcel.cell.id for parcel in desk.parcels] == [cells[0].id]
+    assert b"Give a longer source" in (store.read_document(f"failures/{cells[1].id}.json") or b"")
+    (outcome,) = write([writing_of(mdqa(answer_writer="nobody"), "nobody")], store, BASE, Runtime())
+    assert "'nobody' is no bundled model" in str(outcome.error)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_the_bundled_model_writes_sentences_and_a_dataset_is_made_of_them(store: Store) -> None:
+    task = mdqa()
+    cell = writing_of(task)
+    prompts = prompts_of(cell)
+    assert len(prompts) == 300
+    # As a kill leaves it: the first chunk whole, the second torn. The first of its texts is of no use.
+    store.write_table(cell.id, chunks.chunk_name(1), chunk_of(prompts, 1, "I do not know."))
+    torn = Path(store.path(cell.id, chunks.chunk_name(0)))
+    torn.write_bytes(Path(store.path(cell.id, chunks.chunk_name(1))).read_bytes()[:1500])
+
+    (outcome,) = write([cell], store, BASE, Runtime())
+
+    assert outcome.error is None and store.problems(cell.id, verify=True) == []
+    texts = writing.texts(store.read_table(cell.id))
+    assert texts[CHUNK_ROWS:] == ["I do not know."] * (300 - CHUNK_ROWS)
+    manifest = store.manifest(cell.id)
+    assert manifest is not None and manifest.facts["engines"][0]["flags"]["model"] == "kvray-tiny"
+    assert manifest.facts["output_tokens"] > 5 * CHUNK_ROWS and manifest.facts["seconds"] > 0
+
+    data = planned("dataset", task, task, (cell.id,), rows=200)
+    (outcome,) = generate([data], store, BASE)
+    assert outcome.error is None
+    made = store.read_table(data.id)
+    answers = made["answer"].to_pylist()
+    # The first 200 of the 256 replies that hold their answer, in order.
+    assert len(answers) == 200 and answers == [text for text in texts[:CHUNK_ROWS] if text in answers][:200]
+    for answer, references in zip(answers, made["references"].to_pylist(), strict=True):
+        assert best_subspan_em(answer, references) == 1.0 and answer.startswith("The ")
