@@ -280,7 +280,9 @@ def blend(
 
     planned, base = running.prepare(sweep, set_ or [], base_model, scale)
     place = Store(running.store_uri(store))
-    print(blending.dump(planned, mixture, seed, place, base, out, _format(format_)))
+    done = blending.dump(planned, mixture, seed, place, base, out, _format(format_))
+    parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
+    print(f"{done.path}: {parts}; {done.bytes} bytes, sha256 {done.sha256}")
 
 
 @command
