@@ -1,0 +1,32 @@
+"""Lists of numbers as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvray.tasks.knobs import listed, refuse_repeats
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (5, (5,)),
+        (2.5, (2.5,)),
+        ("1,5, 10", ("1", "5", "10")),
+        ("0, 12.5", ("0", "12.5")),
+        ([1, 2], [1, 2]),
+        ("random", "random"),
+        ("1,x", "1,x"),
+        (True, True),
+        (None, None),
+    ],
+)
+def test_one_number_and_numbers_with_commas_are_lists(typed: object, read: object) -> None:
+    assert listed(typed) == read
+
+
+def test_an_empty_list_and_a_repeat_are_refused() -> None:
+    refuse_repeats("lengths", (1, 2))
+    for wrong in ((), (1, 2, 1)):
+        with pytest.raises(ValueError, match=r"lengths: found .* each once"):
+            refuse_repeats("lengths", wrong)
