@@ -57,6 +57,12 @@ RECIPE: dict[str, set[str]] = {
         "task", "seed", "rows", "split", "question_writer", "segment_tokens", "length_min", "length_max", "short_share",
         "integration_share", "integration_segments", "corpus_segments", "writer_surplus",
     },
+    "needle": {"task", "seed", "needles", "split", "rows", "lengths", "depths"},
+    "ruler": {
+        "task", "seed", "haystack", "variants", "rows", "lengths", "key_kind", "value_kind", "keys", "values",
+        "queries",
+    },
+    "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
 }  # fmt: skip
 """Fields that enter fingerprints, by model (tasks by their name in YAML)."""
 
@@ -78,6 +84,9 @@ RUNTIME: dict[str, set[str]] = {
     "multidoc_qa": {"source"},
     "recall": {"source"},
     "in2": {"source"},
+    "needle": {"source"},
+    "ruler": {"source"},
+    "kv_retrieval": {"source"},
 }  # fmt: skip
 """Fields that never do."""
 
