@@ -1,4 +1,4 @@
-"""What a run would do, before it does it: the very artefacts, why each, and about how long. Starts nothing."""
+"""What a run would do, before it does it: the very artefacts, why each, about how long, and what it costs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvray.artefact import Artefact, FinetuneJob, PredictionsJob
+from kvray.artefact import Artefact, FinetuneJob, PredictionsJob, WritingJob
+from kvray.cautions import short_of_tokens, too_large
 from kvray.manifest import Manifest
 from kvray.plan import KINDS, Plan
-from kvray.rates import START_OF_RAY, Rates, at_once, measured_tokens
+from kvray.prices import Bill, bill
+from kvray.rates import Rates, Work, measured_tokens
 from kvray.results.stats import detectable_difference
-from kvray.run import Status, status
+from kvray.run import STAGE_NAMES, Status, status
 from kvray.store import Store
 from kvray.tables import count, duration, table
 from kvray.tasks.base import Task
+from kvray.totals import Item, Stage, hours, hours_text, stages, wall
 
 CACHED, TO_RUN = "cached", "to run"
-_WORDS = {"dataset": "datasets", "finetune": "finetunes", "predictions": "cells (predictions)"}
+_WORDS = {
+    "writing": "writings",
+    "dataset": "datasets",
+    "finetune": "finetunes",
+    "predictions": "cells (predictions)",
+}
 
 
 def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
@@ -34,22 +42,22 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
     manifests = {manifest.id: manifest for manifest in store.manifests()}
     artefacts = planned.artefacts
     tokens = _tokens(artefacts, manifests)
-    runtime = planned.sweep.runtime
-    base = next((str(a.recipe.get("base") or a.recipe.get("tokenizer")) for a in artefacts), "")
-    rates = Rates(manifests.values(), base, runtime)
+    rates = Rates(manifests.values(), planned)
     items: list[Item] = []
     bases: dict[str, str] = {}
     for artefact, found in zip(artefacts, status(artefacts, store, verify), strict=True):
-        rate = rates.of(artefact)
+        work = _work(artefact, tokens[artefact.id])
         cached = found.state == "committed"
-        # A finetune's own time includes starting its workers; an engine is started once for all its cells.
-        own = rates.start("finetune") if artefact.kind == "finetune" else 0.0
-        size = tokens[artefact.id]
-        seconds = 0.0 if cached else (own + size / rate.tokens_per_second if size else None)
-        items.append(Item(artefact, CACHED if cached else TO_RUN, _why(found, store, verify), size, seconds))
+        seconds, basis = rates.seconds(work)
+        on, number = rates.where(artefact), rates.devices(artefact)
+        why = _why(found, store, verify)
+        items.append(Item(work, CACHED if cached else TO_RUN, why, 0.0 if cached else seconds, on, number))
         if not cached:
-            bases.setdefault(artefact.kind, rate.basis)
-    return Estimate(planned, tuple(items), _seconds(items, rates, planned), bases)
+            bases.setdefault(artefact.kind, basis)
+    todo = [item for item in items if item.state == TO_RUN]
+    warnings = (*short_of_tokens(todo, planned, tokens), *too_large(todo, rates))
+    price = bill([item.work for item in todo], planned)
+    return Estimate(planned, tuple(items), stages(todo, rates), bases, price, warnings)
 
 
 def _why(found: Status, store: Store, verify: bool) -> str:
@@ -70,53 +78,32 @@ def _tokens(artefacts: tuple[Artefact, ...], manifests: Mapping[str, Manifest]) 
     for artefact in artefacts:
         manifest = manifests.get(artefact.id)
         counted = measured_tokens(manifest) if manifest else None
-        data = [need for need in artefact.needs if need.startswith("datasets/")]
+        data = _read(artefact)
         before = sum(planned[need] for need in data)
         share = sum(found[need] for need in data) / before if before else 1.0
         found[artefact.id] = counted or round(artefact.tokens * share)
     return found
 
 
-def _seconds(items: list[Item], rates: Rates, planned: Plan) -> float | None:
-    """Return the seconds of the whole run, None if a part of it is unknown."""
-    runtime = planned.sweep.runtime
-    todo = [item for item in items if item.state == TO_RUN]
-    total = START_OF_RAY if todo else 0.0
-    for kind in KINDS:
-        each = [item.seconds for item in todo if item.artefact.kind == kind]
-        known = [seconds for seconds in each if seconds is not None]
-        if len(known) < len(each):
-            return None
-        slots = max(1, min(at_once(kind, runtime), len(known) if kind != "dataset" else 10**6))
-        total += max(sum(known) / slots, max(known) if kind == "finetune" and known else 0.0)
-    engines = {_engine(item.artefact) for item in todo if item.artefact.kind == "predictions"}
-    return total + rates.start("predictions") * -(-len(engines) // runtime.engines)
-
-
-def _engine(artefact: Artefact) -> str | None:
-    """Return which engine answers a cell: full finetunes have one each, the base and all adapters share one."""
+def _read(artefact: Artefact) -> list[str]:
+    """Return the datasets whose tokens decide how many an artefact reads: the budget's, where a finetune has one."""
     job = artefact.params
-    full = isinstance(job, PredictionsJob) and job.finetune is not None and job.finetune.method != "lora"
-    return job.finetune_id if isinstance(job, PredictionsJob) and full else None
+    if isinstance(job, FinetuneJob):
+        return [data for data, _ in job.budget or job.mixture]
+    return [need for need in artefact.needs if need.startswith("datasets/")]
 
 
-@dataclass(frozen=True)
-class Item:
-    """One artefact of the enumeration.
-
-    Attributes:
-        artefact: what.
-        state: "cached" or "to run".
-        why: new, damaged (which problem) or failed before (the reason); empty when cached.
-        tokens: that making it reads, about; 0 if unknown.
-        seconds: of making it alone; 0 when cached, None if unknown.
-    """
-
-    artefact: Artefact
-    state: str
-    why: str
-    tokens: int
-    seconds: float | None
+def _work(artefact: Artefact, tokens: int) -> Work:
+    """Return what making an artefact reads and writes."""
+    job = artefact.params
+    if isinstance(job, FinetuneJob):
+        return Work(artefact, tokens, 0, round(artefact.rows * job.finetune.epochs))
+    reply = 0
+    if isinstance(job, PredictionsJob):
+        reply = job.task.output_estimate()
+    elif isinstance(job, WritingJob):
+        reply = job.task.WRITING_TOKENS // 2
+    return Work(artefact, tokens, artefact.rows * reply, artefact.rows)
 
 
 @dataclass(frozen=True)
@@ -126,14 +113,23 @@ class Estimate:
     Attributes:
         planned: the plan.
         items: every artefact in the order in which they are made.
-        seconds: of the whole run, what fits side by side; None if unknown.
+        stages: what is to run, in all, by kind.
         bases: per kind what its seconds rest on.
+        bill: what an API charges for it.
+        warnings: what is likely to fail.
     """
 
     planned: Plan
     items: tuple[Item, ...]
-    seconds: float | None
+    stages: tuple[Stage, ...]
     bases: Mapping[str, str]
+    bill: Bill
+    warnings: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float | None:
+        """By the clock, of the whole run; None if the size of a part of it is unknown."""
+        return None if any(stage.unknown for stage in self.stages) else wall(self.stages)
 
     def document(self) -> dict[str, Any]:
         """Return it in plain values, for ``kvray plan --json``."""
@@ -159,12 +155,24 @@ class Estimate:
                 "tokens": sum(item.tokens for item in todo),
                 "seconds": _rounded(self.seconds),
                 "seconds_basis": dict(self.bases),
+                "gpu_hours": round(hours(self.stages, "gpu"), 3),
+                "cpu_hours": round(hours(self.stages, "cpu"), 3),
+                "api": self.bill.document(),
             },
+            "stages": [
+                {"stage": STAGE_NAMES[stage.kind], "artefacts": stage.artefacts, "tokens": stage.reads}
+                | {"tokens_written": stage.writes, "seconds": round(stage.seconds, 1), "on": stage.on}
+                | {"hours": round(stage.hours, 3), "unknown": stage.unknown}
+                for stage in self.stages
+            ],
+            "notes": list(self.planned.notes),
+            "warnings": list(self.warnings),
         }
 
     def text(self) -> str:
         """Return it as tables for a terminal."""
         lines = [f"sweep {self.planned.sweep.name}, base model {self.planned.base_model}"]
+        lines += [f"not known here: {note}" for note in self.planned.notes]
         for kind in KINDS:
             items = self._of(kind)
             if items:
@@ -178,18 +186,39 @@ class Estimate:
         lines.append("")
         if not todo:
             return "\n".join([*lines, f"nothing to do: all {len(self.items)} artefacts are committed"])
-        tokens = f"{count(sum(item.tokens for item in todo))} tokens"
-        time = f"about {duration(self.seconds)}" if self.seconds is not None else "time unknown"
-        lines.append(f"{len(todo)} to run, {len(self.items) - len(todo)} cached; {tokens}, {time}")
+        lines += [f"{len(todo)} to run, {len(self.items) - len(todo)} cached", self._totals()]
         lines += [f"  {kind}: {basis}" for kind, basis in self.bases.items()]
+        lines += [f"  API: {self.bill.text()}"] if self.bill.text() else []
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+    def _totals(self) -> str:
+        """Return the table of stages, with a line for all of them."""
+        header = ["stage", "to run", "tokens", "written", "device time", "time"]
+        rows = [
+            [
+                STAGE_NAMES[stage.kind],
+                stage.artefacts,
+                count(stage.reads),
+                count(stage.writes) if stage.writes else None,
+                None if stage.on == "api" else hours_text(stage.hours, stage.on),
+                f"{duration(stage.seconds)}{f' and {stage.unknown} unknown' if stage.unknown else ''}",
+            ]
+            for stage in self.stages
+        ]
+        every = [hours_text(spent, on) for on in ("gpu", "cpu") if (spent := hours(self.stages, on))]
+        unknown = sum(stage.unknown for stage in self.stages)
+        time = f"about {duration(wall(self.stages))}" + (f", without {unknown} of unknown size" if unknown else "")
+        reads, writes = (sum(getattr(stage, name) for stage in self.stages) for name in ("reads", "writes"))
+        total = [sum(stage.artefacts for stage in self.stages), count(reads), count(writes) if writes else None]
+        return table(header, [*rows, ["all", *total, ", ".join(every) or None, time]])
 
     def _of(self, kind: str) -> list[Item]:
         return [item for item in self.items if item.artefact.kind == kind]
 
     def _table(self, kind: str, items: list[Item]) -> str:
         names = [key for key in items[0].artefact.labels if key != "role"]
-        if kind == "dataset":
+        if kind in ("dataset", "writing"):
             names = ["dataset", "role"]
         header = [*names, "state", "rows", "tokens", "time", "why"]
         return table(
@@ -213,7 +242,7 @@ class Estimate:
         for item in self._of("predictions"):
             job = item.artefact.params
             task: Task | None = job.task if isinstance(job, PredictionsJob) else None
-            if task is not None:
+            if task is not None and item.artefact.rows:
                 questions = task.distinct_questions(item.artefact.rows)
                 points = round(100 * detectable_difference(questions), 1)
                 found[str(item.artefact.labels["evaluation"])] = {"questions": questions, "points": points}

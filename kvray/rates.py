@@ -5,112 +5,212 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from kvray.artefact import Artefact
+from kvray.artefact import Artefact, FinetuneJob, WritingJob
+from kvray.base_model import API, BUNDLED
 from kvray.config import Runtime
 from kvray.manifest import Manifest, hardware
+from kvray.plan import Plan
+from kvray.speed import API_ANSWER_S, API_STARTS, API_TRAIN, API_WRITE, TINY, UNKNOWN, Size, size_of
 
-_MEASURED = {"dataset": "prompt_tokens", "finetune": "trained_tokens", "predictions": "prompt_tokens"}
+Where = Literal["cpu", "gpu", "api"]
+
+_MEASURED = {
+    "writing": "prompt_tokens",
+    "dataset": "prompt_tokens",
+    "finetune": "trained_tokens",
+    "predictions": "prompt_tokens",
+}
 """The fact that counts a manifest's tokens, by kind."""
-DEFAULTS: dict[str, dict[str, float]] = {
-    "cpu": {"dataset": 100_000, "finetune": 4_000, "predictions": 6_000},
-    "gpu": {"dataset": 100_000, "finetune": 4_000, "predictions": 15_000},
-}
-"""Tokens per second where nothing is measured: kvray-tiny on one CPU core, a 7B model on one 80 GB GPU. Rough."""
-STARTS: dict[str, dict[str, float]] = {
-    "cpu": {"dataset": 0, "finetune": 12, "predictions": 20},
-    "gpu": {"dataset": 0, "finetune": 45, "predictions": 90},
-}
+GENERATE = 100_000.0
+"""Tokens of examples that one process makes per second, for tasks that tokenize every prompt."""
+STARTS = {"cpu": {"finetune": 12.0, "engine": 20.0}, "gpu": {"finetune": 45.0, "engine": 90.0}}
 """Seconds until the first token: of each finetune's workers, of each engine."""
 START_OF_RAY = 8.0
+_SMALL = 2e8
+"""Weights up to which a model that lies on this machine is taken to run on its CPU."""
 
 
-def machine(runtime: Runtime) -> str:
-    """Return "gpu" where the work is to run on GPUs, else "cpu": told by the sweep, or by this host."""
-    asked = (runtime.gpus_per_finetune or 0) + (runtime.gpus_per_engine or 0) > 0
-    return "gpu" if asked or hardware()["gpus"] else "cpu"
+def where(kind: str, model: str, runtime: Runtime) -> Where:
+    """Return what a kind of work is to run on: told by the sweep or by this host, else assumed by the model.
+
+    A plan is often made elsewhere than it is run. So a model of the hub, or one too large for a CPU, is taken to run
+    on GPUs even if this host has none, unless the sweep asks for none.
+    """
+    if kind == "dataset":
+        return "cpu"
+    if model.startswith(API):
+        return "api"
+    asked = runtime.gpus_per_finetune if kind == "finetune" else runtime.gpus_per_engine
+    if asked is not None:
+        return "gpu" if asked > 0 else "cpu"
+    if hardware()["gpus"] or runtime.gpus_per_finetune or runtime.gpus_per_engine:
+        return "gpu"
+    size = size_of(model)
+    hub = model not in BUNDLED and "/" in model and not os.path.isdir(os.path.expanduser(model))
+    return "gpu" if hub or (size is not None and size.total > _SMALL) else "cpu"
 
 
-def at_once(kind: str, runtime: Runtime) -> int:
+def devices(kind: str, on: Where, runtime: Runtime) -> float:
+    """Return how many GPUs (on "gpu") or CPUs (on "cpu") one artefact of a kind, or one engine, holds."""
+    if on == "api":
+        return 0.0
+    if kind == "dataset":
+        return 1.0
+    if kind == "finetune":
+        each = (runtime.gpus_per_finetune or 1.0) if on == "gpu" else runtime.cpus_per_finetune
+        return runtime.workers_per_finetune * each
+    if on == "gpu":
+        return runtime.gpus_per_engine or float(runtime.tensor_parallel)
+    return runtime.cpus_per_engine or _cpus(runtime) / runtime.engines
+
+
+def at_once(kind: str, on: Where, runtime: Runtime) -> int:
     """Return how many artefacts (datasets: shards) of a kind are about to run side by side.
 
-    Of a cluster nothing is known before it is asked, so there one is assumed where the sweep does not say.
+    Of a cluster nothing is known before it is asked, nor of GPUs that this host has not: there one is assumed where the
+    sweep does not say.
     """
     local = not (runtime.address or os.environ.get("RAY_ADDRESS"))
-    cpus = (runtime.num_cpus or os.cpu_count() or 1) if local else 1
     if kind == "dataset":
-        return cpus
-    if kind == "predictions":
-        return runtime.engines
-    fit = max(1, int(cpus / (runtime.workers_per_finetune * runtime.cpus_per_finetune)))
-    if local and machine(runtime) == "gpu":
-        fit = max(1, len(hardware()["gpus"]) // runtime.workers_per_finetune)
-    return min(fit, runtime.concurrent_finetunes or fit) if local else (runtime.concurrent_finetunes or 1)
+        return _cpus(runtime) if local else 1
+    if kind != "finetune":
+        return runtime.engines if on != "api" else 1
+    fit = 1
+    if local and on == "cpu":
+        fit = max(1, int(_cpus(runtime) / devices(kind, on, runtime)))
+    elif local and on == "gpu" and hardware()["gpus"]:
+        fit = max(1, int(len(hardware()["gpus"]) / devices(kind, on, runtime)))
+    elif runtime.concurrent_finetunes:
+        return runtime.concurrent_finetunes
+    return min(fit, runtime.concurrent_finetunes or fit)
+
+
+def model_of(artefact: Artefact, planned: Plan) -> str:
+    """Return the name of the model that makes an artefact."""
+    return artefact.params.writer if isinstance(artefact.params, WritingJob) else planned.base_model
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Tokens per second of one artefact of a kind.
+class Work:
+    """What making an artefact takes of a model.
 
     Attributes:
-        tokens_per_second: of one process (dataset), one finetune, one engine.
-        measured: how many manifests it comes from; 0 is a default.
-        basis: the same in words.
+        artefact: what.
+        reads: tokens of prompts, or of training over all epochs.
+        writes: tokens of replies.
+        rows: prompts or rows, over all epochs.
     """
 
-    tokens_per_second: float
-    measured: int
-    basis: str
+    artefact: Artefact
+    reads: int
+    writes: int
+    rows: int
 
 
 class Rates:
-    """Rates by what an artefact is: of its like first, then of its kind on the same base model, then a default."""
+    """Rates by what an artefact is: of its like first, then of its kind on the same model, then a default."""
 
-    def __init__(self, manifests: Iterable[Manifest], base: str, runtime: Runtime) -> None:
-        """Take the store's manifests, and the identity of the base model."""
-        self.machine = machine(runtime)
-        self.seen: dict[tuple[str, ...], tuple[float, float, int]] = {}
+    def __init__(self, manifests: Iterable[Manifest], planned: Plan) -> None:
+        """Take the store's manifests and the plan whose sweep says where it runs."""
+        self.planned = planned
+        self.runtime = planned.sweep.runtime
+        self._sizes: dict[str, Size | None] = {}
+        self._seen: dict[tuple[str, ...], tuple[float, float, int]] = {}
         for manifest in manifests:
-            if _base(manifest.recipe) != base:
-                continue
-            tokens = manifest.facts.get(_MEASURED[manifest.kind])
+            tokens = manifest.facts.get(_MEASURED.get(manifest.kind, ""))
             seconds = manifest.facts.get("seconds")
             if not isinstance(tokens, int | float) or not isinstance(seconds, int | float) or seconds <= 0:
                 continue
-            for key in {(manifest.kind,), (manifest.kind, _like(manifest.recipe))}:
-                before = self.seen.get(key, (0.0, 0.0, 0))
-                self.seen[key] = (before[0] + tokens, before[1] + seconds, before[2] + 1)
+            for key in _keys(manifest.kind, manifest.recipe):
+                before = self._seen.get(key, (0.0, 0.0, 0))
+                self._seen[key] = (before[0] + tokens, before[1] + seconds, before[2] + 1)
 
-    def of(self, artefact: Artefact) -> Rate:
-        """Return the rate for an artefact."""
-        for key in ((artefact.kind, _like(artefact.recipe)), (artefact.kind,)):
-            tokens, seconds, number = self.seen.get(key, (0.0, 0.0, 0))
+    def where(self, artefact: Artefact) -> Where:
+        """Return what an artefact is to be made on."""
+        return where(artefact.kind, model_of(artefact, self.planned), self.runtime)
+
+    def devices(self, artefact: Artefact) -> float:
+        """Return how many GPUs or CPUs an artefact holds while it is made."""
+        return devices(artefact.kind, self.where(artefact), self.runtime)
+
+    def seconds(self, work: Work) -> tuple[float | None, str]:
+        """Return the seconds of making an artefact alone, None if its size is unknown, and what they rest on.
+
+        A finetune's include starting its workers; an engine is started once for all its cells (:meth:`start`).
+        """
+        artefact = work.artefact
+        own = self.start("finetune", artefact) if artefact.kind == "finetune" else 0.0
+        for key in _keys(artefact.kind, artefact.recipe):
+            tokens, seconds, number = self._seen.get(key, (0.0, 0.0, 0))
             if tokens > 0:
-                what = " ".join(reversed(key)) if len(key) > 1 else artefact.kind
-                rate = tokens / seconds
-                return Rate(rate, number, f"{rate:,.0f} tokens/s, measured over {number} {what} in this store")
-        rate = DEFAULTS[self.machine][artefact.kind]
-        whose = "kvray-tiny on one CPU core" if self.machine == "cpu" else "a 7B model on one 80 GB GPU"
-        return Rate(rate, 0, f"{rate:,.0f} tokens/s, a rough default ({whose}); nothing measured in this store yet")
+                what = f"{key[2]} {key[0]}" if len(key) > 2 else key[0]
+                basis = f"{tokens / seconds:,.0f} tokens/s, measured over {number} {what} in this store"
+                return (own + work.reads / tokens * seconds if work.reads else None), basis
+        spent, basis = self._default(work)
+        return (own + spent if work.reads else None), f"{basis}; nothing measured in this store yet"
 
-    def start(self, kind: str) -> float:
-        """Return the seconds until the first token of one artefact or engine of a kind."""
-        return STARTS[self.machine][kind]
+    def start(self, what: str, artefact: Artefact) -> float:
+        """Return the seconds until the first token of one "finetune" or "engine"."""
+        on = self.where(artefact)
+        return 0.0 if on == "api" else STARTS[on][what]
+
+    def _default(self, work: Work) -> tuple[float, str]:
+        """Return the seconds by :mod:`kvray.speed`, and the words for it."""
+        artefact, on, number = work.artefact, self.where(work.artefact), self.devices(work.artefact)
+        if artefact.kind == "dataset":
+            return work.reads / GENERATE, f"{GENERATE:,.0f} tokens/s, a rough default (one CPU core)"
+        if on == "api":
+            return self._behind_api(work)
+        name = model_of(artefact, self.planned)
+        size = self.size(name)
+        known = f"{size.text} weights" if size else f"{name} taken as {UNKNOWN / 1e9:.0f}B weights"
+        if size is None:
+            size = Size(UNKNOWN, UNKNOWN) if on == "gpu" else Size(TINY, TINY)
+            known = known if on == "gpu" else "taken as small as kvray-tiny"
+        length = work.reads / max(1, work.rows)
+        machine = f"assuming {number:g} 80 GB GPU{'s' * (number != 1)} each" if on == "gpu" else "on CPU cores"
+        if number == 1 and on == "gpu":
+            machine = "assuming one 80 GB GPU each"
+        job = artefact.params
+        if isinstance(job, FinetuneJob):
+            recompute = self.runtime.gradient_checkpointing
+            rate = size.train(on, number, length, job.finetune.method, recompute)
+            return work.reads / rate, f"{rate:,.0f} tokens/s, a rough default ({known}, {machine})"
+        read, write = size.read(on, number, length), size.write(on, number, length)
+        basis = f"{read:,.0f} tokens/s read and {write:,.0f} written, a rough default ({known}, {machine})"
+        return work.reads / read + work.writes / write, basis
+
+    def _behind_api(self, work: Work) -> tuple[float, str]:
+        if work.artefact.kind == "finetune":
+            basis = f"{API_TRAIN:,.0f} tokens/s after {API_STARTS / 60:.0f} min in a queue, a rough default for an API"
+            return API_STARTS + work.reads / API_TRAIN, basis
+        each = API_ANSWER_S + work.writes / max(1, work.rows) / API_WRITE
+        basis = f"{each:.1f} s a reply, {self.runtime.api_concurrency} at a time, a rough default for an API"
+        return work.rows * each / self.runtime.api_concurrency, basis
+
+    def size(self, model: str) -> Size | None:
+        """Return :func:`kvray.speed.size_of` a model, looked at once."""
+        if model not in self._sizes:
+            self._sizes[model] = size_of(model)
+        return self._sizes[model]
 
 
 def measured_tokens(manifest: Manifest) -> int | None:
     """Return the tokens that a manifest counted, None if it has not."""
-    tokens = manifest.facts.get(_MEASURED[manifest.kind])
+    tokens = manifest.facts.get(_MEASURED.get(manifest.kind, ""))
     return int(tokens) if isinstance(tokens, int | float) and tokens > 0 else None
 
 
-def _base(recipe: Mapping[str, Any]) -> Any:
-    return recipe.get("base", recipe.get("tokenizer"))
+def _cpus(runtime: Runtime) -> int:
+    return runtime.num_cpus or os.cpu_count() or 1
 
 
-def _like(recipe: Mapping[str, Any]) -> str:
-    """Return what sets the pace within a kind: the task, or the method."""
+def _keys(kind: str, recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return what rates are kept under, the closest first: kind, model, and the task or method that sets the pace."""
+    model = str(recipe.get("writer") or recipe.get("base") or recipe.get("tokenizer"))
     inner = recipe.get("task") or recipe.get("scorer") or {}
     finetune = recipe.get("finetune") or {}
-    return str(inner.get("task") or finetune.get("method") or "")
+    like = str(inner.get("benchmark") or inner.get("task") or finetune.get("method") or "")
+    return [(kind, model, like), (kind, model)] if like else [(kind, model)]

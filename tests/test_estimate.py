@@ -92,12 +92,15 @@ def test_a_whole_store_has_nothing_to_do(tmp_path: Path) -> None:
     for artefact in planned.artefacts:
         commit(store, artefact)
     found = estimate(planned, store)
-    assert found.document()["totals"] | {"seconds_basis": {}} == {
+    assert found.document()["totals"] == {
         "to_run": 0,
         "cached": len(planned.artefacts),
         "tokens": 0,
         "seconds": 0.0,
         "seconds_basis": {},
+        "gpu_hours": 0,
+        "cpu_hours": 0,
+        "api": {"tokens": {"input": 0, "output": 0, "training": 0}, "usd": 0.0},
     }
     assert "nothing to do" in found.text()
 

@@ -18,6 +18,7 @@ SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
 PLAN = {"artefact", "facts", "plan"}
 GROUND = {"errors", "progress", "base_model", "columns"}
 STAGE = GROUND | STORE | SPEC | PLAN | {"tasks"}
+COST = {"rates", "prices", "totals", "cautions"}
 STAGES = {"generate", "finetune", "evaluate"}
 COMMANDS = {"samples", "blend", "estimate", "reasons", "checkup"}
 
@@ -40,8 +41,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": set(),
     "samples": STAGE | {"generate"},
     "blend": STAGE | {"generate", "finetune"},
-    "rates": STAGE,
-    "estimate": STAGE | {"results", "run", "rates", "tables"},
+    "speed": GROUND,
+    "rates": STAGE | {"speed"},
+    "prices": STAGE | {"rates"},
+    "totals": STAGE | {"rates"},
+    "cautions": STAGE | {"speed", "rates", "totals", "tables"},
+    "estimate": STAGE | {"results", "run", "tables"} | COST,
     "reasons": STAGE | {"run"},
     "checkup": STAGE | {"run", "tables"},
     "cli": STAGE | STAGES | COMMANDS | {"results", "tiny", "run", "tables"},
