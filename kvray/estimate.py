@@ -20,6 +20,8 @@ from kvray.tasks.base import Task
 from kvray.totals import Item, Stage, hours, hours_text, stages, wall
 
 CACHED, TO_RUN = "cached", "to run"
+WRITER_PROMPT_TOKENS = 300
+"""Of a prompt that a model writes for, where it cannot be counted: a segment or two of 128 tokens, and what to do."""
 _WORDS = {
     "writing": "writings",
     "dataset": "datasets",
@@ -98,11 +100,11 @@ def _work(artefact: Artefact, tokens: int) -> Work:
     job = artefact.params
     if isinstance(job, FinetuneJob):
         return Work(artefact, tokens, 0, round(artefact.rows * job.finetune.epochs))
-    reply = 0
-    if isinstance(job, PredictionsJob):
-        reply = job.task.output_estimate()
-    elif isinstance(job, WritingJob):
-        reply = job.task.WRITING_TOKENS // 2
+    if isinstance(job, WritingJob):
+        # Of a source that cannot be reached, only the number of prompts is known.
+        read = tokens or artefact.rows * WRITER_PROMPT_TOKENS
+        return Work(artefact, read, artefact.rows * job.task.WRITING_TOKENS // 2, artefact.rows)
+    reply = job.task.output_estimate() if isinstance(job, PredictionsJob) else 0
     return Work(artefact, tokens, artefact.rows * reply, artefact.rows)
 
 

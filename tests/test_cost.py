@@ -158,13 +158,17 @@ def test_totals_are_the_sums_of_the_stages(tmp_path: Path) -> None:
     )
 
 
-def test_writings_are_counted_on_the_model_that_writes(tmp_path: Path) -> None:
+def test_writings_are_counted_on_the_model_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = made(tmp_path, "kvray-tiny", datasets={"ours": {"task": "writes", "rows": 20}})
     written = stage(found, "write")
     assert (written["artefacts"], written["tokens"], written["on"]) == (1, 250, "gpu")
     assert written["tokens_written"] == 25 * Toy.WRITING_TOKENS // 2
     assert stage(found, "finetune")["on"] == "cpu"
     assert "writings: 1" in found.text()
+    # Prompts of a source that does not answer are not counted; their number is known.
+    monkeypatch.setattr(facts_module, "_counter", lambda base: lambda texts: facts_module.np.zeros(len(texts)))
+    unseen = stage(made(tmp_path, "kvray-tiny", datasets={"ours": {"task": "writes", "rows": 20}}), "write")
+    assert (unseen["tokens"], unseen["unknown"]) == (25 * 300, 0)
 
 
 def test_long_answers_are_bound_by_writing(tmp_path: Path) -> None:
