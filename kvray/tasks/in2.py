@@ -94,6 +94,10 @@ class In2(Task):
         long = (self.length_min + self.length_max - self.segment_tokens) / 2
         return round((1 - self.short_share) * long + self.short_share * (self.segment_tokens + 60))
 
+    def output_estimate(self) -> int:
+        """Return about the tokens of one or two sentences."""
+        return 40
+
     def writer(self) -> str | None:
         """Return ``question_writer``."""
         return self.question_writer
