@@ -26,8 +26,8 @@ $(VENV)/.installed: requirements/cpu.txt pyproject.toml
 	$(INSTALL) --no-build-isolation -e .
 	touch $@
 
-$(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
-	$(INSTALL) -r requirements/dev.txt
+$(VENV)/.installed-dev: requirements/benchmarks.txt requirements/dev.txt $(VENV)/.installed
+	$(INSTALL) -r requirements/benchmarks.txt -r requirements/dev.txt
 	touch $@
 
 clean:

@@ -63,6 +63,9 @@ RECIPE: dict[str, set[str]] = {
         "queries",
     },
     "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
+    "lm_eval": {
+        "task", "seed", "benchmark", "shots", "limit", "metric", "max_tokens", "length", "chat_template",
+    },
 }  # fmt: skip
 """Fields that enter fingerprints, by model (tasks by their name in YAML)."""
 
@@ -87,6 +90,7 @@ RUNTIME: dict[str, set[str]] = {
     "needle": {"source"},
     "ruler": {"source"},
     "kv_retrieval": {"source"},
+    "lm_eval": {"include_path"},
 }  # fmt: skip
 """Fields that never do."""
 

@@ -9,7 +9,7 @@ commits of the same recipe change nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,12 +106,22 @@ def build(
         None if reply.answer is None else task.outcome(reply.answer, accepted)
         for reply, accepted in zip(replies, references, strict=True)
     ]
+    return with_facts(columns, facts)
+
+
+def with_facts(columns: Mapping[str, Any], facts: Mapping[str, Any]) -> pa.Table:
+    """Return columns as a table of :data:`PREDICTIONS_SCHEMA` that holds the facts of its chunk."""
     arrays = [
         column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
         for field, column in ((field, columns[field.name]) for field in PREDICTIONS_SCHEMA)
     ]
     table = pa.table(arrays, schema=PREDICTIONS_SCHEMA)
     return table.replace_schema_metadata({_FACTS: json.dumps(facts, sort_keys=True)})
+
+
+def facts_of(table: pa.Table) -> dict[str, Any]:
+    """Return the facts that a chunk holds."""
+    return dict(json.loads((table.schema.metadata or {}).get(_FACTS, b"{}")))
 
 
 def read(store: Store, artefact_id: str, index: int, examples: pa.Table) -> pa.Table | None:
@@ -124,13 +134,19 @@ def read(store: Store, artefact_id: str, index: int, examples: pa.Table) -> pa.T
     return table if table["example_id"].to_pylist() == ids.to_pylist() else None
 
 
-def commit_if_whole(store: Store, artefact: Artefact, examples: pa.Table) -> bool:
+def commit_if_whole(
+    store: Store,
+    artefact: Artefact,
+    examples: pa.Table,
+    facts: Callable[[Sequence[pa.Table]], dict[str, Any]] | None = None,
+) -> bool:
     """Commit an artefact if all of its chunks are there; return whether it is committed now.
 
     Args:
         store: where.
         artefact: the predictions.
-        examples: the whole dataset in asking order.
+        examples: the whole dataset in asking order; its ``example_id`` column is enough.
+        facts: makes the manifest's facts from all chunks; :func:`summarize` if not given.
     """
     entries: list[FileEntry] = []
     tables: list[pa.Table] = []
@@ -145,7 +161,7 @@ def commit_if_whole(store: Store, artefact: Artefact, examples: pa.Table) -> boo
         **artefact.identity(),
         files=entries,
         schema=PREDICTIONS_SCHEMA,
-        facts=summarize(tables),
+        facts=(facts or summarize)(tables),
     )
     return True
 
@@ -157,7 +173,7 @@ def summarize(tables: Sequence[pa.Table]) -> dict[str, Any]:
         rows, too_long, accuracy (None if no row was run), prompt_tokens (of rows that were run), cached_tokens,
         output_tokens, seconds (engine time, start excluded) and engines: each different engine that answered.
     """
-    notes = [dict(json.loads((table.schema.metadata or {}).get(_FACTS, b"{}"))) for table in tables]
+    notes = [facts_of(table) for table in tables]
     whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     run = whole.filter(pc.not_equal(whole["finish_reason"], TOO_LONG))
     engines = {json.dumps(note["engine"], sort_keys=True): note["engine"] for note in notes if "engine" in note}

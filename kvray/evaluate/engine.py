@@ -49,6 +49,15 @@ class Question:
     adapter: Adapter | None = None
 
 
+@dataclass(frozen=True)
+class Request:
+    """One request with vLLM's own ``SamplingParams``, whose output must be of kind FINAL_ONLY."""
+
+    prompt: NDArray[np.int32]
+    params: Any
+    adapter: Adapter | None = None
+
+
 class Engine:
     """A running vLLM engine.
 
@@ -142,12 +151,23 @@ class Engine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        def params(decoding: Decoding) -> Any:
-            stop = list(decoding.stop) or None
+        def request(question: Question) -> Request:
+            stop = list(question.decoding.stop) or None
             kind = RequestOutputKind.FINAL_ONLY
-            return SamplingParams(temperature=0.0, max_tokens=decoding.max_tokens, stop=stop, output_kind=kind)
+            most = question.decoding.max_tokens
+            params = SamplingParams(temperature=0.0, max_tokens=most, stop=stop, output_kind=kind)
+            return Request(question.prompt, params, question.adapter)
 
-        waiting = iter(questions)
+        for key, output in self.stream((key, request(question)) for key, question in questions):
+            yield key, _reply(output)
+
+    def stream(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Any]]:
+        """Do requests of any kind in about their order; yield each key with vLLM's ``RequestOutput`` when it is done.
+
+        Args:
+            requests: (key, request); taken lazily, a window ahead of the outputs.
+        """
+        waiting = iter(requests)
         keys: dict[str, Key] = {}
         more = True
         while more or keys:
@@ -156,11 +176,11 @@ class Engine:
                 if item is None:
                     more = False
                     break
-                key, question = item
-                keys[self._add(question.prompt, params(question.decoding), question.adapter)] = key
+                key, request = item
+                keys[self._add(request.prompt, request.params, request.adapter)] = key
             for output in self._engine.step() if keys else ():
                 if output.finished:
-                    yield keys.pop(output.request_id), _reply(output)
+                    yield keys.pop(output.request_id), output
 
     def log_probabilities(self, prompts: Sequence[NDArray[np.int32]], adapter: Adapter | None) -> NDArray[np.float64]:
         """Return the log-probability of every token of the prompts but their first, given those before it.

@@ -13,8 +13,8 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from kvray.artefact import Artefact, read_document
 from kvray.base_model import BaseModelRef
@@ -28,6 +28,17 @@ from kvray.store import Outcome, Store
 _MOST_NODES = 1024
 WAIT_NOTED_S = 15.0
 """After this long without a running engine, the progress line says what is waited for."""
+
+
+class Cells(Protocol):
+    """An order as a trial sees it: the artefacts that its engine is to make."""
+
+    @property
+    def cells(self) -> Sequence[Artefact]:
+        """The artefacts."""
+
+
+Work = Callable[[Any, Store, Callable[[int], None]], None]
 
 
 def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
@@ -49,14 +60,14 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
         return []
     for artefact in artefacts:
         store.delete_document(failure_name(artefact.id))
-    cpus, gpus, at_once = place(runtime, _nodes())
+    cpus, gpus, at_once = place(runtime, nodes())
     orders = plan_orders(artefacts, store, base, runtime, cpus, gpus, at_once)
     crashes: list[str | None] = []
     if orders:
         rows = sum(artefact.rows for artefact in artefacts)
         with track("evaluate", rows, "rows") as advance:
-            crashes = _fit(orders, store, runtime, {"cpu": cpus, "gpu": gpus}, at_once, advance)
-    return [_outcome(artefact, store, orders, crashes) for artefact in artefacts]
+            crashes = fit(orders, _answer, store, runtime, {"cpu": cpus, "gpu": gpus}, at_once, advance)
+    return [outcome(artefact, store, orders, crashes) for artefact in artefacts]
 
 
 def plan_orders(
@@ -70,10 +81,11 @@ def plan_orders(
 ) -> list[Order]:
     """Deal the cells to engines: the base and all its adapters together, each full finetune in engines of its own.
 
-    A cell whose finetune is not committed is noted as failed. With fewer groups than engines at a time, a group is
-    shared by several engines.
+    Benchmarks of lm-evaluation-harness have engines of their own: their prompts are of other lengths, and a benchmark
+    that cannot be loaded holds up no other evaluation. A cell whose finetune is not committed is noted as failed. With
+    fewer groups than engines at a time, a group is shared by several engines.
     """
-    groups: dict[str | None, list[Artefact]] = {}
+    groups: dict[tuple[str | None, bool], list[Artefact]] = {}
     for artefact in artefacts:
         finetune = job_of(artefact).finetune_id
         try:
@@ -81,7 +93,7 @@ def plan_orders(
         except KvrayError as error:
             note_failure(store, artefact.id, str(error))
             continue
-        groups.setdefault(full, []).append(artefact)
+        groups.setdefault((full, not job_of(artefact).task.BRINGS_EXAMPLES), []).append(artefact)
     sweeps = _sweeps(store, {artefact.id for artefact in artefacts})
     parts = math.ceil(at_once / len(groups)) if groups else 1
     return [
@@ -89,6 +101,7 @@ def plan_orders(
         Order(
             base=base,
             full=full,
+            benchmarks=benchmarks,
             cells=tuple(sorted(cells, key=lambda cell: job_of(cell).finetune_id or "")),
             sweeps=sweeps,
             part=part,
@@ -97,20 +110,31 @@ def plan_orders(
             gpus=gpus,
             cpus=cpus,
         )
-        for full, cells in groups.items()
+        for (full, benchmarks), cells in groups.items()
         for part in range(parts)
     ]
 
 
-def _fit(
-    orders: list[Order],
+def fit(
+    orders: Sequence[Cells],
+    work: Work,
     store: Store,
     runtime: Runtime,
     per_trial: dict[str, float],
     at_once: int,
     advance: Advance,
 ) -> list[str | None]:
-    """Run one trial per order; return, per order, the last line of what killed it for good, or None."""
+    """Run one trial per order; return, per order, the last line of what killed it for good, or None.
+
+    Args:
+        orders: what each trial does.
+        work: does an order in the trial's process; told the store and a function that takes the rows done so far.
+        store: where everything is.
+        runtime: where and how.
+        per_trial: resources of one trial.
+        at_once: trials at a time.
+        advance: moves the progress line.
+    """
     # Tune reads these: no CSV, JSON and TensorBoard files per trial, no tables beside our own progress line.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -118,7 +142,7 @@ def _fit(
 
     with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch, _quiet("ray.tune"):
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, orders=orders, store=store), per_trial),
+            tune.with_resources(tune.with_parameters(_trial, orders=orders, work=work, store=store), per_trial),
             param_space={"order": tune.grid_search(list(range(len(orders))))},
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=at_once,
@@ -153,15 +177,25 @@ def _quiet(logger: str) -> Iterator[None]:
         named.setLevel(level)
 
 
-def _trial(config: dict[str, Any], orders: list[Order], store: Store) -> None:
+def _answer(order: Any, store: Store, report: Callable[[int], None]) -> None:
+    """Do an :class:`Order` in this process."""
+    if order.benchmarks:
+        from kvray.evaluate.harness import run_cells
+
+        run_cells(order, store, report)
+        return
+    from kvray.evaluate.work import Worker
+
+    Worker(order, store, report).run()
+
+
+def _trial(config: dict[str, Any], orders: Sequence[Cells], work: Work, store: Store) -> None:
     """One Tune trial: one engine."""
     from ray import tune
 
-    from kvray.evaluate.work import Worker
-
     order = orders[config["order"]]
     try:
-        Worker(order, store, lambda rows: tune.report({"rows": rows})).run()
+        work(order, store, lambda rows: tune.report({"rows": rows}))
     except KvrayError as error:
         # Trying again would end the same way: it is the answer for every cell that this engine owes.
         for cell in order.cells:
@@ -199,7 +233,8 @@ def _progress(advance: Advance, per_trial: Mapping[str, float]) -> Any:
     return Progress()
 
 
-def _outcome(artefact: Artefact, store: Store, orders: Sequence[Order], crashes: Sequence[str | None]) -> Outcome:
+def outcome(artefact: Artefact, store: Store, orders: Sequence[Cells], crashes: Sequence[str | None]) -> Outcome:
+    """Return how an artefact ended: by its manifest, by what a trial noted, or by what killed the trial."""
     try:
         if store.manifest(artefact.id) is not None:
             store.delete_document(failure_name(artefact.id))
@@ -226,15 +261,15 @@ def _cause(error: BaseException) -> str:
     return f"the engine died, retries included: {lines[-1] if lines else type(error).__name__}"
 
 
-def _nodes() -> list[Mapping[str, float]]:
+def nodes() -> list[Mapping[str, float]]:
     """Return the resources of every node there is, and of every kind that the autoscaler may add."""
     import ray
     from ray._private.state import state
 
-    nodes: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    alive: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     config = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
-    return nodes + [dict(group.resources) for group in groups for _ in range(min(group.max_count, _MOST_NODES))]
+    return alive + [dict(group.resources) for group in groups for _ in range(min(group.max_count, _MOST_NODES))]
 
 
 def _sweeps(store: Store, ids: set[str]) -> dict[str, str]:

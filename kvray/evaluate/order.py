@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +14,7 @@ from kvray.base_model import BaseModelRef
 from kvray.config import Runtime
 from kvray.errors import CellError, StoreError
 from kvray.evaluate import chunks, settings
-from kvray.evaluate.chunks import Reply
+from kvray.evaluate.chunks import Labels, Reply
 from kvray.store import Store
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -47,17 +47,41 @@ def dataset_of(cell: Artefact) -> str:
     return dataset_id
 
 
-def todo(store: Store, cells: Sequence[Artefact], data: Mapping[str, pa.Table], part: int, parts: int) -> list[Chunk]:
+def labels_of(order: Order, cell: Artefact) -> Labels:
+    """Return the columns that are the same in all rows of a cell."""
+    job = job_of(cell)
+    return Labels(
+        sweep=order.sweeps.get(cell.id, ""),
+        evaluation=job.evaluation,
+        task=job.task.task,
+        base_model=order.base.name,
+        mixture=cell.labels.get("mixture"),
+        finetune=cell.labels.get("finetune"),
+        seed=cell.labels.get("seed"),
+        adapter=job.finetune_id.rpartition("/")[2] if job.finetune_id else None,
+    )
+
+
+def todo(
+    store: Store, cells: Sequence[Artefact], examples: Callable[[Artefact], pa.Table], part: int, parts: int
+) -> list[Chunk]:
     """Return the chunks of this part that are not there yet, cell by cell.
 
     Chunks are dealt round over all cells, so that parts differ by one chunk at most, whatever the cells' sizes.
+
+    Args:
+        store: where the chunks are.
+        cells: what is to be made.
+        examples: what a cell asks, in asking order (its ``example_id`` column).
+        part: which of the parts.
+        parts: how many there are.
     """
     found: list[Chunk] = []
     dealt = 0
     for cell in cells:
-        examples = data[dataset_of(cell)]
-        absent = set(chunks.missing(store, cell, examples))
-        for index in range(chunks.chunk_count(examples.num_rows)):
+        asked = examples(cell)
+        absent = set(chunks.missing(store, cell, asked))
+        for index in range(chunks.chunk_count(asked.num_rows)):
             if dealt % parts == part and index in absent:
                 found.append(Chunk(cell, index))
             dealt += 1
@@ -119,6 +143,7 @@ class Order:
         runtime: where and how.
         gpus: GPUs of this engine.
         cpus: CPUs of this engine.
+        benchmarks: whether the cells are benchmarks of lm-evaluation-harness; else all have their dataset in the store.
     """
 
     base: BaseModelRef
@@ -130,6 +155,7 @@ class Order:
     runtime: Runtime
     gpus: float
     cpus: float
+    benchmarks: bool = False
 
 
 @dataclass

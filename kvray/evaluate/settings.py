@@ -23,7 +23,7 @@ _CPU_CACHE_BYTES = (128 * 2**20, 2**30)
 
 
 def prepare_environment(gpu: bool, cpus: float) -> None:
-    """Set what vLLM, OpenMP and tokenizers read from the environment; call it before torch or vllm is imported.
+    """Set what vLLM, OpenMP and the hub's libraries read from the environment; call it before any of them is imported.
 
     What the user has set stays, but for the settings that this module's way of running needs.
     """
@@ -33,6 +33,9 @@ def prepare_environment(gpu: bool, cpus: float) -> None:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "true",
+        # Libraries that load benchmarks' data would report what is loaded.
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     }.items():
         os.environ.setdefault(name, value)
     if not gpu:

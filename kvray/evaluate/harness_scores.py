@@ -1,0 +1,145 @@
+"""Responses of a model -> scores: the harness's own filters, metrics and aggregates, question by question."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kvray.errors import CellError
+from kvray.evaluate.harness_tasks import Benchmark, Row, choose_metric
+
+
+def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> list[Scored]:
+    """Score the responses to some questions.
+
+    Args:
+        benchmark: whose questions they are.
+        rows: the questions.
+        responses: to each request of each: the text of a generation, (log-probability, whether greedy decoding
+            would write it) of a continuation, or the log-probability of a whole text.
+
+    Raises:
+        CellError: the metric that scores is no number in [0, 1].
+    """
+    done: list[Scored] = []
+    for row, values in zip(rows, _measure(benchmark, rows, responses), strict=True):
+        given = responses[len(done)]
+        done.append(_scored(benchmark.subtasks[row.subtask], row, given, values, benchmark.task.metric))
+    return done
+
+
+def aggregate(benchmark: Benchmark, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Any]]:
+    """Return the harness's own aggregates of every subtask and group.
+
+    Args:
+        benchmark: what was asked.
+        values: by subtask and ``metric,filter``, what was measured of each question.
+    """
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, measured in values.items():
+        by = benchmark.subtasks[name].aggregation()
+        found: dict[str, Any] = {"sample_len": max(len(each) for each in measured.values())}
+        for key, each in measured.items():
+            metric, _, filtered = key.rpartition(",")
+            # JSON has made lists of the pairs that some aggregates take.
+            items = [tuple(value) if isinstance(value, list) else value for value in each]
+            found[key] = by[metric](items) if metric in by else np.mean(items)
+            found[f"{metric}_stderr,{filtered}"] = "N/A"
+        metrics[name] = found
+    for name, group in benchmark.groups.items():
+        metrics[name] = dict(group.aggregate(metrics))
+    return {
+        name: {key: float(value) for key, value in found.items() if "," in key and value != "N/A"}
+        for name, found in metrics.items()
+    }
+
+
+def plain(value: Any) -> Any:
+    """Return a measured value in JSON's types."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _measure(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what the harness measures of each question: filters first, then metrics, as in its evaluator."""
+    answered = [
+        [_answered(request, given) for request, given in zip(row.requests, each, strict=True)]
+        for row, each in zip(rows, responses, strict=True)
+    ]
+    for name in sorted({row.subtask for row in rows}):
+        task = benchmark.subtasks[name]
+        mine = zip(rows, answered, strict=True)
+        task._instances = [request for row, requests in mine if row.subtask == name for request in requests]
+        task.apply_filters()
+        task._instances = None
+    for row, requests in zip(rows, answered, strict=True):
+        values: dict[str, Any] = {}
+        for filtered in requests[0].filtered_resps:
+            results = [request.filtered_resps[filtered] for request in requests]
+            for metric, value in benchmark.subtasks[row.subtask].process_results(row.document, results).items():
+                values[f"{metric},{filtered}"] = plain(value)
+        yield values
+
+
+def _scored(task: Any, row: Row, responses: Sequence[Any], values: dict[str, Any], wanted: str | None) -> Scored:
+    key = choose_metric(values, wanted)
+    metric, score = key.rpartition(",")[0], values[key]
+    if isinstance(score, list) or not 0.0 <= float(score) <= 1.0:
+        others = ", ".join(other for other in values if other != key) or "nothing else"
+        raise CellError(f"metric {key} of {row.subtask} is no score in [0, 1] of a question; it also has {others}")
+    answer, references = _texts(task, row, responses, metric)
+    return Scored(answer, references, key, float(score), values)
+
+
+def _texts(task: Any, row: Row, responses: Sequence[Any], metric: str) -> tuple[str, list[str]]:
+    """Return the answer of a question and its references as texts."""
+    target = task.doc_to_target(row.document)
+    if task.OUTPUT_TYPE != "multiple_choice":
+        if task.config.doc_to_choice is not None and isinstance(target, int):
+            target = task.doc_to_choice(row.document)[target]
+        (response,) = responses
+        if task.OUTPUT_TYPE != "generate_until":
+            response = f"log-probability {response[0] if isinstance(response, tuple) else response:.4f}"
+        return str(response), [str(each) for each in target] if isinstance(target, list) else [str(target)]
+    options = [str(option) for option in task.doc_to_choice(row.document)]
+    gold = task.doc_to_text(row.document) if task.multiple_input else target
+    accepted = [
+        options[each] if isinstance(each, int) else str(each) for each in (gold if isinstance(gold, list) else [gold])
+    ]
+    lengths = {
+        "acc_norm": [len(option) for option in options],
+        "acc_bytes": [len(option.encode()) for option in options],
+    }.get(metric, [1] * len(options))
+    likelihoods = [response[0] for response in responses[: len(options)]]
+    return options[int(np.argmax(np.array(likelihoods) / np.array(lengths)))], accepted
+
+
+def _answered(request: Any, response: Any) -> Any:
+    """Return a copy of a request with its response: the requests of a benchmark serve every model."""
+    answered = copy.copy(request)
+    answered.resps, answered.filtered_resps = [response], {}
+    return answered
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the harness makes of the responses to one question.
+
+    Attributes:
+        answer: the raw text, or the chosen option.
+        references: the accepted answers.
+        metric: which of ``values`` is the score, ``metric,filter``.
+        score: in [0, 1].
+        values: everything the harness measured, by ``metric,filter``.
+    """
+
+    answer: str
+    references: list[str]
+    metric: str
+    score: float
+    values: dict[str, Any]

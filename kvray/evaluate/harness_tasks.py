@@ -1,0 +1,264 @@
+"""Benchmarks of lm-evaluation-harness: what they ask and how they score. The one module that imports ``lm_eval``.
+
+Questions are built by the harness's own code in the harness's own order, so that few-shot examples are the ones that
+``lm_eval`` itself would draw, and scored by its own filters and metrics. Its evaluation loop is not used: it answers a
+benchmark in one go, where this project keeps what is done chunk by chunk and shares one engine among all models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import io
+import logging
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kvray.errors import CellError
+from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
+
+NO_EFFECT = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "max_new_tokens", "max_tokens"}
+"""Generation settings that are followed, or that greedy decoding has no use for."""
+KINDS = ("generate_until", "loglikelihood", "loglikelihood_rolling", "multiple_choice")
+_PYTHON_SEED, _NUMPY_SEED = 0, 1234
+"""The harness's own seeds of the libraries, for tasks whose preparation draws."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question: a document of a subtask and the requests that the harness makes of it.
+
+    Attributes:
+        subtask: name of the harness's task.
+        doc_id: its number within the subtask.
+        document: the harness's own.
+        requests: ``lm_eval.api.instance.Instance``, one per option of a multiple choice, else one.
+    """
+
+    subtask: str
+    doc_id: int
+    document: Any
+    requests: tuple[Any, ...]
+
+    @property
+    def id(self) -> str:
+        """Return the example id."""
+        return f"{self.subtask}-{self.doc_id}"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A loaded benchmark.
+
+    Attributes:
+        task: the knobs.
+        rows: every question, subtask by subtask (sorted by name), each in the harness's order.
+        subtasks: the harness's task objects by name.
+        groups: its groups by name; empty for a single task.
+        system_left_out: chats whose system message the chat template refused, and which were asked without.
+    """
+
+    task: LmEval
+    rows: tuple[Row, ...]
+    subtasks: Mapping[str, Any]
+    groups: Mapping[str, Any]
+    system_left_out: int = 0
+
+    @property
+    def examples(self) -> pa.Table:
+        """Return the example ids in asking order."""
+        return pa.table({"example_id": [row.id for row in self.rows]})
+
+
+def load(task: LmEval, tokenizer: Any) -> Benchmark:
+    """Load a benchmark: its data (from the hub or from disk, as its task files say) and its questions.
+
+    Args:
+        task: the knobs.
+        tokenizer: of the base model, for its chat template; None for a model that is asked by plain prompts.
+
+    Raises:
+        CellError: the harness is not installed, does not know the benchmark, cannot get its data, or the benchmark
+            needs what is not offered here (sampling, images, running code of the model).
+    """
+    try:
+        import lm_eval
+    except ModuleNotFoundError as error:
+        raise CellError(
+            f"lm_eval: {error.name} is not installed; type pip install 'kvray[benchmarks]' (with the pinned set: "
+            "pip install --no-deps -r requirements/benchmarks.txt)"
+        ) from error
+    del lm_eval
+    template = ChatTemplate(tokenizer) if task.chat_template else None
+    directory = contextlib.chdir(task.include_path) if task.include_path else contextlib.nullcontext()
+    random.seed(_PYTHON_SEED)
+    np.random.seed(_NUMPY_SEED)
+    with _quiet(), directory:
+        manager = _manager(task.include_path)
+        if task.benchmark not in manager.all_tasks:
+            near = difflib.get_close_matches(task.benchmark, manager.all_tasks, 3)
+            hint = f"; near are {', '.join(near)}" if near else ""
+            raise CellError(f"benchmark: found {task.benchmark!r}; lm-evaluation-harness has none by this name{hint}")
+        try:
+            found = manager.load([task.benchmark])
+            subtasks = {name: found["tasks"][name] for name in sorted(found["tasks"])}
+            for name, subtask in subtasks.items():
+                _configure(name, subtask, task)
+                _build(subtask, task, template)
+        except CellError:
+            raise
+        except Exception as error:
+            # Data sets, hub and templates of the harness raise kinds of their own.
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            raise CellError(f"benchmark {task.benchmark}: lm-evaluation-harness cannot load it: {lines[-1]}") from error
+    rows = tuple(row for name, subtask in subtasks.items() for row in _rows(name, subtask))
+    return Benchmark(task, rows, subtasks, found["groups"], template.left_out if template else 0)
+
+
+def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
+    """Return how long a generation may be and what ends it.
+
+    Args:
+        task: the knobs; its ``max_tokens`` goes first.
+        settings: the harness's ``generation_kwargs``.
+
+    Raises:
+        CellError: they ask for more than greedy decoding.
+    """
+    if settings.get("do_sample") and float(settings.get("temperature") or 0.0) > 0.0:
+        raise CellError(f"benchmark {task.benchmark} samples its answers; kvray decodes greedily")
+    unknown = sorted(set(settings) - NO_EFFECT)
+    if unknown:
+        raise CellError(f"benchmark {task.benchmark}: generation settings {', '.join(unknown)} are not known to kvray")
+    own = next((settings[key] for key in ("max_gen_toks", "max_new_tokens", "max_tokens") if settings.get(key)), None)
+    stop = settings.get("until") or []
+    return task.max_tokens or int(own or task.MAX_OUTPUT_TOKENS), tuple([stop] if isinstance(stop, str) else stop)
+
+
+def choose_metric(values: Iterable[str], wanted: str | None) -> str:
+    """Return which measured value is the score.
+
+    Args:
+        values: each a ``metric,filter``, in the order of the benchmark.
+        wanted: ``metric,filter``; or a metric, by its first filter; None for the first of all: ``acc`` of MMLU and
+            HellaSwag, ``exact_match`` of GSM8K (strict-match), TriviaQA and NQ-Open.
+
+    Raises:
+        CellError: it is not measured.
+    """
+    known = list(values)
+    for key in known:
+        if wanted is None or wanted in (key, key.rpartition(",")[0]):
+            return key
+    raise CellError(f"metric: found {wanted!r}; expected one of {', '.join(known)}")
+
+
+def _configure(name: str, subtask: Any, task: LmEval) -> None:
+    """Set shots as the harness's command line does; refuse what is not offered here."""
+    if subtask.OUTPUT_TYPE not in KINDS or getattr(subtask, "MULTIMODAL", False):
+        raise CellError(f"benchmark {task.benchmark}: {name} asks for more than text ({subtask.OUTPUT_TYPE})")
+    if getattr(subtask, "UNSAFE_CODE", False):
+        raise CellError(f"benchmark {task.benchmark}: {name} runs code that the model writes; kvray does not")
+    if (subtask.get_config("repeats") or 1) > 1:
+        raise CellError(f"benchmark {task.benchmark}: {name} asks each question several times; kvray decodes greedily")
+    if subtask.OUTPUT_TYPE == "generate_until":
+        generation(task, subtask.get_config("generation_kwargs") or {})
+    metric = choose_metric(
+        (f"{metric},{each.name}" for each in subtask._filters for metric in subtask.aggregation()), task.metric
+    )
+    if subtask.higher_is_better().get(metric.rpartition(",")[0]) is False:
+        raise CellError(f"metric {metric} of {name} is the better the lower; choose a score of questions in [0, 1]")
+    own = subtask.get_config("num_fewshot")
+    if task.shots is not None and task.shots != own and own == 0:
+        raise CellError(f"shots: found {task.shots}; {name} is asked without any, so leave shots out")
+    if task.shots is not None or own is None:
+        subtask.set_config("num_fewshot", task.shots or 0)
+    subtask.set_fewshot_seed(FEWSHOT_SEED + task.seed)
+
+
+def _build(subtask: Any, task: LmEval, template: ChatTemplate | None) -> None:
+    subtask.build_all_requests(
+        limit=task.limit,
+        apply_chat_template=task.chat_template,
+        fewshot_as_multiturn=True,  # the harness's own default; without a chat template it has no meaning
+        chat_template=template,
+        tokenizer_name="",  # names a cache that is not used
+    )
+
+
+def _rows(name: str, subtask: Any) -> Iterator[Row]:
+    by_document: dict[int, list[Any]] = {}
+    for request in subtask.instances:
+        by_document.setdefault(request.doc_id, []).append(request)
+    for doc_id, requests in by_document.items():
+        requests.sort(key=lambda request: request.idx)
+        yield Row(name, doc_id, requests[0].doc, tuple(requests))
+    subtask._instances = None
+
+
+@functools.cache
+def _manager(include_path: str | None) -> Any:
+    """Return the index of all benchmarks; looking through the harness's own takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include_path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the harness's log and its progress bars, and those of the library that loads its data."""
+    import datasets
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    # tqdm writes to what sys.stderr is when a bar starts. Errors are raised, so nothing is lost.
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+    sys.stderr.flush()
+
+
+class ChatTemplate:
+    """Renders chats by the tokenizer's own template, as the harness's model classes do.
+
+    Attributes:
+        left_out: chats rendered without their system message, since the template takes none (Mistral's, for one).
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Take a tokenizer.
+
+        Raises:
+            CellError: it has no chat template.
+        """
+        if tokenizer is None or not tokenizer.chat_template:
+            raise CellError("chat_template: the tokenizer has none; leave chat_template out to ask by plain prompts")
+        self._tokenizer = tokenizer
+        self.left_out = 0
+
+    def __call__(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return a chat as text, ready for the answer; or for the rest of its last message, if that is begun."""
+        from jinja2 import TemplateError
+
+        def render(chosen: Sequence[Mapping[str, str]]) -> str:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    chosen,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                )
+            )
+
+        try:
+            return render(messages)
+        except TemplateError:
+            self.left_out += 1
+            return render([message for message in messages if message["role"] != "system"])

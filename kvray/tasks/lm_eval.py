@@ -1,0 +1,152 @@
+"""General benchmarks through lm-evaluation-harness: MMLU, HellaSwag, GSM8K, TriviaQA, NQ-Open and any other it has.
+
+The harness brings questions, prompts, filters and metrics (github.com/EleutherAI/lm-evaluation-harness; pinned, and
+its task versions are in the manifest), so that the numbers compare with published ones. Here are the knobs alone;
+:mod:`kvray.evaluate.harness` asks. Shots and harness of the paper's general-benchmark tables are not known; the
+defaults here are the harness's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator
+
+from kvray.errors import InputError
+from kvray.tasks.base import Context, CountTokens, Task, recipe, register, runtime
+
+FEWSHOT_SEED = 1234
+"""The harness's own seed of the few-shot examples; a task's ``seed`` is added to it."""
+UNKNOWN_ROWS = 1000
+"""Questions assumed for a benchmark whose size is not listed here; the plan's estimates alone."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Published size of a benchmark, and about what one question costs.
+
+    Attributes:
+        questions: of the split that is asked.
+        subtasks: that ``limit`` holds for each.
+        shots: the harness's own.
+        tokens: of one question with its options, and of one more as an example with its answer.
+        requests: readings of the prompt per question (one per option, unless the options are single tokens).
+        reply: tokens that are written per question; 0 where options are only read.
+    """
+
+    questions: int
+    subtasks: int
+    shots: int
+    tokens: tuple[int, int]
+    requests: int
+    reply: int
+
+
+SIZES = {
+    "mmlu": Size(14042, 57, 0, (110, 110), 1, 0),
+    "hellaswag": Size(10042, 1, 0, (100, 100), 4, 0),
+    "gsm8k": Size(1319, 1, 5, (70, 190), 1, 150),
+    "triviaqa": Size(17944, 1, 0, (25, 30), 1, 10),
+    "nq_open": Size(3610, 1, 0, (25, 20), 1, 10),
+}
+"""The paper's general benchmarks (section 4.3; paper, Tables 1 and 2)."""
+
+
+@register("lm_eval")
+class LmEval(Task):
+    """One benchmark of lm-evaluation-harness."""
+
+    LAW: ClassVar[int] = 1
+    TRAINABLE: ClassVar[bool] = False
+    BRINGS_EXAMPLES: ClassVar[bool] = False
+    MAX_OUTPUT_TOKENS: ClassVar[int] = 256
+    """Where neither the sweep nor the harness's task says: the default of the harness's own model classes."""
+
+    task: Literal["lm_eval"] = recipe("lm_eval")
+    benchmark: str = recipe(
+        min_length=1, description="a task or group of the harness: mmlu, hellaswag, gsm8k, triviaqa, nq_open, …"
+    )
+    shots: int | None = recipe(None, ge=0, description="solved examples before each question; null for the task's own")
+    limit: int | None = recipe(None, ge=1, description="questions per subtask, the first ones; null for all")
+    metric: str | None = recipe(
+        None,
+        min_length=1,
+        description="what scores a question: 'metric' or 'metric,filter'; null for the task's first of both",
+    )
+    max_tokens: int | None = recipe(None, ge=1, description="tokens of an answer; null for the task's own, or 256")
+    length: int = recipe(
+        4096, ge=16, description="most tokens of prompt and answer; longer prompts lose their beginning, as in lm-eval"
+    )
+    chat_template: bool = recipe(False, description="ask by the model's chat template, shots as earlier turns")
+    include_path: Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))] | None = runtime(
+        None, description="directory of task files of your own; relative paths in them start there"
+    )
+
+    def sources(self) -> dict[str, str]:
+        """Return the sha256 over the files of ``include_path``: their names and contents.
+
+        Raises:
+            InputError: it is no directory, or holds no task file.
+        """
+        return {} if self.include_path is None else {"include_path": _digest(Path(self.include_path))}
+
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
+        """Refuse: there are no examples of kvray's own to make.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"lm_eval: {self.benchmark} is asked by lm-evaluation-harness, which brings the questions; "
+            "kvray makes no examples of it"
+        )
+
+    def expected_rows(self) -> int:
+        """Return the number of questions: published, or ``limit`` for each subtask."""
+        size = SIZES.get(self.benchmark)
+        if size is None:
+            return self.limit or UNKNOWN_ROWS
+        return min(size.questions, size.subtasks * self.limit) if self.limit else size.questions
+
+    def with_rows(self, rows: int) -> LmEval:
+        """Return the task with at least ``rows`` questions."""
+        size = SIZES.get(self.benchmark)
+        return self.model_copy(update={"limit": -(-rows // (size.subtasks if size else 1))})
+
+    def tokens_estimate(self) -> int:
+        """Prompt tokens that one question makes the model read, roughly; 0 for a benchmark that is not listed."""
+        size = SIZES.get(self.benchmark)
+        if size is None:
+            return 0
+        question, shot = size.tokens
+        shots = size.shots if self.shots is None else self.shots
+        return size.requests * min(question + shots * shot, self.length)
+
+    def output_estimate(self) -> int:
+        """Tokens that are written for one question, roughly."""
+        size = SIZES.get(self.benchmark)
+        return size.reply if size else super().output_estimate()
+
+
+def _digest(directory: Path) -> str:
+    """Return the sha256 over all files of a directory; caches of Python and hidden files are no content."""
+    if not directory.is_dir():
+        raise InputError(f"include_path: {directory} is no directory; expected one that holds task files (*.yaml)")
+    files = sorted(
+        path
+        for path in directory.rglob("*")
+        if path.is_file()
+        and not any(part.startswith((".", "__pycache__")) for part in path.relative_to(directory).parts)
+    )
+    if not any(path.suffix in (".yaml", ".yml") for path in files):
+        raise InputError(f"include_path: {directory} holds no task file (*.yaml)")
+    whole = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
+    return whole.hexdigest()

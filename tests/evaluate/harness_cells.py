@@ -1,0 +1,72 @@
+"""Predictions of benchmarks still to be made, and an engine that answers them without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import harness_files
+
+from kvray.artefact import Artefact, PredictionsJob, artefact_id
+from kvray.fingerprint import fingerprint
+from kvray.tasks.lm_eval import LmEval
+
+
+def benchmark(name: str, **knobs: Any) -> LmEval:
+    """Return the task of one of our own benchmarks."""
+    return LmEval(benchmark=name, include_path=str(harness_files.HOME), **knobs)
+
+
+def cell(task: LmEval, finetune_id: str | None = None) -> Artefact:
+    """Return the artefact of predictions still to be made."""
+    model = finetune_id.rpartition("/")[2].split("-")[0] if finetune_id else None
+    recipe = {"task": task.recipe(), "sources": task.sources(), "model": model}
+    digest = fingerprint(recipe, [])
+    name = f"lm_eval-{task.benchmark}-{model or 'base'}"
+    return Artefact(
+        id=artefact_id("predictions", name, digest),
+        kind="predictions",
+        name=name,
+        fingerprint=digest,
+        recipe=recipe,
+        needs=(finetune_id,) if finetune_id else (),
+        rows=task.expected_rows(),
+        tokens=0,
+        labels={"evaluation": task.benchmark, "mixture": model, "finetune": model, "seed": 0 if model else None},
+        params=PredictionsJob(task, None, finetune_id, task.benchmark),
+    )
+
+
+class StubEngine:
+    """Answers readings by a rule; dies when told.
+
+    Attributes:
+        asked: readings answered so far by all engines of a test.
+    """
+
+    asked: ClassVar[int] = 0
+    lives: ClassVar[int | None] = None
+    rule: ClassVar[Callable[[Any], Any]]
+
+    def __init__(self, settings: Any, max_model_len: int) -> None:
+        self.facts: dict[str, Any] = {"stub": max_model_len}
+
+    def stream(self, requests: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """Yield what the rule makes of each request's reading."""
+        for key, request in requests:
+            if StubEngine.lives is not None and StubEngine.asked >= StubEngine.lives:
+                raise RuntimeError("the engine died")
+            StubEngine.asked += 1
+            yield key, type(self).rule(request.params)
+
+
+def likelihoods(values: dict[int, float], likeliest: int) -> Any:
+    """Return a vLLM output of a "choose" reading."""
+    written = SimpleNamespace(
+        finish_reason="length",
+        token_ids=[likeliest],
+        text="",
+        logprobs=[{token: SimpleNamespace(logprob=value, rank=1) for token, value in values.items()}],
+    )
+    return SimpleNamespace(outputs=[written], num_cached_tokens=0, prompt_logprobs=None)

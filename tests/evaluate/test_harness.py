@@ -1,0 +1,199 @@
+"""Benchmarks as cells of a sweep: chunks, resume, parts and failures with a stub for the engine; one with real vLLM."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import evaluate_store as made
+import harness_files
+import pytest
+from harness_cells import StubEngine, benchmark, cell, likelihoods
+
+from kvray.artefact import Artefact
+from kvray.base_model import resolve
+from kvray.config import Runtime
+from kvray.evaluate import chunks, harness_requests, harness_tasks, job, settings, work
+from kvray.evaluate.harness import run_cells
+from kvray.evaluate.order import Order
+from kvray.results.schema import PREDICTIONS_SCHEMA
+from kvray.store import Store
+
+pytest.importorskip("lm_eval")
+CHUNK = 16
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubEngine]]:
+    """A stub in place of vLLM, whose answer to all letters is A; chunks of 16 rows; no tasks but ours."""
+    from lm_eval.tasks import TaskManager
+
+    def always_a(reading: Any) -> Any:
+        first, *others = reading.labels
+        return likelihoods({first: -0.5, **dict.fromkeys(others, -2.0)}, first)
+
+    monkeypatch.setattr(harness_tasks, "_manager", lambda path: TaskManager(include_path=path, include_defaults=False))
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", CHUNK)
+    monkeypatch.setattr(work, "Engine", StubEngine)
+    monkeypatch.setattr(settings, "check_platform", lambda gpu: None)
+    monkeypatch.setattr(settings, "model_config", lambda chosen: SimpleNamespace(max_model_len=2048))
+    monkeypatch.setattr(settings, "prepare_environment", lambda gpu, cpus: None)
+    monkeypatch.setattr(harness_requests, "params", lambda reading: reading)
+    monkeypatch.setattr(StubEngine, "rule", staticmethod(always_a), raising=False)
+    monkeypatch.setattr(StubEngine, "asked", 0)
+    monkeypatch.setattr(StubEngine, "lives", None)
+    yield StubEngine
+
+
+def do(store: Store, *cells: Artefact, part: int = 0, parts: int = 1) -> list[int]:
+    """Do an order of benchmarks by kvray-tiny; return the rows reported."""
+    reported: list[int] = []
+    order = Order(resolve("kvray-tiny"), None, cells, {}, part, parts, Runtime(), 0, 2, True)
+    run_cells(order, store, reported.append)
+    return reported
+
+
+def test_a_cell_has_a_row_per_question_and_the_harnesss_facts(stub: type[StubEngine], tmp_path: Path) -> None:
+    store, letters = Store(tmp_path), cell(benchmark("tiny_letters", shots=2))
+    assert do(store, letters) == [0, 16, 32, 48, 60]
+    table = store.read_table(letters.id)
+    assert table.schema.names == PREDICTIONS_SCHEMA.names and table.num_rows == 60
+    rows = table.to_pylist()
+    assert rows[0]["example_id"] == rows[0]["question_id"] == "tiny_letters_birthplace-0"
+    assert {row["subtask"] for row in rows} == {f"tiny_letters_{name}" for name in harness_files.PEOPLE}
+    assert all(row["answer"] == "A" and row["task"] == "lm_eval" for row in rows)
+    assert all((row["references"] == ["A"]) == (row["score"] == 1.0) == (row["outcome"] == "right") for row in rows)
+    assert all(row["position"] is None and row["output_tokens"] == 0 and row["prompt_tokens"] > 50 for row in rows)
+    facts = store.manifest(letters.id).facts  # type: ignore[union-attr]
+    assert facts["rows"] == 60 and facts["accuracy"] == 0.25 and facts["engines"]
+    harness = facts["harness"]
+    assert harness["lm_eval"] == "0.4.13" and harness["benchmark"] == "tiny_letters" and harness["cut"] == 0
+    assert harness["subtasks"]["tiny_letters_emblem"] == {
+        "version": "1.0", "shots": 2, "metric": "acc,none", "questions": 16, "asked": 16
+    }  # fmt: skip
+    assert harness["aggregates"]["tiny_letters"] == {"acc,none": facts["accuracy"]}
+
+
+def test_one_subtask_is_no_column_and_cut_prompts_are_counted(stub: type[StubEngine], tmp_path: Path) -> None:
+    store, one = Store(tmp_path), cell(benchmark("tiny_letters_trade", shots=3, length=100, limit=5))
+    do(store, one)
+    table = store.read_table(one.id)
+    assert table["subtask"].null_count == table.num_rows == 5
+    assert store.manifest(one.id).facts["harness"]["cut"] == 5  # type: ignore[union-attr]
+    assert table["prompt_tokens"].to_pylist() == [98] * 5  # one for the label, one that vLLM must write
+
+
+def test_an_engine_that_died_loses_and_asks_again_only_its_open_chunk(stub: type[StubEngine], tmp_path: Path) -> None:
+    store, letters = Store(tmp_path), cell(benchmark("tiny_letters"))
+    stub.lives = 40
+    with pytest.raises(RuntimeError, match="died"):
+        do(store, letters)
+    assert store.manifest(letters.id) is None
+    stub.lives, stub.asked = None, 0
+    assert do(store, letters) == [32, 48, 60]
+    assert stub.asked == 28
+    assert len(set(store.read_table(letters.id)["example_id"].to_pylist())) == 60
+    stub.asked = 0
+    do(store, letters)
+    assert stub.asked == 0
+
+
+def test_two_engines_share_a_benchmark(stub: type[StubEngine], tmp_path: Path) -> None:
+    store, letters = Store(tmp_path), cell(benchmark("tiny_letters"))
+    assert do(store, letters, part=0, parts=2)[-1] == 32
+    assert store.manifest(letters.id) is None
+    assert do(store, letters, part=1, parts=2)[-1] == 28
+    assert store.manifest(letters.id).facts["rows"] == 60  # type: ignore[union-attr]
+
+
+def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
+    stub: type[StubEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kvray.evaluate import harness_scores
+
+    def scored(task: Any, row: Any, *given: Any) -> Any:
+        if row.subtask == "tiny_letters_emblem":
+            raise harness_scores.CellError("metric acc,none of tiny_letters_emblem is no score")
+        return real(task, row, *given)
+
+    real = harness_scores._scored
+    monkeypatch.setattr(harness_scores, "_scored", scored)
+    store = Store(tmp_path)
+    cells = [cell(benchmark(name)) for name in ("tiny_lettres", "tiny_letters_trade", "tiny_letters_emblem")]
+    do(store, *cells)
+    gone, good, bad = cells
+    assert store.manifest(good.id) is not None
+    assert store.manifest(gone.id) is None and store.manifest(bad.id) is None
+    assert b"has none by this name" in (store.read_document(f"failures/{gone.id}.json") or b"")
+    assert b"is no score" in (store.read_document(f"failures/{bad.id}.json") or b"")
+
+
+def test_benchmarks_have_orders_of_their_own(tmp_path: Path) -> None:
+    store, base = Store(tmp_path), resolve("kvray-tiny")
+    data = made.dataset(store, made.example_table(4))
+    ordinary, general = made.predictions(store, data, None), cell(benchmark("tiny_qa"))
+    orders = job.plan_orders([ordinary, general], store, base, Runtime(), 1.0, 0.0, 1)
+    assert {order.benchmarks: order.cells for order in orders} == {False: (ordinary,), True: (general,)}
+
+
+@pytest.mark.slow
+def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(harness_files.HOME), include_defaults=False)
+    monkeypatch.setattr(harness_tasks, "_manager", lambda path: manager)
+    store, base = Store(tmp_path / "store"), resolve("kvray-tiny")
+    adapter = made.make_adapter(base, tmp_path / "adapter", strength=0.05)
+    finetune = made.finetune(store, "real", adapter)
+    tasks = {
+        "tiny_qa": benchmark("tiny_qa", chat_template=True, limit=30),
+        "tiny_steps": benchmark("tiny_steps", max_tokens=12),
+        "tiny_choice": benchmark("tiny_choice"),
+        "tiny_letters": benchmark("tiny_letters", shots=2),
+    }
+    cells = {(name, model): cell(task, model) for name, task in tasks.items() for model in (None, finetune)}
+    do(store, *cells.values())
+    assert not store.documents("failures/")
+    for model, adapted in ((None, {}), (finetune, {"peft": str(adapter)})):
+        lm = HFLM(pretrained=base.location, device="cpu", dtype="float32", batch_size=32, **adapted)
+        for name, task in tasks.items():
+            with contextlib.chdir(harness_files.HOME):
+                theirs = simple_evaluate(
+                    lm,
+                    tasks=[name],
+                    task_manager=manager,
+                    num_fewshot=task.shots,
+                    limit=task.limit,
+                    apply_chat_template=task.chat_template,
+                    gen_kwargs={"max_gen_toks": task.max_tokens} if task.max_tokens else None,
+                    bootstrap_iters=0,
+                )
+            manifest = store.manifest(cells[name, model].id)
+            assert manifest is not None and theirs is not None
+            ours = manifest.facts["harness"]["aggregates"]
+            for part, found in theirs["results"].items():
+                for key, value in found.items():
+                    assert value == "N/A" or "," not in key or ours[part][key] == pytest.approx(value), (part, key)
+            rows = {row["example_id"]: row for row in store.read_table(cells[name, model].id).to_pylist()}
+            assert {row["adapter"] for row in rows.values()} == {model and model.rpartition("/")[2]}
+            samples = {f"{part}-{one['doc_id']}": one for part, each in theirs["samples"].items() for one in each}
+            assert rows.keys() == samples.keys()
+            for key, sample in samples.items():
+                if task.benchmark in ("tiny_qa", "tiny_steps"):
+                    assert rows[key]["answer"] == sample["resps"][0][0]
+                else:
+                    assert rows[key]["score"] == sample["acc"]
+    base_facts = {name: store.manifest(cells[name, None].id).facts for name in tasks}  # type: ignore[union-attr]
+    assert base_facts["tiny_qa"]["accuracy"] == 1.0  # known by heart
+    assert 0.3 < base_facts["tiny_choice"]["accuracy"] < 1.0
+    assert any(
+        store.read_table(cells[name, None].id)["answer"] != store.read_table(cells[name, finetune].id)["answer"]
+        for name in tasks
+    )
