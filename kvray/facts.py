@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.base_model import BaseModelRef, resolve, unresolved
+from kvray.base_model import API, BaseModelRef, resolve, unresolved
 from kvray.errors import InputError, KvrayError, SourceUnreachableError
 from kvray.fingerprint import canonical_json
 from kvray.spec import Sweep, variants
@@ -46,7 +46,9 @@ def gather(sweep: Sweep, offline: bool = False) -> Facts:
         sources[key], counts[key] = looked.task(place, task, count_tokens)
         writer = task.writer()
         if writer is not None:
-            found = writers.get(writer) or looked.model(writer, None, f"{place}: writer: ")
+            # Nothing is counted by a writer's tokenizer, so one behind an API takes the base model's.
+            counting = (base.tokenizer or base).name if base is not None and writer.startswith(API) else None
+            found = writers.get(writer) or looked.model(writer, counting, f"{place}: writer: ")
             writers[writer] = found or unresolved(writer)
             written[key] = looked.prompts(place, task, count_tokens, counts[key])
     if looked.problems or base is None:

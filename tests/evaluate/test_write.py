@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from kvray.artefact import Artefact, Kind, WritingJob, artefact_id
-from kvray.base_model import resolve
+from kvray.base_model import BaseModelRef, resolve
 from kvray.config import Runtime
+from kvray.errors import CellError
 from kvray.evaluate import chunks
 from kvray.evaluate.chunks import CHUNK_ROWS, Reply
 from kvray.evaluate.desk import Desk, job_of
@@ -125,6 +128,27 @@ def test_one_writing_that_cannot_be_asked_or_whose_writer_is_unknown_fails_alone
     assert b"Give a longer source" in (store.read_document(f"failures/{cells[1].id}.json") or b"")
     (outcome,) = write([writing_of(mdqa(answer_writer="nobody"), "nobody")], store, BASE, Runtime())
     assert "'nobody' is no bundled model" in str(outcome.error)
+
+
+def test_a_writer_behind_an_api_is_asked_without_ray_and_its_error_leaves_what_it_wrote(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def complete(ref: BaseModelRef, prompts: list[str], max_tokens: int, runtime: Runtime) -> list[str]:
+        assert (ref.location, max_tokens) == ("gpt", Mdqa.WRITING_TOKENS)
+        asked.append(len(prompts))
+        if len(asked) == 2:
+            raise CellError("429: over quota")
+        return [f"to {prompt[-9:]}" for prompt in prompts]
+
+    monkeypatch.setitem(sys.modules, "kvray.evaluate.endpoint", SimpleNamespace(complete=complete))
+    cell = writing_of(mdqa(answer_writer="openai:gpt"), "openai:gpt")
+    (outcome,) = write([cell], store, BASE, Runtime())
+    assert outcome.error == "429: over quota" and store.manifest(cell.id) is None
+    (outcome,) = write([cell], store, BASE, Runtime())
+    assert outcome.error is None and asked == [CHUNK_ROWS, 44, 44]
+    assert writing.texts(store.read_table(cell.id)) == [f"to {prompt[-9:]}" for prompt in prompts_of(cell)]
 
 
 @pytest.mark.slow
