@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
 import typer
 
@@ -250,9 +250,9 @@ def generate(
     """
     from kvray.generate.export import make
 
-    format_ = _format(format_)
+    kind = _format(format_)
     made, base = _task(task, seed, set_ or [], base_model, rows)
-    done = make(made, base, out, format_, workers, rows)
+    done = make(made, base, out, kind, workers, rows)
     print(
         f"{done.path}: {done.rows} rows, {done.prompt_tokens} prompt tokens, {done.bytes} bytes, sha256 {done.sha256}"
     )
@@ -355,10 +355,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit(0)
 
 
-def _format(name: str) -> Any:
-    if name not in ("parquet", "jsonl", "openai"):
-        raise InputError(f"--format: found {name!r}; expected parquet, jsonl or openai")
-    return name
+def _format(name: str) -> Literal["parquet", "jsonl", "openai"]:
+    formats: dict[str, Literal["parquet", "jsonl", "openai"]] = {
+        "parquet": "parquet",
+        "jsonl": "jsonl",
+        "openai": "openai",
+    }
+    if name not in formats:
+        raise InputError(f"--format: found {name!r}; expected {', '.join(formats)}")
+    return formats[name]
 
 
 def _task(name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None) -> Any:

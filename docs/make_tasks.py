@@ -1,0 +1,113 @@
+"""Write docs/tasks.md from the tasks themselves: what each asks, an example, its knobs, its score, where it comes from.
+
+python docs/make_tasks.py           writes docs/tasks.md beside this file
+python docs/make_tasks.py --check   says whether it is up to date (exit status 1 if not)
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kvray import samples
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY, Task
+
+PAGE = Path(__file__).with_name("tasks.md")
+SETTINGS: dict[str, list[str]] = {
+    "simple_kv": ["dictionaries=4"],
+    "several_kv": ["dictionaries=4"],
+    "multi_subkey_kv": ["dictionaries=3"],
+    "mdqa": ["documents=3", "position=2"],
+    "multidoc_qa": ["documents=3"],
+    "in2": ["length_min=128", "length_max=200"],
+    "needle": ["lengths=[160]"],
+    "flenqa": ["lengths=[250]"],
+    "kv_retrieval": ["keys=3", "positions=2"],
+    "ruler": ["lengths=[256]"],
+}
+"""What an example is made small by; the defaults are in the table of knobs."""
+SHOWN_LINES = 14
+HEAD = """# Tasks
+
+What can stand under `datasets:` (to train on) and `evaluate:` (to ask) of a sweep. Each task shows an example by
+`kvray sample TASK`, with any knob as `--set knob=value`; a knob in *italics* says where, not what, and changes no
+artefact's identity. Sources are a path, an http(s) address, `s3://`, `gs://`, or `hf://datasets/ORG/NAME[/FILE]`;
+`tiny` is the bundled model's made-up world and needs no file. This page is written by `python docs/make_tasks.py`.
+"""
+
+
+def page() -> str:
+    """Return the whole page."""
+    load_all()
+    names = list(REGISTRY)
+    index = "\n".join(f"| [`{name}`](#{name}) | {_use(REGISTRY[name])} | {_first(REGISTRY[name])} |" for name in names)
+    table = f"| task | use | what it asks |\n|---|---|---|\n{index}\n"
+    sections = [_section(name, REGISTRY[name]) for name in names]
+    return "\n".join([HEAD, table, *sections])
+
+
+def _section(name: str, task: type[Task]) -> str:
+    module = inspect.getdoc(sys.modules[task.__module__]) or ""
+    parts = [f"## {name}\n", module.strip().replace("``", "`") + "\n"]
+    if task.BRINGS_EXAMPLES:
+        parts += [f"`{' '.join(['kvray sample', name, *(f'--set {each}' for each in SETTINGS.get(name, []))])}`\n"]
+        parts += ["```text", *_example(name), "```\n"]
+    scored = " ".join((inspect.getdoc(task.score) or "").split())
+    own_outcome = task.outcome is not Task.outcome
+    told = f" Outcomes: {' '.join((inspect.getdoc(task.outcome) or '').split())}" if own_outcome else ""
+    parts += [f"**Scored:** {scored}{told} At most {task.MAX_OUTPUT_TOKENS} tokens are written.\n"]
+    parts += ["| knob | default | |", "|---|---|---|", *_knobs(task), ""]
+    return "\n".join(parts)
+
+
+def _example(name: str) -> Iterator[str]:
+    made = samples.task_of(name, None, SETTINGS.get(name, []))
+    (row,) = samples.rows(samples.with_rows(made, 1), samples.base_of(None), 1)
+    prompt, answer = (message["content"] for message in row["messages"])
+    yield from _shortened(prompt)
+    yield f"--> {answer}"
+    yield f"accepted: {json.dumps(row['references'], ensure_ascii=False)}"
+
+
+def _shortened(text: str) -> list[str]:
+    lines = [line if len(line) <= 160 else f"{line[:110]} […] {line[-40:]}" for line in text.rstrip("\n").split("\n")]
+    if len(lines) > SHOWN_LINES:
+        half = SHOWN_LINES // 2
+        lines = [*lines[:half], f"[… {len(lines) - 2 * half} lines …]", *lines[-half:]]
+    return lines
+
+
+def _knobs(task: type[Task]) -> Iterator[str]:
+    for name, field in task.model_fields.items():
+        if name == "task":
+            continue
+        shown = f"*{name}*" if task.identity(name) == "runtime" else name
+        default = "" if field.is_required() else json.dumps(_plain(field.get_default(call_default_factory=True)))
+        about = (field.description or "").replace("|", "\\|")
+        yield f"| {shown} | {('`' + default + '`') if default else ''} | {about} |"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _use(task: type[Task]) -> str:
+    return "train, ask" if task.TRAINABLE else "ask"
+
+
+def _first(task: type[Task]) -> str:
+    return (inspect.getdoc(task) or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    text = page()
+    if sys.argv[1:] == ["--check"]:
+        if PAGE.read_text() != text:
+            sys.exit(f"{PAGE.name} is out of date: python docs/make_tasks.py")
+    else:
+        PAGE.write_text(text)
