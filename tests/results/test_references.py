@@ -1,0 +1,123 @@
+"""Published numbers: the file holds what it says, and is matched with a sweep by name, never by guess."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from kvray.errors import InputError
+from kvray.results import references
+
+PAPER = "Xiong et al. 2024 (arXiv 2406.19292)"
+V01 = "mistralai/Mistral-7B-Instruct-v0.1"
+
+
+def published(**wanted: object) -> pl.DataFrame:
+    return references.read().filter(pl.all_horizontal(pl.col(name) == value for name, value in wanted.items()))
+
+
+def test_the_file_keeps_its_schema_and_every_set_has_rows() -> None:
+    rows = references.read()
+    assert rows.columns == references.REFERENCE_SCHEMA.names
+    assert {"artificial-needles", "lost-in-the-middle", "flenqa", "ruler"} <= set(references.sets())
+    for field in references.REFERENCE_SCHEMA:
+        assert len(field.metadata[b"description"]) > 10
+
+
+def test_printed_changes_agree_with_printed_accuracies_to_their_last_digit() -> None:
+    rows = published(set="artificial-needles", base_model=V01)
+    wide = rows.pivot("metric", index=["mixture", "evaluation"], values="value")
+    base = dict(wide.filter(pl.col("mixture") == "base").select("evaluation", "accuracy").iter_rows())
+    printed = wide.filter(pl.col("change").is_not_null())
+    assert printed.height == 4 * 5
+    for row in printed.iter_rows(named=True):
+        assert row["change"] == pytest.approx(row["accuracy"] - base[row["evaluation"]], abs=0.0101), row
+
+
+def test_unconfirmed_numbers_are_marked() -> None:
+    assert published(mixture="kv", base_model=V01)["certainty"].unique().to_list() == ["recalled"]
+    # The abstract contradicts the paper's own table; both are kept, and told apart.
+    assert published(set="artificial-needles-abstract", mixture="needle")["value"].to_list() == [-6.19]
+    table = published(set="artificial-needles", mixture="needle", evaluation="triviaqa", metric="change")
+    assert table["value"].to_list() == [-6.33]
+
+
+def test_known_curves_are_whole() -> None:
+    liu = published(set="lost-in-the-middle").sort("position")
+    assert liu["position"].to_list() == [1, 5, 10, 15, 20]
+    assert liu["value"].to_list() == [75.8, 57.2, 53.8, 55.4, 63.2]
+    assert published(set="ruler", mixture="in2")["length"].to_list() == [4096 * 2**i for i in range(6)]
+
+
+def test_a_set_gives_the_rows_of_the_sweeps_own_model_where_it_has_them() -> None:
+    def chosen(base_model: str, evaluation: str) -> set[str]:
+        document = {"base_model": base_model, "sweep": {"reference": ["artificial-needles"]}}
+        rows, unknown = references.of_sweep(document)
+        assert unknown == []
+        return set(rows.filter(pl.col("evaluation") == evaluation)["base_model"])
+
+    assert chosen(V01, "mmlu") == {V01}
+    assert chosen("openai:gpt-3.5-turbo-1106", "mmlu") == {"gpt-3.5-turbo-1106"}
+    assert chosen("kvray-tiny", "mmlu") == {V01, "gpt-3.5-turbo-1106"}
+    assert chosen(V01, "mdqa-20") == {"gpt-3.5-turbo-1106"}  # there is no other
+
+
+def test_without_reference_there_is_nothing_and_unknown_sets_are_told() -> None:
+    for sweep in ({}, {"reference": None}, {"reference": []}):
+        rows, unknown = references.of_sweep({"base_model": "kvray-tiny", "sweep": sweep})
+        assert (rows.height, unknown) == (0, [])
+    rows, unknown = references.of_sweep({"sweep": {"reference": ["ruler", "rular"]}})
+    assert unknown == ["rular"]
+    assert set(rows["set"]) == {"ruler"}
+    assert not rows["same_base"].any()
+
+
+def test_a_change_that_was_not_printed_is_the_difference_of_the_accuracies() -> None:
+    rows = references.changes(references.read().with_columns(pl.lit(False).alias("same_base")))
+    of = (pl.col("base_model") == "gpt-3.5-turbo-1106") & (pl.col("evaluation") == "gsm8k")
+    changes = dict(rows.filter(of).select("mixture", "change").iter_rows())
+    assert changes["base"] is None
+    assert changes["kv-template"] == pytest.approx(71.65 - 72.33)
+    assert changes["kv"] == 2.73
+    alone = rows.filter((pl.col("evaluation") == "mdqa-20") & (pl.col("position") == 10)).row(0, named=True)
+    assert (alone["accuracy"], alone["change"]) == (None, 10.5)
+    assert "f1" not in rows.columns
+
+
+def test_every_broken_line_is_named() -> None:
+    header = ",".join(references.REFERENCE_SCHEMA.names)
+    good = "s,w,m,base,mmlu,,,,accuracy,50,,Table 1,primary,"
+    lines = [
+        header,
+        good,
+        "s,w,m,base,mmlu,,,,accuracy,51,,Table 1,primary,the same cell again",
+        "s,w,m,base,arc,,,,accuracy,151,,Table 1,primary,",
+        "s,w,m,base,piqa,,one,,accurate,5,,Table 1,sure,",
+        "s,w,m,base,boolq",
+        "s,,m,base,copa,,,,change,-3,,Table 1,primary,",
+    ]
+    with pytest.raises(InputError) as caught:
+        references.parse("\n".join(lines))
+    said = caught.value.problems
+    assert [problem.split(": ")[0] for problem in said] == [
+        "reference.csv:3",
+        "reference.csv:4",
+        "reference.csv:5",
+        "reference.csv:5",
+        "reference.csv:5",
+        "reference.csv:6",
+        "reference.csv:7",
+    ]
+    assert "line 2" in said[0]
+    assert references.parse(f"{header}\n{good}\n").height == 1
+    with pytest.raises(InputError, match="columns"):
+        references.parse("a,b\n")
+
+
+def test_the_file_travels_with_the_package() -> None:
+    root = Path(references.__file__).parents[2]
+    if not (root / "pyproject.toml").is_file():
+        pytest.skip("installed without its source")
+    assert '"kvray.results" = ["*.csv"]' in (root / "pyproject.toml").read_text()
