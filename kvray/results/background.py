@@ -10,38 +10,12 @@ import numpy as np
 import polars as pl
 
 from kvray.results import stats, words
+from kvray.results.family import OVERALL
 from kvray.results.found import Found, cell_name
-from kvray.results.frames import OVERALL
 from kvray.results.page import Block, Bullets, Code, Details, Heading, Table, Text
+from kvray.results.training import written
 
-
-def trained(found: Found) -> list[Block]:
-    """What each finetune was trained on and how it went, from its manifest."""
-    table = []
-    for artefact in found.planned("finetune"):
-        manifest = found.manifests.get(artefact["id"])
-        if manifest is None:
-            continue
-        labels, facts = artefact["labels"], manifest.facts
-        recipe = manifest.recipe.get("finetune", {})
-        table.append(
-            [
-                str(labels.get("mixture")),
-                str(labels.get("finetune")),
-                str(labels.get("seed")),
-                words.count(facts.get("rows_per_epoch", artefact.get("rows"))),
-                words.count(facts.get("trained_tokens")),
-                words.count(facts.get("steps")),
-                f"{recipe['epochs']:g}" if "epochs" in recipe else "\u2013",
-                f"{recipe['learning_rate']:g}" if "learning_rate" in recipe else "\u2013",
-                _loss(facts),
-                words.duration(facts.get("seconds")),
-                " ".join(str(facts[name]) for name in ("device", "precision") if name in facts) or "\u2013",
-            ]
-        )
-    header = ["mixture", "finetune", "seed", "rows", "tokens", "steps", "epochs", "rate", "loss", "time", "on"]
-    note = "*Tokens*: all that were read in training. *Rate*: peak learning rate. *Loss*: of the answers, last epoch."
-    return [Heading("What was trained"), Table(header, table, left=2), Text(note, "sub")] if table else []
+_LISTED = 7
 
 
 def evaluated(found: Found) -> list[Block]:
@@ -51,7 +25,7 @@ def evaluated(found: Found) -> list[Block]:
         "evaluation",
         "task",
         "questions",
-        "positions",
+        "asked at",
         "examples",
         "prompt tokens",
         "cached",
@@ -86,7 +60,8 @@ def reading(found: Found) -> list[Block]:
         "they also fit.",
         "**p** is McNemar's exact test where a question gives one pair of 0/1 scores; otherwise its generalisation by "
         "question (all sign flips of the questions' summed differences). **Holm's p** corrects for the number of "
-        "comparisons in a table: all models against the base on all evaluations; likewise by position; likewise pairs. "
+        "comparisons in a table: all models against the base on all evaluations; likewise by position, by length and "
+        "so on; likewise pairs. "
         "A verdict needs Holm's p of at most 0.05 and an interval that leaves zero out.",
         "**Accuracy** intervals are Wilson's where each question occurs once with a 0/1 score, otherwise the same "
         "bootstrap over questions.",
@@ -119,6 +94,7 @@ def provenance(found: Found) -> list[Block]:
         blocks.append(Text(f"Artefacts were committed from {made[0]} to {made[-1]}.", "sub"))
         facts = [["versions", _pairs_of(versions)], ["hardware", _pairs_of(hardware)]]
         blocks.append(Table(["what", "found in the manifests"], [line for line in facts if line[1]], left=2))
+    blocks += written(found)
     listing = Table(["id, with the fingerprint", "cell", "state", "committed"], artefacts, left=4)
     return [*blocks, Details(f"All {len(artefacts)} artefacts of the plan", [listing])]
 
@@ -140,7 +116,7 @@ def _evaluation(found: Found, evaluation: str) -> list[str]:
         evaluation,
         str(rows["task"][0]),
         words.count(questions),
-        ", ".join(map(str, rows["position"].drop_nulls().unique().sort())) or "\u2013",
+        _places(rows),
         words.count(rows["example_id"].n_unique()),
         f"{np.median(lengths):,.0f} / {lengths.max():,}" if lengths.size else "\u2013",
         words.percent(cached, 0),
@@ -151,9 +127,16 @@ def _evaluation(found: Found, evaluation: str) -> list[str]:
     ]
 
 
-def _loss(facts: Mapping[str, Any]) -> str:
-    loss = facts.get("loss_last_epoch", facts.get("loss"))
-    return "\u2013" if loss is None else f"{loss:.3f}" if isinstance(loss, float) else str(loss)
+def _places(rows: pl.DataFrame) -> str:
+    """Return where an evaluation asks: "positions 1, 5, 10", "lengths 250 to 3,000 (5)"."""
+    said = []
+    for axis in ("position", "length", "depth"):
+        values = rows[axis].drop_nulls().unique().sort().to_list()
+        if len(values) > _LISTED:
+            said.append(f"{axis}s {values[0]:,g} to {values[-1]:,g} ({len(values)})")
+        elif values:
+            said.append(f"{axis}{'s' if len(values) > 1 else ''} {', '.join(f'{value:,g}' for value in values)}")
+    return "; ".join(said) or "\u2013"
 
 
 def _timed(found: Found, artefact_id: str) -> bool:

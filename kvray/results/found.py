@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from kvray.errors import DamagedArtefactError
-from kvray.results import frames
+from kvray.results import family, frames, kinds, references
+from kvray.results.kinds import Kind, Measure
 from kvray.results.reader import Results
 from kvray.store import Manifest, Store
 
@@ -33,7 +34,9 @@ def collect(store: Store, sweep: str) -> Found:
     failed = set(store.documents("failures/"))
     failures = {one: _failure(store, one) for one in states if one not in manifests and _failure_name(one) in failed}
     predictions = frames.with_models(results.predictions(sweep, skip_damaged=True).collect())
-    comparisons = frames.family(predictions)
+    told = kinds.kinds(predictions)
+    comparisons = family.family(predictions, told)
+    published, unknown = references.of_sweep(document)
     return Found(
         store=store,
         sweep=sweep,
@@ -43,13 +46,19 @@ def collect(store: Store, sweep: str) -> Found:
         failures=failures,
         predictions=predictions,
         comparisons=comparisons,
-        scores=frames.scores(predictions, comparisons),
+        scores=family.scores(predictions, comparisons, told),
+        published=published,
+        unknown_sets=unknown,
+        kinds=told,
+        models=frames.models(predictions),
     )
 
 
 def cell_name(artefact: Mapping[str, Any]) -> str:
     """Return what a planned artefact is, in the sweep's names: "ours, seed 0 on mdqa"."""
     labels = artefact["labels"]
+    if artefact["kind"] == "writing":
+        return f"text written for {labels.get('dataset')}"
     if artefact["kind"] == "dataset":
         return f"{labels.get('dataset')} ({labels.get('role', 'dataset')})"
     model = frames.BASE if labels.get("mixture") is None else f"{labels['mixture']}, seed {labels.get('seed')}"
@@ -92,9 +101,11 @@ class Found:
         manifests: of the committed artefacts, by id.
         failures: why, by id, of those that failed when last tried.
         predictions: all rows, with the column ``model``.
-        comparisons: :func:`kvray.results.frames.family`.
-        scores: :func:`kvray.results.frames.scores`.
-        kinds: "retrieval", "knowledge" or "other" per evaluation that has predictions.
+        comparisons: :func:`kvray.results.family.family`.
+        scores: :func:`kvray.results.family.scores`.
+        published: numbers of the sets that the sweep names, of :func:`kvray.results.references.of_sweep`.
+        unknown_sets: names under ``reference`` that are no set.
+        kinds: what each evaluation that has predictions measures.
         models: the finetuned models that have predictions, in the plan's order.
     """
 
@@ -107,18 +118,15 @@ class Found:
     predictions: pl.DataFrame
     comparisons: pl.DataFrame
     scores: pl.DataFrame
-    kinds: Mapping[str, str] = field(init=False)
-    models: list[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        evaluations = self.predictions["evaluation"].unique(maintain_order=True).to_list()
-        object.__setattr__(self, "kinds", {e: frames.kind_of(self.predictions, e) for e in evaluations})
-        object.__setattr__(self, "models", frames.models(self.predictions))
+    published: pl.DataFrame
+    unknown_sets: list[str]
+    kinds: Mapping[str, Kind]
+    models: list[str]
 
     def planned(self, kind: str) -> list[dict[str, Any]]:
         """Return the plan's artefacts of a kind, in its order."""
         return [artefact for artefact in self.document["artefacts"] if artefact["kind"] == kind]
 
-    def of_kind(self, kind: str) -> list[str]:
-        """Return the evaluations of a kind that have predictions, in the plan's order."""
-        return [evaluation for evaluation, found in self.kinds.items() if found == kind]
+    def measuring(self, *measures: Measure) -> list[str]:
+        """Return the evaluations that measure one of these and have predictions, in the plan's order."""
+        return [evaluation for evaluation, kind in self.kinds.items() if kind.measures in measures]

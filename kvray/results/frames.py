@@ -6,7 +6,6 @@ several seeds is averaged over its seeds first, example by example, so one examp
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +18,9 @@ from kvray.results import stats
 
 BASE = "base"
 """How the base model is called in tables and figures."""
-OVERALL, BY_POSITION, PAIRWISE = "against the base", "against the base, by position", "pairwise"
-"""Families of comparisons; Holm's correction runs within each, so that looking closer costs the headline nothing."""
 
 _EXAMPLE = ["evaluation", "example_id"]
-_COMPARED = {
+COMPARED = {
     "a": pl.String,
     "b": pl.String,
     "n": pl.Int64,
@@ -40,6 +37,7 @@ _COMPARED = {
     "unmatched": pl.Int64,
     "excluded": pl.Int64,
 }
+"""Columns of a comparison, behind those that it is split by."""
 
 
 def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
@@ -59,14 +57,6 @@ def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
 def models(predictions: pl.DataFrame) -> list[str]:
     """Return the finetuned models of a frame of :func:`with_models`, in the order of their first row."""
     return [str(m) for m in predictions["model"].unique(maintain_order=True) if m != BASE]
-
-
-def kind_of(predictions: pl.DataFrame, evaluation: str) -> str:
-    """Return what an evaluation measures: "knowledge" (closed book), "retrieval" (has gold positions) or "other"."""
-    rows = predictions.filter(pl.col("evaluation") == evaluation)
-    if (rows["task"] == "recall").any():
-        return "knowledge"
-    return "retrieval" if rows["position"].is_not_null().any() else "other"
 
 
 def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
@@ -98,7 +88,7 @@ def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
             "high": None,
         }
         if scored.height:
-            interval = stats.accuracy(scored["score"].to_numpy(), _codes(scored))
+            interval = stats.accuracy(scored["score"].to_numpy(), codes(scored))
             row |= {"accuracy": interval.mean, "low": interval.low, "high": interval.high}
         rows.append(row)
     kinds = {name: predictions.schema[name] for name in by}
@@ -129,7 +119,7 @@ def compare(predictions: pl.DataFrame, a: str, b: str, by: Sequence[str] = ()) -
     known = predictions["model"].unique(maintain_order=True).to_list()
     if missing := [name for name in (a, b) if name not in known]:
         raise InputError(f"no predictions of {', '.join(missing)}; found: {', '.join(map(str, known))}")
-    return _Sides(predictions.filter(pl.col("model").is_in([a, b])), by).compare(a, b)
+    return Sides(predictions.filter(pl.col("model").is_in([a, b])), by).compare(a, b)
 
 
 def judge(comparisons: pl.DataFrame) -> pl.DataFrame:
@@ -147,67 +137,14 @@ def judge(comparisons: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def family(predictions: pl.DataFrame) -> pl.DataFrame:
-    """All comparisons of a report: every model against the base, overall and by position, and all pairs overall.
-
-    Returns:
-        Columns of :func:`judge` with ``family`` and ``position`` (null: overall) in front; Holm within each family.
-    """
-    finetuned = models(predictions)
-    placed = predictions.filter(pl.col("position").is_not_null())
-    parts: list[pl.DataFrame] = []
-
-    def add(name: str, tables: list[pl.DataFrame]) -> None:
-        if tables:
-            table = judge(pl.concat(tables, how="diagonal").sort("evaluation", maintain_order=True))
-            if "position" not in table.columns:
-                table = table.with_columns(pl.lit(None, dtype=pl.Int32).alias("position"))
-            table = table.with_columns(pl.lit(name).alias("family"))
-            first = ["family", "evaluation", "position"]
-            parts.append(table.select(*first, pl.exclude(first)))
-
-    sides = _Sides(predictions, ())
-    if BASE in predictions["model"]:
-        add(OVERALL, [sides.compare(BASE, model) for model in finetuned])
-    if BASE in placed["model"]:
-        by_position = _Sides(placed, ["position"])
-        add(BY_POSITION, [by_position.compare(BASE, model) for model in models(placed)])
-    add(PAIRWISE, [sides.compare(a, b) for a, b in itertools.combinations(finetuned, 2)])
-    if parts:
-        return pl.concat(parts)
-    empty = {"family": pl.String, "evaluation": pl.String, "position": pl.Int32} | _COMPARED
-    return pl.DataFrame(schema=empty | {"p_holm": pl.Float64, "verdict": pl.String})
-
-
-def scores(predictions: pl.DataFrame, comparisons: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of scores.parquet: accuracy beside its difference to the base, overall and by position."""
-    keys = ["sweep", "evaluation", "task", "base_model", "mixture", "finetune", "model"]
-    placed = predictions.filter(pl.col("position").is_not_null())
-    whole = accuracy(predictions, keys).with_columns(pl.lit(None, dtype=pl.Int32).alias("position"))
-    table = pl.concat([whole, accuracy(placed, [*keys, "position"])], how="diagonal")
-    against = comparisons.filter(pl.col("family") != PAIRWISE).select(
-        "evaluation",
-        pl.col("b").alias("model"),
-        "position",
-        "difference",
-        pl.col("low").alias("difference_low"),
-        pl.col("high").alias("difference_high"),
-        pl.col("n").alias("pairs"),
-        "p",
-        "p_holm",
-        "verdict",
-    )
-    joined = table.join(against, on=["evaluation", "model", "position"], how="left", nulls_equal=True)
-    return joined.sort(["evaluation", "mixture", "finetune", "position"], nulls_last=False, maintain_order=True)
-
-
 def _per_example(rows: pl.DataFrame) -> pl.DataFrame:
     """One row per scored example: its mean over whatever repeats it (seeds), in a fixed order."""
     scored = rows.filter(pl.col("score").is_not_null())
     return scored.group_by("question_id", *_EXAMPLE).agg(pl.col("score").mean()).sort("question_id", *_EXAMPLE)
 
 
-def _codes(rows: pl.DataFrame) -> NDArray[np.int64]:
+def codes(rows: pl.DataFrame) -> NDArray[np.int64]:
+    """Return the question of each row as a code 0..k-1. Shape ``(rows,)``."""
     return rows["question_id"].rank("dense").to_numpy().astype(np.int64) - 1
 
 
@@ -216,7 +153,7 @@ def _check(predictions: pl.DataFrame, by: Sequence[str]) -> None:
         raise InputError(f"no column {', '.join(unknown)} in the predictions; found: {', '.join(predictions.columns)}")
 
 
-class _Sides:
+class Sides:
     """Each model's score per example, averaged over seeds once for all the comparisons it takes part in."""
 
     def __init__(self, predictions: pl.DataFrame, by: Sequence[str]) -> None:
@@ -226,12 +163,14 @@ class _Sides:
         averaged = predictions.group_by("model", *self.keys).agg(
             pl.col("score").mean(), pl.col("score").null_count().alias("excluded")
         )
+        self.nothing = averaged.clear().drop("model")
         parts = averaged.sort("model", *self.keys).partition_by("model", as_dict=True, include_key=False)
         self.of = {str(key[0]): part for key, part in parts.items()}
 
     def compare(self, a: str, b: str) -> pl.DataFrame:
         """Return the rows of :func:`compare` for two models."""
-        both = self.of[a].join(self.of[b], on=self.keys, how="full", coalesce=True, nulls_equal=True, suffix="_b")
+        first, second = (self.of.get(model, self.nothing) for model in (a, b))
+        both = first.join(second, on=self.keys, how="full", coalesce=True, nulls_equal=True, suffix="_b")
         rows = []
         for key, group in both.sort(self.keys).group_by(self.split, maintain_order=True):
             pairs = group.filter(pl.col("score").is_not_null() & pl.col("score_b").is_not_null())
@@ -244,8 +183,8 @@ class _Sides:
                 "excluded": int(group["excluded"].sum()) + int(group["excluded_b"].sum()),
             }
             if pairs.height:
-                first, second = pairs["score"].to_numpy(), pairs["score_b"].to_numpy()
-                found = stats.paired(first, second, _codes(pairs))
-                row |= {"a_accuracy": float(first.mean()), "b_accuracy": float(second.mean())} | vars(found)
+                scores = pairs["score"].to_numpy(), pairs["score_b"].to_numpy()
+                found = stats.paired(*scores, codes(pairs))
+                row |= {"a_accuracy": float(scores[0].mean()), "b_accuracy": float(scores[1].mean())} | vars(found)
             rows.append(row)
-        return pl.DataFrame(rows, schema=self.types | _COMPARED)
+        return pl.DataFrame(rows, schema=self.types | COMPARED)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvray.results.plots import COLOURS, GRID, INK, MUTED, PAPER
+from kvray.results.drawing import COLOURS, GRID, INK, MUTED, PAPER
 
 _VERDICTS = {"better": "up", "worse": "down", "within noise": "noise", "not compared": "noise"}
 _STATES = {"failed": "down", "missing": "noise", "damaged": "down"}

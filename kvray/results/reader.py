@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from kvray.errors import DamagedArtefactError, InputError, StoreError
-from kvray.results import frames
+from kvray.results import family, frames
 from kvray.results.schema import PREDICTIONS_SCHEMA
 from kvray.store import Store
 
@@ -101,6 +101,16 @@ class Results:
     def accuracy(self, by: Sequence[str] = ("evaluation", "model"), sweep: str | None = None) -> pl.DataFrame:
         """Return accuracies by any columns of the predictions, or ``model``; see :func:`kvray.results.frames.accuracy`.
 
+        The columns that examples differ by are ``position`` (gold position), ``length`` (context in tokens), ``depth``
+        (percent), ``subtask`` and ``condition``; one that an evaluation does not have is null there:
+        ``accuracy(by=["evaluation", "model", "length", "depth"])`` is a heatmap of each evaluation with needles and
+        ``accuracy(by=["evaluation", "model", "subtask"])`` tells FLenQA's tasks apart. ``outcome`` counts how often
+        each kind of answer was given (in ``n``).
+
+        Args:
+            by: columns to group by; empty for all rows together.
+            sweep: name of the sweep; None takes every sweep of the store.
+
         Raises:
             InputError: no such sweep or column.
         """
@@ -111,13 +121,14 @@ class Results:
     ) -> pl.DataFrame:
         """Return paired differences b - a per evaluation, with interval, p, Holm's p over the table, and verdict.
 
-        ``compare()`` alone gives all comparisons of a report: every model against the base, overall and by position,
-        and all pairs; Holm's correction then runs within each of these families.
+        ``compare()`` alone gives all comparisons of a report (:func:`kvray.results.family.family`): every model against
+        the base, overall and by position, length, depth, subtask and condition, and all pairs; Holm's correction then
+        runs within each of these families.
 
         Args:
             a: the reference: a model's name, None or "base" for the base model; "*" for the base where b is named.
             b: the model compared with it; "*" for every other finetuned one.
-            by: further columns to split by, such as ``position``.
+            by: further columns to split by, such as ``position``, ``length`` or ``subtask``.
             sweep: name of the sweep; None takes the only one.
 
         Raises:
@@ -125,7 +136,7 @@ class Results:
         """
         rows = self._models(self._one(sweep))
         if a == EVERY and b == EVERY and not by:
-            return frames.family(rows)
+            return family.family(rows)
         first = frames.BASE if a in (None, EVERY) else str(a)
         others = (
             [m for m in frames.models(rows) if m != first] if b == EVERY else [frames.BASE if b is None else str(b)]

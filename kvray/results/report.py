@@ -1,11 +1,11 @@
-"""The report of a sweep: report.md, report.html, figures and scores.parquet; and its summary for a terminal."""
+"""The report of a sweep: report.md, report.html, figures and scores.parquet."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvray.errors import InputError
-from kvray.results import background, plots, sections, words
+from kvray.results import background, benchmarks, breakdown, published, sections, training, words
+from kvray.results.figures import draw, slug
 from kvray.results.found import Found, collect
-from kvray.results.frames import BASE, OVERALL
-from kvray.results.page import Block, Figure, Heading, Text, to_html, to_markdown
+from kvray.results.kinds import Axis
+from kvray.results.page import Block, Details, Figure, Heading, Text, to_html, to_markdown
 from kvray.results.schema import SCORES_SCHEMA
+from kvray.results.terminal import summary
 from kvray.store import Store
+
+__all__ = ["Paths", "compose", "draw", "location", "scores_parquet", "summary", "write"]
+_AXES: Mapping[Axis, str] = {
+    "position": "By gold position",
+    "length": "By context length",
+    "depth": "By needle depth",
+}
+_GAINS = 2
+"""Figures of gain against loss that are shown; further ones are folded away."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,9 @@ def write(store: Store, sweep: str, out_dir: str | os.PathLike[str] | None = Non
     """
     found = collect(store, sweep)
     figures = draw(found)
-    blocks = compose(found, figures)
+    blocks = compose(found, {name: figure for name, (figure, _) in figures.items()})
     files = {"report.md": to_markdown(blocks).encode(), "scores.parquet": scores_parquet(found.scores)}
-    for figure, png in figures:
+    for figure, png in figures.values():
         files |= {f"figures/{figure.name}.png": png, f"figures/{figure.name}.svg": figure.svg.encode()}
     files["report.html"] = to_html(f"kvray: {sweep}", blocks).encode()  # last: whoever sees it has the rest
     put, directory = _into_store(store, f"reports/{sweep}") if out_dir is None else _into_directory(Path(out_dir))
@@ -65,101 +76,68 @@ def write(store: Store, sweep: str, out_dir: str | os.PathLike[str] | None = Non
     return Paths(directory, where["report.md"], where["report.html"], where["scores.parquet"], drawn)
 
 
-def summary(store: Store, sweep: str) -> list[str]:
-    """Return the results in lines for a terminal: a row per model, a column per evaluation.
+def compose(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
+    """Put the report together: findings first, then their evidence, then how it was made.
 
-    Raises:
-        InputError: the store knows no such sweep.
+    Args:
+        found: what there is of the sweep.
+        drawn: figures by name, of :func:`kvray.results.figures.draw`.
     """
-    found = collect(store, sweep)
-    cells = found.planned("predictions")
-    done = sum(cell["id"] in found.manifests for cell in cells)
-    head = f"{sweep}: {done} of {len(cells)} cells evaluated"
-    if not found.kinds:
-        return [head, "no predictions yet"]
-    table = [["", *(words.described(found.predictions, evaluation) for evaluation in found.kinds)]]
-    for model in [BASE, *found.models]:
-        line = [model]
-        for evaluation in found.kinds:
-            of = (pl.col("evaluation") == evaluation) & (pl.col("model") == model) & pl.col("position").is_null()
-            rows = found.scores.filter(of).to_dicts()
-            if not rows:
-                line.append("missing")
-                continue
-            row = rows[0]
-            shown = words.percent(row["accuracy"])
-            if row["difference"] is not None:
-                low, high = words.signed(row["difference_low"]), words.signed(row["difference_high"])
-                shown += f"  {words.signed(row['difference'])} ({low} to {high}) {row['verdict']}"
-            line.append(shown)
-        table.append(line)
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    note = "accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction"
-    return [head, *lines, note]
-
-
-def draw(found: Found) -> list[tuple[Figure, bytes]]:
-    """Draw every figure that the predictions allow; returns (figure with its SVG, PNG bytes)."""
-    palette = plots.Palette(found.models)
-    drawn: list[tuple[Figure, bytes]] = []
-
-    def add(name: str, about: str, figure: object) -> None:
-        svg = plots.render(figure, "svg").decode()
-        drawn.append((Figure(_slug(name), about, svg), plots.render(figure, "png")))
-
-    against = found.comparisons.filter((pl.col("family") == OVERALL) & pl.col("difference").is_not_null())
-    compared = set(against["evaluation"].to_list())
-    for evaluation in found.of_kind("retrieval"):
-        rows = found.predictions.filter(pl.col("evaluation") == evaluation)
-        count = (
-            f"{words.described(found.predictions, evaluation)}, {rows['question_id'].n_unique():,} questions at each"
-        )
-        subtitle = f"{count} position{_seeds(found)}; bands: 95 % intervals of each accuracy"
-        figure = plots.accuracy_by_position(found.scores, evaluation, palette, subtitle)
-        add(f"accuracy-by-position-{evaluation}", f"Accuracy by gold position on {evaluation}, per mixture", figure)
-    knowledge = [evaluation for evaluation in found.of_kind("knowledge") if evaluation in compared]
-    if knowledge:
-        rows = found.predictions.filter(pl.col("evaluation").is_in(knowledge))
-        asked = f"{rows['question_id'].n_unique():,} closed-book questions{_seeds(found)}"
-        subtitle = f"{asked}; bars: 95 % intervals of the paired difference; verdicts after Holm's correction"
-        figure = plots.knowledge_change(found.comparisons, knowledge, palette, subtitle)
-        add("knowledge-change", "Change in closed-book accuracy against the base, per mixture", figure)
-    for retrieval in (evaluation for evaluation in found.of_kind("retrieval") if evaluation in compared):
-        for closed in knowledge:
-            subtitle = "bars: 95 % intervals of the paired differences to the base, questions resampled"
-            figure = plots.gain_against_loss(found.comparisons, retrieval, closed, palette, subtitle)
-            name = f"gain-against-loss-{retrieval}-{closed}"
-            add(name, f"Change on {retrieval} against change on {closed}, per mixture", figure)
-    return drawn
-
-
-def compose(found: Found, figures: list[tuple[Figure, bytes]]) -> list[Block]:
-    """Put the report together: findings first, then their evidence, then how it was made."""
-    by_name = {figure.name: figure for figure, _ in figures}
-    gains = [figure for name, figure in by_name.items() if name.startswith("gain-against-loss-")]
+    gains = [figure for name, figure in drawn.items() if name.startswith("gain-against-loss-")]
     blocks = sections.opening(found)
     if gains:
-        blocks += [Heading("Gain against loss"), *gains]
+        blocks += [Heading("Gain against loss"), *gains[:_GAINS]]
+        blocks += [Details("Gain against loss on the other evaluations", gains[_GAINS:])] if gains[_GAINS:] else []
     blocks += sections.mixtures(found)
-    retrieval = found.of_kind("retrieval")
-    if retrieval:
-        blocks.append(Heading("By gold position"))
-    for evaluation in retrieval:
-        if len(retrieval) > 1:
-            blocks.append(Heading(words.described(found.predictions, evaluation), 3))
-        figure = by_name.get(_slug(f"accuracy-by-position-{evaluation}"))
-        blocks += [figure] if figure else []
-        blocks += sections.positions(found, evaluation)
-    if "knowledge-change" in by_name:
-        blocks += [Heading("What it cost in knowledge"), by_name["knowledge-change"]]
+    blocks += benchmarks.section(found, drawn.get("benchmark-change"))
+    for axis, title in _AXES.items():
+        asked = [evaluation for evaluation, kind in found.kinds.items() if axis in kind.axes]
+        blocks += [Heading(title)] if asked else []
+        for evaluation in asked:
+            blocks += _titled(found, evaluation, asked)
+            blocks.append(drawn[slug(f"accuracy-by-{axis}-{evaluation}")])
+            blocks += breakdown.by_axis(found, evaluation, axis)
+    blocks += _grids(found, drawn)
+    blocks += _split(found)
+    if "knowledge-change" in drawn:
+        blocks += [Heading("What it cost in knowledge"), drawn["knowledge-change"]]
         blocks.append(
             Text("Closed-book questions: no document is given, so the model answers from its weights.", "sub")
         )
-    blocks += sections.missing(found)
-    for section in (background.trained, background.evaluated, background.reading, background.provenance):
+    told = [evaluation for evaluation, kind in found.kinds.items() if kind.outcomes]
+    blocks += [Heading("What the answers are")] if told else []
+    for evaluation in told:
+        blocks += _titled(found, evaluation, told)
+        blocks += [drawn[slug(f"answers-{evaluation}")], *breakdown.answers(found, evaluation)]
+    for section in (published.beside, sections.missing, training.trained):
+        blocks += section(found)
+    for section in (background.evaluated, background.reading, background.provenance):
         blocks += section(found)
     return blocks
+
+
+def _titled(found: Found, evaluation: str, among: Sequence[str]) -> list[Block]:
+    return [Heading(words.described(found.predictions, evaluation), 3)] if len(among) > 1 else []
+
+
+def _grids(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
+    asked = [evaluation for evaluation, kind in found.kinds.items() if kind.grid]
+    blocks: list[Block] = [Heading("By context length and needle depth")] if asked else []
+    for evaluation in asked:
+        names = [slug(f"heatmap-{evaluation}"), slug(f"heatmap-change-{evaluation}")]
+        blocks += _titled(found, evaluation, asked)
+        blocks += [*(drawn[name] for name in names if name in drawn), *breakdown.grid(found, evaluation)]
+    return blocks
+
+
+def _split(found: Found) -> list[Block]:
+    """The tables by subtask and by condition, an evaluation at a time."""
+    blocks: list[Block] = []
+    for evaluation, kind in found.kinds.items():
+        tables = breakdown.by_subtask(found, evaluation) if kind.by_subtask else []
+        tables += breakdown.by_condition(found, evaluation)
+        blocks += [Heading(words.described(found.predictions, evaluation), 3), *tables] if tables else []
+    return [Heading("By kind of example"), *blocks] if blocks else []
 
 
 def scores_parquet(scores: pl.DataFrame) -> bytes:
@@ -169,18 +147,6 @@ def scores_parquet(scores: pl.DataFrame) -> bytes:
     with pq.ParquetWriter(stream, SCORES_SCHEMA, compression="zstd") as writer:
         writer.write_table(table)
     return stream.getvalue()
-
-
-def _seeds(found: Found) -> str:
-    cells = found.predictions.filter(pl.col("seed").is_not_null()).group_by("evaluation", "model")
-    counts = cells.agg(pl.col("seed").n_unique())["seed"].unique().sort().to_list()
-    if not counts or counts == [1]:
-        return ""
-    return f", mean of {counts[0]} seeds" if len(counts) == 1 else f", mean of {counts[0]} to {counts[-1]} seeds"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
 
 
 def location(store: Store, folder: str) -> str:

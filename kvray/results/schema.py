@@ -47,6 +47,10 @@ SCORES_SCHEMA = pa.schema(
         column("mixture", pa.string(), "data mixture; null for the base model", nullable=True),
         column("finetune", pa.string(), "variant of the finetune; null for the base model or a sweep of one", True),
         column("position", pa.int32(), "1-based gold position; null for all positions together", nullable=True),
+        column("length", pa.int32(), "nominal context length in tokens; null for all lengths together", nullable=True),
+        column("depth", pa.float32(), "depth of the needle in percent; null for all depths together", nullable=True),
+        column("subtask", pa.string(), "kind of example within the task; null for all together", nullable=True),
+        column("condition", pa.string(), "one condition, 'padding=books'; null for all together", nullable=True),
         column("n", pa.int64(), "scored rows (examples times seeds)"),
         column("questions", pa.int64(), "different questions among them: the clusters of the interval"),
         column("seeds", pa.int64(), "finetuning seeds averaged over; 0 for the base model"),
@@ -63,4 +67,5 @@ SCORES_SCHEMA = pa.schema(
         column("verdict", pa.string(), "better | worse | within noise | not compared; null for the base", True),
     ]
 )
-"""Rows of scores.parquet: one per (evaluation, model, position), and one per (evaluation, model) over all positions."""
+"""Rows of scores.parquet: one per (evaluation, model) over everything, with position, length, depth, subtask and
+condition null; then one per position, length, (length, depth), subtask or condition where an evaluation has several."""

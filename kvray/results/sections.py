@@ -8,11 +8,11 @@ from typing import Any
 import polars as pl
 
 from kvray.results import words
+from kvray.results.family import PAIRWISE, whole
 from kvray.results.found import Found, cell_name
-from kvray.results.frames import BASE, BY_POSITION, PAIRWISE
+from kvray.results.frames import BASE
 from kvray.results.page import Block, Bullets, Heading, Table, Text
 
-_ARROWS = {"better": " \u25b2", "worse": " \u25bc"}
 _PAIRS_SHOWN = 12
 
 
@@ -34,53 +34,41 @@ def opening(found: Found) -> list[Block]:
 
 
 def mixtures(found: Found) -> list[Block]:
-    """One table per evaluation: accuracy of each model and its change against the base; then the pairs."""
-    blocks: list[Block] = [Heading("Mixtures compared")] if found.kinds else []
-    for evaluation in found.kinds:
-        rows = found.scores.filter((pl.col("evaluation") == evaluation) & pl.col("position").is_null())
-        rows = rows.sort("accuracy", descending=True, nulls_last=True)
-        header = ["model", "verdict", "accuracy", "95 % interval", "change, points", "Holm's p", "n", "seeds"]
-        seeds = any(row["seeds"] > 1 for row in rows.iter_rows(named=True))
-        table = [
-            [
-                f"**{row['model']}**" if row["model"] != BASE else BASE,
-                row["verdict"] or ("\u2013" if row["model"] == BASE else "not compared"),
-                words.percent(row["accuracy"]),
-                words.interval(row["low"], row["high"]),
-                words.change(
-                    {"difference": row["difference"], "low": row["difference_low"], "high": row["difference_high"]}
-                ),
-                words.p_value(row["p_holm"]),
-                words.count(row["n"]),
-                _seed_spread(found, evaluation, row["model"]) if seeds else "",
-            ]
-            for row in rows.iter_rows(named=True)
-        ]
-        if not seeds:
-            header, table = header[:-1], [line[:-1] for line in table]
-        blocks += [Heading(words.described(found.predictions, evaluation), 3), Table(header, table, left=2)]
+    """One table per evaluation: accuracy of each model and its change against the base; then the pairs.
+
+    Benchmarks have a table of their own (:mod:`kvray.results.benchmarks`).
+    """
+    evaluations = [evaluation for evaluation, kind in found.kinds.items() if kind.measures != "benchmark"]
+    blocks: list[Block] = [Heading("Mixtures compared")] if evaluations else []
+    for evaluation in evaluations:
+        blocks += evaluation_table(found, evaluation)
     return blocks + _pairs(found)
 
 
-def positions(found: Found, evaluation: str) -> list[Block]:
-    """Accuracy by gold position, a row per model; arrows mark positions that differ from the base."""
-    rows = found.scores.filter((pl.col("evaluation") == evaluation) & pl.col("position").is_not_null())
-    places = rows["position"].unique().sort().to_list()
-    cells = {(row["model"], row["position"]): row for row in rows.iter_rows(named=True)}
-    table = []
-    for model in [BASE, *found.models]:
-        line = [cells.get((model, place)) for place in places]
-        if any(line):
-            shown = [
-                words.percent(c["accuracy"], 0) + _ARROWS.get(c["verdict"] or "", "") if c else "\u2013" for c in line
-            ]
-            table.append([f"**{model}**" if model != BASE else BASE, *shown])
-    header = ["model", *(f"position {place}" for place in places)]
-    note = (
-        "Accuracy with the answer at each position. \u25b2 and \u25bc: differs from the base at that position "
-        f"after Holm's correction over all {_count(found, BY_POSITION)} comparisons by position."
-    )
-    return [Table(header, table), Text(note, "sub")]
+def evaluation_table(found: Found, evaluation: str) -> list[Block]:
+    """Accuracy of each model on an evaluation, the best first, with its change against the base."""
+    rows = whole(found.scores).filter(pl.col("evaluation") == evaluation)
+    rows = rows.sort("accuracy", descending=True, nulls_last=True)
+    header = ["model", "verdict", "accuracy", "95 % interval", "change, points", "Holm's p", "n", "seeds"]
+    seeds = any(row["seeds"] > 1 for row in rows.iter_rows(named=True))
+    table = [
+        [
+            f"**{row['model']}**" if row["model"] != BASE else BASE,
+            row["verdict"] or ("\u2013" if row["model"] == BASE else "not compared"),
+            words.percent(row["accuracy"]),
+            words.interval(row["low"], row["high"]),
+            words.change(
+                {"difference": row["difference"], "low": row["difference_low"], "high": row["difference_high"]}
+            ),
+            words.p_value(row["p_holm"]),
+            words.count(row["n"]),
+            _seed_spread(found, evaluation, row["model"]) if seeds else "",
+        ]
+        for row in rows.iter_rows(named=True)
+    ]
+    if not seeds:
+        header, table = header[:-1], [line[:-1] for line in table]
+    return [Heading(words.described(found.predictions, evaluation), 3), Table(header, table, left=2)]
 
 
 def missing(found: Found) -> list[Block]:
@@ -98,7 +86,7 @@ def missing(found: Found) -> list[Block]:
             for artefact in absent
         ]
         blocks.append(Table(["cell", "kind", "state", "why"], table, left=4))
-    excluded = found.scores.filter(pl.col("position").is_null() & (pl.col("excluded") > 0))
+    excluded = whole(found.scores).filter(pl.col("excluded") > 0)
     if excluded.height:
         lines = [
             f"{row['model']} on {row['evaluation']}: {row['excluded']} rows (prompt longer than the model takes)"
@@ -112,10 +100,6 @@ def missing(found: Found) -> list[Block]:
 
 def _mixtures(found: Found) -> set[str]:
     return {artefact["labels"]["mixture"] for artefact in found.planned("finetune")}
-
-
-def _count(found: Found, family: str) -> int:
-    return found.comparisons.filter((pl.col("family") == family) & pl.col("p").is_not_null()).height
 
 
 def _pairs(found: Found) -> list[Block]:

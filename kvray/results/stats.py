@@ -29,6 +29,7 @@ _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 _CHUNK_ENTRIES = 4_000_000
 _CACHED_ENTRIES = 32_000_000
 _LATTICE_WORK = 2_000_000_000
+_FEW_VALUES = 512
 
 
 @dataclass(frozen=True)
@@ -240,17 +241,36 @@ def _by_question(values: Floats, questions: NDArray[np.int64]) -> tuple[Floats, 
 def _bootstrap(sums: Floats, counts: Floats) -> Floats:
     """Return the mean of each resample, shape ``(RESAMPLES,)``: a ratio, since questions may differ in rows."""
     if bool(np.all(counts == counts[0])):
-        means: Floats = _totals(sums) / (counts[0] * sums.size)
+        means: Floats = totals(sums[None])[0] / (counts[0] * sums.size)
         return means
-    ratios: Floats = _totals(sums) / _totals(counts)
+    total = totals(np.stack([sums, counts]))
+    ratios: Floats = total[0] / total[1]
     return ratios
 
 
-def _totals(values: Floats) -> Floats:
-    """Return the sum over each resample. einsum, not ``@``: threaded BLAS is 20 times slower on a busy machine."""
-    drawn = [np.einsum("rq,q->r", weights, values.astype(np.float32)) for weights in _resamples(values.size)]
-    totals: Floats = np.concatenate(drawn).astype(np.float64)
-    return totals
+def totals(values: Floats) -> Floats:
+    """Return the sums over each resample of the questions, the same resamples for all rows of ``values``.
+
+    Of many questions that take few different values only how often each value is drawn matters, which is multinomial:
+    the same distribution at a thousandth of the cost (a benchmark of 18,000 questions has a handful of values).
+
+    Args:
+        values: shape ``(k, questions)``.
+
+    Returns:
+        Shape ``(k, RESAMPLES)``.
+    """
+    size = values.shape[1]
+    if RESAMPLES * size > _CACHED_ENTRIES:
+        different, times = np.unique(np.round(values, 9), axis=1, return_counts=True)
+        if times.size <= _FEW_VALUES:
+            drawn = np.random.default_rng([SEED, size]).multinomial(size, times / size, RESAMPLES)
+            by_value: Floats = np.einsum("rv,kv->kr", drawn.astype(np.float64), different)
+            return by_value
+    # einsum, not ``@``: threaded BLAS is 20 times slower on a busy machine.
+    parts = [np.einsum("rq,kq->kr", weights, values.astype(np.float32)) for weights in _resamples(size)]
+    summed: Floats = np.concatenate(parts, axis=1).astype(np.float64)
+    return summed
 
 
 def _percentiles(means: Floats) -> tuple[float, float]:

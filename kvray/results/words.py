@@ -7,16 +7,27 @@ from typing import Any
 
 import polars as pl
 
-from kvray.results.frames import BASE, OVERALL
+from kvray.results.family import OVERALL
+from kvray.results.frames import BASE
+from kvray.results.kinds import Kind
 
-_UNITS = {"simple_kv": "dictionaries", "multi_subkey_kv": "dictionaries", "mdqa": "documents"}
+_UNITS = {
+    "simple_kv": "dictionaries",
+    "multi_subkey_kv": "dictionaries",
+    "several_keys": "dictionaries",
+    "mdqa": "documents",
+    "multidoc_qa": "documents",
+    "kv_retrieval": "keys",
+    "in2": "segments",
+}
+_ORDER = ("retrieval", "length", "other", "ceiling", "knowledge", "benchmark")
 _VERBS = {
     ("retrieval", "better"): "retrieves better than",
     ("retrieval", "worse"): "retrieves worse than",
     ("knowledge", "better"): "knows more than",
     ("knowledge", "worse"): "knows less than",
-    ("other", "better"): "scores better than",
-    ("other", "worse"): "scores worse than",
+    ("length", "better"): "holds up better than",
+    ("length", "worse"): "holds up worse than",
 }
 
 
@@ -80,51 +91,70 @@ def described(predictions: pl.DataFrame, evaluation: str) -> str:
         return evaluation
     noun = _UNITS.get(rows["task"][0], "units")
     size = f"{units[0]}" if len(units) == 1 else f"{units[0]} to {units[-1]}"
+    noun = noun.removesuffix("s") if units == [1] else noun
     return f"{evaluation} ({size} {noun})"
 
 
-def headlines(predictions: pl.DataFrame, comparisons: pl.DataFrame, kinds: Mapping[str, str]) -> list[str]:
+def headlines(predictions: pl.DataFrame, comparisons: pl.DataFrame, kinds: Mapping[str, Kind]) -> list[str]:
     """Say what the sweep found: one sentence on all mixtures, then one line per model against the base.
 
     Args:
         predictions: rows with a ``model`` column.
-        comparisons: rows of :func:`kvray.results.frames.family`.
-        kinds: "retrieval", "knowledge" or "other" per evaluation.
+        comparisons: rows of :func:`kvray.results.family.family`.
+        kinds: of the evaluations, by name.
     """
     against = comparisons.filter((pl.col("family") == OVERALL) & pl.col("difference").is_not_null())
     if BASE not in predictions["model"]:
         return ["The base model has no predictions yet, so nothing can be compared with it."]
     if not against.height:
         return ["No finetune has predictions yet, so nothing can be compared with the base model."]
-    order = {"retrieval": 0, "other": 1, "knowledge": 2}
-    evaluations = sorted(against["evaluation"].unique(maintain_order=True), key=lambda e: order[kinds[e]])
+    there = against["evaluation"].unique(maintain_order=True)
+    evaluations = sorted(there, key=lambda e: _ORDER.index(kinds[e].measures))
     names = {evaluation: described(predictions, evaluation) for evaluation in evaluations}
     lines = [_overall(against, kinds, evaluations, names)]
     best = against.filter(pl.col("evaluation") == evaluations[0]).sort("difference", descending=True)["b"].to_list()
     for model in [*best, *(m for m in against["b"].unique(maintain_order=True) if m not in best)]:
         rows = {row["evaluation"]: row for row in against.filter(pl.col("b") == model).iter_rows(named=True)}
-        there = [e for e in evaluations if e in rows]
-        parts = [_finding(rows[e], kinds[e], names[e], first=e == there[0]) for e in there]
+        asked = [e for e in evaluations if e in rows]
+        single = [e for e in asked if kinds[e].measures != "benchmark"]
+        parts = [_finding(rows[e], kinds[e].measures, names[e], first=e == single[0]) for e in single]
+        general = [rows[e] for e in asked if kinds[e].measures == "benchmark"]
+        parts += [_general(general)] if general else []
         lines.append(f"**{model}** {'; '.join(parts)}.")
     return lines
 
 
 def _overall(
-    against: pl.DataFrame, kinds: Mapping[str, str], evaluations: Sequence[str], names: Mapping[str, str]
+    against: pl.DataFrame, kinds: Mapping[str, Kind], evaluations: Sequence[str], names: Mapping[str, str]
 ) -> str:
+    general = [evaluation for evaluation in evaluations if kinds[evaluation].measures == "benchmark"]
     sentences = []
     for evaluation in evaluations:
+        if evaluation in general and len(general) > 1:
+            continue
         verdicts = against.filter(pl.col("evaluation") == evaluation)["verdict"].to_list()
         found: list[str] = []
         for verdict in ("better", "worse", "within noise"):
             n = verdicts.count(verdict)
             if n:
-                verb = _VERBS.get((kinds[evaluation], verdict))
+                verb = _verb(kinds[evaluation].measures, verdict)
                 said = (verb if n == 1 else _plural(verb)) if verb else ("is" if n == 1 else "are")
                 what = f"{n} of {len(verdicts)} mixtures" if not found else f"{n}"
                 found.append(f"{what} {said} the base model" if verb else f"{what} {said} within noise")
         sentences.append(f"On {names[evaluation]}, {listed(found)}.")
+    if len(general) > 1:
+        verdicts = against.filter(pl.col("evaluation").is_in(general))["verdict"].to_list()
+        counts = {verdict: verdicts.count(verdict) for verdict in ("better", "worse", "within noise")}
+        found = [f"{n} {'is' if n == 1 else 'are'} {verdict}" for verdict, n in counts.items() if n]
+        of = f"Of {len(verdicts)} comparisons with the base model on {len(general)} general benchmarks"
+        sentences.append(f"{of}, {listed(found)}.")
     return " ".join(sentences)
+
+
+def _verb(measures: str, verdict: str) -> str | None:
+    return _VERBS.get((measures, verdict)) or {"better": "scores better than", "worse": "scores worse than"}.get(
+        verdict
+    )
 
 
 def _plural(verb: str) -> str:
@@ -132,10 +162,21 @@ def _plural(verb: str) -> str:
     return f"{first.removesuffix('s')} {rest}"
 
 
-def _finding(row: Mapping[str, Any], kind: str, name: str, first: bool) -> str:
+def _finding(row: Mapping[str, Any], measures: str, name: str, first: bool) -> str:
     points = f"{signed(row['difference'])} points (95 % interval {signed(row['low'])} to {signed(row['high'])})"
     if not first:
-        return f"{name}: {points}, {row['verdict']}"
+        return f"{name}: {change(row)}, {row['verdict']}"
     if row["verdict"] == "within noise":
         return f"is not shown to differ from the base model on {name}: {points}, within noise"
-    return f"{_VERBS[kind, row['verdict']]} the base model on {name}: {points}"
+    return f"{_verb(measures, row['verdict'])} the base model on {name}: {points}"
+
+
+def _general(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say the benchmarks of one model in one breath: those that changed with their change, the others by name."""
+    said = []
+    for verdict in ("better", "worse"):
+        there = [f"{row['evaluation']} ({signed(row['difference'])})" for row in rows if row["verdict"] == verdict]
+        said += [f"{verdict} on {listed(there)}"] if there else []
+    noise = [row["evaluation"] for row in rows if row["verdict"] == "within noise"]
+    said += [f"within noise on {listed(noise)}"] if noise else []
+    return f"general benchmarks: {', '.join(said)}"

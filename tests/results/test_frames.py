@@ -32,12 +32,16 @@ def test_columns_are_the_contract_and_each_is_described() -> None:
         "position",
         "units",
         "length",
+        "depth",
+        "subtask",
+        "condition",
         "prompt_tokens",
         "cached_tokens",
         "output_tokens",
         "answer",
         "references",
         "score",
+        "outcome",
         "finish_reason",
     ]
     for field in [*PREDICTIONS_SCHEMA, *SCORES_SCHEMA]:
@@ -99,36 +103,6 @@ def test_models_that_share_no_example_are_not_compared(make_cell) -> None:
     assert judged["p_holm"].null_count() == 2
 
 
-def test_family_finds_the_true_effects_and_no_others(make_cell) -> None:
-    cells = [make_cell(e, questions=300) for e in ("mdqa20", "recall")]
-    cells += [make_cell(e, m, s, questions=300) for e in ("mdqa20", "recall") for m in ("ours", "mdqa") for s in (0, 1)]
-    table = frames.family(frames.with_models(as_frame(*cells)))
-    overall = table.filter(pl.col("family") == frames.OVERALL)
-    verdicts = {(r["evaluation"], r["b"]): r["verdict"] for r in overall.iter_rows(named=True)}
-    assert verdicts == {
-        ("mdqa20", "ours"): "better",
-        ("mdqa20", "mdqa"): "better",
-        ("recall", "ours"): "within noise",
-        ("recall", "mdqa"): "worse",
-    }
-    ours = overall.filter((pl.col("b") == "ours") & (pl.col("evaluation") == "mdqa20")).row(0, named=True)
-    assert ours["low"] < 0.16 < ours["high"]
-    assert ours["questions"] == 300
-    assert ours["n"] == 1800
-
-
-def test_holm_runs_within_each_family(whole: pl.DataFrame) -> None:
-    table = frames.family(frames.with_models(whole))
-    assert table.group_by("family").len().sort("family").rows() == [
-        (frames.OVERALL, 8),
-        (frames.BY_POSITION, 24),
-        (frames.PAIRWISE, 12),
-    ]
-    for _, rows in table.group_by("family"):
-        assert stats.holm(rows["p"].to_numpy()).tolist() == pytest.approx(rows["p_holm"].to_list())
-    assert table.filter(pl.col("family") == frames.BY_POSITION)["position"].null_count() == 0
-
-
 def test_variants_of_one_mixture_are_models_of_their_own(make_cell) -> None:
     ways = ["lora[learning_rate=5e-06]", "lora[learning_rate=1e-05]"]
     rows = as_frame(make_cell("recall"), *(make_cell("recall", "ours", 0, finetune=way) for way in ways))
@@ -137,17 +111,3 @@ def test_variants_of_one_mixture_are_models_of_their_own(make_cell) -> None:
     mixed = as_frame(make_cell("recall", "ours", 0), make_cell("recall", "ours", 0, finetune="full"))
     assert frames.models(frames.with_models(mixed)) == ["ours lora", "ours full"]
     assert frames.models(frames.with_models(as_frame(make_cell("recall", "ours", 0)))) == ["ours"]
-
-
-def test_scores_hold_every_cell_overall_and_by_position(whole: pl.DataFrame) -> None:
-    rows = frames.with_models(whole)
-    table = frames.scores(rows, frames.family(rows))
-    assert table.height == 5 * 2 + 5 * 6
-    base = table.filter(pl.col("mixture").is_null())
-    assert base["difference"].null_count() == base.height
-    tuned = table.filter(pl.col("mixture").is_not_null())
-    assert tuned["verdict"].null_count() == 0
-    accuracies = {(r["evaluation"], r["position"], r["model"]): r["accuracy"] for r in table.iter_rows(named=True)}
-    for row in tuned.iter_rows(named=True):
-        base_accuracy = accuracies[row["evaluation"], row["position"], "base"]
-        assert row["difference"] == pytest.approx(row["accuracy"] - base_accuracy)

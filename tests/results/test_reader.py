@@ -11,7 +11,7 @@ import pytest
 
 import kvray.results
 from kvray.errors import DamagedArtefactError, InputError, StoreError
-from kvray.results import frames, report
+from kvray.results import family, frames, report
 from kvray.store import Store
 
 
@@ -104,7 +104,7 @@ def test_an_unknown_sweep_is_refused_with_the_known_ones(store: Store) -> None:
 def test_compare_defaults_to_the_base_and_the_only_sweep(store: Store) -> None:
     results = kvray.results.open(store)
     every = results.compare()
-    assert every["family"].n_unique() == 3
+    assert every["family"].n_unique() == 3  # overall, by position, pairwise: no other axis here
     against = results.compare(None, by=["position"])
     assert set(against["a"]) == {"base"}
     assert set(against["b"]) == {"ours", "ours-no-template", "multi-subkey", "mdqa"}
@@ -131,7 +131,7 @@ def test_a_sweep_without_predictions_gives_no_rows(tmp_path: Path) -> None:
     rows = kvray.results.open(store).predictions("new").collect()
     assert rows.height == 0
     assert rows.columns == kvray.results.PREDICTIONS_SCHEMA.names
-    assert frames.family(frames.with_models(rows)).height == 0
+    assert family.family(frames.with_models(rows)).height == 0
 
 
 def test_an_object_store_reads_like_a_directory(s3_uri: str, store: Store, make_sweep) -> None:

@@ -177,3 +177,18 @@ def test_detectable_difference_has_the_power_it_claims() -> None:
     assert 0.70 <= power <= 0.86  # exact McNemar is a little shy of the normal approximation
     with pytest.raises(ValueError, match="discordant"):
         stats.detectable_difference(100, discordant=0.0)
+
+
+def test_many_questions_are_resampled_by_value_with_the_same_spread() -> None:
+    rng = np.random.default_rng(8)
+    n = 4000  # more than are drawn one by one
+    scores = (rng.random(n) < 0.3).astype(float)
+    sums = np.stack([scores, np.ones(n)])
+    drawn = stats.totals(sums)
+    assert drawn.shape == (2, stats.RESAMPLES)
+    assert np.all(drawn[1] == n)  # the rows are drawn together: every resample has n questions
+    mean = scores.mean()
+    assert drawn[0].mean() / n == pytest.approx(mean, abs=2e-4)
+    assert drawn[0].std() / n == pytest.approx(math.sqrt(mean * (1 - mean) / n), rel=0.03)
+    found = stats.paired(np.zeros(n), scores, np.arange(n))
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * math.sqrt(mean * (1 - mean) / n), rel=0.04)

@@ -1,0 +1,236 @@
+"""Accuracy along an axis: gold position, context length or needle depth; floors, ceilings and published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from kvray.results import labels
+from kvray.results.drawing import DASHES, GREY, MUTED, PAPER, WIDTH, Palette, panels, style, thinned, tokens
+from kvray.results.family import along
+from kvray.results.frames import BASE
+from kvray.results.kinds import Axis
+
+NAMED: dict[Axis, tuple[str, str]] = {
+    "position": ("gold position", "gold position (1 = first)"),
+    "length": ("context length", "context length, tokens"),
+    "depth": ("needle depth", "depth of the needle, % of the context"),
+}
+"""Each axis in a title and under a figure."""
+_TOGETHER = 4
+"""Models drawn in one panel; more get a panel each, beside the base, since their bands would hide each other."""
+_DOTS = (0, (1, 1.6))
+
+
+@dataclass(frozen=True)
+class Level:
+    """A floor or a ceiling: what the same questions give without a document, or with the gold one alone.
+
+    Attributes:
+        name: of the evaluation, and what it is.
+        floor: whether it lies under the curves; named under its line then.
+        base: accuracy of the base model; None where it has none.
+        low: lowest accuracy of a finetune; None where there is none.
+        high: highest accuracy of a finetune.
+    """
+
+    name: str
+    floor: bool
+    base: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published curve, or points of one.
+
+    Attributes:
+        model: the model of the sweep that it stands beside.
+        name: what to call it in the figure.
+        points: (place on the axis, accuracy in [0, 1]), by place.
+    """
+
+    model: str
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+def accuracy_along(
+    axis: Axis,
+    scores: pl.DataFrame,
+    evaluation: str,
+    palette: Palette,
+    subtitle: str,
+    levels: Sequence[Level] = (),
+    published: Sequence[Published] = (),
+) -> Any:
+    """Draw accuracy along an axis, a line with its 95 % band per model, the base dashed and grey.
+
+    Args:
+        axis: "position", "length" (a logarithmic axis where it spans eightfold or more) or "depth".
+        scores: rows of :func:`kvray.results.family.scores`.
+        evaluation: which evaluation.
+        palette: colours of the models.
+        subtitle: what n and the bands mean, in words.
+        levels: floors and ceilings, thin horizontal lines.
+        published: drawn dashed with hollow markers, in the colour of the model that each stands beside.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    rows = along(scores, axis).filter((pl.col("evaluation") == evaluation) & pl.col("accuracy").is_not_null())
+    rows = rows.sort(axis).with_columns(pl.col(axis).cast(pl.Float64).alias("x"))
+    finetuned = sorted((m for m in rows["model"].unique() if m != BASE), key=palette.place)
+    alone = len(finetuned) <= _TOGETHER
+    groups = [finetuned] if alone else [[m] for m in finetuned]
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    size = (WIDTH, 4.4) if alone else (3.5 * columns + 0.6, 2.7 * lines + 0.4)
+    with style():
+        title = f"Accuracy by {NAMED[axis][0]}: {evaluation}"
+        figure, made = panels(size, (lines, columns), (title, subtitle))
+        for panel, group in zip(made, groups, strict=False):
+            beside = [each for each in published if each.model in (BASE, *group)]
+            _panel(panel, rows, group, palette, alone, beside)
+            _scale(panel, axis, rows["x"].unique().sort().to_list(), beside, 14 if alone else 6)
+            _levels(panel, levels, alone)
+        for panel in made[len(groups) :]:
+            panel.set_visible(False)
+        for place, panel in enumerate(made):
+            if place % columns == 0:
+                panel.set_ylabel("accuracy")
+            if place + columns >= len(groups):
+                panel.set_xlabel(NAMED[axis][1])
+    return figure
+
+
+def _panel(
+    panel: Any,
+    rows: pl.DataFrame,
+    models: Sequence[str],
+    palette: Palette,
+    alone: bool,
+    published: Sequence[Published],
+) -> None:
+    ends = []
+    for model in [BASE, *models]:
+        line = rows.filter(pl.col("model") == model)
+        if not line.height:
+            continue
+        x, y = line["x"].to_list(), line["accuracy"].to_list()
+        base = model == BASE
+        colour = palette.colour(model)
+        panel.fill_between(
+            x, line["low"].to_list(), line["high"].to_list(), color=colour, alpha=0.13, linewidth=0, zorder=1
+        )
+        panel.plot(
+            x,
+            y,
+            color=colour,
+            linestyle=DASHES if base else "-",
+            linewidth=1.8 if base else 2.1,
+            marker=palette.marker(model),
+            markersize=4 if base else 6,
+            markeredgecolor=PAPER,
+            markeredgewidth=0.7,
+            zorder=2 if base else 3,
+        )
+        ends.append(((x[-1], y[-1]), model, colour, "normal" if base else "bold"))
+    for each in published:
+        colour = palette.colour(each.model)
+        x, y = [point[0] for point in each.points], [point[1] for point in each.points]
+        panel.plot(
+            x,
+            y,
+            color=colour,
+            linestyle=_DOTS,
+            linewidth=1.3,
+            marker=palette.marker(each.model),
+            markersize=6.5,
+            markerfacecolor="none",
+            markeredgewidth=1.3,
+            zorder=4,
+        )
+        ends.append(((x[-1], y[-1]), f"{each.model}, {each.name}", colour, "normal"))
+    if not alone:
+        panel.set_title(models[0], loc="left", fontsize=10, color=palette.colour(models[0]), fontweight="bold")
+        ends = [end for end in ends if end[1] != models[0]]
+    size = 9.5 if alone else 8
+    for at, (end, name, colour, weight) in zip(
+        labels.spread([end[0][1] for end in ends], 0.052 if alone else 0.075), ends, strict=True
+    ):
+        panel.annotate(
+            _two_lines(name, 26 if alone else 18),
+            end,
+            (1.02, at),
+            textcoords=panel.get_yaxis_transform(),
+            color=MUTED if colour == GREY else colour,
+            fontsize=size if weight == "bold" or name == BASE else size - 1.5,
+            va="center",
+            fontweight=weight,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+        )
+
+
+def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[Published], most: int) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+    every = sorted({*places, *(point[0] for each in published for point in each.points)})
+    first, last = every[0], every[-1]
+    if axis == "length" and last >= 8 * first > 0:
+        panel.set_xscale("log")
+        panel.xaxis.set_minor_locator(NullLocator())
+        margin = (last / first) ** 0.03
+        panel.set_xlim(first / margin, last * margin)
+    else:
+        margin = 0.03 * max(1, last - first)
+        panel.set_xlim(first - margin, last + margin)
+    ticks = thinned(places, most)
+    panel.xaxis.set_major_locator(FixedLocator(ticks))
+    panel.set_xticks(ticks, [tokens(tick) if axis == "length" else f"{tick:g}" for tick in ticks])
+    panel.set_ylim(0, 1)
+    panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
+    from matplotlib.patheffects import withStroke
+
+    for level in levels:
+        said = []
+        if level.low is not None and level.high is not None:
+            panel.axhspan(level.low, level.high, color=MUTED, alpha=0.10, linewidth=0, zorder=0)
+            said.append(f"finetunes {100 * level.low:.0f} to {100 * level.high:.0f} %")
+        if level.base is not None:
+            panel.axhline(level.base, color=GREY, linewidth=0.9, zorder=1)
+            said.insert(0, f"base {100 * level.base:.0f} %")
+        ends = [end for end in (level.base, level.low, level.high) if end is not None]
+        if not ends:
+            continue
+        # A floor is named under its line and a ceiling over it, where no curve should be.
+        below = level.floor and min(ends) > 0.06
+        panel.annotate(
+            f"{level.name}: {', '.join(said)}" if alone else f"{level.name}, {said[0]}",
+            (0.006, min(ends) if below else max(ends)),
+            (0, -3 if below else 3),
+            xycoords=panel.get_yaxis_transform(),
+            textcoords="offset points",
+            va="top" if below else "bottom",
+            fontsize=8 if alone else 7,
+            color=MUTED,
+            zorder=5,
+            path_effects=[withStroke(linewidth=2.5, foreground=PAPER)],
+        )
+
+
+def _two_lines(name: str, width: int) -> str:
+    """Break a long name once, behind a comma or at a blank, so that a label stays narrow."""
+    if len(name) <= width:
+        return name
+    at = name.find(", ") + 1 or name.rfind(" ", 0, width)
+    return f"{name[:at].rstrip()}\n{name[at:].strip()}" if at > 0 else name

@@ -1,0 +1,91 @@
+"""Kinds of answers: how often each was given, and of the wrong ones how many are inventions. Functions of frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from kvray.results.frames import BASE, codes, models
+from kvray.results.ratios import ratio, ratio_difference
+
+RIGHT, INVENTION = "right", "invention"
+ORDER = (RIGHT, "partial", "refusal", "other", "wrong", INVENTION)
+"""From what one wants to what one fears; a kind that is not named stands before the last."""
+_INVENTED = {
+    "model": pl.String,
+    "wrong": pl.Int64,
+    **dict.fromkeys(("share", "low", "high", "difference", "difference_low", "difference_high"), pl.Float64),
+}
+
+
+def ordered(outcomes: list[str]) -> list[str]:
+    """Return kinds of answers in :data:`ORDER`."""
+    return sorted(outcomes, key=lambda kind: (ORDER.index(kind) if kind in ORDER else len(ORDER) - 1.5, kind))
+
+
+def shares(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
+    """Return how often each kind of answer was given, over the rows that were run.
+
+    Returns:
+        model, outcome, share, n (rows): a row per model and kind that any model gave, in the order of
+        :func:`ordered`; the base first. Seeds are averaged example by example.
+    """
+    rows = _run(predictions, evaluation)
+    kinds = ordered(rows["outcome"].unique().to_list())
+    table = []
+    for model in _models(rows):
+        of = rows.filter(pl.col("model") == model)
+        each = of.group_by("example_id").agg((pl.col("outcome") == kind).mean().alias(kind) for kind in kinds)
+        table += [{"model": model, "outcome": kind, "share": each[kind].mean(), "n": of.height} for kind in kinds]
+    return pl.DataFrame(table, schema={"model": pl.String, "outcome": pl.String, "share": pl.Float64, "n": pl.Int64})
+
+
+def inventions(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
+    """Return, of each model's wrong answers, the share that are confident inventions, and its change to the base's.
+
+    Wrong is every answer that is not right, refusals among them. Intervals resample questions; the change compares the
+    two models on the examples that both answered, with the same questions resampled. A change in this share is no
+    change in knowledge: it says how a model errs where it errs.
+
+    Returns:
+        model, wrong (rows), share, low, high, difference, difference_low, difference_high (null for the base, or where
+        a model has no wrong answer); a row per model, the base first.
+    """
+    rows = _run(predictions, evaluation)
+    of = {model: _per_example(rows.filter(pl.col("model") == model)) for model in _models(rows)}
+    table = []
+    for model, answered in of.items():
+        wrong = rows.filter((pl.col("model") == model) & (pl.col("outcome") != RIGHT)).height
+        line: dict[str, Any] = {"model": model, "wrong": wrong}
+        found = ratio(answered["invented"].to_numpy(), answered["wrong"].to_numpy(), codes(answered))
+        if found is not None:
+            line |= {"share": found.mean, "low": found.low, "high": found.high}
+        if model != BASE and BASE in of:
+            both = of[BASE].join(answered, on=["question_id", "example_id"], suffix="_b").sort("example_id")
+            change = None
+            if both.height:
+                base = both["invented"].to_numpy(), both["wrong"].to_numpy()
+                theirs = both["invented_b"].to_numpy(), both["wrong_b"].to_numpy()
+                change = ratio_difference(base, theirs, codes(both))
+            if change is not None:
+                line |= {"difference": change.mean, "difference_low": change.low, "difference_high": change.high}
+        table.append(line)
+    return pl.DataFrame(table, schema=_INVENTED)
+
+
+def _run(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
+    return predictions.filter((pl.col("evaluation") == evaluation) & pl.col("outcome").is_not_null())
+
+
+def _models(rows: pl.DataFrame) -> list[str]:
+    return [*([BASE] if BASE in rows["model"] else []), *models(rows)]
+
+
+def _per_example(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return example_id, question_id, wrong and invented (shares over seeds), in a fixed order."""
+    wrong, invented = pl.col("outcome") != RIGHT, pl.col("outcome") == INVENTION
+    each = rows.group_by("example_id", "question_id").agg(
+        wrong.mean().alias("wrong"), invented.mean().alias("invented")
+    )
+    return each.sort("example_id")

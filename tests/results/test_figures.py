@@ -1,0 +1,185 @@
+"""The figures: what they draw is what the frames say, and nothing is hidden."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import polars as pl
+import pytest
+from paper_store import tables as made
+
+from kvray.results import bars, changes, curves, drawing, family, frames, heatmaps, labels, outcomes
+
+Tables = tuple[pl.DataFrame, pl.DataFrame]
+
+
+@pytest.fixture(scope="module")
+def tables(whole: pl.DataFrame) -> Tables:
+    rows = frames.with_models(whole)
+    comparisons = family.family(rows)
+    return family.scores(rows, comparisons), comparisons
+
+
+def palette(scores: pl.DataFrame) -> drawing.Palette:
+    return drawing.Palette(frames.models(scores))
+
+
+def test_lines_are_the_accuracies_on_an_axis_from_zero_to_one(tables: Tables) -> None:
+    scores, _ = tables
+    figure = curves.accuracy_along("position", scores, "mdqa20", palette(scores), "words")
+    (panel,) = figure.axes
+    assert panel.get_ylim() == (0.0, 1.0)
+    assert [tick for tick in panel.get_xticks()] == [1, 2, 5, 10, 15, 20]
+    drawn = [list(line.get_ydata()) for line in panel.lines]
+    for model in ("base", "ours", "ours-no-template", "multi-subkey", "mdqa"):
+        of = (pl.col("model") == model) & (pl.col("evaluation") == "mdqa20") & pl.col("position").is_not_null()
+        assert scores.filter(of).sort("position")["accuracy"].to_list() in drawn
+    assert len(panel.collections) == 5  # a band each
+    assert {text.get_text() for text in panel.texts} == {"base", "ours", "ours-no-template", "multi-subkey", "mdqa"}
+
+
+def test_many_mixtures_get_a_panel_each_beside_the_base(make_cell) -> None:
+    names = [f"mix-{i}" for i in range(6)]
+    parts = [pl.from_arrow(make_cell("mdqa20", name, 0, questions=8)) for name in names]
+    rows = frames.with_models(pl.concat([pl.from_arrow(make_cell("mdqa20", questions=8)), *parts]))
+    scores = family.scores(rows, family.family(rows))
+    figure = curves.accuracy_along("position", scores, "mdqa20", palette(rows), "words")
+    assert [panel.get_title(loc="left") for panel in figure.axes] == names
+    assert all(len(panel.lines) == 2 for panel in figure.axes)
+
+
+def test_colour_and_marker_stay_with_a_model_and_tell_models_apart() -> None:
+    names = [f"m{i}" for i in range(12)]
+    chosen = drawing.Palette(names)
+    assert len({(chosen.colour(name), chosen.marker(name)) for name in names}) == 12
+    assert chosen.colour("base") == drawing.GREY
+
+
+def test_forest_and_scatter_hold_every_interval_and_zero(tables: Tables) -> None:
+    scores, comparisons = tables
+    forest = changes.knowledge_change(comparisons, ["recall"], palette(scores), "words")
+    scatter = changes.gain_against_loss(comparisons, "mdqa20", "recall", palette(scores), "words")
+    recall = comparisons.filter((pl.col("family") == family.OVERALL) & (pl.col("evaluation") == "recall"))
+    low, high = 100 * recall["low"].min(), 100 * recall["high"].max()  # type: ignore[operator]
+    for left, right in (forest.axes[0].get_xlim(), scatter.axes[0].get_ylim()):
+        assert left < min(low, 0) <= max(high, 0) < right
+    labels = {text.get_text() for text in scatter.axes[0].texts}
+    assert {"ours", "ours-no-template", "multi-subkey", "mdqa", "base"} <= labels
+
+
+def test_names_never_cover_each_other() -> None:
+    points = [(0.5, 0.5), (0.505, 0.5), (0.51, 0.51), (0.98, 0.5), (0.5, 0.97)]
+    names = ["first", "second", "third", "at-the-edge", "top"]
+    places = labels.places(names, points, (0.1, 0.1))
+    boxes = [(x, y - 0.021, x + 0.0115 * len(n), y + 0.021) for n, (x, y) in zip(names, places, strict=True)]
+    assert all(labels.overlap(a, b) == 0 for a, b in itertools.combinations(boxes, 2))
+    assert all(box[0] >= 0 and box[2] <= 1 and box[1] >= 0 and box[3] <= 1 for box in boxes)
+    apart = labels.spread([0.5, 0.5, 0.51, 0.9], 0.05)
+    assert all(b - a >= 0.05 - 1e-6 for a, b in itertools.pairwise(sorted(apart)))
+
+
+def test_rendering_is_reproducible_and_honest_about_its_kind(tables: Tables) -> None:
+    scores, comparisons = tables
+    twice = [
+        drawing.render(changes.knowledge_change(comparisons, ["recall"], palette(scores), "words"), "svg")
+        for _ in range(2)
+    ]
+    assert twice[0] == twice[1]
+    assert not re.search(rb"<dc:date>", twice[0])
+    png = drawing.render(changes.knowledge_change(comparisons, ["recall"], palette(scores), "words"), "png")
+    assert png.startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def paper() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Predictions, comparisons and scores of the base and two mixtures on evaluations of other kinds."""
+    evaluations = ("flenqa-direct", "needle", "recall", "triviaqa", "gsm8k")
+    parts = [pl.from_arrow(table) for table in made(24, evaluations, ("kv", "needle"), (0,))]
+    rows = frames.with_models(pl.concat(parts))  # type: ignore[type-var,arg-type]
+    compared = family.family(rows)
+    return rows, compared, family.scores(rows, compared)
+
+
+def test_lengths_are_spaced_by_their_ratio_and_named(paper: tuple[pl.DataFrame, ...]) -> None:
+    rows, _, scores = paper
+    figure = curves.accuracy_along("length", scores, "flenqa-direct", palette(rows), "words")
+    (panel,) = figure.axes
+    assert panel.get_xscale() == "log"
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["250", "500", "1,000", "2,000", "3,000"]
+    of = (pl.col("model") == "kv") & (pl.col("evaluation") == "flenqa-direct")
+    drawn = [list(line.get_ydata()) for line in panel.lines]
+    assert family.along(scores, "length").filter(of).sort("length")["accuracy"].to_list() in drawn
+
+
+def test_floors_ceilings_and_published_points_are_drawn_and_named(tables: Tables) -> None:
+    scores, _ = tables
+    levels = [curves.Level("closed (closed book)", True, 0.21, 0.18, 0.24), curves.Level("oracle", False, 0.9)]
+    beside = [curves.Published("base", "published", ((1.0, 0.758), (10.0, 0.538)))]
+    figure = curves.accuracy_along("position", scores, "mdqa20", palette(scores), "words", levels, beside)
+    (panel,) = figure.axes
+    said = [text.get_text() for text in panel.texts]
+    assert "closed (closed book): base 21 %, finetunes 18 to 24 %" in said
+    assert "oracle: base 90 %" in said
+    assert "base, published" in said
+    hollow = [line for line in panel.lines if line.get_markerfacecolor() == "none"]
+    assert [list(line.get_ydata()) for line in hollow] == [[0.758, 0.538]]
+    flat = {line.get_ydata()[0] for line in panel.lines if len(set(line.get_ydata())) == 1}
+    assert {0.21, 0.9} <= flat
+
+
+def test_every_cell_of_a_heatmap_shows_its_number_in_a_readable_colour(paper: tuple[pl.DataFrame, ...]) -> None:
+    rows, _, scores = paper
+    figure = heatmaps.accuracy_grid(scores, "needle", palette(rows), "words")
+    panels = [panel for panel in figure.axes if panel.patches]
+    assert [panel.get_title(loc="left") for panel in panels] == ["base", "kv", "needle"]
+    cells = scores.filter((pl.col("evaluation") == "needle") & pl.col("depth").is_not_null())
+    for panel in panels:
+        of = cells.filter(pl.col("model") == panel.get_title(loc="left")).sort("length", "depth")
+        shown = {text.get_position(): text.get_text() for text in panel.texts}
+        wanted = [f"{100 * accuracy:.0f}" for accuracy in of["accuracy"]]
+        assert [shown[(x, y)] for x in range(5) for y in range(5)] == wanted
+        for text, patch in zip(panel.texts, panel.patches, strict=True):
+            assert contrast(text.get_color(), patch.get_facecolor()) > 4.4
+    change = heatmaps.change_grid(scores, "needle", palette(rows), "words")
+    titles = [panel.get_title(loc="left") for panel in change.axes if panel.texts]
+    assert titles == ["kv", "needle"]
+    assert heatmaps.change_grid(scores.filter(pl.col("model") == "base"), "needle", palette(rows), "words") is None
+
+
+def contrast(one: object, other: object) -> float:
+    """Return the contrast of two colours, WCAG 2: 1 to 21."""
+    from matplotlib.colors import to_rgb
+
+    def luminance(colour: object) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]  # type: ignore[arg-type]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_benchmarks_share_a_scale_that_holds_ours_and_theirs(paper: tuple[pl.DataFrame, ...]) -> None:
+    rows, compared, _ = paper
+    theirs = {("triviaqa", "needle"): [-0.55]}
+    figure = changes.benchmark_changes(compared, ["triviaqa", "gsm8k"], palette(rows), "words", theirs)
+    first, second = figure.axes
+    assert first.get_xlim() == second.get_xlim()
+    assert first.get_xlim()[0] < -55
+    hollow = [line.get_xdata()[0] for line in first.lines if line.get_markerfacecolor() == "none"]
+    assert hollow == [pytest.approx(-55.0)]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["needle", "kv"]
+
+
+def test_bars_fill_the_whole_and_name_their_kinds(paper: tuple[pl.DataFrame, ...]) -> None:
+    rows, _, _ = paper
+    figure = bars.outcome_bars(outcomes.shares(rows, "recall"), "recall", "words", {"kv": "at the end"})
+    (panel,) = figure.axes
+    said = [text.get_text() for text in panel.texts]
+    assert {"right", "refusal", "invention", "at the end"} <= set(said)
+    widths: dict[float, float] = {}
+    for patch in panel.patches:
+        if patch.get_y() > -0.5:
+            widths[patch.get_y()] = widths.get(patch.get_y(), 0.0) + patch.get_width()
+    assert list(widths.values()) == pytest.approx([1.0, 1.0, 1.0])
+    assert len({*bars.FILLS.values(), *drawing.COLOURS, drawing.GREY}) == len(bars.FILLS) + len(drawing.COLOURS) + 1

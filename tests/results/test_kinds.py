@@ -1,0 +1,70 @@
+"""What an evaluation is, told from its rows alone."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from paper_store import tables
+
+from kvray.results import frames, kinds
+
+
+@pytest.fixture(scope="module")
+def rows() -> pl.DataFrame:
+    evaluations = ("mdqa-20", "mdqa-closed", "mdqa-oracle", "recall", "flenqa-direct", "ruler", "needle", "mmlu")
+    frame = pl.concat([pl.from_arrow(table) for table in tables(24, evaluations, (), ())])  # type: ignore[type-var]
+    return frames.with_models(frame)  # type: ignore[arg-type]
+
+
+def test_each_kind_is_told_from_the_rows(rows: pl.DataFrame) -> None:
+    found = kinds.kinds(rows)
+    assert {evaluation: kind.measures for evaluation, kind in found.items()} == {
+        "mdqa-20": "retrieval",
+        "mdqa-closed": "knowledge",
+        "mdqa-oracle": "ceiling",
+        "recall": "knowledge",
+        "flenqa-direct": "length",
+        "ruler": "retrieval",
+        "needle": "retrieval",
+        "mmlu": "benchmark",
+    }
+    assert {evaluation: (kind.axes, kind.grid) for evaluation, kind in found.items() if kind.axes or kind.grid} == {
+        "mdqa-20": (("position",), False),
+        "flenqa-direct": (("length",), False),
+        "ruler": (("length",), True),  # one variant alone has depths
+        "needle": ((), True),
+    }
+    assert {evaluation for evaluation, kind in found.items() if kind.by_subtask} == {"flenqa-direct", "ruler"}
+    assert found["mmlu"].subtasks == 14
+    assert found["flenqa-direct"].conditions == ("padding",)
+    assert found["recall"].outcomes == ("invention", "refusal", "right")
+    assert found["mdqa-20"].outcomes == ()
+
+
+def test_depths_at_one_length_are_a_curve_and_depths_drawn_at_random_no_axis(rows: pl.DataFrame) -> None:
+    needle = rows.filter(pl.col("evaluation") == "needle")
+    assert kinds.kinds(needle.filter(pl.col("length") == 4096))["needle"].axes == ("depth",)
+    scattered = needle.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).cast(pl.Float32).alias("depth"))
+    for some in (scattered, scattered.head(12)):
+        found = kinds.kinds(some)["needle"]
+        assert (found.grid, found.axes) == (False, ("length",))
+
+
+def test_bounds_are_evaluations_over_the_same_questions_and_those_questions_alone(rows: pl.DataFrame) -> None:
+    found = kinds.kinds(rows)
+    bounds = kinds.bounds(rows, found, "mdqa-20")
+    assert list(bounds) == ["mdqa-closed (closed book)", "mdqa-oracle (one document)"]  # recall asks other questions
+    some = rows.filter((pl.col("evaluation") != "mdqa-20") | (pl.col("question_id") < "q0005"))
+    fewer = kinds.bounds(some, found, "mdqa-20")["mdqa-closed (closed book)"]
+    assert sorted(fewer["question_id"].unique()) == [f"q{i:04d}" for i in range(5)]
+    assert kinds.bounds(rows, found, "needle") == {}
+
+
+def test_conditions_are_taken_one_at_a_time() -> None:
+    frame = pl.DataFrame({"condition": ["dispersion=first padding=books", None, "padding=same"], "x": [1, 2, 3]})
+    said = kinds.by_condition(frame)
+    assert said.rows() == [("dispersion=first", 1), ("padding=books", 1), ("padding=same", 3)]
+
+
+def test_no_rows_have_no_kinds(rows: pl.DataFrame) -> None:
+    assert kinds.kinds(rows.clear()) == {}

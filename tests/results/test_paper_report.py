@@ -1,0 +1,151 @@
+"""A report over every kind of evaluation: what is drawn, what stands beside it, and what it says of its data."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import paper_store
+import polars as pl
+import pytest
+
+from kvray.results import report
+from kvray.store import Store
+
+MINUS = "\u2212"
+EVALUATIONS = ("mdqa-20", "mdqa-20-retrieved", "mdqa-closed", "mdqa-oracle", "flenqa-direct", "needle", "gsm8k", "mmlu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store(str(tmp_path_factory.mktemp("paper")))
+    paper_store.commit(made, questions=24, mixtures=("kv-template", "in2"), evaluations=EVALUATIONS)
+    return made
+
+
+@pytest.fixture(scope="module")
+def written(store: Store) -> report.Paths:
+    return report.write(store, "paper")
+
+
+@pytest.fixture(scope="module")
+def text(written: report.Paths) -> str:
+    return Path(written.markdown).read_text()
+
+
+def section(text: str, title: str) -> str:
+    """Return what stands under a heading of level 2."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, title
+    return found.group(1)
+
+
+def test_each_kind_has_its_figure(written: report.Paths, text: str) -> None:
+    names = {Path(path).stem for path in written.figures}
+    assert names == {
+        "accuracy-by-position-mdqa-20",
+        "accuracy-by-position-mdqa-20-retrieved",
+        "accuracy-by-length-flenqa-direct",
+        "heatmap-needle",
+        "heatmap-change-needle",
+        "answers-mdqa-closed",
+        "answers-flenqa-direct",
+        "benchmark-change",
+        "knowledge-change",
+        "gain-against-loss-mdqa-20-mdqa-closed",
+        "gain-against-loss-mdqa-20-retrieved-mdqa-closed",
+        "gain-against-loss-needle-mdqa-closed",
+    }
+    for name in names:
+        assert f"figures/{name}.png" in text
+
+
+def test_benchmarks_are_one_table_with_published_rows_under_ours(text: str) -> None:
+    part = section(text, "General benchmarks")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("|")]
+    assert rows[0] == ["model", "from", "gsm8k", "mmlu"]
+    at = next(i for i, row in enumerate(rows) if row[0] == "**kv-template**")
+    assert rows[at][1] == "here"
+    assert re.match(rf"\d+\.\d \([+{MINUS}]?\d+\.\d\)", rows[at][2])
+    published = ["", "*Xiong et al. 2024, Mistral-7B-Instruct-v0.1*", f"*34.34 ({MINUS}0.31)*", "*53.44 (+0.02)*"]
+    assert rows[at + 1] == published
+    assert "mmlu" not in section(text, "Mixtures compared").split("### Mixtures against each other")[0]
+
+
+def test_published_changes_stand_beside_ours_cell_by_cell(text: str, written: report.Paths) -> None:
+    part = section(text, "Beside the published numbers")
+    scores = pl.read_parquet(written.scores)
+    of = (pl.col("evaluation") == "mdqa-20") & (pl.col("position") == 10) & (pl.col("mixture") == "kv-template")
+    ours = 100 * scores.filter(of)["difference"][0]
+    line = next(line for line in part.splitlines() if line.startswith("| mdqa-20 | position 10 | kv-template"))
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[3].startswith(f"{ours:+.1f}".replace("-", MINUS))
+    assert cells[4] == "+10.5"
+    assert cells[5] == (f"{ours - 10.5:+.1f}".replace("-", MINUS) if round(ours - 10.5, 1) else "0.0")
+    assert cells[-2:] == ["gpt-3.5-turbo-1106", "primary"]
+    assert "**Base models differ:**" in part
+    assert "gpt-3.5-turbo-1106" in part.split("**Base models differ:**")[1].splitlines()[0]
+    assert re.search(r"\*\*Xiong et al. 2024\*\* on Mistral-7B-Instruct-v0.1, 4 changes", part)
+    position = section(text, "By gold position")
+    liu = "| *base* | *Liu et al. 2023, gpt-3.5-turbo, primary* | *76 %* | *57 %* | *54 %* | *55 %* | *63 %* |"
+    assert liu in position
+
+
+def test_a_sweep_that_names_no_set_shows_nothing_published(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    paper_store.commit(store, questions=12, mixtures=("kv-template",), evaluations=("gsm8k",), reference=())
+    text = Path(report.write(store, "paper").markdown).read_text()
+    assert "ublished" not in text
+    assert "| model | gsm8k |" in text
+    paper_store.commit(store, questions=12, mixtures=("kv",), evaluations=("gsm8k",), reference=("gone",), name="b")
+    assert "no set gone; there are: artificial-needles" in Path(report.write(store, "b").markdown).read_text()
+
+
+def test_floors_and_ceilings_are_drawn_for_the_same_questions(store: Store) -> None:
+    from kvray.results import figures
+    from kvray.results.found import collect
+
+    levels = figures._levels(collect(store, "paper"), "mdqa-20")
+    assert [(level.name, level.floor) for level in levels] == [
+        ("mdqa-closed (closed book)", True),
+        ("mdqa-oracle (one document)", False),
+    ]
+    floor, ceiling = levels
+    assert floor.base is not None
+    assert ceiling.base is not None
+    assert floor.base < ceiling.base
+    assert None not in (floor.low, floor.high, ceiling.low, ceiling.high)
+
+
+def test_inventions_and_other_answers_are_told(text: str) -> None:
+    part = section(text, "What the answers are")
+    assert "| model | right | refusal | invention | wrong answers | of these inventions |" in part
+    assert "| model | right | other | wrong |" in part
+
+
+def test_subtasks_conditions_and_cells_have_their_tables(text: str) -> None:
+    part = section(text, "By kind of example")
+    assert "| model | MonoRel | PIR | Simplified RuleTaker |" in part
+    assert "| model | books | same |" in part
+    assert "mmlu_00" not in text
+    assert "| base, depth | 1,024 tokens |" in section(text, "By context length and needle depth")
+
+
+def test_mixtures_tell_their_tokens_by_dataset_and_that_they_match(text: str) -> None:
+    part = section(text, "What was trained")
+    assert "| in2 | in2: 1,371,515 in 330 rows | 1,371,515 | 11,301 |" in part
+    assert "**Token-matched** (cut to the sweep's first)" in part
+
+
+def test_unequal_mixtures_are_said_to_be_unequal() -> None:
+    from kvray.results.training import _matched
+
+    assert _matched({"a": 1000.0, "b": 1100.0}, True).startswith("**Not token-matched:**")
+    assert _matched({"a": 1000.0, "b": 1010.0}, False).startswith("**Token-matched** (by the size")
+    assert _matched({"a": 1000.0}, False) == "One mixture, 1,000 tokens per epoch."
+
+
+def test_writings_are_in_the_provenance(text: str) -> None:
+    part = section(text, "Provenance")
+    assert "| in2 | `Qwen/Qwen2.5-7B-Instruct` | committed | 420 | 98.6 % | not told | 31,512 | 1 min 28 s |" in part
+    assert "text written for in2" in part
