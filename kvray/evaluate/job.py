@@ -94,7 +94,7 @@ def plan_orders(
             note_failure(store, artefact.id, str(error))
             continue
         groups.setdefault((full, not job_of(artefact).task.BRINGS_EXAMPLES), []).append(artefact)
-    sweeps = _sweeps(store, {artefact.id for artefact in artefacts})
+    sweeps = sweeps_of(store, {artefact.id for artefact in artefacts})
     parts = math.ceil(at_once / len(groups)) if groups else 1
     return [
         # By adapter, so that an engine changes adapters as rarely as it can; the base comes first.
@@ -272,7 +272,7 @@ def nodes() -> list[Mapping[str, float]]:
     return alive + [dict(group.resources) for group in groups for _ in range(min(group.max_count, _MOST_NODES))]
 
 
-def _sweeps(store: Store, ids: set[str]) -> dict[str, str]:
+def sweeps_of(store: Store, ids: set[str]) -> dict[str, str]:
     """Return, per artefact, the first sweep of the store that plans it: a label, which readers rewrite."""
     found: dict[str, str] = {}
     for name in store.documents("sweeps/"):
