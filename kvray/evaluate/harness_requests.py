@@ -101,15 +101,15 @@ class Encoder:
             if request.request_type == "generate_until":
                 yield self._generation(number, request, ids)
                 continue
-            for context, continuation in self._pairs(request, ids):
-                whole = (context + continuation)[-(self.length - 1) :]
-                cut = len(context) + len(continuation) - len(whole)
-                if len(continuation) == 1 and len(whole) > 1:
-                    labels.setdefault(tuple(whole[:-1]), []).append((number, whole[-1], cut))
-                    continue
-                # The first token of all has nothing before it that would tell its probability.
-                before = max(1, len(context) - cut)
-                yield Reading("score", np.asarray(whole, np.int32), (number,), context=before, cut=cut)
+            context, continuation = self._pair(request, ids)
+            whole = (context + continuation)[-(self.length - 1) :]
+            cut = len(context) + len(continuation) - len(whole)
+            if len(continuation) == 1 and len(whole) > 1:
+                labels.setdefault(tuple(whole[:-1]), []).append((number, whole[-1], cut))
+                continue
+            # The first token of all has nothing before it that would tell its probability.
+            before = max(1, len(context) - cut)
+            yield Reading("score", np.asarray(whole, np.int32), (number,), context=before, cut=cut)
         for shared, asked in labels.items():
             for start in range(0, len(asked), LABELS):
                 numbers, tokens, cuts = zip(*asked[start : start + LABELS], strict=True)
@@ -135,22 +135,14 @@ class Encoder:
             cut=max(0, len(whole) - room),
         )
 
-    def _pairs(self, request: Any, ids: dict[str, list[int]]) -> Iterator[tuple[list[int], list[int]]]:
-        """Yield (context, continuation) of a request for log-probabilities; several for a long whole text."""
-        if request.request_type == "loglikelihood_rolling":
-            from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-            (text,) = request.args
-            for window in get_rolling_token_windows(ids[text], self._prefix, self.length - 2, 1):
-                yield make_disjoint_window(window)
-            return
+    def _pair(self, request: Any, ids: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+        """Return the tokens of a context and of its continuation."""
         context, continuation = request.args
         if context == "":
             tokens = self._tokenizer(continuation, add_special_tokens=False).input_ids
-            yield (tokens[:1], tokens[1:]) if tokens[0] == self._prefix else ([self._prefix], tokens)
-            return
+            return (tokens[:1], tokens[1:]) if tokens[0] == self._prefix else ([self._prefix], tokens)
         before, whole = (ids[text] for text in _texts(request))
-        yield before, whole[len(before) :]
+        return before, whole[len(before) :]
 
     def _ids(self, texts: Sequence[str]) -> dict[str, list[int]]:
         """Return the token ids of texts, with the tokenizer's special tokens unless the text begins with its first."""
@@ -222,14 +214,8 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
 
 def responses(row: Row, reads: Sequence[Read]) -> list[Any]:
     """Return the harness's responses to the requests of a question, in their order."""
-    given: dict[int, list[Any]] = {}
-    for one in reads:
-        for number, response in one.responses:
-            given.setdefault(number, []).append(response)
-    return [
-        sum(each[0] for each in given[number]) if request.request_type == "loglikelihood_rolling" else given[number][0]
-        for number, request in enumerate(row.requests)
-    ]
+    given = dict(response for one in reads for response in one.responses)
+    return [given[number] for number in range(len(row.requests))]
 
 
 def _texts(request: Any) -> tuple[str, ...]:

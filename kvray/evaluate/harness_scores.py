@@ -19,8 +19,8 @@ def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequenc
     Args:
         benchmark: whose questions they are.
         rows: the questions.
-        responses: to each request of each: the text of a generation, (log-probability, whether greedy decoding
-            would write it) of a continuation, or the log-probability of a whole text.
+        responses: to each request of each: the text of a generation, or (log-probability, whether greedy decoding
+            would write it) of a continuation.
 
     Raises:
         CellError: the metric that scores is no number in [0, 1].
@@ -104,7 +104,7 @@ def _texts(task: Any, row: Row, responses: Sequence[Any], metric: str) -> tuple[
             target = task.doc_to_choice(row.document)[target]
         (response,) = responses
         if task.OUTPUT_TYPE != "generate_until":
-            response = f"log-probability {response[0] if isinstance(response, tuple) else response:.4f}"
+            response = f"log-probability {response[0]:.4f}"
         return str(response), [str(each) for each in target] if isinstance(target, list) else [str(target)]
     options = [str(option) for option in task.doc_to_choice(row.document)]
     gold = task.doc_to_text(row.document) if task.multiple_input else target

@@ -26,7 +26,8 @@ from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
 
 NO_EFFECT = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "max_new_tokens", "max_tokens"}
 """Generation settings that are followed, or that greedy decoding has no use for."""
-KINDS = ("generate_until", "loglikelihood", "loglikelihood_rolling", "multiple_choice")
+KINDS = ("generate_until", "loglikelihood", "multiple_choice")
+"""Kinds of subtasks that score a question; the harness's fourth, loglikelihood_rolling, measures perplexities."""
 _PYTHON_SEED, _NUMPY_SEED = 0, 1234
 """The harness's own seeds of the libraries, for tasks whose preparation draws."""
 
@@ -163,7 +164,10 @@ def choose_metric(values: Iterable[str], wanted: str | None) -> str:
 def _configure(name: str, subtask: Any, task: LmEval) -> None:
     """Set shots as the harness's command line does; refuse what is not offered here."""
     if subtask.OUTPUT_TYPE not in KINDS or getattr(subtask, "MULTIMODAL", False):
-        raise CellError(f"benchmark {task.benchmark}: {name} asks for more than text ({subtask.OUTPUT_TYPE})")
+        kind = "images or sound" if subtask.OUTPUT_TYPE in KINDS else subtask.OUTPUT_TYPE
+        raise CellError(
+            f"benchmark {task.benchmark}: {name} needs {kind}; expected one of {', '.join(KINDS)} over text"
+        )
     if getattr(subtask, "UNSAFE_CODE", False):
         raise CellError(f"benchmark {task.benchmark}: {name} runs code that the model writes; kvray does not")
     if (subtask.get_config("repeats") or 1) > 1:

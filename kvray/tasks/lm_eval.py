@@ -61,6 +61,7 @@ class LmEval(Task):
     """One benchmark of lm-evaluation-harness."""
 
     LAW: ClassVar[int] = 1
+    """Raised also with every other version of the harness that is pinned."""
     TRAINABLE: ClassVar[bool] = False
     BRINGS_EXAMPLES: ClassVar[bool] = False
     MAX_OUTPUT_TOKENS: ClassVar[int] = 256
@@ -133,13 +134,14 @@ class LmEval(Task):
 
 
 def _digest(directory: Path) -> str:
-    """Return the sha256 over all files of a directory; caches of Python and hidden files are no content."""
+    """Return the sha256 over all files of a directory; Python's caches, hidden files and *.md are no content."""
     if not directory.is_dir():
         raise InputError(f"include_path: {directory} is no directory; expected one that holds task files (*.yaml)")
     files = sorted(
         path
         for path in directory.rglob("*")
         if path.is_file()
+        and path.suffix != ".md"
         and not any(part.startswith((".", "__pycache__")) for part in path.relative_to(directory).parts)
     )
     if not any(path.suffix in (".yaml", ".yml") for path in files):

@@ -156,6 +156,7 @@ def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
         "tiny_qa": benchmark("tiny_qa", chat_template=True, limit=30),
         "tiny_steps": benchmark("tiny_steps", max_tokens=12),
         "tiny_choice": benchmark("tiny_choice"),
+        "tiny_cloze": benchmark("tiny_cloze", chat_template=True),
         "tiny_letters": benchmark("tiny_letters", shots=2),
     }
     cells = {(name, model): cell(task, model) for name, task in tasks.items() for model in (None, finetune)}
@@ -186,12 +187,13 @@ def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
             samples = {f"{part}-{one['doc_id']}": one for part, each in theirs["samples"].items() for one in each}
             assert rows.keys() == samples.keys()
             for key, sample in samples.items():
-                if task.benchmark in ("tiny_qa", "tiny_steps"):
+                if name in ("tiny_qa", "tiny_steps"):
                     assert rows[key]["answer"] == sample["resps"][0][0]
                 else:
                     assert rows[key]["score"] == sample["acc"]
     base_facts = {name: store.manifest(cells[name, None].id).facts for name in tasks}  # type: ignore[union-attr]
     assert base_facts["tiny_qa"]["accuracy"] == 1.0  # known by heart
+    assert base_facts["tiny_cloze"]["accuracy"] == 1.0
     assert 0.3 < base_facts["tiny_choice"]["accuracy"] < 1.0
     assert any(
         store.read_table(cells[name, None].id)["answer"] != store.read_table(cells[name, finetune].id)["answer"]

@@ -52,6 +52,7 @@ def test_sources_follow_every_file_and_nothing_else(tmp_path: Path) -> None:
     first = task.sources()
     (tmp_path / "__pycache__").mkdir()
     (tmp_path / "__pycache__" / "u.pyc").write_bytes(b"1")
+    (tmp_path / "README.md").write_text("What these are.")
     assert task.sources() == first
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "data.jsonl").write_text("{}")
@@ -89,6 +90,31 @@ def test_what_cannot_be_asked_is_an_error_before_anything_is(
     name = knobs.pop("benchmark")
     with pytest.raises(CellError, match=message):
         harness_tasks.load(benchmark(name, **knobs), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("output_type: loglikelihood", "output_type: loglikelihood_rolling", "needs loglikelihood_rolling"),
+        ("metric: acc", "metric: perplexity", "is the better the lower"),
+        ("higher_is_better: true", "higher_is_better: false", "is the better the lower"),
+        ("metadata:", "unsafe_code: true\nmetadata:", "runs code that the model writes"),
+        ("metadata:", "repeats: 3\nmetadata:", "asks each question several times"),
+        ("metadata:", "num_fewshot: 0\nmetadata:", "shots: found 2; tiny_cloze is asked without any"),
+    ],
+)
+def test_benchmarks_that_are_not_offered_are_refused(
+    old: str, new: str, message: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    text = (harness_files.HOME / "tiny_cloze.yaml").read_text()
+    if "perplexity" in new:
+        text = text.replace("higher_is_better: true", "higher_is_better: false")
+    (tmp_path / "x.yaml").write_text(text.replace(old, new))
+    for name, content in harness_files.files().items():
+        (tmp_path / name).write_text(content)
+    task = LmEval(benchmark="tiny_cloze", include_path=str(tmp_path), shots=2 if "num_fewshot" in new else None)
+    with pytest.raises(CellError, match=message):
+        harness_tasks.load(task, tokenizer)
 
 
 def test_data_that_are_not_there_are_an_error_that_names_the_benchmark(tmp_path: Path, tokenizer: Any) -> None:
