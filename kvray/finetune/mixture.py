@@ -18,6 +18,9 @@ from kvray.artefact import FinetuneJob
 from kvray.errors import InputError
 from kvray.tasks.counter import draws, key_of
 
+SHORTFALL = 0.05
+"""Share of its tokens that a mixture may lack against the sweep's first one: then it is taken whole. The paper's two
+prompt variants, with the same rows, differ by one percent."""
 BLANK = -1
 """Stands for no row in a schedule: it fills the last batch of an epoch and carries no loss."""
 
@@ -71,8 +74,8 @@ def blend(
         What is taken of each dataset.
 
     Raises:
-        InputError: a weight is not positive, a dataset is empty, a share is less than one row, or a dataset has fewer
-            tokens than its share of the budget.
+        InputError: a weight is not positive, a dataset is empty, a share is less than one row, or a dataset has too few
+            tokens for its share of the budget.
     """
     for data, weight in zip(datasets, weights, strict=True):
         if not weight > 0:
@@ -128,7 +131,7 @@ def _within(
         target = share * budget + left
         counts.append(int(np.abs(sums - target).argmin()))
         left = target - float(sums[counts[-1]])
-        if left > data.tokens.max():
+        if left > max(data.tokens.max(), SHORTFALL * share * budget):
             problems.append(_too_few(data, share * budget, budget))
             left = 0.0
     if problems:

@@ -59,9 +59,14 @@ def test_too_few_tokens_name_the_dataset_what_is_needed_and_rows_that_are_enough
         assert enough[1].sum() > 0.85 * 4_000
     assert 40 <= rows <= 48
     # One row's worth is not too few.
-    assert len(blend([np.full(99, 10)], [1], "tokens", 0, 1_000)[0]) == 99
+    assert len(blend([np.full(3, 10)], [1], "tokens", 0, 40)[0]) == 3
+
+
+def test_a_mixture_within_five_percent_of_the_budget_is_taken_whole():
+    # The prompt variants of one task, with the same rows, differ by the words of the template.
+    assert len(blend([np.full(95, 10)], [1], "tokens", 0, 1_000)[0]) == 95
     with pytest.raises(InputError, match=r"finetune\.match: rows"):
-        blend([np.full(98, 10)], [1], "tokens", 0, 1_000)
+        blend([np.full(94, 10)], [1], "tokens", 0, 1_000)
 
 
 def test_every_dataset_that_is_too_small_is_named_at_once():
