@@ -7,9 +7,7 @@ its manifest says which versions of which tasks were asked, with the harness's o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,111 +17,22 @@ from numpy.typing import NDArray
 from kvray.artefact import Artefact
 from kvray.base_model import load_tokenizer
 from kvray.errors import CellError
-from kvray.evaluate import chunks, harness_requests, harness_scores, harness_tasks
+from kvray.evaluate import harness_requests, harness_rows, harness_tasks
 from kvray.evaluate import requests as lengths
 from kvray.evaluate.adapters import Adapters
-from kvray.evaluate.chunks import Labels
+from kvray.evaluate.chunks import Reply
 from kvray.evaluate.engine import Engine, Request
 from kvray.evaluate.harness_requests import Encoder, Read, Reading
-from kvray.evaluate.harness_tasks import Benchmark, Row
+from kvray.evaluate.harness_tasks import Benchmark
 from kvray.evaluate.order import Chunk, Order, job_of, labels_of, note_failure
 from kvray.evaluate.work import Worker
 from kvray.store import Store
-from kvray.tasks.base import RIGHT, WRONG
 from kvray.tasks.lm_eval import LmEval
 
 
 def run_cells(order: Order, store: Store, report: Callable[[int], None]) -> None:
     """Do an order whose cells are all benchmarks; arguments and errors as of :class:`kvray.evaluate.work.Worker`."""
     BenchmarkWorker(order, store, report).run()
-
-
-def table(
-    labels: Labels,
-    benchmark: Benchmark,
-    rows: Sequence[Row],
-    prompts: Sequence[int],
-    reads: Sequence[Sequence[Read]],
-    facts: Mapping[str, Any],
-) -> pa.Table:
-    """Return the scored rows of one chunk, with everything that the harness measured of them in the chunk's facts.
-
-    Args:
-        labels: the constant columns.
-        benchmark: what was asked.
-        rows: the questions.
-        prompts: tokens of each question's prompt.
-        reads: what came back of each question's readings.
-        facts: of this chunk (seconds, engine).
-
-    Raises:
-        CellError: the benchmark's metric is no score of a question.
-    """
-    given = [harness_requests.responses(row, each) for row, each in zip(rows, reads, strict=True)]
-    scored = harness_scores.score(benchmark, rows, given)
-    several = len(benchmark.subtasks) > 1
-    columns: dict[str, Any] = {name: [value] * len(rows) for name, value in asdict(labels).items()}
-    columns |= {name: [None] * len(rows) for name in ("position", "length", "depth", "condition")}
-    columns |= {
-        "example_id": [row.id for row in rows],
-        "question_id": [row.id for row in rows],
-        "units": [0] * len(rows),
-        "subtask": [row.subtask if several else None for row in rows],
-        "prompt_tokens": list(prompts),
-        "cached_tokens": [each[0].cached_tokens if len(each) == 1 else None for each in reads],
-        "output_tokens": [sum(one.output_tokens for one in each) for each in reads],
-        "answer": [one.answer for one in scored],
-        "references": [one.references for one in scored],
-        "score": [one.score for one in scored],
-        "outcome": [RIGHT if one.score == 1.0 else WRONG for one in scored],
-        "finish_reason": [each[0].finish_reason for each in reads],
-    }
-    values: dict[str, dict[str, list[Any]]] = {}
-    metrics: dict[str, str] = {}
-    for row, one in zip(rows, scored, strict=True):
-        metrics[row.subtask] = one.metric
-        for key, value in one.values.items():
-            values.setdefault(row.subtask, {}).setdefault(key, []).append(value)
-    return chunks.with_facts(columns, {**facts, "values": values, "metrics": metrics})
-
-
-def summarize(benchmark: Benchmark, tables: Sequence[pa.Table]) -> dict[str, Any]:
-    """Return the facts of a benchmark's predictions.
-
-    Returns:
-        Those of all predictions, and ``harness``: lm_eval (version), benchmark, cut (questions whose prompt lost its
-        beginning), system_left_out (chats whose system message the chat template refused), subtasks (version of the
-        task, shots, metric of the score, questions there are and asked) and aggregates: the harness's own, of every
-        subtask and group, by ``metric,filter``.
-    """
-    notes = [chunks.facts_of(each) for each in tables]
-    values: dict[str, dict[str, list[Any]]] = {}
-    metrics: dict[str, str] = {}
-    for note in notes:
-        metrics |= note["metrics"]
-        for name, measured in note["values"].items():
-            for key, each in measured.items():
-                values.setdefault(name, {}).setdefault(key, []).extend(each)
-    subtasks = {
-        name: {
-            "version": str(benchmark.subtasks[name].VERSION),
-            "shots": benchmark.subtasks[name].get_config("num_fewshot"),
-            "metric": metrics[name],
-            "questions": len(benchmark.subtasks[name].eval_docs),
-            "asked": max(len(each) for each in measured.values()),
-        }
-        for name, measured in values.items()
-    }
-    return chunks.summarize(tables) | {
-        "harness": {
-            "lm_eval": version("lm_eval"),
-            "benchmark": benchmark.task.benchmark,
-            "cut": sum(note["cut"] for note in notes),
-            "system_left_out": benchmark.system_left_out,
-            "subtasks": subtasks,
-            "aggregates": harness_scores.aggregate(benchmark, values),
-        }
-    }
 
 
 class BenchmarkWorker(Worker):
@@ -219,20 +128,32 @@ class BenchmarkWorker(Worker):
     def _table(self, chunk: Chunk, facts: dict[str, Any]) -> pa.Table:
         span = self._span(chunk)
         benchmark = self._benchmark(chunk.cell)
-        reads = [self._reads.pop((chunk.cell.id, chunk.index, row)) for row in span]
+        reads = [list(map(_whole, self._reads.pop((chunk.cell.id, chunk.index, row)))) for row in span]
         cut = sum(any(one.cut for one in self._asked(chunk, row)) for row in span)
-        return table(
+        rows = [benchmark.rows[row] for row in span]
+        return harness_rows.table(
             labels_of(self._order, chunk.cell),
             benchmark,
-            [benchmark.rows[row] for row in span],
-            [len(self._prompt(chunk, row)) for row in span],
-            [[one for one in each if one is not None] for each in reads],
+            rows,
+            [_reply(len(self._prompt(chunk, row)), each) for row, each in zip(span, reads, strict=True)],
+            [harness_requests.responses(row, each) for row, each in zip(rows, reads, strict=True)],
             {**facts, "cut": cut},
         )
 
     def _commit(self, cell: Artefact) -> None:
-        benchmark = self._benchmark(cell)
-        chunks.commit_if_whole(self._store, cell, benchmark.examples, lambda tables: summarize(benchmark, tables))
+        harness_rows.commit_if_whole(self._store, cell, self._benchmark(cell))
+
+
+def _whole(read: Read | None) -> Read:
+    if read is None:
+        raise RuntimeError("a question was to be scored before all of its readings were there")
+    return read
+
+
+def _reply(prompt_tokens: int, reads: Sequence[Read]) -> Reply:
+    """Return what a row tells of its readings; how much the cache served is untold where there were several."""
+    cached = reads[0].cached_tokens if len(reads) == 1 else None
+    return Reply(prompt_tokens, cached, sum(one.output_tokens for one in reads), None, reads[0].finish_reason)
 
 
 def _task(cell: Artefact) -> LmEval:

@@ -32,6 +32,20 @@ def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequenc
     return done
 
 
+def references(benchmark: Benchmark, row: Row) -> list[str]:
+    """Return the accepted answers of a question, options by their texts."""
+    task = benchmark.subtasks[row.subtask]
+    # A task with several contexts and one continuation (WinoGrande) tells the right context in place of the text.
+    gold = (task.doc_to_text if task.multiple_input else task.doc_to_target)(row.document)
+    accepted = gold if isinstance(gold, list) else [gold]
+    if task.config.doc_to_choice is None:
+        return [str(each) for each in accepted]
+    options = _options(task, row)
+    places = [each for each in accepted if isinstance(each, int)]
+    named = [str(each) for each in accepted if not isinstance(each, int)]
+    return named + [options[place] for place in places if 0 <= place < len(options)]
+
+
 def aggregate(benchmark: Benchmark, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Any]]:
     """Return the harness's own aggregates of every subtask and group.
 
@@ -92,31 +106,26 @@ def _scored(task: Any, row: Row, responses: Sequence[Any], values: dict[str, Any
     if isinstance(score, list) or not 0.0 <= float(score) <= 1.0:
         others = ", ".join(other for other in values if other != key) or "nothing else"
         raise CellError(f"metric {key} of {row.subtask} is no score in [0, 1] of a question; it also has {others}")
-    answer, references = _texts(task, row, responses, metric)
-    return Scored(answer, references, key, float(score), values)
+    return Scored(_answer(task, row, responses, metric), key, float(score), values)
 
 
-def _texts(task: Any, row: Row, responses: Sequence[Any], metric: str) -> tuple[str, list[str]]:
-    """Return the answer of a question and its references as texts."""
-    target = task.doc_to_target(row.document)
-    if task.OUTPUT_TYPE != "multiple_choice":
-        if task.config.doc_to_choice is not None and isinstance(target, int):
-            target = task.doc_to_choice(row.document)[target]
-        (response,) = responses
-        if task.OUTPUT_TYPE != "generate_until":
-            response = f"log-probability {response[0]:.4f}"
-        return str(response), [str(each) for each in target] if isinstance(target, list) else [str(target)]
-    options = [str(option) for option in task.doc_to_choice(row.document)]
-    gold = task.doc_to_text(row.document) if task.multiple_input else target
-    accepted = [
-        options[each] if isinstance(each, int) else str(each) for each in (gold if isinstance(gold, list) else [gold])
-    ]
+def _answer(task: Any, row: Row, responses: Sequence[Any], metric: str) -> str:
+    """Return what the model answered: its text, or the option that the metric takes for chosen."""
+    if task.OUTPUT_TYPE == "generate_until":
+        return str(responses[0])
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return f"log-probability {responses[0][0]:.4f}"
+    options = _options(task, row)
     lengths = {
         "acc_norm": [len(option) for option in options],
         "acc_bytes": [len(option.encode()) for option in options],
     }.get(metric, [1] * len(options))
     likelihoods = [response[0] for response in responses[: len(options)]]
-    return options[int(np.argmax(np.array(likelihoods) / np.array(lengths)))], accepted
+    return options[int(np.argmax(np.array(likelihoods) / np.array(lengths)))]
+
+
+def _options(task: Any, row: Row) -> list[str]:
+    return [str(option) for option in task.doc_to_choice(row.document)]
 
 
 def _answered(request: Any, response: Any) -> Any:
@@ -132,14 +141,12 @@ class Scored:
 
     Attributes:
         answer: the raw text, or the chosen option.
-        references: the accepted answers.
         metric: which of ``values`` is the score, ``metric,filter``.
         score: in [0, 1].
         values: everything the harness measured, by ``metric,filter``.
     """
 
     answer: str
-    references: list[str]
     metric: str
     score: float
     values: dict[str, Any]

@@ -72,7 +72,7 @@ def test_a_cell_has_a_row_per_question_and_the_harnesss_facts(stub: type[StubEng
     harness = facts["harness"]
     assert harness["lm_eval"] == "0.4.13" and harness["benchmark"] == "tiny_letters" and harness["cut"] == 0
     assert harness["subtasks"]["tiny_letters_emblem"] == {
-        "version": "1.0", "shots": 2, "metric": "acc,none", "questions": 16, "asked": 16
+        "version": "1.0", "shots": 2, "metric": "acc,none", "questions": 16, "run": 16
     }  # fmt: skip
     assert harness["aggregates"]["tiny_letters"] == {"acc,none": facts["accuracy"]}
 

@@ -1,0 +1,78 @@
+"""Benchmarks of a model behind an API: what is asked, and what becomes of the replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness_cells import benchmark, cell
+
+from kvray.errors import CellError
+from kvray.evaluate import chunks, harness_api, harness_rows, harness_tasks
+from kvray.evaluate.chunks import Labels, Reply
+from kvray.store import Store
+
+pytest.importorskip("lm_eval")
+LABELS = Labels("s", "gsm8k", "lm_eval", "openai:some", None, None, None, None)
+
+
+@pytest.fixture(autouse=True)
+def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from lm_eval.tasks import TaskManager
+
+    def index(include_path: str | None) -> Any:
+        return TaskManager(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr(harness_tasks, "_manager", index)
+    yield
+
+
+def test_what_an_api_cannot_answer_is_refused_and_names_what_it_can() -> None:
+    for name in ("tiny_choice", "tiny_letters", "tiny_cloze"):
+        with pytest.raises(CellError, match="gsm8k, triviaqa, nq_open"):
+            harness_api.load(cell(benchmark(name)))
+    with pytest.raises(CellError, match="the API applies its own"):
+        harness_api.load(cell(benchmark("tiny_qa", chat_template=True)))
+
+
+def test_replies_become_scored_rows_and_those_that_did_not_fit_are_no_score(tmp_path: Path) -> None:
+    store, steps = Store(tmp_path), cell(benchmark("tiny_steps", limit=4))
+    loaded = harness_api.load(steps)
+    asked = harness_api.examples(loaded)
+    assert asked["example_id"].to_pylist() == [f"tiny_steps-{number}" for number in range(4)]
+    assert asked["prompt"][0].as_py().count("####") == 5
+    how = harness_api.decoding(loaded, 0)
+    assert (how.max_tokens, how.stop) == (24, ("Question:", "</s>"))
+
+    right = [row.document["answers"][0] for row in loaded.rows]
+    replies = [
+        Reply(90, None, 9, f"So.\n#### {right[0]}\nQuestion: another\n#### no", "stop"),
+        Reply(91, 64, 24, f"{right[1]}, of course", "length"),
+        chunks.too_long(0),
+        Reply(93, None, 3, f"#### {right[3]}", "stop"),
+    ]
+    table = harness_api.table(LABELS, loaded, range(4), replies, {"seconds": 1.0, "engine": {"api": "x"}})
+    assert table["score"].to_pylist() == [1.0, 0.0, None, 1.0]
+    assert table["outcome"].to_pylist() == ["right", "wrong", None, "right"]
+    assert table["answer"][0].as_py() == f"So.\n#### {right[0]}\n" and table["answer"][2].as_py() is None
+    assert table["prompt_tokens"].to_pylist() == [90, 91, 0, 93]
+    assert table["finish_reason"].to_pylist() == ["stop", "length", "too_long", "stop"]
+    assert len(table["references"][2].as_py()) == 1
+
+    store.write_table(steps.id, chunks.chunk_name(0), table)
+    assert harness_rows.commit_if_whole(store, steps, loaded)
+    facts = store.manifest(steps.id).facts  # type: ignore[union-attr]
+    assert facts["rows"] == 4 and facts["too_long"] == 1 and facts["accuracy"] == pytest.approx(2 / 3)
+    assert facts["harness"]["subtasks"]["tiny_steps"]["run"] == 3
+    assert facts["harness"]["aggregates"]["tiny_steps"]["exact_match,strict-match"] == pytest.approx(2 / 3)
+
+
+def test_no_more_stop_texts_are_sent_than_an_api_takes_and_the_others_cut_all_the_same() -> None:
+    loaded = harness_api.load(cell(benchmark("tiny_qa", limit=1)))
+    loaded.rows[0].requests[0].args[1]["until"] = ["1", "2", "3", "4", "\n"]
+    assert harness_api.decoding(loaded, 0).stop == ("1", "2", "3", "4")
+    answer = loaded.rows[0].document["answers"][0]
+    reply = Reply(9, None, 9, f"{answer}\nor not", "stop")
+    assert harness_api.table(LABELS, loaded, range(1), [reply], {})["score"].to_pylist() == [1.0]
