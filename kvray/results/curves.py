@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from kvray.results import labels
-from kvray.results.drawing import DASHES, GREY, MUTED, PAPER, WIDTH, Palette, panels, style, thinned, tokens
+from kvray.results.drawing import DASHES, GREY, MUTED, PAPER, WIDTH, Palette, panels, style, tokens
 from kvray.results.family import along
 from kvray.results.frames import BASE
 from kvray.results.kinds import Axis
@@ -96,7 +96,7 @@ def accuracy_along(
         for panel, group in zip(made, groups, strict=False):
             beside = [each for each in published if each.model in (BASE, *group)]
             _panel(panel, rows, group, palette, alone, beside)
-            _scale(panel, axis, rows["x"].unique().sort().to_list(), beside, 14 if alone else 6)
+            _scale(panel, axis, rows["x"].unique().sort().to_list(), beside, 0.013 if alone else 0.032)
             _levels(panel, levels, alone)
         for panel in made[len(groups) :]:
             panel.set_visible(False)
@@ -155,7 +155,8 @@ def _panel(
             markeredgewidth=1.3,
             zorder=4,
         )
-        ends.append(((x[-1], y[-1]), f"{each.model}, {each.name}", colour, "normal"))
+        name = f"{each.model}, {each.name}" if alone or each.model == BASE else each.name
+        ends.append(((x[-1], y[-1]), name, colour, "normal"))
     if not alone:
         panel.set_title(models[0], loc="left", fontsize=10, color=palette.colour(models[0]), fontweight="bold")
         ends = [end for end in ends if end[1] != models[0]]
@@ -177,7 +178,8 @@ def _panel(
         )
 
 
-def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[Published], most: int) -> None:
+def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[Published], letter: float) -> None:
+    """Set limits and ticks; ``letter`` is the width of a letter in shares of the axis, so that names keep apart."""
     from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
     every = sorted({*places, *(point[0] for each in published for point in each.points)})
@@ -190,9 +192,17 @@ def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[
     else:
         margin = 0.03 * max(1, last - first)
         panel.set_xlim(first - margin, last + margin)
-    ticks = thinned(places, most)
+    said = {place: tokens(place) if axis == "length" else f"{place:g}" for place in places}
+    across = panel.transData + panel.transAxes.inverted()
+    at = {place: float(across.transform((place, 0))[0]) for place in places}
+    ticks: list[float] = []
+    for place in reversed(places):
+        room = letter * (0.5 * (len(said[place]) + len(said[ticks[-1]])) + 0.6) if ticks else 0.0
+        if not ticks or at[ticks[-1]] - at[place] >= room:
+            ticks.append(place)
+    ticks.reverse()
     panel.xaxis.set_major_locator(FixedLocator(ticks))
-    panel.set_xticks(ticks, [tokens(tick) if axis == "length" else f"{tick:g}" for tick in ticks])
+    panel.set_xticks(ticks, [said[tick] for tick in ticks])
     panel.set_ylim(0, 1)
     panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

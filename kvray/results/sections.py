@@ -11,9 +11,10 @@ from kvray.results import words
 from kvray.results.family import PAIRWISE, whole
 from kvray.results.found import Found, cell_name
 from kvray.results.frames import BASE
-from kvray.results.page import Block, Bullets, Heading, Table, Text
+from kvray.results.page import Block, Bullets, Details, Heading, Table, Text
 
 _PAIRS_SHOWN = 12
+_PAIRS_OPEN = 24
 
 
 def opening(found: Found) -> list[Block]:
@@ -121,7 +122,11 @@ def _pairs(found: Found) -> list[Block]:
     ]
     header = ["evaluation", "pair", "the first is", "difference, points", "Holm's p", "pairs won : lost"]
     blocks: list[Block] = [Heading("Mixtures against each other", 3)]
-    blocks += [Table(header, table, left=3)] if table else []
+    whole_table = Table(header, table, left=3)
+    if len(table) > _PAIRS_OPEN:
+        blocks.append(Details(f"{len(table)} pairs of mixtures that differ", [whole_table]))
+    elif table:
+        blocks.append(whole_table)
     noise = f"{hidden} of {pairs.height} comparisons are within noise and not shown."
     return [*blocks, Text(noise, "sub")] if hidden else blocks
 

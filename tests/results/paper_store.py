@@ -22,7 +22,7 @@ MIXTURES: Mapping[str, tuple[float, float]] = {
     "needle": (0.03, -0.07),
 }
 """Per mixture: true gain in retrieval, true change in knowledge."""
-TASKS = ("MonoRel", "PIR", "Simplified RuleTaker")
+TASKS = ("MonoRel", "PIR", "RuleTaker")
 LEVELS = {"mmlu": 0.53, "hellaswag": 0.56, "gsm8k": 0.35, "triviaqa": 0.48, "nq-open": 0.12}
 
 

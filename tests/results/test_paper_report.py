@@ -125,7 +125,7 @@ def test_inventions_and_other_answers_are_told(text: str) -> None:
 
 def test_subtasks_conditions_and_cells_have_their_tables(text: str) -> None:
     part = section(text, "By kind of example")
-    assert "| model | MonoRel | PIR | Simplified RuleTaker |" in part
+    assert "| model | MonoRel | PIR | RuleTaker |" in part
     assert "| model | books | same |" in part
     assert "mmlu_00" not in text
     assert "| base, depth | 1,024 tokens |" in section(text, "By context length and needle depth")
