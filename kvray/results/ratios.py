@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.results.stats import LEVEL, Interval, totals, wilson
+from kvray.results.resampling import totals
+from kvray.results.stats import LEVEL, Interval, wilson
 
 Floats = NDArray[np.float64]
 

@@ -9,27 +9,20 @@ finetuning run: for that, train several seeds and look at their spread.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvray.results.resampling import RESAMPLES, SEED, chunks, means
+
 LEVEL = 0.95
 """Coverage of every interval."""
-RESAMPLES = 10_000
-"""Bootstrap resamples: the ends of a 95 % interval then move by about 1 % of its width between seeds."""
-SEED = 20240627
-"""Of the resampling; fixed, so that a report read twice says the same."""
 
 Floats = NDArray[np.float64]
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
-_CHUNK_ENTRIES = 4_000_000
-_CACHED_ENTRIES = 32_000_000
 _LATTICE_WORK = 2_000_000_000
-_FEW_VALUES = 512
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ def accuracy(scores: Floats, questions: NDArray[np.int64]) -> Interval:
     alone = counts.size == scores.size
     if counts.size == 1 or bool(np.all(scores == scores[0])) or (alone and bool(np.isin(scores, (0.0, 1.0)).all())):
         return Interval(mean, *wilson(mean, counts.size))
-    return Interval(mean, *_percentiles(_bootstrap(sums, counts)))
+    return Interval(mean, *_percentiles(means(sums, counts)))
 
 
 def paired(a: Floats, b: Floats, questions: NDArray[np.int64]) -> Difference:
@@ -132,7 +125,7 @@ def paired(a: Floats, b: Floats, questions: NDArray[np.int64]) -> Difference:
         bound = wilson(0.0, counts.size)[1] if counts.size > 1 else 2.0
         low, high = max(-1.0, float(gap.mean()) - bound), min(1.0, float(gap.mean()) + bound)
     else:
-        low, high = _percentiles(_bootstrap(sums, counts))
+        low, high = _percentiles(means(sums, counts))
     better, worse = int((gap > 0).sum()), int((gap < 0).sum())
     if counts.size == gap.size and bool(np.isin(gap, (-1.0, 0.0, 1.0)).all()):
         p, test = mcnemar(better, worse), "McNemar"
@@ -180,7 +173,7 @@ def sign_flip(sums: Floats) -> tuple[float, bool]:
             return min(1.0, float(chance[signed >= round(seen * scale)].sum())), True
     rng = np.random.default_rng(SEED)
     hits = 0
-    for rows in _chunks(RESAMPLES, size.size):
+    for rows in chunks(RESAMPLES, size.size):
         signs = rng.integers(0, 2, (rows, size.size), dtype=np.int8) * 2.0 - 1.0
         hits += int((np.abs(signs @ size) >= seen - 1e-9).sum())
     return (1 + hits) / (1 + RESAMPLES), False
@@ -238,71 +231,6 @@ def _by_question(values: Floats, questions: NDArray[np.int64]) -> tuple[Floats, 
     return sums[counts > 0], counts[counts > 0]
 
 
-def _bootstrap(sums: Floats, counts: Floats) -> Floats:
-    """Return the mean of each resample, shape ``(RESAMPLES,)``: a ratio, since questions may differ in rows."""
-    if bool(np.all(counts == counts[0])):
-        means: Floats = totals(sums[None])[0] / (counts[0] * sums.size)
-        return means
-    total = totals(np.stack([sums, counts]))
-    ratios: Floats = total[0] / total[1]
-    return ratios
-
-
-def totals(values: Floats) -> Floats:
-    """Return the sums over each resample of the questions, the same resamples for all rows of ``values``.
-
-    Of many questions that take few different values only how often each value is drawn matters, which is multinomial:
-    the same distribution at a thousandth of the cost (a benchmark of 18,000 questions has a handful of values).
-
-    Args:
-        values: shape ``(k, questions)``.
-
-    Returns:
-        Shape ``(k, RESAMPLES)``.
-    """
-    size = values.shape[1]
-    if RESAMPLES * size > _CACHED_ENTRIES:
-        different, times = np.unique(np.round(values, 9), axis=1, return_counts=True)
-        if times.size <= _FEW_VALUES:
-            drawn = np.random.default_rng([SEED, size]).multinomial(size, times / size, RESAMPLES)
-            by_value: Floats = np.einsum("rv,kv->kr", drawn.astype(np.float64), different)
-            return by_value
-    # einsum, not ``@``: threaded BLAS is 20 times slower on a busy machine.
-    parts = [np.einsum("rq,kq->kr", weights, values.astype(np.float32)) for weights in _resamples(size)]
-    summed: Floats = np.concatenate(parts, axis=1).astype(np.float64)
-    return summed
-
-
 def _percentiles(means: Floats) -> tuple[float, float]:
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def _resamples(size: int) -> Iterator[NDArray[np.float32]]:
-    """Yield how often each of ``size`` questions is drawn, shape ``(resamples of the chunk, size)``.
-
-    The draws depend on ``size`` alone, so all cells over the same questions are resampled alike, and are kept: a report
-    computes hundreds of intervals over one set of questions, and drawing is by far the dearest part.
-    """
-    if RESAMPLES * size <= _CACHED_ENTRIES:
-        yield from _kept_resamples(size)
-    else:
-        yield from _draw(size)
-
-
-@lru_cache(maxsize=2)
-def _kept_resamples(size: int) -> tuple[NDArray[np.float32], ...]:
-    return tuple(_draw(size))
-
-
-def _draw(size: int) -> Iterator[NDArray[np.float32]]:
-    rng = np.random.default_rng([SEED, size])
-    for rows in _chunks(RESAMPLES, size):
-        cells = rng.integers(0, size, (rows, size)) + np.arange(rows)[:, None] * size
-        yield np.bincount(cells.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float32)
-
-
-def _chunks(total: int, width: int) -> Iterator[int]:
-    step = max(1, _CHUNK_ENTRIES // width)
-    for start in range(0, total, step):
-        yield min(step, total - start)
