@@ -17,7 +17,7 @@ STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "objec
 SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
 PLAN = {"artefact", "facts", "plan"}
 GROUND = {"errors", "progress", "base_model", "columns"}
-STAGE = GROUND | STORE | SPEC | PLAN | {"tasks"}
+STAGE = GROUND | STORE | SPEC | PLAN | {"tasks", "api"}
 COST = {"rates", "prices", "totals", "cautions"}
 STAGES = {"generate", "finetune", "evaluate"}
 COMMANDS = {"samples", "blend", "estimate", "reasons", "checkup"}
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(STORE - {"fingerprint"}, {"errors"} | STORE),
     **dict.fromkeys(SPEC, {"errors", "tasks"} | SPEC),
     **dict.fromkeys(PLAN, {"errors", "tasks", "base_model", "fingerprint"} | SPEC | PLAN),
+    "api": {"errors"} | SPEC,
     "generate": STAGE,
     "finetune": STAGE,
     "evaluate": STAGE,

@@ -1,0 +1,289 @@
+"""Evaluation of a model behind an API, against a local server with every fault that such servers have."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import evaluate_store as made
+import pytest
+from api_server import FAULTS, KEY, NAMED_DELAY_S, Api, serving
+
+import kvray.api
+from kvray.api import Address, ApiError, address
+from kvray.artefact import Artefact
+from kvray.base_model import BaseModelRef
+from kvray.config import Runtime
+from kvray.errors import CellError, InputError
+from kvray.evaluate import chunks
+from kvray.evaluate.endpoint import complete, evaluate, replies
+from kvray.results.schema import PREDICTIONS_SCHEMA
+from kvray.store import Store
+from kvray.tasks.recall import Recall
+
+BASE = BaseModelRef("openai:tiny", "tiny", None, "openai:tiny")
+
+
+def answer(messages: list[dict[str, str]]) -> str:
+    """Right where the prompt's last number is odd; another answer for almost every prompt."""
+    last = messages[-1]["content"][13:-1].translate(str.maketrans("0123456789", "abcdefghij"))
+    return f" Seven, {last}\n" if odd(messages[-1]["content"]) else f"No, {last}"
+
+
+def odd(prompt: str) -> bool:
+    return prompt[-2:-1] in tuple("13579")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setattr(kvray.api, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 16)
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with serving(answer=answer) as api:
+        yield api
+
+
+def runtime(api: Api, **given: Any) -> Runtime:
+    return Runtime(api_base_url=api.url, **given)
+
+
+def cell(store: Store, rows: int, name: str = "facts", finetune: str | None = None) -> Artefact:
+    return made.predictions(store, made.dataset(store, made.example_table(rows), name), finetune)
+
+
+def tuned(store: Store, model: str, path: Path) -> str:
+    """Commit a finetune that an API made; return its id."""
+    path.mkdir()
+    (path / "model.json").write_text(json.dumps({"model": model}))
+    return made.finetune(store, path.name, path)
+
+
+def errors(store: Store, *cells: Artefact, **given: Any) -> list[str | None]:
+    return [outcome.error for outcome in evaluate(cells, store, BASE, Runtime(**given))]
+
+
+def leaks(root: Path) -> list[str]:
+    """Return the files that hold the key, or most of it."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert files
+    return [path.name for path in files if KEY[3:15].encode() in path.read_bytes()]
+
+
+def test_rows_are_those_of_an_engine_of_ours(tmp_path: Path, api: Api, capfd: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path / "store")
+    one = cell(store, 20)
+    one, api.delay_s = replace(one, recipe={**one.recipe, "system_message": "Be brief."}), 0.002
+    assert errors(store, one, api_base_url=api.url, api_concurrency=5) == [None]
+    table = store.read_table(one.id)
+    assert table.schema.names == PREDICTIONS_SCHEMA.names
+    assert table["example_id"].to_pylist() == [f"e{i:05d}" for i in range(20)]  # in asking order
+    examples = {row["example_id"]: row for row in made.example_table(20).to_pylist()}
+    for row in table.to_pylist():
+        prompt = examples[row["example_id"]]["prompt"]
+        assert row["answer"] == answer([{"content": prompt}])
+        assert row["score"] == float(odd(prompt))
+        assert row["prompt_tokens"] == len(prompt.split()) + 4
+    told = {"base_model": "openai:tiny", "finish_reason": "stop", "output_tokens": 3, "cached_tokens": 2}
+    assert {name: table[name].unique().to_pylist() for name in told} == {name: [value] for name, value in told.items()}
+    body = api.chats[0]
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert body["messages"][1]["role"] == "user" and len(body["messages"]) == 2
+    task = Recall()
+    decoding = {"model": "tiny", "temperature": 0, "max_tokens": task.MAX_OUTPUT_TOKENS, "seed": 0}
+    assert {name: body[name] for name in decoding} == decoding and "stop" not in body
+    assert 2 <= api.most <= 5 and len(api.chats) == 20
+    manifest = store.manifest(one.id)
+    assert manifest is not None and [file.name for file in manifest.files] == [
+        "chunk-00000.parquet",
+        "chunk-00001.parquet",
+    ]
+    assert manifest.facts["engines"][0]["api"] == api.url
+    assert manifest.facts["engines"][0]["served"] == ["tiny-1106 fp_1"]
+    assert "rows/s" in capfd.readouterr().err
+
+
+def test_a_faulty_server_gives_the_predictions_of_a_good_one(tmp_path: Path, api: Api) -> None:
+    good, bad = Store(tmp_path / "good"), Store(tmp_path / "bad")
+    assert errors(good, cell(good, 12), api_base_url=api.url) == [None]
+    with serving(answer=answer, faults=FAULTS) as faulty:
+        # The timeout is under the second that the slow answer takes.
+        given = {
+            "api_base_url": faulty.url,
+            "api_retries": 3 * len(FAULTS),
+            "api_timeout_s": 0.5,
+            "api_concurrency": 12,
+        }
+        assert errors(bad, cell(bad, 12), **given) == [None]
+        assert min(faulty.seen.values()) > len(FAULTS)
+        for times in faulty.times.values():
+            assert times[1] - times[0] >= NAMED_DELAY_S  # after the 429
+    name = cell(good, 12).id
+    assert good.read_table(name).equals(bad.read_table(name))
+    assert leaks(tmp_path) == []
+
+
+def test_one_attempt_too_few_fails_the_cell_and_says_why(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with serving(answer=answer, faults=("500", "500")) as api:
+        (error,) = errors(store, cell(store, 2), api_base_url=api.url, api_retries=1)
+        assert error is not None and "failed 2 times" in error and "500: The server had an error" in error
+        assert 2 <= len(api.chats) <= 4
+    assert leaks(tmp_path) == []
+
+
+def test_a_wrong_key_is_one_clear_error_at_once(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    cells = [cell(store, 20), cell(store, 40, "other")]
+    wrong = KEY[::-1]
+    monkeypatch.setenv("OPENAI_API_KEY", wrong)
+    with pytest.raises(ApiError) as caught:
+        evaluate(cells, store, BASE, runtime(api, api_concurrency=4))
+    message = str(caught.value)
+    assert "refuses the key (401: Incorrect API key provided: <key>" in message and "OPENAI_API_KEY" in message
+    assert api.refused <= 4 and not api.chats
+    everything = message + repr(caught.value) + "".join(capfd.readouterr())
+    assert not any(wrong[at : at + 8] in everything for at in range(len(wrong) - 8))
+
+
+def test_no_key_is_an_error_for_openai_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
+        replies(BASE, ["a"], 3, Runtime())
+    with serving(key="EMPTY") as open_api:
+        assert complete(BASE, ["Hello"], 3, runtime(open_api)) == ["You said Hello."]
+
+
+def test_the_url_is_the_runtimes_then_the_environments_then_openais(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert address(Runtime()).url == "https://api.openai.com/v1"
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://there:8000/v1/")
+    assert address(Runtime()).url == "http://there:8000/v1"
+    assert address(Runtime(api_base_url="http://here/v1")).url == "http://here/v1"
+    with pytest.raises(InputError, match="'here:8000/v1'"):
+        address(Runtime(api_base_url="here:8000/v1"))
+    with pytest.raises(InputError, match="a name, a password or a query") as caught:
+        address(Runtime(api_base_url="http://me:hunter22@here/v1"))
+    assert "hunter22" not in str(caught.value)
+
+
+def test_a_cell_that_fails_leaves_the_others_alone_and_goes_on_later(tmp_path: Path, api: Api) -> None:
+    store = Store(tmp_path)
+    bad, good = cell(store, 20), cell(store, 6, "other")
+    prompt = made.example_table(20)["prompt"][18].as_py()
+    api.always = {prompt: "500"}
+    first, second = errors(store, bad, good, api_base_url=api.url, api_retries=1)
+    assert first is not None and "example e00018" in first and second is None
+    assert store.read_document(f"failures/{bad.id}.json") is not None
+    assert store.manifest(bad.id) is None and store.manifest(good.id) is not None
+    asked, api.always = len(api.chats), {}
+    assert errors(store, bad, api_base_url=api.url) == [None]
+    assert len(api.chats) - asked == 20 - chunks.CHUNK_ROWS  # the whole chunk was kept
+    assert store.read_document(f"failures/{bad.id}.json") is None
+    assert leaks(tmp_path) == []
+
+
+def test_what_was_answered_before_a_sudden_end_is_kept(tmp_path: Path, api: Api) -> None:
+    store = Store(tmp_path)
+    one, api.until = cell(store, 2 * chunks.CHUNK_ROWS), chunks.CHUNK_ROWS + 12
+    with pytest.raises(ApiError):
+        errors(store, one, api_base_url=api.url)
+    api.until, asked = None, len(api.chats)
+    assert errors(store, one, api_base_url=api.url) == [None]
+    assert len(api.chats) - asked == chunks.CHUNK_ROWS
+    assert store.read_table(one.id).num_rows == 2 * chunks.CHUNK_ROWS
+
+
+def test_a_prompt_that_does_not_fit_fails_its_row_alone(tmp_path: Path, api: Api) -> None:
+    store, api.limit = Store(tmp_path), 100
+    one = made.predictions(store, made.dataset(store, made.example_table(5, long_rows=(2,))), None)
+    assert errors(store, one, api_base_url=api.url) == [None]
+    rows = store.read_table(one.id).to_pylist()
+    assert [row["finish_reason"] for row in rows] == ["stop", "stop", "too_long", "stop", "stop"]
+    assert rows[2]["answer"] is None and rows[2]["score"] is None and rows[2]["output_tokens"] == 0
+
+
+def test_a_finetune_is_asked_by_the_name_in_its_artefact(tmp_path: Path, api: Api) -> None:
+    store = Store(tmp_path / "store")
+    api.models.add("ft:tiny:lab:1")
+    data = made.dataset(store, made.example_table(3))
+    one = made.predictions(store, data, tuned(store, "ft:tiny:lab:1", tmp_path / "one"))
+    gone = made.predictions(store, data, tuned(store, "ft:tiny:lab:2", tmp_path / "two"))
+    ok, lost = errors(store, one, gone, api_base_url=api.url)
+    assert ok is None and lost is not None and "no model 'ft:tiny:lab:2'" in lost
+    assert {chat["model"] for chat in api.chats} == {"ft:tiny:lab:1", "ft:tiny:lab:2"}
+    assert store.read_table(one.id)["adapter"].unique().to_pylist() == [one.params.finetune_id.split("/")[1]]
+
+
+def test_an_adapter_on_disk_is_no_model_of_an_api(tmp_path: Path, api: Api) -> None:
+    store = Store(tmp_path / "store")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    one = made.predictions(
+        store, made.dataset(store, made.example_table(3)), made.finetune(store, "l", tmp_path / "lora")
+    )
+    (error,) = errors(store, one, api_base_url=api.url)
+    assert error is not None and "holds no model.json" in error and not api.chats
+
+
+def test_a_base_model_that_is_not_there_is_one_error(tmp_path: Path, api: Api) -> None:
+    store, api.models = Store(tmp_path), set()
+    with pytest.raises(ApiError, match="no model 'tiny'"):
+        errors(store, cell(store, 40), cell(store, 30, "other"), api_base_url=api.url, api_concurrency=3)
+    assert len(api.chats) <= 3
+
+
+def test_a_server_that_is_not_there_ends_the_run(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with serving() as api:
+        pass
+    started = time.monotonic()
+    with pytest.raises(ApiError, match="failed 3 times"):
+        errors(store, cell(store, 40), cell(store, 30, "other"), api_base_url=api.url, api_retries=2)
+    assert time.monotonic() - started < 2
+
+
+def test_a_quota_that_is_used_up_is_not_asked_again(api: Api) -> None:
+    api.always = {"a": "quota"}
+    with pytest.raises(ApiError, match="exceeded your current quota"):
+        complete(BASE, ["a"], 3, runtime(api))
+    assert len(api.chats) == 1
+
+
+def test_replies_come_in_the_order_of_the_prompts(api: Api) -> None:
+    prompts = [f"prompt {i}" for i in range(40)]
+    api.faults, api.answer, api.refuses = ("empty",), lambda messages: messages[-1]["content"].upper(), {"seed"}
+    texts = complete(BASE, prompts, 9, runtime(api, api_concurrency=7), stop=["\n"], system="Shout.")
+    assert texts == [prompt.upper() for prompt in prompts]
+    last = api.chats[-1]
+    assert last["stop"] == ["\n"] and last["max_tokens"] == 9 and last["messages"][0]["content"] == "Shout."
+    assert "seed" not in last  # this server takes none
+    assert complete(BASE, [], 9, runtime(api)) == []
+    api.limit = 8
+    with pytest.raises(CellError, match="1 of 2 prompts do not fit the model, number 1 first"):
+        complete(BASE, ["prompt 1", "a longer prompt"], 9, runtime(api))
+
+
+def test_an_answer_that_was_filtered_is_no_answer(api: Api) -> None:
+    api.always = {"a": "filtered"}
+    with pytest.raises(CellError, match="'content_filter'"):
+        complete(BASE, ["a"], 3, runtime(api))
+
+
+def test_no_message_holds_a_piece_of_the_key() -> None:
+    place = Address("http://here/v1", "tok/en+a1b2c3")
+    assert "a1b2c3" not in repr(place)
+    for text in ("key tok/en+a1b2c3!", "url tok%2Fen%2Ba1b2c3", "head tok/en+a…", "masked sk-ab***********89Zz"):
+        redacted = place.redact(text)
+        assert "<key>" in redacted and "tok/en" not in redacted and "Zz" not in redacted
+    assert place.redact("nothing of it here") == "nothing of it here"
