@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from harness_cells import benchmark, cell
 
+from kvray.base_model import BaseModelRef
+from kvray.config import Runtime
 from kvray.errors import CellError
-from kvray.evaluate import chunks, harness_api, harness_rows, harness_tasks
+from kvray.evaluate import chunks, endpoint, harness_api, harness_rows, harness_tasks
 from kvray.evaluate.chunks import Labels, Reply
 from kvray.store import Store
+from kvray.tasks import world
 
 pytest.importorskip("lm_eval")
 LABELS = Labels("s", "gsm8k", "lm_eval", "openai:some", None, None, None, None)
@@ -76,3 +79,35 @@ def test_no_more_stop_texts_are_sent_than_an_api_takes_and_the_others_cut_all_th
     answer = loaded.rows[0].document["answers"][0]
     reply = Reply(9, None, 9, f"{answer}\nor not", "stop")
     assert harness_api.table(LABELS, loaded, range(1), [reply], {})["score"].to_pylist() == [1.0]
+
+
+def test_an_api_evaluation_asks_benchmarks_and_fails_alone_on_those_it_cannot_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Oracle:
+        """Knows the emblems of the tiny world."""
+
+        def __init__(self, api: Any) -> None:
+            self.served: dict[str, set[str]] = {"some": {"some-1"}}
+
+        async def ask(self, ask: Any) -> Reply:
+            asked.append(ask.prompt)
+            name = ask.prompt.removesuffix("?\nAnswer:").rpartition(" of ")[2]
+            person = next(at for at in range(20) if world.name_of("known", at) == name)
+            return Reply(50, None, 5, f"#### {world.known_value(person, 'emblem')}", "stop")
+
+    monkeypatch.setattr(endpoint, "Chat", Oracle)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", 8)
+    store = Store(tmp_path)
+    base = BaseModelRef("openai:some", "some", None, "openai:some")
+    steps, choice = cell(benchmark("tiny_steps")), cell(benchmark("tiny_choice"))
+    runtime = Runtime(api_base_url="http://127.0.0.1:9/v1")
+    good, bad = endpoint.evaluate([steps, choice], store, base, runtime)
+    assert good.error is None and "gsm8k, triviaqa, nq_open" in (bad.error or "")
+    assert store.read_table(steps.id)["score"].to_pylist() == [1.0] * 16 and len(asked) == 16
+    facts = store.manifest(steps.id).facts  # type: ignore[union-attr]
+    assert facts["harness"]["aggregates"]["tiny_steps"]["exact_match,strict-match"] == 1.0
+    assert facts["engines"][0]["served"] == ["some-1"]
+    assert endpoint.evaluate([steps], store, base, runtime)[0].error is None and len(asked) == 16
