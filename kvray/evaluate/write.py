@@ -19,7 +19,6 @@ from kvray.base_model import API, BaseModelRef, load_tokenizer, resolve
 from kvray.config import Runtime
 from kvray.errors import InputError, KvrayError
 from kvray.evaluate import chunks, requests, settings
-from kvray.evaluate.chunks import Reply
 from kvray.evaluate.desk import Desk, job_of
 from kvray.evaluate.engine import Engine, Question
 from kvray.evaluate.job import fit, nodes, outcome
@@ -136,15 +135,14 @@ def _ask_api(
     advance: Advance,
 ) -> None:
     """Let a model behind an API write what is missing; an error is noted for every writing that it leaves undone."""
-    from kvray.evaluate.endpoint import complete
+    from kvray.evaluate.endpoint import replies
 
     try:
         desk = Desk(store, cells, base, 0, 1, advance)
         for parcel in desk.parcels:
             started = time.monotonic()
-            texts = complete(writer, parcel.prompts, job_of(parcel.cell).task.WRITING_TOKENS, runtime)
-            replies = [Reply(0, None, 0, text, "stop") for text in texts]
-            desk.finish(parcel, replies, {"seconds": time.monotonic() - started})
+            answers = replies(writer, parcel.prompts, job_of(parcel.cell).task.WRITING_TOKENS, runtime)
+            desk.finish(parcel, answers, {"seconds": time.monotonic() - started})
     except KvrayError as error:
         for cell in cells:
             if store.manifest(cell.id) is None and store.read_document(failure_name(cell.id)) is None:

@@ -135,20 +135,23 @@ def test_a_writer_behind_an_api_is_asked_without_ray_and_its_error_leaves_what_i
 ) -> None:
     asked: list[int] = []
 
-    def complete(ref: BaseModelRef, prompts: list[str], max_tokens: int, runtime: Runtime) -> list[str]:
+    def replies(ref: BaseModelRef, prompts: list[str], max_tokens: int, runtime: Runtime) -> list[Reply]:
         assert (ref.location, max_tokens) == ("gpt", Mdqa.WRITING_TOKENS)
         asked.append(len(prompts))
         if len(asked) == 2:
             raise CellError("429: over quota")
-        return [f"to {prompt[-9:]}" for prompt in prompts]
+        return [Reply(9, None, 4, f"to {prompt[-9:]}", "stop" if at else "length") for at, prompt in enumerate(prompts)]
 
-    monkeypatch.setitem(sys.modules, "kvray.evaluate.endpoint", SimpleNamespace(complete=complete))
+    monkeypatch.setitem(sys.modules, "kvray.evaluate.endpoint", SimpleNamespace(replies=replies))
     cell = writing_of(mdqa(answer_writer="openai:gpt"), "openai:gpt")
     (outcome,) = write([cell], store, BASE, Runtime())
     assert outcome.error == "429: over quota" and store.manifest(cell.id) is None
     (outcome,) = write([cell], store, BASE, Runtime())
     assert outcome.error is None and asked == [CHUNK_ROWS, 44, 44]
-    assert writing.texts(store.read_table(cell.id)) == [f"to {prompt[-9:]}" for prompt in prompts_of(cell)]
+    table = store.read_table(cell.id)
+    whole = [f"to {prompt[-9:]}" for prompt in prompts_of(cell)]
+    whole[0] = whole[CHUNK_ROWS] = ""  # the first of each call was cut off, so it is of no use
+    assert writing.texts(table) == whole and table["output_tokens"].to_pylist() == [4] * 300
 
 
 @pytest.mark.slow
