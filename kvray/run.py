@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvray.artefact import Artefact, PlannedArtefact, read_document
-from kvray.base_model import BaseModelRef
+from kvray.api import address
+from kvray.artefact import Artefact, PlannedArtefact, WritingJob, read_document
+from kvray.base_model import API, BaseModelRef
 from kvray.config import Runtime
 from kvray.errors import InputError, KvrayError, ResourceError
 from kvray.facts import gather
@@ -68,14 +69,17 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         What was there, what was made, and what failed with its reason.
 
     Raises:
+        InputError: a model behind an API is to be asked, and there is no key or no such URL; nothing was written.
         StoreError: the store cannot be written.
-        ResourceError: the cluster lacks what the sweep asks for.
+        ResourceError: the cluster lacks what the sweep asks for, or the API serves nothing of it.
     """
     started = time.monotonic()
     store.check(write=True)
     states = store.states([artefact.id for artefact in planned.artefacts], verify)
-    store.write_document(document_name(planned.sweep.name), planned.to_json())
     todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
+    if any(_asks_api(artefact, base) for artefact in todo):
+        address(planned.sweep.runtime)
+    store.write_document(document_name(planned.sweep.name), planned.to_json())
     result = Result(len(planned.artefacts) - len(todo))
     if not todo:
         return result
@@ -237,6 +241,13 @@ def _stage_function(kind: str, api: bool) -> Stage:
     from kvray.evaluate.job import evaluate
 
     return evaluate
+
+
+def _asks_api(artefact: Artefact, base: BaseModelRef) -> bool:
+    """Return whether a model behind an API makes an artefact."""
+    if isinstance(artefact.params, WritingJob):
+        return artefact.params.writer.startswith(API)
+    return base.api and artefact.kind != "dataset"
 
 
 def _fail(artefact_id: str, error: str, store: Store, result: Result) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ class Stages:
         self.silent: set[str] = set()
         self.broken: str | None = None
 
-    def of(self, kind: str) -> running.Stage:
+    def of(self, kind: str, api: bool) -> running.Stage:
         def stage(todo: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
             if kind == self.broken:
                 raise StoreError("the disk is full")
@@ -154,3 +155,18 @@ def test_the_store_is_the_one_given_then_the_environments(monkeypatch: pytest.Mo
     assert running.store_uri(None) == "/data/kv"
     monkeypatch.delenv("KVRAY_STORE")
     assert running.store_uri(None) == "store"
+
+
+def test_an_api_without_a_key_is_told_before_anything_is_written(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    behind, store = replace(BASE, name="openai:gpt"), Store(tmp_path)
+    with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
+        running.run(toy_plan(), behind, store)
+    assert not stages.made and store.documents("sweeps/") == []
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    assert not running.run(toy_plan(), behind, store).failed
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert running.run(toy_plan(), behind, store).nothing_to_do
