@@ -24,7 +24,7 @@ SETTINGS: dict[str, list[str]] = {
     "multi_subkey_kv": ["dictionaries=3"],
     "mdqa": ["documents=3", "position=2"],
     "multidoc_qa": ["documents=3"],
-    "in2": ["length_min=128", "length_max=200"],
+    "in2": ["segment_tokens=40", "length_min=240", "length_max=320"],
     "needle": ["lengths=[160]"],
     "flenqa": ["lengths=[250]"],
     "kv_retrieval": ["keys=3", "positions=2"],
@@ -44,7 +44,7 @@ artefact's identity. Sources are a path, an http(s) address, `s3://`, `gs://`, o
 def page() -> str:
     """Return the whole page."""
     load_all()
-    names = list(REGISTRY)
+    names = sorted(REGISTRY, key=lambda name: (not REGISTRY[name].TRAINABLE, name))
     index = "\n".join(f"| [`{name}`](#{name}) | {_use(REGISTRY[name])} | {_first(REGISTRY[name])} |" for name in names)
     table = f"| task | use | what it asks |\n|---|---|---|\n{index}\n"
     sections = [_section(name, REGISTRY[name]) for name in names]
@@ -57,7 +57,7 @@ def _section(name: str, task: type[Task]) -> str:
     if task.BRINGS_EXAMPLES:
         parts += [f"`{' '.join(['kvray sample', name, *(f'--set {each}' for each in SETTINGS.get(name, []))])}`\n"]
         parts += ["```text", *_example(name), "```\n"]
-    scored = " ".join((inspect.getdoc(task.score) or "").split())
+    scored = " ".join((inspect.getdoc(task.score) or "").split()).partition(" Raises:")[0].removeprefix("Refuse: ")
     own_outcome = task.outcome is not Task.outcome
     told = f" Outcomes: {' '.join((inspect.getdoc(task.outcome) or '').split())}" if own_outcome else ""
     parts += [f"**Scored:** {scored}{told} At most {task.MAX_OUTPUT_TOKENS} tokens are written.\n"]

@@ -225,11 +225,14 @@ def sample(
     """Show examples of a task: prompt, answer, accepted references.
 
     kvray sample mdqa --set documents=3 --set position=2
+
+    kvray sample lm_eval --set benchmark=tiny_qa --set include_path=sweeps/tasks
     """
     from kvray import samples
 
     made, base = _task(task, seed, set_ or [], base_model, rows)
-    for row in samples.rows(made, base, rows):
+    shown = samples.rows if made.BRINGS_EXAMPLES else samples.benchmark_rows
+    for row in shown(made, base, rows):
         print(json.dumps(row, ensure_ascii=False) if json_ else samples.text(row, made))
 
 
@@ -362,7 +365,7 @@ def _format(name: str) -> Literal["parquet", "jsonl", "openai"]:
         "openai": "openai",
     }
     if name not in formats:
-        raise InputError(f"--format: found {name!r}; expected {', '.join(formats)}")
+        raise InputError(f"--format: found {name!r}; expected parquet, jsonl or openai")
     return formats[name]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kvray import yaml_lines
-from kvray.base_model import BUNDLED, BaseModelRef, resolve
+from kvray.base_model import BUNDLED, BaseModelRef, load_tokenizer, resolve
 from kvray.config import check_task
 from kvray.errors import InputError
 from kvray.generate.export import messages
@@ -17,6 +17,7 @@ from kvray.generate.shards import build, check_written, rows_of
 from kvray.problems import Place, Problem, unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Task
+from kvray.tasks.lm_eval import LmEval
 
 DEFAULT_BASE = next(iter(BUNDLED))
 """The model whose tokenizer counts where none is named."""
@@ -89,10 +90,36 @@ def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
             yield {**row, "messages": chat}
 
 
+def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
+    """Yield the first ``n`` questions of a benchmark of lm-evaluation-harness, as :func:`rows` does of other tasks.
+
+    A multiple choice has a message per option: the harness compares how likely the model finds each.
+
+    Raises:
+        CellError: the harness is not installed, or it cannot load the benchmark.
+    """
+    from kvray.evaluate import harness_scores, harness_tasks
+
+    benchmark = harness_tasks.load(task, load_tokenizer(base) if task.chat_template else None)
+    for row in benchmark.rows[:n]:
+        asked = row.requests[0].args[0]
+        accepted = harness_scores.references(benchmark, row)
+        shown = {name: None for name in ("position", "depth", "length", "condition", "prompt_tokens")}
+        yield {
+            **shown,
+            "example_id": row.id,
+            "question_id": row.id,
+            "units": 0,
+            "subtask": row.subtask,
+            "references": accepted,
+            "messages": messages(asked, accepted[0] if accepted else ""),
+        }
+
+
 def text(row: dict[str, Any], task: Task) -> str:
     """Return an example of :func:`rows` as one reads it in a terminal."""
     prompt, answer = (message["content"] for message in row["messages"])
-    scored = (inspect.getdoc(type(task).score) or "").partition("\n")[0]
+    scored = (inspect.getdoc(type(task).score) or "").partition("\n")[0].removeprefix("Refuse: ")
     about = {
         "references": json.dumps(row["references"], ensure_ascii=False),
         "position": row["position"],
@@ -110,7 +137,7 @@ def text(row: dict[str, Any], task: Task) -> str:
         f"== {task.task} {row['example_id']} ==",
         "-- prompt",
         prompt.rstrip("\n"),
-        "-- answer to train on",
+        "-- answer to train on" if task.TRAINABLE else "-- right answer",
         answer,
         "-- about",
         *(textwrap.fill(fact, 120, subsequent_indent=" " * 15, break_long_words=False) for fact in facts),

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiny": GROUND | {"tasks"},
     "run": STAGE | STAGES | {"results"},
     "tables": set(),
-    "samples": STAGE | {"generate"},
+    "samples": STAGE | {"generate", "evaluate"},
     "blend": STAGE | {"generate", "finetune"},
     "speed": GROUND,
     "rates": STAGE | {"speed"},

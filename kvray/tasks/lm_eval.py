@@ -106,6 +106,14 @@ class LmEval(Task):
             "kvray makes no examples of it"
         )
 
+    def score(self, answer: str, references: Sequence[str]) -> float:
+        """Refuse: lm-evaluation-harness scores, by the benchmark's own metric and filter.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("lm-evaluation-harness scores its benchmarks itself")
+
     def expected_rows(self) -> int:
         """Return the number of questions: published, or ``limit`` for each subtask."""
         size = SIZES.get(self.benchmark)
