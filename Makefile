@@ -1,11 +1,12 @@
 # `make quickstart` and `make test` each set up all that they need: python3.11, pip, make and gcc are enough.
 PYTHON ?= python3.11
 VENV := .venv
+SMOKE ?= build/paper-smoke
 BIN := $(VENV)/bin
 # --no-deps: the files pin the whole set. Resolving would pull builds of torchvision that break transformers beside a CPU torch.
 INSTALL := $(BIN)/pip install --quiet --no-deps --disable-pip-version-check
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test paper-smoke lint clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.installed
@@ -13,6 +14,10 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest
+
+# Every sweep of the paper and of the open questions, at the size of the tiny model: no result, but every path.
+paper-smoke: $(VENV)/.installed-dev
+	$(BIN)/kvray run sweeps/paper/*.yaml sweeps/open/*.yaml --scale small --store $(SMOKE)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
