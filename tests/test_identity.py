@@ -22,13 +22,13 @@ TASKS = dict(REGISTRY)
 
 RECIPE: dict[str, set[str]] = {
     "Sweep": {
-        "base_model", "tokenizer", "system_message", "trust_remote_code", "datasets", "mixtures", "finetune", "evaluate",
-        "grid", "zip",
+        "base_model", "tokenizer", "system_message", "trust_remote_code", "datasets", "mixtures", "finetune",
+        "evaluate", "grid", "zip",
     },
     "Finetune": {
         "method", "epochs", "learning_rate", "batch_size", "seeds", "lora_rank", "lora_alpha", "lora_dropout",
-        "lora_targets", "scheduler", "warmup_ratio", "weight_decay", "max_grad_norm", "max_length", "match", "reseed_data",
-        "api_batch_size", "api_learning_rate_multiplier",
+        "lora_targets", "scheduler", "warmup_ratio", "weight_decay", "max_grad_norm", "max_length", "match",
+        "reseed_data", "api_batch_size", "api_learning_rate_multiplier",
     },
     "Runtime": set(),
     "simple_kv": {

@@ -16,7 +16,7 @@ from kvray.errors import InputError, SourceUnreachableError
 from kvray.facts import Facts, gather, task_key
 from kvray.fingerprint import fingerprint
 from kvray.plan import FinetuneJob, Plan, PredictionsJob, plan, read_document
-from kvray.spec import Finetune, Runtime, Sweep, variants
+from kvray.spec import Runtime, Sweep, variants
 from kvray.tasks.base import REGISTRY, Task
 
 BASE = BaseModelRef("tiny", "/models/tiny", None, "sha256:abc")
