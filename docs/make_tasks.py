@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def page() -> str:
 
 def _section(name: str, task: type[Task]) -> str:
     module = inspect.getdoc(sys.modules[task.__module__]) or ""
-    parts = [f"## {name}\n", module.strip().replace("``", "`") + "\n"]
+    parts = [f"## {name}\n", _markdown(module) + "\n"]
     if task.BRINGS_EXAMPLES:
         parts += [f"`{' '.join(['kvray sample', name, *(f'--set {each}' for each in SETTINGS.get(name, []))])}`\n"]
         parts += ["```text", *_example(name), "```\n"]
@@ -63,6 +64,10 @@ def _section(name: str, task: type[Task]) -> str:
     parts += [f"**Scored:** {scored}{told} At most {task.MAX_OUTPUT_TOKENS} tokens are written.\n"]
     parts += ["| knob | default | |", "|---|---|---|", *_knobs(task), ""]
     return "\n".join(parts)
+
+
+def _markdown(docstring: str) -> str:
+    return re.sub(r":(?:mod|func|class):`([^`]+)`", r"`\1`", docstring.strip()).replace("``", "`")
 
 
 def _example(name: str) -> Iterator[str]:
