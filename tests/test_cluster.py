@@ -56,8 +56,8 @@ def test_versions_are_those_of_the_package(config: dict[str, Any]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (pinned,) = [re.sub(r".*==", "", each) for each in project["dependencies"] if each.startswith("ray[")]
     assert config["docker"]["image"] == f"rayproject/ray:{pinned}-py311-gpu"
-    assert any(f"=={pinned}" in line and ".[gpu]" in line for line in config["setup_commands"])
-    assert "gpu" in project["optional-dependencies"]
+    assert any(f"=={pinned}" in line and ".[gpu,benchmarks]" in line for line in config["setup_commands"])
+    assert {"gpu", "benchmarks"} <= set(project["optional-dependencies"])
 
 
 def test_both_sides_ask_for_the_token(config: dict[str, Any]) -> None:
