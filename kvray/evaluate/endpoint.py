@@ -73,27 +73,6 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
     return [outcome(artefact, store, [], []) for artefact in artefacts]
 
 
-def complete(
-    ref: BaseModelRef,
-    prompts: Sequence[str],
-    max_tokens: int,
-    runtime: Runtime,
-    *,
-    stop: Sequence[str] = (),
-    system: str | None = None,
-) -> list[str]:
-    """Return what a model behind an API writes to prompts, greedily; arguments and errors as :func:`replies`.
-
-    Raises:
-        CellError: a prompt does not fit the model.
-    """
-    found = replies(ref, prompts, max_tokens, runtime, stop=stop, system=system)
-    long = [at for at, reply in enumerate(found) if reply.answer is None]
-    if long:
-        raise CellError(f"{ref.name}: {len(long)} of {len(found)} prompts do not fit the model, number {long[0]} first")
-    return [reply.answer or "" for reply in found]
-
-
 def replies(
     ref: BaseModelRef,
     prompts: Sequence[str],

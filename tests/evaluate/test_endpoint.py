@@ -20,7 +20,7 @@ from kvray.base_model import BaseModelRef
 from kvray.config import Runtime
 from kvray.errors import CellError, InputError
 from kvray.evaluate import chunks
-from kvray.evaluate.endpoint import complete, evaluate, replies
+from kvray.evaluate.endpoint import evaluate, replies
 from kvray.results.schema import PREDICTIONS_SCHEMA
 from kvray.store import Store
 from kvray.tasks.recall import Recall
@@ -55,6 +55,10 @@ def api() -> Iterator[Api]:
 
 def runtime(api: Api, **given: Any) -> Runtime:
     return Runtime(api_base_url=api.url, **given)
+
+
+def texts(prompts: list[str], given: Runtime, **asked: Any) -> list[str | None]:
+    return [reply.answer for reply in replies(BASE, prompts, 9, given, **asked)]
 
 
 def cell(store: Store, rows: int, name: str = "facts", finetune: str | None = None) -> Artefact:
@@ -162,7 +166,7 @@ def test_no_key_is_an_error_for_openai_alone(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
         replies(BASE, ["a"], 3, Runtime())
     with serving(key="EMPTY") as open_api:
-        assert complete(BASE, ["Hello"], 3, runtime(open_api)) == ["You said Hello."]
+        assert texts(["Hello"], runtime(open_api)) == ["You said Hello."]
 
 
 def test_the_url_is_the_runtimes_then_the_environments_then_openais(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,28 +260,27 @@ def test_a_server_that_is_not_there_ends_the_run(tmp_path: Path) -> None:
 def test_a_quota_that_is_used_up_is_not_asked_again(api: Api) -> None:
     api.always = {"a": "quota"}
     with pytest.raises(ApiError, match="exceeded your current quota"):
-        complete(BASE, ["a"], 3, runtime(api))
+        texts(["a"], runtime(api))
     assert len(api.chats) == 1
 
 
 def test_replies_come_in_the_order_of_the_prompts(api: Api) -> None:
     prompts = [f"prompt {i}" for i in range(40)]
     api.faults, api.answer, api.refuses = ("empty",), lambda messages: messages[-1]["content"].upper(), {"seed"}
-    texts = complete(BASE, prompts, 9, runtime(api, api_concurrency=7), stop=["\n"], system="Shout.")
-    assert texts == [prompt.upper() for prompt in prompts]
+    found = texts(prompts, runtime(api, api_concurrency=7), stop=["\n"], system="Shout.")
+    assert found == [prompt.upper() for prompt in prompts]
     last = api.chats[-1]
     assert last["stop"] == ["\n"] and last["max_tokens"] == 9 and last["messages"][0]["content"] == "Shout."
     assert "seed" not in last  # this server takes none
-    assert complete(BASE, [], 9, runtime(api)) == []
+    assert texts([], runtime(api)) == []
     api.limit = 8
-    with pytest.raises(CellError, match="1 of 2 prompts do not fit the model, number 1 first"):
-        complete(BASE, ["prompt 1", "a longer prompt"], 9, runtime(api))
+    assert texts(["prompt 1", "a longer prompt"], runtime(api)) == ["PROMPT 1", None]
 
 
 def test_an_answer_that_was_filtered_is_no_answer(api: Api) -> None:
     api.always = {"a": "filtered"}
     with pytest.raises(CellError, match="'content_filter'"):
-        complete(BASE, ["a"], 3, runtime(api))
+        texts(["a"], runtime(api))
 
 
 def test_no_message_holds_a_piece_of_the_key() -> None:

@@ -24,7 +24,7 @@ from kvray.api import ApiError
 from kvray.base_model import BUNDLED, BaseModelRef, resolve
 from kvray.config import Runtime
 from kvray.errors import CellError
-from kvray.evaluate.endpoint import complete, evaluate
+from kvray.evaluate.endpoint import evaluate, replies
 from kvray.evaluate.order import Order
 from kvray.evaluate.work import Worker
 from kvray.store import Store
@@ -114,10 +114,10 @@ def test_vllms_server_answers_as_an_engine_of_ours(tmp_path: Path, monkeypatch: 
         assert outcome.error is None
         monkeypatch.setenv("OPENAI_API_KEY", "another-key-9876543210")
         with pytest.raises(ApiError, match="refuses the key"):
-            complete(base, ["Hello"], 3, given)
+            replies(base, ["Hello"], 3, given)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         with pytest.raises(CellError, match="no model 'other'"):
-            complete(replace(base, location="other"), ["Hello"], 3, given)
+            replies(replace(base, location="other"), ["Hello"], 3, given)
     assert process.returncode is not None
     ours, theirs = (store.read_table(cells[store].id).to_pylist() for store in (here, there))
     same = ("example_id", "finish_reason", "answer", "score", "outcome", "output_tokens")
