@@ -95,8 +95,9 @@ def accuracy_along(
         figure, made = panels(size, (lines, columns), (title, subtitle))
         for panel, group in zip(made, groups, strict=False):
             beside = [each for each in published if each.model in (BASE, *group)]
-            _panel(panel, rows, group, palette, alone, beside)
+            ends = _panel(panel, rows, group, palette, alone, beside)
             _scale(panel, axis, rows["x"].unique().sort().to_list(), beside, 0.013 if alone else 0.032)
+            labels.at_ends(panel, ends, 3.8 if alone else 2.1)
             _levels(panel, levels, alone)
         for panel in made[len(groups) :]:
             panel.set_visible(False)
@@ -115,7 +116,8 @@ def _panel(
     palette: Palette,
     alone: bool,
     published: Sequence[Published],
-) -> None:
+) -> list[labels.End]:
+    """Draw the lines of a panel and return their ends."""
     ends = []
     for model in [BASE, *models]:
         line = rows.filter(pl.col("model") == model)
@@ -138,8 +140,11 @@ def _panel(
             markeredgecolor=PAPER,
             markeredgewidth=0.7,
             zorder=2 if base else 3,
+            clip_on=False,  # a marker at 0 or 100 % is shown whole
         )
-        ends.append(((x[-1], y[-1]), model, colour, "normal" if base else "bold"))
+        if alone or base:
+            told = MUTED if base else colour
+            ends.append(labels.End((x[-1], y[-1]), model, told, colour, 9.5 if alone else 8, bold=not base))
     for each in published:
         colour = palette.colour(each.model)
         x, y = [point[0] for point in each.points], [point[1] for point in each.points]
@@ -156,26 +161,13 @@ def _panel(
             zorder=4,
         )
         name = f"{each.model}, {each.name}" if alone or each.model == BASE else each.name
-        ends.append(((x[-1], y[-1]), name, colour, "normal"))
+        told, size, width = MUTED if each.model == BASE else colour, 8 if alone else 6.5, 26 if alone else 18
+        ends.append(labels.End((x[-1], y[-1]), name, told, colour, size, width=width))
     if not alone:
-        panel.set_title(models[0], loc="left", fontsize=10, color=palette.colour(models[0]), fontweight="bold")
-        ends = [end for end in ends if end[1] != models[0]]
-    size = 9.5 if alone else 8
-    for at, (end, name, colour, weight) in zip(
-        labels.spread([end[0][1] for end in ends], 0.052 if alone else 0.075), ends, strict=True
-    ):
-        panel.annotate(
-            _two_lines(name, 26 if alone else 18),
-            end,
-            (1.02, at),
-            textcoords=panel.get_yaxis_transform(),
-            color=MUTED if colour == GREY else colour,
-            fontsize=size if weight == "bold" or name == BASE else size - 1.5,
-            va="center",
-            fontweight=weight,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+        panel.set_title(
+            labels.two_lines(models[0], 30), loc="left", fontsize=10, color=palette.colour(models[0]), fontweight="bold"
         )
+    return ends
 
 
 def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[Published], letter: float) -> None:
@@ -236,11 +228,3 @@ def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
             zorder=5,
             path_effects=[withStroke(linewidth=2.5, foreground=PAPER)],
         )
-
-
-def _two_lines(name: str, width: int) -> str:
-    """Break a long name once, behind a comma or at a blank, so that a label stays narrow."""
-    if len(name) <= width:
-        return name
-    at = name.find(", ") + 1 or name.rfind(" ", 0, width)
-    return f"{name[:at].rstrip()}\n{name[at:].strip()}" if at > 0 else name

@@ -2,9 +2,81 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 Box = tuple[float, float, float, float]
+_BESIDE = 0.93
+"""Share of a panel's width from which a line counts as reaching its right side."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of a line, with what to call the line.
+
+    Attributes:
+        at: the last point, in data coordinates.
+        name: of the line; broken once where it is longer than ``width`` letters.
+        colour: of the name.
+        leader: colour of the thin line from the name to the point.
+        size: of the letters, in points.
+        bold: whether they are bold.
+        width: letters up to which the name keeps one line.
+    """
+
+    at: tuple[float, float]
+    name: str
+    colour: str
+    leader: str
+    size: float
+    bold: bool = False
+    width: int = 26
+
+
+def at_ends(panel: Any, ends: Sequence[End], inches: float) -> None:
+    """Write names behind the ends of their lines, right of the panel, none over another and none above or below it.
+
+    The name of a line that ends inside the panel stands at its end. Limits and scales must be set before.
+
+    Args:
+        panel: matplotlib Axes.
+        ends: of the lines.
+        inches: height of the panel, about.
+    """
+    from matplotlib.transforms import offset_copy
+
+    across = panel.transScale + panel.transLimits
+    right = offset_copy(panel.transAxes, fig=panel.figure, x=10, y=0, units="points")
+    points = [tuple(map(float, across.transform(end.at))) for end in ends]
+    for outside in (True, False):
+        here = [(end, point) for end, point in zip(ends, points, strict=True) if (point[0] >= _BESIDE) == outside]
+        said = [two_lines(end.name, end.width) for end, _ in here]
+        heights = [
+            end.size * 1.3 * (1 + text.count("\n")) / (72 * inches) for (end, _), text in zip(here, said, strict=True)
+        ]
+        for (end, (x, _)), text, y in zip(here, said, spread([p[1] for _, p in here], heights, (0, 1)), strict=True):
+            panel.annotate(
+                text,
+                end.at,
+                (1 if outside else x, y),
+                textcoords=right,
+                color=end.colour,
+                fontsize=end.size,
+                fontweight="bold" if end.bold else "normal",
+                va="center",
+                linespacing=1.05,
+                annotation_clip=False,
+                arrowprops={
+                    "arrowstyle": "-",
+                    "color": end.leader,
+                    "linewidth": 0.6,
+                    "relpos": (0, 0.5),
+                    "shrinkA": 1,
+                    "shrinkB": 3,
+                },
+            )
 
 
 def places(
@@ -34,19 +106,45 @@ def overlap(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1])) * 100
 
 
-def spread(wanted: Sequence[float], apart: float) -> list[float]:
-    """Move values apart, keeping their order, until none are closer than ``apart``."""
+def spread(wanted: Sequence[float], heights: Sequence[float], ends: tuple[float, float] | None = None) -> list[float]:
+    """Move the middles of labels apart, keeping their order, until none overlaps another.
+
+    Args:
+        wanted: where each middle should be.
+        heights: of the labels.
+        ends: where the middles must lie; labels that are too many for it are spread evenly around its middle.
+    """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    apart = [0.5 * (heights[i] + heights[j]) for i, j in itertools.pairwise(order)]
     placed = [wanted[i] for i in order]
-    for _ in range(100):
+    for _ in range(200):
         moved = False
-        for i in range(1, len(placed)):
-            overlap = apart - (placed[i] - placed[i - 1])
-            if overlap > 1e-9:
-                placed[i - 1] -= overlap / 2
-                placed[i] += overlap / 2
+        for i, room in enumerate(apart, 1):
+            missing = room - (placed[i] - placed[i - 1])
+            if missing > 1e-9:
+                placed[i - 1] -= missing / 2
+                placed[i] += missing / 2
                 moved = True
         if not moved:
             break
+    if ends and placed:
+        low, high = ends
+        if sum(apart) > high - low:
+            low = high = 0.5 * (low + high)
+            low, high = low - sum(apart) / 2, high + sum(apart) / 2
+        # Pushed up from below, then down from above: what fits stays in order and apart.
+        for i in range(len(placed)):
+            placed[i] = max(placed[i], low if i == 0 else placed[i - 1] + apart[i - 1])
+        for i in reversed(range(len(placed))):
+            placed[i] = min(placed[i], high if i == len(placed) - 1 else placed[i + 1] - apart[i])
     back = dict(zip(order, placed, strict=True))
     return [back[i] for i in range(len(wanted))]
+
+
+def two_lines(name: str, width: int) -> str:
+    """Break a name that is longer than ``width`` once: behind a comma, at a blank, or before a bracket."""
+    if len(name) <= width:
+        return name
+    at = name.find(", ") + 1 or name.rfind(" ", 0, width + 1)
+    at = at if at > 0 else name.find("[")
+    return f"{name[:at].rstrip()}\n{name[at:].strip()}" if at > 0 else name

@@ -75,7 +75,7 @@ def test_names_never_cover_each_other() -> None:
     boxes = [(x, y - 0.021, x + 0.0115 * len(n), y + 0.021) for n, (x, y) in zip(names, places, strict=True)]
     assert all(labels.overlap(a, b) == 0 for a, b in itertools.combinations(boxes, 2))
     assert all(box[0] >= 0 and box[2] <= 1 and box[1] >= 0 and box[3] <= 1 for box in boxes)
-    apart = labels.spread([0.5, 0.5, 0.51, 0.9], 0.05)
+    apart = labels.spread([0.5, 0.5, 0.51, 0.9], [0.05] * 4)
     assert all(b - a >= 0.05 - 1e-6 for a, b in itertools.pairwise(sorted(apart)))
 
 
