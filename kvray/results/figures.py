@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from kvray.results import bars, changes, curves, heatmaps, kinds, outcomes, published, words
+from kvray.results import bars, changes, curves, descent, heatmaps, kinds, losses, outcomes, published, words
 from kvray.results.drawing import Palette, render
 from kvray.results.family import OVERALL
 from kvray.results.found import Found
@@ -53,6 +53,7 @@ def draw(found: Found) -> dict[str, Drawn]:
             about = f"Kinds of answers on {evaluation}, per mixture"
             add(f"answers-{evaluation}", about, _answers(found, evaluation))
     _changes(found, palette, add)
+    _losses(found, add)
     return drawn
 
 
@@ -152,3 +153,26 @@ def _changes(found: Found, palette: Palette, add: Any) -> None:
             figure = changes.gain_against_loss(found.comparisons, found_by, closed, palette, subtitle)
             name = f"gain-against-loss-{found_by}-{closed}"
             add(name, f"Change on {found_by} against change on {closed}, per mixture", figure)
+
+
+def _losses(found: Found, add: Any) -> None:
+    """Draw how the loss fell; models that have no predictions yet take the colours behind the others'."""
+    models = losses.models(found.losses)
+    if not models:
+        return
+    palette = Palette([*found.models, *(model for model in models if model not in found.models)])
+    rows, both = losses.curves(found.losses), losses.split(found.losses)
+    seeds = max(rows["seeds"].to_list())
+    said = f"mean cross entropy of the answers, averaged over each {100 // losses.BINS} % of the training"
+    said += f"; lines: mean of {seeds} seeds, bands: their range" if seeds > 1 else ""
+    title = "Loss by share of training done"
+    if len(models) > descent.TOGETHER:
+        said += "; solid: tokens that hold a digit, dashed: the words around them" if both else ""
+        said += f"; the first {descent.SHOWN} of {len(models)}" if len(models) > descent.SHOWN else ""
+        add("loss", f"{title}, a panel per mixture", descent.apart(rows, palette, (title, said)))
+        return
+    figure = descent.together(rows, ["all"], palette, (f"{title}: all answer tokens", said))
+    add("loss", f"{title}, per mixture", figure)
+    if both:
+        figure = descent.together(rows, ["integers", "words"], palette, (f"{title}: integers and words", said))
+        add("loss-by-kind", f"{title}, integers and the words around them, per mixture", figure)

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from kvray.errors import DamagedArtefactError
-from kvray.results import family, frames, kinds, references
+from kvray.results import family, frames, kinds, losses, references
 from kvray.results.kinds import Kind, Measure
 from kvray.results.reader import Results
 from kvray.store import Manifest, Store
@@ -37,6 +37,7 @@ def collect(store: Store, sweep: str) -> Found:
     told = kinds.kinds(predictions)
     comparisons = family.family(predictions, told)
     published, unknown = references.of_sweep(document)
+    tuned = [artefact for artefact in document["artefacts"] if artefact["kind"] == "finetune"]
     return Found(
         store=store,
         sweep=sweep,
@@ -47,6 +48,7 @@ def collect(store: Store, sweep: str) -> Found:
         predictions=predictions,
         comparisons=comparisons,
         scores=family.scores(predictions, comparisons, told),
+        losses=losses.read(store, tuned, manifests, predictions),
         published=published,
         unknown_sets=unknown,
         kinds=told,
@@ -103,6 +105,7 @@ class Found:
         predictions: all rows, with the column ``model``.
         comparisons: :func:`kvray.results.family.family`.
         scores: :func:`kvray.results.family.scores`.
+        losses: of the finetunes, :func:`kvray.results.losses.read`.
         published: numbers of the sets that the sweep names, of :func:`kvray.results.references.of_sweep`.
         unknown_sets: names under ``reference`` that are no set.
         kinds: what each evaluation that has predictions measures.
@@ -118,6 +121,7 @@ class Found:
     predictions: pl.DataFrame
     comparisons: pl.DataFrame
     scores: pl.DataFrame
+    losses: pl.DataFrame
     published: pl.DataFrame
     unknown_sets: list[str]
     kinds: Mapping[str, Kind]

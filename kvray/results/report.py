@@ -111,6 +111,7 @@ def compose(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
         blocks += [drawn[slug(f"answers-{evaluation}")], *breakdown.answers(found, evaluation)]
     for section in (published.beside, sections.missing, training.trained):
         blocks += section(found)
+    blocks += training.fell(found, drawn)
     for section in (background.evaluated, background.reading, background.provenance):
         blocks += section(found)
     return blocks

@@ -1,16 +1,29 @@
-"""What was trained: each finetune, what an epoch of each mixture reads by dataset, and the text that models wrote."""
+"""What was trained: each finetune, how its loss fell, what an epoch of a mixture reads, and text that models wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from kvray.results import words
+from kvray.results import losses, words
 from kvray.results.found import Found
-from kvray.results.page import Block, Heading, Table, Text
+from kvray.results.page import Block, Details, Figure, Heading, Table, Text
 
-_MATCHED = 0.02
-"""Largest difference between two mixtures' tokens per epoch at which they count as matched: a row or two of 100."""
+_MATCHED = 0.05
+"""Largest difference between two mixtures' tokens per epoch at which they count as matched: a mixture that lacks up to
+this share of the first one's tokens is taken whole (:data:`kvray.finetune.mixture.SHORTFALL`)."""
+_OPEN = 24
+"""Rows of the table of losses up to which it is open."""
+_LOSSES = (
+    "Losses are mean cross entropies of the answers in nats per token, each step's before its update, so the first "
+    "tenth of the steps (at least one step) is close to the base model's own loss."
+)
+_FIGURE_4 = (
+    "*Integers* are answer tokens that hold a digit, *words* all others: the wording around the value, and the end of "
+    "the answer; both as the first worker saw them. Figure 4 of the paper (Xiong et al. 2024) shows that with the "
+    "answer template in the prompt the loss on formatting tokens is low, so the gradient concentrates on the retrieved "
+    "value: here, words far below integers in the first tenth."
+)
 
 
 def trained(found: Found) -> list[Block]:
@@ -45,6 +58,34 @@ def trained(found: Found) -> list[Block]:
     if not table:
         return []
     return [Heading("What was trained"), Table(header, table, left=2), Text(note, "sub"), *_epochs(found)]
+
+
+def fell(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
+    """How the loss of each mixture fell, of integers and of the words around them (the paper's figure 4).
+
+    Args:
+        found: what there is of the sweep.
+        drawn: figures by name.
+    """
+    models = losses.models(found.losses)
+    if not models:
+        return []
+    cells = {(row["model"], row["part"]): row for row in losses.tenths(found.losses).iter_rows(named=True)}
+    both = losses.split(found.losses)
+    parts = losses.PARTS if both else losses.PARTS[:1]
+    header = ["mixture", *(f"{part}, {tenth} tenth" for part in parts for tenth in ("first", "last"))]
+    lines = [[f"**{m}**", *(cell for part in parts for cell in _ends(cells.get((m, part))))] for m in models]
+    table = Table(header, lines)
+    figures = [drawn[name] for name in ("loss", "loss-by-kind") if name in drawn]
+    blocks: list[Block] = [Heading("How the loss fell"), *figures]
+    blocks.append(Details(f"Losses of all {len(models)} mixtures", [table]) if len(models) > _OPEN else table)
+    committed = [artefact for artefact in found.planned("finetune") if artefact["id"] in found.manifests]
+    lacking = len(committed) - found.losses.select("model", "seed").n_unique()
+    note = f"{_LOSSES} {_FIGURE_4}" if both else _LOSSES
+    note += (
+        f" {lacking} of {len(committed)} finetunes have no log of it (those of an API have none)." if lacking else ""
+    )
+    return [*blocks, Text(note, "sub")]
 
 
 def written(found: Found) -> list[Block]:
@@ -140,6 +181,13 @@ def _writer(found: Found, artefact: Mapping[str, Any]) -> str:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
+
+
+def _ends(row: Mapping[str, Any] | None) -> list[str]:
+    """Return the first and the last loss, with as many decimals as small ones need."""
+    if row is None:
+        return ["\u2013", "\u2013"]
+    return ["\u2013" if row[end] is None else f"{row[end]:.3f}" for end in ("first", "last")]
 
 
 def _loss(facts: Mapping[str, Any]) -> str:

@@ -1,0 +1,150 @@
+"""How the loss of each finetune fell: of integers, of the words around them, of all answer tokens. Functions of frames.
+
+Losses are mean cross entropies in nats, of each optimizer step before its update, as :mod:`kvray.finetune` logs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import polars as pl
+
+from kvray.results.frames import with_models
+from kvray.store import Manifest, Store
+
+Part = Literal["all", "integers", "words"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""All answer tokens, those that hold a digit, and the others."""
+FILE = "loss.parquet"
+"""A finetune's loss log; one that an API trained has none."""
+BINS = 20
+"""Parts that a training is divided into for a curve: the steps of each are averaged."""
+_LOGGED: Mapping[str, Part] = {"loss": "all", "loss_integers": "integers", "loss_words": "words"}
+_LOSSES: dict[str, Any] = {
+    "model": pl.String,
+    "seed": pl.Int64,
+    "step": pl.Int64,
+    "share": pl.Float64,
+    **dict.fromkeys(PARTS, pl.Float64),
+}
+
+
+def read(
+    store: Store,
+    planned: Sequence[Mapping[str, Any]],
+    manifests: Mapping[str, Manifest],
+    predictions: pl.DataFrame,
+) -> pl.DataFrame:
+    """Return the loss logs of a sweep's committed finetunes that tell integers from words.
+
+    Finetunes without such a log, or with an unreadable one, are left out.
+
+    Args:
+        store: where they are.
+        planned: the plan's finetunes.
+        manifests: of the committed artefacts, by id.
+        predictions: rows with a ``model`` column, which name the models.
+
+    Returns:
+        model, seed, step, share (of the training done: 0 at the first step, 1 at the last), all, integers, words (null
+        where a step has no such token): a row per optimizer step, in the plan's order.
+    """
+    names = _names(planned, predictions)
+    parts = [pl.DataFrame(schema=_LOSSES)]
+    for finetune in planned:
+        manifest = manifests.get(finetune["id"])
+        if manifest is None or all(file.name != FILE for file in manifest.files):
+            continue
+        table = store.read_file_table(finetune["id"], FILE)
+        if table is None or not {"step", *_LOGGED} <= set(table.column_names) or not table.num_rows:
+            continue
+        frame = pl.from_arrow(table.select(["step", *_LOGGED]))
+        assert isinstance(frame, pl.DataFrame)
+        steps = pl.col("step").cast(pl.Int64)
+        first, labels = steps.min(), finetune["labels"]
+        frame = frame.rename(_LOGGED).with_columns(
+            pl.lit(names[labels.get("mixture"), labels.get("finetune")]).alias("model"),
+            pl.lit(labels.get("seed"), dtype=pl.Int64).alias("seed"),
+            ((steps - first) / pl.max_horizontal(steps.max() - first, 1)).alias("share"),
+        )
+        parts.append(frame.select(pl.col(name).cast(kind) for name, kind in _LOSSES.items()))
+    return pl.concat(parts)
+
+
+def models(losses: pl.DataFrame) -> list[str]:
+    """Return the models of loss logs, in the plan's order."""
+    return [str(model) for model in losses["model"].unique(maintain_order=True)]
+
+
+def curves(losses: pl.DataFrame) -> pl.DataFrame:
+    """Return loss by share of training done: each :data:`BINS`-th part averaged, then averaged over seeds.
+
+    Args:
+        losses: rows of :func:`read`.
+
+    Returns:
+        model, part, share (mean over the steps), loss, low, high (range over seeds), seeds; sorted by model, part and
+        share. A part that a model's answers have no token of has no row.
+    """
+    each = _long(losses).with_columns((pl.col("share") * BINS).floor().clip(upper_bound=BINS - 1).alias("bin"))
+    keys = ["model", "part", "bin"]
+    seeds = each.sort("model", "part", "bin", "seed", "step").group_by([*keys, "seed"], maintain_order=True)
+    binned = seeds.agg(pl.col("share").mean(), pl.col("loss").mean()).group_by(keys, maintain_order=True)
+    loss = pl.col("loss")
+    made = binned.agg(
+        pl.col("share").mean(),
+        loss.mean(),
+        loss.min().alias("low"),
+        loss.max().alias("high"),
+        pl.len().cast(pl.Int64).alias("seeds"),
+    )
+    return made.drop("bin").sort("model", "part", "share")
+
+
+def tenths(losses: pl.DataFrame) -> pl.DataFrame:
+    """Return mean losses over the first and the last tenth of each training's steps (at least one), seeds averaged.
+
+    The first tenth is close to the base model's own loss: little was learnt yet.
+
+    Args:
+        losses: rows of :func:`read`.
+
+    Returns:
+        model, part, first, last, sorted by model and part; null where the steps of a tenth have no such token.
+    """
+    ordinal = pl.col("step").rank("dense").over("model", "seed")
+    count = pl.col("step").n_unique().over("model", "seed")
+    tenth = (count + 9) // 10
+    placed = losses.with_columns((ordinal <= tenth).alias("early"), (ordinal > count - tenth).alias("late"))
+    loss = pl.col("loss")
+    of_seed = (
+        _long(placed)
+        .sort("model", "part", "seed", "step")
+        .group_by("model", "part", "seed", maintain_order=True)
+        .agg(loss.filter(pl.col("early")).mean().alias("first"), loss.filter(pl.col("late")).mean().alias("last"))
+    )
+    means = of_seed.group_by("model", "part", maintain_order=True).agg(pl.col("first").mean(), pl.col("last").mean())
+    return means.sort("model", "part")
+
+
+def split(losses: pl.DataFrame) -> list[str]:
+    """Return the models whose answers have both integers and words, in the plan's order."""
+    both = losses.group_by("model", maintain_order=True).agg(pl.col("integers", "words").count())
+    return [str(row["model"]) for row in both.iter_rows(named=True) if row["integers"] and row["words"]]
+
+
+def _long(losses: pl.DataFrame) -> pl.DataFrame:
+    """Return a row per step and part: the columns beside the parts, part, loss; steps without such a token left out."""
+    index = [name for name in losses.columns if name not in PARTS]
+    return losses.unpivot(PARTS, index=index, variable_name="part", value_name="loss").drop_nulls("loss")
+
+
+def _names(planned: Sequence[Mapping[str, Any]], predictions: pl.DataFrame) -> dict[tuple[Any, Any], str]:
+    """Return what each (mixture, finetune) is called: as in the predictions; else as with all planned ones there."""
+    labels = [{name: a["labels"].get(name) for name in ("mixture", "finetune")} for a in planned]
+    if not labels:
+        return {}
+    every = with_models(pl.DataFrame(labels, schema={"mixture": pl.String, "finetune": pl.String}))
+    known = predictions.select("mixture", "finetune", "model").unique(maintain_order=True)
+    return {(mixture, finetune): model for mixture, finetune, model in [*every.rows(), *known.rows()]}
