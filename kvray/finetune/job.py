@@ -261,7 +261,8 @@ def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtim
             on_log=on_log,
         )
         if first:
-            facts = {"workers": shape.workers, "strategy": runtime.strategy, **mixture.facts()}
+            strategy = "fsdp" if done.sharded else "ddp"
+            facts = {"workers": shape.workers, "strategy": strategy, **mixture.facts()}
             commit(store, artefact, rows, done, scratch / "model", facts)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvray.base_model import BaseModelRef, load_tokenizer
-from kvray.errors import InputError
+from kvray.errors import CellError, InputError
 
 if TYPE_CHECKING:
     from kvray.spec import Finetune
@@ -149,6 +149,9 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
         base: whose name an adapter records, and whose tokenizer and generation config a full model takes along.
         method: "lora" saves the adapter alone; the others a whole model in the base's own type.
         out_dir: a directory, made if absent.
+
+    Raises:
+        CellError: peft did not write the whole adapter.
     """
     import torch
 
@@ -157,6 +160,7 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
         # peft would ask the hub whether the vocabulary grew, and name a path of this machine as the base.
         model.peft_config["default"].base_model_name_or_path = base.name
         model.save_pretrained(out_dir, state_dict=dict(state), save_embedding_layers=False)
+        _check_adapter(out_dir / "adapter_model.safetensors", sum("lora_" in name for name in state))
         (out_dir / "README.md").unlink(missing_ok=True)
         return
     own = _config(base).dtype or torch.float32
@@ -168,6 +172,16 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
     (out_dir / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     load_tokenizer(base).save_pretrained(out_dir)
     model.generation_config.save_pretrained(out_dir)
+
+
+def _check_adapter(path: Path, trained: int) -> None:
+    """peft writes the weights whose names it knows, and says nothing where it knows none."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as saved:
+        found = len(saved.keys())
+    if found != trained:
+        raise CellError(f"{path.name} has {found} of the {trained} weights that were trained; the finetune is lost")
 
 
 def _config(base: BaseModelRef) -> Any:

@@ -16,7 +16,7 @@ import pytest
 
 from kvray.config import Finetune
 from kvray.errors import CellError, InputError
-from kvray.finetune.model import VLLM_RANKS, attention_projections, vllm_problems
+from kvray.finetune.model import VLLM_RANKS, attention_projections, load, prepare, save, vllm_problems
 from kvray.finetune.train import Execution, batch_shape, train
 
 ONE = Execution(threads=1)
@@ -135,6 +135,15 @@ def start(asked: str, rank: int = 0, world: int = 1, port: int = 0) -> subproces
     )
 
 
+def together(asked: str) -> list[int]:
+    """Run two workers of one finetune; return their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = [start(asked, rank, 2, port) for rank in range(2)]
+    return [worker.wait(240) for worker in workers]
+
+
 def test_a_killed_finetune_resumes_at_its_step_and_ends_as_if_undisturbed(mini, rows, tmp_path):
     recipe = {"method": "attention", "lora_dropout": 0.1, "epochs": 5, "learning_rate": 3e-3, "scheduler": "cosine"}
     recipe["method"] = "lora"
@@ -163,20 +172,20 @@ def test_a_killed_finetune_resumes_at_its_step_and_ends_as_if_undisturbed(mini, 
     assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_workers_come_to_the_same_as_one(mini, rows, lora, tmp_path, strategy):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    asked = ask(tmp_path, mini, rows, QUICK, {"workers": 2, "strategy": strategy}, out=str(tmp_path / "out"))
-    workers = [start(asked, rank, 2, port) for rank in range(2)]
-    assert [worker.wait(240) for worker in workers] == [0, 0]
+@pytest.mark.parametrize(
+    "execution", [{"strategy": "ddp"}, {"strategy": "fsdp", "gradient_checkpointing": True}], ids=["ddp", "fsdp"]
+)
+def test_two_workers_come_to_the_same_as_one(mini, rows, lora, tmp_path, execution):
+    asked = ask(tmp_path, mini, rows, QUICK, {"workers": 2, **execution}, out=str(tmp_path / "out"))
+    assert together(asked) == [0, 0]
     log = json.loads((tmp_path / "out/0/log.json").read_text())
     assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in lora[0].log], abs=1e-4)
     ours, theirs = weights(tmp_path / "out/0/model"), weights(lora[1])
     assert ours.keys() == theirs.keys()
     assert all(np.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
     assert not (tmp_path / "out/1/model").exists()
+    # accelerate drops FSDP on CPU workers without a word.
+    assert json.loads((tmp_path / "out/0/sharded.json").read_text()) == (execution["strategy"] == "fsdp")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +218,19 @@ def test_an_adapter_that_vllm_would_refuse_or_that_touches_nothing_is_an_error_b
 ):
     with pytest.raises(InputError, match=message):
         train(mini, rows, Finetune(**recipe), 0, tmp_path, execution=ONE)
+
+
+def test_an_adapter_that_was_not_saved_whole_is_an_error(mini, tmp_path):
+    import torch
+
+    recipe = Finetune()
+    model = prepare(load(mini, "lora", gpu=False, fsdp=False), recipe)
+    # As a layer does that is wrapped to recompute its activations: peft knows none of its weights by name.
+    layers = model.base_model.model.model.layers
+    layers[0] = torch.nn.ModuleDict({"wrapped": layers[0]})
+    state = {name.replace(".wrapped", ""): weight for name, weight in model.state_dict().items()}
+    with pytest.raises(CellError, match="has 8 of the 16 weights that were trained"):
+        save(model, state, mini, "lora", tmp_path)
 
 
 def test_every_feature_that_vllm_refuses_is_found():

@@ -39,6 +39,7 @@ def main() -> None:
     )
     out.mkdir(exist_ok=True)
     (out / "log.json").write_text(json.dumps(done.log))
+    (out / "sharded.json").write_text(json.dumps(done.sharded))
 
 
 if __name__ == "__main__":
