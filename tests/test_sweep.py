@@ -20,7 +20,7 @@ from kvray.results.schema import PREDICTIONS_SCHEMA
 pytestmark = pytest.mark.slow
 COLUMNS = (
     "sweep evaluation task base_model mixture finetune seed adapter example_id question_id position units length "
-    "prompt_tokens cached_tokens output_tokens answer references score finish_reason"
+    "depth subtask condition prompt_tokens cached_tokens output_tokens answer references score outcome finish_reason"
 ).split()
 SWEEP = """
 name: small
