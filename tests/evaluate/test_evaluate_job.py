@@ -31,13 +31,22 @@ def kill_one_engine(store: Store, artefact_id: str, killed: list[int]) -> None:
     """Wait for the first chunk, then SIGKILL this test's Ray worker that runs the trial."""
     first = Path(store.path(artefact_id, chunks.chunk_name(0)))
     deadline = time.monotonic() + 120
+    engines: list[psutil.Process] = []
     while time.monotonic() < deadline and not first.exists():
+        # Found before there is a chunk: the others follow it within a second.
+        engines = engines or [child for child in psutil.Process().children(recursive=True) if runs_a_trial(child)]
         time.sleep(0.01)
-    for child in psutil.Process().children(recursive=True):
-        command = "".join(child.cmdline()[:1])
-        if command.startswith("ray::") and ".train" in command:
-            killed.append(child.pid)
-            child.kill()
+    for engine in engines:
+        killed.append(engine.pid)
+        engine.kill()
+
+
+def runs_a_trial(process: psutil.Process) -> bool:
+    try:
+        command = "".join(process.cmdline()[:1])
+    except psutil.Error:
+        return False
+    return command.startswith("ray::") and ".train" in command
 
 
 def test_cells_stand_or_fail_alone_and_every_row_is_there_once(
