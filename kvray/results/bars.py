@@ -47,7 +47,7 @@ def outcome_bars(shares: pl.DataFrame, evaluation: str, subtitle: str, said: Map
                 panel.barh(y, share, left=left, height=0.74, color=fill, edgecolor=PAPER, linewidth=0.8)
                 if share >= _NARROW:
                     where = (left + share / 2, y)
-                    panel.text(*where, f"{100 * share:.0f}", ha="center", va="center", fontsize=9, color=on(fill))
+                    panel.text(*where, _points(share), ha="center", va="center", fontsize=9, color=on(fill))
                 left += share
             words = said.get(model, "")
             panel.annotate(words, (1.012, y), va="center", fontsize=9, color=INK, annotation_clip=False)
@@ -62,6 +62,12 @@ def outcome_bars(shares: pl.DataFrame, evaluation: str, subtitle: str, said: Map
         panel.grid(visible=False)
         panel.spines["left"].set_visible(False)
     return figure
+
+
+def _points(share: float) -> str:
+    """Return a share in %, without decimals; but 100 is said of all alone."""
+    said = f"{100 * share:.0f}"
+    return said if said != "100" or share == 1 else f"{min(100 * share, 99.9):.1f}"
 
 
 def _legend(panel: Any, kinds: list[str]) -> None:

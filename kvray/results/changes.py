@@ -15,6 +15,8 @@ from kvray.results.words import signed
 
 Places = Mapping[tuple[str, str], Sequence[float]]
 """Published changes, as shares, by (evaluation, model)."""
+_CORNER = (0.24, 0.07)
+"""Width and height of the words in a corner, in shares of the panel."""
 
 
 def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], palette: Palette, subtitle: str) -> Any:
@@ -29,7 +31,8 @@ def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], pale
     Returns:
         A matplotlib Figure.
     """
-    tables = [against(comparisons, e).sort("difference") for e in evaluations]
+    # From below upward; of equals the sweep's first stands highest.
+    tables = [against(comparisons, e).reverse().sort("difference", maintain_order=True) for e in evaluations]
     height = sum(0.42 * table.height + 0.9 for table in tables) + 0.2
     with style():
         title = f"Change in knowledge: {', '.join(evaluations)}"
@@ -169,8 +172,11 @@ def gain_against_loss(
         panel.scatter([0], [0], color=GREY, s=34, zorder=2)
         panel.annotate(BASE, (0, 0), (-6, -12), textcoords="offset points", color=MUTED, fontsize=9, ha="right")
         corner = {"transform": panel.transAxes, "fontsize": 8.5, "color": MUTED, "style": "italic"}
-        panel.text(0.985, 0.98, "retrieves more, knows more", ha="right", va="top", **corner)
-        panel.text(0.015, 0.02, "retrieves less, knows less", ha="left", va="bottom", **corner)
+        # Each where its quarter has room for it: it would speak of another one across the lines of zero.
+        if right > _CORNER[0] * width and high > _CORNER[1] * height:
+            panel.text(0.985, 0.98, "retrieves more, knows more", ha="right", va="top", **corner)
+        if -left > _CORNER[0] * width and -low > _CORNER[1] * height:
+            panel.text(0.015, 0.02, "retrieves less, knows less", ha="left", va="bottom", **corner)
         panel.set_xlabel(f"change in retrieval against the base, points ({retrieval})")
         panel.set_ylabel(f"change in knowledge against the base, points ({knowledge})")
     return figure

@@ -207,18 +207,19 @@ def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
         said = []
         if level.low is not None and level.high is not None:
             panel.axhspan(level.low, level.high, color=MUTED, alpha=0.10, linewidth=0, zorder=0)
-            said.append(f"finetunes {100 * level.low:.0f} to {100 * level.high:.0f} %")
+            ends = list(dict.fromkeys(f"{100 * share:.0f}" for share in (level.low, level.high)))
+            said.append(f"finetunes {' to '.join(ends)} %")
         if level.base is not None:
             panel.axhline(level.base, color=GREY, linewidth=0.9, zorder=1)
             said.insert(0, f"base {100 * level.base:.0f} %")
-        ends = [end for end in (level.base, level.low, level.high) if end is not None]
-        if not ends:
+        drawn = [end for end in (level.base, level.low, level.high) if end is not None]
+        if not drawn:
             continue
         # A floor is named under its line and a ceiling over it, where no curve should be.
-        below = level.floor and min(ends) > 0.06
+        below = level.floor and min(drawn) > 0.06
         panel.annotate(
             f"{level.name}: {', '.join(said)}" if alone else f"{level.name}, {said[0]}",
-            (0.006, min(ends) if below else max(ends)),
+            (0.006, min(drawn) if below else max(drawn)),
             (0, -3 if below else 3),
             xycoords=panel.get_yaxis_transform(),
             textcoords="offset points",

@@ -183,3 +183,62 @@ def test_bars_fill_the_whole_and_name_their_kinds(paper: tuple[pl.DataFrame, ...
             widths[patch.get_y()] = widths.get(patch.get_y(), 0.0) + patch.get_width()
     assert list(widths.values()) == pytest.approx([1.0, 1.0, 1.0])
     assert len({*bars.FILLS.values(), *drawing.COLOURS, drawing.GREY}) == len(bars.FILLS) + len(drawing.COLOURS) + 1
+
+
+def test_names_of_lines_that_end_together_stay_apart_and_inside() -> None:
+    from matplotlib.text import Text
+
+    from kvray.results.drawing import panels, render
+
+    figure, (panel,) = panels((8.6, 3.6), (1, 1), ("title", "subtitle"))
+    names = ["kv-template lora[learning_rate=0.003]", "kv-template full[learning_rate=0.001]", "kv", "base"]
+    ends = [labels.End((1.0, 1.0), name, "black", "black", 9.5) for name in names]
+    ends.append(labels.End((0.2, 0.5), "a point", "black", "black", 8))
+    panel.set_xlim(0, 1)
+    panel.set_ylim(0, 1)
+    labels.at_ends(panel, ends, 2.9)
+    render(figure, "png")
+    boxes = [Text.get_window_extent(text) for text in panel.texts]  # an annotation's own holds its arrow
+    # Letters' boxes hold room for descenders: only what overlaps by more than that would be seen.
+    assert all(not a.shrunk(1.0, 0.9).overlaps(b.shrunk(1.0, 0.9)) for a, b in itertools.combinations(boxes[:4], 2))
+    around = panel.get_window_extent()
+    assert all(around.y0 - 10 <= (box.y0 + box.y1) / 2 <= around.y1 + 10 for box in boxes)
+    assert all(box.x0 > around.x1 for box in boxes[:4])
+    assert boxes[4].x1 < around.x0 + 0.5 * around.width  # named where it stands
+
+
+def test_too_many_labels_are_spread_evenly_about_the_middle() -> None:
+    placed = labels.spread([1.0] * 30, [0.1] * 30, (0, 1))
+    assert [b - a for a, b in itertools.pairwise(sorted(placed))] == pytest.approx([0.1] * 29)
+    assert sum(placed) / 30 == pytest.approx(0.5)
+    low = labels.spread([0.0, 0.0, 0.9], [0.1] * 3, (0, 1))
+    assert sorted(low) == pytest.approx([0.0, 0.1, 0.9])
+
+
+def test_markers_at_the_ends_of_the_axis_are_whole(tables: Tables) -> None:
+    scores, _ = tables
+    figure = curves.accuracy_along("position", scores, "mdqa20", palette(scores), "words")
+    assert all(not line.get_clip_on() for line in figure.axes[0].lines if line.get_marker() != "None")
+
+
+def test_a_corner_is_named_only_where_its_quarter_has_room(tables: Tables) -> None:
+    scores, comparisons = tables
+    of = pl.col("evaluation")
+    gained = pl.when(of == "mdqa20").then(0.5).otherwise(pl.col("difference"))
+    right = comparisons.with_columns(gained.alias("difference"), low=gained - 0.02, high=gained + 0.02)
+
+    def said(rows: pl.DataFrame) -> set[str]:
+        figure = changes.gain_against_loss(rows, "mdqa20", "recall", palette(scores), "words")
+        return {text.get_text() for text in figure.axes[0].texts}
+
+    assert "retrieves less, knows less" not in said(right)
+    both = right.with_columns(low=pl.lit(-0.5), high=pl.lit(0.5))
+    assert {"retrieves less, knows less", "retrieves more, knows more"} <= said(both)
+
+
+@pytest.mark.parametrize(("share", "said"), [(1.0, "100"), (0.9979, "99.8"), (0.99999, "99.9"), (0.994, "99")])
+def test_a_bar_says_100_of_all_alone(share: float, said: str) -> None:
+    rows = [{"model": "base", "outcome": "right", "share": share}]
+    rows += [{"model": "base", "outcome": "wrong", "share": 1 - share}] if share < 1 else []
+    (panel,) = bars.outcome_bars(pl.DataFrame(rows), "recall", "words", {}).axes
+    assert said in {text.get_text() for text in panel.texts}
