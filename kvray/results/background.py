@@ -24,8 +24,8 @@ def evaluated(found: Found) -> list[Block]:
     header = [
         "evaluation",
         "task",
-        "questions",
         "asked at",
+        "questions",
         "examples",
         "prompt tokens",
         "cached",
@@ -41,7 +41,7 @@ def evaluated(found: Found) -> list[Block]:
         "*Detectable*: the smallest true difference, in points, that one pair per question would show four times in "
         "five, at the share of discordant pairs seen here; several positions per question show smaller ones."
     )
-    return [Heading("What was evaluated"), Table(header, table, left=2), Text(note, "sub")] if table else []
+    return [Heading("What was evaluated"), Table(header, table, left=3), Text(note, "sub")] if table else []
 
 
 def reading(found: Found) -> list[Block]:
@@ -115,8 +115,8 @@ def _evaluation(found: Found, evaluation: str) -> list[str]:
     return [
         evaluation,
         str(rows["task"][0]),
-        words.count(questions),
         _places(rows),
+        words.count(questions),
         words.count(rows["example_id"].n_unique()),
         f"{np.median(lengths):,.0f} / {lengths.max():,}" if lengths.size else "\u2013",
         words.percent(cached, 0),
@@ -132,7 +132,9 @@ def _places(rows: pl.DataFrame) -> str:
     said = []
     for axis in ("position", "length", "depth"):
         values = rows[axis].drop_nulls().unique().sort().to_list()
-        if len(values) > _LISTED:
+        if len(values) > 2 and values == list(range(int(values[0]), int(values[0]) + len(values))):
+            said.append(f"{axis}s {values[0]:g} to {values[-1]:g}")
+        elif len(values) > _LISTED:
             said.append(f"{axis}s {values[0]:,g} to {values[-1]:,g} ({len(values)})")
         elif values:
             said.append(f"{axis}{'s' if len(values) > 1 else ''} {', '.join(f'{value:,g}' for value in values)}")

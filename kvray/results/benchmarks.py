@@ -31,10 +31,8 @@ def section(found: Found, figure: Figure | None) -> list[Block]:
     if not any(theirs.values()):
         header, table, left = [header[0], *header[2:]], [[line[0], *line[2:]] for line in table], 1
     pairs = found.comparisons.filter((pl.col("family") == OVERALL) & pl.col("p").is_not_null()).height
-    note = (
-        "Accuracy in %, in brackets the change against the base in points. \u25b2 and \u25bc: differs from the base "
-        f"after Holm's correction over all {pairs} comparisons against the base."
-    )
+    note = "Accuracy in %, in brackets the change against the base in points. "
+    note = (note + breakdown.arrows(table, pairs, "against the base")).rstrip()
     note += " Rows in italics: what a work prints; *?*: not confirmed." if any(theirs.values()) else ""
     blocks: list[Block] = [Heading("General benchmarks"), Table(header, table, left=left), Text(note, "sub")]
     blocks += [figure] if figure else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import polars as pl
@@ -34,10 +34,7 @@ def by_axis(found: Found, evaluation: str, axis: Axis) -> list[Block]:
         header = ["model", "from", *header[1:]]
         table = [*([line[0], "here", *line[1:]] for line in table), *others]
     made = Table(header, table, left=2 if others else 1)
-    note = (
-        f"Accuracy at each {NAMED[axis][0]}. \u25b2 and \u25bc: differs from the base there after Holm's correction "
-        f"over all {_count(found, _FAMILIES[axis])} comparisons {_FAMILIES[axis].partition(', ')[2]}."
-    )
+    note = f"Accuracy at each {NAMED[axis][0]}. {_told(found, table, _FAMILIES[axis])}".rstrip()
     if len(places) > _WIDE:
         return [Details(f"Accuracy at all {len(places)} {axis}s", [made, Text(note, "sub")])]
     return [made, Text(note, "sub")]
@@ -84,6 +81,8 @@ def answers(found: Found, evaluation: str) -> list[Block]:
     models = shares["model"].unique(maintain_order=True).to_list()
     table = [[_bold(m), *(words.percent(cells[m, kind]["share"]) for kind in kinds)] for m in models]
     header = ["model", *kinds]
+    if len(kinds) == 1:
+        return [Text(f"Every answer of every model is of one kind: *{kinds[0]}*.")]
     if outcomes.INVENTION not in kinds:
         return [Table(header, table), Text("Shares of all answers; seeds averaged.", "sub")]
     invented = {row["model"]: row for row in outcomes.inventions(found.predictions, evaluation).iter_rows(named=True)}
@@ -105,14 +104,29 @@ def answers(found: Found, evaluation: str) -> list[Block]:
     return [Table(header, table), Text(note, "sub")]
 
 
+def arrows(table: Sequence[Sequence[str]], comparisons: int, which: str) -> str:
+    """Say what the arrows of a table mean, or that it has none; nothing where nothing was compared."""
+    if not comparisons:
+        return ""
+    after = f"after Holm's correction over all {comparisons:,} comparisons {which}."
+    if any(mark.strip() in cell for line in table for cell in line for mark in ARROWS.values()):
+        return f"\u25b2 and \u25bc: differs from the base {after}"
+    return f"No number here differs from the base {after}"
+
+
+def _told(found: Found, table: Sequence[Sequence[str]], family: str) -> str:
+    comparisons = found.comparisons.filter((pl.col("family") == family) & pl.col("p").is_not_null()).height
+    return arrows(table, comparisons, family.partition(", ")[2])
+
+
 def _split(
     found: Found, rows: pl.DataFrame, column: str, family: str, title: str, said: Callable[[str], str]
 ) -> list[Block]:
     values = rows[column].unique().sort().to_list()
     table = _models(found, rows, column, values)
-    n = _count(found, family)
-    note = f"\u25b2 and \u25bc: after Holm's correction over all {n} comparisons {family.partition(', ')[2]}."
-    return [Heading(f"By {title}", 4), Table(["model", *map(said, values)], table), Text(note, "sub")]
+    note = _told(found, table, family)
+    blocks: list[Block] = [Heading(f"By {title}", 4), Table(["model", *map(said, values)], table)]
+    return [*blocks, Text(note, "sub")] if note else blocks
 
 
 def _models(found: Found, rows: pl.DataFrame, column: str, values: list[Any]) -> list[list[str]]:
@@ -131,7 +145,3 @@ def _cell(row: dict[str, Any] | None, digits: int) -> str:
 
 def _bold(model: str) -> str:
     return f"**{model}**" if model != BASE else BASE
-
-
-def _count(found: Found, family: str) -> int:
-    return found.comparisons.filter((pl.col("family") == family) & pl.col("p").is_not_null()).height

@@ -112,7 +112,11 @@ def _levels(found: Found, evaluation: str) -> list[curves.Level]:
 
 def _answers(found: Found, evaluation: str) -> Any:
     shares = outcomes.shares(found.predictions, evaluation)
-    said, about = {}, f"{words.described(found.predictions, evaluation)}{seeds(found, [evaluation])}"
+    if shares["outcome"].n_unique() == 1:
+        return None  # full bars of one colour: a sentence says it
+    counts = shares["n"].unique().sort().to_list()
+    number = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    said, about = {}, f"{number} answers of each model{seeds(found, [evaluation])}"
     if outcomes.INVENTION in shares["outcome"]:
         about += "; at the end: of the wrong answers, how many are inventions, with its 95 % interval"
         for row in outcomes.inventions(found.predictions, evaluation).iter_rows(named=True):

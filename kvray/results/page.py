@@ -26,7 +26,7 @@ body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,
 main{max-width:65rem;margin:0 auto;padding:2.2rem 1.4rem 4rem}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem;letter-spacing:-.01em}
 h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.9rem;border-top:1px solid var(--grid)}
-h3{font-size:1.02rem;margin:1.7rem 0 .4rem}
+h3{font-size:1.02rem;margin:1.7rem 0 .4rem}h4{font-size:.92rem;color:var(--muted);margin:1rem 0 .2rem}
 p{margin:.5rem 0 .8rem;max-width:52rem}
 .lead{font-size:1.12rem}.sub{color:var(--muted);margin-top:0}
 ul{padding-left:1.2rem;max-width:52rem}li{margin:.35rem 0}
@@ -69,9 +69,11 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
     )
 
 
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, words: int) -> str:
     def cell(tag: str, place: int, text: str) -> str:
-        kind = ' class="r"' if place >= left else ' class="long"' if len(text) > 60 else ""
+        number = left <= place < len(header) - words
+        long = len(text) > (60 if place < left else 40)
+        kind = ' class="r"' if number else ' class="long"' if long else ""
         return f"<{tag}{kind}>{_MARKED.get(text) or _inline(text)}</{tag}>"
 
     head = "".join(cell("th", i, text) for i, text in enumerate(header))
@@ -84,9 +86,10 @@ def _inline(text: str) -> str:
     escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
     escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
     escaped = re.sub(r"(?<![\w*])\*([^*]+)\*(?![\w*])", r"<em>\1</em>", escaped)
+    escaped = re.sub(r"(?<=\d) %", "\u00a0%", escaped)
     # Arrows after a number mark a verdict in tables by position.
-    escaped = escaped.replace(" \u25b2", ' <span class="up">\u25b2</span>')
-    return escaped.replace(" \u25bc", ' <span class="down">\u25bc</span>')
+    escaped = escaped.replace("\u25b2", '<span class="up">\u25b2</span>')
+    return escaped.replace("\u25bc", '<span class="down">\u25bc</span>')
 
 
 def _inline_svg(svg: str, prefix: str, about: str) -> str:
@@ -154,19 +157,24 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text cells; ``left`` counts the leading columns that are words (the others are set right)."""
+    """A table of text cells: words in the first ``left`` columns and in the last ``words`` ones, numbers between.
+
+    Numbers are set right; long words are broken where room is short.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: int = 1
+    words: int = 0
 
     def _markdown(self) -> str:
-        rule = ["---" if i < self.left else "---:" for i in range(len(self.header))]
+        numbers = range(self.left, len(self.header) - self.words)
+        rule = ["---:" if i in numbers else "---" for i in range(len(self.header))]
         lines = [self.header, rule, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def _html(self, key: str) -> str:
-        return _html_table(self.header, self.rows, self.left)
+        return _html_table(self.header, self.rows, self.left, self.words)
 
 
 @dataclass(frozen=True)

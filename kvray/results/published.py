@@ -17,6 +17,8 @@ from kvray.results.page import Block, Bullets, Details, Heading, Table, Text
 
 _SHOWN = 24
 _PLACES = ("position", "length", "subtask")
+_CHANGES = ("change, ours", "change, theirs", "ours \u2212 theirs")
+_SOURCE = ("published by", "on", "certainty")
 _LEVELS_ONLY = "No published change has a counterpart here; published accuracies stand beside ours."
 
 
@@ -93,9 +95,11 @@ def beside(found: Found) -> list[Block]:
     rows = [line for evaluation in found.kinds for line in _beside(found, evaluation)]
     if not rows:
         return blocks
-    header = ["evaluation", "at", "model", "change, ours", "change, theirs", "ours \u2212 theirs", "accuracy, ours"]
-    header += ["accuracy, theirs", "published by", "on", "certainty"]
-    table = Table(header, [_line(row) for row in rows], left=3)
+    header = ["evaluation", "at", "model", *_CHANGES, "accuracy, ours", "accuracy, theirs", *_SOURCE]
+    cells = [_line(row) for row in rows]
+    if not any(row["change"] is not None for row in rows):  # accuracies of the base alone
+        header, *cells = [[*line[:3], *line[3 + len(_CHANGES) :]] for line in (header, *cells)]
+    table = Table(header, cells, left=3, words=len(_SOURCE))
     blocks.append(Bullets(_means(rows)) if any(map(_both, rows)) else Text(_LEVELS_ONLY))
     blocks += [table] if len(rows) <= _SHOWN else [Details(f"All {len(rows)} published numbers beside ours", [table])]
     return [Heading("Beside the published numbers"), *blocks, Bullets(_notes(found, rows))]

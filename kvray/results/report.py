@@ -108,7 +108,9 @@ def compose(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
     blocks += [Heading("What the answers are")] if told else []
     for evaluation in told:
         blocks += _titled(found, evaluation, told)
-        blocks += [drawn[slug(f"answers-{evaluation}")], *breakdown.answers(found, evaluation)]
+        figure = slug(f"answers-{evaluation}")
+        blocks += [drawn[figure]] if figure in drawn else []
+        blocks += breakdown.answers(found, evaluation)
     for section in (published.beside, sections.missing, training.trained):
         blocks += section(found)
     blocks += training.fell(found, drawn)

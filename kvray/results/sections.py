@@ -24,7 +24,7 @@ def opening(found: Found) -> list[Block]:
     base = found.document.get("base_model") or "the base model"
     blocks: list[Block] = [
         Heading(f"Sweep {found.sweep}", 1),
-        Text(f"Base model `{base}`, {len(_mixtures(found))} mixtures, {done} of {len(cells)} cells evaluated", "sub"),
+        Text(f"Base model `{base}`, {_trained(found)}, {done} of {len(cells)} cells evaluated", "sub"),
     ]
     if done < len(cells):
         lacking = f"{len(cells) - done} of {len(cells)} cells are missing or failed"
@@ -43,13 +43,15 @@ def mixtures(found: Found) -> list[Block]:
     blocks: list[Block] = [Heading("Mixtures compared")] if evaluations else []
     for evaluation in evaluations:
         blocks += evaluation_table(found, evaluation)
-    return blocks + _pairs(found)
+    return blocks + _pairs(found, 3 if evaluations else 2)
 
 
 def evaluation_table(found: Found, evaluation: str) -> list[Block]:
     """Accuracy of each model on an evaluation, the best first, with its change against the base."""
     rows = whole(found.scores).filter(pl.col("evaluation") == evaluation)
-    rows = rows.sort("accuracy", descending=True, nulls_last=True)
+    place = {model: at for at, model in enumerate([BASE, *found.models])}
+    rows = rows.with_columns(pl.col("model").replace_strict(place, return_dtype=pl.Int64).alias("place"))
+    rows = rows.sort("accuracy", "place", descending=[True, False], nulls_last=True)
     header = ["model", "verdict", "accuracy", "95 % interval", "change, points", "Holm's p", "n", "seeds"]
     seeds = any(row["seeds"] > 1 for row in rows.iter_rows(named=True))
     table = [
@@ -99,11 +101,16 @@ def missing(found: Found) -> list[Block]:
     return blocks
 
 
-def _mixtures(found: Found) -> set[str]:
-    return {artefact["labels"]["mixture"] for artefact in found.planned("finetune")}
+def _trained(found: Found) -> str:
+    """Return "4 mixtures", and how many models they make where they are finetuned in several ways."""
+    labels = [artefact["labels"] for artefact in found.planned("finetune")]
+    mixtures = len({one["mixture"] for one in labels})
+    models = len({(one["mixture"], one["finetune"]) for one in labels})
+    said = f"{mixtures} mixture{'' if mixtures == 1 else 's'}"
+    return said if models == mixtures else f"{said} finetuned in several ways ({models} models)"
 
 
-def _pairs(found: Found) -> list[Block]:
+def _pairs(found: Found, level: int) -> list[Block]:
     pairs = found.comparisons.filter((pl.col("family") == PAIRWISE) & pl.col("difference").is_not_null())
     if not pairs.height:
         return []
@@ -121,13 +128,14 @@ def _pairs(found: Found) -> list[Block]:
         for row in map(_leader_first, shown.iter_rows(named=True))
     ]
     header = ["evaluation", "pair", "the first is", "difference, points", "Holm's p", "pairs won : lost"]
-    blocks: list[Block] = [Heading("Mixtures against each other", 3)]
+    blocks: list[Block] = [Heading("Mixtures against each other", level)]
     whole_table = Table(header, table, left=3)
     if len(table) > _PAIRS_OPEN:
         blocks.append(Details(f"{len(table)} pairs of mixtures that differ", [whole_table]))
     elif table:
         blocks.append(whole_table)
     noise = f"{hidden} of {pairs.height} comparisons are within noise and not shown."
+    noise = noise if table else f"All {pairs.height} comparisons are within noise."
     return [*blocks, Text(noise, "sub")] if hidden else blocks
 
 

@@ -10,8 +10,8 @@ from kvray.results.found import Found
 from kvray.results.page import Block, Details, Figure, Heading, Table, Text
 
 _MATCHED = 0.05
-"""Largest difference between two mixtures' tokens per epoch at which they count as matched: a mixture that lacks up to
-this share of the first one's tokens is taken whole (:data:`kvray.finetune.mixture.SHORTFALL`)."""
+"""Share of the first mixture's tokens per epoch by which others may differ and count as matched: one that lacks up to
+that is taken whole (:data:`kvray.finetune.mixture.SHORTFALL`)."""
 _OPEN = 24
 """Rows of the table of losses up to which it is open."""
 _LOSSES = (
@@ -22,7 +22,7 @@ _FIGURE_4 = (
     "*Integers* are answer tokens that hold a digit, *words* all others: the wording around the value, and the end of "
     "the answer; both as the first worker saw them. Figure 4 of the paper (Xiong et al. 2024) shows that with the "
     "answer template in the prompt the loss on formatting tokens is low, so the gradient concentrates on the retrieved "
-    "value: here, words far below integers in the first tenth."
+    "value; it would show here as words far below integers in the first tenth."
 )
 
 
@@ -57,7 +57,7 @@ def trained(found: Found) -> list[Block]:
     )
     if not table:
         return []
-    return [Heading("What was trained"), Table(header, table, left=2), Text(note, "sub"), *_epochs(found)]
+    return [Heading("What was trained"), Table(header, table, left=2, words=1), Text(note, "sub"), *_epochs(found)]
 
 
 def fell(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
@@ -155,18 +155,20 @@ def _epochs(found: Found) -> list[Block]:
 
 def _matched(totals: Mapping[str, float], cut: bool) -> str:
     low, high = min(totals.values()), max(totals.values())
-    apart = (high - low) / high if high else 0.0
+    first = next(iter(totals.values()))
+    apart = max(high - first, first - low) / first if first else 0.0
     if len(totals) == 1:
         return f"One mixture, {words.count(high)} tokens per epoch."
     if apart <= _MATCHED:
         how = "cut to the sweep's first" if cut else "by the size of their datasets"
+        off = "less than 0.1" if apart < 0.001 else f"at most {100 * apart:.1f}"
         return (
             f"**Token-matched** ({how}): an epoch of every mixture reads {words.count(low)} to {words.count(high)} "
-            f"tokens of prompts and answers, {'less than 0.1' if apart < 0.001 else f'{100 * apart:.1f}'} % apart."
+            f"tokens of prompts and answers, {off} % off the first one's."
         )
     return (
-        f"**Not token-matched:** an epoch reads from {words.count(low)} to {words.count(high)} tokens, so mixtures "
-        "differ in amount as well as in kind."
+        f"**Not token-matched:** an epoch reads from {words.count(low)} to {words.count(high)} tokens, so part of "
+        "a difference between mixtures may come from how much they read."
     )
 
 

@@ -109,23 +109,30 @@ def headlines(predictions: pl.DataFrame, comparisons: pl.DataFrame, kinds: Mappi
     if not against.height:
         return ["No finetune has predictions yet, so nothing can be compared with the base model."]
     there = against["evaluation"].unique(maintain_order=True)
-    evaluations = sorted(there, key=lambda e: _ORDER.index(kinds[e].measures))
+    plan = list(kinds)
+    evaluations = sorted(there, key=lambda e: (_ORDER.index(kinds[e].measures), plan.index(e)))
     names = {evaluation: described(predictions, evaluation) for evaluation in evaluations}
-    lines = [_overall(against, kinds, evaluations, names)]
-    best = against.filter(pl.col("evaluation") == evaluations[0]).sort("difference", descending=True)["b"].to_list()
+    tuned = predictions.filter(pl.col("model") != BASE)
+    noun = "mixture" if tuned["model"].n_unique() == tuned["mixture"].n_unique() else "finetuned model"
+    lines = [_overall(against, kinds, evaluations, names, noun)]
+    best = (
+        against.filter(pl.col("evaluation") == evaluations[0])
+        .sort("difference", descending=True, maintain_order=True)["b"]
+        .to_list()
+    )
     for model in [*best, *(m for m in against["b"].unique(maintain_order=True) if m not in best)]:
         rows = {row["evaluation"]: row for row in against.filter(pl.col("b") == model).iter_rows(named=True)}
         asked = [e for e in evaluations if e in rows]
         single = [e for e in asked if kinds[e].measures != "benchmark"]
         parts = [_finding(rows[e], kinds[e].measures, names[e], first=e == single[0]) for e in single]
         general = [rows[e] for e in asked if kinds[e].measures == "benchmark"]
-        parts += [_general(general)] if general else []
+        parts += [_general(general, first=not parts)] if general else []
         lines.append(f"**{model}** {'; '.join(parts)}.")
     return lines
 
 
 def _overall(
-    against: pl.DataFrame, kinds: Mapping[str, Kind], evaluations: Sequence[str], names: Mapping[str, str]
+    against: pl.DataFrame, kinds: Mapping[str, Kind], evaluations: Sequence[str], names: Mapping[str, str], noun: str
 ) -> str:
     general = [evaluation for evaluation in evaluations if kinds[evaluation].measures == "benchmark"]
     sentences = []
@@ -139,13 +146,17 @@ def _overall(
             if n:
                 verb = _verb(kinds[evaluation].measures, verdict)
                 said = (verb if n == 1 else _plural(verb)) if verb else ("is" if n == 1 else "are")
-                what = f"{n} of {len(verdicts)} mixtures" if not found else f"{n}"
+                what = f"{n} of {len(verdicts)} {noun}{'' if len(verdicts) == 1 else 's'}" if not found else f"{n}"
                 found.append(f"{what} {said} the base model" if verb else f"{what} {said} within noise")
         sentences.append(f"On {names[evaluation]}, {listed(found)}.")
     if len(general) > 1:
         verdicts = against.filter(pl.col("evaluation").is_in(general))["verdict"].to_list()
         counts = {verdict: verdicts.count(verdict) for verdict in ("better", "worse", "within noise")}
-        found = [f"{n} {'is' if n == 1 else 'are'} {verdict}" for verdict, n in counts.items() if n]
+        found = [
+            f"{'all' if n == len(verdicts) > 1 else n} {'is' if n == 1 else 'are'} {verdict}"
+            for verdict, n in counts.items()
+            if n
+        ]
         of = f"Of {len(verdicts)} comparisons with the base model on {len(general)} general benchmarks"
         sentences.append(f"{of}, {listed(found)}.")
     return " ".join(sentences)
@@ -171,12 +182,14 @@ def _finding(row: Mapping[str, Any], measures: str, name: str, first: bool) -> s
     return f"{_verb(measures, row['verdict'])} the base model on {name}: {points}"
 
 
-def _general(rows: Sequence[Mapping[str, Any]]) -> str:
+def _general(rows: Sequence[Mapping[str, Any]], first: bool) -> str:
     """Say the benchmarks of one model in one breath: those that changed with their change, the others by name."""
     said = []
     for verdict in ("better", "worse"):
         there = [f"{row['evaluation']} ({signed(row['difference'])})" for row in rows if row["verdict"] == verdict]
         said += [f"{verdict} on {listed(there)}"] if there else []
     noise = [row["evaluation"] for row in rows if row["verdict"] == "within noise"]
+    if len(noise) == len(rows) > 1:
+        return f"{'is ' if first else ''}within noise on all {len(rows)} general benchmarks"
     said += [f"within noise on {listed(noise)}"] if noise else []
-    return f"general benchmarks: {', '.join(said)}"
+    return f"{'on ' if first else ''}general benchmarks: {', '.join(said)}"

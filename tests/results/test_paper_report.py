@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import polars as pl
 import pytest
 
 from kvray.results import report
+from kvray.results.page import Text
 from kvray.store import Store
 
 MINUS = "\u2212"
@@ -142,6 +144,8 @@ def test_unequal_mixtures_are_said_to_be_unequal() -> None:
 
     assert _matched({"a": 1000.0, "b": 1100.0}, True).startswith("**Not token-matched:**")
     assert _matched({"a": 1000.0, "b": 1010.0}, False).startswith("**Token-matched** (by the size")
+    # Each against the first, to which they were cut: 1,040 and 960 are eight percent apart.
+    assert "at most 4.0 % off the first one's" in _matched({"a": 1000.0, "b": 1040.0, "c": 960.0}, True)
     assert _matched({"a": 1000.0}, False) == "One mixture, 1,000 tokens per epoch."
 
 
@@ -149,3 +153,43 @@ def test_writings_are_in_the_provenance(text: str) -> None:
     part = section(text, "Provenance")
     assert "| in2 | `Qwen/Qwen2.5-7B-Instruct` | committed | 420 | 98.6 % | not told | 31,512 | 1 min 28 s |" in part
     assert "text written for in2" in part
+
+
+def test_pairs_of_benchmarks_alone_have_a_heading_of_their_own(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    evaluations, mixtures = ("gsm8k", "mmlu"), ("kv-template", "kv", "in2", "needle", "multidoc_qa")
+    paper_store.commit(store, questions=4, mixtures=mixtures, evaluations=evaluations, reference=())
+    text = Path(report.write(store, "paper").markdown).read_text()
+    assert "\n## Mixtures against each other\n" in text
+    assert "## Mixtures compared" not in text
+
+
+def test_answers_of_one_kind_are_a_sentence(store: Store) -> None:
+    from kvray.results import breakdown, figures
+    from kvray.results.found import collect
+
+    found = collect(store, "paper")
+    same = found.predictions.with_columns(pl.lit("other").alias("outcome"))
+    one = dataclasses.replace(found, predictions=same)
+    assert figures._answers(one, "flenqa-direct") is None
+    assert breakdown.answers(one, "flenqa-direct") == [Text("Every answer of every model is of one kind: *other*.")]
+
+
+def test_published_accuracies_alone_have_no_columns_of_changes(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    paper_store.commit(store, questions=12, mixtures=("kv",), evaluations=("flenqa-direct",), reference=("flenqa",))
+    part = section(Path(report.write(store, "paper").markdown).read_text(), "Beside the published numbers")
+    assert "| evaluation | at | model | accuracy, ours | accuracy, theirs | published by | on | certainty |" in part
+    assert re.search(r"\| 250 tokens, PIR \| base \| [\d.]+ % \| 81 % \| Levy et al. 2024, ", part)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([1, 2, 3, 4], "positions 1 to 4"), ([1, 2], "positions 1, 2"), ([1, 5, 10], "positions 1, 5, 10"),
+     (list(range(0, 40, 2)), "positions 0 to 38 (20)")],
+)  # fmt: skip
+def test_places_in_a_row_are_a_range(values: list[int], said: str) -> None:
+    from kvray.results.background import _places
+
+    rows = pl.DataFrame({"position": values}).with_columns(length=pl.lit(None), depth=pl.lit(None))
+    assert _places(rows) == said

@@ -177,3 +177,41 @@ def test_text_is_escaped_and_marked() -> None:
     assert "a &lt;b&gt; &amp; <code>c&lt;d&gt;</code> <strong>e</strong> <em>f</em>" in shown
     assert "<title>&lt;t&gt;</title>" in shown
     assert "1\\|2" in page.to_markdown(blocks)
+
+
+def test_arrows_are_explained_where_there_are_any() -> None:
+    from kvray.results.breakdown import arrows
+
+    assert arrows([["kv", "57 % \u25b2"]], 1200, "by length") == (
+        "\u25b2 and \u25bc: differs from the base after Holm's correction over all 1,200 comparisons by length."
+    )
+    assert arrows([["kv", "57 %"]], 3, "by length").startswith("No number here differs from the base")
+    assert arrows([["base", "57 %"]], 0, "by length") == ""
+    shown = page.to_html("t", [page.Text("\u25b2 and \u25bc: 95 % sure")])
+    assert '<p><span class="up">\u25b2</span> and <span class="down">\u25bc</span>: 95\u00a0% sure</p>' in shown
+
+
+def test_words_behind_numbers_are_set_left_and_may_break() -> None:
+    table = page.Table(["model", "n", "by whom"], [["kv", "3", "someone"]], words=1)
+    assert "| --- | ---: | --- |" in table._markdown()
+    assert '<td>kv</td><td class="r">3</td><td>someone</td>' in table._html("0")
+
+
+def test_headlines_count_models_where_a_mixture_has_several_and_benchmarks_have_a_verb(make_cell) -> None:
+    from kvray.results import family, frames, kinds, words
+
+    ways = [f"lora[learning_rate={rate}]" for rate in (1, 2)]
+    cells = [make_cell("recall", questions=8), *(make_cell("recall", "ours", 0, questions=8, finetune=w) for w in ways)]
+    parts = [pl.from_arrow(cell) for cell in cells]
+    rows = frames.with_models(pl.concat(parts))  # type: ignore[type-var,arg-type]
+    told = kinds.kinds(rows)
+    assert "2 of 2 finetuned models" in words.headlines(rows, family.family(rows, told), told)[0]
+    same = rows.filter(pl.col("model") != "ours [learning_rate=2]")
+    assert "1 of 1 mixture " in words.headlines(same, family.family(same, told), told)[0]
+    noise = {"difference": 0.0, "verdict": "within noise"}
+    both = [{"evaluation": "mmlu", **noise}, {"evaluation": "gsm8k", **noise}]
+    assert words._general(both, first=True) == "is within noise on all 2 general benchmarks"
+    assert words._general(both[:1], first=False) == "general benchmarks: within noise on mmlu"
+    worse = {"evaluation": "gsm8k", "difference": -0.02, "verdict": "worse"}
+    said = "on general benchmarks: worse on gsm8k (\u22122.0), within noise on mmlu"
+    assert words._general([both[0], worse], first=True) == said
