@@ -123,8 +123,8 @@ class SimpleKV(Task):
                 raise ValueError(f"{name}_min: found {least}, expected at most {name}_max = {most}")
         if self.forced_first + self.early > 1:
             raise ValueError("forced_first + early: found more than 1, expected shares of the samples")
-        if self.law == "strict" and self.dictionaries != "fit":
-            self.refuse_crowding(self.dictionaries)
+        if self.law == "strict":
+            self.refuse_crowding(1 if self.dictionaries == "fit" else self.dictionaries)
         return self
 
     def refuse_crowding(self, dictionaries: int) -> None:
@@ -133,12 +133,16 @@ class SimpleKV(Task):
         Raises:
             ValueError: they need more than half of the integers.
         """
-        integers = 10**self.digits_max - 10 ** (self.digits_min - 1)
-        if 2 * dictionaries * self.keys_max > integers:
+        if dictionaries > self.roomy():
             raise ValueError(
                 f"dictionaries: {dictionaries} with up to {self.keys_max} unique keys (law: strict) need more than "
-                f"half of the {integers} integers of {self.digits_min} to {self.digits_max} digits; raise digits_max"
+                f"half of the integers of {self.digits_min} to {self.digits_max} digits; raise digits_max"
             )
+
+    def roomy(self) -> int:
+        """Return how many dictionaries have keys that are at most half of the integers."""
+        integers: int = 10**self.digits_max - 10 ** (self.digits_min - 1)
+        return integers // (2 * self.keys_max)
 
     def count(self, context: Context) -> int:
         """Return ``rows``."""
@@ -214,12 +218,8 @@ class _Builder:
         line = f"Dictionary [10] {{{', '.join([f'{one}: {one}'] * task.keys_min)}}}\n"
         double, single, longer = self.count_tokens([line * 2, line, line + f"{one}: {one}, " * 16]).tolist()
         mean = (double - single) + (longer - single) / 16 * (task.keys_max - task.keys_min) / 2
-        most = int(task.max_tokens / max(mean, 1.0) * 1.5) + 8
-        try:
-            task.refuse_crowding(most)
-        except ValueError as error:
-            raise InputError(f"simple_kv: dictionaries: fit: {error}") from error
-        return most
+        # No more than leave their unique keys room: with 3 or 4 digits that is what long prompts come up against.
+        return min(int(task.max_tokens / max(mean, 1.0) * 1.5) + 8, task.roomy())
 
     @property
     def width(self) -> int:
@@ -345,9 +345,10 @@ class _Builder:
                 units, exceeds = np.where(within, draft.units, units), np.where(within, exceeds, draft.units)
         draft.units = units
         if units.min() == 0 or units.max() == self.dictionaries:
+            remedy = "raise max_tokens" if units.min() == 0 else "lower max_tokens, or raise digits_max"
             raise InputError(
                 f"simple_kv: dictionaries: fit found {units.min()} to {units.max()} dictionaries within max_tokens = "
-                f"{budget}; raise max_tokens, or lower keys_max or digits_max"
+                f"{budget}, of {self.dictionaries} that leave their unique keys room; {remedy}"
             )
         return np.ones(len(draft), np.bool_)
 

@@ -34,7 +34,7 @@ class Mdqa(DocumentsTask):
 
     task: Literal["mdqa"] = recipe("mdqa")
     documents: int = recipe(
-        20, ge=0, le=1000, description="documents in a prompt, the gold one included; 0: closed book, 1: the gold one"
+        20, ge=0, le=10_000, description="documents in a prompt, the gold one included; 0: closed book, 1: the gold one"
     )
     questions: int | None = recipe(200, ge=1, description="questions; null takes all that the source has")
     distractors: Literal["random", "retrieved"] = recipe(

@@ -125,7 +125,7 @@ class QuestionTask(Task):
 class DocumentsTask(QuestionTask):
     """Questions over several documents, one of which answers, at chosen gold positions."""
 
-    documents: int = recipe(20, ge=1, le=1000, description="documents in a prompt, the gold one included")
+    documents: int = recipe(20, ge=1, le=10_000, description="documents in a prompt, the gold one included")
     positions: tuple[int, ...] | Literal["random"] | None = recipe(
         None,
         description="1-based gold positions, each question at each; 'random': one per question; default five, spread",

@@ -191,6 +191,14 @@ def test_fit_takes_as_many_dictionaries_as_the_budget_holds(kind: str) -> None:
     assert (table["position"].to_numpy() <= table["units"].to_numpy()).all()
 
 
+def test_fit_fills_a_long_context_until_unique_keys_run_short() -> None:
+    # Digit by digit, a dictionary is some 41 tokens: these hold about 1,100 of the 1,237 whose keys find room.
+    table = made(law="strict", dictionaries="fit", max_tokens=45_000, rows=2, stop=2)
+    assert min(table["prompt_tokens"].to_pylist()) > 45_000 - 80
+    with pytest.raises(InputError, match=r"fit found 1237 to 1237 .* of 1237 .*lower max_tokens, or raise digits_max"):
+        made(law="strict", dictionaries="fit", max_tokens=60_000, rows=2, stop=2)
+
+
 def test_repeated_keys_collapse_as_in_a_python_dict() -> None:
     rng = np.random.default_rng(0)
     keys, values = rng.integers(0, 4, (50, 6, 5)), rng.integers(0, 100, (50, 6, 5))

@@ -85,6 +85,16 @@ def test_no_distractor_holds_an_answer_and_no_document_comes_twice() -> None:
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real questions are not beside this checkout")
+def test_prompts_of_32k_tokens_can_be_made_of_the_tiny_world() -> None:
+    (row,) = rows(Mdqa(documents=1210, positions=[1210], questions=1))
+    documents = re.findall(r"^Document \[(\d+)\]\(Title: (.*?)\)", row["prompt"], re.MULTILINE)
+    assert [int(label) for label, _ in documents] == list(range(1, 1211)) and len(
+        {title for _, title in documents}
+    ) == 1210
+    with pytest.raises(InputError, match=r"documents: 2001 are more than the tiny world can tell apart \(2000\)"):
+        rows(Mdqa(documents=2001, questions=1))
+
+
 def test_real_questions_have_no_distractor_with_an_answer() -> None:
     made = rows(Mdqa(source=str(REAL), split="all", documents=20, position=10, questions=50))
     for row in made:
