@@ -175,7 +175,7 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
 
 
 def _check_adapter(path: Path, trained: int) -> None:
-    """peft writes the weights whose names it knows, and says nothing where it knows none."""
+    """Check that a saved adapter is whole: peft writes the weights whose names it knows and leaves out the others."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as saved:

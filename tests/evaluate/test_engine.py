@@ -22,8 +22,11 @@ DECODING = requests.Decoding(8, ())
 @pytest.fixture(scope="module")
 def engine(base: BaseModelRef) -> Engine:
     settings.prepare_environment(gpu=False, cpus=2)
-    # Two places for three adapters, so that they take turns.
-    return Engine(settings.settings(base, Runtime(max_loras=2), 0, None, [4, 4, 4]), made.MODEL_LENGTH)
+    with pytest.MonkeyPatch.context() as patch:
+        # Half of the longest request: prompts are read in chunks, as those of 24K tokens are with 4,096 at a time.
+        patch.setattr(settings, "CPU_BATCH_TOKENS", made.MODEL_LENGTH // 2)
+        # Two places for three adapters, so that they take turns.
+        return Engine(settings.settings(base, Runtime(max_loras=2), 0, None, [4, 4, 4]), made.MODEL_LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,28 @@ def test_every_question_is_answered_once_within_its_length(engine: Engine, promp
         assert reply.prompt_tokens == len(prompts[number % 40])
         assert reply.answer is not None and reply.finish_reason in ("stop", "length")
         assert reply.output_tokens == 8 or reply.finish_reason == "stop"
+
+
+def test_a_prompt_that_is_read_in_chunks_is_answered_as_transformers_does(
+    engine: Engine, base: BaseModelRef, loaded: dict[str, Adapter]
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    length = made.MODEL_LENGTH - DECODING.max_tokens
+    prompts = np.random.default_rng(0).integers(3, 1000, (6, length)).astype(np.int32)
+    engine.load(loaded["real"])
+    plain = AutoModelForCausalLM.from_pretrained(base.location)
+    tokenizer, ends = load_tokenizer(base), set(plain.generation_config.eos_token_id)
+    for adapter in (None, loaded["real"]):
+        got = dict(engine.answer((i, Question(prompt, DECODING, adapter)) for i, prompt in enumerate(prompts)))
+        model = PeftModel.from_pretrained(plain, str(adapter.path)) if adapter else plain
+        ids = torch.from_numpy(prompts.astype(np.int64))
+        said = [model.generate(row[None], do_sample=False, max_new_tokens=8, pad_token_id=0)[0] for row in ids]
+        expected = [tokenizer.decode([token for token in row[length:].tolist() if token not in ends]) for row in said]
+        # Rounding may turn a near tie, so not every answer need be the same.
+        assert np.mean([got[i].answer == text for i, text in enumerate(expected)]) > 0.8, (got, expected)
 
 
 def test_prompts_asked_again_come_from_the_prefix_cache(engine: Engine) -> None:

@@ -1,0 +1,49 @@
+"""Trains on one row, then on a longer one, and writes what that took: ``long_process.py JSON``."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from kvray.base_model import resolve
+from kvray.config import Finetune
+from kvray.finetune.encode import Encoded
+from kvray.finetune.train import Execution, train
+
+ANSWER = 16
+
+
+def rows_of(length: int, count: int) -> Encoded:
+    """Return rows of random tokens, the last :data:`ANSWER` of each the answer."""
+    ids = np.random.default_rng(length).integers(3, 1000, count * length).astype(np.int32)
+    return Encoded(ids, np.arange(count + 1) * length, np.full(count, ANSWER, np.int32))
+
+
+def main() -> None:
+    """Train one step on two rows of each length; write the losses and the peak memory (MiB) after each."""
+    asked = json.loads(sys.argv[1])
+    out = Path(asked["out"]) / os.environ.get("RANK", "0")
+    found = {}
+    for length in asked["lengths"]:
+        done = train(
+            resolve(asked["base"]),
+            rows_of(length, 2),
+            Finetune(batch_size=2, epochs=1, learning_rate=1e-3),
+            0,
+            out / str(length),
+            execution=Execution(threads=1, per_device_batch_size=1, **asked["execution"]),
+        )
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        found[length] = {"loss": done.log[0]["loss"], "norm": done.log[0]["grad_norm"], "peak": peak}
+        found[length]["sharded"] = done.sharded
+    out.mkdir(exist_ok=True)
+    (out / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
