@@ -17,6 +17,8 @@ from kvray.errors import InputError, KvrayError
 
 if TYPE_CHECKING:
     from kvray.artefact import Artefact
+    from kvray.base_model import BaseModelRef
+    from kvray.plan import Plan
     from kvray.store import Store
     from kvray.tasks.base import Task
 
@@ -80,27 +82,20 @@ def run(
     from kvray.store import Store
 
     place = Store(running.store_uri(store))
+    # All files are read before the first is run: a mistake in the last one is told now.
+    planned = [running.prepare(file, set_ or [], base_model, scale) for file in sweep]
     codes = []
     with running.shared_cluster() if len(sweep) > 1 else contextlib.nullcontext():
-        for file in sweep:
+        for file, (plan, base) in zip(sweep, planned, strict=True):
             if len(sweep) > 1:
                 print(f"\n== {file}", flush=True)
-            codes.append(_run(file, place, set_ or [], base_model, scale, verify, report))
+            codes.append(_run(plan, base, place, verify, report))
     return max(codes)
 
 
-def _run(
-    file: str,
-    place: Store,
-    settings: Sequence[str],
-    base_model: str | None,
-    scale: str | None,
-    verify: bool,
-    report: bool,
-) -> int:
+def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: bool) -> int:
     from kvray import run as running
 
-    planned, base = running.prepare(file, settings, base_model, scale)
     result = running.run(planned, base, place, verify)
     name = planned.sweep.name
     if result.nothing_to_do:
