@@ -1,10 +1,10 @@
 """What a longer context costs: CPU time, tokens per second and peak memory of finetune and evaluate, by length.
 
 Each length runs in a process of its own, whose start is left out. Time is CPU time of all threads, so that a busy
-machine matters little. Finetune: one optimizer step on one row, LoRA, gradient checkpointing. Evaluate: three prompts in
-one vLLM engine that has room for an adapter, read in chunks of 4,096 tokens; its key-value cache is held from the start.
-Every figure also stands as a ratio to that of the first length in the same run: what a token costs more in a longer
-context is attention; its memory should not grow.
+machine matters little. Finetune: one optimizer step on one row, LoRA, gradient checkpointing. Evaluate: three prompts
+in one vLLM engine that has room for an adapter, read in chunks of 4,096 tokens; its key-value cache is held from the
+start. Every figure also stands as a ratio to that of the first length in the same run: what a token costs more in a
+longer context is attention; its memory should not grow.
 
     python benchmarks/long_context.py               4K to 32K tokens, about five minutes on two cores
     python benchmarks/long_context.py --lengths 4096 8192
