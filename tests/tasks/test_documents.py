@@ -84,7 +84,6 @@ def test_no_distractor_holds_an_answer_and_no_document_comes_twice() -> None:
         assert len(set(lines)) == 20
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the real questions are not beside this checkout")
 def test_prompts_of_32k_tokens_can_be_made_of_the_tiny_world() -> None:
     (row,) = rows(Mdqa(documents=1210, positions=[1210], questions=1))
     documents = re.findall(r"^Document \[(\d+)\]\(Title: (.*?)\)", row["prompt"], re.MULTILINE)
@@ -95,6 +94,7 @@ def test_prompts_of_32k_tokens_can_be_made_of_the_tiny_world() -> None:
         rows(Mdqa(documents=2001, questions=1))
 
 
+@pytest.mark.skipif(not REAL.exists(), reason="the real questions are not beside this checkout")
 def test_real_questions_have_no_distractor_with_an_answer() -> None:
     made = rows(Mdqa(source=str(REAL), split="all", documents=20, position=10, questions=50))
     for row in made:
