@@ -116,23 +116,29 @@ def test_running_again_does_nothing_and_quickly(undisturbed: tuple[Path, Path]) 
     assert {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")} == before
 
 
-def test_an_added_mixture_runs_its_own_cells_alone(undisturbed: tuple[Path, Path]) -> None:
+def test_an_added_mixture_and_a_damaged_artefact_run_and_nothing_else(undisturbed: tuple[Path, Path]) -> None:
     sweep, store = undisturbed
     before = {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")}
+    victim = next(store.glob("predictions/recall-base-*/*.parquet"))
+    victim.write_bytes(victim.read_bytes()[:-10])
+    plan = json.loads(call(store, "plan", str(sweep), "--json").stdout)
+    again = [(each["id"], each["why"]) for each in plan["artefacts"] if each["state"] != "cached"]
+    assert [artefact for artefact, _ in again] == [f"predictions/{victim.parent.name}"] and "damaged" in again[0][1]
     grown = sweep.with_name("grown.yaml")
     grown.write_text(
         SWEEP.replace("  kv: {kv: 1}", "  kv: {kv: 1}\n  more: {more: 1}").replace("name: small", "name: grown")
     )
     done = call(store, "run", str(grown))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "is damaged and will be made again" in done.stderr, done.stderr
     after = {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")}
-    assert {path: time for path, time in after.items() if path in before} == before
+    assert [path for path in before if after[path] != before[path]] == [victim.with_name("manifest.json")]
     # One dataset, one finetune, two predictions.
     assert sorted(path.parts[-3] for path in after if path not in before) == [
         "datasets", "finetunes", "predictions", "predictions",
     ]  # fmt: skip
     rows = kvray.results.open(store).predictions(sweep="grown").collect()
     assert set(rows["mixture"]) == {None, "kv", "more"} and set(rows["sweep"]) == {"grown"}
+    assert json.loads(call(store, "status", "small", "--json").stdout)["committed"] == 8
 
 
 def test_a_driver_killed_in_each_stage_ends_in_the_same_artefacts(
@@ -154,18 +160,6 @@ def test_a_driver_killed_in_each_stage_ends_in_the_same_artefacts(
     assert status == expected_status
     assert rows.equals(expected_rows), "no row lost, none doubled"
     assert not list(store.glob("**/.tmp-*")), "nothing half-written is left"
-
-
-def test_a_damaged_artefact_is_made_again(undisturbed: tuple[Path, Path]) -> None:
-    sweep, store = undisturbed
-    victim = next(store.glob("predictions/recall-base-*/*.parquet"))
-    victim.write_bytes(victim.read_bytes()[:-10])
-    plan = json.loads(call(store, "plan", str(sweep), "--json").stdout)
-    again = [(each["id"], each["why"]) for each in plan["artefacts"] if each["state"] != "cached"]
-    assert [artefact for artefact, _ in again] == [f"predictions/{victim.parent.name}"] and "damaged" in again[0][1]
-    done = call(store, "run", str(sweep))
-    assert done.returncode == 0 and "is damaged and will be made again" in done.stderr
-    assert json.loads(call(store, "status", "small", "--json").stdout)["committed"] == 8
 
 
 def test_a_whole_sweep_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
