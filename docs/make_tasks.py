@@ -58,10 +58,9 @@ def _section(name: str, task: type[Task]) -> str:
     if task.BRINGS_EXAMPLES:
         parts += [f"`{' '.join(['kvray sample', name, *(f'--set {each}' for each in SETTINGS.get(name, []))])}`\n"]
         parts += ["```text", *_example(name), "```\n"]
-    scored = " ".join((inspect.getdoc(task.score) or "").split()).partition(" Raises:")[0].removeprefix("Refuse: ")
     own_outcome = task.outcome is not Task.outcome
     told = f" Outcomes: {' '.join((inspect.getdoc(task.outcome) or '').split())}" if own_outcome else ""
-    parts += [f"**Scored:** {scored}{told} At most {task.MAX_OUTPUT_TOKENS} tokens are written.\n"]
+    parts += [f"**Scored:** {task.rule()}{told} At most {task.MAX_OUTPUT_TOKENS} tokens are written.\n"]
     parts += ["| knob | default | |", "|---|---|---|", *_knobs(task), ""]
     return "\n".join(parts)
 

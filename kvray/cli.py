@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -85,7 +84,7 @@ def run(
     # All files are read before the first is run: a mistake in the last one is told now.
     planned = [running.prepare(file, set_ or [], base_model, scale) for file in sweep]
     codes = []
-    with running.shared_cluster() if len(sweep) > 1 else contextlib.nullcontext():
+    with running.shared_cluster([plan.sweep.runtime for plan, _ in planned]):
         for file, (plan, base) in zip(sweep, planned, strict=True):
             if len(sweep) > 1:
                 print(f"\n== {file}", flush=True)

@@ -177,14 +177,10 @@ def cluster(runtime: Runtime) -> Iterator[None]:
             ray.shutdown()
 
 
-@contextlib.contextmanager
-def shared_cluster() -> Iterator[None]:
-    """Hold one local Ray for several sweeps run one after the other, whatever each says of its size.
-
-    With ``$RAY_ADDRESS`` set there is a cluster to hold already.
-    """
-    with contextlib.nullcontext() if os.environ.get("RAY_ADDRESS") else cluster(Runtime()):
-        yield
+def shared_cluster(runtimes: Sequence[Runtime]) -> contextlib.AbstractContextManager[None]:
+    """Hold one Ray for several sweeps run one after the other; nothing is held unless they all ask for the same one."""
+    asked = {(runtime.address, runtime.num_cpus, runtime.object_store_memory) for runtime in runtimes}
+    return cluster(runtimes[0]) if len(runtimes) > 1 and len(asked) == 1 else contextlib.nullcontext()
 
 
 def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, store: Store, result: Result) -> None:

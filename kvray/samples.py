@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -119,7 +118,6 @@ def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[st
 def text(row: dict[str, Any], task: Task) -> str:
     """Return an example of :func:`rows` as one reads it in a terminal."""
     prompt, answer = (message["content"] for message in row["messages"])
-    scored = (inspect.getdoc(type(task).score) or "").partition("\n")[0].removeprefix("Refuse: ")
     about = {
         "references": json.dumps(row["references"], ensure_ascii=False),
         "position": row["position"],
@@ -130,7 +128,7 @@ def text(row: dict[str, Any], task: Task) -> str:
         "condition": row["condition"],
         "prompt tokens": row["prompt_tokens"],
         "question id": row["question_id"],
-        "scored": scored,
+        "scored": task.rule(),
     }
     facts = [f"{name + ':':<15}{value}" for name, value in about.items() if value is not None]
     parts = (

@@ -170,3 +170,13 @@ def test_an_api_without_a_key_is_told_before_anything_is_written(
     assert not running.run(toy_plan(), behind, store).failed
     monkeypatch.delenv("OPENAI_API_KEY")
     assert running.run(toy_plan(), behind, store).nothing_to_do
+
+
+def test_sweeps_share_a_ray_only_if_they_ask_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Runtime] = []
+    monkeypatch.setattr(running, "cluster", lambda runtime: contextlib.nullcontext(held.append(runtime)))
+    for apart in ([Runtime()], [Runtime(), Runtime(num_cpus=1)], [Runtime(), Runtime(address="auto")]):
+        running.shared_cluster(apart)
+        assert held == []
+    running.shared_cluster([Runtime(num_cpus=2, engines=1), Runtime(num_cpus=2, engines=3)])
+    assert [runtime.num_cpus for runtime in held] == [2]

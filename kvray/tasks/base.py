@@ -6,6 +6,7 @@ Arrow tables of :data:`EXAMPLE_SCHEMA`; its scorer is a function of strings. Not
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -205,6 +206,11 @@ class Task(Strict):
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score one model answer in [0, 1]."""
         raise NotImplementedError
+
+    @classmethod
+    def rule(cls) -> str:
+        """Say how an answer is scored, in one line of words: what :meth:`score` says of itself."""
+        return " ".join((inspect.getdoc(cls.score) or "").split())
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
         """Say what kind of answer it is: "right" (score 1) or "wrong"; families tell more kinds of wrong apart."""

@@ -106,13 +106,10 @@ class LmEval(Task):
             "kvray makes no examples of it"
         )
 
-    def score(self, answer: str, references: Sequence[str]) -> float:
-        """Refuse: lm-evaluation-harness scores, by the benchmark's own metric and filter.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("lm-evaluation-harness scores its benchmarks itself")
+    @classmethod
+    def rule(cls) -> str:
+        """Say who scores."""
+        return "By lm-evaluation-harness, with the benchmark's own metric and filter."
 
     def expected_rows(self) -> int:
         """Return the number of questions: published, or ``limit`` for each subtask."""

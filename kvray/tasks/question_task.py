@@ -6,7 +6,6 @@ positions and models, and their prompts share a prefix up to the gold document.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -15,7 +14,7 @@ import numpy as np
 from pydantic import field_validator, model_validator
 
 from kvray.errors import InputError
-from kvray.tasks import questions, sources, wording, world
+from kvray.tasks import knobs, questions, sources, wording, world
 from kvray.tasks.base import Task, recipe, runtime
 from kvray.tasks.counter import below, draws, key_of
 from kvray.tasks.questions import Question, Split
@@ -24,7 +23,6 @@ TINY = "tiny"
 NQ_OPEN = 2655
 """Questions of lost-in-the-middle's files; what a plan takes a file to have that it cannot reach."""
 _STREAM_POSITION = 2**32
-_LISTED = re.compile(r"\s*\d+\s*(,\s*\d+\s*)*")
 
 
 class Asked(NamedTuple):
@@ -145,9 +143,7 @@ class DocumentsTask(QuestionTask):
     @field_validator("positions", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        if isinstance(value, str) and _LISTED.fullmatch(value):
-            return tuple(int(position) for position in value.split(","))
-        return (value,) if isinstance(value, int) else value
+        return knobs.listed(int(value) if isinstance(value, str) and value.strip().isdecimal() else value)
 
     @model_validator(mode="after")
     def _positions_fit(self) -> DocumentsTask:

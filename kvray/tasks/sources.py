@@ -190,8 +190,8 @@ def _opened(file: _File) -> Iterator[IO[bytes]]:
             else:
                 opened = file.place.open("rb") if isinstance(file.place, Path) else io.BytesIO(file.place)
                 stream = stack.enter_context(opened)
-        except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-            # zipfile raises the last two for archives that are encrypted or packed in a way it does not know.
+        except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+            # zipfile raises the last, or a kind of it, for an archive that is encrypted or packed in an unknown way.
             raise InputError(f"source: {file.where} cannot be read: {error}") from error
         try:
             yield stream
