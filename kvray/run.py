@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from kvray.api import address
 from kvray.artefact import Artefact, PlannedArtefact, WritingJob, read_document
 from kvray.base_model import API, BaseModelRef
 from kvray.config import Runtime
+from kvray.connection import connect
 from kvray.errors import InputError, KvrayError, ResourceError
 from kvray.facts import gather
 from kvray.plan import KINDS, Plan, plan
@@ -27,8 +28,6 @@ from kvray.store import Outcome, Store
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
 STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
-LOCAL_OBJECT_STORE = 512 * 2**20
-"""Bytes of a local Ray's object store: stages hand each other files, so little passes through it."""
 
 
 def prepare(
@@ -88,7 +87,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
             say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
             store.discard(artefact.id)
         store.delete_document(failure_name(artefact.id))
-    with cluster(planned.sweep.runtime):
+    with connect(planned.sweep.runtime):
         for kind in KINDS:
             _stage(kind, [artefact for artefact in todo if artefact.kind == kind], planned, base, store, result)
     result.seconds = time.monotonic() - started
@@ -135,52 +134,10 @@ def failure_name(artefact_id: str) -> str:
     return f"failures/{artefact_id}.json"
 
 
-@contextlib.contextmanager
-def cluster(runtime: Runtime) -> Iterator[None]:
-    """Connect to the Ray that ``runtime.address`` or RAY_ADDRESS names; otherwise start a local one and stop it.
-
-    Raises:
-        ResourceError: that Ray does not answer.
-    """
-    address = runtime.address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        # Since Ray 2.59 a local Ray turns token authentication on and writes into the home directory; a Ray that
-        # listens on this machine alone needs neither. A cluster's own setting is left as it is.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # OpenMP threads spin at every barrier otherwise, which is many times slower beside a busy neighbour.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import ray
-
-    already = ray.is_initialized()
-    if not already:
-        verbose = bool(os.environ.get("KVRAY_VERBOSE"))
-        quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
-        if address:
-            try:
-                ray.init(address=address, **quiet)
-            except (ConnectionError, TimeoutError, RuntimeError) as error:
-                raise ResourceError(f"Ray at {address} does not answer: {error}") from error
-        else:
-            say("kvray: starting a local Ray")
-            ray.init(
-                num_cpus=runtime.num_cpus or os.cpu_count(),
-                object_store_memory=runtime.object_store_memory or LOCAL_OBJECT_STORE,
-                include_dashboard=False,
-                **quiet,
-            )
-    try:
-        yield
-    finally:
-        if not already:
-            ray.shutdown()
-
-
 def shared_cluster(runtimes: Sequence[Runtime]) -> contextlib.AbstractContextManager[None]:
     """Hold one Ray for several sweeps run one after the other; nothing is held unless they all ask for the same one."""
     asked = {(runtime.address, runtime.num_cpus, runtime.object_store_memory) for runtime in runtimes}
-    return cluster(runtimes[0]) if len(runtimes) > 1 and len(asked) == 1 else contextlib.nullcontext()
+    return connect(runtimes[0]) if len(runtimes) > 1 and len(asked) == 1 else contextlib.nullcontext()
 
 
 def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, store: Store, result: Result) -> None:

@@ -61,7 +61,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     made = Stages()
     monkeypatch.setitem(REGISTRY, "toy", Toy)
     monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
-    monkeypatch.setattr(running, "cluster", no_cluster)
+    monkeypatch.setattr(running, "connect", no_cluster)
     monkeypatch.setattr(running, "_stage_function", made.of)
     return made
 
@@ -174,7 +174,7 @@ def test_an_api_without_a_key_is_told_before_anything_is_written(
 
 def test_sweeps_share_a_ray_only_if_they_ask_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Runtime] = []
-    monkeypatch.setattr(running, "cluster", lambda runtime: contextlib.nullcontext(held.append(runtime)))
+    monkeypatch.setattr(running, "connect", lambda runtime: contextlib.nullcontext(held.append(runtime)))
     for apart in ([Runtime()], [Runtime(), Runtime(num_cpus=1)], [Runtime(), Runtime(address="auto")]):
         running.shared_cluster(apart)
         assert held == []

@@ -134,8 +134,9 @@ def _show(
             told = ray.get(board.read.remote())
             running = {one: value for one, value in told.items() if one not in errors}
             notes = [f"{100 * share:.0f}% loss {loss:.3f}" for share, loss in running.values()]
-            # Work still running is shown in percent; only what has ended counts as done.
-            advance(min(len(errors), len(artefacts) - 1), ", ".join(notes))
+            # What has not ended never counts as whole: its commit is still to come.
+            under_way = sum(min(share, 0.99) for share, _ in running.values())
+            advance(min(len(errors) + under_way, len(artefacts) - 0.01), ", ".join(notes))
         failed = sum(error is not None for error in errors.values())
         advance(len(artefacts), f"{failed} failed" if failed else "")
 
