@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, ParamSpec
 
 import typer
 
 from kvray import __version__
-from kvray.errors import InputError, KvrayError
+from kvray.errors import InputError, KvrayError, RunInterrupted
 
 if TYPE_CHECKING:
     from kvray.artefact import Artefact
@@ -53,6 +55,10 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
             raise typer.Exit(error.exit_status) from None
         except BrokenPipeError:
             raise typer.Exit(0) from None
+        except RunInterrupted as interrupt:
+            _leave(f"{interrupt}. To go on: {shlex.join(['kvray', *sys.argv[1:]])}")
+        except KeyboardInterrupt:
+            _leave("interrupted")
         raise typer.Exit(code or 0)
 
     app.command()(run)
@@ -299,7 +305,10 @@ def pretrain(
     from kvray.tiny.pretrain import pretrain as train
 
     recipe = Recipe(seed=seed) if tokens is None else Recipe(seed=seed, tokens=tokens)
-    record = train(out, recipe, device, threads=threads)
+    try:
+        record = train(out, recipe, device, threads=threads)
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"interrupted; kept in {out}.state: the last checkpoint, if there is one") from None
     print(write_card(out, recipe, record))
 
 
@@ -350,6 +359,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(__version__)
         raise typer.Exit(0)
+
+
+def _leave(message: str) -> NoReturn:
+    """End on Ctrl-C, with the exit status that shells give it. Another Ctrl-C ends the process where it is."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)  # the terminal has echoed ^C
+    print(f"kvray: {message}", file=sys.stderr, flush=True)
+    raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def _format(name: str) -> Literal["parquet", "jsonl", "openai"]:

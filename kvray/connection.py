@@ -93,7 +93,7 @@ def _join(address: str, runtime: Runtime) -> None:
 
     _check_answers(address)
     unused = [name for name in ("num_cpus", "object_store_memory") if getattr(runtime, name) is not None]
-    note = f"; runtime.{' and runtime.'.join(unused)} are for a local Ray and have no effect" if unused else ""
+    note = f" (without effect there: runtime.{', runtime.'.join(unused)})" if unused else ""
     say(f"kvray: joining the Ray at {address}{note}")
     try:
         ray.init(address=address, **_quiet())
@@ -117,10 +117,11 @@ def _check_answers(address: str) -> None:
             place = f"{host}:{port or _CLIENT_PORT}"
         else:
             place = services.canonicalize_bootstrap_address_or_die(address)
-    except (ConnectionError, ValueError, OSError) as error:
+    except ConnectionError as error:
+        raise ResourceError(f"Ray at {address}: {' '.join(str(error).split())} {_way_out()}") from error
+    except (ValueError, OSError) as error:
         raise ResourceError(
-            f"Ray at {address}: no running Ray was found on this machine; start one with ray start --head, "
-            f"or {_way_out()}"
+            f"Ray at {address}: found no address; expected HOST:PORT, ray://HOST:PORT or auto; {_way_out()}"
         ) from error
     named = address if place == address else f"{address} ({place})"
     host, _, port = place.rpartition(":")
@@ -150,7 +151,7 @@ def _speaks_grpc(place: str) -> bool:
 
 
 def _way_out() -> str:
-    return f"unset {_ADDRESS} and runtime.address to use a Ray of your own"
+    return f"unset {_ADDRESS} and runtime.address to start a local Ray instead"
 
 
 def _quiet() -> dict[str, object]:

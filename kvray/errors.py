@@ -47,3 +47,7 @@ class ResourceError(KvrayError):
 
 class CellError(KvrayError):
     """One cell of a sweep failed; the others go on."""
+
+
+class RunInterrupted(KeyboardInterrupt):  # an interruption, as its base class, and no error
+    """Ctrl-C during work that can go on where it was; the message says what is kept."""

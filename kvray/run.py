@@ -19,7 +19,7 @@ from kvray.artefact import Artefact, PlannedArtefact, WritingJob, read_document
 from kvray.base_model import API, BaseModelRef
 from kvray.config import Runtime
 from kvray.connection import connect
-from kvray.errors import InputError, KvrayError, ResourceError
+from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted
 from kvray.facts import gather
 from kvray.plan import KINDS, Plan, plan
 from kvray.progress import say
@@ -28,6 +28,13 @@ from kvray.store import Outcome, Store
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
 STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
+PARTS_KEPT = {
+    "write": "the replies so far",
+    "generate": "the shards so far",
+    "finetune": "the last checkpoint of what was training",
+    "evaluate": "the answers so far",
+}
+"""What is kept of the artefacts that were under way when a run was interrupted, by stage."""
 
 
 def prepare(
@@ -71,6 +78,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         InputError: a model behind an API is to be asked, and there is no key or no such URL; nothing was written.
         StoreError: the store cannot be written.
         ResourceError: the cluster lacks what the sweep asks for, or the API serves nothing of it.
+        RunInterrupted: Ctrl-C. What was made stays, nothing is noted as failed, and the same call goes on.
     """
     started = time.monotonic()
     store.check(write=True)
@@ -87,9 +95,14 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
             say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
             store.discard(artefact.id)
         store.delete_document(failure_name(artefact.id))
-    with connect(planned.sweep.runtime):
-        for kind in KINDS:
-            _stage(kind, [artefact for artefact in todo if artefact.kind == kind], planned, base, store, result)
+    stage = "starting Ray"
+    try:
+        with connect(planned.sweep.runtime):
+            for kind in KINDS:
+                stage = STAGE_NAMES[kind]
+                _stage(kind, [artefact for artefact in todo if artefact.kind == kind], planned, base, store, result)
+    except KeyboardInterrupt:
+        raise RunInterrupted(_kept(planned, store, stage)) from None
     result.seconds = time.monotonic() - started
     return result
 
@@ -170,6 +183,14 @@ def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, s
         _fail(artefact_id, f"{name} ended without saying what became of it", store, result)
     good = sum(outcome.error is None for outcome in outcomes)
     say(f"kvray: {name}: {good} of {len(todo)} made, {time.monotonic() - started:.0f} s")
+
+
+def _kept(planned: Plan, store: Store, stage: str) -> str:
+    """Say what an interrupted run leaves behind."""
+    states = store.states([artefact.id for artefact in planned.artefacts])
+    committed = sum(state == "committed" for state in states.values())
+    parts = f" and {PARTS_KEPT[stage]}" if stage in PARTS_KEPT else ""
+    return f"interrupted in {stage}; kept in {store.uri}: {committed} of {len(planned.artefacts)} artefacts{parts}"
 
 
 def _stage_function(kind: str, api: bool) -> Stage:

@@ -228,12 +228,14 @@ def _progress(advance: Advance, per_trial: Mapping[str, float]) -> Any:
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
             self._rows[trial.trial_id] = int(result["rows"])
             done, elapsed = sum(self._rows.values()), time.monotonic() - self._started
-            self._advance(done, f"{done / elapsed:.1f} rows/s")
+            self._advance(done, f"{done / elapsed:.1f} rows/s" if done else "an engine starts")
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             now = time.monotonic()
             if any(trial.status == "RUNNING" for trial in trials):
                 self._seen = now
+                if not self._rows:
+                    self._advance(0, "an engine starts")
             elif now - self._seen > WAIT_NOTED_S:
                 self._advance(sum(self._rows.values()), f"waiting for {self._wanted}")
 
