@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvray.errors import InputError, SourceUnreachableError
+from kvray.errors import InputError, Problem, SourceUnreachableError
 
 BUNDLED = {"kvray-tiny": Path(__file__).parent / "tiny" / "kvray-tiny"}
 API = "openai:"
@@ -60,7 +60,11 @@ def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
         SourceUnreachableError: the hub does not answer.
         InputError: nothing by that name is bundled, on disk, or on the hub.
     """
-    counting = _find(tokenizer or API_TOKENIZER) if tokenizer or name.startswith(API) else None
+    counting = (
+        _find(tokenizer or API_TOKENIZER, "tokenizer" if tokenizer else "base_model")
+        if tokenizer or name.startswith(API)
+        else None
+    )
     return replace(_find(name), tokenizer=counting)
 
 
@@ -70,22 +74,23 @@ def unresolved(name: str, tokenizer: str | None = None) -> BaseModelRef:
     return BaseModelRef(name, name.removeprefix(API), None, f"unresolved:{name}", tokenizer=counting)
 
 
-def _find(name: str) -> BaseModelRef:
+def _find(name: str, field: str = "base_model") -> BaseModelRef:
+    """Find a model; ``field`` is what of a sweep names it, for the messages."""
     if name.startswith(API):
         model = name.removeprefix(API)
         if not model.strip():
-            raise InputError(f"base_model: found {name!r}; expected openai:NAME, openai:gpt-3.5-turbo-1106 say")
+            raise InputError(Problem((field,), f"found {name!r}; expected openai:NAME, openai:gpt-3.5-turbo-1106 say"))
         return BaseModelRef(name, model, None, name)
     path = BUNDLED.get(name) or Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"base_model: {name} is a directory without config.json, so not a transformers model")
+            text = f"{name} is a directory without config.json, so not a transformers model"
+            raise InputError(Problem((field,), text))
         return BaseModelRef(name, str(path.resolve()), None, f"sha256:{_directory_sha256(path)}")
     if "/" not in name or name.startswith((".", "/", "~")):
         known = ", ".join(sorted(BUNDLED))
-        raise InputError(
-            f"base_model: {name!r} is no bundled model ({known}), directory, hub id like org/name, or openai:NAME"
-        )
+        text = f"{name!r} is no bundled model ({known}), directory, hub id like org/name, or openai:NAME"
+        raise InputError(Problem((field,), text))
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -93,10 +98,12 @@ def _find(name: str) -> BaseModelRef:
         revision = HfApi().model_info(name).sha
     except HfHubHTTPError as error:
         # Missing, gated and forbidden models: the hub did answer.
-        raise InputError(f"base_model: {name} could not be resolved on the Hugging Face hub: {error}") from error
+        text = f"{name} could not be resolved on the Hugging Face hub: {_one_line(error)}"
+        raise InputError(Problem((field,), text)) from error
     except Exception as error:
         # The client lets through whatever its HTTP library raises when there is no way to the hub.
-        raise SourceUnreachableError(f"base_model: the Hugging Face hub does not answer for {name}: {error}") from error
+        text = f"the Hugging Face hub does not answer for {name}: {_one_line(error)}"
+        raise SourceUnreachableError(Problem((field,), text)) from error
     return BaseModelRef(name, name, revision, f"hub:{name}@{revision}")
 
 
@@ -107,6 +114,10 @@ def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:
     return AutoTokenizer.from_pretrained(
         ref.location, revision=ref.revision, trust_remote_code=trust_remote_code or ref.trust_remote_code
     )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _directory_sha256(path: Path) -> str:

@@ -25,7 +25,7 @@ from kvray.artefact import (
     artefact_id,
     read_document,
 )
-from kvray.errors import InputError
+from kvray.errors import InputError, Path, Problem, dotted
 from kvray.facts import Facts, task_key
 from kvray.fingerprint import fingerprint
 from kvray.spec import Sweep, Variant, show_value, variants
@@ -174,7 +174,9 @@ class _Builder:
 
     facts: Facts
     found: dict[str, Artefact] = field(default_factory=dict)
-    problems: dict[str, None] = field(default_factory=dict)
+    problems: dict[Problem, None] = field(default_factory=dict)
+    doubled: set[str] = field(default_factory=set)
+    """Artefacts that stand under two names; what is made from them is doubled with them, and not told again."""
 
     def add(self, variant: Variant) -> None:
         """Add everything that one variant needs."""
@@ -182,12 +184,16 @@ class _Builder:
         label = _finetune_label(variant, self.facts.base.api)
         used = {name for weights in sweep.mixtures.values() for name in weights}
         data = {
-            (name, seed): self.dataset(task.reseeded(seed), _data_label(variant, name, seed), "train")
+            (name, seed): self.dataset(
+                task.reseeded(seed), _data_label(variant, name, seed), "train", variant.written(("datasets", name))
+            )
             for name, task in sweep.datasets.items()
             for seed in (sweep.finetune.data_seeds() if name in used else ())
         }
         finetunes: list[Artefact | None] = [None]  # None is the base model
+        section = "datasets" if _one_mixture_per_dataset(sweep) else "mixtures"
         for mixture in sweep.mixtures:
+            written = variant.written((section, mixture))
             for seed in sweep.finetune.seeds:
                 own = seed if sweep.finetune.reseed_data else 0
                 mixtures = {
@@ -197,23 +203,26 @@ class _Builder:
                 parts, first = mixtures[mixture], next(iter(mixtures.values()))
                 budget = first if sweep.finetune.match == "tokens" and parts != first else []
                 labels = {"mixture": _mixture_label(variant, mixture), "finetune": label, "seed": seed}
-                finetunes.append(self.finetune(sweep, seed, parts, budget, labels))
+                finetunes.append(self.finetune(sweep, seed, parts, budget, labels, written))
         for name, task in sweep.evaluate.items():
             evaluation = name + _suffix(_block_changes(variant, "evaluate", name))
-            examples = self.dataset(task, evaluation, "evaluate") if task.BRINGS_EXAMPLES else None
+            written = variant.written(("evaluate", name))
+            examples = self.dataset(task, evaluation, "evaluate", written) if task.BRINGS_EXAMPLES else None
             for finetune in finetunes:
-                self.predictions(sweep, task, evaluation, examples, finetune)
+                self.predictions(sweep, task, evaluation, examples, finetune, written)
 
-    def dataset(self, task: Task, label: str, role: str) -> Artefact:
+    def dataset(self, task: Task, label: str, role: str, path: Path) -> Artefact:
         sources, rows = self.facts.of(task)
         recipe = dataset_recipe(task, sources, self.facts.base.token_identity)
         labels = {"dataset": label, "role": role}
         tokens = rows * task.tokens_estimate()
-        written = self.writing(task, recipe, labels)
+        written = self.writing(task, recipe, labels, path)
         needs = [written] if written else []
-        return self.artefact("dataset", task.task, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=task)
+        return self.artefact(
+            "dataset", task.task, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=task, path=path
+        )
 
-    def writing(self, task: Task, dataset: dict[str, Any], labels: dict[str, Any]) -> Artefact | None:
+    def writing(self, task: Task, dataset: dict[str, Any], labels: dict[str, Any], path: Path) -> Artefact | None:
         """Add what a model writes for a dataset, if one does."""
         writer = task.writer()
         if writer is None:
@@ -222,7 +231,9 @@ class _Builder:
         rows, tokens = self.facts.written[task_key(task)]
         job = WritingJob(task, writer)
         name = f"{task.task}-writing"
-        return self.artefact("writing", name, recipe, (), rows=rows, tokens=tokens, labels=labels, params=job)
+        return self.artefact(
+            "writing", name, recipe, (), rows=rows, tokens=tokens, labels=labels, params=job, path=path
+        )
 
     def finetune(
         self,
@@ -231,6 +242,7 @@ class _Builder:
         parts: Sequence[tuple[Artefact, float]],
         budget: Sequence[tuple[Artefact, float]],
         labels: dict[str, Any],
+        path: Path,
     ) -> Artefact:
         finetune, api = sweep.finetune, self.facts.base.api
         recipe = {
@@ -254,10 +266,18 @@ class _Builder:
         )
         needs = list({data.id: data for data, _ in [*parts, *budget]}.values())
         tokens = round(finetune.epochs * tokens)
-        return self.artefact("finetune", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job)
+        return self.artefact(
+            "finetune", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job, path=path
+        )
 
     def predictions(
-        self, sweep: Sweep, task: Task, evaluation: str, examples: Artefact | None, finetune: Artefact | None
+        self,
+        sweep: Sweep,
+        task: Task,
+        evaluation: str,
+        examples: Artefact | None,
+        finetune: Artefact | None,
+        path: Path,
     ) -> None:
         recipe = {
             "base": self.facts.base.identity,
@@ -278,7 +298,9 @@ class _Builder:
         name = f"{task.task}-{finetune.name if finetune else 'base'}"
         rows = examples.rows if examples else self.facts.of(task)[1]
         tokens = examples.tokens if examples else rows * task.tokens_estimate()
-        self.artefact("predictions", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job)
+        self.artefact(
+            "predictions", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job, path=path
+        )
 
     def spoken(self, sweep: Sweep) -> dict[str, Any]:
         """Return the part of a recipe that says what a model behind an API is told first."""
@@ -295,6 +317,7 @@ class _Builder:
         tokens: int,
         labels: dict[str, Any],
         params: WritingJob | Task | FinetuneJob | PredictionsJob,
+        path: Path,
     ) -> Artefact:
         digest = fingerprint(recipe, [need.fingerprint for need in needs])
         name = name[:NAME_LENGTH].rstrip("-._")
@@ -312,19 +335,27 @@ class _Builder:
         )
         known = self.found.setdefault(new.id, new)
         if known.labels != labels:
-            self.problems.setdefault(_clash(known, labels))
+            if not self.doubled & set(new.needs):
+                self.problems.setdefault(_clash(known, labels, path))
+            self.doubled.add(new.id)
         return known
 
 
-def _clash(known: Artefact, labels: Mapping[str, Any]) -> str:
+def _one_mixture_per_dataset(sweep: Sweep) -> bool:
+    """Return whether the mixtures are those of a file that writes none."""
+    return {name: {name: 1.0} for name in sweep.datasets} == sweep.mixtures
+
+
+def _clash(known: Artefact, labels: Mapping[str, Any], path: Path) -> Problem:
     """Say why one artefact under two names is refused: results would count twice, or training would see the test."""
-    if known.kind == "dataset":
+    if known.kind in ("writing", "dataset"):
         section = {"train": "datasets", "evaluate": "evaluate"}
-        first = f"{section[known.labels['role']]}.{known.labels['dataset']}"
-        second = f"{section[labels['role']]}.{labels['dataset']}"
+        first, second = (f"{section[of['role']]}.{of['dataset']}" for of in (known.labels, labels))
+        text = f"found the same examples as {first}; expected one of the two, or another seed"
         if known.labels["role"] != labels["role"]:
-            return f"{second}: found the very examples that {first} trains on; expected others, by another seed say"
-        return f"{second}: found the same examples as {first}; expected one of the two, or another seed"
+            text = f"found the very examples that {first} trains on; expected others, by another seed say"
+        return Problem(path, text if second == dotted(path) else f"{second}: {text}")
     differ = [key for key in labels if labels[key] != known.labels[key]]
     first, second = (", ".join(f"{key} {of[key]}" for key in differ) for of in (known.labels, labels))
-    return f"{second}: found the same {known.kind} as {first}; expected one of the two"
+    text = f"found the same {known.kind} as {first}; expected one of the two"
+    return Problem(path, text if [labels[key] for key in differ] == [path[-1]] else f"{second}: {text}")
