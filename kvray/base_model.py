@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def _find(name: str, field: str = "base_model") -> BaseModelRef:
         if not model.strip():
             raise InputError(Problem((field,), f"found {name!r}; expected openai:NAME, openai:gpt-3.5-turbo-1106 say"))
         return BaseModelRef(name, model, None, name)
-    path = BUNDLED.get(name) or Path(name).expanduser()
+    path = BUNDLED.get(name) or Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "config.json").is_file():
             text = f"{name} is a directory without config.json, so not a transformers model"

@@ -14,7 +14,7 @@ import kvray
 
 ROOT = Path(kvray.__file__).parent
 STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "object_store", "parquet", "fingerprint"}
-SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
+SPEC = {"problems", "document", "yaml_lines", "config", "grid", "spec"}
 PLAN = {"artefact", "facts", "plan"}
 GROUND = {"errors", "progress", "base_model", "columns"}
 STAGE = GROUND | STORE | SPEC | PLAN | {"tasks", "api"}
