@@ -12,7 +12,7 @@ from kvray.artefact import FinetuneJob
 from kvray.base_model import BaseModelRef, load_tokenizer
 from kvray.errors import DamagedArtefactError
 from kvray.finetune import encode
-from kvray.finetune.mixture import Mixture, mix
+from kvray.mixture import Mixture, mix
 from kvray.store import Store
 
 COLUMNS = ("example_id", "prompt", "answer")

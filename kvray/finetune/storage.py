@@ -15,10 +15,10 @@ from kvray.base_model import BUNDLED, BaseModelRef, load_tokenizer
 from kvray.columns import column
 from kvray.errors import InputError
 from kvray.finetune.encode import Encoded, encode, join
-from kvray.finetune.mixture import Mixture, mix
 from kvray.finetune.selection import count, limits, read_whole
 from kvray.finetune.train import Trained
 from kvray.finetune.watch import LossRow
+from kvray.mixture import Mixture, mix
 from kvray.store import Manifest, Store
 
 LOSS_SCHEMA = pa.schema(
