@@ -15,8 +15,8 @@ import kvray
 ROOT = Path(kvray.__file__).parent
 STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "object_store", "parquet", "fingerprint"}
 SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
-PLAN = {"artefact", "facts", "lengths", "mixture", "plan"}
-GROUND = {"errors", "progress", "base_model", "model_files", "columns"}
+PLAN = {"artefact", "facts", "lengths", "limits", "mixture", "plan"}
+GROUND = {"errors", "progress", "base_model", "model_files", "chat_template", "columns"}
 STAGE = GROUND | STORE | SPEC | PLAN | {"tasks", "api"}
 COST = {"rates", "prices", "totals", "cautions"}
 STAGES = {"generate", "finetune", "evaluate"}
@@ -27,12 +27,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": {"errors"},
     "base_model": {"errors", "model_files"},
     "model_files": {"errors"},
+    "chat_template": {"errors"},
     "columns": set(),
     "tasks": {"errors", "base_model", "columns"},
     "fingerprint": {"errors"},
     **dict.fromkeys(STORE - {"fingerprint"}, {"errors"} | STORE),
     **dict.fromkeys(SPEC, {"errors", "tasks"} | SPEC),
-    **dict.fromkeys(PLAN, {"errors", "tasks", "base_model", "model_files", "fingerprint"} | SPEC | PLAN),
+    **dict.fromkeys(
+        PLAN, {"errors", "tasks", "base_model", "model_files", "chat_template", "fingerprint"} | SPEC | PLAN
+    ),
     "api": {"errors"} | SPEC,
     "generate": STAGE,
     "finetune": STAGE,

@@ -56,6 +56,7 @@ def limits(base: BaseModelRef) -> tuple[int | None, set[int]]:
     """Return the model's context length, if it says one, and the ids that end its answers."""
     from transformers import AutoConfig
 
+    base = base.here()
     trust = base.trust_remote_code
     whole = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust)
     config = whole.get_text_config().to_dict()
