@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvray import model_files
-from kvray.errors import InputError, SourceUnreachableError
+from kvray.errors import InputError, Problem, SourceUnreachableError
 
 BUNDLED = {"kvray-tiny": Path(__file__).parent / "tiny" / "kvray-tiny"}
 API = "openai:"
@@ -79,7 +79,9 @@ def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
         SourceUnreachableError: the hub does not answer.
         InputError: nothing by that name is bundled, on disk, or on the hub.
     """
-    counting = _find(tokenizer or API_TOKENIZER, weights=False) if tokenizer or name.startswith(API) else None
+    counting = None
+    if tokenizer or name.startswith(API):
+        counting = _find(tokenizer or API_TOKENIZER, "tokenizer" if tokenizer else "base_model", weights=False)
     return replace(_find(name), tokenizer=counting)
 
 
@@ -89,20 +91,26 @@ def unresolved(name: str, tokenizer: str | None = None) -> BaseModelRef:
     return BaseModelRef(name, name.removeprefix(API), None, f"unresolved:{name}", tokenizer=counting)
 
 
-def _find(name: str, weights: bool = True) -> BaseModelRef:
-    """Find a model that is to be loaded, or, without weights, one whose tokenizer counts."""
+def _find(name: str, field: str = "base_model", weights: bool = True) -> BaseModelRef:
+    """Find a model.
+
+    Args:
+        name: what a sweep calls it.
+        field: what of the sweep does, for the messages.
+        weights: whether it is to be loaded; else its tokenizer counts.
+    """
     if name.startswith(API):
         model = name.removeprefix(API)
         if not model.strip():
-            raise InputError(f"base_model: found {name!r}; expected openai:NAME, openai:gpt-3.5-turbo-1106 say")
+            raise InputError(Problem((field,), f"found {name!r}; expected openai:NAME, openai:gpt-3.5-turbo-1106 say"))
         return BaseModelRef(name, model, None, name)
     path = BUNDLED.get(name) or Path(name).expanduser()
     if path.is_dir():
-        _check(name, path, weights)
+        _check(name, path, field, weights)
         return BaseModelRef(name, str(path.resolve()), None, f"sha256:{_directory_sha256(path)}")
     if "/" not in name or name.startswith((".", "/", "~")):
-        raise InputError(f"base_model: {_nothing(name)}")
-    return _on_hub(name, weights)
+        raise InputError(Problem((field,), _nothing(name)))
+    return _on_hub(name, field, weights)
 
 
 def _nothing(name: str) -> str:
@@ -115,13 +123,13 @@ def _nothing(name: str) -> str:
     return f"{name!r} is no bundled model ({known}), directory, hub id like org/name, or openai:NAME{asked}"
 
 
-def _check(name: str, directory: Path, weights: bool) -> None:
+def _check(name: str, directory: Path, field: str, weights: bool) -> None:
     wrong = model_files.problems(directory, weights)
     if wrong:
-        raise InputError([f"base_model: {name} {problem}" for problem in wrong])
+        raise InputError([Problem((field,), f"{name} {problem}") for problem in wrong])
 
 
-def _on_hub(name: str, weights: bool) -> BaseModelRef:
+def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
     """Find a model on the hub; where that does not answer, in the hub's cache on this machine."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -130,39 +138,38 @@ def _on_hub(name: str, weights: bool) -> BaseModelRef:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise InputError(
-            f"base_model: {name!r} is neither a directory nor a hub id, which is org/name of letters, digits and - _ . "
-            f"({_line(error)})"
-        ) from error
+        text = f"{name!r} is neither a directory nor a hub id, which is org/name of letters, digits and - _ ."
+        raise InputError(Problem((field,), f"{text} ({_line(error)})")) from error
     try:
         revision = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
             # Missing, gated and forbidden models: the hub did answer.
-            reason = f"{name} could not be resolved on the Hugging Face hub: {_line(error)}"
-            raise InputError(f"base_model: {reason}") from error
+            text = f"{name} could not be resolved on the Hugging Face hub: {_line(error)}"
+            raise InputError(Problem((field,), text)) from error
         unreachable: Exception = error
     except Exception as error:
         # The client lets through whatever its HTTP library raises when there is no way to the hub.
         unreachable = error
     else:
         return BaseModelRef(name, name, revision, f"hub:{name}@{revision}")
-    return _in_cache(name, weights, unreachable)
+    return _in_cache(name, field, weights, unreachable)
 
 
-def _in_cache(name: str, weights: bool, unreachable: Exception) -> BaseModelRef:
+def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> BaseModelRef:
     """Find a model in the hub's cache: the commit that it was last asked for by name, or the only one."""
     snapshot = _snapshot(name, None)
     if snapshot is None:
         from huggingface_hub import constants
 
-        raise SourceUnreachableError(
-            f"base_model: {name} is no directory here, the Hugging Face hub does not answer for it "
+        text = (
+            f"{name} is no directory here, the Hugging Face hub does not answer for it "
             f"({_line(unreachable)}), and the hub's cache {constants.HF_HUB_CACHE} has not got it. Two ways need no "
             f"hub: give a directory; or type hf download {name} where there is a hub, copy its cache here, and set "
             "HF_HOME to the directory above it"
-        ) from unreachable
-    _check(f"{name}, in the hub's cache at {snapshot},", snapshot, weights)
+        )
+        raise SourceUnreachableError(Problem((field,), text)) from unreachable
+    _check(f"{name}, in the hub's cache at {snapshot},", snapshot, field, weights)
     return BaseModelRef(name, name, snapshot.name, f"hub:{name}@{snapshot.name}", cached=True)
 
 
@@ -203,7 +210,9 @@ def files_of(ref: BaseModelRef) -> model_files.ModelFiles | None:
         found = snapshot_download(ref.location, revision=ref.revision, allow_patterns=list(model_files.SMALL_FILES))
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
-            raise InputError(f"base_model: {ref.name}: the hub refuses its files: {_line(error)}") from error
+            raise InputError(
+                Problem(("base_model",), f"{ref.name}: the hub refuses its files: {_line(error)}")
+            ) from error
         return None
     except Exception:
         # As in _on_hub: whatever the HTTP library raises. What is not at hand is estimated, and that is said.

@@ -19,8 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from kvray.errors import KvrayError
-from kvray.problems import Path, Problem, dotted, explain, misread_booleans, show, unknown
+from kvray.errors import KvrayError, Path, Problem
+from kvray.problems import explain, misread_booleans, show, unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
 
@@ -95,12 +95,8 @@ def parse_task(block: Any) -> Task:
     """
     task, problems = check_task(block)
     if task is None:
-        raise ValueError("; ".join(_line(problem) for problem in problems))
+        raise ValueError("; ".join(str(problem) for problem in problems))
     return task
-
-
-def _line(problem: Problem) -> str:
-    return ": ".join(part for part in (dotted(problem.path), problem.text) if part)
 
 
 def _mapping(raw: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -314,5 +310,5 @@ class Sweep(Strict):
         if not (info.context or {}).get("cross_checked"):
             problems = _cross_problems(self.model_dump(mode="json"), self.datasets, self.evaluate, {})
             if problems:
-                raise ValueError("\n".join(_line(problem) for problem in problems))
+                raise ValueError("\n".join(str(problem) for problem in problems))
         return self

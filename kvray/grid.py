@@ -6,12 +6,12 @@ import copy
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.config import TASK_SECTIONS, Finetune, Overlaps, Sweep, check
-from kvray.errors import InputError
-from kvray.problems import Path, Problem, dotted, nearest, show
+from kvray.errors import InputError, Path, Problem, dotted
+from kvray.problems import nearest, show
 from kvray.tasks.base import REGISTRY
 from kvray.yaml_lines import put, split
 
@@ -29,7 +29,7 @@ def variants(sweep: Sweep) -> list[Variant]:
     overlaps: Overlaps = {}
     problems = grid_problems(raw, [], overlaps)
     if problems:
-        raise InputError([f"{dotted(problem.path)}: {problem.text}" for problem in problems])
+        raise InputError(problems)
     result = []
     for origins, values in expand(raw):
         varied, _ = check(values, overlaps)
@@ -37,7 +37,7 @@ def variants(sweep: Sweep) -> list[Variant]:
         plain = varied.model_dump(mode="json")
         changes = tuple((path, _at(plain, path)) for path in origins)
         label = ",".join(f"{path[-1]}={show_value(value)}" for path, value in changes)
-        result.append(Variant(label, varied, changes))
+        result.append(Variant(label, varied, changes, origins))
     return result
 
 
@@ -163,8 +163,17 @@ class Variant:
         label: what is varied, ``learning_rate=1e-05,rows=350``; empty for a sweep without grid and zip.
         sweep: the sweep with these values, and neither grid nor zip.
         changes: the varied paths with their values, in plain JSON.
+        origins: the varied paths with where their values stand in ``grid`` or ``zip``.
     """
 
     label: str
     sweep: Sweep
     changes: tuple[tuple[Path, Any], ...]
+    origins: Mapping[Path, Path] = field(default_factory=dict)
+
+    def written(self, path: Path) -> Path:
+        """Return where a value of this variant was written: at its path, or in ``grid`` or ``zip``.
+
+        A block as a whole was written where it is varied, if it is.
+        """
+        return next((origin for varied, origin in self.origins.items() if varied[: len(path)] == path), path)

@@ -51,7 +51,7 @@ def counting(base: BaseModelRef) -> Counting | None:
     template = files.chat_template
     if template is None:
         raise InputError(
-            f"base_model: the tokenizer of {base.name} has no chat template, by which kvray trains and asks; expected "
+            f"the tokenizer of {base.name} has no chat template, by which kvray trains and asks; expected "
             "chat_template.jinja, or chat_template in tokenizer_config.json: that of a chat or instruct model, say"
         )
     return Counting(token_counter(base), _Chat(token_counter(replace(base, tokenizer=None)), files, template))
@@ -217,7 +217,7 @@ class _Chat:
             return self._render(chats, prompt)
         except Exception as error:
             # A template is a program of the model's: it may raise anything, and training would meet the same.
-            raise InputError(f"base_model: its chat template refuses a conversation: {error}") from error
+            raise InputError(f"the base model's chat template refuses a conversation: {error}") from error
 
 
 def _user(prompt: str) -> dict[str, str]:

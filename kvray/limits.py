@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from kvray.base_model import BaseModelRef
 from kvray.config import Finetune, Runtime, Sweep
+from kvray.errors import Path, Problem
 from kvray.lengths import Lengths
 from kvray.model_files import ModelFiles
 from kvray.problems import nearest
@@ -27,7 +28,7 @@ def limits_of(base: BaseModelRef, files: ModelFiles | None) -> Limits:
     return Limits(base, files.trained_length, files.served_length, files.module_names())
 
 
-def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[str]:
+def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
     """Yield what of one variant of a sweep its model or workers would refuse, each with its dotted path.
 
     Args:
@@ -40,68 +41,74 @@ def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -
     yield from _engine_problems(sweep.runtime, limits)
     for name in dict.fromkeys(name for weights in sweep.mixtures.values() for name in weights):
         for seed in sweep.finetune.data_seeds():
-            yield from _row_problems(f"datasets.{name}", sweep, limits, lengths(sweep.datasets[name].reseeded(seed)))
+            found = lengths(sweep.datasets[name].reseeded(seed))
+            yield from _row_problems(("datasets", name), sweep, limits, found)
     for name, task in sweep.evaluate.items():
-        found = _prompts(task, sweep.runtime, limits, lengths(task))
-        if found is not None and found.share > FEW:
-            yield f"evaluate.{name}: {found.text}"
+        asked = _prompts(task, sweep.runtime, limits, lengths(task))
+        if asked is not None and asked.share > FEW:
+            yield Problem(("evaluate", name), asked.text)
 
 
-def warnings(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[str]:
+def warnings(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
     """Yield which evaluations have few prompts that are too long: such rows are left unanswered."""
     for name, task in sweep.evaluate.items():
         found = _prompts(task, sweep.runtime, limits, lengths(task))
         if found is not None and found.share <= FEW:
-            yield f"evaluate.{name}: {found.text}; rows that do not fit are left unanswered and are in no number"
+            text = f"{found.text}; rows that do not fit are left unanswered and are in no number"
+            yield Problem(("evaluate", name), text)
 
 
-def _finetune_problems(finetune: Finetune, runtime: Runtime, limits: Limits) -> Iterator[str]:
+def _finetune_problems(finetune: Finetune, runtime: Runtime, limits: Limits) -> Iterator[Problem]:
     if limits.base.api:
         if not float(finetune.epochs).is_integer():
-            yield f"finetune.epochs: found {finetune.epochs:g}; expected a whole number for {limits.base.name}"
+            text = f"found {finetune.epochs:g}; expected a whole number for {limits.base.name}"
+            yield Problem(("finetune", "epochs"), text)
         return
     workers = runtime.workers_per_finetune
     if finetune.batch_size % workers:
         fits = ", ".join(str(n) for n in range(1, finetune.batch_size + 1) if finetune.batch_size % n == 0)
-        yield (
-            f"runtime.workers_per_finetune: found {workers}, which cannot share finetune.batch_size "
-            f"{finetune.batch_size} evenly; expected one of {fits}, or a batch_size that is a multiple of {workers}"
+        yield Problem(
+            ("runtime", "workers_per_finetune"),
+            f"found {workers}, which cannot share finetune.batch_size "
+            f"{finetune.batch_size} evenly; expected one of {fits}, or a batch_size that is a multiple of {workers}",
         )
     if workers > 1 and 0 < (runtime.gpus_per_finetune or 0) < 1:
-        yield (
-            f"runtime.gpus_per_finetune: found {runtime.gpus_per_finetune:g} with {workers} workers_per_finetune; "
-            "expected whole GPUs, since the workers of one finetune cannot share a GPU"
+        yield Problem(
+            ("runtime", "gpus_per_finetune"),
+            f"found {runtime.gpus_per_finetune:g} with {workers} workers_per_finetune; "
+            "expected whole GPUs, since the workers of one finetune cannot share a GPU",
         )
     if finetune.max_length and limits.trained and finetune.max_length > limits.trained:
-        yield (
-            f"finetune.max_length: found {finetune.max_length:,}; expected at most {limits.trained:,}, the context of "
-            f"{limits.base.name}"
+        yield Problem(
+            ("finetune", "max_length"),
+            f"found {finetune.max_length:,}; expected at most {limits.trained:,}, the context of {limits.base.name}",
         )
     for target in finetune.lora_targets if finetune.method == "lora" and limits.modules else ():
         if target not in limits.modules:
             near = nearest(target, sorted(limits.modules))
             known = ", ".join(sorted(limits.modules))
-            yield (
-                f"finetune.lora_targets: found {target!r}; expected modules of {limits.base.name}: {known}"
-                + (f"; did you mean {near!r}?" if near else "")
+            yield Problem(
+                ("finetune", "lora_targets"),
+                f"found {target!r}; expected modules of {limits.base.name}: {known}"
+                + (f"; did you mean {near!r}?" if near else ""),
             )
 
 
-def _engine_problems(runtime: Runtime, limits: Limits) -> Iterator[str]:
+def _engine_problems(runtime: Runtime, limits: Limits) -> Iterator[Problem]:
     length, gpus = runtime.max_model_len, runtime.gpus_per_engine
     if length and limits.served and length > limits.served:
-        yield (
-            f"runtime.max_model_len: found {length:,}; expected at most {limits.served:,}, the context of "
-            f"{limits.base.name}"
+        yield Problem(
+            ("runtime", "max_model_len"),
+            f"found {length:,}; expected at most {limits.served:,}, the context of {limits.base.name}",
         )
     if gpus and runtime.tensor_parallel > 1 and gpus != runtime.tensor_parallel:
-        yield (
-            f"runtime.gpus_per_engine: found {gpus:g} with tensor_parallel {runtime.tensor_parallel}; expected as many "
-            "GPUs, or none given"
+        yield Problem(
+            ("runtime", "gpus_per_engine"),
+            f"found {gpus:g} with tensor_parallel {runtime.tensor_parallel}; expected as many GPUs, or none given",
         )
 
 
-def _row_problems(place: str, sweep: Sweep, limits: Limits, lengths: Lengths) -> Iterator[str]:
+def _row_problems(place: Path, sweep: Sweep, limits: Limits, lengths: Lengths) -> Iterator[Problem]:
     own, context = sweep.finetune.max_length, limits.trained
     most = own or context
     if most is None or limits.base.api or not lengths.real or int(lengths.trained.max()) <= most:
@@ -111,9 +118,10 @@ def _row_problems(place: str, sweep: Sweep, limits: Limits, lengths: Lengths) ->
     ways = "make the prompts shorter"
     if own and (context is None or context > own):
         ways += f", or raise finetune.max_length (the model takes {context:,})" if context else ", or raise it"
-    yield (
-        f"{place}: found rows of up to {int(lengths.trained.max()):,} tokens, prompt and answer (too long: {_of(over, lengths)}"
-        f"); expected at most {most:,}, {what}. Rows are never cut: {ways}"
+    yield Problem(
+        place,
+        f"found rows of up to {int(lengths.trained.max()):,} tokens, prompt and answer (too long: "
+        f"{_of(over, lengths)}); expected at most {most:,}, {what}. Rows are never cut: {ways}",
     )
 
 

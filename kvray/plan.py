@@ -27,7 +27,7 @@ from kvray.artefact import (
     artefact_id,
     read_document,
 )
-from kvray.errors import InputError
+from kvray.errors import InputError, Path, Problem, dotted
 from kvray.facts import Facts, task_key
 from kvray.fingerprint import fingerprint
 from kvray.lengths import Lengths
@@ -193,24 +193,32 @@ class _Builder:
     facts: Facts
     found: dict[str, Artefact] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
-    problems: dict[str, None] = field(default_factory=dict)
+    problems: dict[Problem, None] = field(default_factory=dict)
     warnings: dict[str, None] = field(default_factory=dict)
+    doubled: set[str] = field(default_factory=set)
+    """Artefacts that stand under two names; what is made from them is doubled with them, and not told again."""
 
     def add(self, variant: Variant) -> None:
         """Add everything that one variant needs."""
         sweep = variant.sweep
         known = self.facts.limits or limits.Limits(self.facts.base)
-        self.problems |= dict.fromkeys(limits.problems(sweep, known, self.facts.lengths_of))
-        self.warnings |= dict.fromkeys(limits.warnings(sweep, known, self.facts.lengths_of))
+        for problem in limits.problems(sweep, known, self.facts.lengths_of):
+            self.problems.setdefault(Problem(variant.written(problem.path), problem.text))
+        for problem in limits.warnings(sweep, known, self.facts.lengths_of):
+            self.warnings.setdefault(str(problem))
         label = _finetune_label(variant, self.facts.base.api)
         used = {name for weights in sweep.mixtures.values() for name in weights}
         data = {
-            (name, seed): self.dataset(task.reseeded(seed), _data_label(variant, name, seed), "train")
+            (name, seed): self.dataset(
+                task.reseeded(seed), _data_label(variant, name, seed), "train", variant.written(("datasets", name))
+            )
             for name, task in sweep.datasets.items()
             for seed in (sweep.finetune.data_seeds() if name in used else ())
         }
         finetunes: list[Artefact | None] = [None]  # None is the base model
+        section = "datasets" if _one_mixture_per_dataset(sweep) else "mixtures"
         for mixture in sweep.mixtures:
+            written = variant.written((section, mixture))
             for seed in sweep.finetune.seeds:
                 own = seed if sweep.finetune.reseed_data else 0
                 mixtures = {
@@ -220,19 +228,20 @@ class _Builder:
                 parts, first = mixtures[mixture], next(iter(mixtures.values()))
                 budget = first if sweep.finetune.match == "tokens" and parts != first else []
                 labels = {"mixture": _mixture_label(variant, mixture), "finetune": label, "seed": seed}
-                finetunes.append(self.finetune(sweep, seed, parts, budget, labels))
+                finetunes.append(self.finetune(sweep, seed, parts, budget, labels, written))
         for name, task in sweep.evaluate.items():
             evaluation = name + _suffix(_block_changes(variant, "evaluate", name))
-            examples = self.dataset(task, evaluation, "evaluate") if task.BRINGS_EXAMPLES else None
+            written = variant.written(("evaluate", name))
+            examples = self.dataset(task, evaluation, "evaluate", written) if task.BRINGS_EXAMPLES else None
             for finetune in finetunes:
-                self.predictions(sweep, task, evaluation, examples, finetune)
+                self.predictions(sweep, task, evaluation, examples, finetune, written)
 
-    def dataset(self, task: Task, label: str, role: str) -> Artefact:
+    def dataset(self, task: Task, label: str, role: str, path: Path) -> Artefact:
         sources, rows = self.facts.of(task)
         recipe = dataset_recipe(task, sources, self.facts.base.token_identity)
         labels = {"dataset": label, "role": role}
         lengths = self.facts.lengths_of(task)
-        written = self.writing(task, recipe, labels)
+        written = self.writing(task, recipe, labels, path)
         needs = [written] if written else []
         found = self.artefact(
             "dataset",
@@ -243,12 +252,13 @@ class _Builder:
             tokens=lengths.total(lengths.prompts),
             labels=labels,
             params=task,
+            path=path,
             counted=_counted([lengths]),
         )
         self.lengths[found.id] = lengths
         return found
 
-    def writing(self, task: Task, dataset: dict[str, Any], labels: dict[str, Any]) -> Artefact | None:
+    def writing(self, task: Task, dataset: dict[str, Any], labels: dict[str, Any], path: Path) -> Artefact | None:
         """Add what a model writes for a dataset, if one does."""
         writer = task.writer()
         if writer is None:
@@ -257,7 +267,9 @@ class _Builder:
         rows, tokens = self.facts.written[task_key(task)]
         job = WritingJob(task, writer)
         name = f"{task.task}-writing"
-        return self.artefact("writing", name, recipe, (), rows=rows, tokens=tokens, labels=labels, params=job)
+        return self.artefact(
+            "writing", name, recipe, (), rows=rows, tokens=tokens, labels=labels, params=job, path=path
+        )
 
     def finetune(
         self,
@@ -266,6 +278,7 @@ class _Builder:
         parts: Sequence[tuple[Artefact, float]],
         budget: Sequence[tuple[Artefact, float]],
         labels: dict[str, Any],
+        path: Path,
     ) -> Artefact:
         finetune, api = sweep.finetune, self.facts.base.api
         recipe = {
@@ -287,7 +300,7 @@ class _Builder:
             tuple((data.id, share) for data, share in budget),
         )
         needs = list({data.id: data for data, _ in [*parts, *budget]}.values())
-        rows, tokens = self.reads(job, str(labels["mixture"]))
+        rows, tokens = self.reads(job, path)
         return self.artefact(
             "finetune",
             name,
@@ -297,10 +310,11 @@ class _Builder:
             tokens=round(finetune.epochs * tokens),
             labels=labels,
             params=job,
+            path=path,
             counted=_counted([self.lengths[data.id] for data in needs]),
         )
 
-    def reads(self, job: FinetuneJob, mixture: str) -> tuple[int, float]:
+    def reads(self, job: FinetuneJob, path: Path) -> tuple[int, float]:
         """Return how many rows and tokens one epoch of a finetune reads: the very ones, where every row is counted."""
         used = [*job.mixture, *job.budget]
         if all(self.lengths[data].whole for data, _ in used):
@@ -309,19 +323,25 @@ class _Builder:
                 return facts["rows_per_epoch"], facts["tokens_per_epoch"]
             except InputError as error:
                 for problem in error.problems:
-                    self.problems.setdefault(self.named(problem, mixture))
+                    self.problems.setdefault(Problem(path, self.named(problem)))
         parts, budget = ([(self.lengths[data], share) for data, share in of] for of in (job.mixture, job.budget))
         match = job.finetune.match
         return _epoch(parts, match, _epoch(budget, match)[1] if budget else None)
 
-    def named(self, problem: str, mixture: str) -> str:
+    def named(self, problem: str) -> str:
         """Return a problem of a mixture with the names of the sweep in place of ids."""
         for data in self.lengths:
             problem = problem.replace(data, str(self.found[data].labels["dataset"]))
-        return f"mixtures.{mixture}: {problem.removeprefix('mixture: ')}"
+        return problem.removeprefix("mixture: ")
 
     def predictions(
-        self, sweep: Sweep, task: Task, evaluation: str, examples: Artefact | None, finetune: Artefact | None
+        self,
+        sweep: Sweep,
+        task: Task,
+        evaluation: str,
+        examples: Artefact | None,
+        finetune: Artefact | None,
+        path: Path,
     ) -> None:
         recipe = {
             "base": self.facts.base.identity,
@@ -351,6 +371,7 @@ class _Builder:
             tokens=lengths.total(lengths.asked),
             labels=labels,
             params=job,
+            path=path,
             counted=_counted([lengths]),
         )
 
@@ -369,6 +390,7 @@ class _Builder:
         tokens: int,
         labels: dict[str, Any],
         params: WritingJob | Task | FinetuneJob | PredictionsJob,
+        path: Path,
         counted: Counted = "estimate",
     ) -> Artefact:
         digest = fingerprint(recipe, [need.fingerprint for need in needs])
@@ -388,19 +410,27 @@ class _Builder:
         )
         known = self.found.setdefault(new.id, new)
         if known.labels != labels:
-            self.problems.setdefault(_clash(known, labels))
+            if not self.doubled & set(new.needs):
+                self.problems.setdefault(_clash(known, labels, path))
+            self.doubled.add(new.id)
         return known
 
 
-def _clash(known: Artefact, labels: Mapping[str, Any]) -> str:
+def _one_mixture_per_dataset(sweep: Sweep) -> bool:
+    """Return whether the mixtures are those of a file that writes none."""
+    return {name: {name: 1.0} for name in sweep.datasets} == sweep.mixtures
+
+
+def _clash(known: Artefact, labels: Mapping[str, Any], path: Path) -> Problem:
     """Say why one artefact under two names is refused: results would count twice, or training would see the test."""
-    if known.kind == "dataset":
+    if known.kind in ("writing", "dataset"):
         section = {"train": "datasets", "evaluate": "evaluate"}
-        first = f"{section[known.labels['role']]}.{known.labels['dataset']}"
-        second = f"{section[labels['role']]}.{labels['dataset']}"
+        first, second = (f"{section[of['role']]}.{of['dataset']}" for of in (known.labels, labels))
+        text = f"found the same examples as {first}; expected one of the two, or another seed"
         if known.labels["role"] != labels["role"]:
-            return f"{second}: found the very examples that {first} trains on; expected others, by another seed say"
-        return f"{second}: found the same examples as {first}; expected one of the two, or another seed"
+            text = f"found the very examples that {first} trains on; expected others, by another seed say"
+        return Problem(path, text if second == dotted(path) else f"{second}: {text}")
     differ = [key for key in labels if labels[key] != known.labels[key]]
     first, second = (", ".join(f"{key} {of[key]}" for key in differ) for of in (known.labels, labels))
-    return f"{second}: found the same {known.kind} as {first}; expected one of the two"
+    text = f"found the same {known.kind} as {first}; expected one of the two"
+    return Problem(path, text if [labels[key] for key in differ] == [path[-1]] else f"{second}: {text}")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-Path = tuple[str | int, ...]
-"""Where a value is in a document: mapping keys and 0-based list indices."""
+from kvray.errors import Path, Problem
 
 _SHOWN_CHARACTERS = 60
 _PLAIN = {
@@ -24,36 +22,6 @@ _PLAIN = {
     "none_required": "nothing",
 }
 """pydantic's error types in the words of YAML."""
-
-
-class Place(NamedTuple):
-    """Where a value was written: ``text`` is ``FILE:LINE`` or ``--set a.b``; ``line`` orders the messages."""
-
-    line: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a document.
-
-    Attributes:
-        path: the value's path.
-        text: what was found and what was expected.
-        place: where it was written, if not where ``path`` is.
-    """
-
-    path: Path
-    text: str
-    place: Place | None = None
-
-
-def dotted(path: Iterable[str | int]) -> str:
-    """Return a path as people write it: ``evaluate.mdqa.positions[2]``."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

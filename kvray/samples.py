@@ -10,10 +10,10 @@ from typing import Any
 from kvray import yaml_lines
 from kvray.base_model import BUNDLED, BaseModelRef, load_tokenizer, resolve
 from kvray.config import check_task
-from kvray.errors import InputError
+from kvray.errors import InputError, Place, Problem
 from kvray.generate.export import messages
 from kvray.generate.shards import build, check_written, rows_of
-from kvray.problems import Place, Problem, unknown
+from kvray.problems import unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Task
 from kvray.tasks.lm_eval import LmEval

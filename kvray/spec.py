@@ -7,9 +7,8 @@ from typing import Any
 
 from kvray import yaml_lines
 from kvray.config import NAME, TASK_SECTIONS, Finetune, Overlaps, Runtime, Sweep, check, check_task, parse_task
-from kvray.errors import InputError
+from kvray.errors import InputError, Place, Problem
 from kvray.grid import Variant, grid_problems, show_value, variants
-from kvray.problems import Place, Problem
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
 
@@ -30,12 +29,23 @@ __all__ = [
 
 
 def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> Sweep:
+    """Read and check a sweep file; see :func:`read`."""
+    return read(path, overrides, scale)[0]
+
+
+def read(
+    path: str, overrides: Sequence[str] = (), scale: str | None = None, base_model: str | None = None
+) -> tuple[Sweep, yaml_lines.Document]:
     """Read and check a sweep file.
 
     Args:
         path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in it come from the environment.
         scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
         overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
+        base_model: in place of the file's.
+
+    Returns:
+        The sweep, and the document that knows the line of each of its values.
 
     Raises:
         InputError: the file has problems; its ``problems`` are all of them, in the order of the file, as
@@ -45,13 +55,15 @@ def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> 
     document = yaml_lines.read(path)
     wrong = _take_scale(document, scale) if scale else []
     wrong += [problem for text in overrides if (problem := yaml_lines.override(document, text))]
+    if base_model is not None:
+        document.set(("base_model",), base_model, yaml_lines.typed("--base-model"))
     overlaps: Overlaps = {}
     sweep, problems = check(document.value, overlaps)
     problems += grid_problems(document.value, problems, overlaps)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
-    return sweep
+    return sweep, document
 
 
 def _take_scale(document: yaml_lines.Document, scale: str) -> list[Problem]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 
-from kvray.errors import InputError
-from kvray.problems import Path, Place, Problem, dotted, show, unknown
+from kvray.errors import InputError, Path, Place, Problem, dotted
+from kvray.problems import show, unknown
 
 MAX_NODES = 100_000
 """Values in one file, aliases counted as often as they are used (a file of nested aliases explodes otherwise)."""
@@ -31,6 +31,7 @@ _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _TAGS = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "map", "seq")
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in _TAGS}
 _OVERRIDE_LINE = 10**9
+_ABSENT = object()
 
 
 @dataclass
@@ -75,14 +76,25 @@ class Document:
         """Say whether the value at a path is unknown because of a problem that is reported already."""
         return any(path[: len(broken)] == broken for broken in self.broken)
 
-    def report(self, problems: list[Problem]) -> list[str]:
-        """Return one line per problem, in the order of the file, without repeats."""
+    def report(self, problems: Iterable[Problem]) -> list[str]:
+        """Return one line per problem, ``FILE:LINE: dotted.path: text``, in the order of the file, without repeats."""
         lines: dict[str, int] = {}
-        for problem in problems:
+        for problem in map(self._narrowed, problems):
             place = problem.place or self.place(problem.path)
-            path = dotted(problem.path)
-            lines.setdefault(f"{place.text}: {path + ': ' if path else ''}{problem.text}", place.line)
+            lines.setdefault(f"{place.text}: {problem}", place.line)
         return sorted(lines, key=lambda line: lines[line])
+
+    def _narrowed(self, problem: Problem) -> Problem:
+        """Move the keys that a text starts with into the path: ``datasets.kv: source: …`` is about a line of its own.
+
+        Tasks and sources know the name of a field, not where in which file it was written.
+        """
+        head, colon, text = problem.text.partition(": ")
+        here = _at(self.value, problem.path)
+        below = split(head, here) if colon and isinstance(here, Mapping) else ()
+        if not below or _at(here, below) is _ABSENT:
+            return problem
+        return self._narrowed(Problem((*problem.path, *below), text, problem.place))
 
 
 def put(target: dict[str, Any], path: Path, value: Any) -> None:
@@ -120,6 +132,13 @@ def merge(document: Document, path: Path, value: Any, place: Place) -> None:
         for part in path[:-1]:
             above = above[part]
         del above[path[-1]]
+
+
+def _at(root: Any, path: Path) -> Any:
+    """Return what is at a path of mapping keys, :data:`_ABSENT` if nothing is."""
+    for part in path:
+        root = root.get(part, _ABSENT) if isinstance(root, Mapping) else _ABSENT
+    return root
 
 
 def split(path: str, root: Mapping[str, Any]) -> Path:
@@ -169,13 +188,18 @@ def parse(text: str, file: str) -> Document:
     return document
 
 
+def typed(option: str) -> Place:
+    """Return the place of what was typed on the command line; it is told after what is in the file."""
+    return Place(_OVERRIDE_LINE, option)
+
+
 def override(document: Document, text: str) -> Problem | None:
     """Apply one ``dotted.key=value`` of the command line, the value being YAML; return what is wrong with it."""
     name, equals, value = text.partition("=")
     name = name.strip()
-    place = Place(_OVERRIDE_LINE, f"--set {name}")
+    place = typed(f"--set {name}")
     if not equals or not all(name.split(".")):
-        return Problem((), f"found {text!r}; expected KEY.KEY=VALUE", Place(_OVERRIDE_LINE, "--set"))
+        return Problem((), f"found {text!r}; expected KEY.KEY=VALUE", typed("--set"))
     path = split(name, document.value)
     if path[0] in ("grid", "zip"):
         path = (path[0], name.partition(".")[2])  # their keys are dotted paths

@@ -295,7 +295,7 @@ def test_mixtures_carry_what_is_varied_of_them_and_of_their_data() -> None:
 
 
 def test_two_names_of_one_artefact_are_refused() -> None:
-    with pytest.raises(InputError, match=r"mixture twice: found the same finetune as mixture ours"):
+    with pytest.raises(InputError, match=r"mixtures.twice: found the same finetune as mixture ours"):
         planned(mixtures={"ours": {"ours": 1}, "twice": {"ours": 2}})
     with pytest.raises(InputError, match=r"datasets.b: found the same examples as datasets.a"):
         planned(datasets={"a": {"task": "toy"}, "b": {"task": "toy"}}, mixtures={"m": {"a": 1, "b": 1}})

@@ -48,9 +48,9 @@ def token_counter(base: BaseModelRef) -> TokenCounter:
     except Exception as error:
         # tokenizers raises bare Exceptions, transformers whatever its many kinds of tokenizers do.
         told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"base_model: the tokenizer of {base.name} cannot be read: {told}") from error
+        raise InputError(f"the tokenizer of {base.name} cannot be read: {told}") from error
     if not tokenizer.is_fast:
-        raise InputError(f"base_model: {base.name} has neither tokenizer.json nor a fast transformers tokenizer")
+        raise InputError(f"{base.name} has neither tokenizer.json nor a fast transformers tokenizer")
     return TokenCounter(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
 
 
