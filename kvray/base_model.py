@@ -139,7 +139,7 @@ def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
         validate_repo_id(name)
     except HFValidationError as error:
         text = f"{name!r} is neither a directory nor a hub id, which is org/name of letters, digits and - _ ."
-        raise InputError(Problem((field,), f"{text} ({_line(error)})")) from error
+        raise InputError(Problem((field,), f"{text} ({_line(error).partition(': ')[0]})")) from error
     try:
         revision = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha
     except HfHubHTTPError as error:

@@ -69,21 +69,18 @@ def measure(task: Task, context: Context, rows: int, counted: Counting) -> Lengt
     Raises:
         InputError: the rows cannot be made, or the template does not take them.
     """
-    starts = _spread(-(-rows // _BLOCK))
-    asked: list[Counts] = []
-    trained: list[Counts] = []
-    plain: list[Counts] = []
-    for start in starts:
-        table = task.build(start * _BLOCK, min((start + 1) * _BLOCK, rows), context)
-        prompts = np.asarray(table["prompt_tokens"].to_numpy(), np.int64)
+    counts: dict[int, tuple[Counts, Counts, Counts]] = {}
+    for block in _spread(-(-rows // _BLOCK)):
+        table = task.build(block * _BLOCK, min((block + 1) * _BLOCK, rows), context)
+        plain = np.asarray(table["prompt_tokens"].to_numpy(), np.int64)
         texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
-        plain.append(prompts)
-        both = counted.count(prompts, *texts, check=not asked)
-        asked.append(both[0])
-        trained.append(both[1])
-        if _enough(np.concatenate(trained), rows):
+        counts[block] = plain, *counted.count(plain, *texts, check=not counts)
+        if _enough(np.concatenate([trained for *_, trained in counts.values()]), rows):
             break
-    return Lengths(rows, np.concatenate(plain), np.concatenate(asked), np.concatenate(trained))
+    # In the order of the rows: which of them a mixture keeps depends on it.
+    return Lengths(
+        rows, *(np.concatenate(each) for each in zip(*(counts[block] for block in sorted(counts)), strict=True))
+    )
 
 
 def estimated(rows: int, tokens: int) -> Lengths:

@@ -97,7 +97,11 @@ evaluate:
         ("runtime: {engine: 2}", r"runtime.engine: found 'engine'; .*did you mean 'engines'\?"),
         ("mixtures: {m: {ours: 0}}", r"mixtures.m.ours: found 0; expected greater than 0"),
         ("mixtures: {m: {}}", r"mixtures.m: found no dataset; expected DATASET: WEIGHT"),
-        ("mixtures: {'a b': {ours: 1}}", r"mixtures.a b: found the name 'a b'; expected letters"),
+        ("mixtures: {'a b': {ours: 1}}", r"mixtures.a b: found the name 'a b'; expected up to 80 letters"),
+        (
+            f"mixtures: {{{'n' * 81}: {{ours: 1}}}}",
+            r"mixtures.nnn.*: found the name 'nnn.*expected up to 80 ",
+        ),
         ("mixture: {m: {ours: 1}}", r"s.yaml:8: mixture: .*did you mean 'mixtures'\?"),
         ("grid: {finetune.lr: [1]}", r"s.yaml:8: grid.finetune.lr: found 'finetune.lr'; expected a path like"),
         ("grid: {finetune.epoch: [1]}", r"did you mean 'finetune.epochs'\?"),
