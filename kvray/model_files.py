@@ -22,8 +22,6 @@ _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length
 """Names under which configurations tell the length of the context."""
 _STRETCHED_ALREADY = ("su", "longrope", "llama3")
 """Kinds of rotary embeddings whose configuration tells the length after stretching; others are multiplied (vLLM)."""
-_NO_LENGTH = 10**12
-"""Tokenizers without a length of their own say a number of this size or more."""
 _UNADAPTED = ("norm", "ln_", "embed", "wte", "wpe", "lm_head")
 """Parts of the names of modules with weights that get no adapter."""
 _FUSED = ("expert", "moe")
@@ -120,15 +118,11 @@ class ModelFiles:
     def served_length(self) -> int | None:
         """Tokens, prompt and answer, that vLLM serves at most; None if the files do not say.
 
-        vllm/config/model.py: the configuration's length, no more than the tokenizer's, stretched as its rotary
-        embeddings are.
+        vllm/config/model.py: the configuration's length, stretched as its rotary embeddings are.
         """
         told = [value for name in _LENGTHS if isinstance(value := self.config.get(name), int)]
         if not told:
             return None
-        length, own = min(told), self.words.get("model_max_length")
-        if isinstance(own, int | float) and 0 < own < _NO_LENGTH:
-            length = min(length, int(own))
         rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
         kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
         factors = [
@@ -137,7 +131,7 @@ class ModelFiles:
             if isinstance(kind.get("factor"), int | float)
             and kind.get("rope_type", kind.get("type")) not in _STRETCHED_ALREADY
         ]
-        return int(length * max(factors, default=1.0))
+        return int(min(told) * max(factors, default=1.0))
 
     @property
     def chat_template(self) -> str | None:

@@ -268,7 +268,16 @@ class _Builder:
         job = WritingJob(task, writer)
         name = f"{task.task}-writing"
         return self.artefact(
-            "writing", name, recipe, (), rows=rows, tokens=tokens, labels=labels, params=job, path=path
+            "writing",
+            name,
+            recipe,
+            (),
+            rows=rows,
+            tokens=tokens,
+            labels=labels,
+            params=job,
+            path=path,
+            counted="rows" if tokens else "estimate",
         )
 
     def finetune(

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rates": STAGE | {"speed"},
     "prices": STAGE | {"rates"},
     "totals": STAGE | {"rates"},
-    "cautions": STAGE | {"speed", "rates", "totals", "tables"},
+    "cautions": STAGE | {"speed", "rates", "totals", "tables", "results"},
     "estimate": STAGE | {"results", "run", "tables"} | COST,
     "reasons": STAGE | {"run"},
     "checkup": STAGE | {"run", "tables"},

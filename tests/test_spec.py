@@ -96,6 +96,7 @@ evaluate:
         ("finetune: 3", r"s.yaml:8: finetune: found 3; expected a mapping"),
         ("runtime: {engine: 2}", r"runtime.engine: found 'engine'; .*did you mean 'engines'\?"),
         ("mixtures: {m: {ours: 0}}", r"mixtures.m.ours: found 0; expected greater than 0"),
+        ("finetune: {lora_rank: 513}", r"finetune.lora_rank: found 513; expected less than or equal to 512"),
         ("mixtures: {m: {}}", r"mixtures.m: found no dataset; expected DATASET: WEIGHT"),
         ("mixtures: {'a b': {ours: 1}}", r"mixtures.a b: found the name 'a b'; expected up to 80 letters"),
         (
