@@ -24,13 +24,16 @@ from kvray.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknow
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Names of sweeps, datasets, mixtures and evaluations: safe in paths, URLs and labels."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+"""Names of sweeps, datasets, mixtures and evaluations: safe in paths, URLs and labels.
+
+They are parts of the names of files (``sweeps/NAME.json``; a figure has two of them), for which there are 255 bytes.
+"""
 TASK_SECTIONS = ("datasets", "evaluate")
 """Sections of a sweep that hold task blocks by name."""
 MAX_PAIRS = 100_000
 """Pairs of training data (a dataset with each seed) and evaluations; all are looked at."""
-_NAME_RULE = "letters, digits and . _ -, starting with a letter or digit"
+_NAME_RULE = "up to 80 letters, digits and . _ -, starting with a letter or digit"
 _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
@@ -112,7 +115,7 @@ def _cross_problems(
 ) -> list[Problem]:
     """Check what no single field can: names, mixtures against datasets, training data against evaluations."""
     problems = [
-        Problem((section, name), f"found the name {name!r}; expected {_NAME_RULE}")
+        Problem((section, name), f"found the name {show(name)}; expected {_NAME_RULE}")
         for section in ("datasets", "mixtures", "evaluate")
         for name in _mapping(raw, section)
         if not NAME.fullmatch(name)

@@ -1,4 +1,4 @@
-"""What a plan must know of the world: the base model's identity, the sources' sha256, the numbers of examples."""
+"""What a plan must know of the world: the base model, the sources' sha256, the examples and their lengths."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.base_model import API, BaseModelRef, resolve, unresolved
+from kvray.base_model import API, BaseModelRef, files_of, resolve, unresolved
 from kvray.errors import InputError, KvrayError, Path, Problem, SourceUnreachableError, dotted
 from kvray.fingerprint import canonical_json
+from kvray.lengths import Counting, Lengths, counting, estimated, measure
+from kvray.limits import Limits, limits_of
 from kvray.spec import Sweep, Variant, variants
 from kvray.tasks.base import CountTokens, Task
 
@@ -35,8 +37,11 @@ def gather(sweep: Sweep, offline: bool = False) -> Facts:
         base = replace(base, trust_remote_code=True, identity=f"{base.identity}+remote_code")
     counted = base is not None and not looked.problems and not looked.notes
     count_tokens = _counter(base) if base is not None and counted else _no_tokens
+    if base is not None and counted:
+        looked.count_with(base)
     sources: dict[str, dict[str, str]] = {}
     counts: dict[str, int] = {}
+    lengths: dict[str, Lengths] = {}
     written: dict[str, tuple[int, int]] = {}
     writers: dict[str, BaseModelRef] = {}
     for variant, place, task in _tasks(sweep):
@@ -44,7 +49,8 @@ def gather(sweep: Sweep, offline: bool = False) -> Facts:
         if key in counts:
             continue
         looked.variant = variant
-        sources[key], counts[key] = looked.task(place, task, count_tokens)
+        sources[key], lengths[key] = looked.task(place, task, count_tokens)
+        counts[key] = lengths[key].rows
         writer = task.writer()
         if writer is not None:
             # Nothing is counted by a writer's tokenizer, so one behind an API takes the base model's.
@@ -54,7 +60,8 @@ def gather(sweep: Sweep, offline: bool = False) -> Facts:
             written[key] = looked.prompts(place, task, count_tokens, counts[key])
     if looked.problems or base is None:
         raise InputError(list(dict.fromkeys(looked.problems)))
-    return Facts(base, sources, counts, writers, written, tuple(dict.fromkeys(looked.notes)))
+    notes = tuple(dict.fromkeys(looked.notes))
+    return Facts(base, sources, counts, writers, written, notes, lengths, looked.limits)
 
 
 class _Look:
@@ -65,6 +72,16 @@ class _Look:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.variant: Variant | None = None
+        self.counting: Counting | None = None
+        self.limits: Limits | None = None
+
+    def count_with(self, base: BaseModelRef) -> None:
+        """Count rows by a base model's tokenizer and template from now on, if they are at hand."""
+        try:
+            self.counting = counting(base)
+            self.limits = limits_of(base, files_of(base))
+        except InputError as error:
+            self.wrong(error, ("base_model",))
 
     def model(self, name: str, tokenizer: str | None, place: Path = ()) -> BaseModelRef | None:
         """Return a model, a stand-in if the hub does not answer and that is allowed, None for a problem."""
@@ -92,25 +109,30 @@ class _Look:
             # Not where the block is varied: most mistakes of a task are there whatever the value of another knob.
             self.problems.append(Problem(self.variant.origins.get(at, at) if self.variant else at, text))
 
-    def task(self, place: Path, task: Task, count_tokens: CountTokens) -> tuple[dict[str, str], int]:
-        """Return the sources of a task and its number of examples."""
+    def task(self, place: Path, task: Task, count_tokens: CountTokens) -> tuple[dict[str, str], Lengths]:
+        """Return the sources of a task and its examples' number and lengths."""
         sources: dict[str, str] = {}
         try:
             sources = task.sources()
-            rows = task.count(task.context(count_tokens)) if task.BRINGS_EXAMPLES else task.expected_rows()
+            if not task.BRINGS_EXAMPLES:
+                return sources, estimated(task.expected_rows(), task.tokens_estimate())
+            context = task.context(count_tokens)
+            rows = task.count(context)
             if rows < 1:
                 at = self.variant.written(place) if self.variant else place
                 self.problems.append(Problem(at, "found no example; expected at least one"))
-            return sources, rows
+            elif self.counting is not None and task.writer() is None:
+                return sources, measure(task, context, rows, self.counting)
+            return sources, estimated(rows, task.tokens_estimate())
         except SourceUnreachableError as error:
             if self.offline:
                 rows = max(1, task.expected_rows())
                 self.notes.append(f"{dotted(place)}: {_first(error)}: {rows} examples assumed")
-                return sources or {"source": UNKNOWN}, rows
+                return sources or {"source": UNKNOWN}, estimated(rows, task.tokens_estimate())
             self.wrong(error, place, task)
         except (OSError, KvrayError) as error:
             self.wrong(error, place, task)
-        return sources, 0
+        return sources, estimated(0, 0)
 
     def prompts(self, place: Path, task: Task, count_tokens: CountTokens, rows: int) -> tuple[int, int]:
         """Return how many prompts a task's writer answers, and their tokens."""
@@ -146,7 +168,7 @@ def _tasks(sweep: Sweep) -> Iterator[tuple[Variant, Path, Task]]:
 
 def _writer_field(task: Task) -> str:
     """Return the field that names a task's writer."""
-    return next(name for name in type(task).model_fields if getattr(task, name) == task.writer())
+    return next((name for name in type(task).model_fields if getattr(task, name) == task.writer()), "task")
 
 
 def _no_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
@@ -176,6 +198,8 @@ class Facts:
         writers: the models that write parts of datasets, by name.
         written: per task that a model writes for, its prompts and their tokens.
         notes: what did not answer, and what is assumed instead; empty unless that was allowed.
+        lengths: per task (by :func:`task_key`) the tokens of its rows, counted or estimated.
+        limits: what the base model can take; None where its files were not looked at.
     """
 
     base: BaseModelRef
@@ -184,6 +208,13 @@ class Facts:
     writers: Mapping[str, BaseModelRef] = field(default_factory=dict)
     written: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    lengths: Mapping[str, Lengths] = field(default_factory=dict)
+    limits: Limits | None = None
+
+    def lengths_of(self, task: Task) -> Lengths:
+        """Return the lengths of a task's rows."""
+        key = task_key(task)
+        return self.lengths.get(key) or estimated(self.counts[key], task.tokens_estimate())
 
     def of(self, task: Task) -> tuple[Mapping[str, str], int]:
         """Return a task's sources and its number of examples."""

@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvray import limits
 from kvray.artefact import (
     FORMAT,
     NAME_LENGTH,
     Artefact,
+    Counted,
     FinetuneJob,
     Kind,
     PlanDocument,
@@ -28,6 +30,8 @@ from kvray.artefact import (
 from kvray.errors import InputError, Path, Problem, dotted
 from kvray.facts import Facts, task_key
 from kvray.fingerprint import fingerprint
+from kvray.lengths import Lengths
+from kvray.mixture import mix
 from kvray.spec import Sweep, Variant, show_value, variants
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
@@ -52,8 +56,9 @@ def plan(sweep: Sweep, facts: Facts) -> Plan:
     """Return every artefact of a sweep.
 
     Raises:
-        InputError: two names of the sweep stand for one and the same artefact, or an evaluation asks the very examples
-            that a dataset trains on.
+        InputError: two names of the sweep stand for one and the same artefact, an evaluation asks the very examples
+            that a dataset trains on, or a run would refuse something: rows that do not fit the model, a mixture with
+            too few tokens, and so on.
     """
     builder = _Builder(facts)
     for variant in variants(sweep):
@@ -61,7 +66,7 @@ def plan(sweep: Sweep, facts: Facts) -> Plan:
     if builder.problems:
         raise InputError(list(builder.problems))
     ordered = tuple(artefact for kind in KINDS for artefact in builder.found.values() if artefact.kind == kind)
-    return Plan(sweep, facts.base.name, ordered, facts.notes)
+    return Plan(sweep, facts.base.name, ordered, facts.notes, tuple(builder.warnings))
 
 
 def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> dict[str, Any]:
@@ -122,15 +127,26 @@ def _shares(of: Sequence[tuple[Artefact, float]]) -> list[tuple[Artefact, float]
     return sorted(((data, round(weight / total, 12)) for data, weight in of), key=lambda part: part[0].fingerprint)
 
 
-def _epoch(parts: Sequence[tuple[Artefact, float]], match: str, budget: float | None = None) -> tuple[int, float]:
-    """Return about how many rows and tokens one epoch of a mixture has: the dataset that runs out first is whole."""
-    amounts = [data.rows if match == "rows" else data.tokens for data, _ in parts]
+def _epoch(parts: Sequence[tuple[Lengths, float]], match: str, budget: float | None = None) -> tuple[int, float]:
+    """Return about how many rows and tokens one epoch of a mixture has: the dataset that runs out first is whole.
+
+    :func:`kvray.mixture.mix` by mean lengths, for datasets that are too large to count every row for a plan.
+    """
+    totals = [data.total(data.trained) for data, _ in parts]
+    amounts = [data.rows if match == "rows" else total for total, (data, _) in zip(totals, parts, strict=True)]
     scale = min(amount / share for amount, (_, share) in zip(amounts, parts, strict=True))
     if budget is not None:
         scale = min(scale, budget)
     taken = [scale * share / max(amount, 1) for amount, (_, share) in zip(amounts, parts, strict=True)]
     rows = sum(math.floor(part * data.rows + 1e-9) for part, (data, _) in zip(taken, parts, strict=True))
-    return rows, sum(part * data.tokens for part, (data, _) in zip(taken, parts, strict=True))
+    return rows, sum(part * total for part, total in zip(taken, totals, strict=True))
+
+
+def _counted(lengths: Sequence[Lengths]) -> Counted:
+    """Return what numbers rest on that come of several datasets."""
+    if all(each.whole for each in lengths):
+        return "rows"
+    return "sample" if all(each.real for each in lengths) else "estimate"
 
 
 @dataclass(frozen=True)
@@ -142,12 +158,14 @@ class Plan:
         base_model: the base model's name.
         artefacts: each once, though several variants may share it.
         notes: what could not be looked at and was assumed (:func:`kvray.facts.gather`); such a plan cannot be run.
+        warnings: what can be run and is likely to be a mistake.
     """
 
     sweep: Sweep
     base_model: str
     artefacts: tuple[Artefact, ...]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the plan in plain values, for ``sweeps/<name>.json`` in the store."""
@@ -174,13 +192,20 @@ class _Builder:
 
     facts: Facts
     found: dict[str, Artefact] = field(default_factory=dict)
+    lengths: dict[str, Lengths] = field(default_factory=dict)
     problems: dict[Problem, None] = field(default_factory=dict)
+    warnings: dict[str, None] = field(default_factory=dict)
     doubled: set[str] = field(default_factory=set)
     """Artefacts that stand under two names; what is made from them is doubled with them, and not told again."""
 
     def add(self, variant: Variant) -> None:
         """Add everything that one variant needs."""
         sweep = variant.sweep
+        known = self.facts.limits or limits.Limits(self.facts.base)
+        for problem in limits.problems(sweep, known, self.facts.lengths_of):
+            self.problems.setdefault(Problem(variant.written(problem.path), problem.text))
+        for problem in limits.warnings(sweep, known, self.facts.lengths_of):
+            self.warnings.setdefault(str(problem))
         label = _finetune_label(variant, self.facts.base.api)
         used = {name for weights in sweep.mixtures.values() for name in weights}
         data = {
@@ -215,12 +240,23 @@ class _Builder:
         sources, rows = self.facts.of(task)
         recipe = dataset_recipe(task, sources, self.facts.base.token_identity)
         labels = {"dataset": label, "role": role}
-        tokens = rows * task.tokens_estimate()
+        lengths = self.facts.lengths_of(task)
         written = self.writing(task, recipe, labels, path)
         needs = [written] if written else []
-        return self.artefact(
-            "dataset", task.task, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=task, path=path
+        found = self.artefact(
+            "dataset",
+            task.task,
+            recipe,
+            needs,
+            rows=rows,
+            tokens=lengths.total(lengths.prompts),
+            labels=labels,
+            params=task,
+            path=path,
+            counted=_counted([lengths]),
         )
+        self.lengths[found.id] = lengths
+        return found
 
     def writing(self, task: Task, dataset: dict[str, Any], labels: dict[str, Any], path: Path) -> Artefact | None:
         """Add what a model writes for a dataset, if one does."""
@@ -232,7 +268,16 @@ class _Builder:
         job = WritingJob(task, writer)
         name = f"{task.task}-writing"
         return self.artefact(
-            "writing", name, recipe, (), rows=rows, tokens=tokens, labels=labels, params=job, path=path
+            "writing",
+            name,
+            recipe,
+            (),
+            rows=rows,
+            tokens=tokens,
+            labels=labels,
+            params=job,
+            path=path,
+            counted="rows" if tokens else "estimate",
         )
 
     def finetune(
@@ -257,7 +302,6 @@ class _Builder:
             recipe["budget"] = [[data.fingerprint, share] for data, share in budget]
         tasks = list(dict.fromkeys(data.name for data, _ in parts))
         name = "-".join([*tasks, "api" if api else finetune.method, f"s{seed}"])
-        rows, tokens = _epoch(parts, finetune.match, _epoch(budget, finetune.match)[1] if budget else None)
         job = FinetuneJob(
             finetune,
             seed,
@@ -265,10 +309,39 @@ class _Builder:
             tuple((data.id, share) for data, share in budget),
         )
         needs = list({data.id: data for data, _ in [*parts, *budget]}.values())
-        tokens = round(finetune.epochs * tokens)
+        rows, tokens = self.reads(job, path)
         return self.artefact(
-            "finetune", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job, path=path
+            "finetune",
+            name,
+            recipe,
+            needs,
+            rows=rows,
+            tokens=round(finetune.epochs * tokens),
+            labels=labels,
+            params=job,
+            path=path,
+            counted=_counted([self.lengths[data.id] for data in needs]),
         )
+
+    def reads(self, job: FinetuneJob, path: Path) -> tuple[int, float]:
+        """Return how many rows and tokens one epoch of a finetune reads: the very ones, where every row is counted."""
+        used = [*job.mixture, *job.budget]
+        if all(self.lengths[data].whole for data, _ in used):
+            try:
+                facts = mix(job, lambda data: self.lengths[data].trained).facts()
+                return facts["rows_per_epoch"], facts["tokens_per_epoch"]
+            except InputError as error:
+                for problem in error.problems:
+                    self.problems.setdefault(Problem(path, self.named(problem)))
+        parts, budget = ([(self.lengths[data], share) for data, share in of] for of in (job.mixture, job.budget))
+        match = job.finetune.match
+        return _epoch(parts, match, _epoch(budget, match)[1] if budget else None)
+
+    def named(self, problem: str) -> str:
+        """Return a problem of a mixture with the names of the sweep in place of ids."""
+        for data in self.lengths:
+            problem = problem.replace(data, str(self.found[data].labels["dataset"]))
+        return problem.removeprefix("mixture: ")
 
     def predictions(
         self,
@@ -297,9 +370,18 @@ class _Builder:
         needs = [need for need in (examples, finetune) if need is not None]
         name = f"{task.task}-{finetune.name if finetune else 'base'}"
         rows = examples.rows if examples else self.facts.of(task)[1]
-        tokens = examples.tokens if examples else rows * task.tokens_estimate()
+        lengths = self.lengths[examples.id] if examples else self.facts.lengths_of(task)
         self.artefact(
-            "predictions", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job, path=path
+            "predictions",
+            name,
+            recipe,
+            needs,
+            rows=rows,
+            tokens=lengths.total(lengths.asked),
+            labels=labels,
+            params=job,
+            path=path,
+            counted=_counted([lengths]),
         )
 
     def spoken(self, sweep: Sweep) -> dict[str, Any]:
@@ -318,6 +400,7 @@ class _Builder:
         labels: dict[str, Any],
         params: WritingJob | Task | FinetuneJob | PredictionsJob,
         path: Path,
+        counted: Counted = "estimate",
     ) -> Artefact:
         digest = fingerprint(recipe, [need.fingerprint for need in needs])
         name = name[:NAME_LENGTH].rstrip("-._")
@@ -332,6 +415,7 @@ class _Builder:
             tokens=tokens,
             labels=labels,
             params=params,
+            counted=counted,
         )
         known = self.found.setdefault(new.id, new)
         if known.labels != labels:
