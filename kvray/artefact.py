@@ -11,6 +11,7 @@ from kvray.errors import InputError
 from kvray.tasks.base import Task
 
 Kind = Literal["writing", "dataset", "finetune", "predictions"]
+Counted = Literal["rows", "sample", "estimate"]
 FOLDERS: dict[Kind, str] = {
     "writing": "writings",
     "dataset": "datasets",
@@ -108,6 +109,8 @@ class Artefact:
         rows: prompts of the writing, rows of the dataset, rows of one epoch of the finetune (about, if matched by
             tokens), or predictions.
         tokens: about how many tokens making it reads; 0 if unknown.
+        counted: what rows and tokens rest on: every row of its data, a sample of them, or a rough size for want of the
+            base model's tokenizer.
         labels: its names in the sweep: dataset and role; mixture, finetune and seed; evaluation with those three.
         params: WritingJob, Task, FinetuneJob or PredictionsJob.
     """
@@ -122,6 +125,7 @@ class Artefact:
     tokens: int
     labels: dict[str, Any]
     params: WritingJob | Task | FinetuneJob | PredictionsJob
+    counted: Counted = "estimate"
 
     def identity(self) -> dict[str, Any]:
         """Return what a stage commits it under: the arguments of ``Store.commit`` that do not come from the work."""

@@ -15,10 +15,10 @@ from kvray.artefact import Artefact, FinetuneJob
 from kvray.base_model import BaseModelRef
 from kvray.columns import column
 from kvray.errors import DamagedArtefactError, InputError
-from kvray.finetune.mixture import Mixture
 from kvray.finetune.selection import select
 from kvray.generate.export import Format, messages, replacing
 from kvray.generate.shards import Written, build
+from kvray.mixture import Mixture
 from kvray.plan import Plan
 from kvray.problems import unknown
 from kvray.store import Store

@@ -7,9 +7,14 @@ from collections.abc import Mapping, Sequence
 from kvray.artefact import FinetuneJob
 from kvray.plan import Plan
 from kvray.rates import Rates, model_of
+from kvray.results.stats import detectable_difference
 from kvray.speed import GPU_BYTES
 from kvray.tables import count
 from kvray.totals import Item
+
+MOST_POINTS = 30
+"""Smallest detectable difference above which an evaluation is of no use: the paper's largest gains are about this."""
+GOOD_POINTS = 10
 
 
 def short_of_tokens(todo: Sequence[Item], planned: Plan, tokens: Mapping[str, int]) -> list[str]:
@@ -23,7 +28,8 @@ def short_of_tokens(todo: Sequence[Item], planned: Plan, tokens: Mapping[str, in
         budget = min(tokens[data] / share for data, share in job.budget)
         for data, share in job.mixture:
             has, rows, need = tokens[data], names[data].rows, share * budget
-            # A tenth is within what the estimate of tokens can be wrong by.
+            # A mixture may lack a twentieth (kvray.mixture); as much again is what an estimate can be wrong by. Where
+            # every row is counted the plan has refused it.
             if 0 < has < 0.9 * need:
                 found.setdefault(
                     f"mixture {item.artefact.labels['mixture']}: {names[data].labels['dataset']} has about "
@@ -32,6 +38,34 @@ def short_of_tokens(todo: Sequence[Item], planned: Plan, tokens: Mapping[str, in
                     "finetune.match: rows"
                 )
     return list(found)
+
+
+def too_few_questions(found: Mapping[str, Mapping[str, float]], comparisons: int) -> list[str]:
+    """Say which evaluations ask so few questions that hardly any finetune could be told from the base model.
+
+    Args:
+        found: per evaluation its questions, and the smallest detectable difference in points.
+        comparisons: that a report corrects for.
+    """
+    return [
+        f"evaluate.{name}: {each['questions']:g} questions find a difference of {each['points']:g} points at least; "
+        f"ask {_questions(comparisons):,} to find one of {GOOD_POINTS} (questions or rows, where the task counts these)"
+        for name, each in found.items()
+        if each["points"] > MOST_POINTS
+    ]
+
+
+def _questions(comparisons: int) -> int:
+    """Return about how many questions find a difference of :data:`GOOD_POINTS`, to two digits."""
+    low, high = 1, 100_000
+    while low < high:
+        middle = (low + high) // 2
+        if 100 * detectable_difference(middle, comparisons=comparisons) <= GOOD_POINTS:
+            high = middle
+        else:
+            low = middle + 1
+    step = 10 ** max(0, len(str(low)) - 2)
+    return -(-low // step) * step
 
 
 def too_large(todo: Sequence[Item], rates: Rates) -> list[str]:

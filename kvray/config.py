@@ -6,7 +6,7 @@ Every field is declared ``recipe`` (it decides content, so it enters fingerprint
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,16 +19,21 @@ from pydantic import (
     model_validator,
 )
 
-from kvray.errors import KvrayError
-from kvray.problems import Path, Problem, dotted, explain, misread_booleans, show, unknown
+from kvray.errors import KvrayError, Path, Problem
+from kvray.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Names of sweeps, datasets, mixtures and evaluations: safe in paths, URLs and labels."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+"""Names of sweeps, datasets, mixtures and evaluations: safe in paths, URLs and labels.
+
+They are parts of the names of files (``sweeps/NAME.json``; a figure has two of them), for which there are 255 bytes.
+"""
 TASK_SECTIONS = ("datasets", "evaluate")
 """Sections of a sweep that hold task blocks by name."""
-_NAME_RULE = "letters, digits and . _ -, starting with a letter or digit"
+MAX_PAIRS = 100_000
+"""Pairs of training data (a dataset with each seed) and evaluations; all are looked at."""
+_NAME_RULE = "up to 80 letters, digits and . _ -, starting with a letter or digit"
 _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
@@ -77,8 +82,8 @@ def check_task(block: Any, path: Path = ()) -> tuple[Task | None, list[Problem]]
     name = block.get("task")
     if name is None:
         return None, [Problem(path, f"found no task; expected task: one of {', '.join(sorted(REGISTRY))}")]
-    if name not in REGISTRY:
-        return None, [Problem((*path, "task"), unknown(str(name), sorted(REGISTRY), "one of the tasks"))]
+    if not isinstance(name, str) or name not in REGISTRY:
+        return None, [Problem((*path, "task"), unknown(name, sorted(REGISTRY), "one of the tasks"))]
     problems = misread_booleans(REGISTRY[name], block, path)
     try:
         task = REGISTRY[name].model_validate(dict(block))
@@ -95,12 +100,8 @@ def parse_task(block: Any) -> Task:
     """
     task, problems = check_task(block)
     if task is None:
-        raise ValueError("; ".join(_line(problem) for problem in problems))
+        raise ValueError("; ".join(str(problem) for problem in problems))
     return task
-
-
-def _line(problem: Problem) -> str:
-    return ": ".join(part for part in (dotted(problem.path), problem.text) if part)
 
 
 def _mapping(raw: Mapping[str, Any], section: str) -> Mapping[str, Any]:
@@ -114,7 +115,7 @@ def _cross_problems(
 ) -> list[Problem]:
     """Check what no single field can: names, mixtures against datasets, training data against evaluations."""
     problems = [
-        Problem((section, name), f"found the name {name!r}; expected {_NAME_RULE}")
+        Problem((section, name), f"found the name {show(name)}; expected {_NAME_RULE}")
         for section in ("datasets", "mixtures", "evaluate")
         for name in _mapping(raw, section)
         if not NAME.fullmatch(name)
@@ -129,34 +130,49 @@ def _cross_problems(
     for mixture, weights in _mapping(raw, "mixtures").items():
         if weights == {}:
             problems.append(Problem(("mixtures", mixture), "found no dataset; expected DATASET: WEIGHT"))
-        for name in weights if isinstance(weights, Mapping) else ():
+        for name in weights if isinstance(weights, Mapping) and len(problems) <= MAX_PROBLEMS else ():
             if name not in names:
                 problems.append(Problem(("mixtures", mixture, name), unknown(name, names, "one of the datasets")))
+    trained = {name: task for name, task in datasets.items() if task.TRAINABLE}
+    for name in (name for name in datasets if name not in trained):
+        able = ", ".join(sorted(other for other, cls in REGISTRY.items() if cls.TRAINABLE))
+        text = f"found {datasets[name].task!r}, which only evaluates; expected one of the tasks to train on: {able}"
+        problems.append(Problem(("datasets", name, "task"), text))
+    pairs = len(trained) * len(seeds) * len(evaluate)
+    if pairs > MAX_PAIRS:
+        text = f"found {len(trained)} datasets, of {len(seeds)} seeds each, beside {len(evaluate)} evaluations: "
+        text += f"{pairs:,} pairs of training data and questions; expected at most {MAX_PAIRS:,}"
+        return [*problems, Problem(("datasets",), text)]
+    return [*problems, *_overlap_problems(trained, evaluate, seeds, overlaps)]
+
+
+def _overlap_problems(
+    datasets: Mapping[str, Task], evaluate: Mapping[str, Task], seeds: Sequence[int], overlaps: Overlaps
+) -> list[Problem]:
+    """Check that no evaluation asks what a dataset, with any of its seeds, trains on."""
+    problems = []
+    asked = [(name, task, task.model_dump_json()) for name, task in evaluate.items()]
     for name, task in datasets.items():
-        if not task.TRAINABLE:
-            able = ", ".join(sorted(other for other, cls in REGISTRY.items() if cls.TRAINABLE))
-            text = f"found {task.task!r}, which only evaluates; expected one of the tasks to train on: {able}"
-            problems.append(Problem(("datasets", name, "task"), text))
-            continue
-        for evaluation, other in evaluate.items():
-            shared = next(
-                (why for seed in seeds if (why := _overlap(task.reseeded(seed), other, overlaps)) is not None), None
-            )
+        drawn = [task.reseeded(seed) for seed in seeds] if asked else []
+        texts = [each.model_dump_json() for each in drawn]
+        for evaluation, other, questions in asked:
+            for each, text in zip(drawn, texts, strict=True):
+                pair = (text, questions)
+                if pair not in overlaps:
+                    overlaps[pair] = _overlap(each, other)
+            shared = next((why for text in texts if (why := overlaps[text, questions]) is not None), None)
             if shared:
-                text = f"found training data that evaluate.{evaluation} asks about ({shared}); expected them apart"
-                problems.append(Problem(("datasets", name), text))
+                found = f"found training data that evaluate.{evaluation} asks about ({shared}); expected them apart"
+                problems.append(Problem(("datasets", name), found))
     return problems
 
 
-def _overlap(task: Task, other: Task, overlaps: Overlaps) -> str | None:
-    pair = (task.model_dump_json(), other.model_dump_json())
-    if pair not in overlaps:
-        try:
-            overlaps[pair] = task.overlaps(other)
-        except (OSError, KvrayError):
-            # A source that cannot be read is told by kvray.facts, which reads them all.
-            overlaps[pair] = None
-    return overlaps[pair]
+def _overlap(task: Task, other: Task) -> str | None:
+    try:
+        return task.overlaps(other)
+    except (OSError, KvrayError):
+        # A source that cannot be read is told by kvray.facts, which reads them all.
+        return None
 
 
 def _one_or_more(value: Any) -> Any:
@@ -314,5 +330,5 @@ class Sweep(Strict):
         if not (info.context or {}).get("cross_checked"):
             problems = _cross_problems(self.model_dump(mode="json"), self.datasets, self.evaluate, {})
             if problems:
-                raise ValueError("\n".join(_line(problem) for problem in problems))
+                raise ValueError("\n".join(str(problem) for problem in problems))
         return self

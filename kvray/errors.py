@@ -2,7 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+Path = tuple[str | int, ...]
+"""Where a value is in a document: mapping keys and 0-based list indices."""
+
+_SHOWN_PART = 60
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Return a path as people write it, on one line: ``evaluate.mdqa.positions[2]``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{_one_line(part)}"
+    return text.removeprefix(".")
+
+
+def _one_line(name: str) -> str:
+    shown = name if name.isprintable() and name.strip() else repr(name)
+    return shown if len(shown) <= _SHOWN_PART else shown[: _SHOWN_PART - 1] + "…"
+
+
+class Place(NamedTuple):
+    """Where a value was written.
+
+    Attributes:
+        line: orders the messages.
+        text: ``FILE:LINE``, or the option: ``--set a.b``.
+        column: from 1; 0 if unknown. Two values of one place are one value, under two names by an alias.
+    """
+
+    line: int
+    text: str
+    column: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a document.
+
+    Attributes:
+        path: the value's path; empty for the whole.
+        text: what was found and what was expected.
+        place: where it was written, if not where ``path`` is.
+    """
+
+    path: Path
+    text: str
+    place: Place | None = None
+
+    def __str__(self) -> str:
+        return f"{dotted(self.path)}: {self.text}" if self.path else self.text
 
 
 class KvrayError(Exception):
@@ -15,13 +67,16 @@ class InputError(KvrayError):
     """The user's input cannot be used. Nothing has been written.
 
     Attributes:
-        problems: every problem found, one line each; the message is their join.
+        found: every problem found; who knows the path of the value says it, so that a file's line can be told.
+        problems: the same, one line each; the message is their join.
     """
 
     exit_status = 2
 
-    def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+    def __init__(self, problems: str | Problem | Sequence[str | Problem]) -> None:
+        given = [problems] if isinstance(problems, str | Problem) else problems
+        self.found = tuple(each if isinstance(each, Problem) else Problem((), each) for each in given)
+        self.problems = [str(each) for each in self.found]
         super().__init__("\n".join(self.problems))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvray.artefact import Artefact, FinetuneJob, PredictionsJob, WritingJob
-from kvray.cautions import short_of_tokens, too_large
+from kvray.cautions import short_of_tokens, too_few_questions, too_large
 from kvray.manifest import Manifest
 from kvray.plan import KINDS, Plan
 from kvray.prices import Bill, bill
@@ -22,6 +22,14 @@ from kvray.totals import Item, Stage, hours, hours_text, stages, wall
 CACHED, TO_RUN = "cached", "to run"
 WRITER_PROMPT_TOKENS = 300
 """Of a prompt that a model writes for, where it cannot be counted: a segment or two of 128 tokens, and what to do."""
+_DETECTABLE = (
+    "smallest difference from the base model that an evaluation finds (80 % power, 5 % level after Holm's correction\n"
+    "for {comparisons} comparisons, if answers differ on a fifth of the questions):"
+)
+_MARKS = {
+    "~": "~ by the mean of a sample of rows, about 1 % off",
+    "?": "? a rough estimate: without the base model's tokenizer, or of rows that a model writes or a benchmark brings",
+}
 _WORDS = {
     "writing": "writings",
     "dataset": "datasets",
@@ -57,9 +65,10 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
         if not cached:
             bases.setdefault(artefact.kind, basis)
     todo = [item for item in items if item.state == TO_RUN]
-    warnings = (*short_of_tokens(todo, planned, tokens), *too_large(todo, rates))
     price = bill([item.work for item in todo], planned)
-    return Estimate(planned, tuple(items), stages(todo, rates), bases, price, warnings)
+    warnings = (*planned.warnings, *short_of_tokens(todo, planned, tokens), *too_large(todo, rates))
+    found = Estimate(planned, tuple(items), stages(todo, rates), bases, price, warnings)
+    return replace(found, warnings=(*warnings, *too_few_questions(found.detectable(), _comparisons(planned))))
 
 
 def _why(found: Status, store: Store, verify: bool) -> str:
@@ -148,9 +157,10 @@ class Estimate:
             "artefacts": [
                 {"id": item.artefact.id, "kind": item.artefact.kind, "state": item.state, "why": item.why}
                 | {"rows": item.artefact.rows, "tokens": item.tokens, "seconds": _rounded(item.seconds)}
+                | {"counted": item.artefact.counted}
                 for item in self.items
             ],
-            "detectable_difference": self._detectable(),
+            "detectable_difference": self.detectable(),
             "totals": {
                 "to_run": len(todo),
                 "cached": len(self.items) - len(todo),
@@ -179,13 +189,13 @@ class Estimate:
             items = self._of(kind)
             if items:
                 lines += ["", f"{_WORDS[kind]}: {len(items)}", self._table(kind, items)]
-        found = self._detectable()
+        found = self.detectable()
         if found:
-            lines += ["", "smallest difference between two models that an evaluation finds (80 % power, 5 % level):"]
+            lines += ["", _DETECTABLE.format(comparisons=_comparisons(self.planned))]
             cells = [(name, each["questions"], each["points"]) for name, each in found.items()]
             lines.append(table(["evaluation", "questions", "points"], cells))
         todo = [item for item in self.items if item.state == TO_RUN]
-        lines.append("")
+        lines += ["", *self._marks()]
         if not todo:
             return "\n".join([*lines, f"nothing to do: all {len(self.items)} artefacts are committed"])
         lines += [f"{len(todo)} to run, {len(self.items) - len(todo)} cached", self._totals()]
@@ -193,6 +203,11 @@ class Estimate:
         lines += [f"  API: {self.bill.text()}"] if self.bill.text() else []
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+    def _marks(self) -> list[str]:
+        """Say what the marks before numbers mean, of those that there are."""
+        seen = {_about(item) for item in self.items if item.tokens}
+        return [text for mark, text in _MARKS.items() if mark in seen]
 
     def _totals(self) -> str:
         """Return the table of stages, with a line for all of them."""
@@ -229,8 +244,8 @@ class Estimate:
                 [
                     *(item.artefact.labels[name] for name in names),
                     item.state,
-                    item.artefact.rows,
-                    count(item.tokens) if item.tokens else None,
+                    f"{_about(item) if _cut(item) else ''}{item.artefact.rows}",
+                    f"{_about(item)}{count(item.tokens)}" if item.tokens else None,
                     None if item.seconds is None or item.state == CACHED else duration(item.seconds),
                     _short(item),
                 ]
@@ -238,17 +253,36 @@ class Estimate:
             ],
         )
 
-    def _detectable(self) -> dict[str, dict[str, Any]]:
+    def detectable(self) -> dict[str, dict[str, Any]]:
         """Return per evaluation its questions, and the smallest detectable difference in points of accuracy."""
         found = {}
+        comparisons = _comparisons(self.planned)
         for item in self._of("predictions"):
             job = item.artefact.params
             task: Task | None = job.task if isinstance(job, PredictionsJob) else None
             if task is not None and item.artefact.rows:
                 questions = task.distinct_questions(item.artefact.rows)
-                points = round(100 * detectable_difference(questions), 1)
+                points = round(100 * detectable_difference(questions, comparisons=comparisons), 1)
                 found[str(item.artefact.labels["evaluation"])] = {"questions": questions, "points": points}
         return found
+
+
+def _cut(item: Item) -> bool:
+    """Return whether how many rows an artefact reads depends on their lengths."""
+    job = item.artefact.params
+    return isinstance(job, FinetuneJob) and (bool(job.budget) or len(job.mixture) > 1)
+
+
+def _comparisons(planned: Plan) -> int:
+    """Return how many comparisons with the base a report corrects for: one per model and evaluation, seeds together."""
+    labels = [artefact.labels for artefact in planned.artefacts if artefact.kind == "predictions"]
+    models = {(of["evaluation"], of["mixture"], of["finetune"]) for of in labels if of["mixture"] is not None}
+    return max(1, len(models))
+
+
+def _about(item: Item) -> str:
+    """Return the mark of a number that is not counted: the rows of what is made are known once it is."""
+    return "" if item.state == CACHED else {"rows": "", "sample": "~", "estimate": "?"}[item.artefact.counted]
 
 
 def _short(item: Item) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.config import TASK_SECTIONS, Finetune, Overlaps, Sweep, check
-from kvray.errors import InputError
-from kvray.problems import Path, Problem, dotted, nearest, show
+from kvray.document import put, split
+from kvray.errors import InputError, Path, Problem, dotted
+from kvray.problems import MAX_PROBLEMS, nearest, show
 from kvray.tasks.base import REGISTRY
-from kvray.yaml_lines import put, split
 
 MAX_VARIANTS = 1000
 """Variants of one sweep; a grid beyond it is more likely a slip than a plan."""
@@ -29,7 +30,7 @@ def variants(sweep: Sweep) -> list[Variant]:
     overlaps: Overlaps = {}
     problems = grid_problems(raw, [], overlaps)
     if problems:
-        raise InputError([f"{dotted(problem.path)}: {problem.text}" for problem in problems])
+        raise InputError(problems)
     result = []
     for origins, values in expand(raw):
         varied, _ = check(values, overlaps)
@@ -37,7 +38,7 @@ def variants(sweep: Sweep) -> list[Variant]:
         plain = varied.model_dump(mode="json")
         changes = tuple((path, _at(plain, path)) for path in origins)
         label = ",".join(f"{path[-1]}={show_value(value)}" for path, value in changes)
-        result.append(Variant(label, varied, changes))
+        result.append(Variant(label, varied, changes, origins))
     return result
 
 
@@ -55,11 +56,15 @@ def grid_problems(raw: Mapping[str, Any], base: Sequence[Problem], overlaps: Ove
         overlaps: as for :func:`kvray.config.check`.
     """
     problems, usable = _lists(raw)
+    number = math.prod(len(values) for values in usable["grid"].values())
+    number *= min((len(values) for values in usable["zip"].values()), default=1)
+    if number > MAX_VARIANTS:
+        place = "grid" if usable["grid"] else "zip"
+        text = f"found {number:,} variants (grid and zip); expected at most {MAX_VARIANTS:,}"
+        return [*problems, Problem((place,), text)]
     seen = {(problem.path, problem.text) for problem in base}
-    for count, (origins, values) in enumerate(expand({**raw, **usable}), start=1):
-        if count > MAX_VARIANTS:
-            return [*problems, Problem((), f"found over {MAX_VARIANTS} variants in grid and zip; expected fewer")]
-        if not origins:
+    for origins, values in expand({**raw, **usable}):
+        if not origins or len(problems) > MAX_PROBLEMS:
             break
         for problem in check(values, overlaps)[1]:
             at = _origin(problem.path, origins)
@@ -98,7 +103,7 @@ def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, l
     for kind, name, values in ((kind, name, block[name]) for kind, block in blocks.items() for name in block):
         if name not in known:
             problems.append(Problem((kind, name), _unknown(name, known)))
-        elif not isinstance(values, list):
+        elif not isinstance(values, list) or not isinstance(raw.get(name.split(".")[0]) or {}, Mapping):
             continue  # the sweep's own check tells it
         elif not values:
             problems.append(Problem((kind, name), "found an empty list; expected at least one value"))
@@ -163,8 +168,17 @@ class Variant:
         label: what is varied, ``learning_rate=1e-05,rows=350``; empty for a sweep without grid and zip.
         sweep: the sweep with these values, and neither grid nor zip.
         changes: the varied paths with their values, in plain JSON.
+        origins: the varied paths with where their values stand in ``grid`` or ``zip``.
     """
 
     label: str
     sweep: Sweep
     changes: tuple[tuple[Path, Any], ...]
+    origins: Mapping[Path, Path] = field(default_factory=dict)
+
+    def written(self, path: Path) -> Path:
+        """Return where a value of this variant was written: at its path, or in ``grid`` or ``zip``.
+
+        A block as a whole was written where it is varied, if it is.
+        """
+        return next((origin for varied, origin in self.origins.items() if varied[: len(path)] == path), path)

@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kvray import limits
 from kvray.artefact import (
     FORMAT,
     NAME_LENGTH,
     Artefact,
+    Counted,
     FinetuneJob,
     Kind,
     PlanDocument,
@@ -25,9 +27,11 @@ from kvray.artefact import (
     artefact_id,
     read_document,
 )
-from kvray.errors import InputError
+from kvray.errors import InputError, Path, Problem, dotted
 from kvray.facts import Facts, task_key
 from kvray.fingerprint import fingerprint
+from kvray.lengths import Lengths
+from kvray.mixture import mix
 from kvray.spec import Sweep, Variant, show_value, variants
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
@@ -52,8 +56,9 @@ def plan(sweep: Sweep, facts: Facts) -> Plan:
     """Return every artefact of a sweep.
 
     Raises:
-        InputError: two names of the sweep stand for one and the same artefact, or an evaluation asks the very examples
-            that a dataset trains on.
+        InputError: two names of the sweep stand for one and the same artefact, an evaluation asks the very examples
+            that a dataset trains on, or a run would refuse something: rows that do not fit the model, a mixture with
+            too few tokens, and so on.
     """
     builder = _Builder(facts)
     for variant in variants(sweep):
@@ -61,7 +66,7 @@ def plan(sweep: Sweep, facts: Facts) -> Plan:
     if builder.problems:
         raise InputError(list(builder.problems))
     ordered = tuple(artefact for kind in KINDS for artefact in builder.found.values() if artefact.kind == kind)
-    return Plan(sweep, facts.base.name, ordered, facts.notes)
+    return Plan(sweep, facts.base.name, ordered, facts.notes, tuple(builder.warnings))
 
 
 def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> dict[str, Any]:
@@ -122,15 +127,26 @@ def _shares(of: Sequence[tuple[Artefact, float]]) -> list[tuple[Artefact, float]
     return sorted(((data, round(weight / total, 12)) for data, weight in of), key=lambda part: part[0].fingerprint)
 
 
-def _epoch(parts: Sequence[tuple[Artefact, float]], match: str, budget: float | None = None) -> tuple[int, float]:
-    """Return about how many rows and tokens one epoch of a mixture has: the dataset that runs out first is whole."""
-    amounts = [data.rows if match == "rows" else data.tokens for data, _ in parts]
+def _epoch(parts: Sequence[tuple[Lengths, float]], match: str, budget: float | None = None) -> tuple[int, float]:
+    """Return about how many rows and tokens one epoch of a mixture has: the dataset that runs out first is whole.
+
+    :func:`kvray.mixture.mix` by mean lengths, for datasets that are too large to count every row for a plan.
+    """
+    totals = [data.total(data.trained) for data, _ in parts]
+    amounts = [data.rows if match == "rows" else total for total, (data, _) in zip(totals, parts, strict=True)]
     scale = min(amount / share for amount, (_, share) in zip(amounts, parts, strict=True))
     if budget is not None:
         scale = min(scale, budget)
     taken = [scale * share / max(amount, 1) for amount, (_, share) in zip(amounts, parts, strict=True)]
     rows = sum(math.floor(part * data.rows + 1e-9) for part, (data, _) in zip(taken, parts, strict=True))
-    return rows, sum(part * data.tokens for part, (data, _) in zip(taken, parts, strict=True))
+    return rows, sum(part * total for part, total in zip(taken, totals, strict=True))
+
+
+def _counted(lengths: Sequence[Lengths]) -> Counted:
+    """Return what numbers rest on that come of several datasets."""
+    if all(each.whole for each in lengths):
+        return "rows"
+    return "sample" if all(each.real for each in lengths) else "estimate"
 
 
 @dataclass(frozen=True)
@@ -142,12 +158,14 @@ class Plan:
         base_model: the base model's name.
         artefacts: each once, though several variants may share it.
         notes: what could not be looked at and was assumed (:func:`kvray.facts.gather`); such a plan cannot be run.
+        warnings: what can be run and is likely to be a mistake.
     """
 
     sweep: Sweep
     base_model: str
     artefacts: tuple[Artefact, ...]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return the plan in plain values, for ``sweeps/<name>.json`` in the store."""
@@ -174,20 +192,33 @@ class _Builder:
 
     facts: Facts
     found: dict[str, Artefact] = field(default_factory=dict)
-    problems: dict[str, None] = field(default_factory=dict)
+    lengths: dict[str, Lengths] = field(default_factory=dict)
+    problems: dict[Problem, None] = field(default_factory=dict)
+    warnings: dict[str, None] = field(default_factory=dict)
+    doubled: set[str] = field(default_factory=set)
+    """Artefacts that stand under two names; what is made from them is doubled with them, and not told again."""
 
     def add(self, variant: Variant) -> None:
         """Add everything that one variant needs."""
         sweep = variant.sweep
+        known = self.facts.limits or limits.Limits(self.facts.base)
+        for problem in limits.problems(sweep, known, self.facts.lengths_of):
+            self.problems.setdefault(Problem(variant.written(problem.path), problem.text))
+        for problem in limits.warnings(sweep, known, self.facts.lengths_of):
+            self.warnings.setdefault(str(problem))
         label = _finetune_label(variant, self.facts.base.api)
         used = {name for weights in sweep.mixtures.values() for name in weights}
         data = {
-            (name, seed): self.dataset(task.reseeded(seed), _data_label(variant, name, seed), "train")
+            (name, seed): self.dataset(
+                task.reseeded(seed), _data_label(variant, name, seed), "train", variant.written(("datasets", name))
+            )
             for name, task in sweep.datasets.items()
             for seed in (sweep.finetune.data_seeds() if name in used else ())
         }
         finetunes: list[Artefact | None] = [None]  # None is the base model
+        section = "datasets" if _one_mixture_per_dataset(sweep) else "mixtures"
         for mixture in sweep.mixtures:
+            written = variant.written((section, mixture))
             for seed in sweep.finetune.seeds:
                 own = seed if sweep.finetune.reseed_data else 0
                 mixtures = {
@@ -197,23 +228,37 @@ class _Builder:
                 parts, first = mixtures[mixture], next(iter(mixtures.values()))
                 budget = first if sweep.finetune.match == "tokens" and parts != first else []
                 labels = {"mixture": _mixture_label(variant, mixture), "finetune": label, "seed": seed}
-                finetunes.append(self.finetune(sweep, seed, parts, budget, labels))
+                finetunes.append(self.finetune(sweep, seed, parts, budget, labels, written))
         for name, task in sweep.evaluate.items():
             evaluation = name + _suffix(_block_changes(variant, "evaluate", name))
-            examples = self.dataset(task, evaluation, "evaluate") if task.BRINGS_EXAMPLES else None
+            written = variant.written(("evaluate", name))
+            examples = self.dataset(task, evaluation, "evaluate", written) if task.BRINGS_EXAMPLES else None
             for finetune in finetunes:
-                self.predictions(sweep, task, evaluation, examples, finetune)
+                self.predictions(sweep, task, evaluation, examples, finetune, written)
 
-    def dataset(self, task: Task, label: str, role: str) -> Artefact:
+    def dataset(self, task: Task, label: str, role: str, path: Path) -> Artefact:
         sources, rows = self.facts.of(task)
         recipe = dataset_recipe(task, sources, self.facts.base.token_identity)
         labels = {"dataset": label, "role": role}
-        tokens = rows * task.tokens_estimate()
-        written = self.writing(task, recipe, labels)
+        lengths = self.facts.lengths_of(task)
+        written = self.writing(task, recipe, labels, path)
         needs = [written] if written else []
-        return self.artefact("dataset", task.task, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=task)
+        found = self.artefact(
+            "dataset",
+            task.task,
+            recipe,
+            needs,
+            rows=rows,
+            tokens=lengths.total(lengths.prompts),
+            labels=labels,
+            params=task,
+            path=path,
+            counted=_counted([lengths]),
+        )
+        self.lengths[found.id] = lengths
+        return found
 
-    def writing(self, task: Task, dataset: dict[str, Any], labels: dict[str, Any]) -> Artefact | None:
+    def writing(self, task: Task, dataset: dict[str, Any], labels: dict[str, Any], path: Path) -> Artefact | None:
         """Add what a model writes for a dataset, if one does."""
         writer = task.writer()
         if writer is None:
@@ -222,7 +267,18 @@ class _Builder:
         rows, tokens = self.facts.written[task_key(task)]
         job = WritingJob(task, writer)
         name = f"{task.task}-writing"
-        return self.artefact("writing", name, recipe, (), rows=rows, tokens=tokens, labels=labels, params=job)
+        return self.artefact(
+            "writing",
+            name,
+            recipe,
+            (),
+            rows=rows,
+            tokens=tokens,
+            labels=labels,
+            params=job,
+            path=path,
+            counted="rows" if tokens else "estimate",
+        )
 
     def finetune(
         self,
@@ -231,6 +287,7 @@ class _Builder:
         parts: Sequence[tuple[Artefact, float]],
         budget: Sequence[tuple[Artefact, float]],
         labels: dict[str, Any],
+        path: Path,
     ) -> Artefact:
         finetune, api = sweep.finetune, self.facts.base.api
         recipe = {
@@ -245,7 +302,6 @@ class _Builder:
             recipe["budget"] = [[data.fingerprint, share] for data, share in budget]
         tasks = list(dict.fromkeys(data.name for data, _ in parts))
         name = "-".join([*tasks, "api" if api else finetune.method, f"s{seed}"])
-        rows, tokens = _epoch(parts, finetune.match, _epoch(budget, finetune.match)[1] if budget else None)
         job = FinetuneJob(
             finetune,
             seed,
@@ -253,11 +309,48 @@ class _Builder:
             tuple((data.id, share) for data, share in budget),
         )
         needs = list({data.id: data for data, _ in [*parts, *budget]}.values())
-        tokens = round(finetune.epochs * tokens)
-        return self.artefact("finetune", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job)
+        rows, tokens = self.reads(job, path)
+        return self.artefact(
+            "finetune",
+            name,
+            recipe,
+            needs,
+            rows=rows,
+            tokens=round(finetune.epochs * tokens),
+            labels=labels,
+            params=job,
+            path=path,
+            counted=_counted([self.lengths[data.id] for data in needs]),
+        )
+
+    def reads(self, job: FinetuneJob, path: Path) -> tuple[int, float]:
+        """Return how many rows and tokens one epoch of a finetune reads: the very ones, where every row is counted."""
+        used = [*job.mixture, *job.budget]
+        if all(self.lengths[data].whole for data, _ in used):
+            try:
+                facts = mix(job, lambda data: self.lengths[data].trained).facts()
+                return facts["rows_per_epoch"], facts["tokens_per_epoch"]
+            except InputError as error:
+                for problem in error.problems:
+                    self.problems.setdefault(Problem(path, self.named(problem)))
+        parts, budget = ([(self.lengths[data], share) for data, share in of] for of in (job.mixture, job.budget))
+        match = job.finetune.match
+        return _epoch(parts, match, _epoch(budget, match)[1] if budget else None)
+
+    def named(self, problem: str) -> str:
+        """Return a problem of a mixture with the names of the sweep in place of ids."""
+        for data in self.lengths:
+            problem = problem.replace(data, str(self.found[data].labels["dataset"]))
+        return problem.removeprefix("mixture: ")
 
     def predictions(
-        self, sweep: Sweep, task: Task, evaluation: str, examples: Artefact | None, finetune: Artefact | None
+        self,
+        sweep: Sweep,
+        task: Task,
+        evaluation: str,
+        examples: Artefact | None,
+        finetune: Artefact | None,
+        path: Path,
     ) -> None:
         recipe = {
             "base": self.facts.base.identity,
@@ -277,8 +370,19 @@ class _Builder:
         needs = [need for need in (examples, finetune) if need is not None]
         name = f"{task.task}-{finetune.name if finetune else 'base'}"
         rows = examples.rows if examples else self.facts.of(task)[1]
-        tokens = examples.tokens if examples else rows * task.tokens_estimate()
-        self.artefact("predictions", name, recipe, needs, rows=rows, tokens=tokens, labels=labels, params=job)
+        lengths = self.lengths[examples.id] if examples else self.facts.lengths_of(task)
+        self.artefact(
+            "predictions",
+            name,
+            recipe,
+            needs,
+            rows=rows,
+            tokens=lengths.total(lengths.asked),
+            labels=labels,
+            params=job,
+            path=path,
+            counted=_counted([lengths]),
+        )
 
     def spoken(self, sweep: Sweep) -> dict[str, Any]:
         """Return the part of a recipe that says what a model behind an API is told first."""
@@ -295,6 +399,8 @@ class _Builder:
         tokens: int,
         labels: dict[str, Any],
         params: WritingJob | Task | FinetuneJob | PredictionsJob,
+        path: Path,
+        counted: Counted = "estimate",
     ) -> Artefact:
         digest = fingerprint(recipe, [need.fingerprint for need in needs])
         name = name[:NAME_LENGTH].rstrip("-._")
@@ -309,22 +415,31 @@ class _Builder:
             tokens=tokens,
             labels=labels,
             params=params,
+            counted=counted,
         )
         known = self.found.setdefault(new.id, new)
         if known.labels != labels:
-            self.problems.setdefault(_clash(known, labels))
+            if not self.doubled & set(new.needs):
+                self.problems.setdefault(_clash(known, labels, path))
+            self.doubled.add(new.id)
         return known
 
 
-def _clash(known: Artefact, labels: Mapping[str, Any]) -> str:
+def _one_mixture_per_dataset(sweep: Sweep) -> bool:
+    """Return whether the mixtures are those of a file that writes none."""
+    return {name: {name: 1.0} for name in sweep.datasets} == sweep.mixtures
+
+
+def _clash(known: Artefact, labels: Mapping[str, Any], path: Path) -> Problem:
     """Say why one artefact under two names is refused: results would count twice, or training would see the test."""
-    if known.kind == "dataset":
+    if known.kind in ("writing", "dataset"):
         section = {"train": "datasets", "evaluate": "evaluate"}
-        first = f"{section[known.labels['role']]}.{known.labels['dataset']}"
-        second = f"{section[labels['role']]}.{labels['dataset']}"
+        first, second = (f"{section[of['role']]}.{of['dataset']}" for of in (known.labels, labels))
+        text = f"found the same examples as {first}; expected one of the two, or another seed"
         if known.labels["role"] != labels["role"]:
-            return f"{second}: found the very examples that {first} trains on; expected others, by another seed say"
-        return f"{second}: found the same examples as {first}; expected one of the two, or another seed"
+            text = f"found the very examples that {first} trains on; expected others, by another seed say"
+        return Problem(path, text if second == dotted(path) else f"{second}: {text}")
     differ = [key for key in labels if labels[key] != known.labels[key]]
     first, second = (", ".join(f"{key} {of[key]}" for key in differ) for of in (known.labels, labels))
-    return f"{second}: found the same {known.kind} as {first}; expected one of the two"
+    text = f"found the same {known.kind} as {first}; expected one of the two"
+    return Problem(path, text if [labels[key] for key in differ] == [path[-1]] else f"{second}: {text}")

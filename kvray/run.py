@@ -23,7 +23,7 @@ from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted
 from kvray.facts import gather
 from kvray.plan import KINDS, Plan, plan
 from kvray.progress import say
-from kvray.spec import load
+from kvray.spec import read
 from kvray.store import Outcome, Store
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
@@ -56,10 +56,12 @@ def prepare(
     Raises:
         InputError: with every problem of the file, its sources and its base model.
     """
-    extra = [f"base_model={json.dumps(base_model)}"] if base_model else []
-    sweep = load(path, [*overrides, *extra], scale)
-    facts = gather(sweep, offline)
-    return plan(sweep, facts), facts.base
+    sweep, document = read(path, overrides, scale, base_model)
+    try:
+        facts = gather(sweep, offline)
+        return plan(sweep, facts), facts.base
+    except InputError as error:
+        raise InputError(document.report(error.found)) from error
 
 
 def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -> Result:

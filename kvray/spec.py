@@ -7,9 +7,9 @@ from typing import Any
 
 from kvray import yaml_lines
 from kvray.config import NAME, TASK_SECTIONS, Finetune, Overlaps, Runtime, Sweep, check, check_task, parse_task
-from kvray.errors import InputError
+from kvray.document import Document, merge, split, typed
+from kvray.errors import InputError, Place, Problem
 from kvray.grid import Variant, grid_problems, show_value, variants
-from kvray.problems import Place, Problem
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
 
@@ -30,12 +30,23 @@ __all__ = [
 
 
 def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> Sweep:
+    """Read and check a sweep file; see :func:`read`."""
+    return read(path, overrides, scale)[0]
+
+
+def read(
+    path: str, overrides: Sequence[str] = (), scale: str | None = None, base_model: str | None = None
+) -> tuple[Sweep, Document]:
     """Read and check a sweep file.
 
     Args:
         path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in it come from the environment.
         scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
         overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
+        base_model: in place of the file's.
+
+    Returns:
+        The sweep, and the document that knows the line of each of its values.
 
     Raises:
         InputError: the file has problems; its ``problems`` are all of them, in the order of the file, as
@@ -45,16 +56,18 @@ def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> 
     document = yaml_lines.read(path)
     wrong = _take_scale(document, scale) if scale else []
     wrong += [problem for text in overrides if (problem := yaml_lines.override(document, text))]
+    if base_model is not None:
+        document.set(("base_model",), base_model, typed("--base-model"))
     overlaps: Overlaps = {}
     sweep, problems = check(document.value, overlaps)
     problems += grid_problems(document.value, problems, overlaps)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
-    return sweep
+    return sweep, document
 
 
-def _take_scale(document: yaml_lines.Document, scale: str) -> list[Problem]:
+def _take_scale(document: Document, scale: str) -> list[Problem]:
     """Make the changes of a scale: a mapping is merged into what is there, null takes away, all else replaces."""
     scales = document.value.get("scales")
     known = sorted(scales) if isinstance(scales, dict) else []
@@ -63,12 +76,16 @@ def _take_scale(document: yaml_lines.Document, scale: str) -> list[Problem]:
         names = f"one of the file's scales: {', '.join(known)}" if known else "none: the file has no scales"
         return [Problem((), f"found the scale {scale!r}; expected {names}", Place(-1, "--scale"))]
     name = document.value.get("name")
+    wrong: list[Problem] = []
     for key, value in changes.items():
-        path = yaml_lines.split(key, document.value)
-        yaml_lines.merge(document, path, value, document.place(("scales", scale, key)))
+        written = ("scales", scale, key)
+        try:
+            merge(document, split(key, document.value), value, written)
+        except InputError as error:
+            wrong += [Problem(written, problem.text) for problem in error.found]
     if isinstance(name, str) and "name" not in changes:
         document.value["name"] = f"{name}-{scale}"
-    return []
+    return wrong
 
 
 def json_schema() -> dict[str, Any]:

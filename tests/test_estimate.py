@@ -12,6 +12,7 @@ from planned_toys import BASE, commit, toy_plan
 from toy_tasks import Toy
 
 from kvray import facts as facts_module
+from kvray.base_model import resolve
 from kvray.estimate import estimate
 from kvray.results.stats import detectable_difference
 from kvray.run import failure_name
@@ -126,3 +127,40 @@ def test_it_is_quick(tmp_path: Path) -> None:
     started = time.process_time()
     estimate(planned, Store(tmp_path)).text()
     assert time.process_time() - started < 2
+
+
+def test_what_was_not_counted_is_marked_and_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rough = estimate(toy_plan(), Store(tmp_path))
+    assert "?160" in rough.text() and "? a rough estimate" in rough.text()
+    assert {each["counted"] for each in rough.document()["artefacts"]} == {"estimate"}
+    monkeypatch.setattr(facts_module, "resolve", resolve)
+    many = {"ours": {"task": "toy", "rows": 20}, "other": {"task": "toy", "rows": 4000, "seed": 1}}
+    counted = estimate(toy_plan(base_model="kvray-tiny", datasets=many), Store(tmp_path))
+    by_label = {
+        (item.artefact.labels.get("dataset") or item.artefact.labels.get("mixture")): item.artefact.counted
+        for item in counted.items
+        if item.artefact.kind in ("dataset", "finetune")
+    }
+    assert by_label == {"ours": "rows", "other": "sample", "ask": "rows"}
+    assert "~ by the mean" in counted.text() and "? a rough" not in counted.text()
+
+
+def test_an_evaluation_that_finds_nothing_is_a_warning_that_says_what_to_ask(tmp_path: Path) -> None:
+    few = {"ask": {"task": "toy", "rows": 3, "seed": 9}, "many": {"task": "toy", "rows": 400, "seed": 8}}
+    (warning,) = [each for each in document(Store(tmp_path), evaluate=few)["warnings"] if "questions" in each]
+    assert warning.startswith("evaluate.ask: 3 questions find a difference of 100 points at least")
+    asked = int(warning.split("; ask ")[1].split(" ")[0])
+    assert (
+        100 * detectable_difference(asked, comparisons=4) <= 10 < 100 * detectable_difference(asked - 20, comparisons=4)
+    )
+
+
+def test_the_smallest_difference_is_that_of_the_report_s_family_of_comparisons(tmp_path: Path) -> None:
+    found = document(
+        Store(tmp_path),
+        evaluate={"ask": {"task": "toy", "rows": 400, "seed": 9}},
+        finetune={"seeds": [0, 1], "match": "rows"},
+    )
+    # Two mixtures on one evaluation; seeds are averaged.
+    points = round(100 * detectable_difference(400, comparisons=2), 1)
+    assert found["detectable_difference"]["ask"] == {"questions": 400, "points": points}

@@ -14,9 +14,9 @@ import kvray
 
 ROOT = Path(kvray.__file__).parent
 STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "object_store", "parquet", "fingerprint"}
-SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
-PLAN = {"artefact", "facts", "plan"}
-GROUND = {"errors", "progress", "base_model", "columns"}
+SPEC = {"problems", "document", "yaml_lines", "config", "grid", "spec"}
+PLAN = {"artefact", "facts", "lengths", "limits", "mixture", "plan"}
+GROUND = {"errors", "progress", "base_model", "model_files", "chat_template", "columns"}
 RAY = {"connection"}
 STAGE = GROUND | STORE | SPEC | PLAN | RAY | {"tasks", "api"}
 COST = {"rates", "prices", "totals", "cautions"}
@@ -26,13 +26,17 @@ COMMANDS = {"samples", "blend", "estimate", "reasons", "checkup"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "progress": {"errors"},
-    "base_model": {"errors"},
+    "base_model": {"errors", "model_files"},
+    "model_files": {"errors"},
+    "chat_template": {"errors"},
     "columns": set(),
     "tasks": {"errors", "base_model", "columns"},
     "fingerprint": {"errors"},
     **dict.fromkeys(STORE - {"fingerprint"}, {"errors"} | STORE),
     **dict.fromkeys(SPEC, {"errors", "tasks"} | SPEC),
-    **dict.fromkeys(PLAN, {"errors", "tasks", "base_model", "fingerprint"} | SPEC | PLAN),
+    **dict.fromkeys(
+        PLAN, {"errors", "tasks", "base_model", "model_files", "chat_template", "fingerprint"} | SPEC | PLAN
+    ),
     "api": {"errors"} | SPEC,
     "connection": {"errors", "progress"} | SPEC,
     "generate": STAGE,
@@ -48,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rates": STAGE | {"speed"},
     "prices": STAGE | {"rates"},
     "totals": STAGE | {"rates"},
-    "cautions": STAGE | {"speed", "rates", "totals", "tables"},
+    "cautions": STAGE | {"speed", "rates", "totals", "tables", "results"},
     "estimate": STAGE | {"results", "run", "tables"} | COST,
     "reasons": STAGE | {"run"},
     "checkup": STAGE | {"run", "tables"},

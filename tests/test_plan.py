@@ -134,6 +134,7 @@ def test_no_runtime_field_changes_anything(name: str) -> None:
     other = {
         "address": "auto", "strategy": "fsdp", "gradient_checkpointing": True, "gpu_memory_utilization": 0.5,
         "object_store_memory": 2**30, "max_model_len": 4096, "api_base_url": "http://127.0.0.1:1",
+        "workers_per_finetune": 8,
     }.get(name, 7)  # fmt: skip
     assert getattr(Runtime(), name) != other
     assert ids(planned(runtime={name: other})) == ids(planned())
@@ -294,7 +295,7 @@ def test_mixtures_carry_what_is_varied_of_them_and_of_their_data() -> None:
 
 
 def test_two_names_of_one_artefact_are_refused() -> None:
-    with pytest.raises(InputError, match=r"mixture twice: found the same finetune as mixture ours"):
+    with pytest.raises(InputError, match=r"mixtures.twice: found the same finetune as mixture ours"):
         planned(mixtures={"ours": {"ours": 1}, "twice": {"ours": 2}})
     with pytest.raises(InputError, match=r"datasets.b: found the same examples as datasets.a"):
         planned(datasets={"a": {"task": "toy"}, "b": {"task": "toy"}}, mixtures={"m": {"a": 1, "b": 1}})

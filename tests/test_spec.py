@@ -96,8 +96,13 @@ evaluate:
         ("finetune: 3", r"s.yaml:8: finetune: found 3; expected a mapping"),
         ("runtime: {engine: 2}", r"runtime.engine: found 'engine'; .*did you mean 'engines'\?"),
         ("mixtures: {m: {ours: 0}}", r"mixtures.m.ours: found 0; expected greater than 0"),
+        ("finetune: {lora_rank: 513}", r"finetune.lora_rank: found 513; expected less than or equal to 512"),
         ("mixtures: {m: {}}", r"mixtures.m: found no dataset; expected DATASET: WEIGHT"),
-        ("mixtures: {'a b': {ours: 1}}", r"mixtures.a b: found the name 'a b'; expected letters"),
+        ("mixtures: {'a b': {ours: 1}}", r"mixtures.a b: found the name 'a b'; expected up to 80 letters"),
+        (
+            f"mixtures: {{{'n' * 81}: {{ours: 1}}}}",
+            r"mixtures.nnn.*: found the name 'nnn.*expected up to 80 ",
+        ),
         ("mixture: {m: {ours: 1}}", r"s.yaml:8: mixture: .*did you mean 'mixtures'\?"),
         ("grid: {finetune.lr: [1]}", r"s.yaml:8: grid.finetune.lr: found 'finetune.lr'; expected a path like"),
         ("grid: {finetune.epoch: [1]}", r"did you mean 'finetune.epochs'\?"),
@@ -278,7 +283,7 @@ def test_a_grid_beyond_reason_is_refused(read: Load) -> None:
     values = list(range(1, 41))
     found = problems(read, GOOD + f"grid: {{finetune.batch_size: {values}, datasets.ours.rows: {values}}}\n")
     assert len(found) == 1
-    assert "found over 1000 variants" in found[0]
+    assert "found 1,600 variants (grid and zip); expected at most 1,000" in found[0]
 
 
 def test_variants_of_a_sweep_made_in_python_are_checked() -> None:

@@ -6,13 +6,14 @@ import hashlib
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import pyarrow as pa
 from pydantic import model_validator
 
-from kvray.tasks.base import Context, Task, recipe, runtime
+from kvray.tasks.base import Context, Task, examples, recipe, runtime
 
 
 class Toy(Task):
-    """Makes ``rows`` examples of about ``size`` tokens."""
+    """Makes ``rows`` examples of about ``size`` tokens (at least four)."""
 
     LAW: ClassVar[int] = 1
 
@@ -33,6 +34,21 @@ class Toy(Task):
 
     def tokens_estimate(self) -> int:
         return self.size
+
+    def build(self, start: int, stop: int, context: Context) -> pa.Table:
+        rows = range(start, stop)
+        prompts = [f"{self.seed} {row}" + " a" * (self.size - 4) for row in rows]
+        return examples(
+            {
+                "example_id": [f"toy-{row}" for row in rows],
+                "question_id": [f"toy-{row}" for row in rows],
+                "units": [0] * len(rows),
+                "prompt": prompts,
+                "answer": ["b"] * len(rows),
+                "references": [["b"]] * len(rows),
+                "prompt_tokens": context.count_tokens(prompts).tolist(),
+            }
+        )
 
 
 class Quiz(Task):

@@ -100,6 +100,7 @@ def settings(base: BaseModelRef, runtime: Runtime, gpus: float, full: Path | Non
         ranks: the real rank of every adapter that it shall serve.
     """
     gib = runtime.kv_cache_gib
+    base = base.here()
     return Settings(
         model=str(full) if full else base.location,
         tokenizer=base.location,

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.finetune.encode import Encoded
-from kvray.finetune.mixture import BLANK
+from kvray.finetune.schedule import BLANK
 
 IGNORED = -100
 """Label of a position without loss."""

@@ -14,8 +14,8 @@ from kvray.errors import CellError, InputError
 if TYPE_CHECKING:
     from kvray.spec import Finetune
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM 0.32 takes for max_lora_rank (vllm/config/lora.py); an engine is started at the adapter's rank."""
+LARGEST_RANK = 512
+"""Of an adapter that vLLM 0.32 serves: in an engine of this rank or the next above that it can be set to."""
 _VLLM_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _VLLM_REFUSES = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
 
@@ -33,6 +33,7 @@ def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    base = base.here()
     logging.disable_progress_bar()
     keep_type = gpu and not fsdp and method != "full"
     model = AutoModelForCausalLM.from_pretrained(
@@ -86,9 +87,8 @@ def attention_projections(model: Any) -> dict[str, Any]:
 def vllm_problems(config: Mapping[str, Any]) -> list[str]:
     """Say what vLLM 0.32 would refuse in a peft LoRA configuration; [] if nothing (vllm/lora/peft_helper.py)."""
     problems = []
-    if config["r"] not in VLLM_RANKS:
-        known = ", ".join(map(str, VLLM_RANKS))
-        problems.append(f"lora_rank {config['r']}: vLLM serves ranks {known}")
+    if config["r"] > LARGEST_RANK:
+        problems.append(f"lora_rank {config['r']}: vLLM serves ranks up to {LARGEST_RANK}")
     if config.get("bias", "none") != "none":
         problems.append(f"bias {config['bias']!r}: vLLM serves no adapter with biases")
     saved = set(config.get("modules_to_save") or ()) - {"classifier", "score"}
@@ -187,4 +187,5 @@ def _check_adapter(path: Path, trained: int) -> None:
 def _config(base: BaseModelRef) -> Any:
     from transformers import AutoConfig
 
+    base = base.here()
     return AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=base.trust_remote_code)

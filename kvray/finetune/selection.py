@@ -12,7 +12,7 @@ from kvray.artefact import FinetuneJob
 from kvray.base_model import BaseModelRef, load_tokenizer
 from kvray.errors import DamagedArtefactError
 from kvray.finetune import encode
-from kvray.finetune.mixture import Mixture, mix
+from kvray.mixture import Mixture, mix
 from kvray.store import Store
 
 COLUMNS = ("example_id", "prompt", "answer")
@@ -56,6 +56,7 @@ def limits(base: BaseModelRef) -> tuple[int | None, set[int]]:
     """Return the model's context length, if it says one, and the ids that end its answers."""
     from transformers import AutoConfig
 
+    base = base.here()
     trust = base.trust_remote_code
     whole = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust)
     config = whole.get_text_config().to_dict()

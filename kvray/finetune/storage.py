@@ -11,14 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kvray.artefact import Artefact, FinetuneJob
-from kvray.base_model import BUNDLED, BaseModelRef, load_tokenizer
+from kvray.base_model import BaseModelRef, load_tokenizer
 from kvray.columns import column
 from kvray.errors import InputError
 from kvray.finetune.encode import Encoded, encode, join
-from kvray.finetune.mixture import Mixture, mix
 from kvray.finetune.selection import count, limits, read_whole
 from kvray.finetune.train import Trained
 from kvray.finetune.watch import LossRow
+from kvray.mixture import Mixture, mix
 from kvray.store import Manifest, Store
 
 LOSS_SCHEMA = pa.schema(
@@ -40,15 +40,17 @@ LOSS_SCHEMA = pa.schema(
 
 
 def here(base: BaseModelRef) -> BaseModelRef:
-    """Return the base model as this machine has it; a bundled one lies where this machine's kvray is installed.
+    """Return the base model as this machine has it (:meth:`BaseModelRef.here`).
 
     Raises:
         InputError: it is a directory that this machine lacks.
     """
-    location = str(BUNDLED.get(base.name, base.location))
-    if base.revision is None and not Path(location).is_dir():
-        raise InputError(f"base_model: {location} is not on this node; use a path that every node sees, or a hub id")
-    return BaseModelRef(base.name, location, base.revision, base.identity, base.trust_remote_code)
+    found = base.here()
+    if found.revision is None and not Path(found.location).is_dir():
+        raise InputError(
+            f"base_model: {found.location} is not on this node; use a path that every node sees, or a hub id"
+        )
+    return found
 
 
 def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[Encoded, Mixture]:

@@ -1,7 +1,7 @@
 """One finetune, on this process' share of the devices: transformers' Trainer with peft inside. No Ray here.
 
 What decides the result (rows, recipe, seed) is kept apart from how it is run (:class:`Execution`): the rows of every
-optimizer step come from :func:`kvray.finetune.mixture.schedule` and every answer token of a step weighs the same, so
+optimizer step come from :func:`kvray.finetune.schedule.schedule` and every answer token of a step weighs the same, so
 the number of workers and the micro-batch change rounding alone.
 """
 
@@ -17,7 +17,7 @@ from kvray.errors import CellError, InputError
 from kvray.finetune import model as models
 from kvray.finetune.encode import Encoded
 from kvray.finetune.loss import ScheduledRows, SplitLoss, collate, holds_digit
-from kvray.finetune.mixture import schedule
+from kvray.finetune.schedule import schedule
 from kvray.finetune.sharding import is_sharded, shard, without_checkpointing
 from kvray.finetune.watch import Log, LossRow, callback
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import CellError
-from kvray.finetune.mixture import BLANK
+from kvray.finetune.schedule import BLANK
 from kvray.tasks.counter import key_of
 
 

@@ -38,8 +38,9 @@ def evaluated(found: Found) -> list[Block]:
         "*Prompt tokens*: median and longest. *Cached*: those served from the engine's prefix cache. *Engine time*: of "
         "all models together, start excluded. *Answers cut*: stopped by the output limit. *Excluded*: rows whose "
         "prompt did not fit the model; they are in no number here. "
-        "*Detectable*: the smallest true difference, in points, that one pair per question would show four times in "
-        "five, at the share of discordant pairs seen here; several positions per question show smaller ones."
+        "*Detectable*: the smallest true difference, in points, that would be called one four times in five, for the "
+        "model whose answers differ most unevenly from the base's, after Holm's correction for all comparisons with "
+        "it. `kvray plan` tells it beforehand, for models that differ on a fifth of the questions."
     )
     return [Heading("What was evaluated"), Table(header, table, left=3), Text(note, "sub")] if table else []
 
@@ -105,9 +106,10 @@ def _evaluation(found: Found, evaluation: str) -> list[str]:
     lengths = run["prompt_tokens"].to_numpy()
     told = run.filter(pl.col("cached_tokens").is_not_null())
     questions = rows["question_id"].n_unique()
-    pairs = found.comparisons.filter((pl.col("family") == OVERALL) & (pl.col("evaluation") == evaluation))
-    n, differ = int(pairs["n"].sum()), int(pairs["better"].sum()) + int(pairs["worse"].sum())
-    detectable = stats.detectable_difference(questions, min(1.0, max(0.01, differ / n))) if n else None
+    family = found.comparisons.filter((pl.col("family") == OVERALL) & pl.col("p").is_not_null())
+    pairs = family.filter(pl.col("evaluation") == evaluation)
+    seen = [stats.detectable_from(low, high, family.height) for low, high in pairs.select("low", "high").iter_rows()]
+    detectable = max(seen, default=None)
     cached = float(told["cached_tokens"].sum()) / float(told["prompt_tokens"].sum()) if told.height else None
     cells = [a["id"] for a in found.planned("predictions") if a["labels"].get("evaluation") == evaluation]
     seconds = [found.manifests[one].facts["seconds"] for one in cells if _timed(found, one)]

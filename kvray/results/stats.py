@@ -196,7 +196,7 @@ def verdict(difference: float, low: float, high: float, p_holm: float) -> str:
     return "better" if difference > 0 else "worse"
 
 
-def detectable_difference(n: int, discordant: float = 0.2, power: float = 0.8) -> float:
+def detectable_difference(n: int, discordant: float = 0.2, power: float = 0.8, comparisons: int = 1) -> float:
     """Smallest true paired difference that a two-sided 5 % McNemar test of ``n`` questions finds with this power.
 
     Connor (1987), normal approximation: ``sqrt(n) d = z_a sqrt(psi) + z_b sqrt(psi - d^2)``, psi the share of
@@ -204,8 +204,10 @@ def detectable_difference(n: int, discordant: float = 0.2, power: float = 0.8) -
 
     Args:
         n: independent pairs: questions.
-        discordant: share of pairs on which the two models differ.
+        discordant: share of pairs on which the two models differ; where a question is asked several times, the
+            variance of its mean difference.
         power: probability of finding it.
+        comparisons: tested together with Holm's correction, whose first step asks for 5 % divided by their number.
 
     Returns:
         A difference in accuracy, in (0, 1]; 1.0 where not even the largest can be found.
@@ -215,14 +217,34 @@ def detectable_difference(n: int, discordant: float = 0.2, power: float = 0.8) -
     """
     if n < 1 or not 0 < discordant <= 1 or not 0.5 <= power < 1:
         raise ValueError(f"expected n >= 1, 0 < discordant <= 1, 0.5 <= power < 1; found {n}, {discordant}, {power}")
-    z_power = NormalDist().inv_cdf(power)
+    z_level, z_power = _quantiles(power, comparisons)
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
         psi = max(discordant, middle)
-        found = math.sqrt(n) * middle >= _Z * math.sqrt(psi) + z_power * math.sqrt(psi - middle**2)
+        found = math.sqrt(n) * middle >= z_level * math.sqrt(psi) + z_power * math.sqrt(psi - middle**2)
         low, high = (low, middle) if found else (middle, high)
     return high
+
+
+def detectable_from(low: float, high: float, comparisons: int = 1, power: float = 0.8) -> float:
+    """Smallest true difference that a comparison as precise as this one finds: :func:`detectable_difference`, measured.
+
+    Args:
+        low: lower end of the interval of a difference that was seen.
+        high: upper end.
+        comparisons: tested together with Holm's correction.
+        power: probability of finding it.
+
+    Returns:
+        A difference in accuracy, in [0, 1].
+    """
+    return min(1.0, (high - low) / (2 * _Z) * sum(_quantiles(power, comparisons)))
+
+
+def _quantiles(power: float, comparisons: int) -> tuple[float, float]:
+    """Return how many standard errors a difference must reach, and how many more so that it mostly does."""
+    return NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / max(1, comparisons)), NormalDist().inv_cdf(power)
 
 
 def _by_question(values: Floats, questions: NDArray[np.int64]) -> tuple[Floats, Floats]:

@@ -11,7 +11,7 @@ from kvray.results.page import Block, Details, Figure, Heading, Table, Text
 
 _MATCHED = 0.05
 """Share of the first mixture's tokens per epoch by which others may differ and count as matched: one that lacks up to
-that is taken whole (:data:`kvray.finetune.mixture.SHORTFALL`)."""
+that is taken whole (:data:`kvray.mixture.SHORTFALL`)."""
 _OPEN = 24
 """Rows of the table of losses up to which it is open."""
 _LOSSES = (

@@ -35,17 +35,22 @@ def token_counter(base: BaseModelRef) -> TokenCounter:
     A directory's ``tokenizer.json`` is read without transformers, which would cost seconds of import per worker.
 
     Raises:
-        InputError: the model has no fast tokenizer.
+        InputError: the model has no fast tokenizer, or one that cannot be read.
     """
     from tokenizers import Tokenizer
 
-    base = base.tokenizer or base
+    base = (base.tokenizer or base).here()
     file = Path(base.location) / "tokenizer.json"
-    if file.is_file():
-        return TokenCounter(Tokenizer.from_file(str(file)))
-    tokenizer = load_tokenizer(base)
+    try:
+        if file.is_file():
+            return TokenCounter(Tokenizer.from_file(str(file)))
+        tokenizer = load_tokenizer(base)
+    except Exception as error:
+        # tokenizers raises bare Exceptions, transformers whatever its many kinds of tokenizers do.
+        told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"the tokenizer of {base.name} cannot be read: {told}") from error
     if not tokenizer.is_fast:
-        raise InputError(f"base_model: {base.name} has neither tokenizer.json nor a fast transformers tokenizer")
+        raise InputError(f"{base.name} has neither tokenizer.json nor a fast transformers tokenizer")
     return TokenCounter(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))
 
 

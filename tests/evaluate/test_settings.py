@@ -1,12 +1,20 @@
-"""What an engine's process is told through its environment."""
+"""What an engine is made of, and what its process is told through its environment."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kvray.base_model import BUNDLED, resolve
+from kvray.config import Runtime
+from kvray.evaluate import settings
 from kvray.evaluate.settings import prepare_environment
+from kvray.model_files import ModelFiles
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -25,3 +33,20 @@ def test_a_users_own_log_level_stays_and_engines_are_not_bound_to_cores(monkeypa
     prepare_environment(False, 1.5)
     assert os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind" and os.environ["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_position_embeddings": 2048},
+        {"max_position_embeddings": 2048, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+        {"max_position_embeddings": 65536},
+    ],
+)
+def test_a_plan_takes_a_model_s_context_to_be_what_vllm_derives(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(BUNDLED["kvray-tiny"], model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **changes}))
+    chosen = settings.settings(resolve(str(model)), Runtime(), 0, None, [])
+    assert ModelFiles(model).served_length == settings.model_config(chosen).max_model_len

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvray.finetune.loss import IGNORED, ScheduledRows, SplitLoss, answer_loss, collate, holds_digit
-from kvray.finetune.mixture import BLANK
+from kvray.finetune.schedule import BLANK
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 
 from kvray.config import Finetune
 from kvray.errors import CellError, InputError
-from kvray.finetune.model import VLLM_RANKS, attention_projections, load, prepare, save, vllm_problems
+from kvray.finetune.model import LARGEST_RANK, attention_projections, load, prepare, save, vllm_problems
 from kvray.finetune.train import Execution, batch_shape, train
 
 ONE = Execution(threads=1)
@@ -207,7 +207,6 @@ def test_a_batch_that_workers_cannot_share_is_an_error_that_says_what_fits():
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"lora_rank": 12}, "lora_rank 12: vLLM serves ranks 1, 8, 16"),
         (
             {"lora_targets": ("q_proj", "qproj")},
             r"'qproj' matches no linear module .*expected among down_proj, gate_proj",
@@ -237,8 +236,14 @@ def test_an_adapter_that_was_not_saved_whole_is_an_error(mini, tmp_path):
 
 def test_every_feature_that_vllm_refuses_is_found():
     good = {"r": 16, "bias": "none"}
-    assert all(vllm_problems({**good, "r": rank}) == [] for rank in VLLM_RANKS)
-    bad = {"r": 4, "bias": "all", "use_dora": True, "modules_to_save": ["lm_head"], "init_lora_weights": "pissa"}
+    assert all(vllm_problems({**good, "r": rank}) == [] for rank in (1, 12, LARGEST_RANK))
+    bad = {
+        "r": LARGEST_RANK + 1,
+        "bias": "all",
+        "use_dora": True,
+        "modules_to_save": ["lm_head"],
+        "init_lora_weights": "pissa",
+    }
     assert len(vllm_problems(bad)) == 5
 
 
@@ -255,3 +260,10 @@ def test_fsdp_shards_with_full_state_dicts_and_checkpoints_activations_itself(tm
         asdict(execution)["workers"] * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         == 16
     )
+
+
+def test_the_largest_rank_of_a_sweep_is_the_largest_that_is_served():
+    from kvray.evaluate.settings import LORA_RANKS
+
+    field = Finetune.model_fields["lora_rank"]
+    assert [each.le for each in field.metadata if hasattr(each, "le")] == [LARGEST_RANK] == [LORA_RANKS[-1]]

@@ -166,6 +166,30 @@ def test_a_verdict_needs_both_the_corrected_p_and_the_interval(
     assert stats.verdict(difference, low, high, p) == said
 
 
+@pytest.mark.parametrize(("positions", "comparisons"), [(1, 1), (1, 8), (5, 8)])
+def test_what_a_comparison_can_detect_is_what_was_planned_for_it(positions: int, comparisons: int) -> None:
+    rng = np.random.default_rng(7)
+    questions = np.repeat(np.arange(400), positions)
+    # A fifth of the questions are answered otherwise by the second model, at all positions alike.
+    gap = np.repeat(rng.choice([-1.0, 0.0, 1.0], 400, p=[0.1, 0.8, 0.1]), positions)
+    base = np.where(gap == 0, 0.0, np.where(gap > 0, 0.0, 1.0))
+    seen = stats.paired(base, base + gap, questions)
+    measured = stats.detectable_from(seen.low, seen.high, comparisons)
+    assert measured == pytest.approx(stats.detectable_difference(400, comparisons=comparisons), rel=0.1)
+
+
+def test_more_comparisons_need_a_larger_difference_that_is_still_found_four_times_in_five() -> None:
+    n, many, rng = 300, 8, np.random.default_rng(3)
+    d = stats.detectable_difference(n, 0.2, comparisons=many)
+    assert d > 1.2 * stats.detectable_difference(n, 0.2)
+    found = 0
+    for _ in range(400):
+        better, worse, _ = rng.multinomial(n, [(0.2 + d) / 2, (0.2 - d) / 2, 0.8])
+        found += stats.mcnemar(int(better), int(worse)) <= 0.05 / many
+    # McNemar's exact test is a little less powerful than the normal approximation.
+    assert 0.7 <= found / 400 <= 0.88
+
+
 def test_detectable_difference_has_the_power_it_claims() -> None:
     assert stats.detectable_difference(200) == pytest.approx(0.088, abs=0.001)
     assert stats.detectable_difference(2655) == pytest.approx(0.0243, abs=0.001)

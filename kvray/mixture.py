@@ -1,7 +1,7 @@
-"""Blends of datasets by weight, matched by rows or by tokens, and the order in which a finetune sees their rows.
+"""Blends of datasets by weight, matched by rows or by tokens: which rows one epoch of a mixture reads.
 
-Both are functions of (seed, sizes) through counter-based draws, so every worker, on any number of machines and after
-any restart, computes the same order instead of being told it.
+A function of (seed, sizes) through counter-based draws, so every worker, on any number of machines and after any
+restart, computes the same rows instead of being told them; and so does a plan, before there is a worker.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from kvray.tasks.counter import draws, key_of
 SHORTFALL = 0.05
 """Share of its tokens that a mixture may lack against the sweep's first one: then it is taken whole. The paper's two
 prompt variants, with the same rows, differ by one percent."""
-BLANK = -1
-"""Stands for no row in a schedule: it fills the last batch of an epoch and carries no loss."""
 
 
 def permutation(seed: int, purpose: str, count: int) -> NDArray[np.int64]:
@@ -148,35 +146,6 @@ def _too_few(data: Dataset, needed: float, budget: int) -> str:
         f"{budget:,} tokens, as many as the sweep's first mixture reads; give that dataset rows: {enough} (questions, "
         "where its task counts these), make the first mixture smaller, or set finetune.match: rows"
     )
-
-
-def schedule(lengths: NDArray[np.integer], batch_size: int, epochs: float, seed: int) -> NDArray[np.int64]:
-    """Return which rows each optimizer step takes.
-
-    Each epoch is a fresh shuffle; its last batch is filled with :data:`BLANK`, so that the rows of a step never depend
-    on the number of workers. Within a step rows go from long to short: the sum of gradients is the same, and the
-    micro-batches cut from it hold rows of like lengths, so less padding.
-
-    Args:
-        lengths: tokens per row, shape ``(rows,)``.
-        batch_size: rows per step over all workers.
-        epochs: passes over the rows; a fraction stops within one.
-        seed: draws the shuffles.
-
-    Returns:
-        Row indices, shape ``(steps, batch_size)``.
-    """
-    count = len(lengths)
-    per_epoch = -(-count // batch_size)
-    steps = max(1, round(epochs * per_epoch))
-    batches = []
-    for epoch in range(-(-steps // per_epoch)):
-        order = np.full(per_epoch * batch_size, BLANK, np.int64)
-        order[:count] = permutation(seed, f"epoch/{epoch}", count)
-        batches.append(order.reshape(per_epoch, batch_size))
-    table = np.concatenate(batches)[:steps]
-    size = np.where(table == BLANK, 0, lengths[table])
-    return np.take_along_axis(table, np.argsort(-size, axis=1, kind="stable"), axis=1)
 
 
 @dataclass(frozen=True)
