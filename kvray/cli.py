@@ -100,13 +100,12 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
     if result.nothing_to_do:
         print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
     if report:
-        from kvray.results.report import location, summary, write
+        from kvray.results.report import current, location, summary, write
 
-        paths = None
-        if not result.nothing_to_do or not place.documents(f"reports/{name}/"):
-            paths = write(place, name)
+        if not current(place, name):
+            write(place, name)
         print("\n".join(["", *summary(place, name), ""]))
-        print(f"report: {paths.html if paths else location(place, f'reports/{name}') + '/report.html'}")
+        print(f"report: {location(place, f'reports/{name}')}/report.html")
     if result.failed:
         from kvray.tables import table
 
@@ -190,13 +189,18 @@ def report(
     store: Store_ = None,
     scale: Scale_ = None,
     out: Annotated[Path | None, typer.Option("--out", help="Directory; default under the store.")] = None,
+    json_: Json_ = False,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
 
     kvray report quickstart --out /tmp/report
+
+    --json prints an object: sweep, base_model, planned and evaluated (numbers of cells), scores (per model and
+    evaluation, the columns of scores.parquet; the base model's mixture is null), missing (id, kind, state and why of
+    each artefact that is not there), report (paths of what was written).
     """
     from kvray import run as running
-    from kvray.results.report import summary, write
+    from kvray.results.report import document, summary, write
     from kvray.spec import load
     from kvray.store import Store
 
@@ -204,7 +208,10 @@ def report(
     name = load(sweep, scale=scale).name if sweep.endswith((".yaml", ".yml")) else sweep
     running.stored_plan(name, place)
     paths = write(place, name, out)
-    print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
+    if json_:
+        print(json.dumps({**document(place, name), "report": vars(paths)}, indent=1))
+    else:
+        print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
 
 
 @command

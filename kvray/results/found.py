@@ -25,14 +25,8 @@ def collect(store: Store, sweep: str) -> Found:
         InputError: the store knows no such sweep.
     """
     results = Results(store)
-    document = results.document(sweep)
-    states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
-    manifests = {}
-    for one, state in states.items():
-        if state == "committed" and (manifest := _manifest(store, one)) is not None:
-            manifests[one] = manifest
-    failed = set(store.documents("failures/"))
-    failures = {one: _failure(store, one) for one in states if one not in manifests and _failure_name(one) in failed}
+    there = look(store, sweep)
+    document, manifests = there.document, there.manifests
     predictions = frames.with_models(results.predictions(sweep, skip_damaged=True).collect())
     told = kinds.kinds(predictions)
     comparisons = family.family(predictions, told)
@@ -42,9 +36,9 @@ def collect(store: Store, sweep: str) -> Found:
         store=store,
         sweep=sweep,
         document=document,
-        states={one: "failed" if one in failures else state for one, state in states.items()},
+        states=there.states,
         manifests=manifests,
-        failures=failures,
+        failures=there.failures,
         predictions=predictions,
         comparisons=comparisons,
         scores=family.scores(predictions, comparisons, told),
@@ -54,6 +48,24 @@ def collect(store: Store, sweep: str) -> Found:
         kinds=told,
         models=frames.models(predictions),
     )
+
+
+def look(store: Store, sweep: str) -> There:
+    """Read a sweep's plan and what the store has of it, without the predictions.
+
+    Raises:
+        InputError: the store knows no such sweep.
+    """
+    document = Results(store).document(sweep)
+    states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
+    manifests = {}
+    for one, state in states.items():
+        if state == "committed" and (manifest := _manifest(store, one)) is not None:
+            manifests[one] = manifest
+    failed = set(store.documents("failures/"))
+    failures = {one: _failure(store, one) for one in states if one not in manifests and _failure_name(one) in failed}
+    shown = {one: "failed" if one in failures else state for one, state in states.items()}
+    return There(document, shown, manifests, failures)
 
 
 def cell_name(artefact: Mapping[str, Any]) -> str:
@@ -92,7 +104,17 @@ def _failure(store: Store, artefact_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class There:
+    """What the store has of a sweep; attributes as in :class:`Found`."""
+
+    document: Mapping[str, Any]
+    states: Mapping[str, str]
+    manifests: Mapping[str, Manifest]
+    failures: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Found(There):
     """What there is of a sweep.
 
     Attributes:
@@ -114,10 +136,6 @@ class Found:
 
     store: Store
     sweep: str
-    document: Mapping[str, Any]
-    states: Mapping[str, str]
-    manifests: Mapping[str, Manifest]
-    failures: Mapping[str, str]
     predictions: pl.DataFrame
     comparisons: pl.DataFrame
     scores: pl.DataFrame

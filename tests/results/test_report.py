@@ -197,6 +197,11 @@ def test_words_behind_numbers_are_set_left_and_may_break() -> None:
     assert '<td>kv</td><td class="r">3</td><td>someone</td>' in table._html("0")
 
 
+def test_words_are_verdicts_in_their_columns_alone() -> None:
+    table = page.Table(["mixture", "verdict"], [["better", "better"]], left=2)._html("0")
+    assert '<td>better</td><td><span class="up">better</span></td>' in table
+
+
 def test_headlines_count_models_where_a_mixture_has_several_and_benchmarks_have_a_verb(make_cell) -> None:
     from kvray.results import family, frames, kinds, words
 
