@@ -83,6 +83,7 @@ def run(
     place = Store(running.store_uri(store))
     # All files are read before the first is run: a mistake in the last one is told now.
     planned = [running.prepare(file, set_ or [], base_model, scale) for file in sweep]
+    running.check_names([(file, plan) for file, (plan, _) in zip(sweep, planned, strict=True)])
     codes = []
     with running.shared_cluster([plan.sweep.runtime for plan, _ in planned]):
         for file, (plan, base) in zip(sweep, planned, strict=True):
@@ -141,6 +142,7 @@ def plan(
 
     planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True)
     place = Store(running.store_uri(store))
+    running.tell_replaced(planned, place)
     found = estimate.estimate(planned, place, verify)
     print(json.dumps(found.document(), indent=1) if json_ else found.text())
 

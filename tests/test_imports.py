@@ -14,8 +14,8 @@ import kvray
 
 ROOT = Path(kvray.__file__).parent
 STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "object_store", "parquet", "fingerprint"}
-SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
-PLAN = {"artefact", "facts", "plan"}
+SPEC = {"problems", "yaml_lines", "names", "config", "grid", "spec"}
+PLAN = {"artefact", "facts", "plan", "replaced"}
 GROUND = {"errors", "progress", "base_model", "columns"}
 STAGE = GROUND | STORE | SPEC | PLAN | {"tasks", "api"}
 COST = {"rates", "prices", "totals", "cautions"}

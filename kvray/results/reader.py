@@ -85,13 +85,14 @@ class Results:
             skip_damaged: leave damaged artefacts out, for whoever lists them otherwise.
 
         Raises:
-            InputError: the store knows no such sweep.
+            InputError: the store knows no such sweep, or its plan, of an earlier kvray, calls two models alike.
             DamagedArtefactError: a committed artefact lacks a file or rows.
         """
         names = self.sweeps() if sweep is None else [sweep]
         parts = []
         for name in names:
             planned = [a for a in self.document(name)["artefacts"] if a["kind"] == "predictions"]
+            self._check_labels(name, planned)
             states = self.store.states([artefact["id"] for artefact in planned])
             for artefact in planned:
                 if states[artefact["id"]] == "damaged" and not skip_damaged:
@@ -162,6 +163,16 @@ class Results:
         if sweep is None and len(known) != 1:
             raise InputError(f"name a sweep (sweep=…): the store has {len(known)}: {', '.join(known)}")
         return sweep or known[0]
+
+    def _check_labels(self, sweep: str, planned: Sequence[dict[str, Any]]) -> None:
+        """Refuse a plan of an earlier kvray that calls alike what is matched to variants of the first mixture."""
+        of = [tuple(artefact["labels"].get(name) for name in _LABELS) for artefact in planned]
+        twice = next((labels for labels in of if of.count(labels) > 1), None) if len(set(of)) < len(of) else None
+        if twice:
+            raise InputError(
+                f"the plan of sweep {sweep!r} in {self.store.uri} calls two models {twice[1]} on {twice[0]}: kvray run "
+                "with its file names them apart, and makes nothing anew"
+            )
 
     def _check_names(self) -> None:
         clashes = ambiguous({name: self.document(name) for name in self.sweeps()})

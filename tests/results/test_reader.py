@@ -192,6 +192,12 @@ def test_names_of_different_things_are_not_averaged_over_sweeps(store: Store) ->
         results.accuracy(["model"])
 
 
+def test_a_plan_that_calls_two_models_alike_is_refused(store: Store) -> None:
+    relabel(store, "second", mdqa="ours")
+    with pytest.raises(InputError, match="calls two models ours on mdqa20: kvray run with its file"):
+        kvray.results.open(store).predictions("second")
+
+
 def test_an_unknown_model_is_refused_with_those_that_there_are(store: Store) -> None:
     results = kvray.results.open(store)
     with pytest.raises(InputError, match="no model 'kv'; expected one of: base, ours, ours-no-template"):
