@@ -15,7 +15,6 @@ from kvray import __version__
 from kvray.errors import InputError, KvrayError
 
 if TYPE_CHECKING:
-    from kvray.artefact import Artefact
     from kvray.base_model import BaseModelRef
     from kvray.plan import Plan
     from kvray.store import Store
@@ -197,9 +196,8 @@ def report(
 
     kvray report quickstart --out /tmp/report
 
-    --json prints an object: sweep, base_model, planned and evaluated (numbers of cells), scores (per model and
-    evaluation, the columns of scores.parquet; the base model's mixture is null), missing (id, kind, state and why of
-    each artefact that is not there), report (paths of what was written).
+    --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
+    of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
     from kvray import run as running
     from kvray.results.report import document, summary, write
@@ -320,20 +318,25 @@ def why(
     set_: Set_ = None,
     base_model: Base_ = None,
     scale: Scale_ = None,
+    json_: Json_ = False,
 ) -> None:
-    """Say why an artefact is to be made: what of its recipe differs from the nearest stored one.
+    """Say why an artefact is to be made: what of its recipe differs from the stored ones, the nearest first.
 
-    kvray why mdqa-lora-s0 --sweep sweeps/quickstart.yaml
+    kvray why mdqa-simple_kv-lora-s0
+
+    kvray why recall-in2-lora-s0 --sweep sweeps/quickstart.yaml
+
+    --json prints an object: id, kind, state, labels; then made (created, rows, files, versions, recipe, needs) if it is
+    committed, else stored (those of its kind, nearest first: id, created, differences), problems and needs (alike).
     """
     from kvray import reasons
     from kvray import run as running
     from kvray.store import Store
 
     place = Store(running.store_uri(store))
-    planned: Sequence[Artefact] | None = None
-    if sweep:
-        planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts
-    print("\n".join(reasons.why(cell, place, planned)))
+    planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts if sweep else None
+    told = reasons.explain(cell, place, planned)
+    print(json.dumps(told, indent=1) if json_ else "\n".join(reasons.lines(told)))
 
 
 @command

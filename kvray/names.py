@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from kvray.problems import Problem, unknown
+from kvray.problems import Path, Problem, unknown
 
 RESERVED = "base"
 """What results call the base model, beside mixtures and in the place of evaluations' models."""
@@ -50,13 +50,12 @@ def reference_sets() -> tuple[str, ...]:
 
 def _references(raw: Mapping[str, Any]) -> list[Problem]:
     named = raw.get("reference")
-    if isinstance(named, str):
-        places = {("reference",): named}
-    else:
-        places = {("reference", at): name for at, name in enumerate(named if isinstance(named, list | tuple) else ())}
+    listed = named if isinstance(named, list | tuple) else ()
+    places: list[tuple[Path, Any]] = [(("reference",), named)] if isinstance(named, str) else []
+    places += [(("reference", at), name) for at, name in enumerate(listed)]
     known, what = reference_sets() if places else (), "one of the sets of published numbers"
     return [
         Problem(path, unknown(name, known, what))
-        for path, name in places.items()
+        for path, name in places
         if isinstance(name, str) and name not in known
     ]

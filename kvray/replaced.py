@@ -31,9 +31,9 @@ def replaced(stored: PlanDocument, planned: Plan) -> str | None:
     if not differ:
         differ.append("the names are the same, the recipes are not (kvray why says what differs)")
     return (
-        f"the sweep {stored.name!r} in the store has {len(gone)} artefacts of {len(stored.artefacts)} that this one has "
-        f"not: {'; '.join(differ)}. Its plan and its report are replaced, its artefacts stay; to keep both sweeps, give "
-        "this one another name (name: in the file, or --set name=NAME)"
+        f"the sweep {stored.name!r} in the store has {len(gone)} artefacts of {len(stored.artefacts)} that this one "
+        f"has not: {'; '.join(differ)}. Its plan and its report are replaced, its artefacts stay; to keep both sweeps, "
+        "give this one another name (name: in the file, or --set name=NAME)"
     )
 
 

@@ -26,7 +26,7 @@ def ambiguous(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str
     Returns:
         (what has the name, the first sweep, another that differs), each name once.
     """
-    found = {}
+    found: dict[str, tuple[str, str, str]] = {}
     for (first, one), (second, other) in itertools.combinations(documents.items(), 2):
         for what in _differing(one, other):
             found.setdefault(what, (what, first, second))
