@@ -42,6 +42,7 @@ def collect(store: Store, sweep: str) -> Found:
         predictions=predictions,
         comparisons=comparisons,
         scores=family.scores(predictions, comparisons, told),
+        names=losses.names(tuned, predictions),
         losses=losses.read(store, tuned, manifests, predictions),
         published=published,
         unknown_sets=unknown,
@@ -68,14 +69,21 @@ def look(store: Store, sweep: str) -> There:
     return There(document, shown, manifests, failures)
 
 
-def cell_name(artefact: Mapping[str, Any]) -> str:
-    """Return what a planned artefact is, in the sweep's names: "ours, seed 0 on mdqa"."""
+def cell_name(artefact: Mapping[str, Any], names: Mapping[tuple[Any, Any], str]) -> str:
+    """Return what a planned artefact is, in the sweep's names: "ours, seed 0 on mdqa".
+
+    Args:
+        artefact: of the plan.
+        names: of the finetuned models, :attr:`Found.names`.
+    """
     labels = artefact["labels"]
     if artefact["kind"] == "writing":
         return f"text written for {labels.get('dataset')}"
     if artefact["kind"] == "dataset":
         return f"{labels.get('dataset')} ({labels.get('role', 'dataset')})"
-    model = frames.BASE if labels.get("mixture") is None else f"{labels['mixture']}, seed {labels.get('seed')}"
+    model = frames.BASE
+    if labels.get("mixture") is not None:
+        model = f"{names[labels['mixture'], labels.get('finetune')]}, seed {labels.get('seed')}"
     return model if artefact["kind"] == "finetune" else f"{model} on {labels.get('evaluation')}"
 
 
@@ -127,6 +135,7 @@ class Found(There):
         predictions: all rows, with the column ``model``.
         comparisons: :func:`kvray.results.family.family`.
         scores: :func:`kvray.results.family.scores`.
+        names: of the finetuned models, those of :attr:`predictions` among them, by (mixture, finetune).
         losses: of the finetunes, :func:`kvray.results.losses.read`.
         published: numbers of the sets that the sweep names, of :func:`kvray.results.references.of_sweep`.
         unknown_sets: names under ``reference`` that are no set.
@@ -139,6 +148,7 @@ class Found(There):
     predictions: pl.DataFrame
     comparisons: pl.DataFrame
     scores: pl.DataFrame
+    names: Mapping[tuple[Any, Any], str]
     losses: pl.DataFrame
     published: pl.DataFrame
     unknown_sets: list[str]

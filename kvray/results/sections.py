@@ -77,7 +77,7 @@ def evaluation_table(found: Found, evaluation: str) -> list[Block]:
 def missing(found: Found) -> list[Block]:
     """Every artefact of the plan that is not there, with its state and reason, and rows that could not be scored."""
     blocks: list[Block] = [Heading("What is missing")]
-    table = [[cell_name(artefact), artefact["kind"], state, why] for artefact, state, why in absent(found)]
+    table = [[cell_name(artefact, found.names), artefact["kind"], state, why] for artefact, state, why in absent(found)]
     if table:
         blocks.append(Table(["cell", "kind", "state", "why"], table, left=4))
     excluded = whole(found.scores).filter(pl.col("excluded") > 0)

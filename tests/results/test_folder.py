@@ -196,6 +196,7 @@ def read_only(done: Path) -> Iterator[list[str]]:
         yield []
         subprocess.run(["umount", done], check=True)
         return
+    subprocess.run(["umount", done], check=False, capture_output=True)
     without = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
     folders = [done, *(path for path in done.rglob("*") if path.is_dir())]
     for path in folders:
