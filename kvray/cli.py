@@ -17,7 +17,6 @@ from kvray import __version__
 from kvray.errors import InputError, KvrayError, RunInterrupted
 
 if TYPE_CHECKING:
-    from kvray.artefact import Artefact
     from kvray.base_model import BaseModelRef
     from kvray.plan import Plan
     from kvray.store import Store
@@ -89,6 +88,7 @@ def run(
     place = Store(running.store_uri(store))
     # All files are read before the first is run: a mistake in the last one is told now.
     planned = [running.prepare(file, set_ or [], base_model, scale) for file in sweep]
+    running.check_names([(file, plan) for file, (plan, _) in zip(sweep, planned, strict=True)])
     codes = []
     with running.shared_cluster([plan.sweep.runtime for plan, _ in planned]):
         for file, (plan, base) in zip(sweep, planned, strict=True):
@@ -106,13 +106,12 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
     if result.nothing_to_do:
         print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
     if report:
-        from kvray.results.report import location, summary, write
+        from kvray.results.report import current, location, summary, write
 
-        paths = None
-        if not result.nothing_to_do or not place.documents(f"reports/{name}/"):
-            paths = write(place, name)
+        if not current(place, name):
+            write(place, name)
         print("\n".join(["", *summary(place, name), ""]))
-        print(f"report: {paths.html if paths else location(place, f'reports/{name}') + '/report.html'}")
+        print(f"report: {location(place, f'reports/{name}')}/report.html")
     if result.failed:
         from kvray.tables import table
 
@@ -148,6 +147,7 @@ def plan(
 
     planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True)
     place = Store(running.store_uri(store))
+    running.tell_replaced(planned, place)
     found = estimate.estimate(planned, place, verify)
     print(json.dumps(found.document(), indent=1) if json_ else found.text())
 
@@ -196,13 +196,17 @@ def report(
     store: Store_ = None,
     scale: Scale_ = None,
     out: Annotated[Path | None, typer.Option("--out", help="Directory; default under the store.")] = None,
+    json_: Json_ = False,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
 
     kvray report quickstart --out /tmp/report
+
+    --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
+    of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
     from kvray import run as running
-    from kvray.results.report import summary, write
+    from kvray.results.report import document, summary, write
     from kvray.spec import load
     from kvray.store import Store
 
@@ -210,7 +214,10 @@ def report(
     name = load(sweep, scale=scale).name if sweep.endswith((".yaml", ".yml")) else sweep
     running.stored_plan(name, place)
     paths = write(place, name, out)
-    print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
+    if json_:
+        print(json.dumps({**document(place, name), "report": vars(paths)}, indent=1))
+    else:
+        print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
 
 
 @command
@@ -320,20 +327,25 @@ def why(
     set_: Set_ = None,
     base_model: Base_ = None,
     scale: Scale_ = None,
+    json_: Json_ = False,
 ) -> None:
-    """Say why an artefact is to be made: what of its recipe differs from the nearest stored one.
+    """Say why an artefact is to be made: what of its recipe differs from the stored ones, the nearest first.
 
-    kvray why mdqa-lora-s0 --sweep sweeps/quickstart.yaml
+    kvray why mdqa-simple_kv-lora-s0
+
+    kvray why recall-in2-lora-s0 --sweep sweeps/quickstart.yaml
+
+    --json prints an object: id, kind, state, labels; then made (created, rows, files, versions, recipe, needs) if it is
+    committed, else stored (those of its kind, nearest first: id, created, differences), problems and needs (alike).
     """
     from kvray import reasons
     from kvray import run as running
     from kvray.store import Store
 
     place = Store(running.store_uri(store))
-    planned: Sequence[Artefact] | None = None
-    if sweep:
-        planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts
-    print("\n".join(reasons.why(cell, place, planned)))
+    planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts if sweep else None
+    told = reasons.explain(cell, place, planned)
+    print(json.dumps(told, indent=1) if json_ else "\n".join(reasons.lines(told)))
 
 
 @command

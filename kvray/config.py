@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from kvray.errors import KvrayError, Path, Problem
+from kvray.names import SWEEP_FILES, name_problems
 from kvray.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
@@ -120,6 +121,7 @@ def _cross_problems(
         for name in _mapping(raw, section)
         if not NAME.fullmatch(name)
     ]
+    problems += name_problems(raw)
     names = list(_mapping(raw, "datasets"))
     try:
         seeds = Finetune.model_validate(_mapping(raw, "finetune")).data_seeds()
@@ -307,6 +309,8 @@ class Sweep(Strict):
     def _plain_name(cls, name: str) -> str:
         if not NAME.fullmatch(name):
             raise ValueError(_NAME_RULE)
+        if name.lower().endswith(SWEEP_FILES):
+            raise ValueError("a name that does not end as a file does: commands take either")
         return name
 
     @model_validator(mode="before")

@@ -23,6 +23,7 @@ from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted
 from kvray.facts import gather
 from kvray.plan import KINDS, Plan, plan
 from kvray.progress import say
+from kvray.replaced import replaced
 from kvray.spec import read
 from kvray.store import Outcome, Store
 
@@ -88,6 +89,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
     if any(_asks_api(artefact, base) for artefact in todo):
         address(planned.sweep.runtime)
+    tell_replaced(planned, store)
     store.write_document(document_name(planned.sweep.name), planned.to_json())
     result = Result(len(planned.artefacts) - len(todo))
     if not todo:
@@ -137,6 +139,36 @@ def stored_plan(name: str, store: Store) -> Sequence[PlannedArtefact]:
             "Give one of these, or the path of a YAML file"
         )
     return read_document(data).artefacts
+
+
+def tell_replaced(planned: Plan, store: Store) -> None:
+    """Say that a plan is about to take the place of one of the same name that has more than it, if so."""
+    data = store.read_document(document_name(planned.sweep.name))
+    if data is None:
+        return
+    try:
+        said = replaced(read_document(data), planned)
+    except InputError as error:
+        said = f"{document_name(planned.sweep.name)} in the store cannot be read ({error}) and is replaced"
+    if said:
+        say(f"kvray: {said}")
+
+
+def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
+    """Refuse sweeps of one name among those that are to be run together: the last one's plan and report would stay.
+
+    Args:
+        planned: (file, plan) of each.
+
+    Raises:
+        InputError: two unlike sweeps have one name.
+    """
+    first: dict[str, tuple[str, Plan]] = {}
+    for file, plan_ in planned:
+        # Where upper and lower case are one to the store's file system, so are the names.
+        other, known = first.setdefault(plan_.sweep.name.lower(), (file, plan_))
+        if [artefact.id for artefact in known.artefacts] != [artefact.id for artefact in plan_.artefacts]:
+            raise InputError(f"{file}: name: found {plan_.sweep.name!r}, as in {other}; expected a name of its own")
 
 
 def document_name(sweep: str) -> str:
