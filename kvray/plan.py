@@ -207,7 +207,7 @@ class _Builder:
     warnings: dict[str, None] = field(default_factory=dict)
     doubled: set[str] = field(default_factory=set)
     """Artefacts that stand under two names; what is made from them is doubled with them, and not told again."""
-    named: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    labelled: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def add(self, variant: Variant) -> None:
         """Add everything that one variant needs."""
@@ -435,7 +435,7 @@ class _Builder:
                 self.problems.setdefault(_clash(known, labels, path))
             self.doubled.add(new.id)
         # Results tell artefacts apart by their labels: two of one kind with the same would be averaged.
-        if self.named.setdefault((kind, *labels.values()), known.id) != known.id:
+        if self.labelled.setdefault((kind, *labels.values()), known.id) != known.id:
             shown = ", ".join(f"{key} {value}" for key, value in labels.items() if value is not None)
             self.problems.setdefault(Problem(path, f"found two {kind} artefacts named {shown}; expected one"))
         return known
