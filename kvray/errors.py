@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+
+def install_command(extra: Literal["cpu", "gpu", "benchmarks"]) -> str:
+    """Return what to type where the packages of an extra are missing: kvray is on no package index.
+
+    The CPU set has builds that no plain ``pip install`` finds, so the Makefile installs it.
+    """
+    command = "make setup" if extra == "cpu" else f"pip install '.[{extra}]'"
+    return f"{command} in a clone of kvray"
 
 
 class KvrayError(Exception):
