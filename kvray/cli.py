@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
@@ -38,6 +38,10 @@ Set_ = Annotated[
 Json_ = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Base_ = Annotated[str | None, typer.Option("--base-model", help="Use this base model instead of the file's.")]
 Scale_ = Annotated[str | None, typer.Option("--scale", help="One of the file's scales, such as small.")]
+Out_ = Annotated[str, typer.Option("--out", help="The file to write: a path or an s3:// URI.")]
+Format_ = Annotated[
+    str | None, typer.Option("--format", help="parquet, jsonl or openai; default by the file's name: .parquet, .jsonl.")
+]
 Verify_ = Annotated[bool, typer.Option("--verify", help="Check the sha256 of what is committed, too.")]
 
 
@@ -189,7 +193,7 @@ def report(
     sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
     store: Store_ = None,
     scale: Scale_ = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Directory; default under the store.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Directory or s3:// URI; default under the store.")] = None,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
 
@@ -233,21 +237,21 @@ def sample(
 @command
 def generate(
     task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    out: Out_,
     rows: Annotated[int | None, typer.Option(help="Examples to make; default the task's own.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
     set_: Set_ = None,
     base_model: Base_ = None,
-    format_: Annotated[str, typer.Option("--format", help="parquet, jsonl or openai.")] = "parquet",
+    format_: Format_ = None,
     workers: Annotated[int | None, typer.Option(help="Processes; the bytes do not depend on it.", min=1)] = None,
 ) -> None:
     """Make one dataset as one file, without a sweep, for any other trainer.
 
-    kvray generate simple_kv --rows 350 --seed 0 --format jsonl --out train.jsonl
+    kvray generate simple_kv --rows 350 --seed 0 --out train.jsonl
     """
-    from kvray.generate.export import make
+    from kvray.generate.export import format_of, make
 
-    kind = _format(format_)
+    kind = format_of(out, format_)
     made, base = _task(task, seed, set_ or [], base_model, rows)
     done = make(made, base, out, kind, workers, rows)
     print(
@@ -259,9 +263,9 @@ def generate(
 def blend(
     sweep: Annotated[str, typer.Argument(help="A sweep file.")],
     mixture: Annotated[str, typer.Argument(help="One of its mixtures.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    out: Out_,
     seed: Annotated[int, typer.Option(help="One of finetune.seeds.")] = 0,
-    format_: Annotated[str, typer.Option("--format", help="parquet, jsonl or openai.")] = "parquet",
+    format_: Format_ = None,
     store: Store_ = None,
     set_: Set_ = None,
     base_model: Base_ = None,
@@ -269,15 +273,17 @@ def blend(
 ) -> None:
     """Write one mixture as one file: the very rows that a finetune on it reads, matched in tokens, for any trainer.
 
-    kvray blend sweeps/quickstart.yaml in2 --format jsonl --out in2.jsonl
+    kvray blend sweeps/quickstart.yaml in2 --out in2.jsonl
     """
     from kvray import blend as blending
     from kvray import run as running
+    from kvray.generate.export import format_of
     from kvray.store import Store
 
+    kind = format_of(out, format_)
     planned, base = running.prepare(sweep, set_ or [], base_model, scale)
     place = Store(running.store_uri(store))
-    done = blending.dump(planned, mixture, seed, place, base, out, _format(format_))
+    done = blending.dump(planned, mixture, seed, place, base, out, kind)
     parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
     print(f"{done.path}: {parts}; {done.bytes} bytes, sha256 {done.sha256}")
 
@@ -350,17 +356,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(__version__)
         raise typer.Exit(0)
-
-
-def _format(name: str) -> Literal["parquet", "jsonl", "openai"]:
-    formats: dict[str, Literal["parquet", "jsonl", "openai"]] = {
-        "parquet": "parquet",
-        "jsonl": "jsonl",
-        "openai": "openai",
-    }
-    if name not in formats:
-        raise InputError(f"--format: found {name!r}; expected parquet, jsonl or openai")
-    return formats[name]
 
 
 def _task(name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None) -> Any:

@@ -13,7 +13,17 @@ import pytest
 import kvray
 
 ROOT = Path(kvray.__file__).parent
-STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "object_store", "parquet", "fingerprint"}
+STORE = {
+    "store",
+    "store_checks",
+    "store_root",
+    "manifest",
+    "filesystem",
+    "object_store",
+    "parquet",
+    "fingerprint",
+    "output",
+}
 SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
 PLAN = {"artefact", "facts", "plan"}
 GROUND = {"errors", "progress", "base_model", "columns"}

@@ -7,13 +7,12 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvray.errors import InputError
+from kvray.output import folder
 from kvray.results import background, benchmarks, breakdown, published, sections, training, words
 from kvray.results.figures import draw, slug
 from kvray.results.found import Found, collect
@@ -58,19 +57,19 @@ def write(store: Store, sweep: str, out_dir: str | os.PathLike[str] | None = Non
     Args:
         store: where the sweep is.
         sweep: its name.
-        out_dir: a local directory; None writes to ``reports/<sweep>/`` in the store.
+        out_dir: a directory, or the URI of one in a bucket; None writes to ``reports/<sweep>/`` in the store.
 
     Raises:
         InputError: the store knows no such sweep, or ``out_dir`` cannot be written.
     """
     found = collect(store, sweep)
+    put, directory = _into_store(store, f"reports/{sweep}") if out_dir is None else folder(out_dir)
     figures = draw(found)
     blocks = compose(found, {name: figure for name, (figure, _) in figures.items()})
     files = {"report.md": to_markdown(blocks).encode(), "scores.parquet": scores_parquet(found.scores)}
     for figure, png in figures.values():
         files |= {f"figures/{figure.name}.png": png, f"figures/{figure.name}.svg": figure.svg.encode()}
     files["report.html"] = to_html(f"kvray: {sweep}", blocks).encode()  # last: whoever sees it has the rest
-    put, directory = _into_store(store, f"reports/{sweep}") if out_dir is None else _into_directory(Path(out_dir))
     where = {name: put(name, data) for name, data in files.items()}
     drawn = tuple(path for name, path in where.items() if name.startswith("figures/"))
     return Paths(directory, where["report.md"], where["report.html"], where["scores.parquet"], drawn)
@@ -167,16 +166,3 @@ def _into_store(store: Store, folder: str) -> tuple[Callable[[str, bytes], str],
         return f"{place}/{name}"
 
     return put, place
-
-
-def _into_directory(directory: Path) -> tuple[Callable[[str, bytes], str], str]:
-    def put(name: str, data: bytes) -> str:
-        path = directory / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        except OSError as error:
-            raise InputError(f"--out {directory}: cannot write {path}: {error.strerror}") from error
-        return str(path)
-
-    return put, str(directory)
