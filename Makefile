@@ -1,4 +1,4 @@
-# `make setup` builds .venv. `make quickstart` and `make test` do so first: Linux, Python 3.11 to 3.13, pip and make are enough.
+# `make setup` builds .venv. `make quickstart` and `make test` do so first: Linux, Python 3.11 to 3.13, pip, make and g++ are enough.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 SMOKE ?= build/paper-smoke
@@ -36,6 +36,7 @@ lint: $(VENV)/.installed-dev
 $(VENV)/.installed: requirements/cpu.txt pyproject.toml
 	@[ "$(SYSTEM)" = Linux ] || { echo "kvray is set up on Linux alone, where vLLM's CPU build has wheels; this is $(SYSTEM): use a Linux container or virtual machine, on Windows WSL." >&2; exit 1; }
 	@$(or $(PYTHON),false) -c '$(FITS)' 2>/dev/null || { echo "$(or $(PYTHON),none found): expected Python 3.11 to 3.13 with venv; install one (Debian and Ubuntu: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@command -v "$${CXX:-g++}" >/dev/null || { echo "$${CXX:-g++}: not found, and vLLM on a CPU compiles parts of itself as it starts; install a C++ compiler (Debian and Ubuntu: apt install g++)" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version): about two minutes"
 	$(PYTHON) -m venv $(VENV)
 	@$(INSTALL) '$(TORCH)' 2>$(VENV)/torch.log \

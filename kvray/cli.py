@@ -103,6 +103,13 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
     name = planned.sweep.name
     if result.nothing_to_do:
         print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
+    if result.failed:  # before the report, which a full disk ends with an error of its own
+        from kvray.tables import table
+
+        print(
+            f"\n{len(result.failed)} of {len(planned.artefacts)} artefacts failed; the same command tries them again:"
+        )
+        print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
     if report:
         from kvray.results.report import location, summary, write
 
@@ -112,12 +119,6 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
         print("\n".join(["", *summary(place, name), ""]))
         print(f"report: {paths.html if paths else location(place, f'reports/{name}') + '/report.html'}")
     if result.failed:
-        from kvray.tables import table
-
-        print(
-            f"\n{len(result.failed)} of {len(planned.artefacts)} artefacts failed; the same command tries them again:"
-        )
-        print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
         return 1
     if not result.nothing_to_do:
         print(f"{len(result.made)} made, {result.cached} were there, {result.seconds:.0f} s")

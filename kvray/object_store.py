@@ -129,8 +129,11 @@ def connect(location: Location, named: str = "store") -> Files:
         InputError: the bucket is missing, refused or out of reach; found within about half a minute at most.
     """
     if location.scheme == "local":
-        if os.path.exists(location.root) and not os.path.isdir(location.root):
-            raise InputError(f"{named}: {location.root} is a file; expected a directory")
+        there = location.root
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            raise InputError(f"{named}: {there} is a file; expected a directory")
         return LocalFiles()
     options = dict(location.options)
     bucket = location.root.split("/", 1)[0]

@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -44,39 +44,8 @@ def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with _disk_errors(file.name):
             yield file
             file.flush()
-        try:
+        with _named_option():
             files.put(location.root, mapped(Path(file.name)))
-        except StoreError as error:
-            raise StoreError(f"{OPTION}: {error}") from None
-
-
-def folder(out: str | os.PathLike[str]) -> tuple[Callable[[str, bytes], str], str]:
-    """Return a function that writes a named file into a directory and tells where, and the directory's own name.
-
-    Args:
-        out: a directory, made if need be, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
-
-    Raises:
-        InputError: it cannot be written (a hidden probe file comes and goes), or its bucket is out of reach.
-    """
-    location = locate(os.fspath(out), OPTION)
-    files = connect(location, OPTION)
-    named = os.fspath(out) if location.scheme == "local" else _named(location)
-    probe = f"{location.root}/{TEMPORARY}probe-{uuid.uuid4().hex}"
-    try:
-        files.put(probe, memoryview(b"kvray"))
-        files.delete(probe)
-    except StoreError as error:
-        raise InputError(f"{OPTION}: {error}; give a directory that can be written") from None
-
-    def put(name: str, data: bytes) -> str:
-        try:
-            files.put(f"{location.root}/{name}", memoryview(data))
-        except StoreError as error:
-            raise StoreError(f"{OPTION}: {error}") from None
-        return os.path.join(named, name)
-
-    return put, named
 
 
 def shown(out: str | os.PathLike[str]) -> str:
@@ -115,6 +84,14 @@ def _beside(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
+def _named_option() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(f"{OPTION}: {error}") from None
+
+
+@contextmanager
 def _disk_errors(path: str) -> Iterator[None]:
     """Name the file in what a disk says while it is written; all other errors are those of whoever fills it."""
     try:
@@ -123,3 +100,43 @@ def _disk_errors(path: str) -> Iterator[None]:
         if error.errno not in _OF_THE_DISK:
             raise
         raise StoreError(f"{OPTION}: {path}: cannot write: {error.strerror}") from error
+
+
+class Place:
+    """A directory that holds files by name.
+
+    Attributes:
+        place: as a user would open it: the path as it was given, or a URI.
+    """
+
+    def __init__(self, out: str | os.PathLike[str]) -> None:
+        """Take a directory, made if need be, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``, and try to write.
+
+        Raises:
+            InputError: it cannot be written (a hidden probe file comes and goes), or its bucket is out of reach.
+        """
+        location = locate(os.fspath(out), OPTION)
+        self._root = location.root
+        self._files = connect(location, OPTION)
+        self.place = shown(out)
+        probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
+        try:
+            self.put(probe, b"kvray")
+            self.delete(probe)
+        except StoreError as error:
+            raise InputError(f"{error}; give a directory that can be written") from None
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all, over an older one."""
+        with _named_option():
+            self._files.put(f"{self._root}/{name}", memoryview(data))
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file, None where there is none."""
+        with _named_option():
+            return self._files.read(f"{self._root}/{name}")
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        with _named_option():
+            self._files.delete(f"{self._root}/{name}")

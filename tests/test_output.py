@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from s3_server import BUCKET, endpoint
+from small_disk import disk, read_only
 from typer.testing import CliRunner
 
 from kvray.cli import app
 from kvray.errors import InputError, StoreError
-from kvray.output import folder, replacing
+from kvray.output import Place, replacing
 
-__all__ = ["endpoint"]
+__all__ = ["disk", "endpoint"]
 SWEEP = """\
 name: small
 base_model: kvray-tiny
@@ -40,22 +39,6 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("KVRAY_STORE", raising=False)
     (folder / "small.yaml").write_text(SWEEP)
     return folder
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MiB of its own, where this machine lets a test mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "kvray-test", place], check=False)
-    if mounted.returncode:
-        pytest.skip("mounting a file system needs root")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
-
-
-def read_only(disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
 
 
 def kvray(*arguments: object) -> Result:
@@ -150,9 +133,10 @@ def test_a_bucket_that_is_missing_is_told_in_one_line(write: Any, endpoint: str)
 
 
 def test_a_folder_in_a_bucket_takes_a_report(endpoint: str) -> None:
-    put, place = folder(f"s3://{BUCKET}/reports/mine?endpoint_override=http://{endpoint}")
-    assert put("figures/a.svg", b"<svg/>") == f"s3://{BUCKET}/reports/mine/figures/a.svg"
-    assert place == f"s3://{BUCKET}/reports/mine"
+    folder = Place(f"s3://{BUCKET}/reports/mine?endpoint_override=http://{endpoint}")
+    folder.put("figures/a.svg", b"<svg/>")
+    assert folder.place == f"s3://{BUCKET}/reports/mine"
+    assert (folder.read("figures/a.svg"), folder.read("b.svg")) == (b"<svg/>", None)
     host = pafs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1")
     found = host.get_file_info(pafs.FileSelector(f"{BUCKET}/reports/mine", recursive=True))
     assert [info.path for info in found if info.type == pafs.FileType.File] == [f"{BUCKET}/reports/mine/figures/a.svg"]
@@ -161,16 +145,16 @@ def test_a_folder_in_a_bucket_takes_a_report(endpoint: str) -> None:
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(disk: Path) -> None:
     Path("file").write_text("")
     with pytest.raises(InputError, match=r"--out: .*file is a file; expected a directory"):
-        folder("file")
-    with pytest.raises(InputError, match=r"--out: .*cannot write"):
-        folder("file/below")
-    put, _ = folder(disk / "report")
+        Place("file")
+    with pytest.raises(InputError, match=r"--out: .*file is a file; expected a directory"):
+        Place("file/below")
+    place = Place(disk / "report")
     with pytest.raises(StoreError, match=r"--out: .*figure.png: cannot write .*No space left on device"):
-        put("figure.png", bytes(2**21))
+        place.put("figure.png", bytes(2**21))
     assert os.listdir(disk / "report") == []
     read_only(disk)
     with pytest.raises(InputError, match=r"--out: .*Read-only file system; give a directory that can be written"):
-        folder(disk / "report")
+        Place(disk / "report")
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])

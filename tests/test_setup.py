@@ -199,3 +199,12 @@ def test_no_python_that_fits_is_told_in_one_sentence(clone: Path, tmp_path: Path
     assert len(said) == 1
     assert "expected Python 3.11 to 3.13" in said[0] and "make PYTHON=/path/to/python" in said[0]
     assert not (clone / ".venv").exists()
+
+
+def test_a_machine_without_a_compiler_is_told_in_one_sentence(clone: Path, tmp_path: Path) -> None:
+    done = make(clone, "setup", f"PYTHON={sys.executable}", PATH=scripts(tmp_path / "bin"), CXX="g++")
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert len(said) == 1
+    assert said[0].startswith("g++: not found") and "apt install g++" in said[0]
+    assert not (clone / ".venv").exists()

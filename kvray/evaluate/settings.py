@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ def check_platform(gpu: bool) -> None:
     """Make sure that the vLLM installed here runs on what was asked for.
 
     Raises:
-        ResourceError: it is the other build.
+        ResourceError: it is the other build, or lacks the compiler that the CPU build needs.
     """
     from vllm.platforms import current_platform
 
@@ -129,6 +130,12 @@ def check_platform(gpu: bool) -> None:
         raise ResourceError(
             "GPU: vLLM on this node is not the CPU build, and no GPU was asked for; set runtime.gpus_per_engine, or "
             f"make an environment for the CPU: type {install_command('cpu')}"
+        )
+    compiler = os.environ.get("CXX", "g++").split()[0]  # what torch looks for
+    if not gpu and shutil.which(compiler) is None:
+        raise ResourceError(
+            f"{compiler}: not found on this node, and vLLM on a CPU compiles parts of itself as it starts; install a "
+            "C++ compiler (Debian and Ubuntu: apt install g++)"
         )
 
 

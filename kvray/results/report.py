@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvray.output import folder
+from kvray.output import Place
 from kvray.results import background, benchmarks, breakdown, published, sections, training, words
 from kvray.results.figures import draw, slug
 from kvray.results.found import Found, collect
@@ -63,7 +63,7 @@ def write(store: Store, sweep: str, out_dir: str | os.PathLike[str] | None = Non
         InputError: the store knows no such sweep, or ``out_dir`` cannot be written.
     """
     found = collect(store, sweep)
-    put, directory = _into_store(store, f"reports/{sweep}") if out_dir is None else folder(out_dir)
+    put, directory = _into_store(store, f"reports/{sweep}") if out_dir is None else _into_directory(Place(out_dir))
     figures = draw(found)
     blocks = compose(found, {name: figure for name, (figure, _) in figures.items()})
     files = {"report.md": to_markdown(blocks).encode(), "scores.parquet": scores_parquet(found.scores)}
@@ -166,3 +166,11 @@ def _into_store(store: Store, folder: str) -> tuple[Callable[[str, bytes], str],
         return f"{place}/{name}"
 
     return put, place
+
+
+def _into_directory(folder: Place) -> tuple[Callable[[str, bytes], str], str]:
+    def put(name: str, data: bytes) -> str:
+        folder.put(name, data)
+        return f"{folder.place}/{name}"
+
+    return put, folder.place
