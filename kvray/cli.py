@@ -321,7 +321,7 @@ def why(
 ) -> None:
     """Say why an artefact is to be made: what of its recipe differs from the nearest stored one.
 
-    kvray why mdqa-lora-s0 --sweep sweeps/quickstart.yaml
+    kvray why recall-in2-lora-s0 --sweep sweeps/quickstart.yaml
     """
     from kvray import reasons
     from kvray import run as running
