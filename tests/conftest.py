@@ -28,3 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     They start vLLM in this process, which looks at every loaded module then; what moto's server loads objects to that.
     """
     items.sort(key=lambda item: "evaluate" not in item.path.parts)
+    for item in items:
+        # Whatever starts Ray has the machine to itself; all else runs side by side (see the Makefile).
+        if "ray_two_cpus" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

@@ -84,11 +84,11 @@ def serve() -> Iterator[Callable[[dict[str, tuple[int, bytes]]], tuple[str, list
     ("name", "data"),
     [
         ("a.jsonl", LINES),
-        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
         ("a#1?.jsonl", LINES),
         ("lines.json", LINES),
         ("array.json", json.dumps(ROWS, indent=1).encode()),
-        ("array.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("array.json.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0)),
         ("a.parquet", parquet_bytes()),
         ("a.jsonl.zst", pa.Codec("zstd").compress(LINES, asbytes=True)),
         ("a.zip", zip_bytes({"b/2.jsonl": LINES[LINES.index(b"\n") + 1 :], "b/1.jsonl": LINES.split(b"\n")[0]})),
