@@ -31,7 +31,7 @@ from kvray.errors import InputError, Path, Problem, dotted
 from kvray.facts import Facts, task_key
 from kvray.fingerprint import fingerprint
 from kvray.lengths import Lengths
-from kvray.mixture import mix
+from kvray.mixture import SHORTFALL, mix, too_few
 from kvray.spec import Sweep, Variant, show_value, variants
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
@@ -50,6 +50,8 @@ __all__ = [
 ]
 KINDS: tuple[Kind, ...] = ("writing", "dataset", "finetune", "predictions")
 """Kinds of artefacts; each needs those before it alone."""
+CERTAINLY_TOO_FEW = 1 - 2 * SHORTFALL
+"""Share of the tokens that it needs below which a dataset has too few, by the mean of a sample too."""
 
 
 def plan(sweep: Sweep, facts: Facts) -> Plan:
@@ -335,7 +337,14 @@ class _Builder:
                     self.problems.setdefault(Problem(path, self.named(problem)))
         parts, budget = ([(self.lengths[data], share) for data, share in of] for of in (job.mixture, job.budget))
         match = job.finetune.match
-        return _epoch(parts, match, _epoch(budget, match)[1] if budget else None)
+        tokens = _epoch(budget, match)[1] if budget else None
+        if tokens is not None:
+            for (data, share), (lengths, _) in zip(job.mixture, parts, strict=True):
+                total = lengths.total(lengths.trained)
+                if lengths.real and not lengths.whole and total < CERTAINLY_TOO_FEW * share * tokens:
+                    text = too_few(data, lengths.rows, total, share * tokens, tokens)
+                    self.problems.setdefault(Problem(path, self.named(text)))
+        return _epoch(parts, match, tokens)
 
     def named(self, problem: str) -> str:
         """Return a problem of a mixture with the names of the sweep in place of ids."""
