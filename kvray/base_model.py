@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def _find(name: str, field: str = "base_model", weights: bool = True) -> BaseMod
         if not model.strip():
             raise InputError(Problem((field,), f"found {name!r}; expected openai:NAME, openai:gpt-3.5-turbo-1106 say"))
         return BaseModelRef(name, model, None, name)
-    path = BUNDLED.get(name) or Path(name).expanduser()
+    path = BUNDLED.get(name) or Path(os.path.expanduser(name))
     if path.is_dir():
         _check(name, path, field, weights)
         return BaseModelRef(name, str(path.resolve()), None, f"sha256:{_directory_sha256(path)}")

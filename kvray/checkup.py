@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvray.config import Runtime
+from kvray.connection import connect
 from kvray.errors import KvrayError
-from kvray.run import cluster
 from kvray.store import Store
 from kvray.tables import table
 
@@ -40,7 +40,7 @@ def look(store_uri: str, address: str | None = None) -> Checkup:
     except KvrayError as error:
         problems.append(f"store {store.uri}: cannot be written from here: {error}")
     try:
-        with cluster(Runtime(address=address)):
+        with connect(Runtime(address=address)):
             nodes, silent = _ask(store.uri, name)
     finally:
         left = _leftovers(store, name)

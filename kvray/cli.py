@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, ParamSpec
 
 import typer
 
 from kvray import __version__
-from kvray.errors import InputError, KvrayError
+from kvray.errors import InputError, KvrayError, RunInterrupted
 
 if TYPE_CHECKING:
-    from kvray.artefact import Artefact
     from kvray.base_model import BaseModelRef
     from kvray.plan import Plan
     from kvray.store import Store
@@ -53,6 +54,10 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
             raise typer.Exit(error.exit_status) from None
         except BrokenPipeError:
             raise typer.Exit(0) from None
+        except RunInterrupted as interrupt:
+            _leave(f"{interrupt}. To go on: {shlex.join(['kvray', *sys.argv[1:]])}")
+        except KeyboardInterrupt:
+            _leave("interrupted")
         raise typer.Exit(code or 0)
 
     app.command()(run)
@@ -83,6 +88,7 @@ def run(
     place = Store(running.store_uri(store))
     # All files are read before the first is run: a mistake in the last one is told now.
     planned = [running.prepare(file, set_ or [], base_model, scale) for file in sweep]
+    running.check_names([(file, plan) for file, (plan, _) in zip(sweep, planned, strict=True)])
     codes = []
     with running.shared_cluster([plan.sweep.runtime for plan, _ in planned]):
         for file, (plan, base) in zip(sweep, planned, strict=True):
@@ -100,13 +106,12 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
     if result.nothing_to_do:
         print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
     if report:
-        from kvray.results.report import location, summary, write
+        from kvray.results.report import current, location, summary, write
 
-        paths = None
-        if not result.nothing_to_do or not place.documents(f"reports/{name}/"):
-            paths = write(place, name)
+        if not current(place, name):
+            write(place, name)
         print("\n".join(["", *summary(place, name), ""]))
-        print(f"report: {paths.html if paths else location(place, f'reports/{name}') + '/report.html'}")
+        print(f"report: {location(place, f'reports/{name}')}/report.html")
     if result.failed:
         from kvray.tables import table
 
@@ -142,6 +147,7 @@ def plan(
 
     planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True)
     place = Store(running.store_uri(store))
+    running.tell_replaced(planned, place)
     found = estimate.estimate(planned, place, verify)
     print(json.dumps(found.document(), indent=1) if json_ else found.text())
 
@@ -190,13 +196,17 @@ def report(
     store: Store_ = None,
     scale: Scale_ = None,
     out: Annotated[Path | None, typer.Option("--out", help="Directory; default under the store.")] = None,
+    json_: Json_ = False,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
 
     kvray report quickstart --out /tmp/report
+
+    --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
+    of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
     from kvray import run as running
-    from kvray.results.report import summary, write
+    from kvray.results.report import document, summary, write
     from kvray.spec import load
     from kvray.store import Store
 
@@ -204,7 +214,10 @@ def report(
     name = load(sweep, scale=scale).name if sweep.endswith((".yaml", ".yml")) else sweep
     running.stored_plan(name, place)
     paths = write(place, name, out)
-    print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
+    if json_:
+        print(json.dumps({**document(place, name), "report": vars(paths)}, indent=1))
+    else:
+        print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
 
 
 @command
@@ -299,7 +312,10 @@ def pretrain(
     from kvray.tiny.pretrain import pretrain as train
 
     recipe = Recipe(seed=seed) if tokens is None else Recipe(seed=seed, tokens=tokens)
-    record = train(out, recipe, device, threads=threads)
+    try:
+        record = train(out, recipe, device, threads=threads)
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"interrupted; kept in {out}.state: the last checkpoint, if there is one") from None
     print(write_card(out, recipe, record))
 
 
@@ -311,20 +327,25 @@ def why(
     set_: Set_ = None,
     base_model: Base_ = None,
     scale: Scale_ = None,
+    json_: Json_ = False,
 ) -> None:
-    """Say why an artefact is to be made: what of its recipe differs from the nearest stored one.
+    """Say why an artefact is to be made: what of its recipe differs from the stored ones, the nearest first.
 
-    kvray why mdqa-lora-s0 --sweep sweeps/quickstart.yaml
+    kvray why mdqa-simple_kv-lora-s0
+
+    kvray why recall-in2-lora-s0 --sweep sweeps/quickstart.yaml
+
+    --json prints an object: id, kind, state, labels; then made (created, rows, files, versions, recipe, needs) if it is
+    committed, else stored (those of its kind, nearest first: id, created, differences), problems and needs (alike).
     """
     from kvray import reasons
     from kvray import run as running
     from kvray.store import Store
 
     place = Store(running.store_uri(store))
-    planned: Sequence[Artefact] | None = None
-    if sweep:
-        planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts
-    print("\n".join(reasons.why(cell, place, planned)))
+    planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts if sweep else None
+    told = reasons.explain(cell, place, planned)
+    print(json.dumps(told, indent=1) if json_ else "\n".join(reasons.lines(told)))
 
 
 @command
@@ -350,6 +371,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(__version__)
         raise typer.Exit(0)
+
+
+def _leave(message: str) -> NoReturn:
+    """End on Ctrl-C, with the exit status that shells give it. Another Ctrl-C ends the process where it is."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)  # the terminal has echoed ^C
+    print(f"kvray: {message}", file=sys.stderr, flush=True)
+    raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def _format(name: str) -> Literal["parquet", "jsonl", "openai"]:

@@ -6,7 +6,7 @@ Every field is declared ``recipe`` (it decides content, so it enters fingerprint
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,7 +20,8 @@ from pydantic import (
 )
 
 from kvray.errors import KvrayError, Path, Problem
-from kvray.problems import explain, misread_booleans, show, unknown
+from kvray.names import SWEEP_FILES, name_problems
+from kvray.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
 
@@ -31,6 +32,8 @@ They are parts of the names of files (``sweeps/NAME.json``; a figure has two of 
 """
 TASK_SECTIONS = ("datasets", "evaluate")
 """Sections of a sweep that hold task blocks by name."""
+MAX_PAIRS = 100_000
+"""Pairs of training data (a dataset with each seed) and evaluations; all are looked at."""
 _NAME_RULE = "up to 80 letters, digits and . _ -, starting with a letter or digit"
 _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
@@ -80,8 +83,8 @@ def check_task(block: Any, path: Path = ()) -> tuple[Task | None, list[Problem]]
     name = block.get("task")
     if name is None:
         return None, [Problem(path, f"found no task; expected task: one of {', '.join(sorted(REGISTRY))}")]
-    if name not in REGISTRY:
-        return None, [Problem((*path, "task"), unknown(str(name), sorted(REGISTRY), "one of the tasks"))]
+    if not isinstance(name, str) or name not in REGISTRY:
+        return None, [Problem((*path, "task"), unknown(name, sorted(REGISTRY), "one of the tasks"))]
     problems = misread_booleans(REGISTRY[name], block, path)
     try:
         task = REGISTRY[name].model_validate(dict(block))
@@ -118,6 +121,7 @@ def _cross_problems(
         for name in _mapping(raw, section)
         if not NAME.fullmatch(name)
     ]
+    problems += name_problems(raw)
     names = list(_mapping(raw, "datasets"))
     try:
         seeds = Finetune.model_validate(_mapping(raw, "finetune")).data_seeds()
@@ -128,34 +132,49 @@ def _cross_problems(
     for mixture, weights in _mapping(raw, "mixtures").items():
         if weights == {}:
             problems.append(Problem(("mixtures", mixture), "found no dataset; expected DATASET: WEIGHT"))
-        for name in weights if isinstance(weights, Mapping) else ():
+        for name in weights if isinstance(weights, Mapping) and len(problems) <= MAX_PROBLEMS else ():
             if name not in names:
                 problems.append(Problem(("mixtures", mixture, name), unknown(name, names, "one of the datasets")))
+    trained = {name: task for name, task in datasets.items() if task.TRAINABLE}
+    for name in (name for name in datasets if name not in trained):
+        able = ", ".join(sorted(other for other, cls in REGISTRY.items() if cls.TRAINABLE))
+        text = f"found {datasets[name].task!r}, which only evaluates; expected one of the tasks to train on: {able}"
+        problems.append(Problem(("datasets", name, "task"), text))
+    pairs = len(trained) * len(seeds) * len(evaluate)
+    if pairs > MAX_PAIRS:
+        text = f"found {len(trained)} datasets, of {len(seeds)} seeds each, beside {len(evaluate)} evaluations: "
+        text += f"{pairs:,} pairs of training data and questions; expected at most {MAX_PAIRS:,}"
+        return [*problems, Problem(("datasets",), text)]
+    return [*problems, *_overlap_problems(trained, evaluate, seeds, overlaps)]
+
+
+def _overlap_problems(
+    datasets: Mapping[str, Task], evaluate: Mapping[str, Task], seeds: Sequence[int], overlaps: Overlaps
+) -> list[Problem]:
+    """Check that no evaluation asks what a dataset, with any of its seeds, trains on."""
+    problems = []
+    asked = [(name, task, task.model_dump_json()) for name, task in evaluate.items()]
     for name, task in datasets.items():
-        if not task.TRAINABLE:
-            able = ", ".join(sorted(other for other, cls in REGISTRY.items() if cls.TRAINABLE))
-            text = f"found {task.task!r}, which only evaluates; expected one of the tasks to train on: {able}"
-            problems.append(Problem(("datasets", name, "task"), text))
-            continue
-        for evaluation, other in evaluate.items():
-            shared = next(
-                (why for seed in seeds if (why := _overlap(task.reseeded(seed), other, overlaps)) is not None), None
-            )
+        drawn = [task.reseeded(seed) for seed in seeds] if asked else []
+        texts = [each.model_dump_json() for each in drawn]
+        for evaluation, other, questions in asked:
+            for each, text in zip(drawn, texts, strict=True):
+                pair = (text, questions)
+                if pair not in overlaps:
+                    overlaps[pair] = _overlap(each, other)
+            shared = next((why for text in texts if (why := overlaps[text, questions]) is not None), None)
             if shared:
-                text = f"found training data that evaluate.{evaluation} asks about ({shared}); expected them apart"
-                problems.append(Problem(("datasets", name), text))
+                found = f"found training data that evaluate.{evaluation} asks about ({shared}); expected them apart"
+                problems.append(Problem(("datasets", name), found))
     return problems
 
 
-def _overlap(task: Task, other: Task, overlaps: Overlaps) -> str | None:
-    pair = (task.model_dump_json(), other.model_dump_json())
-    if pair not in overlaps:
-        try:
-            overlaps[pair] = task.overlaps(other)
-        except (OSError, KvrayError):
-            # A source that cannot be read is told by kvray.facts, which reads them all.
-            overlaps[pair] = None
-    return overlaps[pair]
+def _overlap(task: Task, other: Task) -> str | None:
+    try:
+        return task.overlaps(other)
+    except (OSError, KvrayError):
+        # A source that cannot be read is told by kvray.facts, which reads them all.
+        return None
 
 
 def _one_or_more(value: Any) -> Any:
@@ -290,6 +309,8 @@ class Sweep(Strict):
     def _plain_name(cls, name: str) -> str:
         if not NAME.fullmatch(name):
             raise ValueError(_NAME_RULE)
+        if name.lower().endswith(SWEEP_FILES):
+            raise ValueError("a name that does not end as a file does: commands take either")
         return name
 
     @model_validator(mode="before")

@@ -21,15 +21,22 @@ def dotted(path: Iterable[str | int]) -> str:
 
 
 def _one_line(name: str) -> str:
-    shown = name if name.isprintable() else repr(name)[1:-1]
+    shown = name if name.isprintable() and name.strip() else repr(name)
     return shown if len(shown) <= _SHOWN_PART else shown[: _SHOWN_PART - 1] + "…"
 
 
 class Place(NamedTuple):
-    """Where a value was written: ``text`` is ``FILE:LINE`` or ``--set a.b``; ``line`` orders the messages."""
+    """Where a value was written.
+
+    Attributes:
+        line: orders the messages.
+        text: ``FILE:LINE``, or the option: ``--set a.b``.
+        column: from 1; 0 if unknown. Two values of one place are one value, under two names by an alias.
+    """
 
     line: int
     text: str
+    column: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,3 +102,7 @@ class ResourceError(KvrayError):
 
 class CellError(KvrayError):
     """One cell of a sweep failed; the others go on."""
+
+
+class RunInterrupted(KeyboardInterrupt):  # an interruption, as its base class, and no error
+    """Ctrl-C during work that can go on where it was; the message says what is kept."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.config import TASK_SECTIONS, Finetune, Overlaps, Sweep, check
+from kvray.document import put, split
 from kvray.errors import InputError, Path, Problem, dotted
-from kvray.problems import nearest, show
+from kvray.problems import MAX_PROBLEMS, nearest, show
 from kvray.tasks.base import REGISTRY
-from kvray.yaml_lines import put, split
 
 MAX_VARIANTS = 1000
 """Variants of one sweep; a grid beyond it is more likely a slip than a plan."""
@@ -55,11 +56,15 @@ def grid_problems(raw: Mapping[str, Any], base: Sequence[Problem], overlaps: Ove
         overlaps: as for :func:`kvray.config.check`.
     """
     problems, usable = _lists(raw)
+    number = math.prod(len(values) for values in usable["grid"].values())
+    number *= min((len(values) for values in usable["zip"].values()), default=1)
+    if number > MAX_VARIANTS:
+        place = "grid" if usable["grid"] else "zip"
+        text = f"found {number:,} variants (grid and zip); expected at most {MAX_VARIANTS:,}"
+        return [*problems, Problem((place,), text)]
     seen = {(problem.path, problem.text) for problem in base}
-    for count, (origins, values) in enumerate(expand({**raw, **usable}), start=1):
-        if count > MAX_VARIANTS:
-            return [*problems, Problem((), f"found over {MAX_VARIANTS} variants in grid and zip; expected fewer")]
-        if not origins:
+    for origins, values in expand({**raw, **usable}):
+        if not origins or len(problems) > MAX_PROBLEMS:
             break
         for problem in check(values, overlaps)[1]:
             at = _origin(problem.path, origins)
@@ -98,7 +103,7 @@ def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, l
     for kind, name, values in ((kind, name, block[name]) for kind, block in blocks.items() for name in block):
         if name not in known:
             problems.append(Problem((kind, name), _unknown(name, known)))
-        elif not isinstance(values, list):
+        elif not isinstance(values, list) or not isinstance(raw.get(name.split(".")[0]) or {}, Mapping):
             continue  # the sweep's own check tells it
         elif not values:
             problems.append(Problem((kind, name), "found an empty list; expected at least one value"))

@@ -113,13 +113,23 @@ def _data_label(variant: Variant, name: str, seed: int) -> str:
     return name + _suffix([*changes, ("seed", variant.sweep.datasets[name].seed + seed)] if seed else changes)
 
 
-def _mixture_label(variant: Variant, mixture: str) -> str:
-    """Return the mixture's name and what is varied of its weights and its datasets."""
+def _mixture_label(variant: Variant, mixture: str, matched: bool) -> str:
+    """Return the mixture's name and what is varied of its weights and its datasets.
+
+    Of a mixture that is matched to the sweep's first one in tokens, what is varied of that one is varied too.
+    """
+    sweep, first = variant.sweep, next(iter(variant.sweep.mixtures))
     changes = _block_changes(variant, "mixtures", mixture)
-    datasets = variant.sweep.mixtures[mixture]
+    datasets = sweep.mixtures[mixture]
     for name in datasets:
         inner = _block_changes(variant, "datasets", name)
         changes += inner if len(datasets) == 1 else [(f"{name}.{key}", value) for key, value in inner]
+    if matched and mixture != first:
+        changes += [(f"{first}.{key}", value) for key, value in _block_changes(variant, "mixtures", first)]
+        others = [name for name in sweep.mixtures[first] if name not in datasets]
+        changes += [
+            (f"{name}.{key}", value) for name in others for key, value in _block_changes(variant, "datasets", name)
+        ]
     return mixture + _suffix(changes)
 
 
@@ -199,6 +209,7 @@ class _Builder:
     warnings: dict[str, None] = field(default_factory=dict)
     doubled: set[str] = field(default_factory=set)
     """Artefacts that stand under two names; what is made from them is doubled with them, and not told again."""
+    labelled: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def add(self, variant: Variant) -> None:
         """Add everything that one variant needs."""
@@ -229,7 +240,8 @@ class _Builder:
                 }
                 parts, first = mixtures[mixture], next(iter(mixtures.values()))
                 budget = first if sweep.finetune.match == "tokens" and parts != first else []
-                labels = {"mixture": _mixture_label(variant, mixture), "finetune": label, "seed": seed}
+                name = _mixture_label(variant, mixture, bool(budget))
+                labels = {"mixture": name, "finetune": label, "seed": seed}
                 finetunes.append(self.finetune(sweep, seed, parts, budget, labels, written))
         for name, task in sweep.evaluate.items():
             evaluation = name + _suffix(_block_changes(variant, "evaluate", name))
@@ -431,6 +443,10 @@ class _Builder:
             if not self.doubled & set(new.needs):
                 self.problems.setdefault(_clash(known, labels, path))
             self.doubled.add(new.id)
+        # Results tell artefacts apart by their labels: two of one kind with the same would be averaged.
+        if self.labelled.setdefault((kind, *labels.values()), known.id) != known.id:
+            shown = ", ".join(f"{key} {value}" for key, value in labels.items() if value is not None)
+            self.problems.setdefault(Problem(path, f"found two {kind} artefacts named {shown}; expected one"))
         return known
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
@@ -11,7 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from kvray.errors import Path, Problem
 
+MAX_PROBLEMS = 100
+"""Problems that are told of one input; beyond them something is wrong with the input as a whole."""
 _SHOWN_CHARACTERS = 60
+_SHOWN_NAMES = 60
+_NEAR_CHARACTERS, _NEAR_NAMES = 60, 1000
+"""Longer names are not misspelt, and more of them take too long to compare."""
 _PLAIN = {
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a mapping"),
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
@@ -26,7 +32,9 @@ _PLAIN = {
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that ``name`` most looks like, or None when nothing is near."""
-    by_lower = {other.lower(): other for other in known}
+    if len(name) > _NEAR_CHARACTERS:
+        return None
+    by_lower = {other.lower(): other for other in itertools.islice(known, _NEAR_NAMES)}
     found = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.55)
     if found:
         return by_lower[found[0]]
@@ -35,12 +43,18 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return starts[0] if len(starts) == 1 else None
 
 
-def unknown(name: str, known: Iterable[str], what: str) -> str:
+def unknown(name: object, known: Iterable[str], what: str) -> str:
     """Return the text for a name that is none of ``known``."""
     names = list(known)
-    near = nearest(name, names)
+    near = nearest(name, names) if isinstance(name, str) else None
     ending = f"; did you mean {near!r}?" if near else ""
-    return f"found {name!r}; expected {what}: {', '.join(names) or 'there is none'}{ending}"
+    more = f" … ({len(names) - _SHOWN_NAMES} more)" if len(names) > _SHOWN_NAMES else ""
+    return f"found {show(name)}; expected {what}: {', '.join(names[:_SHOWN_NAMES]) or 'there is none'}{more}{ending}"
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of a terminal: what is no printable character is shown by its code."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def show(value: object) -> str:
@@ -64,7 +78,7 @@ def explain(error: ValidationError, model: type[BaseModel], raw: Mapping[str, An
     """
     texts: dict[Path, list[str]] = {}
     found: dict[Path, str] = {}
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False)[: MAX_PROBLEMS + 1]:
         inner = _real_path(raw, item["loc"])
         kind, ctx = item["type"], item.get("ctx", {})
         found.setdefault(inner, f"found {show(item['input'])}; expected ")
@@ -87,7 +101,10 @@ def explain(error: ValidationError, model: type[BaseModel], raw: Mapping[str, An
         texts.setdefault(inner, [])
         if text not in texts[inner]:
             texts[inner].append(text)
-    return [Problem((*at, *inner), found[inner] + " or ".join(items)) for inner, items in texts.items()]
+    # A list with one wrong item is told at the item, not also as a whole that is none of the other things it may be.
+    around = {inner[:length] for inner in texts for length in range(len(inner))}
+    told = [inner for inner in texts if inner not in around]
+    return [Problem((*at, *inner), found[inner] + " or ".join(texts[inner])) for inner in told]
 
 
 def misread_booleans(model: type[BaseModel], raw: Mapping[str, Any], at: Path = ()) -> list[Problem]:

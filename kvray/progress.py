@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from math import floor
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PLAIN_INTERVAL_S = 5.0
 """Seconds between two plain lines of one piece of work (the first and the last are always printed)."""
+WIDE = 80
+"""Columns of a terminal from which on a bar and the time so far are shown; a narrower one keeps the numbers."""
 
 
 class Advance(Protocol):
@@ -28,24 +35,15 @@ def say(message: str) -> None:
 def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
     """Yield a callable ``advance(done, note="")`` that shows how far ``label`` is.
 
-    ``done`` is the absolute amount so far, not an increment: a retried step may report the same amount twice.
+    ``done`` is the absolute amount so far, not an increment: a retried step may report the same amount twice. A
+    fraction moves the bar; what is written counts whole units alone.
     """
-    started = time.monotonic()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]} {task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(label, total=total, unit=unit, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+    if moves():
+        with _bar() as bar:
+            task = bar.add_task(label, total=total, unit=unit, whole=0, note="")
+            yield lambda done, note="": bar.update(task, completed=done, whole=floor(done), note=note)
         return
+    started = time.monotonic()
     last = started - PLAIN_INTERVAL_S
 
     def advance(done: float, note: str = "") -> None:
@@ -54,6 +52,33 @@ def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
         if done < total and now - last < PLAIN_INTERVAL_S:
             return
         last = now
-        say(f"kvray: {label}: {done:.0f}/{total:.0f} {unit} {now - started:.0f}s {note}".rstrip())
+        say(f"kvray: {label}: {floor(done)}/{total:.0f} {unit} {now - started:.0f}s {note}".rstrip())
 
     yield advance
+
+
+def moves() -> bool:
+    """Return whether standard error is a terminal that can redraw a line; TERM=dumb says that it cannot."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def _bar() -> Progress:
+    """Return a progress display that keeps to one line, whatever the width of the terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def text(form: str, ratio: int | None = None) -> ProgressColumn:
+        return TextColumn(form, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=ratio))
+
+    console = Console(stderr=True)
+    wide = console.width >= WIDE
+    columns = [
+        text("{task.description}"),
+        *([BarColumn(bar_width=24)] if wide else []),
+        text("{task.fields[whole]}/{task.total:.0f} {task.fields[unit]}"),
+        text("{task.fields[note]}", ratio=1),
+        *([TimeElapsedColumn()] if wide else []),
+        TimeRemainingColumn(compact=not wide),
+    ]
+    return Progress(*columns, console=console, expand=True)

@@ -1,7 +1,8 @@
-"""Why an artefact is to be made: its state, and what of its recipe differs from the nearest one in the store."""
+"""Why an artefact is to be made: its state, and what of its recipe differs from those in the store, nearest first."""
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,10 +19,16 @@ from kvray.spec import Sweep
 from kvray.store import Store
 
 _SHOWN = 10
+"""Artefacts that are listed in full in the terminal; further ones have a line each."""
 Known = Artefact | PlannedArtefact
 
 
 def why(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> list[str]:
+    """Explain one artefact in lines for a terminal; as :func:`explain`."""
+    return list(lines(explain(cell, store, planned)))
+
+
+def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> dict[str, Any]:
     """Explain one artefact.
 
     Args:
@@ -30,10 +37,13 @@ def why(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> l
         planned: where to look it up; None looks through the sweeps that were run into the store.
 
     Returns:
-        Lines for a terminal.
+        id, kind, state and labels. Of a committed artefact ``made``: created, rows, files, versions, recipe, needs. Of
+        any other ``stored``: the committed artefacts of its kind, nearest first, each with id, created and differences
+        ("dotted.path: stored -> planned"), null where the recipe is not known; ``needs``, explained alike, of what the
+        store has not; ``problems``, why it failed or what is damaged.
 
     Raises:
-        InputError: no artefact fits, or several do; the message lists the nearest.
+        InputError: no artefact fits, or several do; the message lists them, the nearest first.
     """
     known: dict[str, Known] = {}
     for artefact in planned if planned is not None else _stored(store):
@@ -41,8 +51,7 @@ def why(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> l
     found = find(cell, known)
     if planned is None:
         known |= _replanned(found.id, store)
-    explanation = _Explanation(store, known, store.manifests())
-    return list(explanation.of(found.id, ""))
+    return _Explanation(store, known, store.manifests()).of(found.id)
 
 
 def find(cell: str, known: dict[str, Known]) -> Known:
@@ -59,17 +68,17 @@ def find(cell: str, known: dict[str, Known]) -> Known:
     if len(fits) == 1:
         return known[fits[0]]
     if fits:
-        shown = "\n".join(f"  {key}  {_labels(known[key])}" for key in fits[:_SHOWN])
-        more = f"\n  … and {len(fits) - _SHOWN} more" if len(fits) > _SHOWN else ""
-        raise InputError(f"{cell!r} fits {len(fits)} artefacts; expected a part of one id alone:\n{shown}{more}")
+        fits.sort(key=lambda key: -difflib.SequenceMatcher(None, cell, key.rpartition("-")[0]).ratio())
+        shown = "\n".join(f"  {key}  {_labels(known[key].labels)}" for key in fits)
+        raise InputError(f"{cell!r} fits {len(fits)} artefacts; expected a part of one id alone:\n{shown}")
     near = nearest(cell.rpartition("/")[2], [key.partition("/")[2] for key in known])
     names = [key for key in known if near is not None and key.endswith(f"/{near}")] or list(known)[:_SHOWN]
     listed = "\n".join(f"  {key}" for key in names) or "  none: no sweep was run into this store; give --sweep FILE"
     raise InputError(f"{cell!r} is no artefact of the plan; {'did you mean' if near else 'it has'}:\n{listed}")
 
 
-def _labels(artefact: Known) -> str:
-    return ", ".join(f"{key} {value}" for key, value in artefact.labels.items() if value is not None)
+def _labels(labels: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in labels.items() if value is not None)
 
 
 def _stored(store: Store) -> Iterator[PlannedArtefact]:
@@ -108,6 +117,57 @@ def _flat(recipe: Mapping[str, Any], path: str) -> Iterator[str]:
             yield f"{path}{key}: {json.dumps(value, ensure_ascii=False)}"
 
 
+def lines(told: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Yield an explanation, of :func:`explain`, in lines for a terminal."""
+    labels = _labels(told["labels"])
+    yield f"{indent}{told['id']}: {told['state']}" + (f" ({labels})" if labels else "")
+    nested = bool(indent)
+    indent += "  "
+    if told.get("above"):
+        yield f"{indent}as above"
+    if "made" in told:
+        yield from _made(told["made"], indent)
+    said = "failed when it was last made: " if told["state"] == "failed" else ""
+    yield from (f"{indent}{said}{' '.join(problem.split())}" for problem in told.get("problems", ()))
+    if "stored" in told:
+        yield from _nearest(told, indent, 1 if nested else _SHOWN)
+    for need in told.get("needs", ()):
+        yield f"{indent}it needs, and the store has not:"
+        yield from lines(need, indent + "  ")
+
+
+def _made(made: Mapping[str, Any], indent: str) -> Iterator[str]:
+    yield f"{indent}nothing to do: made {made['created']}, {made['rows']} rows, {made['files']} files"
+    yield f"{indent}by {', '.join(f'{name} {version}' for name, version in made['versions'].items())}"
+    yield f"{indent}recipe:"
+    yield from (f"{indent}  {line}" for line in _flat(made["recipe"], ""))
+    if made["needs"]:
+        yield f"{indent}from {', '.join(made['needs'])}"
+
+
+def _nearest(told: Mapping[str, Any], indent: str, most: int) -> Iterator[str]:
+    """Yield the stored artefacts that one is compared with: ``most`` of them in full."""
+    stored = told["stored"]
+    if stored is None:
+        yield f"{indent}its sweep cannot be planned here now, so its recipe is unknown; give --sweep FILE"
+        return
+    if not stored:
+        yield f"{indent}the store has no committed {told['kind']} to compare it with: it is new"
+        return
+    for at, each in enumerate(stored[:most]):
+        head = f"then {each['id']} (made {each['created']}):"
+        if at == 0:
+            head = f"nearest of {len(stored)} committed: {each['id']} (made {each['created']}); stored -> planned:"
+        yield f"{indent}{head}"
+        yield from (f"{indent}  {line}" for line in each["differences"])
+    if most == 1 and len(stored) > 1:
+        yield f"{indent}and {len(stored) - 1} more: kvray why {told['id']}"
+        return
+    for each in stored[most:]:
+        number = len(each["differences"])
+        yield f"{indent}then {each['id']} (made {each['created']}): {number} difference{'' if number == 1 else 's'}"
+
+
 class _Explanation:
     """Walks from an artefact to what it needs."""
 
@@ -117,60 +177,51 @@ class _Explanation:
         self.manifests = {manifest.id: manifest for manifest in manifests}
         self.told: set[str] = set()
 
-    def of(self, artefact_id: str, indent: str) -> Iterator[str]:
+    def of(self, artefact_id: str) -> dict[str, Any]:
+        """Return what :func:`explain` does."""
         artefact = self.known[artefact_id]
         (found,) = status([artefact], self.store)
-        yield f"{indent}{artefact_id}: {found.state}" + (f" ({_labels(artefact)})" if _labels(artefact) else "")
+        told: dict[str, Any] = {
+            "id": artefact_id,
+            "kind": artefact.kind,
+            "state": found.state,
+            "labels": dict(artefact.labels),
+        }
         if artefact_id in self.told:
-            yield f"{indent}  as above"
-            return
+            return {**told, "above": True}
         self.told.add(artefact_id)
-        indent += "  "
         if found.state == "committed":
-            yield from self._committed(artefact, indent)
-            return
+            return told | self._committed(artefact)
         if found.state == "failed":
-            yield f"{indent}failed when it was last made: {' '.join((found.reason or '').split())}"
+            told["problems"] = [found.reason or ""]
         if found.state == "damaged":
-            yield from (f"{indent}{problem}" for problem in self.store.problems(artefact_id))
-        yield from self._nearest(artefact, indent)
-        for need in artefact.needs:
-            if need not in self.manifests and need in self.known:
-                yield f"{indent}it needs, and the store has not:"
-                yield from self.of(need, indent + "  ")
+            told["problems"] = self.store.problems(artefact_id)
+        told["stored"] = self._compared(artefact)
+        lacking = [need for need in artefact.needs if need not in self.manifests and need in self.known]
+        return {**told, "needs": [self.of(need) for need in lacking]}
 
-    def _committed(self, artefact: Known, indent: str) -> Iterator[str]:
+    def _committed(self, artefact: Known) -> dict[str, Any]:
         try:
             manifest = self.store.manifest(artefact.id)
         except DamagedArtefactError as error:
-            yield f"{indent}{error}"
-            return
+            return {"problems": [str(error)]}
         if manifest is None:
-            return
-        yield f"{indent}nothing to do: made {manifest.created}, {manifest.rows} rows, {len(manifest.files)} files"
-        versions = manifest.facts.get("versions", {})
-        yield f"{indent}by {', '.join(f'{name} {version}' for name, version in versions.items())}"
-        yield f"{indent}recipe:"
-        yield from (f"{indent}  {line}" for line in _flat(manifest.recipe, ""))
-        if manifest.needs:
-            yield f"{indent}from {', '.join(manifest.needs)}"
+            return {}
+        made = {"created": manifest.created, "rows": manifest.rows, "files": len(manifest.files)}
+        made |= {"versions": manifest.facts.get("versions", {}), "recipe": manifest.recipe, "needs": manifest.needs}
+        return {"made": made}
 
-    def _nearest(self, artefact: Known, indent: str) -> Iterator[str]:
-        """Compare with the committed artefact of the same kind whose recipe, and what it needs, differ least."""
+    def _compared(self, artefact: Known) -> list[dict[str, Any]] | None:
+        """Compare with the committed artefacts of the same kind, those first whose recipes and needs differ least."""
         if isinstance(artefact, PlannedArtefact):
-            yield f"{indent}its sweep cannot be planned here now, so its recipe is unknown; give --sweep FILE"
-            return
+            return None
         others = [manifest for manifest in self.manifests.values() if manifest.kind == artefact.kind]
         others = [manifest for manifest in others if manifest.id != artefact.id]
-        if not others:
-            yield f"{indent}the store has no committed {artefact.kind} to compare it with: it is new"
-            return
-        scored = [(self._differences(manifest, artefact), manifest) for manifest in others]
         # The same name (tasks, method and seed) is nearer than fewer lines; of equals the newest.
-        scored.sort(key=lambda each: (each[1].created, each[1].id), reverse=True)
-        lines, manifest = min(scored, key=lambda each: (each[1].name != artefact.name, len(each[0])))
-        yield f"{indent}nearest of {len(others)} committed: {manifest.id} (made {manifest.created}); stored -> planned:"
-        yield from (f"{indent}  {line}" for line in lines)
+        others.sort(key=lambda manifest: (manifest.created, manifest.id), reverse=True)
+        scored = [(manifest, self._differences(manifest, artefact)) for manifest in others]
+        scored.sort(key=lambda each: (each[0].name != artefact.name, len(each[1])))
+        return [{"id": each.id, "created": each.created, "differences": lines} for each, lines in scored]
 
     def _differences(self, manifest: Manifest, artefact: Artefact) -> list[str]:
         lines = recipe_diff(manifest.recipe, artefact.recipe)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,17 +18,24 @@ from kvray.api import address
 from kvray.artefact import Artefact, PlannedArtefact, WritingJob, read_document
 from kvray.base_model import API, BaseModelRef
 from kvray.config import Runtime
-from kvray.errors import InputError, KvrayError, ResourceError
+from kvray.connection import connect
+from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted
 from kvray.facts import gather
 from kvray.plan import KINDS, Plan, plan
 from kvray.progress import say
+from kvray.replaced import replaced
 from kvray.spec import read
 from kvray.store import Outcome, Store
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
 STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
-LOCAL_OBJECT_STORE = 512 * 2**20
-"""Bytes of a local Ray's object store: stages hand each other files, so little passes through it."""
+PARTS_KEPT = {
+    "write": "the replies so far",
+    "generate": "the shards so far",
+    "finetune": "the last checkpoint of what was training",
+    "evaluate": "the answers so far",
+}
+"""What is kept of the artefacts that were under way when a run was interrupted, by stage."""
 
 
 def prepare(
@@ -74,6 +81,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         InputError: a model behind an API is to be asked, and there is no key or no such URL; nothing was written.
         StoreError: the store cannot be written.
         ResourceError: the cluster lacks what the sweep asks for, or the API serves nothing of it.
+        RunInterrupted: Ctrl-C. What was made stays, nothing is noted as failed, and the same call goes on.
     """
     started = time.monotonic()
     store.check(write=True)
@@ -81,6 +89,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
     if any(_asks_api(artefact, base) for artefact in todo):
         address(planned.sweep.runtime)
+    tell_replaced(planned, store)
     store.write_document(document_name(planned.sweep.name), planned.to_json())
     result = Result(len(planned.artefacts) - len(todo))
     if not todo:
@@ -90,9 +99,14 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
             say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
             store.discard(artefact.id)
         store.delete_document(failure_name(artefact.id))
-    with cluster(planned.sweep.runtime):
-        for kind in KINDS:
-            _stage(kind, [artefact for artefact in todo if artefact.kind == kind], planned, base, store, result)
+    stage = "starting Ray"
+    try:
+        with connect(planned.sweep.runtime):
+            for kind in KINDS:
+                stage = STAGE_NAMES[kind]
+                _stage(kind, [artefact for artefact in todo if artefact.kind == kind], planned, base, store, result)
+    except KeyboardInterrupt:
+        raise RunInterrupted(_kept(planned, store, stage)) from None
     result.seconds = time.monotonic() - started
     return result
 
@@ -127,6 +141,36 @@ def stored_plan(name: str, store: Store) -> Sequence[PlannedArtefact]:
     return read_document(data).artefacts
 
 
+def tell_replaced(planned: Plan, store: Store) -> None:
+    """Say that a plan is about to take the place of one of the same name that has more than it, if so."""
+    data = store.read_document(document_name(planned.sweep.name))
+    if data is None:
+        return
+    try:
+        said = replaced(read_document(data), planned)
+    except InputError as error:
+        said = f"{document_name(planned.sweep.name)} in the store cannot be read ({error}) and is replaced"
+    if said:
+        say(f"kvray: {said}")
+
+
+def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
+    """Refuse sweeps of one name among those that are to be run together: the last one's plan and report would stay.
+
+    Args:
+        planned: (file, plan) of each.
+
+    Raises:
+        InputError: two unlike sweeps have one name.
+    """
+    first: dict[str, tuple[str, Plan]] = {}
+    for file, plan_ in planned:
+        # Where upper and lower case are one to the store's file system, so are the names.
+        other, known = first.setdefault(plan_.sweep.name.lower(), (file, plan_))
+        if [artefact.id for artefact in known.artefacts] != [artefact.id for artefact in plan_.artefacts]:
+            raise InputError(f"{file}: name: found {plan_.sweep.name!r}, as in {other}; expected a name of its own")
+
+
 def document_name(sweep: str) -> str:
     """Return where the store keeps a sweep's plan."""
     return f"sweeps/{sweep}.json"
@@ -137,52 +181,10 @@ def failure_name(artefact_id: str) -> str:
     return f"failures/{artefact_id}.json"
 
 
-@contextlib.contextmanager
-def cluster(runtime: Runtime) -> Iterator[None]:
-    """Connect to the Ray that ``runtime.address`` or RAY_ADDRESS names; otherwise start a local one and stop it.
-
-    Raises:
-        ResourceError: that Ray does not answer.
-    """
-    address = runtime.address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        # Since Ray 2.59 a local Ray turns token authentication on and writes into the home directory; a Ray that
-        # listens on this machine alone needs neither. A cluster's own setting is left as it is.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # OpenMP threads spin at every barrier otherwise, which is many times slower beside a busy neighbour.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import ray
-
-    already = ray.is_initialized()
-    if not already:
-        verbose = bool(os.environ.get("KVRAY_VERBOSE"))
-        quiet = {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}
-        if address:
-            try:
-                ray.init(address=address, **quiet)
-            except (ConnectionError, TimeoutError, RuntimeError) as error:
-                raise ResourceError(f"Ray at {address} does not answer: {error}") from error
-        else:
-            say("kvray: starting a local Ray")
-            ray.init(
-                num_cpus=runtime.num_cpus or os.cpu_count(),
-                object_store_memory=runtime.object_store_memory or LOCAL_OBJECT_STORE,
-                include_dashboard=False,
-                **quiet,
-            )
-    try:
-        yield
-    finally:
-        if not already:
-            ray.shutdown()
-
-
 def shared_cluster(runtimes: Sequence[Runtime]) -> contextlib.AbstractContextManager[None]:
     """Hold one Ray for several sweeps run one after the other; nothing is held unless they all ask for the same one."""
     asked = {(runtime.address, runtime.num_cpus, runtime.object_store_memory) for runtime in runtimes}
-    return cluster(runtimes[0]) if len(runtimes) > 1 and len(asked) == 1 else contextlib.nullcontext()
+    return connect(runtimes[0]) if len(runtimes) > 1 and len(asked) == 1 else contextlib.nullcontext()
 
 
 def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, store: Store, result: Result) -> None:
@@ -215,6 +217,14 @@ def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, s
         _fail(artefact_id, f"{name} ended without saying what became of it", store, result)
     good = sum(outcome.error is None for outcome in outcomes)
     say(f"kvray: {name}: {good} of {len(todo)} made, {time.monotonic() - started:.0f} s")
+
+
+def _kept(planned: Plan, store: Store, stage: str) -> str:
+    """Say what an interrupted run leaves behind."""
+    states = store.states([artefact.id for artefact in planned.artefacts])
+    committed = sum(state == "committed" for state in states.values())
+    parts = f" and {PARTS_KEPT[stage]}" if stage in PARTS_KEPT else ""
+    return f"interrupted in {stage}; kept in {store.uri}: {committed} of {len(planned.artefacts)} artefacts{parts}"
 
 
 def _stage_function(kind: str, api: bool) -> Stage:

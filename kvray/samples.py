@@ -10,6 +10,7 @@ from typing import Any
 from kvray import yaml_lines
 from kvray.base_model import BUNDLED, BaseModelRef, load_tokenizer, resolve
 from kvray.config import check_task
+from kvray.document import Document
 from kvray.errors import InputError, Place, Problem
 from kvray.generate.export import messages
 from kvray.generate.shards import build, check_written, rows_of
@@ -35,7 +36,7 @@ def task_of(name: str, seed: int | None = None, settings: Sequence[str] = ()) ->
         InputError: the name, or settings, are none of the known ones or cannot be used: all problems at once.
     """
     load_all()
-    document = yaml_lines.Document(name)
+    document = Document(name)
     if seed is not None:
         document.set(("seed",), seed, Place(0, "--seed"))
     wrong = [problem for text in settings if (problem := yaml_lines.override(document, text))]
@@ -143,7 +144,7 @@ def text(row: dict[str, Any], task: Task) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _lines(document: yaml_lines.Document, problems: Sequence[Problem]) -> list[str]:
+def _lines(document: Document, problems: Sequence[Problem]) -> list[str]:
     """Return one line per problem: ``--set documents: found …``, or ``mdqa: source: …`` where nothing was typed."""
     placed = []
     for problem in problems:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kvray import yaml_lines
 from kvray.config import NAME, TASK_SECTIONS, Finetune, Overlaps, Runtime, Sweep, check, check_task, parse_task
+from kvray.document import Document, merge, split, typed
 from kvray.errors import InputError, Place, Problem
 from kvray.grid import Variant, grid_problems, show_value, variants
 from kvray.tasks import load_all
@@ -35,7 +36,7 @@ def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> 
 
 def read(
     path: str, overrides: Sequence[str] = (), scale: str | None = None, base_model: str | None = None
-) -> tuple[Sweep, yaml_lines.Document]:
+) -> tuple[Sweep, Document]:
     """Read and check a sweep file.
 
     Args:
@@ -56,7 +57,7 @@ def read(
     wrong = _take_scale(document, scale) if scale else []
     wrong += [problem for text in overrides if (problem := yaml_lines.override(document, text))]
     if base_model is not None:
-        document.set(("base_model",), base_model, yaml_lines.typed("--base-model"))
+        document.set(("base_model",), base_model, typed("--base-model"))
     overlaps: Overlaps = {}
     sweep, problems = check(document.value, overlaps)
     problems += grid_problems(document.value, problems, overlaps)
@@ -66,7 +67,7 @@ def read(
     return sweep, document
 
 
-def _take_scale(document: yaml_lines.Document, scale: str) -> list[Problem]:
+def _take_scale(document: Document, scale: str) -> list[Problem]:
     """Make the changes of a scale: a mapping is merged into what is there, null takes away, all else replaces."""
     scales = document.value.get("scales")
     known = sorted(scales) if isinstance(scales, dict) else []
@@ -75,12 +76,16 @@ def _take_scale(document: yaml_lines.Document, scale: str) -> list[Problem]:
         names = f"one of the file's scales: {', '.join(known)}" if known else "none: the file has no scales"
         return [Problem((), f"found the scale {scale!r}; expected {names}", Place(-1, "--scale"))]
     name = document.value.get("name")
+    wrong: list[Problem] = []
     for key, value in changes.items():
-        path = yaml_lines.split(key, document.value)
-        yaml_lines.merge(document, path, value, document.place(("scales", scale, key)))
+        written = ("scales", scale, key)
+        try:
+            merge(document, split(key, document.value), value, written)
+        except InputError as error:
+            wrong += [Problem(written, problem.text) for problem in error.found]
     if isinstance(name, str) and "name" not in changes:
         document.value["name"] = f"{name}-{scale}"
-    return []
+    return wrong
 
 
 def json_schema() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def size_of(name: str) -> Size | None:
     Mixtures of experts: ``8x7B`` is taken as Mixtral is, with 83 % of 8 times 7B in all, two of the experts at work;
     ``30B-A3B`` says it itself.
     """
-    path = BUNDLED.get(name) or Path(name).expanduser()
+    path = BUNDLED.get(name) or Path(os.path.expanduser(name))
     if path.is_dir():
         weights = sum(_weights(file) for file in sorted(path.glob("*.safetensors")))
         return Size(weights, weights) if weights else None

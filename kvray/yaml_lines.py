@@ -1,26 +1,35 @@
 """YAML that remembers its lines: the safe loader, closed to duplicate keys, with ``${VAR}`` from the environment.
 
 Scalars follow YAML 1.2 where PyYAML follows 1.1: ``1e-5`` is a number; ``no``, ``on``, ``1:30`` and dates are text.
-Mapping keys are always text, as written.
+Mapping keys are always text, as written. A file of any content is answered soon: its size, its depth and the number of
+its values have limits, and all that could take long or go deep is counted on the way.
 """
 
 from __future__ import annotations
 
-import copy
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 
-from kvray.errors import InputError, Path, Place, Problem, dotted
+from kvray.document import Document, put, split, typed
+from kvray.errors import InputError, Path, Place, Problem
 from kvray.problems import show, unknown
 
-MAX_NODES = 100_000
+MAX_BYTES = 2**20
+"""Bytes of one file: a hundred times the longest of ours."""
+MAX_NODES = 20_000
 """Values in one file, aliases counted as often as they are used (a file of nested aliases explodes otherwise)."""
+MAX_DEPTH = 32
+"""Mappings and lists inside each other; a sweep has five."""
+MAX_DIGITS = 18
+"""Digits of a whole number, so that it fits in 64 bits."""
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
@@ -28,147 +37,38 @@ _WORDS: dict[str, bool | None] = {"": None, "~": None}
 for _word, _value in (("null", None), ("true", True), ("false", False)):
     _WORDS |= {_word: _value, _word.title(): _value, _word.upper(): _value}
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_TAGS = ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "map", "seq")
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in _TAGS}
-_OVERRIDE_LINE = 10**9
-_ABSENT = object()
-
-
-@dataclass
-class Document:
-    """A YAML file as plain values, with the place of each.
-
-    Attributes:
-        file: as the user named it.
-        value: the top-level mapping.
-        places: where each key or list item was written.
-        problems: what is wrong with the YAML itself (duplicate keys, unset variables, tags).
-        broken: paths whose value is unknown because of a problem; nothing more should be said about them.
-    """
-
-    file: str
-    value: dict[str, Any] = field(default_factory=dict)
-    places: dict[Path, Place] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    broken: set[Path] = field(default_factory=set)
-
-    def place(self, path: Path) -> Place:
-        """Return where the value at ``path`` is, or the nearest thing around it."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.places:
-                return self.places[path[:length]]
-        return Place(1, f"{self.file}:1")
-
-    def set(self, path: Path, value: Any, place: Place) -> None:
-        """Put a value at a path of mapping keys, making the mappings above it.
-
-        Raises:
-            InputError: something above the path is not a mapping.
-        """
-        put(self.value, path, value)
-        for known in [known for known in self.places if known[: len(path)] == path]:
-            del self.places[known]
-        self.broken = {known for known in self.broken if known[: len(path)] != path}
-        self.problems = [p for p in self.problems if p.path[: len(path)] != path]
-        self.places[path] = place
-
-    def hides(self, path: Path) -> bool:
-        """Say whether the value at a path is unknown because of a problem that is reported already."""
-        return any(path[: len(broken)] == broken for broken in self.broken)
-
-    def report(self, problems: Iterable[Problem]) -> list[str]:
-        """Return one line per problem, ``FILE:LINE: dotted.path: text``, in the order of the file, without repeats."""
-        lines: dict[str, int] = {}
-        for problem in map(self._narrowed, problems):
-            place = problem.place or self.place(problem.path)
-            lines.setdefault(f"{place.text}: {problem}", place.line)
-        return sorted(lines, key=lambda line: lines[line])
-
-    def _narrowed(self, problem: Problem) -> Problem:
-        """Move the keys that a text starts with into the path: ``datasets.kv: source: …`` is about a line of its own.
-
-        Tasks and sources know the name of a field, not where in which file it was written.
-        """
-        head, colon, text = problem.text.partition(": ")
-        here = _at(self.value, problem.path)
-        below = split(head, here) if colon and isinstance(here, Mapping) else ()
-        if not below or _at(here, below) is _ABSENT:
-            return problem
-        return self._narrowed(Problem((*problem.path, *below), text, problem.place))
-
-
-def put(target: dict[str, Any], path: Path, value: Any) -> None:
-    """Put a value at a path of mapping keys, in place, making the mappings above it.
-
-    Raises:
-        InputError: something above the path is not a mapping.
-    """
-    for depth, part in enumerate(path[:-1], start=1):
-        below = target.setdefault(str(part), {})
-        if below is None:
-            below = target[str(part)] = {}
-        if not isinstance(below, dict):
-            raise InputError(f"{dotted(path)}: found {show(below)} at {dotted(path[:depth])}; expected a mapping")
-        target = below
-    target[str(path[-1])] = value
-
-
-def merge(document: Document, path: Path, value: Any, place: Place) -> None:
-    """Change a document at a path: a mapping is merged into the one there, None takes away, all else replaces.
-
-    Raises:
-        InputError: something above the path is not a mapping.
-    """
-    here: Any = document.value
-    for part in path:
-        here = here.get(part) if isinstance(here, dict) else None
-    if isinstance(value, dict) and isinstance(here, dict):
-        for key, inner in value.items():
-            merge(document, (*path, key), inner, place)
-        return
-    document.set(path, copy.deepcopy(value), place)
-    if value is None:
-        above: Any = document.value
-        for part in path[:-1]:
-            above = above[part]
-        del above[path[-1]]
-
-
-def _at(root: Any, path: Path) -> Any:
-    """Return what is at a path of mapping keys, :data:`_ABSENT` if nothing is."""
-    for part in path:
-        root = root.get(part, _ABSENT) if isinstance(root, Mapping) else _ABSENT
-    return root
-
-
-def split(path: str, root: Mapping[str, Any]) -> Path:
-    """Split a dotted path along the keys of ``root``, whose names may hold dots themselves."""
-    parts = path.split(".")
-    keys: list[str] = []
-    here: object = root
-    while parts:
-        lengths = range(len(parts), 0, -1)
-        known = [n for n in lengths if isinstance(here, Mapping) and ".".join(parts[:n]) in here]
-        take = known[0] if known else 1
-        keys.append(".".join(parts[:take]))
-        here = here[keys[-1]] if known and isinstance(here, Mapping) else None
-        parts = parts[take:]
-    return tuple(keys)
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Characters that no text holds: control characters, and what a file that is not UTF-8 turns into."""
+_EXPECTED = "expected a mapping with name, datasets, evaluate …"
 
 
 def read(file: str) -> Document:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
-        InputError: no such file, not UTF-8, not YAML, empty, or not a mapping.
+        InputError: no such file, no file, too long, not UTF-8, not YAML, empty, or not a mapping.
     """
     try:
-        text = FilePath(file).expanduser().read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: found no readable file ({error.strerror}); expected a sweep in YAML") from error
+        path = FilePath(os.path.expanduser(file))
+        # A pipe may never end and is gone once it was read, while a sweep is read by one command after the other.
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a directory" if path.is_dir() else "a pipe or a device"
+            raise InputError(f"{file}: found {kind}; expected a file, a sweep in YAML")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{file}: found no readable file ({reason}); expected a sweep in YAML") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{file}: found over {MAX_BYTES:,} bytes; expected a sweep in YAML, which is shorter")
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}: found bytes that are not UTF-8 at byte {error.start}; expected text") from error
-    return parse(text, file)
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{file}:{line}: found bytes that are not UTF-8 at byte {error.start}; expected text"
+        ) from error
+    return parse(text.replace("\r\n", "\n").replace("\r", "\n"), file)
 
 
 def parse(text: str, file: str) -> Document:
@@ -177,29 +77,31 @@ def parse(text: str, file: str) -> Document:
     Raises:
         InputError: not YAML, empty, or not a mapping.
     """
-    node = _compose(text, file)
-    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
-        raise InputError(f"{file}:1: found an empty file; expected a mapping with name, datasets, evaluate …")
-    if not isinstance(node, yaml.MappingNode):
-        kind = "a list" if isinstance(node, yaml.SequenceNode) else show(node.value)
-        raise InputError(f"{file}:{_line(node)}: found {kind}; expected a mapping with name, datasets, evaluate …")
     document = Document(file)
-    document.value = _Reader(document, lambda line: Place(line, f"{file}:{line}")).mapping(node, ())
+
+    def place(mark: yaml.Mark) -> Place:
+        return Place(mark.line + 1, f"{file}:{mark.line + 1}", mark.column + 1)
+
+    try:
+        node, tags = _compose(text)
+        if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+            raise _Refused(1, f"found an empty file; {_EXPECTED}")
+        if not isinstance(node, yaml.MappingNode):
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else show(node.value)
+            raise _Refused(_line(node), f"found {kind}; {_EXPECTED}")
+        document.value = _Reader(document, place, tags).value(node, ())
+    except _Refused as refused:
+        raise InputError(f"{file}:{refused.line}: {refused.text}") from refused
     return document
-
-
-def typed(option: str) -> Place:
-    """Return the place of what was typed on the command line; it is told after what is in the file."""
-    return Place(_OVERRIDE_LINE, option)
 
 
 def override(document: Document, text: str) -> Problem | None:
     """Apply one ``dotted.key=value`` of the command line, the value being YAML; return what is wrong with it."""
     name, equals, value = text.partition("=")
     name = name.strip()
-    place = typed(f"--set {name}")
-    if not equals or not all(name.split(".")):
-        return Problem((), f"found {text!r}; expected KEY.KEY=VALUE", typed("--set"))
+    place = typed(f"--set {name if len(name) <= 200 else name[:199] + '…'}")
+    if not equals or not all(name.split(".")) or _NO_TEXT.search(name):
+        return Problem((), f"found {show(text)}; expected KEY.KEY=VALUE", typed("--set"))
     path = split(name, document.value)
     if path[0] in ("grid", "zip"):
         path = (path[0], name.partition(".")[2])  # their keys are dotted paths
@@ -207,100 +109,155 @@ def override(document: Document, text: str) -> Problem | None:
     if len(path) > 2 and path[0] in ("datasets", "evaluate") and isinstance(blocks, dict) and path[1] not in blocks:
         return Problem(path, unknown(str(path[1]), blocks, f"one of the {path[0]}"), place)
     try:
-        node = _compose(value, "")
+        node, tags = _compose(value)
         document.set(path, None, place)
+        if node is not None:
+            put(document.value, path, _Reader(document, lambda mark: place, tags).value(node, path))
+            document.places[path] = place
+    except _Refused as refused:
+        return Problem(path, refused.text, place)
     except InputError as error:
-        return Problem(path, str(error).lstrip(":0123456789 "), place)
-    if node is not None:
-        put(document.value, path, _Reader(document, lambda line: place).value(node, path))
-        document.places[path] = place
+        return Problem(path, error.found[0].text, place)
     return None
 
 
-def _compose(text: str, file: str) -> yaml.Node | None:
-    loader = yaml.CSafeLoader(text)
+class _Refused(Exception):
+    """A text that is not read at all: its line, and why."""
+
+    def __init__(self, line: int, text: str) -> None:
+        super().__init__(text)
+        self.line = line
+        self.text = text
+
+
+def _compose(text: str) -> tuple[yaml.Node | None, set[int]]:
+    """Return the text's root node, and where in the text a tag is written."""
+    stray = _NO_TEXT.search(text)
+    if stray:
+        line = text.count("\n", 0, stray.start()) + 1
+        raise _Refused(line, f"not YAML: found the character {stray.group()!a}; expected text")
+    with _messages(text):
+        tags = _scan(text)
+        loader = yaml.CSafeLoader(text)
+        try:
+            return loader.get_single_node(), tags
+        finally:
+            loader.dispose()
+
+
+def _scan(text: str) -> set[int]:
+    """Go once through the text, however deep or long, before anything recursive does; return where tags are."""
+    depth, tags = 0, set()
+    for count, event in enumerate(yaml.parse(text, yaml.CSafeLoader)):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise _Refused(line, f"found over {MAX_DEPTH} mappings or lists inside each other; expected fewer")
+        if count > 2 * MAX_NODES:
+            raise _Refused(line, f"found over {MAX_NODES:,} values; expected fewer")
+        if getattr(event, "tag", None) is not None:
+            tags.add(event.start_mark.index)
+    return tags
+
+
+@contextmanager
+def _messages(text: str) -> Iterator[None]:
+    """Give the YAML library's errors a line and a hint."""
     try:
-        return loader.get_single_node()
+        yield
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        lines = text.splitlines()
+        lines = text.split("\n")
         written = lines[line - 1] if line <= len(lines) else ""
         hint = ""
         if "\t" in written:
             hint = "; found a tab; expected spaces"
         elif "${" in written:
             hint = '; inside {…} and […] write "${NAME}" in quotes'
-        raise InputError(f"{file}:{line}: not YAML: {error.problem or error.context}{hint}") from error
+        raise _Refused(line, f"not YAML: {error.problem or error.context}{hint}") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{file}:1: not YAML: {' '.join(str(error).split())}") from error
-    finally:
-        loader.dispose()
+        raise _Refused(1, f"not YAML: {' '.join(str(error).split())}") from error
 
 
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-def _scalar(text: str) -> Any:
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INT.fullmatch(text):
-        return int(text.replace("_", ""))
-    if _FLOAT.fullmatch(text):
-        return float(text.replace("_", ""))
-    return text
-
-
 class _Reader:
     """Turns YAML nodes into plain values and notes where each came from."""
 
-    def __init__(self, document: Document, place: Callable[[int], Place]) -> None:
+    def __init__(self, document: Document, place: Callable[[Any], Place], tags: set[int]) -> None:
         self.document = document
         self.place = place
+        self.tags = tags
         self.open: list[yaml.Node] = []
         self.nodes = 0
+        self.told: set[int] = set()
 
     def value(self, node: yaml.Node, path: Path) -> Any:
-        self.document.places.setdefault(path, self.place(_line(node)))
-        self.nodes += 1
-        if self.nodes > MAX_NODES:
-            raise InputError(f"{self.document.file}: found over {MAX_NODES} values (aliases included); expected fewer")
-        if any(node is other for other in self.open):
-            return self.problem(node, path, "found an alias inside its own anchor; expected a value")
-        if node.tag not in _PLAIN_TAGS:
+        self.document.places.setdefault(path, self.place(node.start_mark))
+        self.count(node)
+        if node.start_mark.index in self.tags:
             return self.problem(node, path, f"found the tag {node.tag}; expected a plain value")
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
-        self.open.append(node)
-        try:
-            if isinstance(node, yaml.MappingNode):
-                return self.mapping(node, path)
-            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-        finally:
-            self.open.pop()
+        if not self.enter(node, path):
+            return None
+        result: dict[str, Any] | list[Any]
+        if isinstance(node, yaml.MappingNode):
+            result = {}
+            self.fill(result, node, path)
+        else:
+            result = [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        self.open.pop()
+        return result
 
-    def mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+    def fill(self, result: dict[str, Any], node: yaml.MappingNode, path: Path) -> None:
+        """Add a mapping's pairs, then what ``<<`` merges into it, to what is there; what is there already stays."""
         merged: list[yaml.Node] = []
+        nearer, own = set(result), set()
         for key, item in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                self.problem(key, path, "found a key that is a list or a mapping; expected a name")
+            self.count(key)
+            if not isinstance(key, yaml.ScalarNode) or key.start_mark.index in self.tags:
+                self.problem(key, path, "found a key that is a list, a mapping or has a tag; expected a name")
+            elif _NO_TEXT.search(key.value):
+                self.problem(key, path, f"found the key {key.value!a}; expected a name")
             elif key.tag.endswith(":merge"):
                 merged += item.value if isinstance(item, yaml.SequenceNode) else [item]
-            elif key.value in result:
+            elif key.value in own:
                 first = self.document.places[(*path, key.value)].line
                 self.problem(key, (*path, key.value), f"found the key twice, first in line {first}; expected it once")
-            else:
-                self.document.places[(*path, key.value)] = self.place(_line(key))
+            elif key.value not in nearer:
+                own.add(key.value)
+                self.document.places[(*path, key.value)] = self.place(key.start_mark)
                 result[key.value] = self.value(item, (*path, key.value))
         for source in merged:
+            self.count(source)
             if not isinstance(source, yaml.MappingNode):
                 self.problem(source, path, "found << of something else; expected << of a mapping")
-            elif not any(source is other for other in self.open):
-                own = [(key, item) for key, item in source.value if getattr(key, "value", None) not in result]
-                result |= self.mapping(yaml.MappingNode(source.tag, own, source.start_mark, source.end_mark), path)
-        return result
+            elif self.enter(source, path):
+                self.fill(result, source, path)
+                self.open.pop()
+
+    def enter(self, node: yaml.Node, path: Path) -> bool:
+        """Open a mapping or a list, unless it is open already or too deep (aliases can nest deeper than the text)."""
+        if any(node is other for other in self.open):
+            self.problem(node, path, "found an alias inside its own anchor; expected a value")
+            return False
+        if len(self.open) >= MAX_DEPTH:
+            text = f"found over {MAX_DEPTH} mappings or lists inside each other (aliases included); expected fewer"
+            raise _Refused(_line(node), text)
+        self.open.append(node)
+        return True
+
+    def count(self, node: yaml.Node) -> None:
+        self.nodes += 1
+        if self.nodes > 2 * MAX_NODES:
+            raise _Refused(_line(node), f"found over {MAX_NODES:,} values (aliases included); expected fewer")
 
     def scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         missing: list[str] = []
@@ -316,12 +273,33 @@ class _Reader:
 
         text = _VARIABLE.sub(replace, node.value)
         if missing:
-            names = " and ".join(missing)
+            names = " and ".join(dict.fromkeys(missing))
             hint = f"${{{missing[0]}:-…}}"
-            text = f"found {node.value!r} but {names} is not set; expected it in the environment, or {hint}"
-            return self.problem(node, path, text)
-        return text if node.style else _scalar(text)
+            found = f"found {show(node.value)} but {names} is not set; expected it in the environment, or {hint}"
+            return self.problem(node, path, found)
+        stray = _NO_TEXT.search(text)
+        if stray:
+            return self.problem(node, path, f"found the character {stray.group()!a}; expected text without it")
+        return text if node.style else self.plain(node, path, text)
+
+    def plain(self, node: yaml.ScalarNode, path: Path, text: str) -> Any:
+        """Return what a scalar without quotes stands for."""
+        if text in _WORDS:
+            return _WORDS[text]
+        if _INT.fullmatch(text):
+            digits = text.lstrip("+-").replace("_", "").lstrip("0")
+            if len(digits) > MAX_DIGITS:
+                found = f"found a whole number of {len(digits):,} digits; expected at most {MAX_DIGITS}"
+                return self.problem(node, path, found)
+            return int(text.replace("_", ""))
+        if _FLOAT.fullmatch(text):
+            number = float(text.replace("_", ""))
+            return number if math.isfinite(number) else text
+        return text
 
     def problem(self, node: yaml.Node, path: Path, text: str) -> None:
-        self.document.problems.append(Problem(path, text, self.place(_line(node))))
+        """Note a problem, once for a node however many aliases stand for it."""
+        if id(node) not in self.told:
+            self.document.problems.append(Problem(path, text, self.place(node.start_mark)))
+        self.told.add(id(node))
         self.document.broken.add(path)

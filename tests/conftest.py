@@ -17,7 +17,7 @@ def ray_two_cpus() -> Iterator[None]:
     """A local Ray with two CPUs and a small object store, stopped at the end of the session."""
     import ray
 
-    ray.init(num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

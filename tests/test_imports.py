@@ -14,10 +14,11 @@ import kvray
 
 ROOT = Path(kvray.__file__).parent
 STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "object_store", "parquet", "fingerprint"}
-SPEC = {"problems", "yaml_lines", "config", "grid", "spec"}
-PLAN = {"artefact", "facts", "lengths", "limits", "mixture", "plan"}
+SPEC = {"problems", "document", "yaml_lines", "names", "config", "grid", "spec"}
+PLAN = {"artefact", "facts", "lengths", "limits", "mixture", "plan", "replaced"}
 GROUND = {"errors", "progress", "base_model", "model_files", "chat_template", "columns"}
-STAGE = GROUND | STORE | SPEC | PLAN | {"tasks", "api"}
+RAY = {"connection"}
+STAGE = GROUND | STORE | SPEC | PLAN | RAY | {"tasks", "api"}
 COST = {"rates", "prices", "totals", "cautions"}
 STAGES = {"generate", "finetune", "evaluate"}
 COMMANDS = {"samples", "blend", "estimate", "reasons", "checkup"}
@@ -37,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         PLAN, {"errors", "tasks", "base_model", "model_files", "chat_template", "fingerprint"} | SPEC | PLAN
     ),
     "api": {"errors"} | SPEC,
+    "connection": {"errors", "progress"} | SPEC,
     "generate": STAGE,
     "finetune": STAGE,
     "evaluate": STAGE,
@@ -60,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 SHARED_SCHEMA = "kvray.results.schema"
 """The columns of the results: the one module that whoever writes or reads them imports, from wherever it is."""
 
-RAY_FILES = {"generate/job.py", "finetune/job.py", "evaluate/job.py", "run.py", "checkup.py", "cli.py"}
+RAY_FILES = {"connection.py", "generate/job.py", "finetune/job.py", "evaluate/job.py", "checkup.py"}
 HEAVY = ("ray", "torch", "transformers", "peft", "vllm", "polars", "matplotlib", "scipy", "pyarrow", "numpy")
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

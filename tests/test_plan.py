@@ -384,3 +384,22 @@ def test_facts_cover_every_variant() -> None:
 def test_a_plan_of_a_thousand_cells_takes_seconds() -> None:
     found = planned(grid={"finetune.batch_size": list(range(1, 251))})
     assert len(ids(found, "predictions")) == 1 + 250 * 4
+
+
+def test_what_is_varied_of_the_first_mixture_names_those_matched_to_it() -> None:
+    varied = {"datasets.ours.rows": [10, 20]}
+    matched = planned(mixtures={"ours": {"ours": 1}, "other": {"other": 1}}, grid=varied, finetune={"seeds": [0]})
+    cells = [a for a in matched.artefacts if a.kind == "predictions"]
+    assert len({tuple(a.labels.values()) for a in cells}) == len(cells) == 5
+    assert {a.labels["mixture"] for a in cells} == {
+        None,
+        *("ours[rows=10]", "ours[rows=20]", "other[ours.rows=10]", "other[ours.rows=20]"),
+    }
+    # Without a budget the second mixture is one and the same in both variants.
+    rows = {"seeds": [0], "match": "rows"}
+    alone = planned(mixtures={"ours": {"ours": 1}, "other": {"other": 1}}, grid=varied, finetune=rows)
+    mixtures = {a.labels["mixture"] for a in alone.artefacts if a.kind == "finetune"}
+    assert mixtures == {"ours[rows=10]", "ours[rows=20]", "other"}
+    both = {"ours": {"ours": 1}, "blend": {"ours": 1, "other": 3}}
+    names = {a.labels["mixture"] for a in planned(mixtures=both, grid=varied).artefacts if a.kind == "finetune"}
+    assert names == {"ours[rows=10]", "ours[rows=20]", "blend[ours.rows=10]", "blend[ours.rows=20]"}

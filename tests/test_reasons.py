@@ -11,10 +11,12 @@ from toy_tasks import Toy
 
 from kvray import facts as facts_module
 from kvray.errors import InputError
-from kvray.reasons import why
+from kvray.reasons import explain, why
 from kvray.run import document_name, failure_name
 from kvray.store import Store
 from kvray.tasks.base import REGISTRY
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +103,61 @@ def test_sweeps_of_the_store_are_looked_through_and_planned_again(tmp_path: Path
     lines = why(planned.artefacts[1].id, store)
     assert any("nearest of 1 committed" in line for line in lines)
     assert any(line.strip().startswith("task.rows: 20 -> 30") for line in lines)
+
+
+def test_all_stored_ones_are_compared_the_nearest_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for epochs, rate in ((1, 1e-3), (2, 1e-3), (2, 2e-3), *((2, 1e-2 + 1e-4 * i) for i in range(9))):
+        for artefact in toy_plan(finetune={"epochs": epochs, "learning_rate": rate, "match": "rows"}).artefacts:
+            if artefact.labels.get("mixture") == "ours" and artefact.kind == "finetune":
+                commit(store, artefact)
+    planned = toy_plan(finetune={"epochs": 1, "learning_rate": 2e-3, "match": "rows"}).artefacts
+    target = next(a for a in planned if a.kind == "finetune" and a.labels["mixture"] == "ours")
+    told = explain(target.id, store, planned)
+    assert (told["id"], told["kind"], told["state"]) == (target.id, "finetune", "missing")
+    stored = told["stored"]
+    assert len(stored) == 12
+    counts = [len(each["differences"]) for each in stored]
+    assert counts == sorted(counts) == [1] * 2 + [2] * 10
+    assert sorted(each["differences"] for each in stored[:2]) == [
+        ["finetune.epochs: 2.0 -> 1.0"],
+        ["finetune.learning_rate: 0.001 -> 0.002"],
+    ]
+    assert json.loads(json.dumps(told)) == told
+    lines = why(target.id, store, planned)
+    places = [next(i for i, line in enumerate(lines) if each["id"] in line) for each in stored]
+    assert places == sorted(places), "all are listed, in that order"
+    assert "2 differences" in lines[places[-1]]
+    cell = next(a for a in planned if a.kind == "predictions" and target.id in a.needs)
+    assert any(line.strip() == f"and 11 more: kvray why {target.id}" for line in why(cell.id, store, planned))
+
+
+def test_all_that_a_name_fits_are_listed_the_nearest_first(tmp_path: Path) -> None:
+    planned = toy_plan(finetune={"seeds": list(range(12)), "match": "rows"}).artefacts
+    with pytest.raises(InputError, match="fits 25 artefacts") as several:
+        why("predictions/toy-", Store(tmp_path), planned)
+    listed = [line.split()[0] for line in str(several.value).splitlines()[1:]]
+    assert set(listed) == {a.id for a in planned if a.kind == "predictions"}
+    assert "toy-base" in listed[0]
+
+
+def test_the_first_example_of_the_help_works_after_the_quickstart(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from kvray.cli import app
+    from kvray.run import prepare
+
+    help_ = CliRunner().invoke(app, ["why", "--help"], env={"COLUMNS": "120"}).output
+    first, second = (line.split() for line in help_.splitlines() if line.strip().startswith("kvray why"))
+    store, (planned, _) = Store(tmp_path), prepare(str(ROOT / "sweeps/quickstart.yaml"))
+    store.write_document(document_name("quickstart"), planned.to_json())
+    for artefact in planned.artefacts:
+        if artefact.kind == "predictions":
+            commit(store, artefact)
+    for command in (first, second):
+        arguments = [str(ROOT / part) if part.startswith("sweeps/") else part for part in command[1:]]
+        done = CliRunner().invoke(app, [*arguments, "--store", str(tmp_path), "--json"])
+        assert done.exit_code == 0, done.output
+        told = json.loads(done.stdout)
+        assert (told["state"], told["kind"]) == ("committed", "predictions")
+        assert told["made"]["recipe"]["scorer"]["task"] == command[2].partition("-")[0]

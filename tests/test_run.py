@@ -18,6 +18,7 @@ from kvray.artefact import Artefact
 from kvray.base_model import BaseModelRef
 from kvray.config import Runtime
 from kvray.errors import InputError, StoreError
+from kvray.plan import Plan
 from kvray.store import Outcome, Store
 from kvray.tasks.base import REGISTRY
 
@@ -61,7 +62,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     made = Stages()
     monkeypatch.setitem(REGISTRY, "toy", Toy)
     monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
-    monkeypatch.setattr(running, "cluster", no_cluster)
+    monkeypatch.setattr(running, "connect", no_cluster)
     monkeypatch.setattr(running, "_stage_function", made.of)
     return made
 
@@ -149,6 +150,41 @@ def test_an_unknown_sweep_names_the_known_ones(stages: Stages, tmp_path: Path) -
         running.stored_plan("t", store)
 
 
+def test_a_plan_that_lacks_some_of_the_stored_one_says_so_before_it_replaces_it(
+    stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, name = Store(tmp_path), running.document_name("s")
+
+    def told(planned: Plan) -> str:
+        capsys.readouterr()
+        running.run(planned, BASE, store)
+        assert store.read_document(name) == planned.to_json()
+        return "".join(line for line in capsys.readouterr().err.splitlines() if "that this one has not" in line)
+
+    assert told(toy_plan()) == "" == told(toy_plan())
+    grown = toy_plan(mixtures={"ours": {"ours": 1}, "other": {"other": 1}, "both": {"ours": 1, "other": 1}})
+    assert told(grown) == ""
+    assert told(toy_plan(mixtures={"renamed": {"ours": 1}, "other": {"other": 1}, "b": {"ours": 1, "other": 1}})) == ""
+    shrunk = told(toy_plan(mixtures={"ours": {"ours": 1}}))
+    assert "the sweep 's' in the store has 5 artefacts of 10 that this one has not" in shrunk
+    assert "its mixtures other, b are not in this one" in shrunk and "--set name=" in shrunk
+    assert "the recipes are not" in told(toy_plan(mixtures={"ours": {"ours": 1}}, finetune={"epochs": 3}))
+    unlike = replace(toy_plan(), base_model="another", artefacts=())
+    running.tell_replaced(unlike, store)
+    said = capsys.readouterr().err
+    assert "its base model is tiny, now another" in said and "its evaluations ask are not in this one" in said
+    store.write_document(name, b"{}")
+    running.tell_replaced(unlike, store)
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_unlike_sweeps_of_one_name_are_not_run_together(stages: Stages) -> None:
+    one, other = toy_plan(), toy_plan(name="S", finetune={"epochs": 3})
+    running.check_names([("a.yaml", one), ("b.yaml", one), ("c.yaml", toy_plan(name="t"))])
+    with pytest.raises(InputError, match=r"b\.yaml: name: found 'S', as in a\.yaml; expected a name of its own"):
+        running.check_names([("a.yaml", one), ("b.yaml", other)])
+
+
 def test_the_store_is_the_one_given_then_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVRAY_STORE", "/data/kv")
     assert running.store_uri("s3://b/p") == "s3://b/p"
@@ -174,7 +210,7 @@ def test_an_api_without_a_key_is_told_before_anything_is_written(
 
 def test_sweeps_share_a_ray_only_if_they_ask_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Runtime] = []
-    monkeypatch.setattr(running, "cluster", lambda runtime: contextlib.nullcontext(held.append(runtime)))
+    monkeypatch.setattr(running, "connect", lambda runtime: contextlib.nullcontext(held.append(runtime)))
     for apart in ([Runtime()], [Runtime(), Runtime(num_cpus=1)], [Runtime(), Runtime(address="auto")]):
         running.shared_cluster(apart)
         assert held == []

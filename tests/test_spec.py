@@ -283,7 +283,7 @@ def test_a_grid_beyond_reason_is_refused(read: Load) -> None:
     values = list(range(1, 41))
     found = problems(read, GOOD + f"grid: {{finetune.batch_size: {values}, datasets.ours.rows: {values}}}\n")
     assert len(found) == 1
-    assert "found over 1000 variants" in found[0]
+    assert "found 1,600 variants (grid and zip); expected at most 1,000" in found[0]
 
 
 def test_variants_of_a_sweep_made_in_python_are_checked() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import terminals
 
 import kvray.results
 from kvray.results.schema import PREDICTIONS_SCHEMA
@@ -80,15 +82,41 @@ def contents(store: Path) -> tuple[dict, pl.DataFrame]:
     return status, kept.sort("evaluation", "mixture", "example_id", nulls_last=True)
 
 
+def interrupted(store: Path, sweep: Path, when: Callable[[], bool]) -> terminals.Seen:
+    """Run in a terminal and press Ctrl-C as soon as ``when`` holds."""
+    return terminals.run(
+        kvray_command("run", str(sweep)), environment=environment(store), interrupt=lambda output: when()
+    )
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, terminals.Seen]:
+    """A run in a terminal, a narrow one, as whoever watches it sees it."""
     folder = tmp_path_factory.mktemp("sweep")
     sweep = folder / "small.yaml"
     sweep.write_text(SWEEP)
     store = folder / "store"
-    done = call(store, "run", str(sweep))
-    assert done.returncode == 0, done.stderr + done.stdout
-    return sweep, store
+    seen = terminals.run(kvray_command("run", str(sweep)), columns=60, environment=environment(store))
+    assert seen.status == 0, seen.raw
+    return sweep, store, seen
+
+
+@pytest.fixture(scope="module")
+def undisturbed(watched: tuple[Path, Path, terminals.Seen]) -> tuple[Path, Path]:
+    return watched[:2]
+
+
+def test_in_a_narrow_terminal_the_bars_move_and_the_report_is_named(
+    watched: tuple[Path, Path, terminals.Seen],
+) -> None:
+    _, store, seen = watched
+    for stage, amount in {"generate": "rows", "finetune": "finetunes", "evaluate": "rows"}.items():
+        drawn = [frame for frame in seen.frames if re.match(rf"{stage} +\d+/\d+ {amount}", frame)]
+        assert len(drawn) > 1, f"the bar of {stage} moved"
+        assert max(map(len, drawn)) <= 60
+        assert len([line for line in seen.screen if line.startswith(f"{stage} ")]) == 1, "a bar has a line of its own"
+    assert f"report: {store}/reports/small/report.html" in "".join(seen.screen)
+    assert "Traceback" not in seen.raw
 
 
 def test_a_sweep_ends_in_predictions_and_a_report(undisturbed: tuple[Path, Path]) -> None:
@@ -160,6 +188,34 @@ def test_a_driver_killed_in_each_stage_ends_in_the_same_artefacts(
     assert status == expected_status
     assert rows.equals(expected_rows), "no row lost, none doubled"
     assert not list(store.glob("**/.tmp-*")), "nothing half-written is left"
+
+
+def test_ctrl_c_in_each_stage_says_how_to_go_on_and_counts_nothing_as_failed(
+    undisturbed: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sweep, reference = undisturbed
+    store = tmp_path / "store"
+    stages = {
+        "generate": ("datasets/*/shard-*.parquet", "the shards so far"),
+        "finetune": (".work/**/checkpoint_*", "the last checkpoint of what was training"),
+        "evaluate": ("predictions/*/*.parquet", "the answers so far"),
+    }
+    for stage, (pattern, kept) in stages.items():
+        seen = interrupted(store, sweep, lambda pattern=pattern: next(store.glob(pattern), None) is not None)
+        assert seen.status == 130, seen.raw
+        told = [line for line in seen.raw.splitlines() if line.startswith("kvray: interrupted")]
+        expected = (
+            rf"kvray: interrupted in {stage}; kept in {store}: \d of 8 artefacts and {kept}\. To go on: kvray run "
+        )
+        assert len(told) == 1 and re.fullmatch(expected + re.escape(str(sweep)), told[0]), seen.raw
+        assert seen.frames[-1] == told[0] and "Traceback" not in seen.raw
+        assert not (store / "failures").exists() or not list((store / "failures").iterdir())
+        time.sleep(1)
+    done = call(store, "run", str(sweep))
+    assert done.returncode == 0, done.stderr
+    status, rows = contents(store)
+    expected_status, expected_rows = contents(reference)
+    assert status == expected_status and rows.equals(expected_rows)
 
 
 def test_a_whole_sweep_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,8 @@ def fit(
     # Tune reads these: no CSV, JSON and TensorBoard files per trial, no tables beside our own progress line.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune would take Ctrl-C for itself and return what there is so far, as if the rest had failed.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     from ray import tune
 
     with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch, _quiet("ray.tune"):
@@ -208,29 +210,36 @@ def _progress(advance: Advance, per_trial: Mapping[str, float]) -> Any:
     from ray import tune
 
     class Progress(tune.Callback):  # type: ignore[misc]  # ray is untyped here
-        """Sums the rows that the trials report; says so when no trial can start."""
+        """Sums the rows that the trials report; says so when no trial can start.
 
-        def __init__(self) -> None:
+        Tune writes its callbacks down, class and all. So nothing here may be captured from around the class: a
+        progress bar holds locks, which cannot be written.
+        """
+
+        def __init__(self, advance: Advance, per_trial: Mapping[str, float]) -> None:
+            self._advance = advance
+            self._wanted = ", ".join(f"{name.upper()} {amount:g}" for name, amount in per_trial.items() if amount)
             self._rows: dict[str, int] = {}
             self._started = self._seen = time.monotonic()
 
         def __getstate__(self) -> dict[str, Any]:
-            return {}  # Tune writes its callbacks down; a progress bar is no state.
+            return {}  # how far the work is can be seen in the store; it is no state
 
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
             self._rows[trial.trial_id] = int(result["rows"])
             done, elapsed = sum(self._rows.values()), time.monotonic() - self._started
-            advance(done, f"{done / elapsed:.1f} rows/s")
+            self._advance(done, f"{done / elapsed:.1f} rows/s" if done else "an engine starts")
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             now = time.monotonic()
             if any(trial.status == "RUNNING" for trial in trials):
                 self._seen = now
+                if not self._rows:
+                    self._advance(0, "an engine starts")
             elif now - self._seen > WAIT_NOTED_S:
-                wanted = ", ".join(f"{name.upper()} {amount:g}" for name, amount in per_trial.items() if amount)
-                advance(sum(self._rows.values()), f"waiting for {wanted}")
+                self._advance(sum(self._rows.values()), f"waiting for {self._wanted}")
 
-    return Progress()
+    return Progress(advance, per_trial)
 
 
 def outcome(artefact: Artefact, store: Store, orders: Sequence[Cells], crashes: Sequence[str | None]) -> Outcome:

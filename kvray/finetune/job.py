@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -62,25 +61,8 @@ def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
     shape, slots = _place(runtime)
     for artefact in artefacts:
         batch_shape(_params(artefact).finetune.batch_size, shape.workers, runtime.per_device_batch_size)
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    board = _board()
-    waiting = deque(artefacts)
-    errors: dict[str, str | None] = {}
-
-    def work() -> None:
-        while True:
-            try:
-                artefact = waiting.popleft()
-            except IndexError:
-                return
-            errors[artefact.id] = _run(artefact, store, base, runtime, shape, board)
-
-    # Daemons, so that an interrupted driver is not held by runs that it no longer waits for.
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(slots, len(artefacts)))]
-    for thread in threads:
-        thread.start()
-    _show(threads, artefacts, errors, board)
+    runner = _runner(min(slots, len(artefacts)), runtime.retries)
+    errors = _watch(runner, slots, artefacts, (store, base, runtime, shape))
     return [Outcome(artefact.id, errors[artefact.id]) for artefact in artefacts]
 
 
@@ -102,11 +84,23 @@ def _params(artefact: Artefact) -> FinetuneJob:
     return artefact.params
 
 
-class Board:
-    """Where workers tell how far they are; a Ray actor of no CPU."""
+class Runner:
+    """Runs finetunes, and keeps how far each is; a Ray actor of no CPU.
 
-    def __init__(self) -> None:
+    An actor and not threads of the driver: an interrupted driver has nothing to wait for then, and whatever it ran
+    ends with it. A thread that still waits for Ray when Ray is shut down takes the driver's process with it.
+    """
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        """Take settings of Ray Train, environment variables that must be there before it is imported."""
+        os.environ.update(settings)
         self._steps: dict[str, tuple[float, float]] = {}
+
+    def run(self, artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape) -> str | None:
+        """Run one finetune to its end; return None or what went wrong."""
+        import ray
+
+        return _run(artefact, store, base, runtime, shape, ray.get_runtime_context().current_actor)
 
     def tell(self, artefact_id: str, share: float, loss: float) -> None:
         """Note that ``share`` of a finetune is done."""
@@ -117,31 +111,65 @@ class Board:
         return self._steps
 
 
-def _board() -> Any:
+def _runner(at_once: int, retries: int) -> Any:
+    """Start a runner on this node: Ray Train pins the controller of a run to the node of whoever starts it."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return ray.remote(num_cpus=0)(Board).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    chosen = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
+    actor = ray.remote(num_cpus=0, max_restarts=retries, max_task_retries=retries, scheduling_strategy=here)(Runner)
+    # One more thread than finetunes, for those who tell and read.
+    return actor.options(max_concurrency=at_once + 1).remote({**_SETTINGS, **chosen})
 
 
-def _show(
-    threads: Sequence[threading.Thread], artefacts: Sequence[Artefact], errors: dict[str, str | None], board: Any
-) -> None:
+def _watch(
+    runner: Any, slots: int, artefacts: Sequence[Artefact], where: tuple[Store, BaseModelRef, Runtime, Shape]
+) -> dict[str, str | None]:
+    """Run finetunes, ``slots`` at a time, and show how far they are; return what went wrong by artefact id."""
     import ray
+    from ray.exceptions import RayError
 
+    waiting = deque(artefacts)
+    running: dict[Any, Artefact] = {}
+    errors: dict[str, str | None] = {}
     with track("finetune", len(artefacts), "finetunes") as advance:
-        while any(thread.is_alive() for thread in threads):
-            time.sleep(_POLL_S)
-            told = ray.get(board.read.remote())
-            running = {one: value for one, value in told.items() if one not in errors}
-            notes = [f"{100 * share:.0f}% loss {loss:.3f}" for share, loss in running.values()]
-            # Work still running is shown in percent; only what has ended counts as done.
-            advance(min(len(errors), len(artefacts) - 1), ", ".join(notes))
+        while waiting or running:
+            while waiting and len(running) < slots:
+                artefact = waiting.popleft()
+                running[runner.run.remote(artefact, *where)] = artefact
+            done, _ = ray.wait(list(running), timeout=_POLL_S)
+            for reference in done:
+                artefact = running.pop(reference)
+                try:
+                    errors[artefact.id] = ray.get(reference)
+                except RayError as failure:
+                    errors[artefact.id] = _line(failure)
+            told = _told(runner)
+            under_way = {each.id: told[each.id] for each in running.values() if each.id in told}
+            notes = [f"{100 * share:.0f}% loss {loss:.3f}" for share, loss in under_way.values()]
+            # What has not ended never counts as whole: its commit is still to come.
+            share_done = sum(min(share, 0.99) for share, _ in under_way.values())
+            advance(min(len(errors) + share_done, len(artefacts) - 0.01), ", ".join(notes))
         failed = sum(error is not None for error in errors.values())
         advance(len(artefacts), f"{failed} failed" if failed else "")
+    return errors
+
+
+def _told(runner: Any) -> dict[str, tuple[float, float]]:
+    """Return how far the finetunes are; nothing while the runner is being started again."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        told: dict[str, tuple[float, float]] = ray.get(runner.read.remote())
+    except RayError:
+        return {}
+    return told
 
 
 def _run(
-    artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, board: Any
+    artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, runner: Any
 ) -> str | None:
     """Run one finetune to its end; return None or what went wrong."""
     from ray.exceptions import RayError
@@ -150,7 +178,7 @@ def _run(
     work = store.path(".work", "finetunes")
     for attempt in range(2):
         try:
-            error = _fit(artefact, store, base, runtime, shape, board, work)
+            error = _fit(artefact, store, base, runtime, shape, runner, work)
         except (TrainingFailedError, RayError) as failure:
             if _DAMAGED in str(failure) and attempt == 0:
                 # Ray Train overwrites its snapshot in place, so a kill can tear it. The run starts afresh.
@@ -166,7 +194,7 @@ def _run(
 
 
 def _fit(
-    artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, board: Any, work: str
+    artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, runner: Any, work: str
 ) -> str | None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -174,7 +202,7 @@ def _fit(
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"artefact": artefact, "store": store, "base": base, "runtime": runtime, "shape": shape}
-        | {"board": board},
+        | {"runner": runner},
         scaling_config=ScalingConfig(
             num_workers=shape.workers,
             use_gpu=shape.gpus > 0,
@@ -210,7 +238,7 @@ def _worker(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, board: Any) -> None:
+def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, runner: Any) -> None:
     import ray.train
 
     from kvray.finetune.storage import commit, here, load_rows
@@ -230,7 +258,7 @@ def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtim
         nonlocal told
         if time.monotonic() - told > _POLL_S:
             told = time.monotonic()
-            board.tell.remote(artefact.id, min(1.0, row["step"] / steps), row["loss"])
+            runner.tell.remote(artefact.id, min(1.0, row["step"] / steps), row["loss"])
 
     def on_checkpoint(path: Path, step: int) -> None:
         # A barrier over all ranks; the files are rank 0's.

@@ -8,7 +8,6 @@ retry overwrites it with the same bytes. Only the manifest, written by the drive
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from kvray.artefact import FOLDERS, Artefact
 from kvray.base_model import BaseModelRef
 from kvray.config import Runtime
+from kvray.connection import prepare_environment, start_local
 from kvray.errors import KvrayError
 from kvray.generate.shards import Written, build, shard_count, shard_name, shard_rows
 from kvray.progress import track
@@ -111,14 +111,13 @@ def stream(
 @contextmanager
 def local_ray(cpus: int) -> Iterator[None]:
     """Use the Ray that is initialised, or else a local one of ``cpus``, stopped at the end."""
-    # Ray 2.60 would otherwise switch on token authentication and write a token into the user's home.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    prepare_environment(local=True)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    start_local(cpus)
     try:
         yield
     finally:

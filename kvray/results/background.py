@@ -84,7 +84,7 @@ def provenance(found: Found) -> list[Block]:
     artefacts = [
         [
             f"`{a['id']}`",
-            cell_name(a),
+            cell_name(a, found.names),
             found.states[a["id"]],
             m.created if (m := found.manifests.get(a["id"])) else "\u2013",
         ]

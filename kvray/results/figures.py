@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import polars as pl
@@ -16,50 +17,62 @@ from kvray.results.frames import BASE, accuracy
 from kvray.results.kinds import Axis
 from kvray.results.page import Figure
 
+Key = tuple[str, ...]
+"""What a figure is: its kind, then the evaluations that it is of. File names are made of it, but never stand for it."""
 Drawn = tuple[Figure, bytes]
 """A figure with its SVG, and its PNG."""
+_LONGEST = 120
+"""Characters of a figure's file name, without its suffix."""
 _PAIRS = 6
 """Pairs of (retrieval, knowledge) up to which each has a figure; of more, the first closed-book evaluation's."""
 
 
-def draw(found: Found) -> dict[str, Drawn]:
-    """Draw every figure that the predictions allow, by name."""
+def draw(found: Found) -> dict[Key, Drawn]:
+    """Draw every figure that the predictions allow."""
     palette = Palette(found.models)
-    drawn: dict[str, Drawn] = {}
+    drawn: dict[Key, Drawn] = {}
 
-    def add(name: str, about: str, figure: Any) -> None:
+    def add(key: Key, about: str, figure: Any) -> None:
         if figure is not None:
+            name = file_name(key, [other.name for other, _ in drawn.values()])
             svg = render(figure, "svg").decode()
-            drawn[slug(name)] = (Figure(slug(name), about, svg), render(figure, "png"))
+            drawn[key] = (Figure(name, about, svg), render(figure, "png"))
 
     for evaluation, kind in found.kinds.items():
         for axis in kind.axes:
             about = f"Accuracy by {curves.NAMED[axis][0]} on {evaluation}, per mixture"
-            add(f"accuracy-by-{axis}-{evaluation}", about, _along(found, evaluation, axis, palette))
+            add((f"accuracy-by-{axis}", evaluation), about, _along(found, evaluation, axis, palette))
         if kind.grid:
             said = _asked(found, evaluation)
             add(
-                f"heatmap-{evaluation}",
+                ("heatmap", evaluation),
                 f"Accuracy by context length and needle depth on {evaluation}, per mixture",
                 heatmaps.accuracy_grid(found.scores, evaluation, palette, f"{said}; numbers: accuracy in %"),
             )
             said += "; numbers: points; bordered: differs from the base after Holm's correction"
             add(
-                f"heatmap-change-{evaluation}",
+                ("heatmap-change", evaluation),
                 f"Change against the base by context length and needle depth on {evaluation}, per mixture",
                 heatmaps.change_grid(found.scores, evaluation, palette, said),
             )
         if kind.outcomes:
             about = f"Kinds of answers on {evaluation}, per mixture"
-            add(f"answers-{evaluation}", about, _answers(found, evaluation))
+            add(("answers", evaluation), about, _answers(found, evaluation))
     _changes(found, palette, add)
     _losses(found, add)
     return drawn
 
 
-def slug(name: str) -> str:
-    """Return a figure's name as a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")
+def file_name(key: Key, taken: Collection[str]) -> str:
+    """Return what a figure's files are called, without suffix: like none of ``taken``, whatever the case of letters.
+
+    Joined by hyphens, ("heatmap", "change-x") and ("heatmap-change", "x") are alike; so are "mdqa[documents=10]" and
+    "mdqa-documents-10" where only letters, digits and . _ - stay; and MDQA is mdqa to many file systems.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(key)).strip("-")[:_LONGEST]
+    names = {other.lower() for other in taken}
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain([name], numbered) if each.lower() not in names)
 
 
 def seeds(found: Found, evaluations: Sequence[str] | None = None) -> str:
@@ -140,7 +153,7 @@ def _changes(found: Found, palette: Palette, add: Any) -> None:
         asked = f"{rows['question_id'].n_unique():,} closed-book questions{seeds(found, knowledge)}"
         subtitle = f"{asked}; bars: 95 % intervals of the paired difference; verdicts after Holm's correction"
         figure = changes.knowledge_change(found.comparisons, knowledge, palette, subtitle)
-        add("knowledge-change", "Change in closed-book accuracy against the base, per mixture", figure)
+        add(("knowledge-change",), "Change in closed-book accuracy against the base, per mixture", figure)
     general = [evaluation for evaluation in found.measuring("benchmark") if evaluation in compared]
     if general:
         theirs = published.changes(found)
@@ -149,14 +162,14 @@ def _changes(found: Found, palette: Palette, add: Any) -> None:
             "; hollow: published, without interval" if any(evaluation in general for evaluation, _ in theirs) else ""
         )
         figure = changes.benchmark_changes(found.comparisons, general, palette, subtitle, theirs)
-        add("benchmark-change", "Change on general benchmarks against the base, per mixture", figure)
+        add(("benchmark-change",), "Change on general benchmarks against the base, per mixture", figure)
     retrieval = [evaluation for evaluation in found.measuring("retrieval") if evaluation in compared]
     for closed in knowledge if len(knowledge) * len(retrieval) <= _PAIRS else knowledge[:1]:
         for found_by in retrieval:
             subtitle = "bars: 95 % intervals of the paired differences to the base, questions resampled"
             figure = changes.gain_against_loss(found.comparisons, found_by, closed, palette, subtitle)
-            name = f"gain-against-loss-{found_by}-{closed}"
-            add(name, f"Change on {found_by} against change on {closed}, per mixture", figure)
+            key = ("gain-against-loss", found_by, closed)
+            add(key, f"Change on {found_by} against change on {closed}, per mixture", figure)
 
 
 def _losses(found: Found, add: Any) -> None:
@@ -173,10 +186,10 @@ def _losses(found: Found, add: Any) -> None:
     if len(models) > descent.TOGETHER:
         said += "; solid: tokens that hold a digit, dashed: the words around them" if both else ""
         said += f"; the first {descent.SHOWN} of {len(models)}" if len(models) > descent.SHOWN else ""
-        add("loss", f"{title}, a panel per mixture", descent.apart(rows, palette, (title, said)))
+        add(("loss",), f"{title}, a panel per mixture", descent.apart(rows, palette, (title, said)))
         return
     figure = descent.together(rows, ["all"], palette, (f"{title}: all answer tokens", said))
-    add("loss", f"{title}, per mixture", figure)
+    add(("loss",), f"{title}, per mixture", figure)
     if both:
         figure = descent.together(rows, ["integers", "words"], palette, (f"{title}: integers and words", said))
-        add("loss-by-kind", f"{title}, integers and the words around them, per mixture", figure)
+        add(("loss-by-kind",), f"{title}, integers and the words around them, per mixture", figure)

@@ -25,14 +25,8 @@ def collect(store: Store, sweep: str) -> Found:
         InputError: the store knows no such sweep.
     """
     results = Results(store)
-    document = results.document(sweep)
-    states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
-    manifests = {}
-    for one, state in states.items():
-        if state == "committed" and (manifest := _manifest(store, one)) is not None:
-            manifests[one] = manifest
-    failed = set(store.documents("failures/"))
-    failures = {one: _failure(store, one) for one in states if one not in manifests and _failure_name(one) in failed}
+    there = look(store, sweep)
+    document, manifests = there.document, there.manifests
     predictions = frames.with_models(results.predictions(sweep, skip_damaged=True).collect())
     told = kinds.kinds(predictions)
     comparisons = family.family(predictions, told)
@@ -42,12 +36,13 @@ def collect(store: Store, sweep: str) -> Found:
         store=store,
         sweep=sweep,
         document=document,
-        states={one: "failed" if one in failures else state for one, state in states.items()},
+        states=there.states,
         manifests=manifests,
-        failures=failures,
+        failures=there.failures,
         predictions=predictions,
         comparisons=comparisons,
         scores=family.scores(predictions, comparisons, told),
+        names=losses.names(tuned, predictions),
         losses=losses.read(store, tuned, manifests, predictions),
         published=published,
         unknown_sets=unknown,
@@ -56,14 +51,39 @@ def collect(store: Store, sweep: str) -> Found:
     )
 
 
-def cell_name(artefact: Mapping[str, Any]) -> str:
-    """Return what a planned artefact is, in the sweep's names: "ours, seed 0 on mdqa"."""
+def look(store: Store, sweep: str) -> There:
+    """Read a sweep's plan and what the store has of it, without the predictions.
+
+    Raises:
+        InputError: the store knows no such sweep.
+    """
+    document = Results(store).document(sweep)
+    states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
+    manifests = {}
+    for one, state in states.items():
+        if state == "committed" and (manifest := _manifest(store, one)) is not None:
+            manifests[one] = manifest
+    failed = set(store.documents("failures/"))
+    failures = {one: _failure(store, one) for one in states if one not in manifests and _failure_name(one) in failed}
+    shown = {one: "failed" if one in failures else state for one, state in states.items()}
+    return There(document, shown, manifests, failures)
+
+
+def cell_name(artefact: Mapping[str, Any], names: Mapping[tuple[Any, Any], str]) -> str:
+    """Return what a planned artefact is, in the sweep's names: "ours, seed 0 on mdqa".
+
+    Args:
+        artefact: of the plan.
+        names: of the finetuned models, :attr:`Found.names`.
+    """
     labels = artefact["labels"]
     if artefact["kind"] == "writing":
         return f"text written for {labels.get('dataset')}"
     if artefact["kind"] == "dataset":
         return f"{labels.get('dataset')} ({labels.get('role', 'dataset')})"
-    model = frames.BASE if labels.get("mixture") is None else f"{labels['mixture']}, seed {labels.get('seed')}"
+    model = frames.BASE
+    if labels.get("mixture") is not None:
+        model = f"{names[labels['mixture'], labels.get('finetune')]}, seed {labels.get('seed')}"
     return model if artefact["kind"] == "finetune" else f"{model} on {labels.get('evaluation')}"
 
 
@@ -92,7 +112,17 @@ def _failure(store: Store, artefact_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class There:
+    """What the store has of a sweep; attributes as in :class:`Found`."""
+
+    document: Mapping[str, Any]
+    states: Mapping[str, str]
+    manifests: Mapping[str, Manifest]
+    failures: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Found(There):
     """What there is of a sweep.
 
     Attributes:
@@ -105,6 +135,7 @@ class Found:
         predictions: all rows, with the column ``model``.
         comparisons: :func:`kvray.results.family.family`.
         scores: :func:`kvray.results.family.scores`.
+        names: of the finetuned models, those of :attr:`predictions` among them, by (mixture, finetune).
         losses: of the finetunes, :func:`kvray.results.losses.read`.
         published: numbers of the sets that the sweep names, of :func:`kvray.results.references.of_sweep`.
         unknown_sets: names under ``reference`` that are no set.
@@ -114,13 +145,10 @@ class Found:
 
     store: Store
     sweep: str
-    document: Mapping[str, Any]
-    states: Mapping[str, str]
-    manifests: Mapping[str, Manifest]
-    failures: Mapping[str, str]
     predictions: pl.DataFrame
     comparisons: pl.DataFrame
     scores: pl.DataFrame
+    names: Mapping[tuple[Any, Any], str]
     losses: pl.DataFrame
     published: pl.DataFrame
     unknown_sets: list[str]

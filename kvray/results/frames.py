@@ -17,7 +17,7 @@ from kvray.errors import InputError
 from kvray.results import stats
 
 BASE = "base"
-"""How the base model is called in tables and figures."""
+"""The base model in the column ``model``, in tables and in figures; :func:`with_models` gives it to nothing else."""
 
 _EXAMPLE = ["evaluation", "example_id"]
 COMPARED = {
@@ -44,14 +44,32 @@ def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
     """Add the column ``model``: "base", the mixture, or "mixture finetune" where it was finetuned in several ways.
 
     Seeds of one finetune share its label ``finetune``. Where all finetunes have one method only what is varied is kept:
-    "ours [learning_rate=1e-05]".
+    "ours [learning_rate=1e-05]". The base model is what has no mixture, not what is called "base", and every name
+    stands for one model: a mixture called "base", which sweeps of before could have, is "base (mixture)".
     """
-    methods = predictions["finetune"].drop_nulls().str.extract(r"^([^\[]*)").n_unique()
-    way = pl.col("finetune") if methods > 1 else pl.col("finetune").str.replace(r"^[^\[]*", "")
-    several = pl.col("finetune").n_unique().over("mixture") > 1
-    name = pl.when(several).then(pl.format("{} {}", "mixture", way).str.strip_chars()).otherwise(pl.col("mixture"))
-    model = pl.when(pl.col("mixture").is_null()).then(pl.lit(BASE)).otherwise(name)
-    return predictions.with_columns(model.alias("model"))
+    pairs = predictions.select("mixture", "finetune").unique(maintain_order=True)
+    named = pairs.with_columns(pl.Series("model", _names(pairs.rows()), dtype=pl.String))
+    return predictions.join(named, on=["mixture", "finetune"], how="left", nulls_equal=True, maintain_order="left")
+
+
+def _names(pairs: Sequence[tuple[str | None, str | None]]) -> list[str]:
+    """Return a name per (mixture, finetune), no two alike."""
+    ways = {(mixture, finetune): finetune or "" for mixture, finetune in pairs if mixture is not None}
+    mixtures = [mixture for mixture, _ in ways]
+    if len({way.partition("[")[0] for way in ways.values()}) <= 1:  # one method: it tells nothing apart
+        ways = {pair: "".join(way.partition("[")[1:]) for pair, way in ways.items()}
+    taken = {BASE}
+    names = []
+    for mixture, finetune in pairs:
+        if mixture is None:
+            names.append(BASE)
+            continue
+        name = f"{mixture} {ways[mixture, finetune]}".strip() if mixtures.count(mixture) > 1 else mixture
+        while name in taken:
+            name += " (mixture)"
+        taken.add(name)
+        names.append(name)
+    return names
 
 
 def models(predictions: pl.DataFrame) -> list[str]:
@@ -73,7 +91,7 @@ def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     Raises:
         InputError: a column that the predictions lack.
     """
-    _check(predictions, by)
+    check_columns(predictions, by)
     groups = predictions.group_by(list(by), maintain_order=True) if by else [((), predictions)]
     rows = []
     for key, group in groups:
@@ -115,10 +133,10 @@ def compare(predictions: pl.DataFrame, a: str, b: str, by: Sequence[str] = ()) -
     Raises:
         InputError: an unknown model or column.
     """
-    _check(predictions, by)
+    check_columns(predictions, by)
     known = predictions["model"].unique(maintain_order=True).to_list()
     if missing := [name for name in (a, b) if name not in known]:
-        raise InputError(f"no predictions of {', '.join(missing)}; found: {', '.join(map(str, known))}")
+        raise InputError(f"no model {' and no '.join(map(repr, missing))}; expected one of: {', '.join(known)}")
     return Sides(predictions.filter(pl.col("model").is_in([a, b])), by).compare(a, b)
 
 
@@ -148,7 +166,8 @@ def codes(rows: pl.DataFrame) -> NDArray[np.int64]:
     return rows["question_id"].rank("dense").to_numpy().astype(np.int64) - 1
 
 
-def _check(predictions: pl.DataFrame, by: Sequence[str]) -> None:
+def check_columns(predictions: pl.DataFrame, by: Sequence[str]) -> None:
+    """Raise an InputError that names the columns of ``by`` that the predictions lack."""
     if unknown := [name for name in by if name not in predictions.columns]:
         raise InputError(f"no column {', '.join(unknown)} in the predictions; found: {', '.join(predictions.columns)}")
 

@@ -50,7 +50,7 @@ def read(
         model, seed, step, share (of the training done: 0 at the first step, 1 at the last), all, integers, words (null
         where a step has no such token): a row per optimizer step, in the plan's order.
     """
-    names = _names(planned, predictions)
+    called = names(planned, predictions)
     parts = [pl.DataFrame(schema=_LOSSES)]
     for finetune in planned:
         manifest = manifests.get(finetune["id"])
@@ -64,7 +64,7 @@ def read(
         steps = pl.col("step").cast(pl.Int64)
         first, labels = steps.min(), finetune["labels"]
         frame = frame.rename(_LOGGED).with_columns(
-            pl.lit(names[labels.get("mixture"), labels.get("finetune")]).alias("model"),
+            pl.lit(called[labels.get("mixture"), labels.get("finetune")]).alias("model"),
             pl.lit(labels.get("seed"), dtype=pl.Int64).alias("seed"),
             ((steps - first) / pl.max_horizontal(steps.max() - first, 1)).alias("share"),
         )
@@ -140,7 +140,7 @@ def _long(losses: pl.DataFrame) -> pl.DataFrame:
     return losses.unpivot(PARTS, index=index, variable_name="part", value_name="loss").drop_nulls("loss")
 
 
-def _names(planned: Sequence[Mapping[str, Any]], predictions: pl.DataFrame) -> dict[tuple[Any, Any], str]:
+def names(planned: Sequence[Mapping[str, Any]], predictions: pl.DataFrame) -> dict[tuple[Any, Any], str]:
     """Return what each (mixture, finetune) is called: as in the predictions; else as with all planned ones there."""
     labels = [{name: a["labels"].get(name) for name in ("mixture", "finetune")} for a in planned]
     if not labels:

@@ -16,6 +16,8 @@ from kvray.results.drawing import COLOURS, GRID, INK, MUTED, PAPER
 
 _VERDICTS = {"better": "up", "worse": "down", "within noise": "noise", "not compared": "noise"}
 _STATES = {"failed": "down", "missing": "noise", "damaged": "down"}
+_JUDGING = {"verdict", "the first is", "state"}
+"""Headers of the columns whose words are verdicts and states; elsewhere "better" may be somebody's mixture."""
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--muted:#59636e;--grid:#d8dee4;--paper:#fffffe;--panel:#f6f8fa;
 --up:#0a7a4b;--down:#b3401a;--link:#0b62b0;@LIGHT@}
@@ -74,7 +76,8 @@ def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int,
         number = left <= place < len(header) - words
         long = len(text) > (60 if place < left else 40)
         kind = ' class="r"' if number else ' class="long"' if long else ""
-        return f"<{tag}{kind}>{_MARKED.get(text) or _inline(text)}</{tag}>"
+        marked = _MARKED.get(text) if header[place] in _JUDGING else None
+        return f"<{tag}{kind}>{marked or _inline(text)}</{tag}>"
 
     head = "".join(cell("th", i, text) for i, text in enumerate(header))
     body = "\n".join("<tr>" + "".join(cell("td", i, text) for i, text in enumerate(row)) + "</tr>" for row in rows)

@@ -12,7 +12,8 @@ import polars as pl
 
 from kvray.errors import DamagedArtefactError, InputError, StoreError
 from kvray.results import family, frames
-from kvray.results.schema import PREDICTIONS_SCHEMA
+from kvray.results.ambiguity import ambiguous
+from kvray.results.schema import ARTEFACT, PREDICTIONS_SCHEMA
 from kvray.store import Store
 
 EVERY = "*"
@@ -32,7 +33,7 @@ def open(store: Store | str | os.PathLike[str]) -> Results:
 
 def empty() -> pl.DataFrame:
     """Return predictions without rows."""
-    frame = pl.from_arrow(PREDICTIONS_SCHEMA.empty_table())
+    frame = pl.from_arrow(PREDICTIONS_SCHEMA.append(ARTEFACT).empty_table())
     assert isinstance(frame, pl.DataFrame)
     return frame
 
@@ -75,21 +76,23 @@ class Results:
         """Return the predictions of a sweep, lazily; None takes every sweep of the store.
 
         Predictions are artefacts shared between sweeps; ``sweep``, ``evaluation``, ``mixture``, ``finetune``, ``seed``
-        and ``adapter`` are those of the sweep's document. An artefact in two sweeps gives its rows under both names.
-        What is not committed yet is left out.
+        and ``adapter`` are those of the sweep's document. An artefact in two sweeps gives its rows under both names, so
+        that each sweep is whole; ``artefact`` and ``example_id`` tell rows apart, ``.unique(["artefact",
+        "example_id"])`` leaves each once. What is not committed yet is left out.
 
         Args:
             sweep: name of the sweep.
             skip_damaged: leave damaged artefacts out, for whoever lists them otherwise.
 
         Raises:
-            InputError: the store knows no such sweep.
+            InputError: the store knows no such sweep, or its plan, of an earlier kvray, calls two models alike.
             DamagedArtefactError: a committed artefact lacks a file or rows.
         """
         names = self.sweeps() if sweep is None else [sweep]
         parts = []
         for name in names:
             planned = [a for a in self.document(name)["artefacts"] if a["kind"] == "predictions"]
+            self._check_labels(name, planned)
             states = self.store.states([artefact["id"] for artefact in planned])
             for artefact in planned:
                 if states[artefact["id"]] == "damaged" and not skip_damaged:
@@ -107,14 +110,22 @@ class Results:
         ``accuracy(by=["evaluation", "model", "subtask"])`` tells FLenQA's tasks apart. ``outcome`` counts how often
         each kind of answer was given (in ``n``).
 
+        Over several sweeps a row counts once in each number, however many of the sweeps have it.
+
         Args:
             by: columns to group by; empty for all rows together.
             sweep: name of the sweep; None takes every sweep of the store.
 
         Raises:
-            InputError: no such sweep or column.
+            InputError: no such sweep or column; or no sweep named, ``sweep`` not in ``by``, and one name stands for
+                different things in different sweeps, so that a number over them would mean nothing.
         """
-        return frames.accuracy(self._models(sweep), by)
+        rows = self._models(sweep)
+        if sweep is None and "sweep" not in by:
+            frames.check_columns(rows, by)
+            self._check_names()
+            rows = rows.unique(list(dict.fromkeys([*by, "artefact", "example_id"])), keep="first", maintain_order=True)
+        return frames.accuracy(rows, by)
 
     def compare(
         self, a: str | None = EVERY, b: str | None = EVERY, by: Sequence[str] = (), sweep: str | None = None
@@ -127,12 +138,13 @@ class Results:
 
         Args:
             a: the reference: a model's name, None or "base" for the base model; "*" for the base where b is named.
-            b: the model compared with it; "*" for every other finetuned one.
+            b: the model compared with it, None or "base" for the base model; "*" for every other finetuned one.
             by: further columns to split by, such as ``position``, ``length`` or ``subtask``.
             sweep: name of the sweep; None takes the only one.
 
         Raises:
-            InputError: no such sweep, model or column, or several sweeps and none named.
+            InputError: no such sweep, model (the message names those that there are) or column, or several sweeps and
+                none named.
         """
         rows = self._models(self._one(sweep))
         if a == EVERY and b == EVERY and not by:
@@ -152,6 +164,25 @@ class Results:
             raise InputError(f"name a sweep (sweep=…): the store has {len(known)}: {', '.join(known)}")
         return sweep or known[0]
 
+    def _check_labels(self, sweep: str, planned: Sequence[dict[str, Any]]) -> None:
+        """Refuse a plan of an earlier kvray that calls alike what is matched to variants of the first mixture."""
+        of = [tuple(artefact["labels"].get(name) for name in _LABELS) for artefact in planned]
+        twice = next((labels for labels in of if of.count(labels) > 1), None) if len(set(of)) < len(of) else None
+        if twice:
+            raise InputError(
+                f"the plan of sweep {sweep!r} in {self.store.uri} calls two models {twice[1]} on {twice[0]}: kvray run "
+                "with its file names them apart, and makes nothing anew"
+            )
+
+    def _check_names(self) -> None:
+        clashes = ambiguous({name: self.document(name) for name in self.sweeps()})
+        if clashes:
+            said = ", ".join(f"{what} (in {first} and {second})" for what, first, second in clashes)
+            raise InputError(
+                f"one name stands for different things in different sweeps: {said}; name a sweep "
+                f"(sweep={clashes[0][1]!r}), or tell them apart (by=[…, 'sweep'])"
+            )
+
     def _models(self, sweep: str | None) -> pl.DataFrame:
         return frames.with_models(self.predictions(sweep).collect())
 
@@ -167,6 +198,7 @@ class Results:
         labels = {name: artefact["labels"].get(name) for name in _LABELS}
         adapter = next((need for need in artefact["needs"] if need.startswith("finetunes/")), None)
         labels |= {"sweep": sweep, "adapter": adapter.rpartition("/")[2] if adapter else None}
+        labels |= {"artefact": artefact["id"]}
         if not paths:
             return empty().lazy()
         types = dict(empty().schema)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +14,18 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kvray.errors import InputError
+from kvray.errors import StoreError
 from kvray.results import background, benchmarks, breakdown, published, sections, training, words
-from kvray.results.figures import draw, slug
-from kvray.results.found import Found, collect
+from kvray.results.figures import Key, draw
+from kvray.results.folder import FIGURES, Directory, Folder, StoreFolder, fill, holds, made_from
+from kvray.results.found import Found, collect, look
 from kvray.results.kinds import Axis
 from kvray.results.page import Block, Details, Figure, Heading, Text, to_html, to_markdown
 from kvray.results.schema import SCORES_SCHEMA
-from kvray.results.terminal import summary
+from kvray.results.terminal import document, summary
 from kvray.store import Store
 
-__all__ = ["Paths", "compose", "draw", "location", "scores_parquet", "summary", "write"]
+__all__ = ["Paths", "compose", "current", "document", "draw", "location", "scores_parquet", "summary", "write"]
 _AXES: Mapping[Axis, str] = {
     "position": "By gold position",
     "length": "By context length",
@@ -53,7 +55,7 @@ class Paths:
 
 
 def write(store: Store, sweep: str, out_dir: str | os.PathLike[str] | None = None) -> Paths:
-    """Write the report of a sweep, finished or not, over an older one.
+    """Write the report of a sweep, finished or not, over an older one; figures that only the older one had are removed.
 
     Args:
         store: where the sweep is.
@@ -62,45 +64,58 @@ def write(store: Store, sweep: str, out_dir: str | os.PathLike[str] | None = Non
 
     Raises:
         InputError: the store knows no such sweep, or ``out_dir`` cannot be written.
+        StoreError: the store cannot be written; the message says how to write elsewhere.
     """
     found = collect(store, sweep)
     figures = draw(found)
-    blocks = compose(found, {name: figure for name, (figure, _) in figures.items()})
+    blocks = compose(found, {key: figure for key, (figure, _) in figures.items()})
     files = {"report.md": to_markdown(blocks).encode(), "scores.parquet": scores_parquet(found.scores)}
     for figure, png in figures.values():
-        files |= {f"figures/{figure.name}.png": png, f"figures/{figure.name}.svg": figure.svg.encode()}
+        files |= {f"{FIGURES}{figure.name}.png": png, f"{FIGURES}{figure.name}.svg": figure.svg.encode()}
     files["report.html"] = to_html(f"kvray: {sweep}", blocks).encode()  # last: whoever sees it has the rest
-    put, directory = _into_store(store, f"reports/{sweep}") if out_dir is None else _into_directory(Path(out_dir))
-    where = {name: put(name, data) for name, data in files.items()}
-    drawn = tuple(path for name, path in where.items() if name.startswith("figures/"))
-    return Paths(directory, where["report.md"], where["report.html"], where["scores.parquet"], drawn)
+    folder: Folder = _of_store(store, sweep) if out_dir is None else Directory(Path(out_dir))
+    try:
+        fill(folder, files, made_from(store, found))
+    except StoreError as error:
+        elsewhere = f"kvray report {shlex.quote(sweep)} --store {shlex.quote(store.uri)} --out DIRECTORY"
+        raise StoreError(f"{error}; to write the report elsewhere: {elsewhere}") from error
+    return _paths(folder.place, list(files))
 
 
-def compose(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
+def current(store: Store, sweep: str) -> bool:
+    """Return whether the store's report of a sweep shows it as it is now: its plan, what is committed, this kvray.
+
+    Raises:
+        InputError: the store knows no such sweep.
+    """
+    return holds(_of_store(store, sweep), made_from(store, look(store, sweep)))
+
+
+def compose(found: Found, drawn: Mapping[Key, Figure]) -> list[Block]:
     """Put the report together: findings first, then their evidence, then how it was made.
 
     Args:
         found: what there is of the sweep.
-        drawn: figures by name, of :func:`kvray.results.figures.draw`.
+        drawn: of :func:`kvray.results.figures.draw`.
     """
-    gains = [figure for name, figure in drawn.items() if name.startswith("gain-against-loss-")]
+    gains = [figure for key, figure in drawn.items() if key[0] == "gain-against-loss"]
     blocks = sections.opening(found)
     if gains:
         blocks += [Heading("Gain against loss"), *gains[:_GAINS]]
         blocks += [Details("Gain against loss on the other evaluations", gains[_GAINS:])] if gains[_GAINS:] else []
     blocks += sections.mixtures(found)
-    blocks += benchmarks.section(found, drawn.get("benchmark-change"))
+    blocks += benchmarks.section(found, drawn.get(("benchmark-change",)))
     for axis, title in _AXES.items():
         asked = [evaluation for evaluation, kind in found.kinds.items() if axis in kind.axes]
         blocks += [Heading(title)] if asked else []
         for evaluation in asked:
             blocks += _titled(found, evaluation, asked)
-            blocks.append(drawn[slug(f"accuracy-by-{axis}-{evaluation}")])
+            blocks.append(drawn[f"accuracy-by-{axis}", evaluation])
             blocks += breakdown.by_axis(found, evaluation, axis)
     blocks += _grids(found, drawn)
     blocks += _split(found)
-    if "knowledge-change" in drawn:
-        blocks += [Heading("What it cost in knowledge"), drawn["knowledge-change"]]
+    if ("knowledge-change",) in drawn:
+        blocks += [Heading("What it cost in knowledge"), drawn["knowledge-change",]]
         blocks.append(
             Text("Closed-book questions: no document is given, so the model answers from its weights.", "sub")
         )
@@ -108,8 +123,7 @@ def compose(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
     blocks += [Heading("What the answers are")] if told else []
     for evaluation in told:
         blocks += _titled(found, evaluation, told)
-        figure = slug(f"answers-{evaluation}")
-        blocks += [drawn[figure]] if figure in drawn else []
+        blocks += [drawn[key] for key in [("answers", evaluation)] if key in drawn]
         blocks += breakdown.answers(found, evaluation)
     for section in (published.beside, sections.missing, training.trained):
         blocks += section(found)
@@ -123,13 +137,13 @@ def _titled(found: Found, evaluation: str, among: Sequence[str]) -> list[Block]:
     return [Heading(words.described(found.predictions, evaluation), 3)] if len(among) > 1 else []
 
 
-def _grids(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
+def _grids(found: Found, drawn: Mapping[Key, Figure]) -> list[Block]:
     asked = [evaluation for evaluation, kind in found.kinds.items() if kind.grid]
     blocks: list[Block] = [Heading("By context length and needle depth")] if asked else []
     for evaluation in asked:
-        names = [slug(f"heatmap-{evaluation}"), slug(f"heatmap-change-{evaluation}")]
+        keys = [("heatmap", evaluation), ("heatmap-change", evaluation)]
         blocks += _titled(found, evaluation, asked)
-        blocks += [*(drawn[name] for name in names if name in drawn), *breakdown.grid(found, evaluation)]
+        blocks += [*(drawn[key] for key in keys if key in drawn), *breakdown.grid(found, evaluation)]
     return blocks
 
 
@@ -159,24 +173,12 @@ def location(store: Store, folder: str) -> str:
     return f"{scheme.group()}{path}" if scheme else path
 
 
-def _into_store(store: Store, folder: str) -> tuple[Callable[[str, bytes], str], str]:
-    place = location(store, folder)
-
-    def put(name: str, data: bytes) -> str:
-        store.write_document(f"{folder}/{name}", data)
-        return f"{place}/{name}"
-
-    return put, place
+def _of_store(store: Store, sweep: str) -> StoreFolder:
+    folder = f"reports/{sweep}"
+    return StoreFolder(store, folder, location(store, folder))
 
 
-def _into_directory(directory: Path) -> tuple[Callable[[str, bytes], str], str]:
-    def put(name: str, data: bytes) -> str:
-        path = directory / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        except OSError as error:
-            raise InputError(f"--out {directory}: cannot write {path}: {error.strerror}") from error
-        return str(path)
-
-    return put, str(directory)
+def _paths(place: str, names: Sequence[str]) -> Paths:
+    where = {name: f"{place}/{name}" for name in names}
+    drawn = tuple(path for name, path in where.items() if name.startswith(FIGURES))
+    return Paths(place, where["report.md"], where["report.html"], where["scores.parquet"], drawn)

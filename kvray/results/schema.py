@@ -38,6 +38,9 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 """One row per (example, model). Further columns may follow these in a file; readers ignore what they do not know."""
 
+ARTEFACT = column("artefact", pa.string(), "id of the predictions; with example_id one row, whatever sweeps call it")
+"""What :meth:`kvray.results.Results.predictions` adds: rows of several sweeps are read under each one's names."""
+
 SCORES_SCHEMA = pa.schema(
     [
         column("sweep", pa.string(), "name of the sweep"),

@@ -76,18 +76,9 @@ def evaluation_table(found: Found, evaluation: str) -> list[Block]:
 
 def missing(found: Found) -> list[Block]:
     """Every artefact of the plan that is not there, with its state and reason, and rows that could not be scored."""
-    absent = [artefact for artefact in found.document["artefacts"] if artefact["id"] not in found.manifests]
     blocks: list[Block] = [Heading("What is missing")]
-    if absent:
-        table = [
-            [
-                cell_name(artefact),
-                artefact["kind"],
-                found.states[artefact["id"]],
-                found.failures.get(artefact["id"]) or _waits(found, artefact),
-            ]
-            for artefact in absent
-        ]
+    table = [[cell_name(artefact, found.names), artefact["kind"], state, why] for artefact, state, why in absent(found)]
+    if table:
         blocks.append(Table(["cell", "kind", "state", "why"], table, left=4))
     excluded = whole(found.scores).filter(pl.col("excluded") > 0)
     if excluded.height:
@@ -99,6 +90,12 @@ def missing(found: Found) -> list[Block]:
     if len(blocks) == 1:
         blocks.append(Text("Nothing: every planned cell was evaluated, and every row has a score."))
     return blocks
+
+
+def absent(found: Found) -> list[tuple[Mapping[str, Any], str, str]]:
+    """Return (artefact, state, why) of everything planned that is not there."""
+    lacking = [artefact for artefact in found.document["artefacts"] if artefact["id"] not in found.manifests]
+    return [(a, found.states[a["id"]], found.failures.get(a["id"]) or _waits(found, a)) for a in lacking]
 
 
 def _trained(found: Found) -> str:

@@ -1,9 +1,13 @@
-"""A sweep's results in lines for a terminal: a row per model, a column per evaluation, in blocks that fit."""
+"""A sweep's results for a terminal, a row per model and a column per evaluation; and in plain values for programs."""
 
 from __future__ import annotations
 
-from kvray.results import words
-from kvray.results.family import whole
+from typing import Any
+
+import polars as pl
+
+from kvray.results import sections, words
+from kvray.results.family import AXES, whole
 from kvray.results.found import Found, collect
 from kvray.results.frames import BASE
 from kvray.store import Store
@@ -31,6 +35,28 @@ def summary(store: Store, sweep: str) -> list[str]:
     names = ["", BASE, *found.models]
     columns = [_column(found, evaluation) for evaluation in found.kinds]
     return [head, *blocks(names, columns, WIDTH), note]
+
+
+def document(store: Store, sweep: str) -> dict[str, Any]:
+    """Return the results in plain values, for ``kvray report --json``.
+
+    Raises:
+        InputError: the store knows no such sweep.
+    """
+    found = collect(store, sweep)
+    cells = found.planned("predictions")
+    rows = whole(found.scores).select(pl.col("model"), pl.exclude("sweep", "base_model", "model", *AXES))
+    lacking = [
+        {"id": a["id"], "kind": a["kind"], "state": state, "why": why} for a, state, why in sections.absent(found)
+    ]
+    return {
+        "sweep": sweep,
+        "base_model": found.document.get("base_model"),
+        "planned": len(cells),
+        "evaluated": sum(cell["id"] in found.manifests for cell in cells),
+        "scores": rows.to_dicts(),
+        "missing": lacking,
+    }
 
 
 def blocks(names: list[str], columns: list[list[str]], width: int) -> list[str]:

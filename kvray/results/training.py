@@ -60,12 +60,12 @@ def trained(found: Found) -> list[Block]:
     return [Heading("What was trained"), Table(header, table, left=2, words=1), Text(note, "sub"), *_epochs(found)]
 
 
-def fell(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
+def fell(found: Found, drawn: Mapping[tuple[str, ...], Figure]) -> list[Block]:
     """How the loss of each mixture fell, of integers and of the words around them (the paper's figure 4).
 
     Args:
         found: what there is of the sweep.
-        drawn: figures by name.
+        drawn: of :func:`kvray.results.figures.draw`.
     """
     models = losses.models(found.losses)
     if not models:
@@ -76,7 +76,7 @@ def fell(found: Found, drawn: Mapping[str, Figure]) -> list[Block]:
     header = ["mixture", *(f"{part}, {tenth} tenth" for part in parts for tenth in ("first", "last"))]
     lines = [[f"**{m}**", *(cell for part in parts for cell in _ends(cells.get((m, part))))] for m in models]
     table = Table(header, lines)
-    figures = [drawn[name] for name in ("loss", "loss-by-kind") if name in drawn]
+    figures = [drawn[key] for key in (("loss",), ("loss-by-kind",)) if key in drawn]
     blocks: list[Block] = [Heading("How the loss fell"), *figures]
     blocks.append(Details(f"Losses of all {len(models)} mixtures", [table]) if len(models) > _OPEN else table)
     committed = [artefact for artefact in found.planned("finetune") if artefact["id"] in found.manifests]

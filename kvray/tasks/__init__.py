@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 
 
+@cache
 def load_all() -> None:
     """Import every module of this package, so that ``kvray.tasks.base.REGISTRY`` knows every task.
 

@@ -9,6 +9,7 @@ defaults here are the harness's own.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,8 @@ class LmEval(Task):
         4096, ge=16, description="most tokens of prompt and answer; longer prompts lose their beginning, as in lm-eval"
     )
     chat_template: bool = recipe(False, description="ask by the model's chat template, shots as earlier turns")
-    include_path: Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().absolute()))] | None = runtime(
-        None, description="directory of task files of your own; relative paths in them start there"
+    include_path: Annotated[str, AfterValidator(lambda path: os.path.abspath(os.path.expanduser(path)))] | None = (
+        runtime(None, description="directory of task files of your own; relative paths in them start there")
     )
 
     def sources(self) -> dict[str, str]:
@@ -136,6 +137,10 @@ class LmEval(Task):
         """Tokens that are written for one question, roughly."""
         size = SIZES.get(self.benchmark)
         return size.reply if size else super().output_estimate()
+
+
+def _absolute(path: str) -> str:
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def _digest(directory: Path) -> str:

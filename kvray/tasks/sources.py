@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import http.client
 import io
+import itertools
 import json
+import os
 import urllib.error
 import urllib.request
 import zipfile
@@ -31,6 +33,8 @@ from kvray.tasks.hub import for_now
 from kvray.tasks.records import ROWS, TABLES, TEXTS
 
 TIMEOUT_S = 60
+MAX_FILES = 100_000
+"""Files of a directory; more of them are a home directory or a whole disk by mistake."""
 _EXPECTED = "expected .jsonl, .jsonl.gz or .parquet, or a directory or .zip of such files"
 _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"}
 """Files beside the data of a dataset that describe them."""
@@ -218,10 +222,16 @@ def _fetched(source: str) -> Path | bytes | list[_File]:
         return [_File(f"{source}: {name}", name, path) for name, path in found.items()]
     if "://" in source:
         return _from_network(source)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if not path.is_dir():
+        if path.exists() and not path.is_file():
+            # A device or a pipe may never end.
+            raise InputError(f"source: {source} cannot be read: it is neither a file nor a directory")
         return path
-    names = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
+    files = list(itertools.islice((found for found in path.rglob("*") if found.is_file()), MAX_FILES + 1))
+    if len(files) > MAX_FILES:
+        raise InputError(f"source: {source} holds over {MAX_FILES:,} files; expected a directory of data alone")
+    names = sorted(found.relative_to(path).as_posix() for found in files)
     return [_File(str(path / name), name, path / name) for name in names if _is_data(name)]
 
 

@@ -78,7 +78,7 @@ def main() -> None:
     from kvray.finetune.job import finetune
 
     store = Store(Path(sys.argv[1]))
-    ray.init(num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     outcomes = finetune([long_finetune(store)], store, resolve(sys.argv[2]), Runtime(checkpoint_every_steps=10))
     print(outcomes)
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from paper_store import tables as made
 
-from kvray.results import bars, changes, curves, drawing, family, frames, heatmaps, labels, outcomes
+from kvray.results import bars, changes, curves, drawing, family, figures, frames, heatmaps, labels, outcomes
 
 Tables = tuple[pl.DataFrame, pl.DataFrame]
 
@@ -242,3 +242,20 @@ def test_a_bar_says_100_of_all_alone(share: float, said: str) -> None:
     rows += [{"model": "base", "outcome": "wrong", "share": 1 - share}] if share < 1 else []
     (panel,) = bars.outcome_bars(pl.DataFrame(rows), "recall", "words", {}).axes
     assert said in {text.get_text() for text in panel.texts}
+
+
+def test_no_two_figures_have_one_file_whatever_evaluations_are_called() -> None:
+    keys = [("heatmap", "change-x"), ("heatmap-change", "x"), ("answers", "MDQA"), ("answers", "mdqa")]
+    keys += [
+        ("gain-against-loss", "a-b", "c"),
+        ("gain-against-loss", "a", "b-c"),
+        ("answers", "m[n=1]"),
+        ("answers", "m-n-1"),
+    ]
+    keys += [("answers", "x" * 200 + end) for end in "abc"]
+    names: list[str] = []
+    for key in keys:
+        names.append(figures.file_name(key, names))
+    assert len({name.lower() for name in names}) == len(keys)
+    assert names[:2] == ["heatmap-change-x", "heatmap-change-x-2"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,130}", name) for name in names)

@@ -111,3 +111,13 @@ def test_variants_of_one_mixture_are_models_of_their_own(make_cell) -> None:
     mixed = as_frame(make_cell("recall", "ours", 0), make_cell("recall", "ours", 0, finetune="full"))
     assert frames.models(frames.with_models(mixed)) == ["ours lora", "ours full"]
     assert frames.models(frames.with_models(as_frame(make_cell("recall", "ours", 0)))) == ["ours"]
+
+
+def test_every_name_stands_for_one_model_and_base_for_none_but_the_base(make_cell) -> None:
+    ways = [("base", "lora"), ("base (mixture)", "lora"), ("x", "lora[a=1]"), ("x", "lora[a=2]"), ("x [a=2]", "lora")]
+    cells = [make_cell("recall", mixture, 0, questions=4, finetune=way) for mixture, way in ways]
+    rows = frames.with_models(as_frame(make_cell("recall", questions=4), *cells))
+    pairs = rows.select("mixture", "finetune", "model").unique(maintain_order=True)
+    assert pairs["model"].n_unique() == pairs.height == 6
+    assert rows.filter(pl.col("model") == frames.BASE)["mixture"].null_count() == 4
+    assert frames.models(rows)[:2] == ["base (mixture)", "base (mixture) (mixture)"]

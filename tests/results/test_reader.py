@@ -124,13 +124,94 @@ def test_several_sweeps_need_a_name_to_compare(store: Store) -> None:
         kvray.results.open(store).compare()
 
 
+def relabel(store: Store, name: str, **names: str) -> None:
+    """Store the sweep "first" under another name, with other names for its mixtures and evaluations."""
+    document = json.loads(store.read_document("sweeps/first.json") or b"")
+    for artefact in document["artefacts"]:
+        labels = artefact["labels"]
+        labels |= {key: names[label] for key, label in labels.items() if label in names}
+    store.write_document(f"sweeps/{name}.json", json.dumps({**document, "name": name}).encode())
+
+
+@pytest.mark.parametrize("taken", ["base", "ours"])
+def test_a_mixture_called_base_changes_no_number(tmp_path: Path, make_sweep, taken: str) -> None:
+    store = Store(str(tmp_path))
+    make_sweep(store, questions=30, mixtures=["ours", "mdqa"], seeds=(0,))
+    relabel(store, "second", ours=taken)
+    results = kvray.results.open(store)
+    said = "base (mixture)" if taken == "base" else taken
+    first, second = (results.accuracy(["evaluation", "model", "mixture"], sweep) for sweep in ("first", "second"))
+    numbers = ["n", "accuracy", "low", "high"]
+    assert (
+        first.sort("evaluation", "accuracy")
+        .select(numbers)
+        .equals(second.sort("evaluation", "accuracy").select(numbers))
+    )
+    assert set(second["model"]) == {"base", said, "mdqa"}
+    assert second.filter(pl.col("model") == "base")["mixture"].null_count() == 2
+    before, after = (results.compare(sweep=sweep) for sweep in ("first", "second"))
+    assert after.height == before.height
+    for a, b in (("base", "ours"), ("base", "mdqa"), ("ours", "mdqa")):
+        there = {"ours": said}
+        was = before.filter((pl.col("a") == a) & (pl.col("b") == b)).select("difference", "p_holm", "verdict")
+        now = after.filter((pl.col("a") == there.get(a, a)) & (pl.col("b") == there.get(b, b)))
+        assert was.height > 0 and was.equals(now.select("difference", "p_holm", "verdict"))
+
+
+def test_a_row_counts_once_whatever_the_number_of_sweeps(store: Store) -> None:
+    results = kvray.results.open(store)
+    alone = results.accuracy(sweep="first")
+    relabel(store, "second")
+    relabel(store, "third", ours="renamed")
+    assert results.accuracy(["evaluation"]).equals(results.accuracy(["evaluation"], "first"))
+    assert results.accuracy([]).equals(results.accuracy([], "first"))
+    every = results.accuracy()
+    assert every.filter(pl.col("model") != "renamed").equals(alone)
+    renamed = every.filter(pl.col("model") == "renamed").drop("model")
+    assert renamed.equals(alone.filter(pl.col("model") == "ours").drop("model"))
+    by_sweep = results.accuracy(["sweep", "model"])
+    assert by_sweep.filter(pl.col("sweep") == "third")["n"].sum() == alone["n"].sum()
+    rows = results.predictions().collect()
+    assert rows.height == 3 * rows.unique(["artefact", "example_id"]).height
+    assert rows.filter(pl.col("sweep") == "third").filter(pl.col("mixture") == "ours").height == 0
+
+
+def test_names_of_different_things_are_not_averaged_over_sweeps(store: Store) -> None:
+    results = kvray.results.open(store)
+    relabel(store, "swapped", ours="mdqa", mdqa="ours")
+    with pytest.raises(InputError, match=r"mixture ours \(lora\) \(in first and swapped\).*sweep='first'"):
+        results.accuracy()
+    assert set(results.accuracy(["sweep", "evaluation", "model"])["sweep"]) == {"first", "swapped"}
+    relabel(store, "swapped", mdqa20="recall", recall="mdqa20")
+    with pytest.raises(InputError, match="evaluation mdqa20"):
+        results.accuracy(["model"])
+    relabel(store, "swapped", mdqa20="one", recall="two")
+    document = json.loads(store.read_document("sweeps/swapped.json") or b"")
+    store.write_document("sweeps/swapped.json", json.dumps({**document, "base_model": "another"}).encode())
+    with pytest.raises(InputError, match="the base model"):
+        results.accuracy(["model"])
+
+
+def test_a_plan_that_calls_two_models_alike_is_refused(store: Store) -> None:
+    relabel(store, "second", mdqa="ours")
+    with pytest.raises(InputError, match="calls two models ours on mdqa20: kvray run with its file"):
+        kvray.results.open(store).predictions("second")
+
+
+def test_an_unknown_model_is_refused_with_those_that_there_are(store: Store) -> None:
+    results = kvray.results.open(store)
+    with pytest.raises(InputError, match="no model 'kv'; expected one of: base, ours, ours-no-template"):
+        results.compare("base", "kv", sweep="first")
+    assert results.compare(None, "ours").equals(results.compare("base", "ours"))
+
+
 def test_a_sweep_without_predictions_gives_no_rows(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert kvray.results.open(store).sweeps() == []
     store.write_document("sweeps/new.json", json.dumps({"artefacts": []}).encode())
     rows = kvray.results.open(store).predictions("new").collect()
     assert rows.height == 0
-    assert rows.columns == kvray.results.PREDICTIONS_SCHEMA.names
+    assert rows.columns == [*kvray.results.PREDICTIONS_SCHEMA.names, "artefact"]
     assert family.family(frames.with_models(rows)).height == 0
 
 

@@ -142,6 +142,20 @@ def test_a_sweep_with_nothing_evaluated_still_reports(tmp_path: Path, make_sweep
     assert report.summary(store, "first")[-1] == "no predictions yet"
 
 
+def test_missing_cells_of_one_mixture_finetuned_in_two_ways_are_told_apart(tmp_path: Path, make_sweep) -> None:
+    store = Store(str(tmp_path))
+    make_sweep(store, skip=["ours-s"], questions=6, mixtures=["ours", "mdqa"])
+    document = json.loads(store.read_document("sweeps/first.json") or b"")
+    for artefact in document["artefacts"]:
+        labels = artefact["labels"]
+        if labels.get("mixture") == "ours":
+            labels |= {"finetune": f"lora[epochs={labels['seed'] + 1}]", "seed": 0}
+    store.write_document("sweeps/first.json", json.dumps(document).encode())
+    text = Path(report.write(store, "first").markdown).read_text()
+    for way in ("[epochs=1]", "[epochs=2]"):
+        assert f"| ours {way}, seed 0 on mdqa20 | predictions | missing | not run yet |" in text
+
+
 @pytest.mark.parametrize(
     ("skip", "says"),
     [(["20-base-", "recall-base-"], "The base model has no predictions yet"), (["-s0-", "-s1-"], "No finetune")],
@@ -195,6 +209,11 @@ def test_words_behind_numbers_are_set_left_and_may_break() -> None:
     table = page.Table(["model", "n", "by whom"], [["kv", "3", "someone"]], words=1)
     assert "| --- | ---: | --- |" in table._markdown()
     assert '<td>kv</td><td class="r">3</td><td>someone</td>' in table._html("0")
+
+
+def test_words_are_verdicts_in_their_columns_alone() -> None:
+    table = page.Table(["mixture", "verdict"], [["better", "better"]], left=2)._html("0")
+    assert '<td>better</td><td><span class="up">better</span></td>' in table
 
 
 def test_headlines_count_models_where_a_mixture_has_several_and_benchmarks_have_a_verb(make_cell) -> None:
