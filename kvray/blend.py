@@ -16,9 +16,10 @@ from kvray.base_model import BaseModelRef
 from kvray.columns import column
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.selection import select
-from kvray.generate.export import Format, messages, replacing
+from kvray.generate.export import Format, messages
 from kvray.generate.shards import Written, build
 from kvray.mixture import Mixture
+from kvray.output import replacing, shown
 from kvray.plan import Plan
 from kvray.problems import unknown
 from kvray.store import Store
@@ -43,7 +44,7 @@ def dump(
         seed: of the finetune, which decides the rows that a cut dataset keeps.
         store: where datasets may be, and where what a model writes for one must be.
         base: the model whose template and tokenizer count, as in training.
-        out: the file; its directory is made if need be.
+        out: the file, or its URI; a directory is made if need be.
         format: ``parquet`` (:data:`BLEND_SCHEMA`), ``jsonl`` (``{"messages": [user, assistant], "dataset": …}``), or
             ``openai`` (messages alone, with the sweep's system message, else the paper's, first).
 
@@ -67,10 +68,9 @@ def dump(
         names = pa.array([str(data[part.name].labels["dataset"])] * rows.num_rows, pa.string())
         parts.append(rows.append_column(DATASET, names).cast(BLEND_SCHEMA))
     content = _bytes(pa.concat_tables(parts), format, planned.sweep.system_message or OPENAI_SYSTEM)
-    path = Path(out)
-    with replacing(path) as file:
+    with replacing(out) as file:
         file.write(content)
-    return Dumped(path, mixed, len(content), hashlib.sha256(content).hexdigest())
+    return Dumped(shown(out), mixed, len(content), hashlib.sha256(content).hexdigest())
 
 
 def _job(planned: Plan, mixture: str, seed: int) -> FinetuneJob:
@@ -129,13 +129,13 @@ class Dumped:
     """A mixture as one file.
 
     Attributes:
-        path: the file.
+        path: the file, or its URI.
         mixture: its rows and tokens by dataset (ids), and the budget that it was cut to.
         bytes: of the file.
         sha256: of the file, in hex.
     """
 
-    path: Path
+    path: str
     mixture: Mixture
     bytes: int
     sha256: str

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvray.config import Runtime
 from kvray.connection import connect
-from kvray.errors import KvrayError
+from kvray.errors import KvrayError, install_command
 from kvray.store import Store
 from kvray.tables import table
 
@@ -58,14 +58,14 @@ def judge(nodes: Sequence[Node]) -> list[str]:
     """Return what is wrong with nodes, each and compared; silent nodes aside."""
     problems = []
     for node in nodes:
-        extra = "gpu" if node.gpus else "cpu"
         problems += [
-            f"{node.name}: {name} is missing: pip install 'kvray[{extra}]'"
+            f"{node.name}: {name} is missing: type {install_command('gpu' if node.gpus else 'cpu')}"
             for name in PACKAGES
             if node.versions.get(name) is None
         ]
         if node.gpus and node.versions.get("torch") is not None and not node.cuda:
-            problems.append(f"{node.name}: has {len(node.gpus)} GPUs but its torch sees none: pip install 'kvray[gpu]'")
+            todo = install_command("gpu")
+            problems.append(f"{node.name}: has {len(node.gpus)} GPUs but its torch sees none: type {todo}")
         if node.store is not None:
             problems.append(f"{node.name}: does not reach the store: {node.store}")
     for name in ("python", *PACKAGES):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
@@ -39,6 +39,10 @@ Set_ = Annotated[
 Json_ = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Base_ = Annotated[str | None, typer.Option("--base-model", help="Use this base model instead of the file's.")]
 Scale_ = Annotated[str | None, typer.Option("--scale", help="One of the file's scales, such as small.")]
+Out_ = Annotated[str, typer.Option("--out", help="The file to write: a path or an s3:// URI.")]
+Format_ = Annotated[
+    str | None, typer.Option("--format", help="parquet, jsonl or openai; default by the file's name: .parquet, .jsonl.")
+]
 Verify_ = Annotated[bool, typer.Option("--verify", help="Check the sha256 of what is committed, too.")]
 
 
@@ -105,6 +109,13 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
     name = planned.sweep.name
     if result.nothing_to_do:
         print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
+    if result.failed:  # before the report, which a full disk ends with an error of its own
+        from kvray.tables import table
+
+        print(
+            f"\n{len(result.failed)} of {len(planned.artefacts)} artefacts failed; the same command tries them again:"
+        )
+        print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
     if report:
         from kvray.results.report import current, location, summary, write
 
@@ -113,12 +124,6 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
         print("\n".join(["", *summary(place, name), ""]))
         print(f"report: {location(place, f'reports/{name}')}/report.html")
     if result.failed:
-        from kvray.tables import table
-
-        print(
-            f"\n{len(result.failed)} of {len(planned.artefacts)} artefacts failed; the same command tries them again:"
-        )
-        print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
         return 1
     if not result.nothing_to_do:
         print(f"{len(result.made)} made, {result.cached} were there, {result.seconds:.0f} s")
@@ -195,7 +200,7 @@ def report(
     sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
     store: Store_ = None,
     scale: Scale_ = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Directory; default under the store.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Directory or s3:// URI; default under the store.")] = None,
     json_: Json_ = False,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
@@ -246,21 +251,21 @@ def sample(
 @command
 def generate(
     task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    out: Out_,
     rows: Annotated[int | None, typer.Option(help="Examples to make; default the task's own.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
     set_: Set_ = None,
     base_model: Base_ = None,
-    format_: Annotated[str, typer.Option("--format", help="parquet, jsonl or openai.")] = "parquet",
+    format_: Format_ = None,
     workers: Annotated[int | None, typer.Option(help="Processes; the bytes do not depend on it.", min=1)] = None,
 ) -> None:
     """Make one dataset as one file, without a sweep, for any other trainer.
 
-    kvray generate simple_kv --rows 350 --seed 0 --format jsonl --out train.jsonl
+    kvray generate simple_kv --rows 350 --seed 0 --out train.jsonl
     """
-    from kvray.generate.export import make
+    from kvray.generate.export import format_of, make
 
-    kind = _format(format_)
+    kind = format_of(out, format_)
     made, base = _task(task, seed, set_ or [], base_model, rows)
     done = make(made, base, out, kind, workers, rows)
     print(
@@ -272,9 +277,9 @@ def generate(
 def blend(
     sweep: Annotated[str, typer.Argument(help="A sweep file.")],
     mixture: Annotated[str, typer.Argument(help="One of its mixtures.")],
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    out: Out_,
     seed: Annotated[int, typer.Option(help="One of finetune.seeds.")] = 0,
-    format_: Annotated[str, typer.Option("--format", help="parquet, jsonl or openai.")] = "parquet",
+    format_: Format_ = None,
     store: Store_ = None,
     set_: Set_ = None,
     base_model: Base_ = None,
@@ -282,15 +287,17 @@ def blend(
 ) -> None:
     """Write one mixture as one file: the very rows that a finetune on it reads, matched in tokens, for any trainer.
 
-    kvray blend sweeps/quickstart.yaml in2 --format jsonl --out in2.jsonl
+    kvray blend sweeps/quickstart.yaml in2 --out in2.jsonl
     """
     from kvray import blend as blending
     from kvray import run as running
+    from kvray.generate.export import format_of
     from kvray.store import Store
 
+    kind = format_of(out, format_)
     planned, base = running.prepare(sweep, set_ or [], base_model, scale)
     place = Store(running.store_uri(store))
-    done = blending.dump(planned, mixture, seed, place, base, out, _format(format_))
+    done = blending.dump(planned, mixture, seed, place, base, out, kind)
     parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
     print(f"{done.path}: {parts}; {done.bytes} bytes, sha256 {done.sha256}")
 
@@ -380,17 +387,6 @@ def _leave(message: str) -> NoReturn:
         print(file=sys.stderr)  # the terminal has echoed ^C
     print(f"kvray: {message}", file=sys.stderr, flush=True)
     raise typer.Exit(128 + signal.SIGINT) from None
-
-
-def _format(name: str) -> Literal["parquet", "jsonl", "openai"]:
-    formats: dict[str, Literal["parquet", "jsonl", "openai"]] = {
-        "parquet": "parquet",
-        "jsonl": "jsonl",
-        "openai": "openai",
-    }
-    if name not in formats:
-        raise InputError(f"--format: found {name!r}; expected parquet, jsonl or openai")
-    return formats[name]
 
 
 def _task(name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Path = tuple[str | int, ...]
 """Where a value is in a document: mapping keys and 0-based list indices."""
@@ -55,6 +55,15 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{dotted(self.path)}: {self.text}" if self.path else self.text
+
+
+def install_command(extra: Literal["cpu", "gpu", "benchmarks"]) -> str:
+    """Return what to type where the packages of an extra are missing: kvray is on no package index.
+
+    The CPU set has builds that no plain ``pip install`` finds, so the Makefile installs it.
+    """
+    command = "make setup" if extra == "cpu" else f"pip install '.[{extra}]'"
+    return f"{command} in a clone of kvray"
 
 
 class KvrayError(Exception):

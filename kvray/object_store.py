@@ -57,8 +57,8 @@ class Location:
     options: tuple[tuple[str, str], ...] = ()
 
 
-def locate(uri: str) -> Location:
-    """Read a store URI without touching the place.
+def locate(uri: str, named: str = "store") -> Location:
+    """Read a store URI without touching the place; ``named`` is what messages call it.
 
     Raises:
         InputError: unknown scheme, no bucket, unknown parameters, or credentials in the URI. The message repeats
@@ -67,7 +67,9 @@ def locate(uri: str) -> Location:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
     kind = scheme[1].lower() if scheme else "local"
     if not uri.strip() or "\0" in uri:
-        raise InputError("store: found an empty name; expected a directory, s3://bucket/prefix or gs://bucket/prefix")
+        raise InputError(
+            f"{named}: found an empty name; expected a directory, s3://bucket/prefix or gs://bucket/prefix"
+        )
     if kind == "file" and uri[5:].startswith("///"):
         kind, uri = "local", uri[7:]
     if kind == "local":
@@ -75,35 +77,35 @@ def locate(uri: str) -> Location:
         return Location("local", path, path)
     if kind not in ("s3", "gs"):
         raise InputError(
-            f"store: found scheme {kind}://; expected a directory, s3://bucket/prefix or gs://bucket/prefix"
+            f"{named}: found scheme {kind}://; expected a directory, s3://bucket/prefix or gs://bucket/prefix"
         )
-    return _locate_bucket("s3" if kind == "s3" else "gs", uri)
+    return _locate_bucket("s3" if kind == "s3" else "gs", uri, named)
 
 
-def _locate_bucket(kind: Literal["s3", "gs"], uri: str) -> Location:
+def _locate_bucket(kind: Literal["s3", "gs"], uri: str, named: str) -> Location:
     parts = urlsplit(uri)
     if "@" in parts.netloc + parts.path or parts.fragment:
         raise InputError(
-            f"store: the {kind}:// URI seems to carry credentials; expected {kind}://bucket/prefix alone. "
+            f"{named}: the {kind}:// URI seems to carry credentials; expected {kind}://bucket/prefix alone. "
             "Put keys into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS)"
         )
     if not _BUCKET.fullmatch(parts.netloc):
-        raise InputError(f"store: found no valid bucket name after {kind}://; expected {kind}://bucket/prefix")
+        raise InputError(f"{named}: found no valid bucket name after {kind}://; expected {kind}://bucket/prefix")
     prefix = parts.path.strip("/")
     if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
-        raise InputError(f"store: the prefix in {kind}://{parts.netloc} has an empty, '.' or '..' part")
+        raise InputError(f"{named}: the prefix in {kind}://{parts.netloc} has an empty, '.' or '..' part")
     options = parse_qsl(parts.query, keep_blank_values=True)
     known = PARAMETERS[kind]
     names = [name for name, _ in options]
     problems = [
-        f"store: unknown parameter {name[:40]!r} in the {kind}:// URI; allowed: {', '.join(known)} "
+        f"{named}: unknown parameter {name[:40]!r} in the {kind}:// URI; allowed: {', '.join(known)} "
         "(keys belong into the environment)"
         for name in names
         if name not in known
     ]
-    problems += [f"store: parameter {name} is given twice" for name in known if names.count(name) > 1]
+    problems += [f"{named}: parameter {name} is given twice" for name in known if names.count(name) > 1]
     problems += [
-        f"store: parameter {name}: expected {' or '.join(allowed)}"
+        f"{named}: parameter {name}: expected {' or '.join(allowed)}"
         for name, allowed in (("scheme", ("http", "https")), ("anonymous", ("true", "false")))
         if name in names and dict(options)[name] not in allowed
     ]
@@ -112,7 +114,7 @@ def _locate_bucket(kind: Literal["s3", "gs"], uri: str) -> Location:
     values = dict(options)
     endpoint = re.fullmatch(r"(?:(https?)://)?([A-Za-z0-9._\[\]:-]+)/?", values.get("endpoint_override", "host"))
     if endpoint is None:
-        raise InputError("store: parameter endpoint_override: expected http://host:port or host:port")
+        raise InputError(f"{named}: parameter endpoint_override: expected http://host:port or host:port")
     if "endpoint_override" in values:
         values["endpoint_override"] = endpoint[2]
         values.setdefault("scheme", endpoint[1] or "https")
@@ -120,15 +122,18 @@ def _locate_bucket(kind: Literal["s3", "gs"], uri: str) -> Location:
     return Location(kind, uri, root, tuple(sorted(values.items())))
 
 
-def connect(location: Location) -> Files:
-    """Open the file system of a location. Of an object store, the bucket is looked up, once.
+def connect(location: Location, named: str = "store") -> Files:
+    """Open the file system of a location, called ``named`` in messages. A bucket is looked up, once.
 
     Raises:
         InputError: the bucket is missing, refused or out of reach; found within about half a minute at most.
     """
     if location.scheme == "local":
-        if os.path.exists(location.root) and not os.path.isdir(location.root):
-            raise InputError(f"store: {location.root} is a file; expected a directory")
+        there = location.root
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            raise InputError(f"{named}: {there} is a file; expected a directory")
         return LocalFiles()
     options = dict(location.options)
     bucket = location.root.split("/", 1)[0]
@@ -140,9 +145,9 @@ def connect(location: Location) -> Files:
         found = fs.get_file_info(bucket).type
     except (OSError, pa.ArrowException) as error:
         hint = "check endpoint_override, the network and the credentials in the environment"
-        raise InputError(f"store: cannot reach {where}: {_clean_text(error)}; {hint}") from None
+        raise InputError(f"{named}: cannot reach {where}: {_clean_text(error)}; {hint}") from None
     if found == pafs.FileType.NotFound:
-        raise InputError(f"store: there is no bucket {where}, or these credentials may not see it; create it first")
+        raise InputError(f"{named}: there is no bucket {where}, or these credentials may not see it; create it first")
     return ObjectFiles(fs, location.scheme)
 
 

@@ -19,7 +19,7 @@ from kvray.artefact import Artefact, PlannedArtefact, WritingJob, read_document
 from kvray.base_model import API, BaseModelRef
 from kvray.config import Runtime
 from kvray.connection import connect
-from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted
+from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
 from kvray.facts import gather
 from kvray.plan import KINDS, Plan, plan
 from kvray.progress import say
@@ -78,8 +78,9 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         What was there, what was made, and what failed with its reason.
 
     Raises:
-        InputError: a model behind an API is to be asked, and there is no key or no such URL; nothing was written.
-        StoreError: the store cannot be written.
+        InputError: the store cannot be written, or a model behind an API is to be asked and there is no key or no such
+            URL; nothing was written.
+        StoreError: the store could be written at first and can no longer.
         ResourceError: the cluster lacks what the sweep asks for, or the API serves nothing of it.
         RunInterrupted: Ctrl-C. What was made stays, nothing is noted as failed, and the same call goes on.
     """
@@ -260,7 +261,14 @@ def _asks_api(artefact: Artefact, base: BaseModelRef) -> bool:
 
 def _fail(artefact_id: str, error: str, store: Store, result: Result) -> None:
     result.failed[artefact_id] = error
-    store.write_document(failure_name(artefact_id), json.dumps({"id": artefact_id, "error": error}).encode())
+    try:
+        store.write_document(failure_name(artefact_id), json.dumps({"id": artefact_id, "error": error}).encode())
+    except StoreError as unwritable:
+        # What cannot take a note takes no artefact either: the stages to come would end the same way.
+        first, why = next(iter(result.failed.items()))
+        raise StoreError(
+            f"{first}: {why}; the store takes not even a note of that: make room, then type the same command"
+        ) from unwritable
 
 
 def store_uri(given: str | None) -> str:

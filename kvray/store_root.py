@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
-from kvray.errors import StoreError
+from kvray.errors import InputError, StoreError
 from kvray.filesystem import TEMPORARY, Files
 from kvray.object_store import connect, locate
 
@@ -67,14 +67,19 @@ class Root:
         """Make sure that the store can be reached and, on request, written (a hidden probe file comes and goes).
 
         Raises:
-            InputError: it is out of reach, or the bucket is missing.
-            StoreError: it cannot be written.
+            InputError: it is out of reach, the bucket is missing, or it cannot be written; the message says why.
         """
         probe = self.path(f"{TEMPORARY}probe-{os.getpid()}")
         self._files.size(probe)
         if write:
-            self._files.put(probe, memoryview(b"kvray"))
-            self._files.delete(probe)
+            try:
+                self._files.put(probe, memoryview(b"kvray"))
+                self._files.delete(probe)
+            except StoreError as error:
+                why = str(error).rpartition(": ")[2]
+                raise InputError(
+                    f"store: {self.uri} cannot be written: {why}; make room or give another one (--store)"
+                ) from None
 
     def path(self, artefact_id: str, *names: str) -> str:
         """Return a path inside :attr:`fs`.

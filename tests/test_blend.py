@@ -65,7 +65,7 @@ def commit(store: Store, artefact: Artefact, base: BaseModelRef) -> None:
 def test_the_rows_are_those_that_a_finetune_reads_in_their_order(store: Store, base: BaseModelRef) -> None:
     of = planned()
     made = dump(of, "blend", 1, store, base, Path(store.root) / "out" / "blend.jsonl", "jsonl")
-    lines = [json.loads(line) for line in made.path.read_text().splitlines()]
+    lines = [json.loads(line) for line in Path(made.path).read_text().splitlines()]
     for artefact in of.artefacts:
         if artefact.kind == "dataset":
             commit(store, artefact, base)

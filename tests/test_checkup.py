@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import kvray
 from kvray.checkup import PACKAGES, Checkup, Node, judge, look
 
 VERSIONS: dict[str, str | None] = {"python": "3.11.7", **dict.fromkeys(PACKAGES, "1.0")}
@@ -32,9 +34,16 @@ def test_a_version_that_differs_names_every_node() -> None:
 
 def test_a_missing_package_comes_with_its_command() -> None:
     (line,) = judge([node("a", versions={**VERSIONS, "vllm": None})])
-    assert line == "a: vllm is missing: pip install 'kvray[cpu]'"
+    assert line == "a: vllm is missing: type make setup in a clone of kvray"
     (line,) = judge([node("a", versions={**VERSIONS, "vllm": None}, gpus=["A10G, 24 GiB"], cuda=True)])
-    assert "kvray[gpu]" in line
+    assert line == "a: vllm is missing: type pip install '.[gpu]' in a clone of kvray"
+
+
+def test_no_message_installs_kvray_from_an_index_that_does_not_have_it() -> None:
+    package = Path(kvray.__file__).parent
+    for file in [*package.rglob("*.py"), *package.parent.glob("*.*"), *package.parent.glob("*/*.*")]:
+        if file.suffix in {".py", ".md", ".yaml", ".txt", ".toml"} and file != Path(__file__):
+            assert not re.search(r"install[^\n]*\bkvray\[", file.read_text()), file
 
 
 def test_a_gpu_that_torch_does_not_see_is_a_problem() -> None:

@@ -1,11 +1,216 @@
-"""docs/tasks.md is what the tasks say of themselves, and its examples are theirs."""
+"""Every command and snippet of the pages and of --help runs, or its page says beside it why it is not run here.
+
+What is not run is still checked: options against the program that takes them, targets of make, extras of the package.
+"""
 
 from __future__ import annotations
 
+import gzip
+import inspect
+import json
+import os
 import runpy
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs"
+import click
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+import typer
+from click.testing import Result
+from documents import Command, Snippet, commands, examples, snippets
+from typer.testing import CliRunner
+
+from kvray import facts as facts_module
+from kvray import run as running
+from kvray.artefact import Artefact, PredictionsJob
+from kvray.base_model import BaseModelRef, resolve
+from kvray.cli import app
+from kvray.errors import SourceUnreachableError
+from kvray.generate.shards import build
+from kvray.results.schema import PREDICTIONS_SCHEMA
+from kvray.store import Store
+from kvray.tasks.base import Task
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+COMMANDS = [command for page in PAGES for command in commands(page)]
+SNIPPETS = [snippet for page in PAGES for snippet in snippets(page)]
+HELP = [example for command in app.registered_commands for example in examples(inspect.getdoc(command.callback) or "")]
+KVRAY = typer.main.get_command(app)
+PLANNED_ONLY = ("sweeps/nq-open.yaml", "sweeps/paper/mdqa-mistral.yaml")
+"""Sweeps of --help that take minutes: they are planned with the same options."""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory as a reader of the README has it after the quickstart, with a stand-in for the real questions."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "sweeps").symlink_to(ROOT / "sweeps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("KVRAY_STORE", raising=False)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr(facts_module, "resolve", no_hub)
+        rows = [{"question": f"q{i}?", "answers": [f"a{i}"], "text": f"It is a{i}."} for i in range(3000)]
+        Path("nq-open-oracle.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+        patch.setenv("NQ_OPEN", str(folder / "nq-open-oracle.jsonl.gz"))
+        quickstart(Store("store"))
+        yield folder
+
+
+def no_hub(name: str, tokenizer: str | None = None) -> BaseModelRef:
+    """Resolve what is on this machine; the hub does not answer, whatever this machine reaches."""
+    if "/" in name or "/" in (tokenizer or ""):
+        raise SourceUnreachableError(f"base_model: the hub does not answer for {name}")
+    return resolve(name, tokenizer)
+
+
+def quickstart(store: Store) -> None:
+    """Commit what the quickstart leaves: its plan and datasets, finetunes without weights, answers drawn by lot."""
+    planned, base = running.prepare("sweeps/quickstart.yaml")
+    store.write_document(running.document_name(planned.sweep.name), planned.to_json())
+    tables: dict[str, pa.Table] = {}
+    for artefact in planned.artefacts:
+        if isinstance(artefact.params, Task):
+            table = tables[artefact.id] = build(artefact.params, base, range(artefact.rows))
+        elif isinstance(artefact.params, PredictionsJob):
+            table = answers(artefact, artefact.params, tables)
+        else:
+            table = pa.table({"row": [0]})
+        entry = store.write_table(artefact.id, "part-00000.parquet", table)
+        facts = {"seconds": 1.0, "steps": 44, "trained_tokens": 1, "loss_last_epoch": 0.1, "rows_per_epoch": 350}
+        store.commit(**artefact.identity(), files=[entry], facts=facts)
+
+
+def answers(artefact: Artefact, job: PredictionsJob, tables: dict[str, pa.Table]) -> pa.Table:
+    assert job.dataset_id is not None
+    examples_ = tables[job.dataset_id].to_pylist()
+    right = np.random.default_rng(len(artefact.id)).random(len(examples_)) < (0.8 if job.finetune_id else 0.4)
+    labels = {name: artefact.labels.get(name) for name in ("evaluation", "mixture", "finetune", "seed")}
+    rows = [
+        {**{name: example.get(name) for name in PREDICTIONS_SCHEMA.names}, **labels}
+        | {"sweep": "quickstart", "task": job.task.task, "base_model": "kvray-tiny", "finish_reason": "stop"}
+        | {"prompt_tokens": 600, "cached_tokens": 0, "output_tokens": 5, "answer": "an answer", "score": float(good)}
+        for example, good in zip(examples_, right, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
+
+
+def typed(command: Command, here: Path) -> Result:
+    """Type a kvray command; what it would write to /tmp goes beside the store, what takes minutes is planned."""
+    words = [word.replace("/tmp/", f"{here}/") for word in command.words[1:]]
+    if words[0] == "run" and words[1] in PLANNED_ONLY:
+        words[0] = "plan"
+    return CliRunner().invoke(app, words, env=dict(command.environment))
+
+
+def parse(command: click.Command, words: list[str]) -> None:
+    """Read words as a program does before it starts: every option and argument must be one that it has."""
+    while isinstance(command, click.Group):
+        assert words and words[0] in command.commands, f"{words[:1]} is no command of {command.name}"
+        command = command.commands[words[0]]
+        words = words[1:]
+    command.make_context(command.name, words)
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.words[0] == "kvray"], ids=str)
+def test_a_command_has_these_options(command: Command, here: Path) -> None:
+    parse(KVRAY, [word.removesuffix("…") for word in command.words[1:]])
+
+
+def runnable(command: Command) -> bool:
+    return command.concrete and command.reason is None
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if runnable(each)], ids=str)
+def test_a_command_runs_unless_its_page_says_why_not(command: Command, here: Path) -> None:
+    if command.words[0] == "kvray":
+        result = typed(command, here)
+        assert result.exit_code == 0, result.output
+        assert result.stdout
+    elif command.words[:2] == ("python", "docs/make_tasks.py"):
+        done = subprocess.run([sys.executable, *command.words[1:], "--check"], cwd=ROOT, check=False)
+        assert done.returncode == 0
+    else:
+        pytest.fail(f"{command}: say how it is run here, or why not: <!-- not run: reason -->")
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.words[0] != "kvray"], ids=str)
+def test_what_is_not_run_names_what_there_is(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    program, *words = command.words
+    if program == "make":
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        subprocess.run(["make", "--dry-run", *words], check=True, capture_output=True, env=kept)
+    elif program == "pip":
+        extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert words[0] == "install" and words[1].startswith(".[")
+        assert set(words[1].removeprefix(".[").removesuffix("]").split(",")) <= set(extras)
+    elif program == "python":
+        compile(Path(words[0]).read_text(), words[0], "exec")
+    elif program == "ray" and "…" not in words:
+        from ray.scripts.scripts import cli
+
+        inner = words[words.index("--") + 1 :] if "--" in words else []
+        parse(cli, words)
+        if inner:
+            assert inner[0] == "kvray"
+            parse(KVRAY, inner[1:])
+    else:
+        assert program == "git" or "…" in words
+
+
+@pytest.mark.parametrize("example", HELP, ids=str)
+def test_an_example_of_help_has_these_options_and_runs_where_it_takes_seconds(example: Command, here: Path) -> None:
+    parse(KVRAY, list(example.words[1:]))
+    if example.words[1] not in ("pretrain", "doctor"):  # hours of training; a cluster
+        result = typed(example, here)
+        assert result.exit_code == 0, result.output
+        assert result.stdout
+
+
+def test_every_command_has_an_example() -> None:
+    assert {command.callback.__name__ for command in app.registered_commands if command.callback} == {
+        example.words[1] for example in HELP
+    }
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda each: f"{each.page} {each.language}")
+def test_a_snippet_runs(snippet: Snippet, here: Path) -> None:
+    if snippet.language == "python":
+        shown: list[Any] = []
+        code = compile(snippet.text, snippet.page, "single" if snippet.text.count("\n") == 1 else "exec")
+        names: dict[str, Any] = {}
+        exec(code, names)
+        # A line that is an expression is there for its value: none is empty.
+        for line in snippet.text.splitlines():
+            if line.startswith("results."):
+                shown.append(eval(line, names))
+        frames = [each.collect() if isinstance(each, pl.LazyFrame) else each for each in shown]
+        assert frames and all(frame.height > 0 for frame in frames)
+    elif snippet.language == "yaml":
+        file = here / "mine.yaml"
+        file.write_text(snippet.text)
+        result = CliRunner().invoke(app, ["plan", "mine.yaml"])
+        assert result.exit_code == 0, result.output
+    else:
+        assert snippet.language == "text" and snippet.page == "tasks.md"  # examples, which the page's own test makes
+
+
+def test_settings_of_the_readme_are_ones_that_a_sweep_takes(here: Path) -> None:
+    spans = [span for span in (ROOT / "README.md").read_text().split("`")[1::2] if span.startswith("--set ")]
+    assert spans
+    for span in spans:
+        result = CliRunner().invoke(app, ["plan", "sweeps/paper/mdqa-mistral.yaml", *span.split()])
+        assert result.exit_code == 0, result.output
 
 
 def test_the_page_of_tasks_is_up_to_date() -> None:

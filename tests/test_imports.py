@@ -13,7 +13,17 @@ import pytest
 import kvray
 
 ROOT = Path(kvray.__file__).parent
-STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "object_store", "parquet", "fingerprint"}
+STORE = {
+    "store",
+    "store_checks",
+    "store_root",
+    "manifest",
+    "filesystem",
+    "object_store",
+    "parquet",
+    "fingerprint",
+    "output",
+}
 SPEC = {"problems", "document", "yaml_lines", "names", "config", "grid", "spec"}
 PLAN = {"artefact", "epoch", "facts", "labels", "lengths", "limits", "mixture", "plan", "replaced"}
 GROUND = {"errors", "progress", "base_model", "model_files", "chat_template", "columns"}

@@ -439,7 +439,7 @@ def test_a_failing_disk_is_named_and_leaves_nothing_behind(
 
 
 def test_a_read_only_place_is_named() -> None:
-    with pytest.raises(StoreError, match="/proc/kvray"):
+    with pytest.raises(InputError, match="store: /proc/kvray cannot be written"):
         Store("/proc/kvray").check(write=True)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kvray.errors import CellError
+from kvray.errors import CellError, install_command
 from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
 
 NO_EFFECT = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "max_new_tokens", "max_tokens"}
@@ -93,8 +93,8 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
         import lm_eval
     except ModuleNotFoundError as error:
         raise CellError(
-            f"lm_eval: {error.name} is not installed; type pip install 'kvray[benchmarks]' (with the pinned set: "
-            "pip install --no-deps -r requirements/benchmarks.txt)"
+            f"lm_eval: {error.name} is not installed; type {install_command('benchmarks')} "
+            "(where make setup made the environment: .venv/bin/pip install --no-deps -r requirements/benchmarks.txt)"
         ) from error
     del lm_eval
     template = ChatTemplate(tokenizer) if task.chat_template else None

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +20,15 @@ from typing import Any, Protocol
 from kvray.artefact import Artefact, read_document
 from kvray.base_model import BaseModelRef
 from kvray.config import Runtime
-from kvray.errors import InputError, KvrayError
+from kvray.errors import InputError, KvrayError, StoreError
 from kvray.evaluate.order import Order, failure_name, is_full, job_of, note_failure
 from kvray.evaluate.placement import place
 from kvray.progress import Advance, track
 from kvray.store import Outcome, Store
 
 _MOST_NODES = 1024
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Died|Compiler): ")
+"""The line of a trace that names the exception."""
 WAIT_NOTED_S = 15.0
 """After this long without a running engine, the progress line says what is waited for."""
 
@@ -124,7 +127,7 @@ def fit(
     at_once: int,
     advance: Advance,
 ) -> list[str | None]:
-    """Run one trial per order; return, per order, the last line of what killed it for good, or None.
+    """Run one trial per order; return, per order, what it could not go on for or what killed it for good, or None.
 
     Args:
         orders: what each trial does.
@@ -162,17 +165,18 @@ def fit(
         results = tuner.fit()
         crashes: list[str | None] = [None] * len(orders)
         for result in results:
-            if result.error is not None and result.config is not None:
-                crashes[result.config["order"]] = _cause(result.error)
+            if result.config is not None:
+                told = (result.metrics or {}).get("error")
+                crashes[result.config["order"]] = told if result.error is None else _cause(result.error)
     return crashes
 
 
 @contextlib.contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Hold back all but errors of a logger: it tells of files that we do not let it write."""
+    """Hold back what Tune tells of files that we do not let it write, and its traces: the outcome says what failed."""
     named = logging.getLogger(logger)
     level = named.level
-    named.setLevel(logging.ERROR)
+    named.setLevel(logging.ERROR if os.environ.get("KVRAY_VERBOSE") else logging.CRITICAL)
     try:
         yield
     finally:
@@ -196,13 +200,19 @@ def _trial(config: dict[str, Any], orders: Sequence[Cells], work: Work, store: S
     from ray import tune
 
     order = orders[config["order"]]
+    done = 0
+
+    def report(rows: int) -> None:
+        nonlocal done
+        done = rows
+        tune.report({"rows": rows})
+
     try:
-        work(order, store, lambda rows: tune.report({"rows": rows}))
+        work(order, store, report)
     except KvrayError as error:
-        # Trying again would end the same way: it is the answer for every cell that this engine owes.
-        for cell in order.cells:
-            if store.manifest(cell.id) is None and store.read_document(failure_name(cell.id)) is None:
-                note_failure(store, cell.id, str(error))
+        # Trying again would end the same way: it is the answer for every cell that this engine owes. The driver notes
+        # it, since the store may be what failed.
+        tune.report({"rows": done, "error": str(error)})
 
 
 def _progress(advance: Advance, per_trial: Mapping[str, float]) -> Any:
@@ -261,13 +271,17 @@ def outcome(artefact: Artefact, store: Store, orders: Sequence[Cells], crashes: 
         ),
         "its engine ended without an error and without all of its predictions; run again",
     )
-    note_failure(store, artefact.id, crashed)
+    with contextlib.suppress(StoreError):  # whoever takes the outcome notes it too, and says if that fails
+        note_failure(store, artefact.id, crashed)
     return Outcome(artefact.id, crashed)
 
 
 def _cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"the engine died, retries included: {lines[-1] if lines else type(error).__name__}"
+    # Libraries write advice below the error itself, so the last line is not always what happened.
+    raised = [line for line in lines if _RAISED.match(line)]
+    told = next(iter([*raised[-1:], *lines[-1:]]), type(error).__name__)
+    return f"the engine died, retries included: {told}; KVRAY_VERBOSE=1 shows the trace"
 
 
 def nodes() -> list[Mapping[str, float]]:

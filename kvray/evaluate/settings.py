@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from kvray.base_model import BaseModelRef
 from kvray.config import Runtime
-from kvray.errors import CellError, ResourceError
+from kvray.errors import CellError, ResourceError, install_command
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM makes room for (vllm/config/lora.py); a higher one than needed costs memory and time."""
@@ -120,16 +121,22 @@ def check_platform(gpu: bool) -> None:
     """Make sure that the vLLM installed here runs on what was asked for.
 
     Raises:
-        ResourceError: it is the other build.
+        ResourceError: it is the other build, or lacks the compiler that the CPU build needs.
     """
     from vllm.platforms import current_platform
 
     if gpu and current_platform.is_cpu():
-        raise ResourceError("GPU: vLLM on this node is the CPU build; type pip install 'kvray[gpu]' on GPU nodes")
+        raise ResourceError(f"GPU: vLLM on this node is the CPU build; on GPU nodes type {install_command('gpu')}")
     if not gpu and not current_platform.is_cpu():
         raise ResourceError(
             "GPU: vLLM on this node is not the CPU build, and no GPU was asked for; set runtime.gpus_per_engine, or "
-            "install 'kvray[cpu]' in an environment of its own"
+            f"make an environment for the CPU: type {install_command('cpu')}"
+        )
+    compiler = os.environ.get("CXX", "g++").split()[0]  # what torch looks for
+    if not gpu and shutil.which(compiler) is None:
+        raise ResourceError(
+            f"{compiler}: not found on this node, and vLLM on a CPU compiles parts of itself as it starts; install a "
+            "C++ compiler (Debian and Ubuntu: apt install g++)"
         )
 
 

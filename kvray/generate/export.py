@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, Literal
 
 import pyarrow as pa
@@ -20,10 +19,14 @@ from kvray.base_model import BaseModelRef
 from kvray.errors import InputError
 from kvray.generate.job import Row, local_ray, stream
 from kvray.generate.shards import build, check_written, rows_of, shard_count, shard_rows
+from kvray.output import replacing, shown
 from kvray.progress import track
 from kvray.tasks.base import EXAMPLE_SCHEMA, OPENAI_SYSTEM, Task
 
 Format = Literal["parquet", "jsonl", "openai"]
+FORMATS: Mapping[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": "openai"}
+_CHOICES = "parquet, jsonl or openai"
+_SUFFIXES: Mapping[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
 
 IN_PROCESS_ROWS = 20_000
 """Below this many rows starting Ray takes longer than making them."""
@@ -45,7 +48,7 @@ def make(
     Args:
         task: what to make.
         base: the model whose tokenizer counts.
-        out: the file; its directory is made if need be.
+        out: the file, or its URI; a directory is made if need be.
         format: ``parquet`` (all columns), ``jsonl`` (``{"messages": [user, assistant]}``), or ``openai`` (the same with
             the system message first).
         workers: processes. 1 works in this one; more use Ray, a local one unless one is initialised; None takes this
@@ -57,7 +60,6 @@ def make(
             cannot be written.
     """
     check_written(task, None)
-    path = Path(out)
     rows = rows_of(task, base)
     if limit is not None and limit > rows:
         raise InputError(f"rows: {limit} asked for, but {task.task} with these settings makes {rows}")
@@ -67,17 +69,42 @@ def make(
         workers = 1 if rows < IN_PROCESS_ROWS else (os.cpu_count() or 1)
     work = _Payload(task, base, rows, format)
     tokens = done = 0
-    with replacing(path) as file, track(f"generate {task.task}", rows) as advance, _writer(file, format) as add:
-        parallel = workers > 1 and shards > 1
-        with local_ray(workers) if parallel else nullcontext():
+    parallel = workers > 1 and shards > 1
+    with replacing(out) as file:
+        with (
+            track(f"generate {task.task}", rows) as advance,
+            _writer(file, format) as add,
+            local_ray(workers) if parallel else nullcontext(),
+        ):
             for row in stream(shards, work, ordered=True, workers=workers) if parallel else map(work, range(shards)):
                 add(row["payload"])
                 tokens += row["tokens"]
                 done += row["rows"]
                 advance(done)
-    with path.open("rb") as made:
-        digest = hashlib.file_digest(made, "sha256").hexdigest()
-    return Made(path, rows, tokens, path.stat().st_size, digest)
+        size = file.tell()
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed asks for more
+    return Made(shown(out), rows, tokens, size, digest)
+
+
+def format_of(out: str, given: str | None) -> Format:
+    """Return the format of a file: the one given, else the one that its name ends in.
+
+    Raises:
+        InputError: there is no such format, or the name tells none.
+    """
+    if given is not None:
+        if given not in FORMATS:
+            raise InputError(f"--format: found {given!r}; expected {_CHOICES}")
+        return FORMATS[given]
+    name = out.partition("?")[0]
+    if not name.endswith("/") and not Path(name).is_dir():  # of a directory, the writer tells more
+        suffix = PurePath(name).suffix
+        if suffix.lower() not in _SUFFIXES:
+            found = f"ends in {suffix}" if suffix else "has no suffix"
+            raise InputError(f"--out: {out} {found}; expected .parquet or .jsonl, or --format {_CHOICES}")
+        return _SUFFIXES[suffix.lower()]
+    return "parquet"
 
 
 def messages(prompt: str, answer: str, system: str | None = None) -> list[dict[str, str]]:
@@ -92,27 +119,6 @@ def lines(table: pa.Table, format: Format) -> bytes:
     pairs = zip(table["prompt"].to_pylist(), table["answer"].to_pylist(), strict=True)
     dumped = (json.dumps({"messages": messages(*pair, system)}, ensure_ascii=False) for pair in pairs)
     return "".join(f"{line}\n" for line in dumped).encode()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a hidden file beside ``path`` that takes its place once it is whole, and is removed otherwise."""
-    if path.is_dir():
-        raise InputError(f"--out: {path} is a directory; expected a file name like {path / 'data.jsonl'}")
-    temporary = path.parent / f".tmp-{path.name}-{uuid.uuid4().hex[:8]}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = temporary.open("wb")
-    except OSError as error:
-        raise InputError(f"--out: {path} cannot be written: {error.strerror or error}") from error
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -131,14 +137,14 @@ class Made:
     """A dataset made as one file.
 
     Attributes:
-        path: the file.
+        path: the file, or its URI.
         rows: examples.
         prompt_tokens: of all prompts together.
         bytes: of the file.
         sha256: of the file, in hex.
     """
 
-    path: Path
+    path: str
     rows: int
     prompt_tokens: int
     bytes: int

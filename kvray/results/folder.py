@@ -1,4 +1,4 @@
-"""Where a report goes: a folder of the store or a local directory, with a note of what the report was made from.
+"""Where a report goes: a folder of the store, a directory or a bucket, with a note of what the report was made from.
 
 The note is removed before anything else is written and comes back last, so a report with a note is whole. It lists the
 files: figures of an earlier report that the new one lacks are removed, and nothing else is.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Protocol
 
 import kvray
-from kvray.errors import InputError
 from kvray.fingerprint import canonical_json
+from kvray.output import Place
 from kvray.results.found import There
 from kvray.store import Store
 
@@ -41,8 +41,7 @@ def fill(folder: Folder, files: Mapping[str, bytes], source: Mapping[str, str]) 
         source: of :func:`made_from`.
 
     Raises:
-        InputError: a local directory cannot be written.
-        StoreError: the store cannot be written.
+        StoreError: the store or the directory cannot be written.
     """
     old = [name for name in folder.figures() if name not in files]
     folder.delete(NOTE)
@@ -116,38 +115,13 @@ class StoreFolder:
         return [name.removeprefix(f"{self._folder}/") for name in names]
 
 
-class Directory:
-    """A local directory, which may hold files of the user's beside the report."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self.place = path, str(path)
-
-    def put(self, name: str, data: bytes) -> None:
-        """See :meth:`Folder.put`."""
-        path = self._path / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        except OSError as error:
-            raise InputError(f"--out {self._path}: cannot write {path}: {error.strerror}") from error
-
-    def read(self, name: str) -> bytes | None:
-        """See :meth:`Folder.read`."""
-        path = self._path / name
-        return path.read_bytes() if path.is_file() else None
-
-    def delete(self, name: str) -> None:
-        """See :meth:`Folder.delete`."""
-        path = self._path / name
-        try:
-            path.unlink(missing_ok=True)
-        except NotADirectoryError:
-            return
-        except OSError as error:
-            raise InputError(f"--out {self._path}: cannot remove {path}: {error.strerror}") from error
+class Directory(Place):
+    """A directory or a prefix of a bucket, which may hold files of the user's beside the report."""
 
     def figures(self) -> list[str]:
         """See :meth:`Folder.figures`: those that the note lists."""
         listed = _note(self).get("files")
         names = listed if isinstance(listed, list) else []
-        return [name for name in names if isinstance(name, str) and Path(name).parent == Path(FIGURES)]
+        return [
+            name for name in names if isinstance(name, str) and PurePosixPath(name).parent == PurePosixPath(FIGURES)
+        ]

@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -60,23 +59,25 @@ def write(store: Store, sweep: str, out_dir: str | os.PathLike[str] | None = Non
     Args:
         store: where the sweep is.
         sweep: its name.
-        out_dir: a local directory; None writes to ``reports/<sweep>/`` in the store.
+        out_dir: a directory, or the URI of one in a bucket; None writes to ``reports/<sweep>/`` in the store.
 
     Raises:
         InputError: the store knows no such sweep, or ``out_dir`` cannot be written.
         StoreError: the store cannot be written; the message says how to write elsewhere.
     """
     found = collect(store, sweep)
+    folder: Folder = _of_store(store, sweep) if out_dir is None else Directory(out_dir)
     figures = draw(found)
     blocks = compose(found, {key: figure for key, (figure, _) in figures.items()})
     files = {"report.md": to_markdown(blocks).encode(), "scores.parquet": scores_parquet(found.scores)}
     for figure, png in figures.values():
         files |= {f"{FIGURES}{figure.name}.png": png, f"{FIGURES}{figure.name}.svg": figure.svg.encode()}
     files["report.html"] = to_html(f"kvray: {sweep}", blocks).encode()  # last: whoever sees it has the rest
-    folder: Folder = _of_store(store, sweep) if out_dir is None else Directory(Path(out_dir))
     try:
         fill(folder, files, made_from(store, found))
     except StoreError as error:
+        if out_dir is not None:
+            raise
         elsewhere = f"kvray report {shlex.quote(sweep)} --store {shlex.quote(store.uri)} --out DIRECTORY"
         raise StoreError(f"{error}; to write the report elsewhere: {elsewhere}") from error
     return _paths(folder.place, list(files))

@@ -20,12 +20,12 @@ TASK = SimpleKV(rows=30, dictionaries=3)
 def test_json_lines_hold_user_and_assistant_and_openai_the_system_message_first(tmp_path: Path) -> None:
     table = build(TASK, BASE, range(30))
     made = make(TASK, BASE, tmp_path / "x.jsonl", "jsonl")
-    lines = [json.loads(line) for line in made.path.read_text().splitlines()]
+    lines = [json.loads(line) for line in Path(made.path).read_text().splitlines()]
     assert [list(line) for line in lines] == [["messages"]] * 30
     assert [[m["role"] for m in line["messages"]] for line in lines] == [["user", "assistant"]] * 30
     assert [line["messages"][0]["content"] for line in lines] == table["prompt"].to_pylist()
     assert [line["messages"][1]["content"] for line in lines] == table["answer"].to_pylist()
-    openai = make(TASK, BASE, tmp_path / "o.jsonl", "openai").path.read_text().splitlines()
+    openai = Path(make(TASK, BASE, tmp_path / "o.jsonl", "openai").path).read_text().splitlines()
     for line, plain in zip(openai, lines, strict=True):
         system, *rest = json.loads(line)["messages"]
         assert system == {"role": "system", "content": OPENAI_SYSTEM}
@@ -37,5 +37,5 @@ def test_parquet_holds_every_column(tmp_path: Path) -> None:
     table = pq.read_table(made.path)
     assert table.schema.equals(EXAMPLE_SCHEMA)
     assert table.equals(build(TASK, BASE, range(30)))
-    assert (made.rows, made.bytes) == (30, made.path.stat().st_size)
+    assert (made.rows, made.bytes) == (30, Path(made.path).stat().st_size)
     assert made.prompt_tokens == sum(table["prompt_tokens"].to_pylist())

@@ -85,7 +85,7 @@ def test_one_file_has_the_same_bytes_every_time_and_leaves_nothing_else(tmp_path
     for format in ("parquet", "jsonl", "openai"):
         first = make(task, BASE, tmp_path / "deep" / f"a.{format}", format)  # type: ignore[arg-type]
         second = make(task, BASE, tmp_path / "deep" / f"b.{format}", format, 1)  # type: ignore[arg-type]
-        assert first.sha256 == second.sha256 == hashlib.sha256(first.path.read_bytes()).hexdigest()
+        assert first.sha256 == second.sha256 == hashlib.sha256(Path(first.path).read_bytes()).hexdigest()
         assert first.rows == task.rows
     assert sorted(path.suffix for path in (tmp_path / "deep").iterdir()) == sorted(
         [".parquet", ".jsonl", ".openai"] * 2

@@ -1,0 +1,46 @@
+"""A bucket on this machine: moto's S3 server, for the tests of stores and of outputs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+
+KEY, SECRET = "AKIAKVRAYTESTKEY", "kvray/Test+Secret"
+BUCKET = "kvray-sweeps"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """Moto's S3 on a free port of this host, with one empty bucket."""
+    # Not at the top: vLLM looks at every loaded module when an engine starts, and flask's, which moto loads, object.
+    from moto.server import ThreadedMotoServer
+
+    environment = {
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+            patch.delenv(name, raising=False)
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        bucket(f"{host}:{port}").create()
+        yield f"{host}:{port}"
+        server.stop()
+
+
+def bucket(endpoint: str) -> Any:
+    return boto3.resource("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1").Bucket(BUCKET)

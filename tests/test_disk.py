@@ -1,0 +1,136 @@
+"""A store that is full, read-only or no directory: one line in every command, without a trace before it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import Result
+from small_disk import disk, fill, read_only
+from typer.testing import CliRunner
+
+from kvray import run as running
+from kvray.cli import app
+from kvray.config import Runtime
+from kvray.errors import ResourceError
+from kvray.evaluate import settings
+from kvray.store import Store
+
+__all__ = ["disk"]
+SWEEP = """\
+name: small
+base_model: kvray-tiny
+datasets: {kv: {task: simple_kv, rows: 4, dictionaries: 3}}
+evaluate: {ask: {task: mdqa, documents: 2, positions: [1, 2], questions: 3}}
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAY_ADDRESS", "no Ray is to be asked")
+    file = tmp_path / "small.yaml"
+    file.write_text(SWEEP)
+    return file
+
+
+def kvray(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("below", ["", "/below/store"])
+@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "blend", "why"])
+def test_a_store_that_is_a_file_or_below_one_is_one_line_in_every_command(
+    command: str, below: str, sweep: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "file"
+    store.write_text("")
+    arguments: dict[str, tuple[object, ...]] = {
+        "blend": (sweep, "kv", "--out", tmp_path / "kv.jsonl"),
+        "why": ("mdqa-base", "--sweep", sweep),
+    }
+    result = kvray(command, *arguments.get(command, (sweep,)), "--store", f"{store}{below}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"store: {store} is a file; expected a directory\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "small.yaml"]
+
+
+def test_a_run_into_a_read_only_store_is_refused_in_one_line_and_looking_at_it_is_not(sweep: Path, disk: Path) -> None:
+    read_only(disk)
+    result = kvray("run", sweep, "--store", disk)
+    assert (result.exit_code, result.stdout) == (2, "")
+    said = f"store: {disk} cannot be written: Read-only file system; make room or give another one (--store)\n"
+    assert result.stderr == said
+    for command in ("plan", "status"):
+        assert kvray(command, sweep, "--store", disk).exit_code == 0
+
+
+def test_a_run_into_a_full_store_is_refused_in_one_line(sweep: Path, disk: Path) -> None:
+    fill(disk, 0)
+    result = kvray("run", sweep, "--store", disk / "store")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "cannot be written: No space left on device; make room" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_a_store_that_becomes_full_ends_the_run_with_the_first_failure_and_what_to_type(
+    sweep: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS")
+    said: list[str] = []
+
+    def say(message: str) -> None:
+        said.append(message)
+        if message == "kvray: generate: 2 to make":
+            fill(disk, 0)
+
+    monkeypatch.setattr(running, "say", say)
+    result = kvray("run", sweep, "--store", disk / "store")
+    assert result.exit_code == 1
+    *_, last = result.stderr.splitlines()
+    assert last.startswith("kvray: datasets/")
+    assert "No space left on device; the store takes not even a note of that: make room, then type the same" in last
+    assert "Traceback" not in result.stderr + "".join(capfd.readouterr())
+    assert not any("evaluate" in message for message in said)  # no further stage was tried
+    (disk / "filler").unlink()
+    assert json.loads(kvray("status", sweep, "--store", disk / "store", "--json").stdout)["committed"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_a_full_disk_under_a_trial_is_its_reason_at_once_and_no_trace_is_printed(
+    disk: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from kvray.evaluate.job import fit
+
+    attempts = tmp_path / "attempts"
+
+    def work(order: object, store: Store, report: object) -> None:
+        with attempts.open("a") as file:
+            file.write("x")
+        store.write_document("failures/some", bytes(2**21))
+
+    def break_down(order: object, store: Store, report: object) -> None:
+        raise RuntimeError("no memory\n\nSet MORE_MEMORY=1 to have more")
+
+    store = Store(disk / "store")
+    asked = {"cpu": 1.0}
+    told = [
+        fit([SimpleNamespace(cells=())], each, store, Runtime(retries=1), asked, 1, lambda done, note="": None)
+        for each in (work, break_down)
+    ]
+    assert told[0][0] is not None and told[0][0].endswith("cannot write 2,097,152 bytes: No space left on device")
+    assert attempts.read_text() == "x"
+    assert told[1] == ["the engine died, retries included: RuntimeError: no memory; KVRAY_VERBOSE=1 shows the trace"]
+    printed = "".join(capfd.readouterr())
+    assert "Traceback" not in printed and "ERROR" not in printed
+
+
+def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ResourceError, match=r"g\+\+: not found on this node.*apt install g\+\+"):
+        settings.check_platform(gpu=False)
