@@ -134,7 +134,7 @@ def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
     """Find a model on the hub; where that does not answer, in the hub's cache on this machine."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(name)

@@ -64,7 +64,7 @@ def _questions(comparisons: int) -> int:
             high = middle
         else:
             low = middle + 1
-    step = 10 ** max(0, len(str(low)) - 2)
+    step = int(10 ** max(0, len(str(low)) - 2))
     return -(-low // step) * step
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import Template, TemplateError, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -30,10 +30,11 @@ class ChatTemplate:
         """
         self._source = source
         self._known = dict(special_tokens)
+        self._template: Template | None = None
         try:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError:
-            # transformers knows one more block, {% generation %}.
+            # transformers knows one more block, {% generation %}: words are left to it.
             self._template = None
 
     def __call__(self, conversations: Sequence[Conversation], prompt: bool) -> list[str]:

@@ -67,8 +67,8 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
     todo = [item for item in items if item.state == TO_RUN]
     price = bill([item.work for item in todo], planned)
     warnings = (*planned.warnings, *short_of_tokens(todo, planned, tokens), *too_large(todo, rates))
-    found = Estimate(planned, tuple(items), stages(todo, rates), bases, price, warnings)
-    return replace(found, warnings=(*warnings, *too_few_questions(found.detectable(), _comparisons(planned))))
+    whole = Estimate(planned, tuple(items), stages(todo, rates), bases, price, warnings)
+    return replace(whole, warnings=(*warnings, *too_few_questions(whole.detectable(), _comparisons(planned))))
 
 
 def _why(found: Status, store: Store, verify: bool) -> str:

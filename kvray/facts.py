@@ -38,7 +38,7 @@ def gather(sweep: Sweep, offline: bool = False) -> Facts:
     counted = base is not None and not looked.problems and not looked.notes
     count_tokens = _counter(base) if base is not None and counted else _no_tokens
     if base is not None and counted:
-        looked.count_with(base)
+        looked.count_with(base, any(task.BRINGS_EXAMPLES for _, _, task in _tasks(sweep)))
     sources: dict[str, dict[str, str]] = {}
     counts: dict[str, int] = {}
     lengths: dict[str, Lengths] = {}
@@ -75,11 +75,12 @@ class _Look:
         self.counting: Counting | None = None
         self.limits: Limits | None = None
 
-    def count_with(self, base: BaseModelRef) -> None:
-        """Count rows by a base model's tokenizer and template from now on, if they are at hand."""
+    def count_with(self, base: BaseModelRef, rows: bool) -> None:
+        """Count rows, if there are any, by a base model's tokenizer and template from now on, if they are at hand."""
         try:
-            self.counting = counting(base)
             self.limits = limits_of(base, files_of(base))
+            # Benchmarks of another library ask without the template, so a model need not have one for them.
+            self.counting = counting(base) if rows else None
         except InputError as error:
             self.wrong(error, ("base_model",))
 

@@ -95,7 +95,7 @@ def _enough(lengths: Counts, rows: int) -> bool:
         return True
     if rows <= WHOLE_ROWS or number < min(rows, WHOLE_ROWS // 2):
         return False
-    return float(lengths.std()) <= PRECISION * float(lengths.mean()) * number**0.5
+    return bool(lengths.std() <= PRECISION * lengths.mean() * number**0.5)
 
 
 def _spread(blocks: int) -> list[int]:

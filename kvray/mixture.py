@@ -130,21 +130,22 @@ def _within(
         counts.append(int(np.abs(sums - target).argmin()))
         left = target - float(sums[counts[-1]])
         if left > max(data.tokens.max(), SHORTFALL * share * budget):
-            problems.append(_too_few(data, share * budget, budget))
+            text = too_few(data.name, len(data.tokens), int(data.tokens.sum()), share * budget, budget)
+            problems.append(f"mixture: {text}")
             left = 0.0
     if problems:
         raise InputError(problems)
     return counts
 
 
-def _too_few(data: Dataset, needed: float, budget: int) -> str:
-    rows, total = len(data.tokens), int(data.tokens.sum())
+def too_few(name: str, rows: int, total: int, needed: float, budget: float) -> str:
+    """Say that a dataset has too few tokens for its share of the budget, and how many rows have enough."""
     # Other rows have other lengths; two percent more than the mean asks for is enough of them.
     enough = math.ceil(1.02 * needed / total * rows) + 1
     return (
-        f"mixture: {data.name} has {total:,} tokens in {rows:,} rows, but its share of an epoch is {needed:,.0f} of "
-        f"{budget:,} tokens, as many as the sweep's first mixture reads; give that dataset rows: {enough} (questions, "
-        "where its task counts these), make the first mixture smaller, or set finetune.match: rows"
+        f"{name} has {total:,} tokens in {rows:,} rows, but its share of an epoch is {needed:,.0f} of "
+        f"{budget:,.0f} tokens, as many as the sweep's first mixture reads; give that dataset rows: {enough} "
+        "(questions, where its task counts these), make the first mixture smaller, or set finetune.match: rows"
     )
 
 

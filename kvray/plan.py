@@ -7,7 +7,6 @@ writing another sweep over the same data runs nothing twice. The names are its l
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,12 +26,13 @@ from kvray.artefact import (
     artefact_id,
     read_document,
 )
+from kvray.epoch import counted_of, read_of
 from kvray.errors import InputError, Path, Problem, dotted
 from kvray.facts import Facts, task_key
 from kvray.fingerprint import fingerprint
+from kvray.labels import block_changes, data_label, finetune_label, mixture_label, suffix
 from kvray.lengths import Lengths
-from kvray.mixture import mix
-from kvray.spec import Sweep, Variant, show_value, variants
+from kvray.spec import Sweep, Variant, variants
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
 __all__ = [
@@ -86,77 +86,10 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
     }
 
 
-def _suffix(changes: Sequence[tuple[str, Any]]) -> str:
-    return f"[{','.join(f'{key}={show_value(value)}' for key, value in changes)}]" if changes else ""
-
-
-def _finetune_label(variant: Variant, api: bool) -> str:
-    """Return the method and what is varied of it, leaving out what the method does not use."""
-    finetune = variant.sweep.finetune
-    used = finetune.api_recipe() if api else finetune.recipe()
-    changes = [
-        (str(path[1]), value)
-        for path, value in variant.changes
-        if path[0] == "finetune" and path[1] != "method" and path[1] in used
-    ]
-    return ("api" if api else finetune.method) + _suffix(changes)
-
-
-def _block_changes(variant: Variant, section: str, name: str) -> list[tuple[str, Any]]:
-    return [(str(path[-1]), value) for path, value in variant.changes if path[:2] == (section, name)]
-
-
-def _data_label(variant: Variant, name: str, seed: int) -> str:
-    changes = _block_changes(variant, "datasets", name)
-    return name + _suffix([*changes, ("seed", variant.sweep.datasets[name].seed + seed)] if seed else changes)
-
-
-def _mixture_label(variant: Variant, mixture: str, matched: bool) -> str:
-    """Return the mixture's name and what is varied of its weights and its datasets.
-
-    Of a mixture that is matched to the sweep's first one in tokens, what is varied of that one is varied too.
-    """
-    sweep, first = variant.sweep, next(iter(variant.sweep.mixtures))
-    changes = _block_changes(variant, "mixtures", mixture)
-    datasets = sweep.mixtures[mixture]
-    for name in datasets:
-        inner = _block_changes(variant, "datasets", name)
-        changes += inner if len(datasets) == 1 else [(f"{name}.{key}", value) for key, value in inner]
-    if matched and mixture != first:
-        changes += [(f"{first}.{key}", value) for key, value in _block_changes(variant, "mixtures", first)]
-        others = [name for name in sweep.mixtures[first] if name not in datasets]
-        changes += [
-            (f"{name}.{key}", value) for name in others for key, value in _block_changes(variant, "datasets", name)
-        ]
-    return mixture + _suffix(changes)
-
-
 def _shares(of: Sequence[tuple[Artefact, float]]) -> list[tuple[Artefact, float]]:
     """Return (dataset, share); the order and the unit of the weights in the YAML mean nothing, so neither stays."""
     total = sum(weight for _, weight in of)
     return sorted(((data, round(weight / total, 12)) for data, weight in of), key=lambda part: part[0].fingerprint)
-
-
-def _epoch(parts: Sequence[tuple[Lengths, float]], match: str, budget: float | None = None) -> tuple[int, float]:
-    """Return about how many rows and tokens one epoch of a mixture has: the dataset that runs out first is whole.
-
-    :func:`kvray.mixture.mix` by mean lengths, for datasets that are too large to count every row for a plan.
-    """
-    totals = [data.total(data.trained) for data, _ in parts]
-    amounts = [data.rows if match == "rows" else total for total, (data, _) in zip(totals, parts, strict=True)]
-    scale = min(amount / share for amount, (_, share) in zip(amounts, parts, strict=True))
-    if budget is not None:
-        scale = min(scale, budget)
-    taken = [scale * share / max(amount, 1) for amount, (_, share) in zip(amounts, parts, strict=True)]
-    rows = sum(math.floor(part * data.rows + 1e-9) for part, (data, _) in zip(taken, parts, strict=True))
-    return rows, sum(part * total for part, total in zip(taken, totals, strict=True))
-
-
-def _counted(lengths: Sequence[Lengths]) -> Counted:
-    """Return what numbers rest on that come of several datasets."""
-    if all(each.whole for each in lengths):
-        return "rows"
-    return "sample" if all(each.real for each in lengths) else "estimate"
 
 
 @dataclass(frozen=True)
@@ -217,11 +150,11 @@ class _Builder:
             self.problems.setdefault(Problem(variant.written(problem.path), problem.text))
         for problem in limits.warnings(sweep, known, self.facts.lengths_of):
             self.warnings.setdefault(str(problem))
-        label = _finetune_label(variant, self.facts.base.api)
+        label = finetune_label(variant, self.facts.base.api)
         used = {name for weights in sweep.mixtures.values() for name in weights}
         data = {
             (name, seed): self.dataset(
-                task.reseeded(seed), _data_label(variant, name, seed), "train", variant.written(("datasets", name))
+                task.reseeded(seed), data_label(variant, name, seed), "train", variant.written(("datasets", name))
             )
             for name, task in sweep.datasets.items()
             for seed in (sweep.finetune.data_seeds() if name in used else ())
@@ -238,11 +171,11 @@ class _Builder:
                 }
                 parts, first = mixtures[mixture], next(iter(mixtures.values()))
                 budget = first if sweep.finetune.match == "tokens" and parts != first else []
-                name = _mixture_label(variant, mixture, bool(budget))
+                name = mixture_label(variant, mixture, bool(budget))
                 labels = {"mixture": name, "finetune": label, "seed": seed}
                 finetunes.append(self.finetune(sweep, seed, parts, budget, labels, written))
         for name, task in sweep.evaluate.items():
-            evaluation = name + _suffix(_block_changes(variant, "evaluate", name))
+            evaluation = name + suffix(block_changes(variant, "evaluate", name))
             written = variant.written(("evaluate", name))
             examples = self.dataset(task, evaluation, "evaluate", written) if task.BRINGS_EXAMPLES else None
             for finetune in finetunes:
@@ -265,7 +198,7 @@ class _Builder:
             labels=labels,
             params=task,
             path=path,
-            counted=_counted([lengths]),
+            counted=counted_of([lengths]),
         )
         self.lengths[found.id] = lengths
         return found
@@ -321,39 +254,27 @@ class _Builder:
             tuple((data.id, share) for data, share in budget),
         )
         needs = list({data.id: data for data, _ in [*parts, *budget]}.values())
-        rows, tokens = self.reads(job, path)
+        read = read_of(job, self.lengths)
+        for problem in read.problems:
+            self.problems.setdefault(Problem(path, self.named(problem)))
         return self.artefact(
             "finetune",
             name,
             recipe,
             needs,
-            rows=rows,
-            tokens=round(finetune.epochs * tokens),
+            rows=read.rows,
+            tokens=round(finetune.epochs * read.tokens),
             labels=labels,
             params=job,
             path=path,
-            counted=_counted([self.lengths[data.id] for data in needs]),
+            counted=read.counted,
         )
-
-    def reads(self, job: FinetuneJob, path: Path) -> tuple[int, float]:
-        """Return how many rows and tokens one epoch of a finetune reads: the very ones, where every row is counted."""
-        used = [*job.mixture, *job.budget]
-        if all(self.lengths[data].whole for data, _ in used):
-            try:
-                facts = mix(job, lambda data: self.lengths[data].trained).facts()
-                return facts["rows_per_epoch"], facts["tokens_per_epoch"]
-            except InputError as error:
-                for problem in error.problems:
-                    self.problems.setdefault(Problem(path, self.named(problem)))
-        parts, budget = ([(self.lengths[data], share) for data, share in of] for of in (job.mixture, job.budget))
-        match = job.finetune.match
-        return _epoch(parts, match, _epoch(budget, match)[1] if budget else None)
 
     def named(self, problem: str) -> str:
         """Return a problem of a mixture with the names of the sweep in place of ids."""
         for data in self.lengths:
             problem = problem.replace(data, str(self.found[data].labels["dataset"]))
-        return problem.removeprefix("mixture: ")
+        return problem
 
     def predictions(
         self,
@@ -393,7 +314,7 @@ class _Builder:
             labels=labels,
             params=job,
             path=path,
-            counted=_counted([lengths]),
+            counted=counted_of([lengths]),
         )
 
     def spoken(self, sweep: Sweep) -> dict[str, Any]:

@@ -155,10 +155,10 @@ def test_a_damaged_dataset_is_not_dumped(store: Store, base: BaseModelRef, tmp_p
         dump(of, "first", 0, store, base, tmp_path / "x", "jsonl")
 
 
-def test_too_few_tokens_name_the_rows_to_type(store: Store, base: BaseModelRef, tmp_path: Path) -> None:
-    few = planned(
-        mixtures={"first": {"long": 1}, "short": {"short": 1}},
-        datasets={**BLOCKS["datasets"], "short": {"task": "several_kv", "rows": 9, "dictionaries": 4}},
-    )
-    with pytest.raises(InputError, match=r"in 9 rows, but its share of an epoch.*rows: \d+"):
-        dump(few, "short", 0, store, base, tmp_path / "x", "jsonl")
+@pytest.mark.parametrize("times", [1, 100])
+def test_too_few_tokens_are_told_by_the_plan_with_the_rows_to_type(times: int) -> None:
+    """Whether every row of the datasets is counted, or a sample."""
+    long = {**BLOCKS["datasets"]["long"], "rows": 20 * times}
+    short = {"task": "several_kv", "rows": 9 * times, "dictionaries": 4}
+    with pytest.raises(InputError, match=rf"short has .* in {9 * times} rows, but its share of an epoch.*rows: \d+"):
+        planned(mixtures={"first": {"long": 1}, "short": {"short": 1}}, datasets={"long": long, "short": short})

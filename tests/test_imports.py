@@ -25,7 +25,7 @@ STORE = {
     "output",
 }
 SPEC = {"problems", "document", "yaml_lines", "names", "config", "grid", "spec"}
-PLAN = {"artefact", "facts", "lengths", "limits", "mixture", "plan", "replaced"}
+PLAN = {"artefact", "epoch", "facts", "labels", "lengths", "limits", "mixture", "plan", "replaced"}
 GROUND = {"errors", "progress", "base_model", "model_files", "chat_template", "columns"}
 RAY = {"connection"}
 STAGE = GROUND | STORE | SPEC | PLAN | RAY | {"tasks", "api"}

@@ -120,6 +120,12 @@ def test_a_model_without_a_chat_template_is_refused(tiny: BaseModelRef, tmp_path
     (tmp_path / "m" / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match="has no chat template"):
         counting(resolve(str(tmp_path / "m")))
+    file = tmp_path / "s.yaml"
+    file.write_text(f"name: s\nbase_model: {tmp_path}/m\nevaluate: {{b: {{task: lm_eval, benchmark: gsm8k}}}}\n")
+    assert len(run.prepare(str(file))[0].artefacts) == 1
+    asked = ["evaluate.recall={task: recall}"]
+    with pytest.raises(InputError, match=r"s.yaml:2: base_model: the tokenizer of .* has no chat template"):
+        run.prepare(str(file), asked)
     config = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
     (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": CHATML}))
     assert counting(resolve(str(tmp_path / "m"))) is not None

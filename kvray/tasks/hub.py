@@ -76,7 +76,16 @@ def _parts(source: str) -> tuple[str, str | None, str]:
 def _commit(source: str) -> str:
     # A commit names itself, so that files in the hub's cache need no hub.
     revision = _parts(source)[1]
-    return revision if revision and _COMMIT.fullmatch(revision) else _listing(source)[0]
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    try:
+        return _listing(source)[0]
+    except SourceUnreachableError:
+        # Enough for one file, whose name is known without a listing.
+        commit = _cached_commit(source)
+        if commit is None:
+            raise
+        return commit
 
 
 @lru_cache(maxsize=64)
@@ -88,8 +97,40 @@ def _listing(source: str) -> tuple[str, tuple[str, ...]]:
     try:
         info = HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT_S)
     except Exception as error:
-        raise _reason(source, error) from error
+        reason = _reason(source, error)
+        if isinstance(reason, SourceUnreachableError):
+            commit, names = _cached_commit(source), _cached_names(source)
+            if commit is not None and names is not None:
+                return commit, names
+        raise reason from error
     return str(info.sha), tuple(sorted(file.rfilename for file in info.siblings or ()))
+
+
+def _cached_commit(source: str) -> str | None:
+    """Return the commit that a revision was when it was last asked for, by the hub's cache on this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+
+    repo, revision, _ = _parts(source)
+    try:
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)).name
+    except IncompleteSnapshotError as error:
+        return Path(error.snapshot_path).name
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _cached_names(source: str) -> tuple[str, ...] | None:
+    """Return the names of all files of a dataset by the hub's cache, None where it does not know all of them."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    repo, revision, _ = _parts(source)
+    try:
+        files = get_cached_repo_tree(repo, repo_type="dataset", revision=revision)
+    except CachedRepoTreeNotFoundError:
+        return None
+    return tuple(sorted(file.path for file in files))
 
 
 def _file(source: str, commit: str, name: str) -> Path:
@@ -112,4 +153,9 @@ def _reason(source: str, error: Exception) -> InputError:
         refused = isinstance(error, HFValidationError)
     if refused:
         return InputError(f"source: {source} cannot be read from the Hugging Face hub: {error}")
-    return SourceUnreachableError(f"source: the Hugging Face hub does not answer for {source}: {error}")
+    told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return SourceUnreachableError(
+        f"source: the Hugging Face hub does not answer for {source} ({told}), and its cache on this machine has not "
+        f"got it whole; type hf download --repo-type dataset {_parts(source)[0]} where there is a hub, copy its cache "
+        "here, and set HF_HOME; or give a path"
+    )

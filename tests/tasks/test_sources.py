@@ -273,3 +273,12 @@ def test_a_dataset_of_the_hub_is_its_commit_and_its_data_files(serve: Callable, 
     away = read_from_hub("http://127.0.0.1:9", "1", tmp_path, file, whole)
     assert away[file] == told[file]
     assert away[whole][0] == "SourceUnreachableError"
+    assert "hf download --repo-type dataset org/name" in away[whole][1] and "HF_HOME" in away[whole][1]
+    # By the name of a branch too; but not a folder, of which the cache may have a part.
+    refs = tmp_path / "hub" / "datasets--org--name" / "refs"
+    refs.mkdir(exist_ok=True)
+    (refs / "main").write_text(COMMIT)
+    named = "hf://datasets/org/name/train/b.jsonl"
+    away = read_from_hub("http://127.0.0.1:9", "0", tmp_path, named, whole)
+    assert away[named] == [f"org/name@{COMMIT}/train/b.jsonl", [[f"{named}: row 1", 3]]]
+    assert away[whole][0] == "SourceUnreachableError"
