@@ -14,7 +14,7 @@ import kvray
 
 ROOT = Path(kvray.__file__).parent
 STORE = {"store", "store_checks", "store_root", "manifest", "filesystem", "object_store", "parquet", "fingerprint"}
-SPEC = {"problems", "document", "yaml_lines", "config", "grid", "spec"}
+SPEC = {"problems", "document", "yaml_lines", "config", "grid", "unused", "spec"}
 PLAN = {"artefact", "facts", "lengths", "limits", "mixture", "plan"}
 GROUND = {"errors", "progress", "base_model", "model_files", "chat_template", "columns"}
 STAGE = GROUND | STORE | SPEC | PLAN | {"tasks", "api"}
@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"errors", "base_model", "columns"},
     "fingerprint": {"errors"},
     **dict.fromkeys(STORE - {"fingerprint"}, {"errors"} | STORE),
-    **dict.fromkeys(SPEC, {"errors", "tasks"} | SPEC),
+    **dict.fromkeys(SPEC, {"errors", "tasks", "base_model"} | SPEC),
     **dict.fromkeys(
         PLAN, {"errors", "tasks", "base_model", "model_files", "chat_template", "fingerprint"} | SPEC | PLAN
     ),
