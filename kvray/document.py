@@ -52,6 +52,13 @@ class Document:
         self.problems = [p for p in self.problems if p.path[: len(path)] != path]
         self.places[path] = place
 
+    def lateness(self, path: Path) -> int:
+        """Return what wrote the value at a path: 0 the file, 1 a scale of it, 2 the command line."""
+        place = self.place(path)
+        if place.line == _TYPED_LINE:
+            return 2
+        return int(any(known[0] == "scales" and other == place for known, other in self.places.items() if known))
+
     def hides(self, path: Path) -> bool:
         """Say whether the value at a path, or a part of it, is unknown because of a problem that is reported already.
 

@@ -10,8 +10,10 @@ from kvray.config import NAME, TASK_SECTIONS, Finetune, Overlaps, Runtime, Sweep
 from kvray.document import Document, merge, split, typed
 from kvray.errors import InputError, Place, Problem
 from kvray.grid import Variant, grid_problems, show_value, variants
+from kvray.problems import show
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
+from kvray.unused import unused
 
 __all__ = [
     "NAME",
@@ -61,6 +63,7 @@ def read(
     overlaps: Overlaps = {}
     sweep, problems = check(document.value, overlaps)
     problems += grid_problems(document.value, problems, overlaps)
+    problems += unused(document)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
@@ -74,7 +77,7 @@ def _take_scale(document: Document, scale: str) -> list[Problem]:
     changes = scales.get(scale) if isinstance(scales, dict) else None
     if not isinstance(changes, dict):
         names = f"one of the file's scales: {', '.join(known)}" if known else "none: the file has no scales"
-        return [Problem((), f"found the scale {scale!r}; expected {names}", Place(-1, "--scale"))]
+        return [Problem((), f"found the scale {show(scale)}; expected {names}", Place(-1, "--scale"))]
     name = document.value.get("name")
     wrong: list[Problem] = []
     for key, value in changes.items():

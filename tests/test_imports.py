@@ -24,7 +24,7 @@ STORE = {
     "fingerprint",
     "output",
 }
-SPEC = {"problems", "document", "yaml_lines", "names", "config", "grid", "spec"}
+SPEC = {"problems", "document", "yaml_lines", "names", "config", "grid", "unused", "spec"}
 PLAN = {"artefact", "epoch", "facts", "labels", "lengths", "limits", "mixture", "plan", "replaced"}
 GROUND = {"errors", "progress", "base_model", "model_files", "chat_template", "columns"}
 RAY = {"connection"}
@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"errors", "base_model", "columns"},
     "fingerprint": {"errors"},
     **dict.fromkeys(STORE - {"fingerprint"}, {"errors"} | STORE),
-    **dict.fromkeys(SPEC, {"errors", "tasks"} | SPEC),
+    **dict.fromkeys(SPEC, {"errors", "tasks", "base_model"} | SPEC),
     **dict.fromkeys(
         PLAN, {"errors", "tasks", "base_model", "model_files", "chat_template", "fingerprint"} | SPEC | PLAN
     ),
