@@ -314,6 +314,8 @@ def pretrain(
 
     kvray pretrain --out my-tiny --device cuda
     """
+    if ":/" in str(out):
+        raise InputError(f"--out: found {out}; expected a directory of this machine")
     from kvray.tiny.card import write_card
     from kvray.tiny.pretrain import Recipe
     from kvray.tiny.pretrain import pretrain as train

@@ -104,6 +104,7 @@ def test_every_mistake_of_a_sweep_is_told_at_once(sweep: Path) -> None:
         (("generate", "mdqa", "--out", "x", "--format", "csv"), "parquet, jsonl or openai"),
         (("generate", "mdqa", "--rows", "999999999", "--out", "x.parquet"), "questions"),
         (("generate", "recall", "--out", "."), "is a directory"),
+        (("pretrain", "--out", "s3://bucket/model"), "expected a directory of this machine"),
         (("why", "x", "--sweep", "small.yaml"), "no artefact"),
         (("why", "ask", "--sweep", "small.yaml"), "fits 3 artefacts"),
     ],
