@@ -135,7 +135,6 @@ def test_the_allowed_imports_have_no_cycle_between_stages() -> None:
             assert part not in MAY_IMPORT[other], f"{part} and {other} may import each other"
 
 
-@pytest.mark.skipif(not (ROOT / "cli.py").is_file(), reason="kvray/cli.py is not there")
 def test_the_command_line_starts_without_anything_heavy() -> None:
     code = f"import sys, kvray.cli; print(*[name for name in {HEAVY!r} if name in sys.modules])"
     run = subprocess.run(

@@ -1,0 +1,5 @@
+"""``python -m kvray.cli`` is ``kvray``."""
+
+from kvray.cli import main
+
+main()

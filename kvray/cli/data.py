@@ -1,0 +1,126 @@
+"""Commands that show or write examples and mixtures, and the one that makes the bundled base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvray.cli.app import BaseOption, FormatOption, JsonOption, OutOption, ScaleOption, SetOption, StoreOption, command
+from kvray.errors import InputError, RunInterrupted
+
+if TYPE_CHECKING:
+    from kvray.tasks.base import Task
+
+
+@command
+def sample(
+    task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
+    rows: Annotated[int, typer.Option(help="Examples to show.", min=1)] = 1,
+    seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
+    set_: SetOption = None,
+    base_model: BaseOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Show examples of a task: prompt, answer, accepted references.
+
+    kvray sample mdqa --set documents=3 --set position=2
+
+    kvray sample lm_eval --set benchmark=tiny_qa --set include_path=sweeps/tasks
+    """
+    from kvray import samples
+
+    made, base = _task(task, seed, set_ or [], base_model, rows)
+    shown = samples.rows if made.BRINGS_EXAMPLES else samples.benchmark_rows
+    for row in shown(made, base, rows):
+        print(json.dumps(row, ensure_ascii=False) if json_ else samples.text(row, made))
+
+
+@command
+def generate(
+    task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
+    out: OutOption,
+    rows: Annotated[int | None, typer.Option(help="Examples to make; default the task's own.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
+    set_: SetOption = None,
+    base_model: BaseOption = None,
+    format_: FormatOption = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; the bytes do not depend on it.", min=1)] = None,
+) -> None:
+    """Make one dataset as one file, without a sweep, for any other trainer.
+
+    kvray generate simple_kv --rows 350 --seed 0 --out train.jsonl
+    """
+    from kvray.generate.export import format_of, make
+
+    kind = format_of(out, format_)
+    made, base = _task(task, seed, set_ or [], base_model, rows)
+    done = make(made, base, out, kind, workers, rows)
+    print(
+        f"{done.path}: {done.rows} rows, {done.prompt_tokens} prompt tokens, {done.bytes} bytes, sha256 {done.sha256}"
+    )
+
+
+@command
+def blend(
+    sweep: Annotated[str, typer.Argument(help="A sweep file.")],
+    mixture: Annotated[str, typer.Argument(help="One of its mixtures.")],
+    out: OutOption,
+    seed: Annotated[int, typer.Option(help="One of finetune.seeds.")] = 0,
+    format_: FormatOption = None,
+    store: StoreOption = None,
+    set_: SetOption = None,
+    base_model: BaseOption = None,
+    scale: ScaleOption = None,
+) -> None:
+    """Write one mixture as one file: the very rows that a finetune on it reads, matched in tokens, for any trainer.
+
+    kvray blend sweeps/quickstart.yaml in2 --out in2.jsonl
+    """
+    from kvray import blend as blending
+    from kvray import run as running
+    from kvray.generate.export import format_of
+    from kvray.store import Store
+
+    kind = format_of(out, format_)
+    planned, base = running.prepare(sweep, set_ or [], base_model, scale)
+    place = Store(running.store_uri(store))
+    done = blending.dump(planned, mixture, seed, place, base, out, kind)
+    parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
+    print(f"{done.path}: {parts}; {done.bytes} bytes, sha256 {done.sha256}")
+
+
+@command
+def pretrain(
+    out: Annotated[Path, typer.Option("--out", help="Directory of the model; <out>.state keeps what a resume needs.")],
+    tokens: Annotated[int | None, typer.Option(help="Training tokens; default the recipe's.", min=10000)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default all.", min=1)] = None,
+) -> None:
+    """Make kvray-tiny from scratch: tokenizer, weights, card with its scores. Run again to continue.
+
+    kvray pretrain --out my-tiny --device cuda
+    """
+    if ":/" in str(out):
+        raise InputError(f"--out: found {out}; expected a directory of this machine")
+    from kvray.tiny.card import write_card
+    from kvray.tiny.pretrain import Recipe
+    from kvray.tiny.pretrain import pretrain as train
+
+    recipe = Recipe(seed=seed) if tokens is None else Recipe(seed=seed, tokens=tokens)
+    try:
+        record = train(out, recipe, device, threads=threads)
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"interrupted; kept in {out}.state: the last checkpoint, if there is one") from None
+    print(write_card(out, recipe, record))
+
+
+def _task(name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None) -> Any:
+    from kvray import samples
+
+    task: Task = samples.task_of(name, seed, settings)
+    return (samples.with_rows(task, rows) if rows else task), samples.base_of(base_model)

@@ -1,0 +1,206 @@
+"""Commands about a sweep: run it, and say what it would do, did, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvray.cli.app import BaseOption, JsonOption, ScaleOption, SetOption, StoreOption, VerifyOption, command
+
+if TYPE_CHECKING:
+    from kvray.base_model import BaseModelRef
+    from kvray.plan import Plan
+    from kvray.store import Store
+
+
+@command
+def run(
+    sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
+    store: StoreOption = None,
+    set_: SetOption = None,
+    base_model: BaseOption = None,
+    scale: ScaleOption = None,
+    verify: VerifyOption = False,
+    report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
+) -> int:
+    """Make everything that a sweep has and the store has not, then the report. Run again to continue.
+
+    kvray run sweeps/quickstart.yaml
+
+    kvray run sweeps/nq-open.yaml --set evaluate.mdqa.questions=50
+
+    kvray run sweeps/paper/mdqa-mistral.yaml --scale small
+    """
+    from kvray import run as running
+    from kvray.store import Store
+
+    place = Store(running.store_uri(store))
+    # All files are read before the first is run: a mistake in the last one is told now.
+    planned = [running.prepare(file, set_ or [], base_model, scale) for file in sweep]
+    running.check_names([(file, plan) for file, (plan, _) in zip(sweep, planned, strict=True)])
+    codes = []
+    with running.shared_cluster([plan.sweep.runtime for plan, _ in planned]):
+        for file, (plan, base) in zip(sweep, planned, strict=True):
+            if len(sweep) > 1:
+                print(f"\n== {file}", flush=True)
+            codes.append(_run(plan, base, place, verify, report))
+    return max(codes)
+
+
+def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: bool) -> int:
+    from kvray import run as running
+
+    result = running.run(planned, base, place, verify)
+    name = planned.sweep.name
+    if result.nothing_to_do:
+        print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
+    if result.failed:  # before the report, which a full disk ends with an error of its own
+        from kvray.tables import table
+
+        print(
+            f"\n{len(result.failed)} of {len(planned.artefacts)} artefacts failed; the same command tries them again:"
+        )
+        print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
+    if report:
+        from kvray.results.report import current, location, summary, write
+
+        if not current(place, name):
+            write(place, name)
+        print("\n".join(["", *summary(place, name), ""]))
+        print(f"report: {location(place, f'reports/{name}')}/report.html")
+    if result.failed:
+        return 1
+    if not result.nothing_to_do:
+        print(f"{len(result.made)} made, {result.cached} were there, {result.seconds:.0f} s")
+    return 0
+
+
+@command
+def plan(
+    sweep: Annotated[str, typer.Argument(help="A sweep file.")],
+    store: StoreOption = None,
+    set_: SetOption = None,
+    base_model: BaseOption = None,
+    scale: ScaleOption = None,
+    json_: JsonOption = False,
+    verify: VerifyOption = False,
+) -> None:
+    """Show what a run would do, cell by cell, with tokens, estimated time and the smallest detectable difference.
+
+    Works without the hub and without a GPU: what cannot be looked at is noted and assumed.
+
+    kvray plan sweeps/quickstart.yaml
+    """
+    from kvray import estimate
+    from kvray import run as running
+    from kvray.store import Store
+
+    planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True)
+    place = Store(running.store_uri(store))
+    running.tell_replaced(planned, place)
+    found = estimate.estimate(planned, place, verify)
+    print(json.dumps(found.document(), indent=1) if json_ else found.text())
+
+
+@command
+def status(
+    sweep: Annotated[str, typer.Argument(help="A sweep file, or the name of one that was run.")],
+    store: StoreOption = None,
+    set_: SetOption = None,
+    base_model: BaseOption = None,
+    scale: ScaleOption = None,
+    json_: JsonOption = False,
+    verify: VerifyOption = False,
+) -> None:
+    """Say what of a sweep is committed, missing, damaged or failed.
+
+    kvray status quickstart --json
+    """
+    from kvray import run as running
+    from kvray.store import Store
+    from kvray.tables import table
+
+    place = Store(running.store_uri(store))
+    planned: Sequence[Any]
+    if sweep.endswith((".yaml", ".yml")):
+        planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts
+    else:
+        planned = running.stored_plan(sweep, place)
+    found = running.status(planned, place, verify)
+    counts = {
+        "planned": len(found),
+        "committed": sum(each.state == "committed" for each in found),
+        "failed": sum(each.state == "failed" for each in found),
+    }
+    if json_:
+        artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in found]
+        print(json.dumps({**counts, "artefacts": artefacts}, indent=1))
+        return
+    print(table(["artefact", "state", "why"], [[e.id, e.state, _one_line(e.reason or "")] for e in found]))
+    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+@command
+def report(
+    sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
+    store: StoreOption = None,
+    scale: ScaleOption = None,
+    out: Annotated[str | None, typer.Option("--out", help="Directory or s3:// URI; default under the store.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
+
+    kvray report quickstart --out /tmp/report
+
+    --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
+    of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
+    """
+    from kvray import run as running
+    from kvray.results.report import document, summary, write
+    from kvray.spec import load
+    from kvray.store import Store
+
+    place = Store(running.store_uri(store))
+    name = load(sweep, scale=scale).name if sweep.endswith((".yaml", ".yml")) else sweep
+    running.stored_plan(name, place)
+    paths = write(place, name, out)
+    if json_:
+        print(json.dumps({**document(place, name), "report": vars(paths)}, indent=1))
+    else:
+        print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
+
+
+@command
+def why(
+    cell: Annotated[str, typer.Argument(help="An artefact's id, or a part of it that is unique.")],
+    sweep: Annotated[str | None, typer.Option(help="A sweep file that has it; default: the store's sweeps.")] = None,
+    store: StoreOption = None,
+    set_: SetOption = None,
+    base_model: BaseOption = None,
+    scale: ScaleOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Say why an artefact is to be made: what of its recipe differs from the stored ones, the nearest first.
+
+    kvray why mdqa-simple_kv-lora-s0
+
+    kvray why recall-in2-lora-s0 --sweep sweeps/quickstart.yaml
+
+    --json prints an object: id, kind, state, labels; then made (created, rows, files, versions, recipe, needs) if it is
+    committed, else stored (those of its kind, nearest first: id, created, differences), problems and needs (alike).
+    """
+    from kvray import reasons
+    from kvray import run as running
+    from kvray.store import Store
+
+    place = Store(running.store_uri(store))
+    planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts if sweep else None
+    told = reasons.explain(cell, place, planned)
+    print(json.dumps(told, indent=1) if json_ else "\n".join(reasons.lines(told)))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
