@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvray.cli.app import BaseOption, JsonOption, ScaleOption, SetOption, StoreOption, VerifyOption, command
+from kvray.progress import say
 
 if TYPE_CHECKING:
     from kvray.base_model import BaseModelRef
@@ -53,6 +54,8 @@ def run(
 def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: bool) -> int:
     from kvray import run as running
 
+    for warning in planned.warnings:
+        say(f"kvray: warning: {warning}")
     result = running.run(planned, base, place, verify)
     name = planned.sweep.name
     if result.nothing_to_do:
