@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import resource
@@ -13,7 +14,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from kvray import run as running
 from kvray.cli import app
+from kvray.cli.app import typed
+from kvray.errors import RunInterrupted
+from kvray.plan import Plan
 
 RUNNER = CliRunner()
 SWEEP = """\
@@ -162,3 +167,40 @@ def test_why_explains_a_cell_of_a_file(sweep: Path) -> None:
 
 def test_version() -> None:
     assert kvray("--version").stdout.strip() == __import__("kvray").__version__
+
+
+def test_ctrl_c_ends_a_run_of_several_files_at_the_first_and_names_what_to_type(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sweep.with_name("other.yaml")
+    other.write_text(sweep.read_text().replace("name: ", "name: another-"))
+    begun: list[str] = []
+
+    def interrupted(planned: Plan, *rest: object) -> None:
+        begun.append(planned.sweep.name)
+        raise RunInterrupted("interrupted in generate; kept in s: 1 of 2 artefacts and the shards so far")
+
+    monkeypatch.setattr(running, "run", interrupted)
+    monkeypatch.setattr(running, "shared_cluster", lambda runtimes: contextlib.nullcontext())
+    monkeypatch.setattr(sys, "argv", [".venv/bin/kvray", "run", str(sweep), "an other.yaml"])
+    result = kvray("run", sweep, other)
+    assert result.exit_code == 130 and len(begun) == 1
+    assert result.stderr.splitlines() == [
+        "kvray: interrupted in generate; kept in s: 1 of 2 artefacts and the shards so far. "
+        f"To go on: .venv/bin/kvray run {sweep} 'an other.yaml'"
+    ]
+
+
+def test_a_command_to_type_again_is_kvray_where_the_shell_finds_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "kvray"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(program), "run", "a b.yaml"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert typed() == f"{program} run 'a b.yaml'"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert typed() == "kvray run 'a b.yaml'"
+    monkeypatch.setattr(sys, "argv", ["/site/kvray/cli/__main__.py", "run", "a.yaml"])
+    assert typed() == f"{sys.executable} -m kvray.cli run a.yaml"

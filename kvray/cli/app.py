@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, NoReturn, ParamSpec
 
 import typer
@@ -53,7 +55,7 @@ def command(function: Callable[P, int | None]) -> Callable[P, None]:
         except BrokenPipeError:
             raise typer.Exit(0) from None
         except RunInterrupted as interrupt:
-            _leave(f"{interrupt}. To go on: {shlex.join(['kvray', *sys.argv[1:]])}")
+            _leave(f"{interrupt}. To go on: {typed()}")
         except KeyboardInterrupt:
             _leave("interrupted")
         raise typer.Exit(code or 0)
@@ -67,6 +69,19 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(__version__)
         raise typer.Exit(0)
+
+
+def typed() -> str:
+    """Return this command as one can type it again: ``kvray`` alone only where the shell finds this very one."""
+    program = Path(sys.argv[0])
+    found = shutil.which("kvray")
+    if program.name == "__main__.py":
+        words = [sys.executable, "-m", "kvray.cli"]
+    elif found is not None and Path(found).resolve() == program.resolve():
+        words = ["kvray"]
+    else:
+        words = [sys.argv[0]]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def _leave(message: str) -> NoReturn:
