@@ -43,6 +43,8 @@ def run(
 ) -> Seen:
     """Run a command in a terminal of its own; press Ctrl-C once, as soon as ``interrupt`` of the output holds."""
     env = {"TERM": "xterm-256color", **(os.environ if environment is None else environment)}
+    for name in ("COLUMNS", "LINES"):  # test runners export them, and programs believe them more than the terminal
+        env.pop(name, None)
     child = pexpect.spawn(command[0], list(command[1:]), dimensions=(40, columns), env=env, timeout=timeout)
     deadline, pressed, data = time.monotonic() + timeout, None, b""
     while True:
