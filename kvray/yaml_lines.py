@@ -149,7 +149,8 @@ def _scan(text: str) -> set[int]:
     """Go once through the text, however deep or long, before anything recursive does; return where tags are."""
     depth, tags = 0, set()
     for count, event in enumerate(yaml.parse(text, yaml.CSafeLoader)):
-        line = event.start_mark.line + 1
+        mark = event.start_mark
+        line = mark.line + 1 if mark else 0
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -158,8 +159,8 @@ def _scan(text: str) -> set[int]:
             raise _Refused(line, f"found over {MAX_DEPTH} mappings or lists inside each other; expected fewer")
         if count > 2 * MAX_NODES:
             raise _Refused(line, f"found over {MAX_NODES:,} values; expected fewer")
-        if getattr(event, "tag", None) is not None:
-            tags.add(event.start_mark.index)
+        if mark and getattr(event, "tag", None) is not None:
+            tags.add(mark.index)
     return tags
 
 
