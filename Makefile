@@ -23,7 +23,7 @@ quickstart: $(VENV)/.installed
 
 # What starts Ray or vLLM has the machine to itself; the rest runs side by side.
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 8
+	$(BIN)/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 8 --dist loadfile
 	$(BIN)/python -m pytest -m slow
 
 # Every sweep of the paper and of the open questions, at the size of the tiny model: no result, but every path.
