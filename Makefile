@@ -21,10 +21,9 @@ setup: $(VENV)/.installed
 quickstart: $(VENV)/.installed
 	$(BIN)/kvray run sweeps/quickstart.yaml
 
-# What starts Ray or vLLM has the machine to itself; the rest runs side by side.
+# What starts Ray or vLLM runs one test at a time, beside the rest.
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 8 --dist loadfile
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup
 
 # Every sweep of the paper and of the open questions, at the size of the tiny model: no result, but every path.
 paper-smoke: $(VENV)/.installed-dev
