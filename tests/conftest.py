@@ -24,7 +24,6 @@ def ray_two_cpus() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests, and say which run one after the other where several processes share them.
 
