@@ -21,9 +21,10 @@ setup: $(VENV)/.installed
 quickstart: $(VENV)/.installed
 	$(BIN)/kvray run sweeps/quickstart.yaml
 
-# What starts Ray or vLLM runs one test at a time, beside the rest.
+# What starts Ray or vLLM has the machine to itself; the rest runs side by side.
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -m slow
 
 # Every sweep of the paper and of the open questions, at the size of the tiny model: no result, but every path.
 paper-smoke: $(VENV)/.installed-dev

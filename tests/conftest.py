@@ -12,6 +12,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # OpenMP threads that spin at every barrier slow each other down by a multiple where tests run side by side.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -25,15 +27,12 @@ def ray_two_cpus() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, and say which run one after the other where several processes share them.
+    """Run the evaluate stage's tests first, whatever the order on the command line.
 
-    What starts Ray or vLLM is one group, so one such test runs at a time, beside the others; and each other file is a
-    group, so that what its tests share is made once. The evaluate stage's tests come first: they start vLLM in this
-    process, which looks at every loaded module then, and what moto's server loads objects to that.
+    They start vLLM in this process, which looks at every loaded module then; what moto's server loads objects to that.
     """
+    items.sort(key=lambda item: "evaluate" not in item.path.parts)
     for item in items:
+        # Whatever starts Ray has the machine to itself; all else runs side by side (see the Makefile).
         if "ray_two_cpus" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-        alone = item.get_closest_marker("slow") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if alone else item.path.name))
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "evaluate" not in item.path.parts))
