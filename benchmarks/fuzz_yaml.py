@@ -30,15 +30,17 @@ from typing import Any
 
 import yaml
 
-from kvray import facts
-from kvray.base_model import BaseModelRef, resolve
+from kvray.driver.run import prepare
 from kvray.errors import InputError, Problem, SourceUnreachableError
-from kvray.estimate import estimate
-from kvray.run import prepare
-from kvray.spec import read
-from kvray.store import Store
-from kvray.tasks import hub, load_all, sources
+from kvray.models.reference import BaseModelRef, resolve
+from kvray.planning import inputs
+from kvray.planning.cost.estimate import estimate
+from kvray.store.store import Store
+from kvray.sweep.load import read
+from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
+from kvray.tasks.sources import hub
+from kvray.tasks.sources import read as sources
 
 ROOT = Path(__file__).parents[1]
 READ_S = 2.0
@@ -275,7 +277,7 @@ def _name(dice: random.Random, tree: dict[str, Any], section: str) -> str:
 
 
 def _knobs() -> Iterator[str]:
-    from kvray.config import Finetune, Runtime
+    from kvray.sweep.model import Finetune, Runtime
 
     yield from (f"finetune.{name}" for name in Finetune.model_fields)
     yield from (f"runtime.{name}" for name in Runtime.model_fields)
@@ -365,7 +367,7 @@ def no_network() -> Iterator[None]:
         raise SourceUnreachableError(f"source: {source} cannot be read: no network")
 
     kept: list[tuple[Any, str, Callable[..., Any]]] = [
-        (facts, "resolve", facts.resolve),
+        (inputs, "resolve", inputs.resolve),
         (sources, "_from_network", sources._from_network),
         (hub, "digest", hub.digest),
         (hub, "download", hub.download),

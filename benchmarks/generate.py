@@ -24,13 +24,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for both
 
 import pyarrow as pa
 
-from kvray.base_model import BaseModelRef, resolve
-from kvray.generate.export import make
+from kvray.cli.export import make
 from kvray.generate.shards import ROWS_PER_SHARD, build, context_of
-from kvray.store import Store
+from kvray.models.reference import BaseModelRef, resolve
+from kvray.store.store import Store
 from kvray.tasks.base import EXAMPLE_SCHEMA, CountTokens
-from kvray.tasks.dictionary import SimpleKV
-from kvray.tasks.wording import KV_ANSWER, KV_HEAD, KV_TAIL, KV_TEMPLATE
+from kvray.tasks.kv.simple import SimpleKV
+from kvray.tasks.prompts import KV_ANSWER, KV_HEAD, KV_TAIL, KV_TEMPLATE
 
 
 def integer(rng: random.Random) -> int:

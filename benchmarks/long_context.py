@@ -36,10 +36,10 @@ def finetune(model: str, length: int) -> dict[str, float]:
     """Train one step on one row of random tokens."""
     import numpy as np
 
-    from kvray.base_model import resolve
-    from kvray.config import Finetune
     from kvray.finetune.encode import Encoded
     from kvray.finetune.train import Execution, train
+    from kvray.models.reference import resolve
+    from kvray.sweep.model import Finetune
 
     execution = Execution(per_device_batch_size=1, gradient_checkpointing=True)
 
@@ -60,18 +60,18 @@ def finetune(model: str, length: int) -> dict[str, float]:
 
 def evaluate(model: str, length: int) -> dict[str, float]:
     """Answer prompts that share nothing."""
-    from kvray.evaluate import settings
+    from kvray.evaluate.engines import vllm_settings
 
-    settings.prepare_environment(gpu=False, cpus=2)
+    vllm_settings.prepare_environment(gpu=False, cpus=2)
     import numpy as np
 
-    from kvray.base_model import resolve
-    from kvray.config import Runtime
-    from kvray.evaluate.engine import Engine, Question
-    from kvray.evaluate.requests import Decoding
+    from kvray.evaluate.engines.vllm import Engine, Question
+    from kvray.evaluate.prompts import Decoding
+    from kvray.models.reference import resolve
+    from kvray.sweep.model import Runtime
 
     drawn = np.random.default_rng(length).integers(3, 1000, (PROMPTS, length - 64)).astype(np.int32)
-    engine = Engine(settings.settings(resolve(model), Runtime(), 0, None, [16]), length)
+    engine = Engine(vllm_settings.settings(resolve(model), Runtime(), 0, None, [16]), length)
     list(engine.answer([(0, Question(drawn[0][:64], Decoding(8, ())))]))
     before, started = peak(), time.process_time()
     list(engine.answer((i, Question(prompt, Decoding(32, ()))) for i, prompt in enumerate(drawn)))

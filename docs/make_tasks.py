@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kvray import samples
+from kvray.cli import samples
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Task
 

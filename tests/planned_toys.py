@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from kvray.artefact import Artefact
-from kvray.base_model import BaseModelRef
-from kvray.facts import gather
-from kvray.plan import Plan, plan
-from kvray.spec import Sweep
-from kvray.store import Manifest, Store
+from kvray.models.reference import BaseModelRef
+from kvray.planning.artefacts import Artefact
+from kvray.planning.inputs import gather
+from kvray.planning.plan import Plan, plan
+from kvray.store.store import Manifest, Store
+from kvray.sweep.load import Sweep
 
 BASE = BaseModelRef("tiny", "/models/tiny", None, "sha256:abc")
 _FACTS = {"dataset": "prompt_tokens", "finetune": "trained_tokens", "predictions": "prompt_tokens"}

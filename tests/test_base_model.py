@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kvray import base_model
-from kvray.base_model import BUNDLED, files_of, resolve
 from kvray.errors import InputError, SourceUnreachableError
+from kvray.models import reference
+from kvray.models.reference import BUNDLED, files_of, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "acme/tiny-instruct"
@@ -92,7 +92,7 @@ def test_a_download_that_was_cut_off_is_told_by_what_is_missing(home: Path) -> N
 def test_names_of_nothing_are_refused_without_asking_anybody(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_model, "_in_cache", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(reference, "_in_cache", lambda *_: pytest.fail("asked"))
     with pytest.raises(InputError) as caught:
         resolve(name)
     assert not isinstance(caught.value, SourceUnreachableError)

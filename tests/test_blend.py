@@ -9,17 +9,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from kvray.artefact import Artefact, FinetuneJob
-from kvray.base_model import BaseModelRef, load_tokenizer, resolve
-from kvray.blend import BLEND_SCHEMA, dump
+from kvray.cli.blend import BLEND_SCHEMA, dump
 from kvray.errors import DamagedArtefactError, InputError
-from kvray.facts import gather
 from kvray.finetune import selection
 from kvray.finetune.storage import load_rows
 from kvray.generate.shards import build
-from kvray.plan import Plan, plan
-from kvray.spec import Sweep
-from kvray.store import Store
+from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
+from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.planning.inputs import gather
+from kvray.planning.plan import Plan, plan
+from kvray.store.store import Store
+from kvray.sweep.load import Sweep
 from kvray.tasks.base import EXAMPLE_SCHEMA, OPENAI_SYSTEM, Task
 
 BLOCKS: dict[str, Any] = {
@@ -94,7 +94,7 @@ def test_the_bytes_are_the_same_with_and_without_the_data_in_the_store(
             commit(store, artefact, base)
     # As in another process, which has counted nothing yet and need not make anything.
     monkeypatch.setattr(selection, "_counted", {})
-    monkeypatch.setattr("kvray.blend.build", None)
+    monkeypatch.setattr("kvray.cli.blend.build", None)
     after = dump(of, "blend", 0, store, base, tmp_path / "after", format)
     assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
     assert (before.sha256, before.bytes) == (after.sha256, (tmp_path / "after").stat().st_size)

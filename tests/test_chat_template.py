@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvray.base_model import BUNDLED
-from kvray.chat_template import ChatTemplate
+from kvray.models.chat_template import ChatTemplate
+from kvray.models.reference import BUNDLED
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATS = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import kvray
-from kvray.checkup import PACKAGES, Checkup, Node, judge, look
+from kvray.cli.checkup import PACKAGES, Checkup, Node, judge, look
 
 VERSIONS: dict[str, str | None] = {"python": "3.11.7", **dict.fromkeys(PACKAGES, "1.0")}
 

@@ -14,11 +14,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from kvray import run as running
 from kvray.cli import app
 from kvray.cli.app import typed
+from kvray.driver import run as running
 from kvray.errors import RunInterrupted
-from kvray.plan import Plan
+from kvray.planning.plan import Plan
 
 RUNNER = CliRunner()
 SWEEP = """\

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from kvray.config import Runtime
-from kvray.connection import asked_for
+from kvray.driver.connection import asked_for
+from kvray.sweep.model import Runtime
 
 CONNECT = """
 import sys

@@ -10,15 +10,15 @@ import pytest
 from planned_toys import BASE
 from toy_tasks import Toy
 
-from kvray import facts as facts_module
-from kvray import rates, speed
-from kvray.base_model import BaseModelRef
-from kvray.estimate import Estimate, estimate
-from kvray.facts import gather
-from kvray.plan import plan
-from kvray.spec import Sweep
-from kvray.speed import Size, size_of
-from kvray.store import Store
+from kvray.models.reference import BaseModelRef
+from kvray.planning import inputs as facts_module
+from kvray.planning.cost import rates, speed
+from kvray.planning.cost.estimate import Estimate, estimate
+from kvray.planning.cost.speed import Size, size_of
+from kvray.planning.inputs import gather
+from kvray.planning.plan import plan
+from kvray.store.store import Store
+from kvray.sweep.load import Sweep
 from kvray.tasks.base import REGISTRY, recipe
 
 SEVEN = "acme/Model-7B-Instruct"

@@ -11,12 +11,12 @@ from click.testing import Result
 from small_disk import disk, fill, read_only
 from typer.testing import CliRunner
 
-from kvray import run as running
 from kvray.cli import app
-from kvray.config import Runtime
+from kvray.driver import run as running
 from kvray.errors import ResourceError
-from kvray.evaluate import settings
-from kvray.store import Store
+from kvray.evaluate.engines import vllm_settings
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
 
 __all__ = ["disk"]
 SWEEP = """\
@@ -133,4 +133,4 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch: pytes
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ResourceError, match=r"g\+\+: not found on this node.*apt install g\+\+"):
-        settings.check_platform(gpu=False)
+        vllm_settings.check_platform(gpu=False)

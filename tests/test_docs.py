@@ -26,15 +26,16 @@ from click.testing import Result
 from documents import Command, Snippet, commands, examples, snippets
 from typer.testing import CliRunner
 
-from kvray import facts as facts_module
-from kvray import run as running
-from kvray.artefact import Artefact, PredictionsJob
-from kvray.base_model import BaseModelRef, resolve
 from kvray.cli import app
+from kvray.driver import run as running
 from kvray.errors import SourceUnreachableError
 from kvray.generate.shards import build
-from kvray.results.schema import PREDICTIONS_SCHEMA
-from kvray.store import Store
+from kvray.models.reference import BaseModelRef, resolve
+from kvray.planning import inputs as facts_module
+from kvray.planning import state
+from kvray.planning.artefacts import Artefact, PredictionsJob
+from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.store import Store
 from kvray.tasks.base import Task
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +76,7 @@ def no_hub(name: str, tokenizer: str | None = None) -> BaseModelRef:
 def quickstart(store: Store) -> None:
     """Commit what the quickstart leaves: its plan and datasets, finetunes without weights, answers drawn by lot."""
     planned, base = running.prepare("sweeps/quickstart.yaml")
-    store.write_document(running.document_name(planned.sweep.name), planned.to_json())
+    store.write_document(state.document_name(planned.sweep.name), planned.to_json())
     tables: dict[str, pa.Table] = {}
     for artefact in planned.artefacts:
         if isinstance(artefact.params, Task):

@@ -11,12 +11,12 @@ import pytest
 from planned_toys import BASE, commit, toy_plan
 from toy_tasks import Toy
 
-from kvray import facts as facts_module
-from kvray.base_model import resolve
-from kvray.estimate import estimate
+from kvray.models.reference import resolve
+from kvray.planning import inputs as facts_module
+from kvray.planning.cost.estimate import estimate
+from kvray.planning.state import failure_name
 from kvray.results.stats import detectable_difference
-from kvray.run import failure_name
-from kvray.store import Store
+from kvray.store.store import Store
 from kvray.tasks.base import REGISTRY
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvray import run
-from kvray.artefact import Artefact, FinetuneJob
-from kvray.base_model import BaseModelRef, load_tokenizer, resolve
+from kvray.driver import run
 from kvray.errors import InputError
-from kvray.evaluate import requests
+from kvray.evaluate import prompts
 from kvray.finetune import encode
 from kvray.finetune.selection import limits, select
 from kvray.generate.shards import build
-from kvray.lengths import counting, measure
+from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
+from kvray.models.tokenizer import token_counter
+from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.planning.lengths import counting, measure
 from kvray.tasks.base import Task
-from kvray.tasks.dictionary import SimpleKV
-from kvray.tasks.in2 import In2
-from kvray.tasks.tokens import token_counter
+from kvray.tasks.in2.in2 import In2
+from kvray.tasks.kv.simple import SimpleKV
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}</s>\n{% endfor %}"
@@ -50,7 +50,7 @@ def check(task: Task, base: BaseModelRef, rows: int) -> None:
     found = measure(task, task.context(token_counter(base)), rows, counted)
     assert found.whole
     table = build(task, base, range(rows))
-    asked = requests.encode(load_tokenizer(base), table["prompt"].to_pylist())
+    asked = prompts.encode(load_tokenizer(base), table["prompt"].to_pylist())
     assert found.asked.tolist() == [len(ids) for ids in asked]
     texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
     trained = encode.count(load_tokenizer(base), *texts, end_ids=limits(base)[1])

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from toy_tasks import Toy
 
-from kvray import limits, run
-from kvray.base_model import BaseModelRef
+from kvray.driver import run
 from kvray.errors import InputError
-from kvray.lengths import Lengths, estimated
-from kvray.limits import Limits
-from kvray.spec import Sweep
+from kvray.models.reference import BaseModelRef
+from kvray.planning import limits
+from kvray.planning.lengths import Lengths, estimated
+from kvray.planning.limits import Limits
+from kvray.sweep.load import Sweep
 from kvray.tasks.base import REGISTRY, Task
 
 BASE = BaseModelRef("acme/m", "acme/m", "1", "hub:acme/m@1")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvray import mixture
-from kvray.artefact import FinetuneJob
-from kvray.config import Finetune
 from kvray.errors import InputError
-from kvray.mixture import Dataset, mix, permutation
+from kvray.planning import mixture
+from kvray.planning.artefacts import FinetuneJob
+from kvray.planning.mixture import Dataset, mix, permutation
+from kvray.sweep.model import Finetune
 
 LONG = np.full(100, 50)
 SHORT = np.full(300, 10)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from kvray.base_model import BUNDLED, resolve
 from kvray.errors import InputError
-from kvray.model_files import ModelFiles, problems
+from kvray.models.files import ModelFiles, problems
+from kvray.models.reference import BUNDLED, resolve
 
 TINY = BUNDLED["kvray-tiny"]
 

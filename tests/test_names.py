@@ -9,9 +9,9 @@ import pytest
 from toy_tasks import Toy
 
 from kvray.errors import InputError
-from kvray.names import reference_sets
 from kvray.results import references
-from kvray.spec import load
+from kvray.sweep.load import load
+from kvray.sweep.names import reference_sets
 from kvray.tasks.base import REGISTRY
 
 FILE = """\

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from kvray.cli import app
 from kvray.errors import InputError, StoreError
-from kvray.output import Place, replacing
+from kvray.store.output import Place, replacing
 
 __all__ = ["disk", "endpoint"]
 SWEEP = """\

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from toy_tasks import Quiz, Toy
 
-from kvray import facts as facts_module
-from kvray.base_model import BaseModelRef, resolve
 from kvray.errors import InputError, SourceUnreachableError
-from kvray.facts import Facts, gather, task_key
-from kvray.fingerprint import fingerprint
-from kvray.plan import FinetuneJob, Plan, PredictionsJob, plan, read_document
-from kvray.spec import Runtime, Sweep, variants
+from kvray.models.reference import BaseModelRef, resolve
+from kvray.planning import inputs as facts_module
+from kvray.planning.inputs import Facts, gather, task_key
+from kvray.planning.plan import FinetuneJob, Plan, PredictionsJob, plan, read_document
+from kvray.store.fingerprint import fingerprint
+from kvray.sweep.load import Runtime, Sweep, variants
 from kvray.tasks.base import REGISTRY, Task
 
 BASE = BaseModelRef("tiny", "/models/tiny", None, "sha256:abc")

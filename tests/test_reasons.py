@@ -9,11 +9,11 @@ import pytest
 from planned_toys import BASE, commit, toy_plan
 from toy_tasks import Toy
 
-from kvray import facts as facts_module
 from kvray.errors import InputError
-from kvray.reasons import explain, why
-from kvray.run import document_name, failure_name
-from kvray.store import Store
+from kvray.planning import inputs as facts_module
+from kvray.planning.state import document_name, failure_name
+from kvray.planning.why import explain, why
+from kvray.store.store import Store
 from kvray.tasks.base import REGISTRY
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +145,7 @@ def test_the_first_example_of_the_help_works_after_the_quickstart(tmp_path: Path
     from typer.testing import CliRunner
 
     from kvray.cli import app
-    from kvray.run import prepare
+    from kvray.driver.run import prepare
 
     help_ = CliRunner().invoke(app, ["why", "--help"], env={"COLUMNS": "120"}).output
     first, second = (line.split() for line in help_.splitlines() if line.strip().startswith("kvray why"))

@@ -12,14 +12,15 @@ import pytest
 from planned_toys import BASE, commit, toy_plan
 from toy_tasks import Toy
 
-from kvray import facts as facts_module
-from kvray import run as running
-from kvray.artefact import Artefact
-from kvray.base_model import BaseModelRef
-from kvray.config import Runtime
+from kvray.driver import run as running
 from kvray.errors import InputError, StoreError
-from kvray.plan import Plan
-from kvray.store import Outcome, Store
+from kvray.models.reference import BaseModelRef
+from kvray.planning import inputs as facts_module
+from kvray.planning import state
+from kvray.planning.artefacts import Artefact
+from kvray.planning.plan import Plan
+from kvray.store.store import Outcome, Store
+from kvray.sweep.model import Runtime
 from kvray.tasks.base import REGISTRY
 
 
@@ -68,7 +69,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
 
 
 def states(store: Store) -> dict[str, str]:
-    return {each.id: each.state for each in running.status(toy_plan().artefacts, store)}
+    return {each.id: each.state for each in state.status(toy_plan().artefacts, store)}
 
 
 def test_everything_is_made_in_order_and_then_nothing(stages: Stages, tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_everything_is_made_in_order_and_then_nothing(stages: Stages, tmp_path: 
     again = running.run(planned, BASE, store)
     assert again.nothing_to_do and again.cached == len(planned.artefacts)
     assert set(states(store).values()) == {"committed"}
-    assert [each.id for each in running.stored_plan("s", store)] == result.made
+    assert [each.id for each in state.stored_plan("s", store)] == result.made
 
 
 def test_a_grown_sweep_runs_its_new_cells_alone(stages: Stages, tmp_path: Path) -> None:
@@ -134,12 +135,12 @@ def test_a_stage_that_breaks_or_says_nothing_fails_its_artefacts(stages: Stages,
 
 
 def test_a_stage_that_notes_failures_itself_is_read_alike(stages: Stages, tmp_path: Path) -> None:
-    from kvray.evaluate.order import failure_name
+    from kvray.evaluate.orders import failure_name
 
-    assert failure_name("predictions/x") == running.failure_name("predictions/x")
+    assert failure_name("predictions/x") == state.failure_name("predictions/x")
     store, cell = Store(tmp_path), toy_plan().artefacts[-1]
-    store.write_document(running.failure_name(cell.id), json.dumps({"error": "engine died"}).encode())
-    (found,) = running.status([cell], store)
+    store.write_document(state.failure_name(cell.id), json.dumps({"error": "engine died"}).encode())
+    (found,) = state.status([cell], store)
     assert (found.state, found.reason) == ("failed", "engine died")
 
 
@@ -147,13 +148,13 @@ def test_an_unknown_sweep_names_the_known_ones(stages: Stages, tmp_path: Path) -
     store = Store(tmp_path)
     running.run(toy_plan(), BASE, store)
     with pytest.raises(InputError, match="it has s"):
-        running.stored_plan("t", store)
+        state.stored_plan("t", store)
 
 
 def test_a_plan_that_lacks_some_of_the_stored_one_says_so_before_it_replaces_it(
     stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, name = Store(tmp_path), running.document_name("s")
+    store, name = Store(tmp_path), state.document_name("s")
 
     def told(planned: Plan) -> str:
         capsys.readouterr()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from kvray import samples
+from kvray.cli import samples
 from kvray.errors import InputError
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.dictionary import SimpleKV
-from kvray.tasks.documents import Mdqa
-from kvray.tasks.recall import Recall
+from kvray.tasks.kv.simple import SimpleKV
+from kvray.tasks.qa.mdqa import Mdqa
+from kvray.tasks.qa.recall import Recall
 
 KEYS = {*EXAMPLE_SCHEMA.names, "messages"} - {"prompt", "answer"}
 

@@ -11,7 +11,7 @@ import pytest
 from toy_tasks import Quiz, Toy
 
 from kvray.errors import InputError
-from kvray.spec import Finetune, Sweep, json_schema, load, variants
+from kvray.sweep.load import Finetune, Sweep, json_schema, load, variants
 from kvray.tasks.base import REGISTRY
 
 Load = Callable[..., Sweep]

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kvray import filesystem
 from kvray.errors import DamagedArtefactError, InputError, RecipeMismatchError, StoreError
-from kvray.store import Manifest, Store, artefact_id, canonical_json, fingerprint, recipe_diff
+from kvray.store import local
+from kvray.store.store import Manifest, Store, artefact_id, canonical_json, fingerprint, recipe_diff
 
 RECIPE = {"task": {"rows": 6, "law": 1}, "positions": [1, 2]}
 FINGERPRINT = fingerprint(RECIPE)
@@ -249,7 +249,7 @@ def test_without_hard_links_the_first_manifest_still_stays(store: Store, monkeyp
     def no_links(*_: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(filesystem.os, "link", no_links)
+    monkeypatch.setattr(local.os, "link", no_links)
     first = commit(store, facts={"writer": 1})
     assert not store._files.put_new(store.path(ID, "manifest.json"), memoryview(b"later"))
     assert store.manifest(ID) == first
@@ -258,12 +258,12 @@ def test_without_hard_links_the_first_manifest_still_stays(store: Store, monkeyp
 
 def test_a_commit_removes_what_dead_writers_left(store: Store) -> None:
     on_disk(store, "adapter").mkdir(parents=True)
-    host = filesystem._host()
+    host = local._host()
     dead = [on_disk(store, f".tmp-{host}-{2**22 + 1}-aa"), on_disk(store, "adapter/.tmp-elsewhere-1-aa")]
     alive = [on_disk(store, f".tmp-{host}-{os.getpid()}-aa"), on_disk(store, ".tmp-elsewhere-1-bb")]
     for path in (*dead, *alive):
         path.write_bytes(b"half")
-    os.utime(dead[1], (time.time() - 2 * filesystem.STALE_S,) * 2)
+    os.utime(dead[1], (time.time() - 2 * local.STALE_S,) * 2)
     commit(store)
     assert [path.exists() for path in (*dead, *alive)] == [False, False, True, True]
     assert store.state(ID) == "committed"
@@ -370,7 +370,7 @@ def test_an_unlisted_file_does_not_exist_for_readers(store: Store) -> None:
 
 def test_the_states_of_a_thousand_cells_come_from_one_listing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [f"predictions/cell-{n:04}" for n in range(1000)]
-    monkeypatch.setattr(filesystem.os, "fsync", lambda _: None)  # the set-up, not the subject
+    monkeypatch.setattr(local.os, "fsync", lambda _: None)  # the set-up, not the subject
     for one in ids:
         files = [store.write_bytes(one, "chunk.bin", b"x")]
         store.commit(id=one, kind="predictions", name="c", fingerprint="0", recipe={}, needs=[], files=files)
@@ -429,7 +429,7 @@ def test_a_failing_disk_is_named_and_leaves_nothing_behind(
         raise OSError(code, os.strerror(code))
 
     with monkeypatch.context() as patch:
-        patch.setattr(filesystem.os, step, fail)
+        patch.setattr(local.os, step, fail)
         with pytest.raises(StoreError, match=os.strerror(code)) as failure:
             store.write_bytes(ID, "a.bin", b"x" * 1234)
     assert store.path(ID, "a.bin") in str(failure.value)

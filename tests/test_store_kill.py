@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kvray import filesystem
-from kvray.store import Store, fingerprint
+from kvray.store import local
+from kvray.store.store import Store, fingerprint
 
 STEPS = ("open", "write", "fsync", "replace", "link", "unlink", "mkdir", "rmdir")
 RECIPE = {"rows": 6}
@@ -102,7 +102,7 @@ def every_death(
             before(store)
             dying = DyingOs(number, moment)
             with monkeypatch.context() as patch:
-                patch.setattr(filesystem, "os", dying)
+                patch.setattr(local, "os", dying)
                 with contextlib.suppress(Killed):
                     act(store)
             if not dying.dead:
@@ -153,7 +153,7 @@ def test_the_manifest_is_written_last_and_every_name_is_flushed(
     """The order on which all else rests: per file write, fsync, rename, directory fsync; the manifest after them."""
     store = Store(tmp_path / "store")
     living = DyingOs(-1, "never")
-    monkeypatch.setattr(filesystem, "os", living)
+    monkeypatch.setattr(local, "os", living)
     make(store)
     shard = ["open", "write", "fsync", "replace", "open", "fsync"]
     manifest = ["open", "write", "fsync", "link", "unlink", "open", "fsync"]

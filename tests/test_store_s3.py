@@ -17,9 +17,9 @@ import pyarrow.fs as pafs
 import pytest
 from s3_server import BUCKET, KEY, SECRET, bucket, endpoint
 
-from kvray import object_store
 from kvray.errors import DamagedArtefactError, InputError, RecipeMismatchError, StoreError
-from kvray.store import Manifest, Store, artefact_id, fingerprint
+from kvray.store import object_store
+from kvray.store.store import Manifest, Store, artefact_id, fingerprint
 
 __all__ = ["endpoint"]
 RECIPE = {"rows": 6, "law": 1}

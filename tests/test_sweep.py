@@ -17,7 +17,7 @@ import pytest
 import terminals
 
 import kvray.results
-from kvray.results.schema import PREDICTIONS_SCHEMA
+from kvray.store.schemas import PREDICTIONS_SCHEMA
 
 pytestmark = pytest.mark.slow
 COLUMNS = (

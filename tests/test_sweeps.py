@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kvray import facts as facts_module
-from kvray.base_model import BaseModelRef, resolve
 from kvray.errors import SourceUnreachableError
-from kvray.facts import gather
-from kvray.plan import Plan, plan
-from kvray.spec import load
+from kvray.models.reference import BaseModelRef, resolve
+from kvray.planning import inputs as facts_module
+from kvray.planning.inputs import gather
+from kvray.planning.plan import Plan, plan
+from kvray.sweep.load import load
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted(

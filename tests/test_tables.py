@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvray.tables import count, duration, table
+from kvray.console import count, duration, table
 
 
 def test_columns_are_aligned_and_numbers_stand_right() -> None:

@@ -8,7 +8,7 @@ import pytest
 from toy_tasks import Toy
 
 from kvray.errors import InputError
-from kvray.spec import load
+from kvray.sweep.load import load
 from kvray.tasks.base import REGISTRY
 
 HEAD = "name: a\nbase_model: kvray-tiny\ndatasets: {d: {task: toy}}\nevaluate: {q: {task: toy, seed: 9}}\n"

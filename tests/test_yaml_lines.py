@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from toy_tasks import Quiz, Toy
 
+from kvray.driver.run import prepare
 from kvray.errors import InputError
-from kvray.run import prepare
-from kvray.spec import load
+from kvray.sweep.load import load
 from kvray.tasks.base import REGISTRY
 
 HEAD = "name: a\nbase_model: kvray-tiny\n"

@@ -31,7 +31,7 @@ def sample(
 
     kvray sample lm_eval --set benchmark=tiny_qa --set include_path=sweeps/tasks
     """
-    from kvray import samples
+    from kvray.cli import samples
 
     made, base = _task(task, seed, set_ or [], base_model, rows)
     shown = samples.rows if made.BRINGS_EXAMPLES else samples.benchmark_rows
@@ -54,7 +54,7 @@ def generate(
 
     kvray generate simple_kv --rows 350 --seed 0 --out train.jsonl
     """
-    from kvray.generate.export import format_of, make
+    from kvray.cli.export import format_of, make
 
     kind = format_of(out, format_)
     made, base = _task(task, seed, set_ or [], base_model, rows)
@@ -80,10 +80,10 @@ def blend(
 
     kvray blend sweeps/quickstart.yaml in2 --out in2.jsonl
     """
-    from kvray import blend as blending
-    from kvray import run as running
-    from kvray.generate.export import format_of
-    from kvray.store import Store
+    from kvray.cli import blend as blending
+    from kvray.cli.export import format_of
+    from kvray.driver import run as running
+    from kvray.store.store import Store
 
     kind = format_of(out, format_)
     planned, base = running.prepare(sweep, set_ or [], base_model, scale)
@@ -107,9 +107,9 @@ def pretrain(
     """
     if ":/" in str(out):
         raise InputError(f"--out: found {out}; expected a directory of this machine")
-    from kvray.tiny.card import write_card
-    from kvray.tiny.pretrain import Recipe
-    from kvray.tiny.pretrain import pretrain as train
+    from kvray.finetune.pretrain.card import write_card
+    from kvray.finetune.pretrain.pretrain import Recipe
+    from kvray.finetune.pretrain.pretrain import pretrain as train
 
     recipe = Recipe(seed=seed) if tokens is None else Recipe(seed=seed, tokens=tokens)
     try:
@@ -120,7 +120,7 @@ def pretrain(
 
 
 def _task(name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None) -> Any:
-    from kvray import samples
+    from kvray.cli import samples
 
     task: Task = samples.task_of(name, seed, settings)
     return (samples.with_rows(task, rows) if rows else task), samples.base_of(base_model)

@@ -20,8 +20,8 @@ def doctor(
 
     kvray doctor --store s3://bucket/kvray --address auto
     """
-    from kvray import checkup
-    from kvray import run as running
+    from kvray.cli import checkup
+    from kvray.driver import run as running
 
     found = checkup.look(running.store_uri(store), address)
     print(json.dumps(found.document(), indent=1) if json_ else found.text())

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvray.cli.app import BaseOption, JsonOption, ScaleOption, SetOption, StoreOption, VerifyOption, command
-from kvray.progress import say
+from kvray.console import say
 
 if TYPE_CHECKING:
-    from kvray.base_model import BaseModelRef
-    from kvray.plan import Plan
-    from kvray.store import Store
+    from kvray.models.reference import BaseModelRef
+    from kvray.planning.plan import Plan
+    from kvray.store.store import Store
 
 
 @command
@@ -35,8 +35,8 @@ def run(
 
     kvray run sweeps/paper/mdqa-mistral.yaml --scale small
     """
-    from kvray import run as running
-    from kvray.store import Store
+    from kvray.driver import run as running
+    from kvray.store.store import Store
 
     place = Store(running.store_uri(store))
     # All files are read before the first is run: a mistake in the last one is told now.
@@ -52,7 +52,7 @@ def run(
 
 
 def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: bool) -> int:
-    from kvray import run as running
+    from kvray.driver import run as running
 
     for warning in planned.warnings:
         say(f"kvray: warning: {warning}")
@@ -61,14 +61,14 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
     if result.nothing_to_do:
         print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
     if result.failed:  # before the report, which a full disk ends with an error of its own
-        from kvray.tables import table
+        from kvray.console import table
 
         print(
             f"\n{len(result.failed)} of {len(planned.artefacts)} artefacts failed; the same command tries them again:"
         )
         print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
     if report:
-        from kvray.results.report import current, location, summary, write
+        from kvray.report.build import current, location, summary, write
 
         if not current(place, name):
             write(place, name)
@@ -97,9 +97,9 @@ def plan(
 
     kvray plan sweeps/quickstart.yaml
     """
-    from kvray import estimate
-    from kvray import run as running
-    from kvray.store import Store
+    from kvray.driver import run as running
+    from kvray.planning.cost import estimate
+    from kvray.store.store import Store
 
     planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True)
     place = Store(running.store_uri(store))
@@ -122,17 +122,18 @@ def status(
 
     kvray status quickstart --json
     """
-    from kvray import run as running
-    from kvray.store import Store
-    from kvray.tables import table
+    from kvray.console import table
+    from kvray.driver import run as running
+    from kvray.planning import state
+    from kvray.store.store import Store
 
     place = Store(running.store_uri(store))
     planned: Sequence[Any]
     if sweep.endswith((".yaml", ".yml")):
         planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts
     else:
-        planned = running.stored_plan(sweep, place)
-    found = running.status(planned, place, verify)
+        planned = state.stored_plan(sweep, place)
+    found = state.status(planned, place, verify)
     counts = {
         "planned": len(found),
         "committed": sum(each.state == "committed" for each in found),
@@ -161,14 +162,15 @@ def report(
     --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
     of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
-    from kvray import run as running
-    from kvray.results.report import document, summary, write
-    from kvray.spec import load
-    from kvray.store import Store
+    from kvray.driver import run as running
+    from kvray.planning import state
+    from kvray.report.build import document, summary, write
+    from kvray.store.store import Store
+    from kvray.sweep.load import load
 
     place = Store(running.store_uri(store))
     name = load(sweep, scale=scale).name if sweep.endswith((".yaml", ".yml")) else sweep
-    running.stored_plan(name, place)
+    state.stored_plan(name, place)
     paths = write(place, name, out)
     if json_:
         print(json.dumps({**document(place, name), "report": vars(paths)}, indent=1))
@@ -195,9 +197,9 @@ def why(
     --json prints an object: id, kind, state, labels; then made (created, rows, files, versions, recipe, needs) if it is
     committed, else stored (those of its kind, nearest first: id, created, differences), problems and needs (alike).
     """
-    from kvray import reasons
-    from kvray import run as running
-    from kvray.store import Store
+    from kvray.driver import run as running
+    from kvray.planning import why as reasons
+    from kvray.store.store import Store
 
     place = Store(running.store_uri(store))
     planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts if sweep else None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvray.artefact import Artefact
 from kvray.errors import CellError
-from kvray.evaluate.engine import Adapter, Engine
-from kvray.evaluate.order import job_of, model_directory, real_rank
+from kvray.evaluate.engines.vllm import Adapter, Engine
+from kvray.evaluate.orders import job_of, model_directory, real_rank
 from kvray.evaluate.probe import Probe
-from kvray.store import Store
+from kvray.planning.artefacts import Artefact
+from kvray.store.store import Store
 
 
 class Adapters:

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvray.artefact import Artefact
-from kvray.results.schema import PREDICTIONS_SCHEMA
-from kvray.store import FileEntry, Store
+from kvray.planning.artefacts import Artefact
+from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.store import FileEntry, Store
 from kvray.tasks.base import Task
 
 CHUNK_ROWS = 256

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kvray.artefact import Artefact, WritingJob
-from kvray.base_model import BaseModelRef
 from kvray.errors import KvrayError
 from kvray.evaluate import chunks
 from kvray.evaluate.chunks import Reply
-from kvray.evaluate.order import note_failure
-from kvray.store import FileEntry, Store
-from kvray.tasks.tokens import token_counter
+from kvray.evaluate.orders import note_failure
+from kvray.models.reference import BaseModelRef
+from kvray.models.tokenizer import token_counter
+from kvray.planning.artefacts import Artefact, WritingJob
+from kvray.store.store import FileEntry, Store
 from kvray.tasks.writing import WRITING_SCHEMA
 
 _FACTS = b"kvray"

@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from kvray.artefact import Artefact, read_document
-from kvray.base_model import BaseModelRef
-from kvray.config import Runtime
+from kvray.console import Advance, track
 from kvray.errors import InputError, KvrayError, StoreError
-from kvray.evaluate.order import Order, failure_name, is_full, job_of, note_failure
+from kvray.evaluate.orders import Order, failure_name, is_full, job_of, note_failure
 from kvray.evaluate.placement import place
-from kvray.progress import Advance, track
-from kvray.store import Outcome, Store
+from kvray.models.reference import BaseModelRef
+from kvray.planning.artefacts import Artefact, read_document
+from kvray.store.store import Outcome, Store
+from kvray.sweep.model import Runtime
 
 _MOST_NODES = 1024
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Died|Compiler): ")
@@ -186,11 +186,11 @@ def _quiet(logger: str) -> Iterator[None]:
 def _answer(order: Any, store: Store, report: Callable[[int], None]) -> None:
     """Do an :class:`Order` in this process."""
     if order.benchmarks:
-        from kvray.evaluate.harness import run_cells
+        from kvray.evaluate.lm_eval.worker import run_cells
 
         run_cells(order, store, report)
         return
-    from kvray.evaluate.work import Worker
+    from kvray.evaluate.worker import Worker
 
     Worker(order, store, report).run()
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from kvray.config import Runtime
 from kvray.errors import ResourceError
+from kvray.sweep.model import Runtime
 
 
 def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]]) -> tuple[float, float, int]:

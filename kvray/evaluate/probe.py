@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import CellError
-from kvray.evaluate.engine import Adapter, Engine
+from kvray.evaluate.engines.vllm import Adapter, Engine
 
 TOLERANCE = 1e-6
 """Largest difference of log-probabilities, in nats, that still counts as none."""

@@ -19,14 +19,14 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from kvray.artefact import Artefact, FinetuneJob
-from kvray.base_model import BaseModelRef
+from kvray.console import track
 from kvray.errors import CellError, InputError, KvrayError
 from kvray.finetune.placement import Shape, place
 from kvray.finetune.train import batch_shape
-from kvray.progress import track
-from kvray.spec import Runtime
-from kvray.store import Outcome, Store
+from kvray.models.reference import BaseModelRef
+from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.store.store import Outcome, Store
+from kvray.sweep.load import Runtime
 
 PREEMPTIONS = 20
 """Node preemptions that one finetune survives; they are no failures of its own."""
@@ -241,9 +241,9 @@ def _worker(config: dict[str, Any]) -> str | None:
 def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, runner: Any) -> None:
     import ray.train
 
+    from kvray.finetune.callbacks import LossRow
     from kvray.finetune.storage import commit, here, load_rows
     from kvray.finetune.train import Execution, train
-    from kvray.finetune.watch import LossRow
 
     if store.manifest(artefact.id) is not None:
         return

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvray.base_model import BaseModelRef, load_tokenizer
 from kvray.errors import CellError, InputError
+from kvray.models.reference import BaseModelRef, load_tokenizer
 
 if TYPE_CHECKING:
-    from kvray.spec import Finetune
+    from kvray.sweep.load import Finetune
 
 LARGEST_RANK = 512
 """Of an adapter that vLLM 0.32 serves: in an engine of this rank or the next above that it can be set to."""

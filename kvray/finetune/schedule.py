@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.mixture import permutation
+from kvray.planning.mixture import permutation
 
 BLANK = -1
 """Stands for no row in a schedule: it fills the last batch of an epoch and carries no loss."""

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kvray.artefact import FinetuneJob
-from kvray.base_model import BaseModelRef, load_tokenizer
 from kvray.errors import DamagedArtefactError
 from kvray.finetune import encode
-from kvray.mixture import Mixture, mix
-from kvray.store import Store
+from kvray.models.reference import BaseModelRef, load_tokenizer
+from kvray.planning.artefacts import FinetuneJob
+from kvray.planning.mixture import Mixture, mix
+from kvray.store.store import Store
 
 COLUMNS = ("example_id", "prompt", "answer")
 """What training reads of a dataset."""
@@ -43,7 +43,7 @@ def count(dataset: str, base: BaseModelRef, read: Read) -> NDArray[np.int64]:
         table = read(dataset)
         texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
         if base.api:
-            from kvray.tasks.tokens import token_counter
+            from kvray.models.tokenizer import token_counter
 
             counter = token_counter(base)
             _counted[key] = counter(texts[0]) + counter(texts[1])

@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kvray.artefact import Artefact, FinetuneJob
-from kvray.base_model import BaseModelRef, load_tokenizer
-from kvray.columns import column
 from kvray.errors import InputError
+from kvray.finetune.callbacks import LossRow
 from kvray.finetune.encode import Encoded, encode, join
 from kvray.finetune.selection import count, limits, read_whole
 from kvray.finetune.train import Trained
-from kvray.finetune.watch import LossRow
-from kvray.mixture import Mixture, mix
-from kvray.store import Manifest, Store
+from kvray.models.reference import BaseModelRef, load_tokenizer
+from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.planning.mixture import Mixture, mix
+from kvray.store.columns import column
+from kvray.store.store import Manifest, Store
 
 LOSS_SCHEMA = pa.schema(
     [

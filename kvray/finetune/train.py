@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kvray.base_model import BaseModelRef, load_tokenizer
 from kvray.errors import CellError, InputError
 from kvray.finetune import model as models
+from kvray.finetune.callbacks import Log, LossRow, callback
 from kvray.finetune.encode import Encoded
 from kvray.finetune.loss import ScheduledRows, SplitLoss, collate, holds_digit
 from kvray.finetune.schedule import schedule
 from kvray.finetune.sharding import is_sharded, shard, without_checkpointing
-from kvray.finetune.watch import Log, LossRow, callback
+from kvray.models.reference import BaseModelRef, load_tokenizer
 
 if TYPE_CHECKING:
-    from kvray.spec import Finetune
+    from kvray.sweep.load import Finetune
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kvray.artefact import FOLDERS, Artefact
-from kvray.base_model import BaseModelRef
-from kvray.config import Runtime
-from kvray.connection import prepare_environment, start_local
+from kvray.console import track
 from kvray.errors import KvrayError
 from kvray.generate.shards import Written, build, shard_count, shard_name, shard_rows
-from kvray.progress import track
-from kvray.store import FileEntry, Outcome, Store
+from kvray.models.reference import BaseModelRef
+from kvray.planning.artefacts import FOLDERS, Artefact
+from kvray.store.store import FileEntry, Outcome, Store
+from kvray.sweep.model import Runtime
 from kvray.tasks.base import EXAMPLE_SCHEMA, Task
 
 _TASKS_BEFORE_GROUPING = 64
@@ -106,22 +104,6 @@ def stream(
     # The dataset keeps the context that it was made under.
     for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
-
-
-@contextmanager
-def local_ray(cpus: int) -> Iterator[None]:
-    """Use the Ray that is initialised, or else a local one of ``cpus``, stopped at the end."""
-    prepare_environment(local=True)
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    start_local(cpus)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _task(artefact: Artefact) -> Task:

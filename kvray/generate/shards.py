@@ -7,12 +7,12 @@ from functools import lru_cache
 
 import pyarrow as pa
 
-from kvray.base_model import BaseModelRef
 from kvray.errors import InputError, KvrayError
-from kvray.store import Store
+from kvray.models.reference import BaseModelRef
+from kvray.models.tokenizer import token_counter
+from kvray.store.store import Store
 from kvray.tasks import writing
 from kvray.tasks.base import EXAMPLE_SCHEMA, Context, Task
-from kvray.tasks.tokens import token_counter
 
 ROWS_PER_SHARD = 1024
 """Rows of every shard but the last. A constant: the same rows are in the same file whatever the number of workers."""

@@ -4,7 +4,7 @@
 """
 
 from kvray.results.reader import EVERY, Results, open
-from kvray.results.schema import PREDICTIONS_SCHEMA, SCORES_SCHEMA
 from kvray.results.stats import detectable_difference
+from kvray.store.schemas import PREDICTIONS_SCHEMA, SCORES_SCHEMA
 
 __all__ = ["EVERY", "PREDICTIONS_SCHEMA", "SCORES_SCHEMA", "Results", "detectable_difference", "open"]

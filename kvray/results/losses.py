@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from kvray.results.frames import with_models
-from kvray.store import Manifest, Store
+from kvray.store.store import Manifest, Store
 
 Part = Literal["all", "integers", "words"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -11,10 +11,10 @@ from typing import Any
 import polars as pl
 
 from kvray.errors import DamagedArtefactError, InputError, StoreError
-from kvray.results import family, frames
+from kvray.results import comparisons, frames
 from kvray.results.ambiguity import ambiguous
-from kvray.results.schema import ARTEFACT, PREDICTIONS_SCHEMA
-from kvray.store import Store
+from kvray.store.schemas import ARTEFACT, PREDICTIONS_SCHEMA
+from kvray.store.store import Store
 
 EVERY = "*"
 """Every model, in :meth:`Results.compare`."""
@@ -23,7 +23,7 @@ _LABELS = ("evaluation", "mixture", "finetune", "seed")
 
 
 def open(store: Store | str | os.PathLike[str]) -> Results:
-    """Return the results in a store, given as a :class:`~kvray.store.Store`, a path or a URI (``s3://…``).
+    """Return the results in a store, given as a :class:`~kvray.store.store.Store`, a path or a URI (``s3://…``).
 
     Raises:
         InputError: the URI cannot be a store.
@@ -132,9 +132,9 @@ class Results:
     ) -> pl.DataFrame:
         """Return paired differences b - a per evaluation, with interval, p, Holm's p over the table, and verdict.
 
-        ``compare()`` alone gives all comparisons of a report (:func:`kvray.results.family.family`): every model against
-        the base, overall and by position, length, depth, subtask and condition, and all pairs; Holm's correction then
-        runs within each of these families.
+        ``compare()`` alone gives all comparisons of a report (:func:`kvray.results.comparisons.family`): every
+        model against the base, overall and by position, length, depth, subtask and condition, and all pairs;
+        Holm's correction then runs within each of these families.
 
         Args:
             a: the reference: a model's name, None or "base" for the base model; "*" for the base where b is named.
@@ -148,7 +148,7 @@ class Results:
         """
         rows = self._models(self._one(sweep))
         if a == EVERY and b == EVERY and not by:
-            return family.family(rows)
+            return comparisons.family(rows)
         first = frames.BASE if a in (None, EVERY) else str(a)
         others = (
             [m for m in frames.models(rows) if m != first] if b == EVERY else [frames.BASE if b is None else str(b)]

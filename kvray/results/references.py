@@ -16,9 +16,9 @@ from importlib import resources
 import polars as pl
 import pyarrow as pa
 
-from kvray.columns import column
 from kvray.errors import InputError
 from kvray.results.frames import BASE
+from kvray.store.columns import column
 
 REFERENCE_SCHEMA = pa.schema(
     [

@@ -13,5 +13,5 @@ def load_all() -> None:
 
     There is no list to keep: a new task is one new file that registers itself.
     """
-    for module in pkgutil.iter_modules(__path__):
-        importlib.import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.walk_packages(__path__, f"{__name__}."):
+        importlib.import_module(module.name)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from kvray.columns import column
+from kvray.store.columns import column
 
 OPENAI_SYSTEM = "Write a response that appropriately completes the request."
 """System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""

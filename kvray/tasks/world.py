@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from kvray.tasks.counter import below, draws, key_of
+from kvray.tasks.rng import below, draws, key_of
 
 Group = Literal["known", "train", "test"]
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from kvray.columns import column
 from kvray.errors import InputError
+from kvray.store.columns import column
 
 WRITING_SCHEMA = pa.schema(
     [

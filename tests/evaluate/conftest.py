@@ -7,7 +7,7 @@ from pathlib import Path
 import evaluate_store as made
 import pytest
 
-from kvray.base_model import BaseModelRef
+from kvray.models.reference import BaseModelRef
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kvray.artefact import Artefact, PredictionsJob, artefact_id
-from kvray.base_model import BUNDLED, BaseModelRef, resolve
-from kvray.config import Runtime
-from kvray.fingerprint import fingerprint
-from kvray.store import Store
+from kvray.models.reference import BUNDLED, BaseModelRef, resolve
+from kvray.planning.artefacts import Artefact, PredictionsJob, artefact_id
+from kvray.store.fingerprint import fingerprint
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.recall import Recall
+from kvray.tasks.qa.recall import Recall
 
 MODEL_LENGTH = 256
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -160,8 +160,8 @@ def predictions(store: Store, dataset_id: str, finetune_id: str | None) -> Artef
 
 def main(uri: str, base: str, death: str, *rest: str) -> None:
     """Answer every dataset of the store by the base model, and die by SIGKILL as told."""
-    from kvray.evaluate.order import Order
-    from kvray.evaluate.work import Worker
+    from kvray.evaluate.orders import Order
+    from kvray.evaluate.worker import Worker
 
     class Dying(Store):
         def commit(self, **given: Any) -> Any:

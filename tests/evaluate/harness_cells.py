@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import harness_files
 
-from kvray.artefact import Artefact, PredictionsJob, artefact_id
-from kvray.fingerprint import fingerprint
+from kvray.planning.artefacts import Artefact, PredictionsJob, artefact_id
+from kvray.store.fingerprint import fingerprint
 from kvray.tasks.lm_eval import LmEval
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import evaluate_store as made
 import pytest
 
-from kvray.evaluate import chunks, requests
+from kvray.evaluate import chunks, prompts
 from kvray.evaluate.chunks import Labels, Reply
-from kvray.results.schema import PREDICTIONS_SCHEMA
-from kvray.store import Store
-from kvray.tasks.recall import Recall
+from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.store import Store
+from kvray.tasks.qa.recall import Recall
 
 ROWS = 300
 BASE = Labels("sweep", "facts", "recall", "mini", None, None, None, None)
@@ -53,7 +53,7 @@ def test_a_chunk_is_scored_and_a_too_long_row_has_neither_answer_nor_score() -> 
 
 
 def test_only_a_whole_chunk_with_its_own_examples_is_kept(store: Store) -> None:
-    examples = requests.ask_order(made.example_table(ROWS))
+    examples = prompts.ask_order(made.example_table(ROWS))
     cell = made.predictions(store, made.dataset(store, examples), None)
     assert list(chunks.missing(store, cell, examples)) == [0, 1]
     write(store, cell.id, examples, 0)
@@ -69,7 +69,7 @@ def test_only_a_whole_chunk_with_its_own_examples_is_kept(store: Store) -> None:
 
 
 def test_an_artefact_is_committed_when_its_last_chunk_is_there_and_only_once(store: Store) -> None:
-    examples = requests.ask_order(made.example_table(ROWS))
+    examples = prompts.ask_order(made.example_table(ROWS))
     cell = made.predictions(store, made.dataset(store, examples), None)
     write(store, cell.id, examples, 1)
     assert not chunks.commit_if_whole(store, cell, examples)
@@ -85,7 +85,7 @@ def test_an_artefact_is_committed_when_its_last_chunk_is_there_and_only_once(sto
 
 
 def test_the_facts_of_an_artefact_are_the_sums_of_its_chunks(store: Store) -> None:
-    examples = requests.ask_order(made.example_table(ROWS))
+    examples = prompts.ask_order(made.example_table(ROWS))
     cell = made.predictions(store, made.dataset(store, examples), None)
     write(store, cell.id, examples, 0, seconds=2.0)
     write(store, cell.id, examples, 1, seconds=0.5)

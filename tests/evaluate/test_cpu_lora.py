@@ -22,7 +22,7 @@ def wrapper(rows: list[int]):
     """A wrapper told which adapter each row of the batch has (0 for none); all slots are taken, as in a long run."""
     from vllm.lora.layers import LoRAMapping
 
-    from kvray.evaluate.cpu_lora import GroupedPunicaWrapper
+    from kvray.evaluate.engines.cpu_lora import GroupedPunicaWrapper
 
     made = GroupedPunicaWrapper(max_num_batched_tokens=64, max_batches=16, device="cpu")
     mapping = LoRAMapping(index_mapping=tuple(rows), prompt_mapping=tuple(rows), is_prefill=True)

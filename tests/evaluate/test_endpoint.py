@@ -13,17 +13,17 @@ import evaluate_store as made
 import pytest
 from api_server import FAULTS, KEY, NAMED_DELAY_S, Api, serving
 
-import kvray.api
-from kvray.api import Address, ApiError, address
-from kvray.artefact import Artefact
-from kvray.base_model import BaseModelRef
-from kvray.config import Runtime
+import kvray.models.openai
 from kvray.errors import CellError, InputError
 from kvray.evaluate import chunks
-from kvray.evaluate.endpoint import evaluate, replies
-from kvray.results.schema import PREDICTIONS_SCHEMA
-from kvray.store import Store
-from kvray.tasks.recall import Recall
+from kvray.evaluate.openai import evaluate, replies
+from kvray.models.openai import Address, ApiError, address
+from kvray.models.reference import BaseModelRef
+from kvray.planning.artefacts import Artefact
+from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
+from kvray.tasks.qa.recall import Recall
 
 BASE = BaseModelRef("openai:tiny", "tiny", None, "openai:tiny")
 
@@ -170,14 +170,14 @@ def test_no_key_is_an_error_for_openai_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_url_is_the_runtimes_then_the_environments_then_openais(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert address(Runtime()).url == "https://api.openai.com/v1"
+    assert address().url == "https://api.openai.com/v1"
     monkeypatch.setenv("OPENAI_BASE_URL", "http://there:8000/v1/")
-    assert address(Runtime()).url == "http://there:8000/v1"
-    assert address(Runtime(api_base_url="http://here/v1")).url == "http://here/v1"
+    assert address().url == "http://there:8000/v1"
+    assert address("http://here/v1").url == "http://here/v1"
     with pytest.raises(InputError, match="'here:8000/v1'"):
-        address(Runtime(api_base_url="here:8000/v1"))
+        address("here:8000/v1")
     with pytest.raises(InputError, match="a name, a password or a query") as caught:
-        address(Runtime(api_base_url="http://me:hunter22@here/v1"))
+        address("http://me:hunter22@here/v1")
     assert "hunter22" not in str(caught.value)
 
 

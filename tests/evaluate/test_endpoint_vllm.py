@@ -20,16 +20,16 @@ import evaluate_store as made
 import pyarrow as pa
 import pytest
 
-from kvray.api import ApiError
-from kvray.base_model import BUNDLED, BaseModelRef, resolve
-from kvray.config import Runtime
 from kvray.errors import CellError
-from kvray.evaluate.endpoint import evaluate, replies
-from kvray.evaluate.order import Order
-from kvray.evaluate.work import Worker
-from kvray.store import Store
-from kvray.tasks.recall import Recall
-from kvray.tasks.tokens import token_counter
+from kvray.evaluate.openai import evaluate, replies
+from kvray.evaluate.orders import Order
+from kvray.evaluate.worker import Worker
+from kvray.models.openai import ApiError
+from kvray.models.reference import BUNDLED, BaseModelRef, resolve
+from kvray.models.tokenizer import token_counter
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
+from kvray.tasks.qa.recall import Recall
 
 KEY = "local-key-0123456789"
 LENGTH = 256

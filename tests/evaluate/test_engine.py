@@ -8,12 +8,13 @@ import evaluate_store as made
 import numpy as np
 import pytest
 
-from kvray.base_model import BaseModelRef, load_tokenizer
-from kvray.config import Runtime
 from kvray.errors import CellError
-from kvray.evaluate import requests, settings
-from kvray.evaluate.engine import Adapter, Engine, Question
+from kvray.evaluate import prompts as requests
+from kvray.evaluate.engines import vllm_settings
+from kvray.evaluate.engines.vllm import Adapter, Engine, Question
 from kvray.evaluate.probe import Probe, pick
+from kvray.models.reference import BaseModelRef, load_tokenizer
+from kvray.sweep.model import Runtime
 
 pytestmark = pytest.mark.slow
 DECODING = requests.Decoding(8, ())
@@ -21,12 +22,12 @@ DECODING = requests.Decoding(8, ())
 
 @pytest.fixture(scope="module")
 def engine(base: BaseModelRef) -> Engine:
-    settings.prepare_environment(gpu=False, cpus=2)
+    vllm_settings.prepare_environment(gpu=False, cpus=2)
     with pytest.MonkeyPatch.context() as patch:
         # Half of the longest request: prompts are read in chunks, as those of 24K tokens are with 4,096 at a time.
-        patch.setattr(settings, "CPU_BATCH_TOKENS", made.MODEL_LENGTH // 2)
+        patch.setattr(vllm_settings, "CPU_BATCH_TOKENS", made.MODEL_LENGTH // 2)
         # Two places for three adapters, so that they take turns.
-        return Engine(settings.settings(base, Runtime(max_loras=2), 0, None, [4, 4, 4]), made.MODEL_LENGTH)
+        return Engine(vllm_settings.settings(base, Runtime(max_loras=2), 0, None, [4, 4, 4]), made.MODEL_LENGTH)
 
 
 @pytest.fixture(scope="module")

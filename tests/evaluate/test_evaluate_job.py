@@ -11,12 +11,12 @@ import psutil
 import pytest
 
 from kvray import results
-from kvray.base_model import BaseModelRef
-from kvray.config import Runtime
 from kvray.errors import ResourceError
 from kvray.evaluate import chunks
 from kvray.evaluate.job import evaluate
-from kvray.store import Store
+from kvray.models.reference import BaseModelRef
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_two_cpus")]
 ROWS = 300

@@ -10,9 +10,9 @@ from pathlib import Path
 import evaluate_store as made
 import pytest
 
-from kvray.base_model import BaseModelRef
 from kvray.evaluate import chunks
-from kvray.store import Store
+from kvray.models.reference import BaseModelRef
+from kvray.store.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import evaluate_store as made
 import pytest
 
-from kvray.base_model import resolve
-from kvray.config import Runtime
 from kvray.errors import CellError, ResourceError
-from kvray.evaluate import order, settings
+from kvray.evaluate import orders
+from kvray.evaluate.engines import vllm_settings
 from kvray.evaluate.placement import place
-from kvray.store import Store
+from kvray.models.reference import resolve
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
 
 LAPTOP = [{"CPU": 2.0}]
 CLUSTER = [{"CPU": 4.0}, {"CPU": 48.0, "GPU": 8.0}, {"CPU": 48.0, "GPU": 8.0}]
@@ -48,21 +49,21 @@ def test_what_cannot_be_had_is_an_error_that_names_it(runtime: Runtime, nodes: l
 
 
 def test_ranks_are_rounded_up_to_what_vllm_allows() -> None:
-    assert [settings.lora_rank(rank) for rank in (1, 2, 16, 17, 512)] == [1, 8, 16, 32, 512]
+    assert [vllm_settings.lora_rank(rank) for rank in (1, 2, 16, 17, 512)] == [1, 8, 16, 32, 512]
     with pytest.raises(CellError, match="rank 513"):
-        settings.lora_rank(513)
+        vllm_settings.lora_rank(513)
 
 
 def test_an_engine_makes_room_for_its_adapters_alone() -> None:
     base = resolve("kvray-tiny")
-    chosen = settings.settings(base, Runtime(max_loras=4), 0, None, [4, 16])
+    chosen = vllm_settings.settings(base, Runtime(max_loras=4), 0, None, [4, 16])
     assert (chosen.max_loras, chosen.max_lora_rank, chosen.trust_remote_code) == (2, 16, False)
-    assert settings.settings(base, Runtime(), 0, None, []).max_loras == 0
-    assert settings.settings(base, Runtime(max_loras=4), 0, None, [8] * 9).max_loras == 4
+    assert vllm_settings.settings(base, Runtime(), 0, None, []).max_loras == 0
+    assert vllm_settings.settings(base, Runtime(max_loras=4), 0, None, [8] * 9).max_loras == 4
 
 
 def test_half_a_gpu_takes_half_of_its_memory() -> None:
-    chosen = settings.settings(resolve("kvray-tiny"), Runtime(gpu_memory_utilization=0.8), 0.5, None, [])
+    chosen = vllm_settings.settings(resolve("kvray-tiny"), Runtime(gpu_memory_utilization=0.8), 0.5, None, [])
     assert chosen.gpu and chosen.gpu_memory_utilization == pytest.approx(0.4)
 
 
@@ -72,14 +73,14 @@ def test_the_kind_of_a_finetune_is_told_by_its_files(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("{}")
     lora, full = (made.finetune(store, name, tmp_path / name) for name in ("lora", "full"))
-    assert not order.is_full(store, lora)
-    assert order.is_full(store, full)
-    assert order.model_directory(store.fetch(full, tmp_path / "copy")).name == full.rpartition("/")[2]
+    assert not orders.is_full(store, lora)
+    assert orders.is_full(store, full)
+    assert orders.model_directory(store.fetch(full, tmp_path / "copy")).name == full.rpartition("/")[2]
 
 
 def test_the_rank_of_an_adapter_is_its_largest(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "rank_pattern": {"q_proj": 32}}')
-    assert order.real_rank(tmp_path) == 32
+    assert orders.real_rank(tmp_path) == 32
     (tmp_path / "adapter_config.json").write_text('{"r": ')
     with pytest.raises(CellError, match="no readable adapter configuration"):
-        order.real_rank(tmp_path)
+        orders.real_rank(tmp_path)

@@ -13,14 +13,17 @@ import harness_files
 import pytest
 from harness_cells import StubEngine, benchmark, cell, likelihoods
 
-from kvray.artefact import Artefact
-from kvray.base_model import resolve
-from kvray.config import Runtime
-from kvray.evaluate import chunks, harness_requests, harness_tasks, job, settings, work
-from kvray.evaluate.harness import run_cells
-from kvray.evaluate.order import Order
-from kvray.results.schema import PREDICTIONS_SCHEMA
-from kvray.store import Store
+from kvray.evaluate import chunks, job, worker
+from kvray.evaluate.engines import vllm_settings
+from kvray.evaluate.lm_eval import requests
+from kvray.evaluate.lm_eval import tasks as harness_tasks
+from kvray.evaluate.lm_eval.worker import run_cells
+from kvray.evaluate.orders import Order
+from kvray.models.reference import resolve
+from kvray.planning.artefacts import Artefact
+from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
 
 pytest.importorskip("lm_eval")
 CHUNK = 16
@@ -37,11 +40,11 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubEngine]]:
 
     monkeypatch.setattr(harness_tasks, "_manager", lambda path: TaskManager(include_path=path, include_defaults=False))
     monkeypatch.setattr(chunks, "CHUNK_ROWS", CHUNK)
-    monkeypatch.setattr(work, "Engine", StubEngine)
-    monkeypatch.setattr(settings, "check_platform", lambda gpu: None)
-    monkeypatch.setattr(settings, "model_config", lambda chosen: SimpleNamespace(max_model_len=2048))
-    monkeypatch.setattr(settings, "prepare_environment", lambda gpu, cpus: None)
-    monkeypatch.setattr(harness_requests, "params", lambda reading: reading)
+    monkeypatch.setattr(worker, "Engine", StubEngine)
+    monkeypatch.setattr(vllm_settings, "check_platform", lambda gpu: None)
+    monkeypatch.setattr(vllm_settings, "model_config", lambda chosen: SimpleNamespace(max_model_len=2048))
+    monkeypatch.setattr(vllm_settings, "prepare_environment", lambda gpu, cpus: None)
+    monkeypatch.setattr(requests, "params", lambda reading: reading)
     monkeypatch.setattr(StubEngine, "rule", staticmethod(always_a), raising=False)
     monkeypatch.setattr(StubEngine, "asked", 0)
     monkeypatch.setattr(StubEngine, "lives", None)
@@ -112,15 +115,15 @@ def test_two_engines_share_a_benchmark(stub: type[StubEngine], tmp_path: Path) -
 def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
     stub: type[StubEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvray.evaluate import harness_scores
+    from kvray.evaluate.lm_eval import scores
 
     def scored(task: Any, row: Any, *given: Any) -> Any:
         if row.subtask == "tiny_letters_emblem":
-            raise harness_scores.CellError("metric acc,none of tiny_letters_emblem is no score")
+            raise scores.CellError("metric acc,none of tiny_letters_emblem is no score")
         return real(task, row, *given)
 
-    real = harness_scores._scored
-    monkeypatch.setattr(harness_scores, "_scored", scored)
+    real = scores._scored
+    monkeypatch.setattr(scores, "_scored", scored)
     store = Store(tmp_path)
     cells = [cell(benchmark(name)) for name in ("tiny_lettres", "tiny_letters_trade", "tiny_letters_emblem")]
     do(store, *cells)

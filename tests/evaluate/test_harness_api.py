@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 from harness_cells import benchmark, cell
 
-from kvray.base_model import BaseModelRef
-from kvray.config import Runtime
 from kvray.errors import CellError
-from kvray.evaluate import chunks, endpoint, harness_api, harness_rows, harness_tasks
+from kvray.evaluate import chunks, openai
 from kvray.evaluate.chunks import Labels, Reply
-from kvray.store import Store
+from kvray.evaluate.lm_eval import api as harness_api
+from kvray.evaluate.lm_eval import rows, tasks
+from kvray.models.reference import BaseModelRef
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
 from kvray.tasks import world
 
 pytest.importorskip("lm_eval")
@@ -28,7 +30,7 @@ def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def index(include_path: str | None) -> Any:
         return TaskManager(include_path=include_path, include_defaults=False)
 
-    monkeypatch.setattr(harness_tasks, "_manager", index)
+    monkeypatch.setattr(tasks, "_manager", index)
     yield
 
 
@@ -65,7 +67,7 @@ def test_replies_become_scored_rows_and_those_that_did_not_fit_are_no_score(tmp_
     assert len(table["references"][2].as_py()) == 1
 
     store.write_table(steps.id, chunks.chunk_name(0), table)
-    assert harness_rows.commit_if_whole(store, steps, loaded)
+    assert rows.commit_if_whole(store, steps, loaded)
     facts = store.manifest(steps.id).facts  # type: ignore[union-attr]
     assert facts["rows"] == 4 and facts["too_long"] == 1 and facts["accuracy"] == pytest.approx(2 / 3)
     assert facts["harness"]["subtasks"]["tiny_steps"]["run"] == 3
@@ -98,16 +100,16 @@ def test_an_api_evaluation_asks_benchmarks_and_fails_alone_on_those_it_cannot_an
             person = next(at for at in range(20) if world.name_of("known", at) == name)
             return Reply(50, None, 5, f"#### {world.known_value(person, 'emblem')}", "stop")
 
-    monkeypatch.setattr(endpoint, "Chat", Oracle)
+    monkeypatch.setattr(openai, "Chat", Oracle)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 8)
     store = Store(tmp_path)
     base = BaseModelRef("openai:some", "some", None, "openai:some")
     steps, choice = cell(benchmark("tiny_steps")), cell(benchmark("tiny_choice"))
     runtime = Runtime(api_base_url="http://127.0.0.1:9/v1")
-    good, bad = endpoint.evaluate([steps, choice], store, base, runtime)
+    good, bad = openai.evaluate([steps, choice], store, base, runtime)
     assert good.error is None and "gsm8k, triviaqa, nq_open" in (bad.error or "")
     assert store.read_table(steps.id)["score"].to_pylist() == [1.0] * 16 and len(asked) == 16
     facts = store.manifest(steps.id).facts  # type: ignore[union-attr]
     assert facts["harness"]["aggregates"]["tiny_steps"]["exact_match,strict-match"] == 1.0
     assert facts["engines"][0]["served"] == ["some-1"]
-    assert endpoint.evaluate([steps], store, base, runtime)[0].error is None and len(asked) == 16
+    assert openai.evaluate([steps], store, base, runtime)[0].error is None and len(asked) == 16

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from harness_cells import benchmark, likelihoods
 
-from kvray.base_model import load_tokenizer, resolve
 from kvray.errors import CellError, InputError
-from kvray.evaluate import harness_requests, harness_scores, harness_tasks
-from kvray.evaluate.harness_requests import Encoder, Read, Reading
+from kvray.evaluate.lm_eval import requests, scores, tasks
+from kvray.evaluate.lm_eval.requests import Encoder, Read, Reading
+from kvray.models.reference import load_tokenizer, resolve
 from kvray.tasks.lm_eval import LmEval
 
 pytest.importorskip("lm_eval")
@@ -35,7 +35,7 @@ def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def index(include_path: str | None) -> Any:
         return TaskManager(include_path=include_path, include_defaults=False)
 
-    monkeypatch.setattr(harness_tasks, "_manager", index)
+    monkeypatch.setattr(tasks, "_manager", index)
     yield
 
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_asked_is_an_error_before_anything_is(
 ) -> None:
     name = knobs.pop("benchmark")
     with pytest.raises(CellError, match=message):
-        harness_tasks.load(benchmark(name, **knobs), tokenizer)
+        tasks.load(benchmark(name, **knobs), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_benchmarks_that_are_not_offered_are_refused(
         (tmp_path / name).write_text(content)
     task = LmEval(benchmark="tiny_cloze", include_path=str(tmp_path), shots=2 if "num_fewshot" in new else None)
     with pytest.raises(CellError, match=message):
-        harness_tasks.load(task, tokenizer)
+        tasks.load(task, tokenizer)
 
 
 def test_data_that_are_not_there_are_an_error_that_names_the_benchmark(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "x.yaml").write_text((harness_files.HOME / "tiny_qa.yaml").read_text())
     with pytest.raises(CellError, match="benchmark tiny_qa: lm-evaluation-harness cannot load it"):
-        harness_tasks.load(LmEval(benchmark="tiny_qa", include_path=str(tmp_path)), tokenizer)
+        tasks.load(LmEval(benchmark="tiny_qa", include_path=str(tmp_path)), tokenizer)
 
 
 def test_local_data_are_read_quietly_and_without_any_network(
@@ -130,7 +130,7 @@ def test_local_data_are_read_quietly_and_without_any_network(
         raise AssertionError("network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    loaded = harness_tasks.load(benchmark("tiny_letters", limit=3), tokenizer)
+    loaded = tasks.load(benchmark("tiny_letters", limit=3), tokenizer)
     assert [row.id for row in loaded.rows] == [
         f"tiny_letters_{name}-{number}" for name in ("birthplace", "emblem", "trade") for number in range(3)
     ]
@@ -141,7 +141,7 @@ def test_local_data_are_read_quietly_and_without_any_network(
 
 def test_shots_are_the_tasks_own_or_ours_and_follow_the_seed(tokenizer: Any) -> None:
     def prompts(**knobs: Any) -> list[str]:
-        rows = harness_tasks.load(benchmark("tiny_steps", limit=4, **knobs), tokenizer).rows
+        rows = tasks.load(benchmark("tiny_steps", limit=4, **knobs), tokenizer).rows
         return [row.requests[0].args[0] for row in rows]
 
     assert all(text.count("####") == 5 for text in prompts())
@@ -152,13 +152,13 @@ def test_shots_are_the_tasks_own_or_ours_and_follow_the_seed(tokenizer: Any) -> 
 
 
 def test_options_of_one_token_share_a_reading_and_longer_ones_have_their_own(tokenizer: Any) -> None:
-    letters = harness_tasks.load(benchmark("tiny_letters", limit=1), tokenizer)
+    letters = tasks.load(benchmark("tiny_letters", limit=1), tokenizer)
     (reading,) = next(Encoder(tokenizer, letters.task, 4096).encode(letters.rows))
     assert reading.kind == "choose" and reading.requests == (0, 1, 2, 3)
     assert [tokenizer.decode([token]) for token in reading.labels] == [" A", " B", " C", " D"]
     assert tokenizer.decode(reading.prompt) == letters.rows[0].requests[0].args[0]
 
-    choice = harness_tasks.load(benchmark("tiny_choice", limit=1), tokenizer)
+    choice = tasks.load(benchmark("tiny_choice", limit=1), tokenizer)
     readings = next(Encoder(tokenizer, choice.task, 4096).encode(choice.rows))
     assert [reading.kind for reading in readings] == ["score"] * 4
     for reading, request in zip(readings, choice.rows[0].requests, strict=True):
@@ -168,7 +168,7 @@ def test_options_of_one_token_share_a_reading_and_longer_ones_have_their_own(tok
 
 def test_prompts_over_the_length_lose_their_beginning_and_nothing_else(tokenizer: Any) -> None:
     for name, spare in (("tiny_steps", 24), ("tiny_choice", 1), ("tiny_letters", 1)):
-        loaded = harness_tasks.load(benchmark(name, limit=1, shots=5 if name == "tiny_letters" else None), tokenizer)
+        loaded = tasks.load(benchmark(name, limit=1, shots=5 if name == "tiny_letters" else None), tokenizer)
         whole = next(Encoder(tokenizer, loaded.task, 4096).encode(loaded.rows))[0]
         limit = len(whole.prompt) + spare - 3
         cut = next(Encoder(tokenizer, loaded.task, limit).encode(loaded.rows))[0]
@@ -182,27 +182,27 @@ def test_prompts_over_the_length_lose_their_beginning_and_nothing_else(tokenizer
 
 
 def _rows(name: str, tokenizer: Any) -> Any:
-    return harness_tasks.load(benchmark(name, limit=1), tokenizer).rows
+    return tasks.load(benchmark(name, limit=1), tokenizer).rows
 
 
 def test_generation_settings_are_followed_or_refused() -> None:
     task = LmEval(benchmark="x")
-    assert harness_tasks.generation(task, {"until": ["\n"], "max_gen_toks": 8, "temperature": 0.0}) == (8, ("\n",))
-    assert harness_tasks.generation(task, {"until": "###"}) == (256, ("###",))
-    assert harness_tasks.generation(LmEval(benchmark="x", max_tokens=3), {"max_gen_toks": 8}) == (3, ())
+    assert tasks.generation(task, {"until": ["\n"], "max_gen_toks": 8, "temperature": 0.0}) == (8, ("\n",))
+    assert tasks.generation(task, {"until": "###"}) == (256, ("###",))
+    assert tasks.generation(LmEval(benchmark="x", max_tokens=3), {"max_gen_toks": 8}) == (3, ())
     with pytest.raises(CellError, match="samples its answers"):
-        harness_tasks.generation(task, {"do_sample": True, "temperature": 0.7})
+        tasks.generation(task, {"do_sample": True, "temperature": 0.7})
     with pytest.raises(CellError, match="repetition_penalty are not known"):
-        harness_tasks.generation(task, {"repetition_penalty": 1.2})
+        tasks.generation(task, {"repetition_penalty": 1.2})
 
 
 def test_generations_are_scored_by_the_harnesss_filters_and_any_accepted_answer(tokenizer: Any) -> None:
-    loaded = harness_tasks.load(benchmark("tiny_qa", limit=3), tokenizer)
+    loaded = tasks.load(benchmark("tiny_qa", limit=3), tokenizer)
     accepted = loaded.rows[1].document["answers"]
-    scored = harness_scores.score(loaded, loaded.rows, [["  pergrad! "], [accepted[1]], ["Pergrad or so"]])
+    scored = scores.score(loaded, loaded.rows, [["  pergrad! "], [accepted[1]], ["Pergrad or so"]])
     assert [one.score for one in scored] == [1.0, 1.0, 0.0]
     assert scored[0].answer == "  pergrad! "
-    assert harness_scores.references(loaded, loaded.rows[1]) == accepted
+    assert scores.references(loaded, loaded.rows[1]) == accepted
     assert {one.metric for one in scored} == {"exact_match,remove_whitespace"}
 
 
@@ -210,8 +210,8 @@ def test_the_score_is_the_first_filters_metric_unless_another_is_asked_for(token
     response = ["It is some kind of lynx.\n#### heron lynx"]
 
     def score(metric: str | None) -> tuple[str, float]:
-        loaded = harness_tasks.load(benchmark("tiny_steps", limit=1, metric=metric), tokenizer)
-        (one,) = harness_scores.score(loaded, loaded.rows, [response])
+        loaded = tasks.load(benchmark("tiny_steps", limit=1, metric=metric), tokenizer)
+        (one,) = scores.score(loaded, loaded.rows, [response])
         assert one.values == {"exact_match,strict-match": 0.0, "exact_match,flexible-extract": 1.0}
         return one.metric, one.score
 
@@ -221,15 +221,15 @@ def test_the_score_is_the_first_filters_metric_unless_another_is_asked_for(token
 
 def test_the_chosen_option_is_the_metrics_own_choice(tokenizer: Any) -> None:
     def choose(metric: str) -> tuple[int, str]:
-        loaded = harness_tasks.load(benchmark("tiny_choice", metric=metric), tokenizer)
+        loaded = tasks.load(benchmark("tiny_choice", metric=metric), tokenizer)
         row = next(row for row in loaded.rows if len({len(each) for each in row.document["sentences"]}) == 4)
         options = sorted(row.document["sentences"], key=len)
         # The shortest is the likeliest, the longest the likeliest per character.
         by_option = dict(zip(options, [-1.00 * len(options[0]), -90.0, -90.0, -0.99 * len(options[3])], strict=True))
         assert by_option[options[0]] > by_option[options[3]]
         responses = [(by_option[option], False) for option in row.document["sentences"]]
-        (one,) = harness_scores.score(loaded, [row], [responses])
-        accepted = harness_scores.references(loaded, row)
+        (one,) = scores.score(loaded, [row], [responses])
+        accepted = scores.references(loaded, row)
         assert accepted == [row.document["sentences"][row.document["gold"]]]
         assert one.score == float(one.answer == accepted[0])
         return options.index(one.answer), one.metric
@@ -239,14 +239,14 @@ def test_the_chosen_option_is_the_metrics_own_choice(tokenizer: Any) -> None:
 
 
 def test_a_groups_aggregate_weighs_subtasks_by_size(tokenizer: Any) -> None:
-    loaded = harness_tasks.load(benchmark("tiny_letters"), tokenizer)
+    loaded = tasks.load(benchmark("tiny_letters"), tokenizer)
     first = [[(-1.0, True), (-2.0, False), (-2.0, False), (-2.0, False)]] * len(loaded.rows)
-    scored = harness_scores.score(loaded, loaded.rows, first)
+    scored = scores.score(loaded, loaded.rows, first)
     values: dict[str, dict[str, list[Any]]] = {}
     for row, one in zip(loaded.rows, scored, strict=True):
         values.setdefault(row.subtask, {}).setdefault(one.metric, []).append(one.score)
     values["tiny_letters_trade"]["acc,none"] = [1.0] * 20
-    found = harness_scores.aggregate(loaded, values)
+    found = scores.aggregate(loaded, values)
     assert found["tiny_letters_trade"] == {"acc,none": 1.0}
     assert found["tiny_letters_emblem"] == {"acc,none": 0.25}
     assert found["tiny_letters"]["acc,none"] == pytest.approx((24 * 0.25 + 16 * 0.25 + 20) / 60)
@@ -257,24 +257,22 @@ def test_outputs_become_responses() -> None:
     written = SimpleNamespace(finish_reason="length", token_ids=[9], text="")
     output = SimpleNamespace(outputs=[written], num_cached_tokens=4, prompt_logprobs=logprobs)
     prompt = np.array([7, 2, 1, 3], np.int32)
-    assert harness_requests.read(Reading("score", prompt, (5,), context=2), output) == Read(
-        ((5, (-4.0, False)),), 4, 0, "stop"
-    )
-    assert harness_requests.read(
+    assert requests.read(Reading("score", prompt, (5,), context=2), output) == Read(((5, (-4.0, False)),), 4, 0, "stop")
+    assert requests.read(
         Reading("score", prompt[:3], (0,), context=2),
         SimpleNamespace(outputs=[written], num_cached_tokens=0, prompt_logprobs=logprobs[:3]),
     ).responses == ((0, (-1.0, True)),)
-    chosen = harness_requests.read(
+    chosen = requests.read(
         Reading("choose", prompt, (0, 1), labels=(3, 4)), likelihoods({3: -1.5, 4: -0.5, 9: -0.1}, 9)
     )
     assert chosen.responses == ((0, (-1.5, False)), (1, (-0.5, False)))
     written = SimpleNamespace(finish_reason="stop", token_ids=[1, 2], text="yes. no\n")
     output = SimpleNamespace(outputs=[written], num_cached_tokens=0, prompt_logprobs=None)
-    made = harness_requests.read(Reading("generate", prompt, (0,), stop=("\n", ".")), output)
+    made = requests.read(Reading("generate", prompt, (0,), stop=("\n", ".")), output)
     assert made == Read(((0, "yes"),), 0, 2, "stop")
     written.finish_reason = "abort"
     with pytest.raises(RuntimeError, match="abort"):
-        harness_requests.read(Reading("generate", prompt, (0,)), output)
+        requests.read(Reading("generate", prompt, (0,)), output)
 
 
 def test_a_chat_template_without_system_messages_is_noted() -> None:
@@ -288,9 +286,9 @@ def test_a_chat_template_without_system_messages_is_noted() -> None:
                 raise TemplateError("no system")
             return messages[0]["content"]
 
-    template = harness_tasks.ChatTemplate(Tokenizer())
+    template = tasks.ChatTemplate(Tokenizer())
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     assert template(chat) == "u" and template.left_out == 1
     assert template(chat[1:]) == "u" and template.left_out == 1
     with pytest.raises(CellError, match="the tokenizer has none"):
-        harness_tasks.ChatTemplate(SimpleNamespace(chat_template=None))
+        tasks.ChatTemplate(SimpleNamespace(chat_template=None))

@@ -6,10 +6,10 @@ import evaluate_store as made
 import numpy as np
 import pytest
 
-from kvray.base_model import load_tokenizer, resolve
 from kvray.errors import InputError
-from kvray.evaluate import requests
-from kvray.tasks.recall import Recall
+from kvray.evaluate import prompts as requests
+from kvray.models.reference import load_tokenizer, resolve
+from kvray.tasks.qa.recall import Recall
 
 
 def test_prompts_are_encoded_as_the_chat_template_encodes_them_one_by_one() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from kvray.base_model import BUNDLED, resolve
-from kvray.config import Runtime
-from kvray.evaluate import settings
-from kvray.evaluate.settings import prepare_environment
-from kvray.model_files import ModelFiles
+from kvray.evaluate.engines import vllm_settings
+from kvray.evaluate.engines.vllm_settings import prepare_environment
+from kvray.models.files import ModelFiles
+from kvray.models.reference import BUNDLED, resolve
+from kvray.sweep.model import Runtime
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -48,5 +48,5 @@ def test_a_plan_takes_a_model_s_context_to_be_what_vllm_derives(tmp_path: Path, 
     shutil.copytree(BUNDLED["kvray-tiny"], model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, **changes}))
-    chosen = settings.settings(resolve(str(model)), Runtime(), 0, None, [])
-    assert ModelFiles(model).served_length == settings.model_config(chosen).max_model_len
+    chosen = vllm_settings.settings(resolve(str(model)), Runtime(), 0, None, [])
+    assert ModelFiles(model).served_length == vllm_settings.model_config(chosen).max_model_len

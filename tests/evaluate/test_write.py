@@ -10,23 +10,24 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kvray.artefact import Artefact, Kind, WritingJob, artefact_id
-from kvray.base_model import BaseModelRef, resolve
-from kvray.config import Runtime
 from kvray.errors import CellError
 from kvray.evaluate import chunks
 from kvray.evaluate.chunks import CHUNK_ROWS, Reply
 from kvray.evaluate.desk import Desk, job_of
-from kvray.evaluate.write import write
-from kvray.fingerprint import fingerprint
+from kvray.evaluate.writing import write
 from kvray.generate.job import generate
-from kvray.store import Store
-from kvray.tasks import wording, writing
+from kvray.models.reference import BaseModelRef, resolve
+from kvray.models.tokenizer import token_counter
+from kvray.planning.artefacts import Artefact, Kind, WritingJob, artefact_id
+from kvray.store.fingerprint import fingerprint
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
+from kvray.tasks import prompts as wording
+from kvray.tasks import writing
 from kvray.tasks.base import Task
-from kvray.tasks.documents import Mdqa
-from kvray.tasks.in2 import In2
-from kvray.tasks.questions import best_subspan_em
-from kvray.tasks.tokens import token_counter
+from kvray.tasks.in2.in2 import In2
+from kvray.tasks.qa.mdqa import Mdqa
+from kvray.tasks.qa.questions import best_subspan_em
 from kvray.tasks.writing import WRITING_SCHEMA
 
 BASE = resolve("kvray-tiny")
@@ -142,7 +143,7 @@ def test_a_writer_behind_an_api_is_asked_without_ray_and_its_error_leaves_what_i
             raise CellError("429: over quota")
         return [Reply(9, None, 4, f"to {prompt[-9:]}", "stop" if at else "length") for at, prompt in enumerate(prompts)]
 
-    monkeypatch.setitem(sys.modules, "kvray.evaluate.endpoint", SimpleNamespace(replies=replies))
+    monkeypatch.setitem(sys.modules, "kvray.evaluate.openai", SimpleNamespace(replies=replies))
     cell = writing_of(mdqa(answer_writer="openai:gpt"), "openai:gpt")
     (outcome,) = write([cell], store, BASE, Runtime())
     assert outcome.error == "429: over quota" and store.manifest(cell.id) is None

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kvray.base_model import BUNDLED, BaseModelRef, load_tokenizer, resolve
 from kvray.finetune.encode import Encoded, encode
+from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolve
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from kvray.artefact import Artefact, FinetuneJob, artefact_id
-from kvray.base_model import resolve
-from kvray.config import Finetune, Runtime
-from kvray.fingerprint import fingerprint
-from kvray.store import Store
+from kvray.models.reference import resolve
+from kvray.planning.artefacts import Artefact, FinetuneJob, artefact_id
+from kvray.store.fingerprint import fingerprint
+from kvray.store.store import Store
+from kvray.sweep.model import Finetune, Runtime
 from kvray.tasks.base import EXAMPLE_SCHEMA
 
 

@@ -12,16 +12,16 @@ import make_store as made
 import pytest
 from api_server import KEY, Api, Fault, serving
 
-import kvray.api
-from kvray.api import ApiError
-from kvray.artefact import Artefact
-from kvray.base_model import BaseModelRef, resolve
-from kvray.config import Finetune, Runtime
+import kvray.models.openai
 from kvray.errors import InputError
-from kvray.finetune import api as stage
-from kvray.finetune.api import document_name, finetune, training_lines
+from kvray.finetune import openai as stage
+from kvray.finetune.openai import document_name, finetune, training_lines
 from kvray.finetune.selection import read_whole, select
-from kvray.store import Store
+from kvray.models.openai import ApiError
+from kvray.models.reference import BaseModelRef, resolve
+from kvray.planning.artefacts import Artefact
+from kvray.store.store import Store
+from kvray.sweep.model import Finetune, Runtime
 
 BASE = BaseModelRef("openai:tiny", "tiny", None, "openai:tiny", tokenizer=resolve("kvray-tiny"))
 SYSTEM = "Write a response."

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvray.base_model import BaseModelRef, load_tokenizer
 from kvray.errors import InputError
 from kvray.finetune.encode import count, encode, join
+from kvray.models.reference import BaseModelRef, load_tokenizer
 
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"

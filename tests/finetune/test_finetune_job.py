@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from make_store import dataset, finetune_of, long_finetune
 
-from kvray.config import Finetune, Runtime
 from kvray.errors import DamagedArtefactError, InputError, ResourceError
 from kvray.finetune import job
 from kvray.finetune.storage import LOSS_SCHEMA, load_rows
 from kvray.finetune.train import Execution, train
-from kvray.store import Store
+from kvray.store.store import Store
+from kvray.sweep.model import Finetune, Runtime
 
 HERE = Path(__file__).parent
 

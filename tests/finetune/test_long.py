@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kvray.base_model import BaseModelRef, resolve
+from kvray.models.reference import BaseModelRef, resolve
 
 SHORT, LONG = 4096, 24576
 VOCABULARY = 32_000

@@ -86,7 +86,7 @@ def test_a_blank_row_adds_nothing(model, rows):
 
 
 def test_losses_of_integers_and_of_words_add_up_to_the_loss(model, rows, mini):
-    from kvray.base_model import load_tokenizer
+    from kvray.models.reference import load_tokenizer
 
     digits = holds_digit(load_tokenizer(mini), model.config.vocab_size)
     assert digits.any() and not digits.all()

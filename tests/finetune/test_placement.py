@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kvray.config import Runtime
 from kvray.errors import InputError, ResourceError
 from kvray.finetune.placement import Shape, place
+from kvray.sweep.model import Runtime
 
 LAPTOP = [{"CPU": 2.0}]
 GPU_NODES = [{"CPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 4.0}]

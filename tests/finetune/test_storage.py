@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from make_store import dataset, finetune_of
 
-from kvray.base_model import BUNDLED, BaseModelRef
-from kvray.config import Finetune
 from kvray.errors import DamagedArtefactError, InputError
+from kvray.finetune.callbacks import LossRow
 from kvray.finetune.storage import LOSS_SCHEMA, here, load_rows, loss_table
-from kvray.finetune.watch import LossRow
-from kvray.store import Store
+from kvray.models.reference import BUNDLED, BaseModelRef
+from kvray.store.store import Store
+from kvray.sweep.model import Finetune
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvray.config import Finetune
 from kvray.errors import CellError, InputError
 from kvray.finetune.model import LARGEST_RANK, attention_projections, load, prepare, save, vllm_problems
 from kvray.finetune.train import Execution, batch_shape, train
+from kvray.sweep.model import Finetune
 
 ONE = Execution(threads=1)
 QUICK = {"learning_rate": 3e-3, "epochs": 2}
@@ -263,7 +263,7 @@ def test_fsdp_shards_with_full_state_dicts_and_checkpoints_activations_itself(tm
 
 
 def test_the_largest_rank_of_a_sweep_is_the_largest_that_is_served():
-    from kvray.evaluate.settings import LORA_RANKS
+    from kvray.evaluate.engines.vllm_settings import LORA_RANKS
 
     field = Finetune.model_fields["lora_rank"]
     assert [each.le for each in field.metadata if hasattr(each, "le")] == [LARGEST_RANK] == [LORA_RANKS[-1]]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kvray.base_model import resolve
-from kvray.config import Finetune
 from kvray.finetune.encode import Encoded
 from kvray.finetune.train import Execution, train
+from kvray.models.reference import resolve
+from kvray.sweep.model import Finetune
 
 
 def main() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from kvray.base_model import resolve
-from kvray.generate.export import make
+from kvray.cli.export import make
 from kvray.generate.shards import build
+from kvray.models.reference import resolve
 from kvray.tasks.base import EXAMPLE_SCHEMA, OPENAI_SYSTEM
-from kvray.tasks.dictionary import SimpleKV
+from kvray.tasks.kv.simple import SimpleKV
 
 BASE = resolve("kvray-tiny")
 TASK = SimpleKV(rows=30, dictionaries=3)

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from kvray.artefact import Artefact, artefact_id
-from kvray.base_model import resolve
+from kvray.cli.export import make
 from kvray.errors import InputError
-from kvray.fingerprint import fingerprint
-from kvray.generate.export import make
 from kvray.generate.job import generate, stream
 from kvray.generate.shards import ROWS_PER_SHARD, build
-from kvray.store import Store
+from kvray.models.reference import resolve
+from kvray.planning.artefacts import Artefact, artefact_id
+from kvray.store.fingerprint import fingerprint
+from kvray.store.store import Store
 from kvray.tasks.base import EXAMPLE_SCHEMA, Task
-from kvray.tasks.dictionary import SimpleKV
-from kvray.tasks.subkeys import MultiSubkeyKV
+from kvray.tasks.kv.simple import SimpleKV
+from kvray.tasks.kv.subkeys import MultiSubkeyKV
 
 BASE = resolve("kvray-tiny")
 ROWS = 3 * ROWS_PER_SHARD + 100

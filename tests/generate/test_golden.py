@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from kvray.base_model import resolve
-from kvray.generate.export import make
+from kvray.cli.export import make
 from kvray.generate.shards import ROWS_PER_SHARD, rows_of, shard_count
+from kvray.models.reference import resolve
 from kvray.tasks.base import Task
-from kvray.tasks.dictionary import SimpleKV
-from kvray.tasks.documents import Mdqa
-from kvray.tasks.recall import Recall
-from kvray.tasks.subkeys import MultiSubkeyKV
+from kvray.tasks.kv.simple import SimpleKV
+from kvray.tasks.kv.subkeys import MultiSubkeyKV
+from kvray.tasks.qa.mdqa import Mdqa
+from kvray.tasks.qa.recall import Recall
 
 ROWS = 3 * ROWS_PER_SHARD + 6
 """Four shards, so that each of four workers has one."""

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kvray.base_model import resolve
 from kvray.errors import KvrayError
 from kvray.generate.shards import ROWS_PER_SHARD, build, context_of, rows_of, shard_count, shard_name, shard_rows
-from kvray.tasks.dictionary import SimpleKV
+from kvray.models.reference import resolve
+from kvray.tasks.kv.simple import SimpleKV
 
 
 @pytest.mark.parametrize("rows", [1, 1023, 1024, 1025, 5000])

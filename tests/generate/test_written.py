@@ -7,15 +7,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from kvray import samples
-from kvray.base_model import resolve
+from kvray.cli import samples
+from kvray.cli.export import make
 from kvray.errors import InputError
-from kvray.fingerprint import fingerprint
-from kvray.generate.export import make
 from kvray.generate.shards import Written, build, context_of, rows_of
-from kvray.store import Store, artefact_id
-from kvray.tasks.in2 import In2
-from kvray.tasks.tokens import token_counter
+from kvray.models.reference import resolve
+from kvray.models.tokenizer import token_counter
+from kvray.store.fingerprint import fingerprint
+from kvray.store.store import Store, artefact_id
+from kvray.tasks.in2.in2 import In2
 from kvray.tasks.writing import WRITING_SCHEMA
 
 BASE = resolve("kvray-tiny")

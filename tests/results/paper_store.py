@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kvray.results.schema import PREDICTIONS_SCHEMA
-from kvray.store import Store, artefact_id, fingerprint
+from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.store import Store, artefact_id, fingerprint
 
 MIXTURES: Mapping[str, tuple[float, float]] = {
     "kv-template": (0.15, 0.0),

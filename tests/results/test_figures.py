@@ -9,7 +9,10 @@ import polars as pl
 import pytest
 from paper_store import tables as made
 
-from kvray.results import bars, changes, curves, drawing, family, figures, frames, heatmaps, labels, outcomes
+from kvray.report import figures
+from kvray.report.charts import bars, curves, differences, heatmaps, labels, style
+from kvray.results import comparisons as family
+from kvray.results import frames, outcomes
 
 Tables = tuple[pl.DataFrame, pl.DataFrame]
 
@@ -21,8 +24,8 @@ def tables(whole: pl.DataFrame) -> Tables:
     return family.scores(rows, comparisons), comparisons
 
 
-def palette(scores: pl.DataFrame) -> drawing.Palette:
-    return drawing.Palette(frames.models(scores))
+def palette(scores: pl.DataFrame) -> style.Palette:
+    return style.Palette(frames.models(scores))
 
 
 def test_lines_are_the_accuracies_on_an_axis_from_zero_to_one(tables: Tables) -> None:
@@ -51,15 +54,15 @@ def test_many_mixtures_get_a_panel_each_beside_the_base(make_cell) -> None:
 
 def test_colour_and_marker_stay_with_a_model_and_tell_models_apart() -> None:
     names = [f"m{i}" for i in range(12)]
-    chosen = drawing.Palette(names)
+    chosen = style.Palette(names)
     assert len({(chosen.colour(name), chosen.marker(name)) for name in names}) == 12
-    assert chosen.colour("base") == drawing.GREY
+    assert chosen.colour("base") == style.GREY
 
 
 def test_forest_and_scatter_hold_every_interval_and_zero(tables: Tables) -> None:
     scores, comparisons = tables
-    forest = changes.knowledge_change(comparisons, ["recall"], palette(scores), "words")
-    scatter = changes.gain_against_loss(comparisons, "mdqa20", "recall", palette(scores), "words")
+    forest = differences.knowledge_change(comparisons, ["recall"], palette(scores), "words")
+    scatter = differences.gain_against_loss(comparisons, "mdqa20", "recall", palette(scores), "words")
     recall = comparisons.filter((pl.col("family") == family.OVERALL) & (pl.col("evaluation") == "recall"))
     low, high = 100 * recall["low"].min(), 100 * recall["high"].max()  # type: ignore[operator]
     for left, right in (forest.axes[0].get_xlim(), scatter.axes[0].get_ylim()):
@@ -82,12 +85,12 @@ def test_names_never_cover_each_other() -> None:
 def test_rendering_is_reproducible_and_honest_about_its_kind(tables: Tables) -> None:
     scores, comparisons = tables
     twice = [
-        drawing.render(changes.knowledge_change(comparisons, ["recall"], palette(scores), "words"), "svg")
+        style.render(differences.knowledge_change(comparisons, ["recall"], palette(scores), "words"), "svg")
         for _ in range(2)
     ]
     assert twice[0] == twice[1]
     assert not re.search(rb"<dc:date>", twice[0])
-    png = drawing.render(changes.knowledge_change(comparisons, ["recall"], palette(scores), "words"), "png")
+    png = style.render(differences.knowledge_change(comparisons, ["recall"], palette(scores), "words"), "png")
     assert png.startswith(b"\x89PNG")
 
 
@@ -162,7 +165,7 @@ def contrast(one: object, other: object) -> float:
 def test_benchmarks_share_a_scale_that_holds_ours_and_theirs(paper: tuple[pl.DataFrame, ...]) -> None:
     rows, compared, _ = paper
     theirs = {("triviaqa", "needle"): [-0.55]}
-    figure = changes.benchmark_changes(compared, ["triviaqa", "gsm8k"], palette(rows), "words", theirs)
+    figure = differences.benchmark_changes(compared, ["triviaqa", "gsm8k"], palette(rows), "words", theirs)
     first, second = figure.axes
     assert first.get_xlim() == second.get_xlim()
     assert first.get_xlim()[0] < -55
@@ -182,13 +185,13 @@ def test_bars_fill_the_whole_and_name_their_kinds(paper: tuple[pl.DataFrame, ...
         if patch.get_y() > -0.5:
             widths[patch.get_y()] = widths.get(patch.get_y(), 0.0) + patch.get_width()
     assert list(widths.values()) == pytest.approx([1.0, 1.0, 1.0])
-    assert len({*bars.FILLS.values(), *drawing.COLOURS, drawing.GREY}) == len(bars.FILLS) + len(drawing.COLOURS) + 1
+    assert len({*bars.FILLS.values(), *style.COLOURS, style.GREY}) == len(bars.FILLS) + len(style.COLOURS) + 1
 
 
 def test_names_of_lines_that_end_together_stay_apart_and_inside() -> None:
     from matplotlib.text import Text
 
-    from kvray.results.drawing import panels, render
+    from kvray.report.charts.style import panels, render
 
     figure, (panel,) = panels((8.6, 3.6), (1, 1), ("title", "subtitle"))
     names = ["kv-template lora[learning_rate=0.003]", "kv-template full[learning_rate=0.001]", "kv", "base"]
@@ -228,7 +231,7 @@ def test_a_corner_is_named_only_where_its_quarter_has_room(tables: Tables) -> No
     right = comparisons.with_columns(gained.alias("difference"), low=gained - 0.02, high=gained + 0.02)
 
     def said(rows: pl.DataFrame) -> set[str]:
-        figure = changes.gain_against_loss(rows, "mdqa20", "recall", palette(scores), "words")
+        figure = differences.gain_against_loss(rows, "mdqa20", "recall", palette(scores), "words")
         return {text.get_text() for text in figure.axes[0].texts}
 
     assert "retrieves less, knows less" not in said(right)

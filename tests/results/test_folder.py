@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import kvray
-from kvray import run as running
 from kvray.cli import app
-from kvray.results import folder, report
-from kvray.store import Store
+from kvray.driver import run as running
+from kvray.report import build, folder
+from kvray.store.store import Store
 
 SWEEP = """\
 name: small
@@ -46,33 +46,33 @@ def times(where: Path) -> dict[str, int]:
 def test_a_report_is_current_until_the_plan_what_is_committed_or_kvray_changes(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not report.current(store, "first")
-    report.write(store, "first")
-    assert report.current(store, "first")
+    assert not build.current(store, "first")
+    build.write(store, "first")
+    assert build.current(store, "first")
     plan = store.read_document("sweeps/first.json") or b""
     store.write_document("sweeps/first.json", plan.replace(b'"mixture": "ours"', b'"mixture": "renamed"'))
-    assert not report.current(store, "first")
+    assert not build.current(store, "first")
     store.write_document("sweeps/first.json", plan)
-    assert report.current(store, "first")
+    assert build.current(store, "first")
     with monkeypatch.context() as later:
         later.setattr(kvray, "__version__", "99")
-        assert not report.current(store, "first")
+        assert not build.current(store, "first")
     cell = store.manifests("predictions")[0]
     store.write_document(f"failures/{cell.id}.json", b'{"error": "died"}')
-    assert report.current(store, "first"), "the failure is of before it was made"
+    assert build.current(store, "first"), "the failure is of before it was made"
     store.discard(cell.id)
-    assert not report.current(store, "first")
-    report.write(store, "first")
-    assert report.current(store, "first")
+    assert not build.current(store, "first")
+    build.write(store, "first")
+    assert build.current(store, "first")
     store.write_document(f"failures/{cell.id}.json", b'{"error": "died again"}')
-    assert not report.current(store, "first")
-    report.write(store, "first")
+    assert not build.current(store, "first")
+    build.write(store, "first")
     store.delete_document("reports/first/report.html")
-    assert not report.current(store, "first")
+    assert not build.current(store, "first")
 
 
 def test_a_report_that_was_not_written_whole_is_not_current(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.write(store, "first")
+    build.write(store, "first")
     write = Store.write_document
 
     def full(self: Store, name: str, data: bytes) -> None:
@@ -82,21 +82,21 @@ def test_a_report_that_was_not_written_whole_is_not_current(store: Store, monkey
 
     monkeypatch.setattr(Store, "write_document", full)
     with pytest.raises(OSError, match="killed"):
-        report.write(store, "first")
-    assert not report.current(store, "first")
+        build.write(store, "first")
+    assert not build.current(store, "first")
 
 
 @pytest.mark.parametrize("own", [False, True])
 def test_figures_that_no_longer_belong_are_removed_and_nothing_else(store: Store, tmp_path: Path, own: bool) -> None:
     out = tmp_path / "out" if own else None
-    place = Path(report.write(store, "first", out).directory)
+    place = Path(build.write(store, "first", out).directory)
     (place / "notes.txt").write_text("mine")
     (place / "figures" / "mine.txt").write_text("mine") if own else None
     before = {path.name for path in (place / "figures").iterdir()}
     document = json.loads(store.read_document("sweeps/first.json") or b"")
     document["artefacts"] = [a for a in document["artefacts"] if a["labels"].get("evaluation") != "recall"]
     store.write_document("sweeps/first.json", json.dumps(document).encode())
-    paths = report.write(store, "first", out)
+    paths = build.write(store, "first", out)
     after = {path.name for path in (place / "figures").iterdir()}
     assert {Path(path).name for path in paths.figures} == after - {"mine.txt"}
     assert {name for name in before - after} == {

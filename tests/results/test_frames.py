@@ -8,7 +8,7 @@ import pytest
 
 from kvray.errors import InputError
 from kvray.results import frames, stats
-from kvray.results.schema import PREDICTIONS_SCHEMA, SCORES_SCHEMA
+from kvray.store.schemas import PREDICTIONS_SCHEMA, SCORES_SCHEMA
 
 
 def as_frame(*tables: pa.Table) -> pl.DataFrame:

@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 from paper_store import tables
 
-from kvray.results import frames, kinds
+from kvray.results import frames, profile
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def rows() -> pl.DataFrame:
 
 
 def test_each_kind_is_told_from_the_rows(rows: pl.DataFrame) -> None:
-    found = kinds.kinds(rows)
+    found = profile.kinds(rows)
     assert {evaluation: kind.measures for evaluation, kind in found.items()} == {
         "mdqa-20": "retrieval",
         "mdqa-closed": "knowledge",
@@ -43,28 +43,28 @@ def test_each_kind_is_told_from_the_rows(rows: pl.DataFrame) -> None:
 
 def test_depths_at_one_length_are_a_curve_and_depths_drawn_at_random_no_axis(rows: pl.DataFrame) -> None:
     needle = rows.filter(pl.col("evaluation") == "needle")
-    assert kinds.kinds(needle.filter(pl.col("length") == 4096))["needle"].axes == ("depth",)
+    assert profile.kinds(needle.filter(pl.col("length") == 4096))["needle"].axes == ("depth",)
     scattered = needle.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).cast(pl.Float32).alias("depth"))
     for some in (scattered, scattered.head(12)):
-        found = kinds.kinds(some)["needle"]
+        found = profile.kinds(some)["needle"]
         assert (found.grid, found.axes) == (False, ("length",))
 
 
 def test_bounds_are_evaluations_over_the_same_questions_and_those_questions_alone(rows: pl.DataFrame) -> None:
-    found = kinds.kinds(rows)
-    bounds = kinds.bounds(rows, found, "mdqa-20")
+    found = profile.kinds(rows)
+    bounds = profile.bounds(rows, found, "mdqa-20")
     assert list(bounds) == ["mdqa-closed (closed book)", "mdqa-oracle (one document)"]  # recall asks other questions
     some = rows.filter((pl.col("evaluation") != "mdqa-20") | (pl.col("question_id") < "q0005"))
-    fewer = kinds.bounds(some, found, "mdqa-20")["mdqa-closed (closed book)"]
+    fewer = profile.bounds(some, found, "mdqa-20")["mdqa-closed (closed book)"]
     assert sorted(fewer["question_id"].unique()) == [f"q{i:04d}" for i in range(5)]
-    assert kinds.bounds(rows, found, "needle") == {}
+    assert profile.bounds(rows, found, "needle") == {}
 
 
 def test_conditions_are_taken_one_at_a_time() -> None:
     frame = pl.DataFrame({"condition": ["dispersion=first padding=books", None, "padding=same"], "x": [1, 2, 3]})
-    said = kinds.by_condition(frame)
+    said = profile.by_condition(frame)
     assert said.rows() == [("dispersion=first", 1), ("padding=books", 1), ("padding=same", 3)]
 
 
 def test_no_rows_have_no_kinds(rows: pl.DataFrame) -> None:
-    assert kinds.kinds(rows.clear()) == {}
+    assert profile.kinds(rows.clear()) == {}

@@ -14,8 +14,11 @@ import pyarrow as pa
 import pytest
 
 from kvray.finetune.storage import LOSS_SCHEMA
-from kvray.results import descent, drawing, losses, report
-from kvray.store import Store, artefact_id, fingerprint
+from kvray.report import build
+from kvray.report.charts import losses as descent
+from kvray.report.charts import style
+from kvray.results import losses
+from kvray.store.store import Store, artefact_id, fingerprint
 
 Log = Mapping[str, Sequence[float | None]]
 
@@ -137,7 +140,7 @@ def test_models_are_called_as_in_the_predictions(tmp_path: Path) -> None:
 def test_the_figure_has_the_curves_of_mixtures_with_both_on_one_scale_in_their_colours() -> None:
     steep, flat = [4.0, 2.0, 1.0], [1.0, 0.9, 0.8]
     logs = {"kv": [log(steep, steep)], "needle": [log([None] * 3, flat)], "kv-template": [log(steep, flat)]}
-    rows, palette = losses.curves(frame(logs)), drawing.Palette(list(logs))
+    rows, palette = losses.curves(frame(logs)), style.Palette(list(logs))
     figure = descent.together(rows, ["integers", "words"], palette, ("title", "subtitle"))
     integers, words = figure.axes
     assert [[list(line.get_ydata()) for line in panel.lines] for panel in (integers, words)] == [
@@ -159,7 +162,7 @@ def test_the_figure_has_the_curves_of_mixtures_with_both_on_one_scale_in_their_c
 
 
 def test_losses_far_apart_have_a_logarithmic_axis_and_none_is_lost() -> None:
-    palette = drawing.Palette(["kv"])
+    palette = style.Palette(["kv"])
     rows = losses.curves(frame({"kv": [log([8.0, 4.0, 2.0], [1.0, 0.01, 0.0])]}))
     for panel in descent.together(rows, ["integers", "words"], palette, ("", "")).axes:
         low, high = panel.get_ylim()
@@ -179,8 +182,8 @@ def test_long_names_leave_room_for_the_lines() -> None:
     names = ["kv-template lora[learning_rate=0.003]", "kv-template full[learning_rate=0.001]"]
     values = [2.0, 1.0]
     rows = losses.curves(frame({name: [log(values, values)] for name in names}))
-    figure = descent.together(rows, ["integers", "words"], drawing.Palette(names), ("", ""))
-    drawing.render(figure, "png")
+    figure = descent.together(rows, ["integers", "words"], style.Palette(names), ("", ""))
+    style.render(figure, "png")
     for panel in figure.axes:
         assert panel.get_position().width > 0.5
 
@@ -191,7 +194,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> str:
     values = [4.0, 2.0, 1.0]
     rows = [(f"mix-{i:02d}", "lora", 0, log(values if i % 2 else [None] * 3, values)) for i in range(27)]
     commit(store, rows)
-    written = report.write(store, "first")
+    written = build.write(store, "first")
     assert {Path(path).stem for path in written.figures} == {"loss"}
     return Path(written.markdown).read_text()
 
@@ -203,7 +206,7 @@ def test_many_mixtures_have_a_panel_each_up_to_a_page_and_a_table_folded_away(ma
     names = [f"mix-{i:02d}" for i in range(27)]
     values = [4.0, 2.0, 1.0]
     logs = {name: [log([None] * 3 if at == 1 else values, values)] for at, name in enumerate(names)}
-    figure = descent.apart(losses.curves(frame(logs)), drawing.Palette(names), ("", ""))
+    figure = descent.apart(losses.curves(frame(logs)), style.Palette(names), ("", ""))
     shown = [panel for panel in figure.axes if panel.get_visible()]
     assert [panel.get_title(loc="left") for panel in shown] == names[: descent.SHOWN]
     assert [{text.get_text() for text in panel.texts} for panel in shown[:2]] == [{"integers", "words"}, {"all"}]
@@ -216,7 +219,7 @@ def test_the_section_gives_the_numbers_says_what_they_are_and_who_has_none(tmp_p
     other = log([5.0] * 20, [4.0] * 20)
     commit(store, [("kv-template", "lora", 0, template), ("kv", "lora", 0, plain), ("kv", "lora", 1, other),
                    ("needle", "lora", 0, log([None] * 20, [2.5] * 20)), ("gpt", "api", 0, None)])  # fmt: skip
-    written = report.write(store, "first")
+    written = build.write(store, "first")
     part = section(Path(written.markdown).read_text())
     table = cells(part)
     assert table[0] == [
@@ -237,7 +240,7 @@ def test_the_section_gives_the_numbers_says_what_they_are_and_who_has_none(tmp_p
 def test_without_any_log_there_is_no_section(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     commit(store, [("gpt", "api", 0, None)])
-    written = report.write(store, "first")
+    written = build.write(store, "first")
     assert not section(Path(written.markdown).read_text())
     assert written.figures == ()
 
@@ -245,7 +248,7 @@ def test_without_any_log_there_is_no_section(tmp_path: Path) -> None:
 def test_words_alone_are_all_there_is(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     commit(store, [("needle", "lora", 0, log([None] * 3, [3.0, 2.0, 1.0]))])
-    written = report.write(store, "first")
+    written = build.write(store, "first")
     part = section(Path(written.markdown).read_text())
     assert cells(part)[0] == ["mixture", "all, first tenth", "all, last tenth"]
     assert "ntegers" not in part

@@ -10,9 +10,9 @@ import paper_store
 import polars as pl
 import pytest
 
-from kvray.results import report
-from kvray.results.page import Text
-from kvray.store import Store
+from kvray.report import build
+from kvray.report.blocks import Text
+from kvray.store.store import Store
 
 MINUS = "\u2212"
 EVALUATIONS = ("mdqa-20", "mdqa-20-retrieved", "mdqa-closed", "mdqa-oracle", "flenqa-direct", "needle", "gsm8k", "mmlu")
@@ -26,12 +26,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def written(store: Store) -> report.Paths:
-    return report.write(store, "paper")
+def written(store: Store) -> build.Paths:
+    return build.write(store, "paper")
 
 
 @pytest.fixture(scope="module")
-def text(written: report.Paths) -> str:
+def text(written: build.Paths) -> str:
     return Path(written.markdown).read_text()
 
 
@@ -42,7 +42,7 @@ def section(text: str, title: str) -> str:
     return found.group(1)
 
 
-def test_each_kind_has_its_figure(written: report.Paths, text: str) -> None:
+def test_each_kind_has_its_figure(written: build.Paths, text: str) -> None:
     names = {Path(path).stem for path in written.figures}
     assert names == {
         "accuracy-by-position-mdqa-20",
@@ -74,7 +74,7 @@ def test_benchmarks_are_one_table_with_published_rows_under_ours(text: str) -> N
     assert "mmlu" not in section(text, "Mixtures compared").split("### Mixtures against each other")[0]
 
 
-def test_published_changes_stand_beside_ours_cell_by_cell(text: str, written: report.Paths) -> None:
+def test_published_changes_stand_beside_ours_cell_by_cell(text: str, written: build.Paths) -> None:
     part = section(text, "Beside the published numbers")
     scores = pl.read_parquet(written.scores)
     of = (pl.col("evaluation") == "mdqa-20") & (pl.col("position") == 10) & (pl.col("mixture") == "kv-template")
@@ -96,16 +96,16 @@ def test_published_changes_stand_beside_ours_cell_by_cell(text: str, written: re
 def test_a_sweep_that_names_no_set_shows_nothing_published(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     paper_store.commit(store, questions=12, mixtures=("kv-template",), evaluations=("gsm8k",), reference=())
-    text = Path(report.write(store, "paper").markdown).read_text()
+    text = Path(build.write(store, "paper").markdown).read_text()
     assert "ublished" not in text
     assert "| model | gsm8k |" in text
     paper_store.commit(store, questions=12, mixtures=("kv",), evaluations=("gsm8k",), reference=("gone",), name="b")
-    assert "no set gone; there are: artificial-needles" in Path(report.write(store, "b").markdown).read_text()
+    assert "no set gone; there are: artificial-needles" in Path(build.write(store, "b").markdown).read_text()
 
 
 def test_floors_and_ceilings_are_drawn_for_the_same_questions(store: Store) -> None:
-    from kvray.results import figures
-    from kvray.results.found import collect
+    from kvray.report import figures
+    from kvray.results.snapshot import collect
 
     levels = figures._levels(collect(store, "paper"), "mdqa-20")
     assert [(level.name, level.floor) for level in levels] == [
@@ -140,7 +140,7 @@ def test_mixtures_tell_their_tokens_by_dataset_and_that_they_match(text: str) ->
 
 
 def test_unequal_mixtures_are_said_to_be_unequal() -> None:
-    from kvray.results.training import _matched
+    from kvray.report.training import _matched
 
     assert _matched({"a": 1000.0, "b": 1100.0}, True).startswith("**Not token-matched:**")
     assert _matched({"a": 1000.0, "b": 1010.0}, False).startswith("**Token-matched** (by the size")
@@ -159,26 +159,26 @@ def test_pairs_of_benchmarks_alone_have_a_heading_of_their_own(tmp_path: Path) -
     store = Store(str(tmp_path))
     evaluations, mixtures = ("gsm8k", "mmlu"), ("kv-template", "kv", "in2", "needle", "multidoc_qa")
     paper_store.commit(store, questions=4, mixtures=mixtures, evaluations=evaluations, reference=())
-    text = Path(report.write(store, "paper").markdown).read_text()
+    text = Path(build.write(store, "paper").markdown).read_text()
     assert "\n## Mixtures against each other\n" in text
     assert "## Mixtures compared" not in text
 
 
 def test_answers_of_one_kind_are_a_sentence(store: Store) -> None:
-    from kvray.results import breakdown, figures
-    from kvray.results.found import collect
+    from kvray.report import breakdowns, figures
+    from kvray.results.snapshot import collect
 
     found = collect(store, "paper")
     same = found.predictions.with_columns(pl.lit("other").alias("outcome"))
     one = dataclasses.replace(found, predictions=same)
     assert figures._answers(one, "flenqa-direct") is None
-    assert breakdown.answers(one, "flenqa-direct") == [Text("Every answer of every model is of one kind: *other*.")]
+    assert breakdowns.answers(one, "flenqa-direct") == [Text("Every answer of every model is of one kind: *other*.")]
 
 
 def test_published_accuracies_alone_have_no_columns_of_changes(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     paper_store.commit(store, questions=12, mixtures=("kv",), evaluations=("flenqa-direct",), reference=("flenqa",))
-    part = section(Path(report.write(store, "paper").markdown).read_text(), "Beside the published numbers")
+    part = section(Path(build.write(store, "paper").markdown).read_text(), "Beside the published numbers")
     assert "| evaluation | at | model | accuracy, ours | accuracy, theirs | published by | on | certainty |" in part
     assert re.search(r"\| 250 tokens, PIR \| base \| [\d.]+ % \| 81 % \| Levy et al. 2024, ", part)
 
@@ -189,7 +189,7 @@ def test_published_accuracies_alone_have_no_columns_of_changes(tmp_path: Path) -
      (list(range(0, 40, 2)), "positions 0 to 38 (20)")],
 )  # fmt: skip
 def test_places_in_a_row_are_a_range(values: list[int], said: str) -> None:
-    from kvray.results.background import _places
+    from kvray.report.methods import _places
 
     rows = pl.DataFrame({"position": values}).with_columns(length=pl.lit(None), depth=pl.lit(None))
     assert _places(rows) == said

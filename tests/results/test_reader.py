@@ -11,8 +11,9 @@ import pytest
 
 import kvray.results
 from kvray.errors import DamagedArtefactError, InputError, StoreError
-from kvray.results import family, frames, report
-from kvray.store import Store
+from kvray.report import build
+from kvray.results import comparisons, frames
+from kvray.store.store import Store
 
 
 @pytest.fixture
@@ -212,7 +213,7 @@ def test_a_sweep_without_predictions_gives_no_rows(tmp_path: Path) -> None:
     rows = kvray.results.open(store).predictions("new").collect()
     assert rows.height == 0
     assert rows.columns == [*kvray.results.PREDICTIONS_SCHEMA.names, "artefact"]
-    assert family.family(frames.with_models(rows)).height == 0
+    assert comparisons.family(frames.with_models(rows)).height == 0
 
 
 def test_an_object_store_reads_like_a_directory(s3_uri: str, store: Store, make_sweep) -> None:
@@ -225,6 +226,6 @@ def test_an_object_store_reads_like_a_directory(s3_uri: str, store: Store, make_
 def test_a_report_of_an_object_store_lies_in_it(s3_uri: str, make_sweep) -> None:
     far = Store(s3_uri)
     make_sweep(far, questions=6, mixtures=["ours"])
-    paths = report.write(far, "first")
+    paths = build.write(far, "first")
     assert paths.html == "s3://kvray-results/store/reports/first/report.html"
     assert b"</html>" in (far.read_document("reports/first/report.html") or b"")

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvray.errors import InputError
-from kvray.results import page, report
-from kvray.results.schema import SCORES_SCHEMA
-from kvray.store import Store
+from kvray.report import blocks as page
+from kvray.report import build
+from kvray.store.schemas import SCORES_SCHEMA
+from kvray.store.store import Store
 
 
 class _Balance(HTMLParser):
@@ -55,11 +56,11 @@ def partial(tmp_path_factory: pytest.TempPathFactory, make_sweep) -> Store:
 
 
 @pytest.fixture(scope="module")
-def written(partial: Store) -> report.Paths:
-    return report.write(partial, "first")
+def written(partial: Store) -> build.Paths:
+    return build.write(partial, "first")
 
 
-def test_everything_is_written_under_the_store(partial: Store, written: report.Paths) -> None:
+def test_everything_is_written_under_the_store(partial: Store, written: build.Paths) -> None:
     assert Path(written.directory) == Path(partial.path("reports/first"))
     names = {Path(path).name for path in written.figures}
     stems = {"accuracy-by-position-mdqa20", "knowledge-change", "gain-against-loss-mdqa20-recall"}
@@ -68,7 +69,7 @@ def test_everything_is_written_under_the_store(partial: Store, written: report.P
         assert Path(path).stat().st_size > 500
 
 
-def test_the_page_stands_alone_and_is_well_formed(written: report.Paths) -> None:
+def test_the_page_stands_alone_and_is_well_formed(written: build.Paths) -> None:
     text = Path(written.html).read_text()
     parser = _Balance()
     parser.feed(text)
@@ -86,7 +87,7 @@ def test_the_page_stands_alone_and_is_well_formed(written: report.Paths) -> None
     assert set(re.findall(r'href="#([^"]+)"', text)) <= set(parser.ids)
 
 
-def test_a_partial_report_says_what_is_missing_and_why(written: report.Paths) -> None:
+def test_a_partial_report_says_what_is_missing_and_why(written: build.Paths) -> None:
     for path in (written.markdown, written.html):
         text = Path(path).read_text()
         assert "2 of 18 cells are missing or failed" in text
@@ -96,7 +97,7 @@ def test_a_partial_report_says_what_is_missing_and_why(written: report.Paths) ->
         assert "ours on mdqa20: 3 rows" in text
 
 
-def test_findings_carry_their_numbers(written: report.Paths) -> None:
+def test_findings_carry_their_numbers(written: build.Paths) -> None:
     text = Path(written.markdown).read_text()
     headline = re.search(r"- \*\*ours\*\* (.*)", text)
     assert headline
@@ -113,18 +114,18 @@ def test_findings_carry_their_numbers(written: report.Paths) -> None:
     assert "kvray why predictions/" in text
 
 
-def test_scores_have_their_schema_with_descriptions(written: report.Paths) -> None:
+def test_scores_have_their_schema_with_descriptions(written: build.Paths) -> None:
     assert pq.read_schema(written.scores).equals(SCORES_SCHEMA, check_metadata=True)
 
 
-def test_the_same_results_give_the_same_report(partial: Store, written: report.Paths, tmp_path: Path) -> None:
-    again = report.write(partial, "first", tmp_path / "out")
+def test_the_same_results_give_the_same_report(partial: Store, written: build.Paths, tmp_path: Path) -> None:
+    again = build.write(partial, "first", tmp_path / "out")
     assert Path(again.html).read_bytes() == Path(written.html).read_bytes()
     assert Path(again.scores).read_bytes() == Path(written.scores).read_bytes()
 
 
 def test_summary_has_a_row_per_model_and_a_verdict_per_evaluation(partial: Store) -> None:
-    lines = report.summary(partial, "first")
+    lines = build.summary(partial, "first")
     assert lines[0] == "first: 16 of 18 cells evaluated"
     ours = next(line for line in lines if line.startswith("ours "))
     assert "better" in ours
@@ -134,12 +135,12 @@ def test_summary_has_a_row_per_model_and_a_verdict_per_evaluation(partial: Store
 def test_a_sweep_with_nothing_evaluated_still_reports(tmp_path: Path, make_sweep) -> None:
     store = Store(str(tmp_path))
     make_sweep(store, skip=["predictions/"])
-    paths = report.write(store, "first")
+    paths = build.write(store, "first")
     text = Path(paths.markdown).read_text()
     assert "0 of 18 cells evaluated" in text
     assert paths.figures == ()
     assert pl.read_parquet(paths.scores).height == 0
-    assert report.summary(store, "first")[-1] == "no predictions yet"
+    assert build.summary(store, "first")[-1] == "no predictions yet"
 
 
 def test_missing_cells_of_one_mixture_finetuned_in_two_ways_are_told_apart(tmp_path: Path, make_sweep) -> None:
@@ -151,7 +152,7 @@ def test_missing_cells_of_one_mixture_finetuned_in_two_ways_are_told_apart(tmp_p
         if labels.get("mixture") == "ours":
             labels |= {"finetune": f"lora[epochs={labels['seed'] + 1}]", "seed": 0}
     store.write_document("sweeps/first.json", json.dumps(document).encode())
-    text = Path(report.write(store, "first").markdown).read_text()
+    text = Path(build.write(store, "first").markdown).read_text()
     for way in ("[epochs=1]", "[epochs=2]"):
         assert f"| ours {way}, seed 0 on mdqa20 | predictions | missing | not run yet |" in text
 
@@ -163,7 +164,7 @@ def test_missing_cells_of_one_mixture_finetuned_in_two_ways_are_told_apart(tmp_p
 def test_half_a_comparison_claims_nothing(tmp_path: Path, make_sweep, skip: list[str], says: str) -> None:
     store = Store(str(tmp_path))
     make_sweep(store, skip=skip, questions=10)
-    text = Path(report.write(store, "first").markdown).read_text()
+    text = Path(build.write(store, "first").markdown).read_text()
     assert says in text
     assert "retrieves better" not in text
 
@@ -173,16 +174,16 @@ def test_a_damaged_cell_is_listed_not_read(tmp_path: Path, make_sweep) -> None:
     ids = make_sweep(store, questions=10)
     cell = next(one for one in ids if "recall-mdqa-s0" in one)
     Path(store.path(cell, "chunk-00000.parquet")).unlink()
-    text = Path(report.write(store, "first").markdown).read_text()
+    text = Path(build.write(store, "first").markdown).read_text()
     assert "| mdqa, seed 0 on recall | predictions | damaged |" in text
 
 
 def test_an_output_that_cannot_be_written_is_named(partial: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="file"):
-        report.write(partial, "first", tmp_path / "file")
+        build.write(partial, "first", tmp_path / "file")
     with pytest.raises(InputError, match="first"):
-        report.write(partial, "second")
+        build.write(partial, "second")
 
 
 def test_text_is_escaped_and_marked() -> None:
@@ -194,7 +195,7 @@ def test_text_is_escaped_and_marked() -> None:
 
 
 def test_arrows_are_explained_where_there_are_any() -> None:
-    from kvray.results.breakdown import arrows
+    from kvray.report.breakdowns import arrows
 
     assert arrows([["kv", "57 % \u25b2"]], 1200, "by length") == (
         "\u25b2 and \u25bc: differs from the base after Holm's correction over all 1,200 comparisons by length."
@@ -217,16 +218,17 @@ def test_words_are_verdicts_in_their_columns_alone() -> None:
 
 
 def test_headlines_count_models_where_a_mixture_has_several_and_benchmarks_have_a_verb(make_cell) -> None:
-    from kvray.results import family, frames, kinds, words
+    from kvray.report import text as words
+    from kvray.results import comparisons, frames, profile
 
     ways = [f"lora[learning_rate={rate}]" for rate in (1, 2)]
     cells = [make_cell("recall", questions=8), *(make_cell("recall", "ours", 0, questions=8, finetune=w) for w in ways)]
     parts = [pl.from_arrow(cell) for cell in cells]
     rows = frames.with_models(pl.concat(parts))  # type: ignore[type-var,arg-type]
-    told = kinds.kinds(rows)
-    assert "2 of 2 finetuned models" in words.headlines(rows, family.family(rows, told), told)[0]
+    told = profile.kinds(rows)
+    assert "2 of 2 finetuned models" in words.headlines(rows, comparisons.family(rows, told), told)[0]
     same = rows.filter(pl.col("model") != "ours [learning_rate=2]")
-    assert "1 of 1 mixture " in words.headlines(same, family.family(same, told), told)[0]
+    assert "1 of 1 mixture " in words.headlines(same, comparisons.family(same, told), told)[0]
     noise = {"difference": 0.0, "verdict": "within noise"}
     both = [{"evaluation": "mmlu", **noise}, {"evaluation": "gsm8k", **noise}]
     assert words._general(both, first=True) == "is within noise on all 2 general benchmarks"

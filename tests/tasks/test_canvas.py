@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvray.tasks import canvas
+from kvray.tasks.kv import text as canvas
 
 
 def test_weaving_is_concatenation() -> None:

@@ -17,9 +17,9 @@ import toy_tokenizers
 from pydantic import ValidationError
 
 from kvray.errors import InputError
+from kvray.models.tokenizer import TokenCounter
 from kvray.tasks.base import EXAMPLE_SCHEMA, Context
-from kvray.tasks.dictionary import SimpleKV, collapse
-from kvray.tasks.tokens import TokenCounter
+from kvray.tasks.kv.simple import SimpleKV, collapse
 
 LINE = re.compile(r"Dictionary \[(\d+)\] (\{.*\})")
 GOLDEN: dict[str, str] = {
@@ -169,7 +169,7 @@ def test_budget_of_the_paper_keeps_its_margins_by_redraws() -> None:
 @pytest.mark.parametrize("knobs", [{"max_tokens": 300}, {"law": "strict", "max_tokens": 300}])
 @pytest.mark.parametrize("kind", ["digits", "bridging"])
 def test_a_budget_that_cannot_hold_names_the_knobs(knobs: dict[str, Any], kind: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("kvray.tasks.dictionary_law.REDRAWS", 20)
+    monkeypatch.setattr("kvray.tasks.kv.drafts.REDRAWS", 20)
     with pytest.raises(InputError, match=r"max_tokens: 300.*lower dictionaries, keys_max or digits_max, or raise"):
         made(kind=kind, **knobs)
     with pytest.raises(InputError, match="fit found 0 to 0 dictionaries within max_tokens = 90"):
@@ -326,9 +326,9 @@ def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], message: st
 
 
 def test_the_row_that_found_no_draft_is_named_with_its_own_tokens(monkeypatch: Any) -> None:
-    monkeypatch.setattr("kvray.tasks.dictionary_law.REDRAWS", 3)
+    monkeypatch.setattr("kvray.tasks.kv.drafts.REDRAWS", 3)
     monkeypatch.setattr(
-        "kvray.tasks.dictionary._Builder._measure",
+        "kvray.tasks.kv.simple._Builder._measure",
         lambda self, rows, draft: setattr(draft, "tokens", 1000 + rows) or (rows % 4 != 2),
     )
     with pytest.raises(InputError, match=r"row 2: .*the last had 1002 tokens"):

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from kvray.errors import InputError
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.documents import Mdqa
-from kvray.tasks.documents_files import holds
-from kvray.tasks.questions import best_subspan_em, normalise
-from kvray.tasks.recall import Recall
+from kvray.tasks.qa.distractors import holds
+from kvray.tasks.qa.mdqa import Mdqa
+from kvray.tasks.qa.questions import best_subspan_em, normalise
+from kvray.tasks.qa.recall import Recall
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "nq-open-oracle.jsonl.gz"
 

@@ -13,10 +13,10 @@ import pytest
 from pydantic import ValidationError
 
 from kvray.errors import InputError
-from kvray.tasks import sentences
-from kvray.tasks.documents import Mdqa
-from kvray.tasks.questions import Question
-from kvray.tasks.recall import Recall
+from kvray.tasks.qa import sentences
+from kvray.tasks.qa.mdqa import Mdqa
+from kvray.tasks.qa.questions import Question
+from kvray.tasks.qa.recall import Recall
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "nq-open-oracle.jsonl.gz"
 

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from kvray.base_model import resolve
 from kvray.errors import InputError
+from kvray.models.reference import resolve
+from kvray.models.tokenizer import token_counter
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.flenqa import Flenqa
-from kvray.tasks.flenqa_prompts import prompt, verdict
-from kvray.tasks.tokens import token_counter
+from kvray.tasks.flenqa.flenqa import Flenqa
+from kvray.tasks.flenqa.prompts import prompt, verdict
 
 FIELDS = {"text": "First.\nSecond {x}.", "question": "Is it so?", "rule": "If a then b."}
 # Written out by hand from the authors' notebook.

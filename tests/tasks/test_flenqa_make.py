@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from toy_tokenizers import digits, threes
 
-from kvray.base_model import resolve
 from kvray.errors import InputError
+from kvray.models.reference import resolve
+from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
-from kvray.tasks.counter import draws, key_of
-from kvray.tasks.flenqa import Flenqa
-from kvray.tasks.flenqa_facts import ATTRIBUTES, PROPERTIES, RELATIONS, WIDTH, Cast, Instance, make
-from kvray.tasks.flenqa_fillers import FILLERS, slots
-from kvray.tasks.flenqa_make import Condition, Maker, conditions
-from kvray.tasks.flenqa_padding import books, split
-from kvray.tasks.flenqa_prompts import Subtask
-from kvray.tasks.tokens import TokenCounter, token_counter
+from kvray.tasks.flenqa.facts import ATTRIBUTES, PROPERTIES, RELATIONS, WIDTH, Cast, Instance, make
+from kvray.tasks.flenqa.fillers import FILLERS, slots
+from kvray.tasks.flenqa.flenqa import Flenqa
+from kvray.tasks.flenqa.make import Condition, Maker, conditions
+from kvray.tasks.flenqa.padding import books, split
+from kvray.tasks.flenqa.prompts import Subtask
+from kvray.tasks.rng import draws, key_of
 
 SUBTASKS: tuple[Subtask, ...] = ("MonoRel", "PIR", "RuleTaker")
 PADDINGS = ("books", "same", "identity")

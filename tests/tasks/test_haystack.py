@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import toy_tokenizers
 
-from kvray.base_model import resolve
 from kvray.errors import InputError
-from kvray.tasks import haystack, world
+from kvray.models.reference import resolve
+from kvray.models.tokenizer import TokenCounter, token_counter
+from kvray.tasks import world
 from kvray.tasks.base import CountTokens
-from kvray.tasks.haystack import LONGEST, Frame, Haystack, added, fill, insert, split, tiny
-from kvray.tasks.questions import normalise
-from kvray.tasks.tokens import TokenCounter, token_counter
+from kvray.tasks.needle import haystack
+from kvray.tasks.needle.haystack import LONGEST, Frame, Haystack, added, fill, insert, split, tiny
+from kvray.tasks.qa.questions import normalise
 
 TEXT = (
     'Dr. Ada met J. K. Lee at 3.5 miles.  "Stop!" she said.\nWhy? (He knew.) No one\nelse did\n\nA new day. '

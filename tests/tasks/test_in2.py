@@ -14,17 +14,17 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from kvray.base_model import resolve
 from kvray.errors import InputError, KvrayError
+from kvray.models.reference import resolve
+from kvray.models.tokenizer import token_counter
 from kvray.tasks import world
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.documents import Mdqa
-from kvray.tasks.in2 import In2
-from kvray.tasks.in2_corpus import cut, from_rows, prompt_of, windows
-from kvray.tasks.in2_fill import LAYOUT, Draft, Segment, fill
-from kvray.tasks.questions import normalise
-from kvray.tasks.recall import Recall
-from kvray.tasks.tokens import token_counter
+from kvray.tasks.in2.corpus import cut, from_rows, prompt_of, windows
+from kvray.tasks.in2.fill import LAYOUT, Draft, Segment, fill
+from kvray.tasks.in2.in2 import In2
+from kvray.tasks.qa.mdqa import Mdqa
+from kvray.tasks.qa.questions import normalise
+from kvray.tasks.qa.recall import Recall
 
 COUNT = token_counter(resolve("kvray-tiny"))
 SMALL = {"segment_tokens": 40, "length_min": 200, "length_max": 420}

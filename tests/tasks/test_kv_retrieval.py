@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from kvray.base_model import resolve
 from kvray.errors import InputError
+from kvray.models.reference import resolve
+from kvray.models.tokenizer import token_counter
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.kv_retrieval import KVRetrieval, uuids
-from kvray.tasks.tokens import token_counter
+from kvray.tasks.kv.retrieval import KVRetrieval, uuids
 
 GOLDEN = {
     "drawn": "c8c19a0ce42375eb0ad763d182400523244bb87d62cf37fc022851009a52fcac",

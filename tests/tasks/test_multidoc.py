@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from kvray.errors import InputError
-from kvray.tasks import instructions
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.documents import Mdqa
-from kvray.tasks.multidoc import MultiDocQa, restated
-from kvray.tasks.questions import Question
-from kvray.tasks.recall import Recall
+from kvray.tasks.qa import instructions
+from kvray.tasks.qa.mdqa import Mdqa
+from kvray.tasks.qa.multidoc import MultiDocQa, restated
+from kvray.tasks.qa.questions import Question
+from kvray.tasks.qa.recall import Recall
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "nq-open-oracle.jsonl.gz"
 GOLDEN = {

@@ -14,16 +14,16 @@ import pytest
 import toy_tokenizers
 from pydantic import ValidationError
 
-from kvray.base_model import resolve
 from kvray.errors import InputError
+from kvray.models.reference import resolve
+from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.tasks import world
 from kvray.tasks.base import EXAMPLE_SCHEMA, CountTokens
-from kvray.tasks.documents import Mdqa
-from kvray.tasks.needle import CLASSIC_FACTS, NeedleInHaystack
-from kvray.tasks.needle_facts import FAMILIES
-from kvray.tasks.questions import normalise
-from kvray.tasks.recall import Recall
-from kvray.tasks.tokens import TokenCounter, token_counter
+from kvray.tasks.needle.facts import FAMILIES
+from kvray.tasks.needle.needle import CLASSIC_FACTS, NeedleInHaystack
+from kvray.tasks.qa.mdqa import Mdqa
+from kvray.tasks.qa.questions import normalise
+from kvray.tasks.qa.recall import Recall
 
 GOLDEN = {
     "many": "80f86797f1d2e18541027f7772a388564524a7e4334fdd2d250c5a27031b37bf",

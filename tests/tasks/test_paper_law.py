@@ -19,9 +19,10 @@ import pytest
 import toy_tokenizers
 from numpy.typing import NDArray
 
-from kvray.tasks import dictionary, dictionary_law, wording
-from kvray.tasks.dictionary import SimpleKV
-from kvray.tasks.tokens import TokenCounter
+from kvray.models.tokenizer import TokenCounter
+from kvray.tasks import prompts
+from kvray.tasks.kv import drafts, simple
+from kvray.tasks.kv.simple import SimpleKV
 
 ROWS, DICTIONARIES = 2000, 85
 BOUND = 5.0
@@ -35,7 +36,7 @@ _PROMPT = re.compile(r"\n\n(Dictionary.*?\n)\nAbove .*? value of key (\d+) and",
 def _fixed() -> int:
     """Return the tokens of a prompt that are none of its dictionaries' digits nor the two around a pair."""
     lines = "\n".join(f"Dictionary [{n}] {{1: 1}}" for n in range(1, DICTIONARIES + 1))
-    prompt = wording.KV_HEAD + lines + (wording.KV_TAIL + wording.KV_TEMPLATE).format(key=1)
+    prompt = prompts.KV_HEAD + lines + (prompts.KV_TAIL + prompts.KV_TEMPLATE).format(key=1)
     return int(COUNTER([prompt])[0]) - (161 + 2 * DICTIONARIES + 2) - 2 * DICTIONARIES
 
 
@@ -173,14 +174,14 @@ def test_tokens_are_those_of_a_tokenizer_with_a_token_per_digit() -> None:
 
 
 def key_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    draft = dictionary._Builder._draft
+    draft = simple._Builder._draft
 
     def first(self: Any, words: Any) -> Any:
         words = words.copy()
         words[:, 0] = 0
         return draft(self, words)
 
-    monkeypatch.setattr(dictionary._Builder, "_draft", first)
+    monkeypatch.setattr(simple._Builder, "_draft", first)
 
 
 WRONG: dict[str, tuple[dict[str, Any], Callable[[pytest.MonkeyPatch], None] | None, set[str]]] = {
@@ -188,7 +189,7 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[pytest.MonkeyPatch], None] | No
     "twice as many first": ({"forced_first": 0.1}, None, {"forced to be first"}),
     "four keys in the gold dictionary": (
         {},
-        lambda patch: patch.setattr(dictionary, "GOLD_KEYS", 4),
+        lambda patch: patch.setattr(simple, "GOLD_KEYS", 4),
         {"keys of the gold dictionary", "place of the gold key", "digits of a prompt"},
     ),
     "digits 2 to 4": (
@@ -198,7 +199,7 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[pytest.MonkeyPatch], None] | No
     ),
     "integers uniform, not their digits": (
         {},
-        lambda patch: patch.setattr(dictionary, "integer_law", lambda least, most: np.arange(100, 10_000)),
+        lambda patch: patch.setattr(simple, "integer_law", lambda least, most: np.arange(100, 10_000)),
         {"digits of a key", "digits of a value", "digits of a prompt", "keys that repeat"},
     ),
     "always four keys": ({"keys_min": 4}, None, {"keys of a dictionary", "digits of a prompt", "tokens, spread"}),
@@ -271,8 +272,8 @@ def test_early_positions_end_at_five_percent_of_the_samples_not_of_the_dictionar
     uniform = early_statistics([placed(rows, seed, forced_first=0.0, early=0.0) for seed in seeds], rows)
     assert abs(uniform["0 to 0"]) > BOUND
     # The other reading: 5 % of the dictionaries, the first 4.
-    positions = dictionary_law.GoldPositions
-    monkeypatch.setattr(dictionary, "GoldPositions", lambda *given, by_samples: positions(*given, by_samples=False))
+    positions = drafts.GoldPositions
+    monkeypatch.setattr(simple, "GoldPositions", lambda *given, by_samples: positions(*given, by_samples=False))
     other = early_statistics([placed(rows, seed) for seed in seeds], rows)
     assert other["1 to 3"] > BOUND
     assert abs(other[f"4 to {min(int(rows * 0.05), DICTIONARIES) - 1}"]) > BOUND

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvray.tasks import questions
-from kvray.tasks.questions import Question, best_subspan_em, in_split, normalise
+from kvray.tasks.qa import questions
+from kvray.tasks.qa.questions import Question, best_subspan_em, in_split, normalise
 
 
 @pytest.mark.parametrize(

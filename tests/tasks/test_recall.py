@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvray.tasks.documents import Mdqa
-from kvray.tasks.recall import Recall
+from kvray.tasks.qa.mdqa import Mdqa
+from kvray.tasks.qa.recall import Recall
 
 REFUSALS = [
     "", "  \n ", "...", "?", "I don't know", "I don\u2019t know.", "I do not know the answer to that question.",

@@ -15,12 +15,12 @@ import pytest
 import toy_tokenizers
 from pydantic import ValidationError
 
-from kvray.base_model import resolve
 from kvray.errors import InputError
+from kvray.models.reference import resolve
+from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.tasks.base import EXAMPLE_SCHEMA, CountTokens
-from kvray.tasks.ruler import VARIANTS, Ruler
-from kvray.tasks.ruler_words import WORDS
-from kvray.tasks.tokens import TokenCounter, token_counter
+from kvray.tasks.needle.ruler import VARIANTS, Ruler
+from kvray.tasks.needle.ruler_words import WORDS
 
 GOLDEN = {
     "essay": "e57ac46f0f2d9453e90381c252cf9d5c7d4232edd7ab244b9bfeb6850cd45e85",

@@ -15,9 +15,9 @@ import toy_tokenizers
 from pydantic import ValidationError
 
 from kvray.errors import InputError
+from kvray.models.tokenizer import TokenCounter
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.several import SeveralKV
-from kvray.tasks.tokens import TokenCounter
+from kvray.tasks.kv.several import SeveralKV
 
 LINE = re.compile(r"Dictionary \[(\d+)\] (\{.*\})")
 COUNTER = TokenCounter(toy_tokenizers.digits())

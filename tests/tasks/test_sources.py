@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvray.errors import InputError, SourceUnreachableError
-from kvray.tasks import sources
+from kvray.tasks.sources import read
 
 ROWS = [{"n": 1, "text": "one\u2028line"}, {"n": 2, "text": "two"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
@@ -41,7 +41,7 @@ def zip_bytes(members: dict[str, bytes]) -> bytes:
 
 
 def rows(source: Path | str) -> list[dict]:
-    return [row for _, row in sources.rows(str(source))]
+    return [row for _, row in read.rows(str(source))]
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_files_of_a_directory_come_sorted_by_name_and_descriptions_are_no_data(t
     for name, text in {"b.jsonl": '{"n": 2}', "a/z.jsonl": '{"n": 1}', "dataset_infos.json": '{"n": 0}'}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = list(sources.rows(str(tmp_path)))
+    found = list(read.rows(str(tmp_path)))
     assert [row for _, row in found] == [{"n": 1}, {"n": 2}]
     assert found[0][0] == f"{tmp_path / 'a' / 'z.jsonl'}: row 1"
 
@@ -118,7 +118,7 @@ def test_one_object_in_a_json_file_is_one_row(tmp_path: Path) -> None:
 def test_tables_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
     long = "x" * 200_000
     (tmp_path / "t.csv").write_text(f'\ufeffprompt,answer\n"a, b\n""c""",{long}\n', encoding="utf-8")
-    assert [row for _, row in sources.rows(str(tmp_path / "t.csv"), tables=True)] == [
+    assert [row for _, row in read.rows(str(tmp_path / "t.csv"), tables=True)] == [
         {"prompt": 'a, b\n"c"', "answer": long}
     ]
     with pytest.raises(InputError, match=r"expected \.jsonl"):
@@ -126,7 +126,7 @@ def test_tables_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
     for torn in ("a,b\n1\n", "a,b\n1,2,3\n"):
         (tmp_path / "t.csv").write_text(torn)
         with pytest.raises(InputError, match="a row with other than 2 fields"):
-            list(sources.rows(str(tmp_path / "t.csv"), tables=True))
+            list(read.rows(str(tmp_path / "t.csv"), tables=True))
 
 
 def test_texts_are_files_or_fields_and_blank_ones_are_left_out(tmp_path: Path) -> None:
@@ -136,16 +136,16 @@ def test_texts_are_files_or_fields_and_blank_ones_are_left_out(tmp_path: Path) -
     (essays / "a.txt").write_text("\ufefffirst", encoding="utf-8")
     (essays / "c.txt").write_text(" \n")
     (essays / "about.jsonl").write_text('{"about": "not an essay"}\n')
-    assert sources.texts(str(essays)) == ["first", "second"]
+    assert read.texts(str(essays)) == ["first", "second"]
     (tmp_path / "e.zip").write_bytes(zip_bytes({"b.txt": b"second", "a.txt": b"first"}))
-    assert sources.texts(str(tmp_path / "e.zip")) == ["first", "second"]
+    assert read.texts(str(tmp_path / "e.zip")) == ["first", "second"]
     (tmp_path / "rows.jsonl").write_bytes(LINES)
-    assert sources.texts(str(tmp_path / "rows.jsonl")) == ["one\u2028line", "two"]
-    assert sources.texts(str(essays / "b.txt")) == ["second"]
+    assert read.texts(str(tmp_path / "rows.jsonl")) == ["one\u2028line", "two"]
+    assert read.texts(str(essays / "b.txt")) == ["second"]
     with pytest.raises(InputError, match=r"row 1: no 'text'; found the fields about"):
-        sources.texts(str(essays / "about.jsonl"))
+        read.texts(str(essays / "about.jsonl"))
     with pytest.raises(InputError, match="no text in it"):
-        sources.texts(str(essays / "c.txt"))
+        read.texts(str(essays / "c.txt"))
 
 
 @pytest.mark.parametrize(
@@ -181,24 +181,24 @@ def test_an_encrypted_archive_is_an_input_error(tmp_path: Path) -> None:
 def test_digest_is_content_and_not_place(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(LINES)
     (tmp_path / "b.jsonl").write_bytes(LINES)
-    assert sources.digest(str(tmp_path / "a.jsonl")) == sources.digest(str(tmp_path / "b.jsonl"))
-    assert sources.read_bytes(str(tmp_path / "a.jsonl")) == LINES
-    whole = sources.digest(str(tmp_path))
+    assert read.digest(str(tmp_path / "a.jsonl")) == read.digest(str(tmp_path / "b.jsonl"))
+    assert read.read_bytes(str(tmp_path / "a.jsonl")) == LINES
+    whole = read.digest(str(tmp_path))
     (tmp_path / "b.jsonl").rename(tmp_path / "0.jsonl")
-    renamed = sources.digest(str(tmp_path))
+    renamed = read.digest(str(tmp_path))
     assert renamed != whole, "the names decide the order"
     (tmp_path / ".hidden").write_text("x")
-    assert sources.digest(str(tmp_path)) == renamed
+    assert read.digest(str(tmp_path)) == renamed
     with pytest.raises(InputError, match="2 files; expected one"):
-        sources.read_bytes(str(tmp_path))
+        read.read_bytes(str(tmp_path))
     with pytest.raises(InputError, match="cannot be read"):
-        sources.digest(str(tmp_path / "none"))
+        read.digest(str(tmp_path / "none"))
 
 
 def test_a_url_is_fetched_once_and_tells_gone_from_away(serve: Callable) -> None:
     address, asked = serve({"/a.jsonl": (200, LINES), "/busy.jsonl": (503, b""), "/limit.jsonl": (429, b"")})
     url = f"{address}/a.jsonl?token=x.y"
-    assert rows(url) == ROWS and sources.digest(url) and sources.read_bytes(url) == LINES
+    assert rows(url) == ROWS and read.digest(url) and read.read_bytes(url) == LINES
     assert asked == ["GET /a.jsonl?token=x.y"]
     with pytest.raises(InputError, match="404") as gone:
         rows(f"{address}/none.jsonl")
@@ -207,8 +207,8 @@ def test_a_url_is_fetched_once_and_tells_gone_from_away(serve: Callable) -> None
         with pytest.raises(SourceUnreachableError, match=name):
             rows(f"{address}/{name}.jsonl")
     with pytest.raises(SourceUnreachableError, match="cannot be read"):
-        sources.digest("http://127.0.0.1:9/a.jsonl")
-    assert [sources.is_remote(name) for name in (url, "hf://datasets/o/n", "s3://b/k", "a.jsonl")] == [
+        read.digest("http://127.0.0.1:9/a.jsonl")
+    assert [read.is_remote(name) for name in (url, "hf://datasets/o/n", "s3://b/k", "a.jsonl")] == [
         True, True, False, False,
     ]  # fmt: skip
 

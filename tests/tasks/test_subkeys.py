@@ -15,9 +15,9 @@ import toy_tokenizers
 from pydantic import ValidationError
 
 from kvray.errors import InputError
+from kvray.models.tokenizer import TokenCounter
 from kvray.tasks.base import EXAMPLE_SCHEMA
-from kvray.tasks.subkeys import MultiSubkeyKV
-from kvray.tasks.tokens import TokenCounter
+from kvray.tasks.kv.subkeys import MultiSubkeyKV
 
 LINE = re.compile(r"Dictionary \[(\d+)\] (\{.*\})")
 SMALL: dict[str, Any] = {"rows": 60, "dictionaries": 10}
@@ -115,7 +115,7 @@ def test_rows_hang_on_nothing_but_the_recipe() -> None:
 
 
 def test_a_budget_that_cannot_hold_names_the_knobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvray.tasks.dictionary_law.REDRAWS", 20)
+    monkeypatch.setattr("kvray.tasks.kv.drafts.REDRAWS", 20)
     with pytest.raises(InputError, match=r"max_tokens: 200.*lower dictionaries, keys_max, key_size_max"):
         made(max_tokens=200)
 

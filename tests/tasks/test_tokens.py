@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import toy_tokenizers
 
-from kvray.base_model import BaseModelRef, resolve
-from kvray.tasks import tokens
-from kvray.tasks.tokens import TokenCounter, token_counter
+from kvray.models import tokenizer as tokens
+from kvray.models.reference import BaseModelRef, resolve
+from kvray.models.tokenizer import TokenCounter, token_counter
 
 TEXT = "Dictionary [12] {123: 4567, 89: 1000}\nthe value of key 1234 is"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvray import base_model
 from kvray.errors import InputError
+from kvray.finetune.pretrain.card import answers, examples, score, write_card
+from kvray.finetune.pretrain.curriculum import Curriculum, Stage, advance
+from kvray.finetune.pretrain.pretrain import Recipe, pretrain
+from kvray.models import reference
 from kvray.tasks import world
-from kvray.tiny.card import answers, examples, score, write_card
-from kvray.tiny.curriculum import Curriculum, Stage, advance
-from kvray.tiny.pretrain import Recipe, pretrain
 
 SMALL = Recipe(tokens=8 * 1024, batch_tokens=1024, layers=1, width=32, heads=1, intermediate=64, warmup=2)
 TASKS = Stage("tasks", alphabet=544, numbers=9900, units=6, long_units=24)
@@ -20,7 +20,7 @@ TASKS = Stage("tasks", alphabet=544, numbers=9900, units=6, long_units=24)
 
 @pytest.fixture(scope="module")
 def curriculum() -> Curriculum:
-    return Curriculum(base_model.load_tokenizer(base_model.resolve("kvray-tiny")), seed=3)
+    return Curriculum(reference.load_tokenizer(reference.resolve("kvray-tiny")), seed=3)
 
 
 def test_a_value_counts_only_once_its_key_has_been_seen(curriculum: Curriculum) -> None:
@@ -33,7 +33,7 @@ def test_a_value_counts_only_once_its_key_has_been_seen(curriculum: Curriculum) 
 
 
 def test_what_is_counted_of_a_conversation_is_its_answers(curriculum: Curriculum) -> None:
-    tokenizer = base_model.load_tokenizer(base_model.resolve("kvray-tiny"))
+    tokenizer = reference.load_tokenizer(reference.resolve("kvray-tiny"))
     ids, weights = curriculum.documents(3)
     text = tokenizer.decode(ids)
     counted = tokenizer.decode([token for token, weight in zip(ids, weights, strict=True) if weight > 0])
@@ -44,7 +44,7 @@ def test_what_is_counted_of_a_conversation_is_its_answers(curriculum: Curriculum
 
 
 def test_no_name_of_an_evaluation_is_ever_trained_on(curriculum: Curriculum) -> None:
-    tokenizer = base_model.load_tokenizer(base_model.resolve("kvray-tiny"))
+    tokenizer = reference.load_tokenizer(reference.resolve("kvray-tiny"))
     test = {world.name_of("test", person) for person in range(world.group_size("test"))}
     text = " ".join(tokenizer.decode(curriculum.documents(8)[0]) for _ in range(60))
     shown = {" ".join(pair) for pair in zip(text.split(), text.split()[1:], strict=False)}
@@ -86,12 +86,12 @@ def test_the_bundled_model_knows_its_facts_and_answers_from_few_documents() -> N
     # What its card promises, on a sample: >= 80 % of the facts, >= 70 % from 4 documents, visibly worse at 20.
     from transformers import AutoModelForCausalLM
 
-    from kvray.tasks.documents import Mdqa
-    from kvray.tasks.recall import Recall
+    from kvray.tasks.qa.mdqa import Mdqa
+    from kvray.tasks.qa.recall import Recall
 
-    ref = base_model.resolve("kvray-tiny")
+    ref = reference.resolve("kvray-tiny")
     model = AutoModelForCausalLM.from_pretrained(ref.location).eval()
-    tokenizer = base_model.load_tokenizer(ref)
+    tokenizer = reference.load_tokenizer(ref)
 
     def accuracy(task: Mdqa | Recall) -> float:
         table = examples(task, tokenizer)

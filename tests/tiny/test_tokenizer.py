@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from kvray import base_model
-from kvray.tasks import wording, world
+from kvray.models import reference
+from kvray.tasks import prompts, world
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> object:
-    return base_model.load_tokenizer(base_model.resolve("kvray-tiny"))
+    return reference.load_tokenizer(reference.resolve("kvray-tiny"))
 
 
 def test_names_and_values_are_one_token_each(tokenizer) -> None:
@@ -26,13 +26,13 @@ def test_integers_come_in_pairs_of_digits_and_one_token_parts_key_from_value(tok
     assert pieces == ["{", "12", "34", ": ", "56", "7", ", ", "89", ": ", "43", "21", "}"]
 
 
-@pytest.mark.parametrize("text", [wording.MDQA, wording.SUBKEY_ANSWER, "Ünïcödé 東京\n\n\ttabs  and   spaces 1,234.5"])
+@pytest.mark.parametrize("text", [prompts.MDQA, prompts.SUBKEY_ANSWER, "Ünïcödé 東京\n\n\ttabs  and   spaces 1,234.5"])
 def test_any_text_round_trips(tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
 def test_the_bundled_tokenizer_is_the_one_that_the_code_makes(tokenizer) -> None:
-    from kvray.tiny.tokenizer import build
+    from kvray.finetune.pretrain.tokenizer import build
 
     made = build()
     assert made.get_vocab() == tokenizer.get_vocab()

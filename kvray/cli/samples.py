@@ -1,0 +1,157 @@
+"""One task by hand: from a name and ``--set key=value`` to a task, and from a task to examples to look at."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kvray.cli.export import messages
+from kvray.errors import InputError, Place, Problem
+from kvray.generate.shards import build, check_written, rows_of
+from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolve
+from kvray.sweep import yaml as yaml_lines
+from kvray.sweep.document import Document
+from kvray.sweep.model import check_task
+from kvray.sweep.problems import unknown
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY, Task
+from kvray.tasks.lm_eval import LmEval
+
+DEFAULT_BASE = next(iter(BUNDLED))
+"""The model whose tokenizer counts where none is named."""
+_ROWS_AT_ONCE = 64
+
+
+def task_of(name: str, seed: int | None = None, settings: Sequence[str] = ()) -> Task:
+    """Return a task by its name and the settings of a command line.
+
+    Args:
+        name: a task of the registry.
+        seed: its seed; None keeps the default.
+        settings: ``key=value`` each, the value in YAML.
+
+    Raises:
+        InputError: the name, or settings, are none of the known ones or cannot be used: all problems at once.
+    """
+    load_all()
+    document = Document(name)
+    if seed is not None:
+        document.set(("seed",), seed, Place(0, "--seed"))
+    wrong = [problem for text in settings if (problem := yaml_lines.override(document, text))]
+    if "task" in document.value:
+        known = f"found {document.value.pop('task')!r}; expected the task as the argument alone"
+        wrong.append(Problem(("task",), known, document.places[("task",)]))
+    if name not in REGISTRY:
+        problems = _lines(document, [*document.problems, *wrong])
+        raise InputError([f"task: {unknown(name, sorted(REGISTRY), 'one of the tasks')}", *problems])
+    task, found = check_task({"task": name, **document.value})
+    found = [problem for problem in found if not document.hides(problem.path)]
+    if task is None or wrong or document.problems:
+        raise InputError(_lines(document, [*document.problems, *wrong, *found]))
+    return task
+
+
+def with_rows(task: Task, rows: int) -> Task:
+    """Return the task with at least ``rows`` examples and no more than that takes; see :meth:`Task.with_rows`.
+
+    A task whose ``rows`` or ``questions`` were set by hand stays as it is: its first ``rows`` examples are meant.
+    """
+    return task if task.model_fields_set & {"rows", "questions"} else task.with_rows(rows)
+
+
+def base_of(name: str | None) -> BaseModelRef:
+    """Return the base model whose tokenizer counts: kvray-tiny if none is named.
+
+    Raises:
+        InputError: it cannot be found.
+    """
+    return resolve(name or DEFAULT_BASE)
+
+
+def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
+    """Yield the first ``n`` examples of a task.
+
+    Yields:
+        Per example: the columns of ``EXAMPLE_SCHEMA``, with messages (``[{"role": "user", …}, {"role": "assistant",
+        …}]``) in place of prompt and answer.
+
+    Raises:
+        InputError: the task has fewer examples, its parameters cannot be met, or a model is to write for it.
+    """
+    check_written(task, None)
+    has = rows_of(task, base)
+    if n > has:
+        raise InputError(f"--rows: found {n}, but {task.task} with these settings has {has}; expected at most {has}")
+    for start in range(0, n, _ROWS_AT_ONCE):
+        for row in build(task, base, range(start, min(start + _ROWS_AT_ONCE, n))).to_pylist():
+            chat = messages(row.pop("prompt"), row.pop("answer"))
+            yield {**row, "messages": chat}
+
+
+def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
+    """Yield the first ``n`` questions of a benchmark of lm-evaluation-harness, as :func:`rows` does of other tasks.
+
+    A multiple choice has a message per option: the harness compares how likely the model finds each.
+
+    Raises:
+        CellError: the harness is not installed, or it cannot load the benchmark.
+    """
+    from kvray.evaluate.lm_eval import scores, tasks
+
+    benchmark = tasks.load(task, load_tokenizer(base) if task.chat_template else None)
+    for row in benchmark.rows[:n]:
+        asked = row.requests[0].args[0]
+        accepted = scores.references(benchmark, row)
+        shown = {name: None for name in ("position", "depth", "length", "condition", "prompt_tokens")}
+        yield {
+            **shown,
+            "example_id": row.id,
+            "question_id": row.id,
+            "units": 0,
+            "subtask": row.subtask,
+            "references": accepted,
+            "messages": messages(asked, accepted[0] if accepted else ""),
+        }
+
+
+def text(row: dict[str, Any], task: Task) -> str:
+    """Return an example of :func:`rows` as one reads it in a terminal."""
+    prompt, answer = (message["content"] for message in row["messages"])
+    about = {
+        "references": json.dumps(row["references"], ensure_ascii=False),
+        "position": row["position"],
+        "depth": None if row["depth"] is None else f"{row['depth']:g} %",
+        "units": row["units"] or None,
+        "length": row["length"],
+        "kind": row["subtask"],
+        "condition": row["condition"],
+        "prompt tokens": row["prompt_tokens"],
+        "question id": row["question_id"],
+        "scored": task.rule(),
+    }
+    facts = [f"{name + ':':<15}{value}" for name, value in about.items() if value is not None]
+    parts = (
+        f"== {task.task} {row['example_id']} ==",
+        "-- prompt",
+        prompt.rstrip("\n"),
+        "-- answer to train on" if task.TRAINABLE else "-- right answer",
+        answer,
+        "-- about",
+        *(textwrap.fill(fact, 120, subsequent_indent=" " * 15, break_long_words=False) for fact in facts),
+    )
+    return "\n".join(parts) + "\n"
+
+
+def _lines(document: Document, problems: Sequence[Problem]) -> list[str]:
+    """Return one line per problem: ``--set documents: found …``, or ``mdqa: source: …`` where nothing was typed."""
+    placed = []
+    for problem in problems:
+        typed = document.places.get(problem.path[:1]) if problem.path else None
+        if typed is not None:
+            rest = problem.path[1:]
+            placed.append(Problem(rest, problem.text, typed))
+        else:
+            placed.append(Problem(problem.path, problem.text, problem.place or Place(-1, document.file)))
+    return document.report(placed)

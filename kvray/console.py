@@ -1,0 +1,131 @@
+"""What the terminal shows: progress of long work (a bar, or plain lines where there is no terminal) and text tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import floor
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PLAIN_INTERVAL_S = 5.0
+"""Seconds between two plain lines of one piece of work (the first and the last are always printed)."""
+GAP = "  "
+"""Between two columns of a table."""
+WIDE = 80
+"""Columns of a terminal from which on a bar and the time so far are shown; a narrower one keeps the numbers."""
+
+
+class Advance(Protocol):
+    """Told how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
+
+    def __call__(self, done: float, note: str = "") -> None:
+        """Show that ``done`` of the total is behind us."""
+
+
+def say(message: str) -> None:
+    """Print one line of progress to standard error, where it never mixes with results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
+    """Yield a callable ``advance(done, note="")`` that shows how far ``label`` is.
+
+    ``done`` is the absolute amount so far, not an increment: a retried step may report the same amount twice. A
+    fraction moves the bar; what is written counts whole units alone.
+    """
+    if moves():
+        with _bar() as bar:
+            task = bar.add_task(label, total=total, unit=unit, whole=0, note="")
+            yield lambda done, note="": bar.update(task, completed=done, whole=floor(done), note=note)
+        return
+    started = time.monotonic()
+    last = started - PLAIN_INTERVAL_S
+
+    def advance(done: float, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < PLAIN_INTERVAL_S:
+            return
+        last = now
+        say(f"kvray: {label}: {floor(done)}/{total:.0f} {unit} {now - started:.0f}s {note}".rstrip())
+
+    yield advance
+
+
+def moves() -> bool:
+    """Return whether standard error is a terminal that can redraw a line; TERM=dumb says that it cannot."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def _bar() -> Progress:
+    """Return a progress display that keeps to one line, whatever the width of the terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def text(form: str, ratio: int | None = None) -> ProgressColumn:
+        return TextColumn(form, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=ratio))
+
+    console = Console(stderr=True)
+    wide = console.width >= WIDE
+    columns = [
+        text("{task.description}"),
+        *([BarColumn(bar_width=24)] if wide else []),
+        text("{task.fields[whole]}/{task.total:.0f} {task.fields[unit]}"),
+        text("{task.fields[note]}", ratio=1),
+        *([TimeElapsedColumn()] if wide else []),
+        TimeRemainingColumn(compact=not wide),
+    ]
+    return Progress(*columns, console=console, expand=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return an aligned text table without a last line end; columns of numbers stand to the right.
+
+    Args:
+        header: a name per column.
+        rows: as many cells each; None shows as ``-``.
+
+    Raises:
+        ValueError: a row has another number of cells than the header.
+    """
+    body = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+    for row in body:
+        if len(row) != len(header):
+            raise ValueError(f"a row has {len(row)} cells, the header {len(header)}: {row}")
+    widths = [max(len(row[column]) for row in [list(header), *body]) for column in range(len(header))]
+    right = [bool(body) and all(_numeric(row[column]) for row in body) for column in range(len(header))]
+    lines = [list(header), ["-" * width for width in widths], *body]
+    return "\n".join(
+        GAP.join(
+            cell.rjust(width) if at_right else cell.ljust(width)
+            for cell, width, at_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def count(number: float) -> str:
+    """Return a whole number with thousands apart: ``1,234,567``."""
+    return f"{number:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: ``40 s``, ``6 min``, ``2 h 05 min``."""
+    if seconds < 1:
+        return "<1 s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _numeric(cell: str) -> bool:
+    return cell == "-" or cell.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()

@@ -1,0 +1,175 @@
+"""The connection to Ray: join the one that was asked for, or else start a local one that no other Ray disturbs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+from kvray.console import say
+from kvray.errors import ResourceError
+from kvray.sweep.model import Runtime
+
+LOCAL_OBJECT_STORE = 512 * 2**20
+"""Bytes of a local Ray's object store: stages hand each other files, so little passes through it."""
+ANSWER_TIMEOUT_S = 10.0
+"""After this long without an answer a Ray counts as dead. Ray's own client would try for three minutes."""
+_ADDRESS = "RAY_ADDRESS"
+_PROTOCOL = "ray://"
+_CLIENT_PORT = "10001"
+
+
+@contextlib.contextmanager
+def connect(runtime: Runtime) -> Iterator[None]:
+    """Join the Ray that ``runtime.address`` or RAY_ADDRESS names; otherwise start a local one and stop it at the end.
+
+    A Ray that this process has joined already is used as it is. Without an address a Ray that happens to run on this
+    machine is left alone: its resources are somebody else's, and the address file that a killed one leaves behind
+    names a Ray that is no more.
+
+    Raises:
+        ResourceError: that Ray does not answer, or cannot be joined from here.
+    """
+    address = asked_for(runtime)
+    prepare_environment(local=address is None)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if address is None:
+        start_local(runtime.num_cpus, runtime.object_store_memory)
+    else:
+        _join(address, runtime)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def local_ray(cpus: int) -> Iterator[None]:
+    """Use the Ray that is initialised, or else a local one of ``cpus``, stopped at the end."""
+    prepare_environment(local=True)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    start_local(cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def asked_for(runtime: Runtime) -> str | None:
+    """Return the address of the Ray to join, None for one of our own."""
+    address = runtime.address or os.environ.get(_ADDRESS)
+    return None if address in (None, "", "local") else address
+
+
+def prepare_environment(local: bool) -> None:
+    """Set what Ray's processes read from the environment, unless the user has set it."""
+    if local:
+        # Since Ray 2.59 a local Ray turns token authentication on and writes into the home directory; a Ray that
+        # listens on this machine alone needs neither. A cluster's own setting is left as it is.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # OpenMP threads spin at every barrier otherwise, which is many times slower beside a busy neighbour.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def start_local(num_cpus: int | None = None, object_store_memory: int | None = None) -> None:
+    """Start a Ray of this process's own on this machine, whatever else runs here.
+
+    Args:
+        num_cpus: CPUs that it hands out; None takes all.
+        object_store_memory: bytes of its object store; None takes :data:`LOCAL_OBJECT_STORE`.
+    """
+    import ray
+    from ray._private import services
+
+    others = sorted(services.find_gcs_addresses())
+    beside = f", beside the one that runs at {others[0]} ({_ADDRESS}={others[0]} would join it)" if others else ""
+    say(f"kvray: starting a local Ray{beside}")
+    ray.init(
+        address="local",
+        num_cpus=num_cpus or os.cpu_count(),
+        object_store_memory=object_store_memory or LOCAL_OBJECT_STORE,
+        include_dashboard=False,
+        **_quiet(),
+    )
+
+
+def _join(address: str, runtime: Runtime) -> None:
+    import ray
+
+    _check_answers(address)
+    unused = [name for name in ("num_cpus", "object_store_memory") if getattr(runtime, name) is not None]
+    note = f" (without effect there: runtime.{', runtime.'.join(unused)})" if unused else ""
+    say(f"kvray: joining the Ray at {address}{note}")
+    try:
+        ray.init(address=address, **_quiet())
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ResourceError(f"Ray at {address} cannot be joined from here: {why}; {_way_out()}") from error
+
+
+def _check_answers(address: str) -> None:
+    """Ask for a first sign of life.
+
+    Raises:
+        ResourceError: there is none within :data:`ANSWER_TIMEOUT_S`.
+    """
+    from ray._private import services
+
+    place = address
+    try:
+        if address.startswith(_PROTOCOL):
+            host, _, port = address.removeprefix(_PROTOCOL).partition("/")[0].partition(":")
+            place = f"{host}:{port or _CLIENT_PORT}"
+        else:
+            place = services.canonicalize_bootstrap_address_or_die(address)
+    except ConnectionError as error:
+        raise ResourceError(f"Ray at {address}: {' '.join(str(error).split())} {_way_out()}") from error
+    except (ValueError, OSError) as error:
+        raise ResourceError(
+            f"Ray at {address}: found no address; expected HOST:PORT, ray://HOST:PORT or auto; {_way_out()}"
+        ) from error
+    named = address if place == address else f"{address} ({place})"
+    host, _, port = place.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S):
+            pass
+    except (OSError, ValueError) as error:
+        why = str(error) or type(error).__name__
+        raise ResourceError(f"Ray at {named} does not answer ({why}); {_way_out()}") from error
+    if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(place):
+        raise ResourceError(
+            f"Ray at {named} does not answer: something listens there and said nothing for "
+            f"{ANSWER_TIMEOUT_S:.0f} s; {_way_out()}"
+        )
+
+
+def _speaks_grpc(place: str) -> bool:
+    """Return whether a gRPC server, as every Ray is, answers there in time: a frozen process accepts and is silent."""
+    import grpc
+
+    with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_TIMEOUT_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
+def _way_out() -> str:
+    return f"unset {_ADDRESS} and runtime.address to start a local Ray instead"
+
+
+def _quiet() -> dict[str, object]:
+    verbose = bool(os.environ.get("KVRAY_VERBOSE"))
+    return {"log_to_driver": verbose, "logging_level": "INFO" if verbose else "ERROR"}

@@ -1,0 +1,258 @@
+"""Walks a plan: what is committed is kept, what is missing or damaged is made, stage by stage.
+
+The driver holds nothing that can be lost. What is left to do is the plan minus what the store has, so a run that was
+killed is continued by the same command, and a sweep that grew runs its new cells alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvray.console import say
+from kvray.driver.connection import connect
+from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
+from kvray.models.openai import address
+from kvray.models.reference import API, BaseModelRef
+from kvray.planning.artefacts import Artefact, WritingJob, read_document
+from kvray.planning.inputs import gather
+from kvray.planning.plan import KINDS, Plan, plan
+from kvray.planning.replaced import replaced
+from kvray.planning.state import STAGE_NAMES, document_name, failure_name
+from kvray.store.store import Outcome, Store
+from kvray.sweep.load import read
+from kvray.sweep.model import Runtime
+
+Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
+PARTS_KEPT = {
+    "write": "the replies so far",
+    "generate": "the shards so far",
+    "finetune": "the last checkpoint of what was training",
+    "evaluate": "the answers so far",
+}
+"""What is kept of the artefacts that were under way when a run was interrupted, by stage."""
+
+
+def prepare(
+    path: str,
+    overrides: Sequence[str] = (),
+    base_model: str | None = None,
+    scale: str | None = None,
+    offline: bool = False,
+) -> tuple[Plan, BaseModelRef]:
+    """Read a sweep file and plan it. Writes nothing.
+
+    Args:
+        path: a sweep file.
+        overrides: ``dotted.key=value`` each, over the file's.
+        base_model: in place of the file's.
+        scale: one of the file's scales.
+        offline: plan without what is on the network and does not answer; see :func:`kvray.planning.inputs.gather`.
+
+    Raises:
+        InputError: with every problem of the file, its sources and its base model.
+    """
+    sweep, document = read(path, overrides, scale, base_model)
+    try:
+        facts = gather(sweep, offline)
+        return plan(sweep, facts), facts.base
+    except InputError as error:
+        raise InputError(document.report(error.found)) from error
+
+
+def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -> Result:
+    """Make everything that the plan has and the store has not.
+
+    Args:
+        planned: from :func:`prepare`.
+        base: the base model, from :func:`prepare`.
+        store: where artefacts are.
+        verify: check the sha256 of what is committed, not only its presence, sizes and rows.
+
+    Returns:
+        What was there, what was made, and what failed with its reason.
+
+    Raises:
+        InputError: the store cannot be written, or a model behind an API is to be asked and there is no key or no such
+            URL; nothing was written.
+        StoreError: the store could be written at first and can no longer.
+        ResourceError: the cluster lacks what the sweep asks for, or the API serves nothing of it.
+        RunInterrupted: Ctrl-C. What was made stays, nothing is noted as failed, and the same call goes on.
+    """
+    started = time.monotonic()
+    store.check(write=True)
+    states = store.states([artefact.id for artefact in planned.artefacts], verify)
+    todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
+    if any(_asks_api(artefact, base) for artefact in todo):
+        address(planned.sweep.runtime.api_base_url)
+    tell_replaced(planned, store)
+    store.write_document(document_name(planned.sweep.name), planned.to_json())
+    result = Result(len(planned.artefacts) - len(todo))
+    if not todo:
+        return result
+    for artefact in todo:
+        if states[artefact.id] == "damaged":
+            say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
+            store.discard(artefact.id)
+        store.delete_document(failure_name(artefact.id))
+    stage = "starting Ray"
+    try:
+        with connect(planned.sweep.runtime):
+            for kind in KINDS:
+                stage = STAGE_NAMES[kind]
+                _stage(kind, [artefact for artefact in todo if artefact.kind == kind], planned, base, store, result)
+    except KeyboardInterrupt:
+        raise RunInterrupted(_kept(planned, store, stage)) from None
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def tell_replaced(planned: Plan, store: Store) -> None:
+    """Say that a plan is about to take the place of one of the same name that has more than it, if so."""
+    data = store.read_document(document_name(planned.sweep.name))
+    if data is None:
+        return
+    try:
+        said = replaced(read_document(data), planned)
+    except InputError as error:
+        said = f"{document_name(planned.sweep.name)} in the store cannot be read ({error}) and is replaced"
+    if said:
+        say(f"kvray: {said}")
+
+
+def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
+    """Refuse sweeps of one name among those that are to be run together: the last one's plan and report would stay.
+
+    Args:
+        planned: (file, plan) of each.
+
+    Raises:
+        InputError: two unlike sweeps have one name.
+    """
+    first: dict[str, tuple[str, Plan]] = {}
+    for file, plan_ in planned:
+        # Where upper and lower case are one to the store's file system, so are the names.
+        other, known = first.setdefault(plan_.sweep.name.lower(), (file, plan_))
+        if [artefact.id for artefact in known.artefacts] != [artefact.id for artefact in plan_.artefacts]:
+            raise InputError(f"{file}: name: found {plan_.sweep.name!r}, as in {other}; expected a name of its own")
+
+
+def shared_cluster(runtimes: Sequence[Runtime]) -> contextlib.AbstractContextManager[None]:
+    """Hold one Ray for several sweeps run one after the other; nothing is held unless they all ask for the same one."""
+    asked = {(runtime.address, runtime.num_cpus, runtime.object_store_memory) for runtime in runtimes}
+    return connect(runtimes[0]) if len(runtimes) > 1 and len(asked) == 1 else contextlib.nullcontext()
+
+
+def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, store: Store, result: Result) -> None:
+    """Run one stage on what it can; what needs a failed artefact fails with it."""
+    ready = []
+    for artefact in todo:
+        lost = [need for need in artefact.needs if need in result.failed]
+        if lost:
+            _fail(artefact.id, f"needs {lost[0]}, which failed", store, result)
+        else:
+            ready.append(artefact)
+    if not ready:
+        return
+    started = time.monotonic()
+    name = STAGE_NAMES[kind]
+    say(f"kvray: {name}: {len(ready)} to make")
+    try:
+        outcomes = _stage_function(kind, base.api)(ready, store, base, planned.sweep.runtime)
+    except ResourceError:
+        raise
+    except KvrayError as error:
+        outcomes = [Outcome(artefact.id, str(error)) for artefact in ready]
+    for outcome in outcomes:
+        if outcome.error is None:
+            result.made.append(outcome.artefact_id)
+        else:
+            _fail(outcome.artefact_id, outcome.error, store, result)
+    silent = {artefact.id for artefact in ready} - {outcome.artefact_id for outcome in outcomes}
+    for artefact_id in sorted(silent):
+        _fail(artefact_id, f"{name} ended without saying what became of it", store, result)
+    good = sum(outcome.error is None for outcome in outcomes)
+    say(f"kvray: {name}: {good} of {len(todo)} made, {time.monotonic() - started:.0f} s")
+
+
+def _kept(planned: Plan, store: Store, stage: str) -> str:
+    """Say what an interrupted run leaves behind."""
+    states = store.states([artefact.id for artefact in planned.artefacts])
+    committed = sum(state == "committed" for state in states.values())
+    parts = f" and {PARTS_KEPT[stage]}" if stage in PARTS_KEPT else ""
+    return f"interrupted in {stage}; kept in {store.uri}: {committed} of {len(planned.artefacts)} artefacts{parts}"
+
+
+def _stage_function(kind: str, api: bool) -> Stage:
+    """Return what makes a kind of artefact; for a model behind an API the two stages that use it ask the API."""
+    if kind == "writing":
+        from kvray.evaluate.writing import write
+
+        return write
+    if kind == "dataset":
+        from kvray.generate.job import generate
+
+        return generate
+    if api:
+        from kvray.evaluate.openai import evaluate as ask
+        from kvray.finetune.openai import finetune as train
+
+        return train if kind == "finetune" else ask
+    if kind == "finetune":
+        from kvray.finetune.job import finetune
+
+        return finetune
+    from kvray.evaluate.job import evaluate
+
+    return evaluate
+
+
+def _asks_api(artefact: Artefact, base: BaseModelRef) -> bool:
+    """Return whether a model behind an API makes an artefact."""
+    if isinstance(artefact.params, WritingJob):
+        return artefact.params.writer.startswith(API)
+    return base.api and artefact.kind != "dataset"
+
+
+def _fail(artefact_id: str, error: str, store: Store, result: Result) -> None:
+    result.failed[artefact_id] = error
+    try:
+        store.write_document(failure_name(artefact_id), json.dumps({"id": artefact_id, "error": error}).encode())
+    except StoreError as unwritable:
+        # What cannot take a note takes no artefact either: the stages to come would end the same way.
+        first, why = next(iter(result.failed.items()))
+        raise StoreError(
+            f"{first}: {why}; the store takes not even a note of that: make room, then type the same command"
+        ) from unwritable
+
+
+def store_uri(given: str | None) -> str:
+    """Return the store to use: the one given, else ``$KVRAY_STORE``, else ``./store``."""
+    return given or os.environ.get("KVRAY_STORE") or str(Path("store"))
+
+
+@dataclass
+class Result:
+    """What :func:`run` did.
+
+    Attributes:
+        cached: artefacts that were there already.
+        made: ids committed by this run.
+        failed: reason by id.
+        seconds: wall-clock seconds.
+    """
+
+    cached: int
+    made: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """Whether everything was there."""
+        return not self.made and not self.failed

@@ -1,0 +1,152 @@
+"""Responses of a model -> scores: the harness's own filters, metrics and aggregates, question by question."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kvray.errors import CellError
+from kvray.evaluate.lm_eval.tasks import Benchmark, Row, choose_metric
+
+
+def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> list[Scored]:
+    """Score the responses to some questions.
+
+    Args:
+        benchmark: whose questions they are.
+        rows: the questions.
+        responses: to each request of each: the text of a generation, or (log-probability, whether greedy decoding
+            would write it) of a continuation.
+
+    Raises:
+        CellError: the metric that scores is no number in [0, 1].
+    """
+    done: list[Scored] = []
+    for row, values in zip(rows, _measure(benchmark, rows, responses), strict=True):
+        given = responses[len(done)]
+        done.append(_scored(benchmark.subtasks[row.subtask], row, given, values, benchmark.task.metric))
+    return done
+
+
+def references(benchmark: Benchmark, row: Row) -> list[str]:
+    """Return the accepted answers of a question, options by their texts."""
+    task = benchmark.subtasks[row.subtask]
+    # A task with several contexts and one continuation (WinoGrande) tells the right context in place of the text.
+    gold = (task.doc_to_text if task.multiple_input else task.doc_to_target)(row.document)
+    accepted = gold if isinstance(gold, list) else [gold]
+    if task.config.doc_to_choice is None:
+        return [str(each) for each in accepted]
+    options = _options(task, row)
+    places = [each for each in accepted if isinstance(each, int)]
+    named = [str(each) for each in accepted if not isinstance(each, int)]
+    return named + [options[place] for place in places if 0 <= place < len(options)]
+
+
+def aggregate(benchmark: Benchmark, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Any]]:
+    """Return the harness's own aggregates of every subtask and group.
+
+    Args:
+        benchmark: what was asked.
+        values: by subtask and ``metric,filter``, what was measured of each question.
+    """
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, measured in values.items():
+        by = benchmark.subtasks[name].aggregation()
+        found: dict[str, Any] = {"sample_len": max(len(each) for each in measured.values())}
+        for key, each in measured.items():
+            metric, _, filtered = key.rpartition(",")
+            # JSON has made lists of the pairs that some aggregates take.
+            items = [tuple(value) if isinstance(value, list) else value for value in each]
+            found[key] = by[metric](items) if metric in by else np.mean(items)
+            found[f"{metric}_stderr,{filtered}"] = "N/A"
+        metrics[name] = found
+    for name, group in benchmark.groups.items():
+        metrics[name] = dict(group.aggregate(metrics))
+    return {
+        name: {key: float(value) for key, value in found.items() if "," in key and value != "N/A"}
+        for name, found in metrics.items()
+    }
+
+
+def plain(value: Any) -> Any:
+    """Return a measured value in JSON's types."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return [plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _measure(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what the harness measures of each question: filters first, then metrics, as in its evaluator."""
+    answered = [
+        [_answered(request, given) for request, given in zip(row.requests, each, strict=True)]
+        for row, each in zip(rows, responses, strict=True)
+    ]
+    for name in sorted({row.subtask for row in rows}):
+        task = benchmark.subtasks[name]
+        mine = zip(rows, answered, strict=True)
+        task._instances = [request for row, requests in mine if row.subtask == name for request in requests]
+        task.apply_filters()
+        task._instances = None
+    for row, requests in zip(rows, answered, strict=True):
+        values: dict[str, Any] = {}
+        for filtered in requests[0].filtered_resps:
+            results = [request.filtered_resps[filtered] for request in requests]
+            for metric, value in benchmark.subtasks[row.subtask].process_results(row.document, results).items():
+                values[f"{metric},{filtered}"] = plain(value)
+        yield values
+
+
+def _scored(task: Any, row: Row, responses: Sequence[Any], values: dict[str, Any], wanted: str | None) -> Scored:
+    key = choose_metric(values, wanted)
+    metric, score = key.rpartition(",")[0], values[key]
+    if isinstance(score, list) or not 0.0 <= float(score) <= 1.0:
+        others = ", ".join(other for other in values if other != key) or "nothing else"
+        raise CellError(f"metric {key} of {row.subtask} is no score in [0, 1] of a question; it also has {others}")
+    return Scored(_answer(task, row, responses, metric), key, float(score), values)
+
+
+def _answer(task: Any, row: Row, responses: Sequence[Any], metric: str) -> str:
+    """Return what the model answered: its text, or the option that the metric takes for chosen."""
+    if task.OUTPUT_TYPE == "generate_until":
+        return str(responses[0])
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return f"log-probability {responses[0][0]:.4f}"
+    options = _options(task, row)
+    lengths = {
+        "acc_norm": [len(option) for option in options],
+        "acc_bytes": [len(option.encode()) for option in options],
+    }.get(metric, [1] * len(options))
+    likelihoods = [response[0] for response in responses[: len(options)]]
+    return options[int(np.argmax(np.array(likelihoods) / np.array(lengths)))]
+
+
+def _options(task: Any, row: Row) -> list[str]:
+    return [str(option) for option in task.doc_to_choice(row.document)]
+
+
+def _answered(request: Any, response: Any) -> Any:
+    """Return a copy of a request with its response: the requests of a benchmark serve every model."""
+    answered = copy.copy(request)
+    answered.resps, answered.filtered_resps = [response], {}
+    return answered
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the harness makes of the responses to one question.
+
+    Attributes:
+        answer: the raw text, or the chosen option.
+        metric: which of ``values`` is the score, ``metric,filter``.
+        score: in [0, 1].
+        values: everything the harness measured, by ``metric,filter``.
+    """
+
+    answer: str
+    metric: str
+    score: float
+    values: dict[str, Any]

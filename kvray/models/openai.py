@@ -1,0 +1,312 @@
+"""The way to an OpenAI-compatible API: where it is, its key, the one layer of retries, and errors without the key.
+
+Answers are read as plain JSON: the client builds its objects from whatever came, so half a body would pass for one.
+What passes (429, 5xx, timeouts, broken connections, half a body) is asked again; what concerns everybody (the key, the
+quota, a server that is not there) ends the run with one error; what concerns one request is the caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from kvray.errors import CellError, InputError, ResourceError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI, OpenAIError
+
+OPENAI_URL = "https://api.openai.com/v1"
+URL_VARIABLE = "OPENAI_BASE_URL"
+KEY_VARIABLE = "OPENAI_API_KEY"
+NO_KEY = "EMPTY"
+"""Sent where no key is set: servers of one's own ask for none, and the client wants some."""
+HIDDEN = "<key>"
+"""Stands in every message where the key, or a piece of it, stood."""
+MODEL_FILE = "model.json"
+"""The file of a finetune made behind an API: the ``model`` that answers, and how it came about."""
+FIRST_WAIT_S = 0.5
+"""Before the second attempt where the server names no delay; doubled from attempt to attempt."""
+LONGEST_WAIT_S = 60.0
+LONGEST_NAMED_WAIT_S = 120.0
+"""A delay that the server names is cut to this."""
+CONNECT_S = 15.0
+
+_PIECE = 6
+_SAID = 300
+_GOLDEN = 0.6180339887498949
+_USED_UP = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
+_UNREACHABLE = {"ConnectError", "ConnectTimeout"}
+_MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
+
+
+class ApiError(ResourceError):
+    """The API serves nothing of this run: the key is refused, the quota used up, or nobody answers."""
+
+
+class RejectedError(CellError):
+    """The API will not do this one request; the same again would be refused again.
+
+    Attributes:
+        status: of HTTP.
+        code: the API's own, "" for none.
+        said: what the server said, without the key.
+    """
+
+    def __init__(self, message: str, status: int, code: str, said: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.said = said
+
+
+class IncompleteError(Exception):
+    """An answer with status 200 that is cut off or lacks what was asked for; it is asked for again."""
+
+
+def plain(response: Any, *needs: str) -> dict[str, Any]:
+    """Return a raw response of the client as plain JSON.
+
+    Args:
+        response: from ``with_raw_response``.
+        needs: what it must hold.
+
+    Raises:
+        IncompleteError: it is no JSON object, or lacks one of ``needs``.
+    """
+    text = response.text
+    try:
+        body = json.loads(text)
+    except ValueError:
+        raise IncompleteError(f"half a body: {len(text)} characters that are no JSON") from None
+    lacking = [name for name in needs if not isinstance(body, dict) or body.get(name) is None]
+    if lacking or not isinstance(body, dict):
+        raise IncompleteError(f"an answer without {', '.join(lacking) or 'any field'}: {_said(body)[:_SAID]}")
+    return body
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an API is, and what opens it.
+
+    Attributes:
+        url: with the version, without a slash at its end; holds no secret.
+        key: shown nowhere.
+    """
+
+    url: str
+    key: str = field(repr=False)
+
+    @property
+    def open(self) -> bool:
+        """Whether no key is set."""
+        return self.key == NO_KEY
+
+    def redact(self, text: str) -> str:
+        """Return a text without the key: whole, URL-encoded, in pieces, or half masked as OpenAI's errors quote it."""
+        if not self.open:
+            for form in dict.fromkeys((self.key, quote(self.key, safe=""))):
+                text = _without_pieces(text.replace(form, HIDDEN), form)
+        return _MASKED_KEY.sub(HIDDEN, text)
+
+
+def address(base_url: str | None = None) -> Address:
+    """Return where the API of a run is: ``base_url`` (``runtime.api_base_url``), else $OPENAI_BASE_URL, else OpenAI's.
+
+    Raises:
+        InputError: it is no http address, holds a secret, or is OpenAI's without a key in $OPENAI_API_KEY.
+    """
+    url = (base_url or os.environ.get(URL_VARIABLE) or OPENAI_URL).strip().rstrip("/")
+    where = "runtime.api_base_url" if base_url else URL_VARIABLE
+    parts = urlsplit(url)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        # Not shown: it is written to the store with the sweep, and into errors.
+        raise InputError(f"{where}: found a URL with a name, a password or a query; expected http(s)://HOST/v1")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{where}: found {url!r}; expected a URL such as http://127.0.0.1:8000/v1")
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not key and parts.hostname.endswith("openai.com"):
+        raise InputError(
+            f"{KEY_VARIABLE} is not set, and {url} asks for a key; type export {KEY_VARIABLE}=…, or set "
+            "runtime.api_base_url to a server of your own"
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise InputError(f"{KEY_VARIABLE}: found blanks or characters that no key has; expected the key alone")
+    return Address(url, key or NO_KEY)
+
+
+class Api:
+    """A connection to an API; an asynchronous context manager.
+
+    Attributes:
+        address: where it is.
+        retries: further attempts so far, over all calls.
+    """
+
+    def __init__(self, base_url: str | None, timeout_s: float, retries: int) -> None:
+        """Find the API; nothing is sent yet.
+
+        Args:
+            base_url: as for :func:`address`.
+            timeout_s: seconds that one request may take.
+            retries: further attempts at a request that failed and may pass.
+
+        Raises:
+            InputError: as :func:`address`.
+        """
+        self.address = address(base_url)
+        self.retries = 0
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._calls = 0
+        self._open_at = 0.0
+
+    async def __aenter__(self) -> Api:
+        import openai
+
+        seconds = self._timeout_s
+        self._client = openai.AsyncOpenAI(
+            api_key=self.address.key,
+            base_url=self.address.url,
+            timeout=openai.Timeout(seconds, connect=min(CONNECT_S, seconds)),
+            max_retries=0,  # they are counted here alone
+        )
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._client.close()
+
+    async def call(self, send: Callable[[AsyncOpenAI], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Send something until it is done, at most ``api_retries`` times more than once.
+
+        Args:
+            send: sends once and returns :func:`plain` of what came; of several steps, all are taken again.
+
+        Raises:
+            ApiError: no request of this run will be served.
+            RejectedError: this one is refused for good.
+            CellError: it failed at every attempt.
+        """
+        from openai import OpenAIError
+
+        self._calls += 1
+        # Requests that failed together do not come back together; the same spread every time, no random numbers.
+        spread = self._calls * _GOLDEN % 1
+        started = time.monotonic()
+        for attempt in range(self._retries + 1):
+            while (closed := self._open_at - time.monotonic()) > 0:
+                await asyncio.sleep(closed + spread * min(1.0, closed))
+            try:
+                return await send(self._client)
+            except (OpenAIError, IncompleteError) as error:
+                passing = self._passing(error)
+            if attempt == self._retries:
+                break
+            self.retries += 1
+            if passing.delay is None:
+                await asyncio.sleep(min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * (0.75 + spread / 2))
+            else:
+                # The limit is the account's, so all requests wait for it.
+                self._open_at = max(self._open_at, time.monotonic() + passing.delay)
+        tries, seconds = self._retries + 1, time.monotonic() - started
+        kind = ApiError if passing.everybody else CellError
+        raise kind(
+            f"the API at {self.address.url} failed {tries} times in {seconds:.0f} s (runtime.api_retries), at last "
+            f"with {passing.text}; what was answered is kept: run again to go on"
+        ) from None
+
+    def _passing(self, error: OpenAIError | IncompleteError) -> _Passing:
+        """Return what may be over at the next attempt; raise what will not."""
+        import openai
+
+        if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ not in _UNREACHABLE:
+            return _Passing(f"no answer within {self._timeout_s:g} s (runtime.api_timeout_s)")
+        if isinstance(error, openai.APIConnectionError):
+            cause = error.__cause__ or error
+            text = self.address.redact(f"{type(cause).__name__}: {cause}".rstrip(": "))
+            return _Passing(text, everybody=type(cause).__name__ in _UNREACHABLE)
+        if isinstance(error, IncompleteError):
+            return _Passing(self.address.redact(str(error)))
+        if not isinstance(error, openai.APIStatusError):
+            raise CellError(self.address.redact(f"{type(error).__name__}: {error}")) from None
+        status, code = error.status_code, error.code or ""
+        said = self.address.redact(_said(error.body))[:_SAID]
+        text = f"{status}: {said}" if said else f"{status}"
+        if status == 401:
+            key = f"{KEY_VARIABLE} is not set" if self.address.open else f"the key in {KEY_VARIABLE} is not one of its"
+            raise ApiError(f"the API at {self.address.url} refuses the key ({text}); {key}") from None
+        if status == 403:
+            raise ApiError(f"the API at {self.address.url} forbids this to the key ({text})") from None
+        if status == 429 and code in _USED_UP:
+            raise ApiError(f"the API at {self.address.url} serves this account no more ({text})") from None
+        if status in (408, 409, 429) or status >= 500:
+            return _Passing(text, _delay(error.response.headers), everybody=status == 429)
+        raise RejectedError(f"the API at {self.address.url} refuses a request ({text})", status, code, said) from None
+
+
+@dataclass(frozen=True)
+class _Passing:
+    """What went wrong for now.
+
+    Attributes:
+        text: in words, without the key.
+        delay: seconds that the server asks for.
+        everybody: whether other requests would fare the same.
+    """
+
+    text: str
+    delay: float | None = None
+    everybody: bool = False
+
+
+def _delay(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that ``retry-after-ms`` or ``retry-after`` (seconds, or a date) ask for."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            date = email.utils.parsedate_tz(value)
+            if date is None:
+                continue
+            seconds = email.utils.mktime_tz(date) - time.time()
+        if not math.isnan(seconds):
+            return min(max(seconds, 0.0), LONGEST_NAMED_WAIT_S)
+    return None
+
+
+def _said(body: object) -> str:
+    """Return what a server says in an error, in one line: servers differ in where they put it."""
+    while isinstance(body, dict):
+        inner = next((body[name] for name in ("message", "error", "detail") if body.get(name)), None)
+        if inner is None:
+            break
+        body = inner
+    text = " ".join(("" if body is None else str(body)).split())
+    # A page of a proxy says nothing that the status does not.
+    return "" if text.startswith("<") else text[: 4 * _SAID]
+
+
+def _without_pieces(text: str, key: str) -> str:
+    """Replace every piece of the key, at least :data:`_PIECE` characters long, that stands in a text."""
+    parts: list[str] = []
+    at = 0
+    while at < len(text):
+        end = at
+        while end < len(text) and text[at : end + 1] in key:
+            end += 1
+        if end - at >= _PIECE:
+            parts.append(HIDDEN)
+            at = end
+        else:
+            parts.append(text[at])
+            at += 1
+    return "".join(parts)

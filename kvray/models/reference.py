@@ -1,0 +1,245 @@
+"""Where a base model is and what identifies it: the bundled one, a directory, a hub id, or ``openai:<name>``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kvray.errors import InputError, Problem, SourceUnreachableError
+from kvray.models import files
+
+BUNDLED = {"kvray-tiny": Path(__file__).parent / "kvray-tiny"}
+API = "openai:"
+"""Prefix of the name of a model behind an OpenAI-compatible API."""
+API_TOKENIZER = "Xenova/gpt-3.5-turbo"
+"""Whose tokenizer counts for a model behind an API where the sweep names none: a hub copy of its cl100k_base."""
+HUB_TIMEOUT_S = 20
+_CONTENT = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+@dataclass(frozen=True)
+class BaseModelRef:
+    """A base model that can be loaded.
+
+    Attributes:
+        name: as the user wrote it; the ``base_model`` column of the results.
+        location: a directory, or a hub id.
+        revision: hub commit, None for a directory.
+        identity: what fingerprints cover: a sha256 over the files' content, or the hub id and commit.
+        trust_remote_code: whether the model's own Python code may run; the sweep says so.
+        tokenizer: the model whose tokenizer counts tokens in its place; None for its own.
+        cached: whether the hub did not answer and its cache on this machine did; see :meth:`here`.
+    """
+
+    name: str
+    location: str
+    revision: str | None
+    identity: str
+    trust_remote_code: bool = False
+    tokenizer: BaseModelRef | None = None
+    cached: bool = False
+
+    @property
+    def api(self) -> bool:
+        """Whether the model is behind an OpenAI-compatible API; ``location`` is then its name there."""
+        return self.name.startswith(API)
+
+    @property
+    def token_identity(self) -> str:
+        """What identifies the tokenizer that counts: part of every dataset's identity."""
+        return (self.tokenizer or self).identity
+
+    def here(self) -> BaseModelRef:
+        """Return the model as this machine has it.
+
+        A bundled one lies where this machine's kvray is installed. One of the hub that was resolved without the hub is
+        the directory that the hub's cache has it in, so that whatever loads it asks no hub; a machine whose cache lacks
+        it loads it from the hub.
+        """
+        if self.name in BUNDLED:
+            return replace(self, location=str(BUNDLED[self.name]))
+        if not self.cached or self.revision is None:
+            return self
+        snapshot = _snapshot(self.location, self.revision)
+        return self if snapshot is None else replace(self, location=str(snapshot), revision=None, cached=False)
+
+
+def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
+    """Find a base model.
+
+    Args:
+        name: a bundled model, a directory, a hub id, or ``openai:<name>``.
+        tokenizer: a model (not behind an API) whose tokenizer counts tokens; default the model's own, and
+            :data:`API_TOKENIZER` for one behind an API.
+
+    Raises:
+        SourceUnreachableError: the hub does not answer.
+        InputError: nothing by that name is bundled, on disk, or on the hub.
+    """
+    counting = None
+    if tokenizer or name.startswith(API):
+        counting = _find(tokenizer or API_TOKENIZER, "tokenizer" if tokenizer else "base_model", weights=False)
+    return replace(_find(name), tokenizer=counting)
+
+
+def unresolved(name: str, tokenizer: str | None = None) -> BaseModelRef:
+    """Return a reference to a model that cannot be looked at now; enough to plan with, and it matches no artefact."""
+    counting = BaseModelRef(tokenizer, tokenizer, None, f"unresolved:{tokenizer}") if tokenizer else None
+    return BaseModelRef(name, name.removeprefix(API), None, f"unresolved:{name}", tokenizer=counting)
+
+
+def _find(name: str, field: str = "base_model", weights: bool = True) -> BaseModelRef:
+    """Find a model.
+
+    Args:
+        name: what a sweep calls it.
+        field: what of the sweep does, for the messages.
+        weights: whether it is to be loaded; else its tokenizer counts.
+    """
+    if name.startswith(API):
+        model = name.removeprefix(API)
+        if not model.strip():
+            raise InputError(Problem((field,), f"found {name!r}; expected openai:NAME, openai:gpt-3.5-turbo-1106 say"))
+        return BaseModelRef(name, model, None, name)
+    path = BUNDLED.get(name) or Path(os.path.expanduser(name))
+    if path.is_dir():
+        _check(name, path, field, weights)
+        return BaseModelRef(name, str(path.resolve()), None, f"sha256:{_directory_sha256(path)}")
+    if "/" not in name or name.startswith((".", "/", "~")):
+        raise InputError(Problem((field,), _nothing(name)))
+    return _on_hub(name, field, weights)
+
+
+def _nothing(name: str) -> str:
+    """Say that a name stands for nothing, and which one was meant."""
+    if name.startswith((".", "/", "~")):
+        return f"{name!r} is no directory; expected one with config.json, a tokenizer and weights"
+    near = difflib.get_close_matches(name.lower(), BUNDLED, n=1)
+    known = ", ".join(sorted(BUNDLED))
+    asked = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{name!r} is no bundled model ({known}), directory, hub id like org/name, or openai:NAME{asked}"
+
+
+def _check(name: str, directory: Path, field: str, weights: bool) -> None:
+    wrong = files.problems(directory, weights)
+    if wrong:
+        raise InputError([Problem((field,), f"{name} {problem}") for problem in wrong])
+
+
+def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
+    """Find a model on the hub; where that does not answer, in the hub's cache on this machine."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        text = f"{name!r} is neither a directory nor a hub id, which is org/name of letters, digits and - _ ."
+        raise InputError(Problem((field,), f"{text} ({_line(error).partition(': ')[0]})")) from error
+    try:
+        revision = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha
+    except HfHubHTTPError as error:
+        if error.response.status_code < 500:
+            # Missing, gated and forbidden models: the hub did answer.
+            text = f"{name} could not be resolved on the Hugging Face hub: {_line(error)}"
+            raise InputError(Problem((field,), text)) from error
+        unreachable: Exception = error
+    except Exception as error:
+        # The client lets through whatever its HTTP library raises when there is no way to the hub.
+        unreachable = error
+    else:
+        return BaseModelRef(name, name, revision, f"hub:{name}@{revision}")
+    return _in_cache(name, field, weights, unreachable)
+
+
+def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> BaseModelRef:
+    """Find a model in the hub's cache: the commit that it was last asked for by name, or the only one."""
+    snapshot = _snapshot(name, None)
+    if snapshot is None:
+        from huggingface_hub import constants
+
+        text = (
+            f"{name} is no directory here, the Hugging Face hub does not answer for it "
+            f"({_line(unreachable)}), and the hub's cache {constants.HF_HUB_CACHE} has not got it. Two ways need no "
+            f"hub: give a directory; or type hf download {name} where there is a hub, copy its cache here, and set "
+            "HF_HOME to the directory above it"
+        )
+        raise SourceUnreachableError(Problem((field,), text)) from unreachable
+    _check(f"{name}, in the hub's cache at {snapshot},", snapshot, field, weights)
+    return BaseModelRef(name, name, snapshot.name, f"hub:{name}@{snapshot.name}", cached=True)
+
+
+def _snapshot(name: str, revision: str | None) -> Path | None:
+    """Return where the hub's cache on this machine has a commit of a model; nothing is asked of the hub."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+    from huggingface_hub.file_download import repo_folder_name
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except IncompleteSnapshotError as error:
+        # Weights in a second format, say: what is needed is checked by name.
+        return Path(error.snapshot_path)
+    except LocalEntryNotFoundError:
+        # Files that were asked for by commit, as kvray does online, leave no branch behind.
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots"
+        found = [path for path in folder.glob("*") if path.is_dir()] if revision is None else []
+        return found[0] if len(found) == 1 else None
+
+
+def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
+    """Return the files of a model but, of one on the hub, its weights; None if they are not at hand.
+
+    Raises:
+        InputError: the hub has the model, and refuses its files.
+    """
+    ref = ref.here()
+    if ref.api or ref.identity.startswith("unresolved:"):
+        return None
+    if ref.revision is None:
+        directory = Path(ref.location)
+        return files.ModelFiles(directory) if directory.is_dir() else None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        found = snapshot_download(ref.location, revision=ref.revision, allow_patterns=list(files.SMALL_FILES))
+    except HfHubHTTPError as error:
+        if error.response.status_code < 500:
+            raise InputError(
+                Problem(("base_model",), f"{ref.name}: the hub refuses its files: {_line(error)}")
+            ) from error
+        return None
+    except Exception:
+        # As in _on_hub: whatever the HTTP library raises. What is not at hand is estimated, and that is said.
+        return None
+    return files.ModelFiles(Path(found))
+
+
+def _line(error: Exception) -> str:
+    """Return the first line of an error's message: the hub's client explains itself at length."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:
+    """Return the transformers tokenizer of a base model (heavy import), not of ``ref.tokenizer``, which counts."""
+    from transformers import AutoTokenizer
+
+    ref = ref.here()
+    return AutoTokenizer.from_pretrained(
+        ref.location, revision=ref.revision, trust_remote_code=trust_remote_code or ref.trust_remote_code
+    )
+
+
+def _directory_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.iterdir() if p.suffix in _CONTENT):
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""Whether what a sweep asks for fits its model and its workers: what a run would refuse later, told by the plan. Pure.
+
+Lengths are those of counted rows (:mod:`kvray.planning.lengths`). What could not be counted is not refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from kvray.errors import Path, Problem
+from kvray.models.files import ModelFiles
+from kvray.models.reference import BaseModelRef
+from kvray.planning.lengths import Lengths
+from kvray.sweep.model import Finetune, Runtime, Sweep
+from kvray.sweep.problems import nearest
+from kvray.tasks.base import Task
+from kvray.tasks.lm_eval import LmEval
+
+FEW = 0.05
+"""Share of an evaluation's prompts that may be too long for the model: those score nothing, and that is a warning."""
+
+
+def limits_of(base: BaseModelRef, files: ModelFiles | None) -> Limits:
+    """Return what a model's files say of its limits; nothing where they are not at hand."""
+    if files is None or base.api:
+        return Limits(base)
+    return Limits(base, files.trained_length, files.served_length, files.module_names())
+
+
+def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
+    """Yield what of one variant of a sweep its model or workers would refuse, each with its dotted path.
+
+    Args:
+        sweep: the variant; its grid is not looked at.
+        limits: of its base model.
+        lengths: of a task's rows.
+    """
+    if sweep.mixtures:
+        yield from _finetune_problems(sweep.finetune, sweep.runtime, limits)
+    yield from _engine_problems(sweep.runtime, limits)
+    for name in dict.fromkeys(name for weights in sweep.mixtures.values() for name in weights):
+        for seed in sweep.finetune.data_seeds():
+            found = lengths(sweep.datasets[name].reseeded(seed))
+            yield from _row_problems(("datasets", name), sweep, limits, found)
+    for name, task in sweep.evaluate.items():
+        asked = _prompts(task, sweep.runtime, limits, lengths(task))
+        if asked is not None and asked.share > FEW:
+            yield Problem(("evaluate", name), asked.text)
+
+
+def warnings(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
+    """Yield which evaluations have few prompts that are too long: such rows are left unanswered."""
+    for name, task in sweep.evaluate.items():
+        found = _prompts(task, sweep.runtime, limits, lengths(task))
+        if found is not None and found.share <= FEW:
+            text = f"{found.text}; rows that do not fit are left unanswered and are in no number"
+            yield Problem(("evaluate", name), text)
+
+
+def _finetune_problems(finetune: Finetune, runtime: Runtime, limits: Limits) -> Iterator[Problem]:
+    if limits.base.api:
+        if not float(finetune.epochs).is_integer():
+            text = f"found {finetune.epochs:g}; expected a whole number for {limits.base.name}"
+            yield Problem(("finetune", "epochs"), text)
+        return
+    workers = runtime.workers_per_finetune
+    if finetune.batch_size % workers:
+        fits = ", ".join(str(n) for n in range(1, finetune.batch_size + 1) if finetune.batch_size % n == 0)
+        yield Problem(
+            ("runtime", "workers_per_finetune"),
+            f"found {workers}, which cannot share finetune.batch_size "
+            f"{finetune.batch_size} evenly; expected one of {fits}, or a batch_size that is a multiple of {workers}",
+        )
+    if workers > 1 and 0 < (runtime.gpus_per_finetune or 0) < 1:
+        yield Problem(
+            ("runtime", "gpus_per_finetune"),
+            f"found {runtime.gpus_per_finetune:g} with {workers} workers_per_finetune; "
+            "expected whole GPUs, since the workers of one finetune cannot share a GPU",
+        )
+    if finetune.max_length and limits.trained and finetune.max_length > limits.trained:
+        yield Problem(
+            ("finetune", "max_length"),
+            f"found {finetune.max_length:,}; expected at most {limits.trained:,}, the context of {limits.base.name}",
+        )
+    for target in finetune.lora_targets if finetune.method == "lora" and limits.modules else ():
+        if target not in limits.modules:
+            near = nearest(target, sorted(limits.modules))
+            known = ", ".join(sorted(limits.modules))
+            yield Problem(
+                ("finetune", "lora_targets"),
+                f"found {target!r}; expected modules of {limits.base.name}: {known}"
+                + (f"; did you mean {near!r}?" if near else ""),
+            )
+
+
+def _engine_problems(runtime: Runtime, limits: Limits) -> Iterator[Problem]:
+    length, gpus = runtime.max_model_len, runtime.gpus_per_engine
+    if length and limits.served and length > limits.served:
+        yield Problem(
+            ("runtime", "max_model_len"),
+            f"found {length:,}; expected at most {limits.served:,}, the context of {limits.base.name}",
+        )
+    if gpus and runtime.tensor_parallel > 1 and gpus != runtime.tensor_parallel:
+        yield Problem(
+            ("runtime", "gpus_per_engine"),
+            f"found {gpus:g} with tensor_parallel {runtime.tensor_parallel}; expected as many GPUs, or none given",
+        )
+
+
+def _row_problems(place: Path, sweep: Sweep, limits: Limits, lengths: Lengths) -> Iterator[Problem]:
+    own, context = sweep.finetune.max_length, limits.trained
+    most = own or context
+    if most is None or limits.base.api or not lengths.real or int(lengths.trained.max()) <= most:
+        return
+    over = int((lengths.trained > most).sum())
+    what = "finetune.max_length" if own else f"the context of {limits.base.name}"
+    ways = "make the prompts shorter"
+    if own and (context is None or context > own):
+        ways += f", or raise finetune.max_length (the model takes {context:,})" if context else ", or raise it"
+    yield Problem(
+        place,
+        f"found rows of up to {int(lengths.trained.max()):,} tokens, prompt and answer (too long: "
+        f"{_of(over, lengths)}); expected at most {most:,}, {what}. Rows are never cut: {ways}",
+    )
+
+
+def _prompts(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths) -> _TooLong | None:
+    """Return how many prompts of an evaluation leave no room for its answers, None if all do."""
+    room = [length for length in (runtime.max_model_len, limits.served) if length]
+    if not room or limits.base.api:
+        return None
+    most = min(room)
+    what = "runtime.max_model_len" if runtime.max_model_len == most else f"the context of {limits.base.name}"
+    if isinstance(task, LmEval):
+        written = task.max_tokens or 0
+        if written < min(most, task.length):
+            return None
+        least = f"length {task.length:,}" if task.length <= most else f"{most:,}, {what}"
+        return _TooLong(1.0, f"found max_tokens {written:,}; expected less than {least}: the prompt needs room too")
+    over = int((lengths.asked + task.MAX_OUTPUT_TOKENS > most).sum())
+    if not lengths.real or not over:
+        return None
+    longest = int(lengths.asked.max())
+    return _TooLong(
+        over / len(lengths.asked),
+        f"found prompts of up to {longest:,} tokens, and {task.MAX_OUTPUT_TOKENS} for the answer "
+        f"(too long: {_of(over, lengths)}); expected at most {most:,} together, {what}; ask with shorter prompts",
+    )
+
+
+def _of(over: int, lengths: Lengths) -> str:
+    number = len(lengths.asked)
+    return f"{over:,} of {number:,}" if lengths.whole else f"{over:,} of {number:,} that were counted"
+
+
+@dataclass(frozen=True)
+class _TooLong:
+    """Prompts that do not fit.
+
+    Attributes:
+        share: of the counted ones.
+        text: what was found and what was expected.
+    """
+
+    share: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a base model can take, where its files say it.
+
+    Attributes:
+        base: the model.
+        trained: tokens of a row to train on at most.
+        served: tokens of prompt and answer that vLLM serves at most.
+        modules: names of modules that can get an adapter; empty if unknown.
+    """
+
+    base: BaseModelRef
+    trained: int | None = None
+    served: int | None = None
+    modules: frozenset[str] = frozenset()

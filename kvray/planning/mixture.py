@@ -1,0 +1,204 @@
+"""Blends of datasets by weight, matched by rows or by tokens: which rows one epoch of a mixture reads.
+
+A function of (seed, sizes) through counter-based draws, so every worker, on any number of machines and after any
+restart, computes the same rows instead of being told them; and so does a plan, before there is a worker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvray.errors import InputError
+from kvray.planning.artefacts import FinetuneJob
+from kvray.tasks.rng import draws, key_of
+
+SHORTFALL = 0.05
+"""Share of its tokens that a mixture may lack against the sweep's first one: then it is taken whole. The paper's two
+prompt variants, with the same rows, differ by one percent."""
+
+
+def permutation(seed: int, purpose: str, count: int) -> NDArray[np.int64]:
+    """Return ``0 … count - 1`` in an order that depends on (seed, purpose) alone."""
+    words = draws(key_of("kvray.finetune", purpose, seed), 0, count, 1)[:, 0]
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def mix(job: FinetuneJob, tokens: Callable[[str], NDArray[np.integer]]) -> Mixture:
+    """Choose the rows of a finetune: its mixture, cut to the tokens of the budget's mixture if it has one.
+
+    Args:
+        job: the finetune.
+        tokens: of each row of a dataset, by its id. Shape ``(rows,)``.
+
+    Raises:
+        InputError: as :func:`blend`.
+    """
+
+    def taken(mixture: Sequence[tuple[str, float]], budget: int | None) -> list[Part]:
+        datasets = [Dataset(name, tokens(name)) for name, _ in mixture]
+        return blend(datasets, [share for _, share in mixture], job.finetune.match, job.seed, budget)
+
+    budget = sum(part.total for part in taken(job.budget, None)) if job.budget else None
+    return Mixture(tuple(taken(job.mixture, budget)), budget)
+
+
+def blend(
+    datasets: Sequence[Dataset],
+    weights: Sequence[float],
+    match: Literal["rows", "tokens"],
+    seed: int,
+    budget: int | None = None,
+) -> list[Part]:
+    """Choose which rows of each dataset make up a mixture.
+
+    Without a budget, shares are as large as the weights allow without repeating a row: the dataset that would run out
+    first is taken whole and the others are cut to it; one dataset alone is taken whole, whatever its weight. With a
+    budget, an epoch of the mixture reads that many tokens to within one row, and so does each share.
+
+    Args:
+        datasets: what there is to take.
+        weights: positive, one per dataset, in any unit.
+        match: whether weights are shares of rows or of tokens.
+        seed: draws which rows a cut dataset keeps.
+        budget: tokens that an epoch is to read; for ``match`` "tokens" alone.
+
+    Returns:
+        What is taken of each dataset.
+
+    Raises:
+        InputError: a weight is not positive, a dataset is empty, a share is less than one row, or a dataset has too few
+            tokens for its share of the budget.
+    """
+    for data, weight in zip(datasets, weights, strict=True):
+        if not weight > 0:
+            raise InputError(f"mixture: weight {weight} of {data.name}; expected a number above 0")
+        if not len(data.tokens):
+            raise InputError(f"mixture: {data.name} has no rows")
+    orders = [permutation(seed, f"blend/{at}", len(data.tokens)) for at, data in enumerate(datasets)]
+    if budget is not None:
+        counts = _within(datasets, [weight / sum(weights) for weight in weights], orders, budget)
+    else:
+        counts = _at_most(datasets, weights, orders, match)
+    for data, weight, count in zip(datasets, weights, counts, strict=True):
+        if count == 0:
+            larger = "the other datasets" if budget is None else "the sweep's first mixture"
+            raise InputError(
+                f"mixture: {data.name} has less than one row at weight {weight:g} (matched by {match}); make {larger} "
+                "larger or this weight greater"
+            )
+    chosen = [np.sort(order[:count]) for order, count in zip(orders, counts, strict=True)]
+    return [Part(data.name, rows, data.tokens[rows]) for data, rows in zip(datasets, chosen, strict=True)]
+
+
+def _at_most(
+    datasets: Sequence[Dataset],
+    weights: Sequence[float],
+    orders: Sequence[NDArray[np.int64]],
+    match: Literal["rows", "tokens"],
+) -> list[int]:
+    """Return how many rows of each order there are, if the dataset that runs out first is taken whole."""
+    amounts = [float(len(data.tokens) if match == "rows" else data.tokens.sum()) for data in datasets]
+    scale = min(amount / weight for amount, weight in zip(amounts, weights, strict=True))
+    if match == "rows":
+        # The tolerance keeps a share that is whole but for a rounding error.
+        return [int(np.floor(scale * weight + 1e-9)) for weight in weights]
+    return [
+        int(np.searchsorted(np.cumsum(data.tokens[order]), scale * weight * (1 + 1e-12), side="right"))
+        for data, weight, order in zip(datasets, weights, orders, strict=True)
+    ]
+
+
+def _within(
+    datasets: Sequence[Dataset], shares: Sequence[float], orders: Sequence[NDArray[np.int64]], budget: int
+) -> list[int]:
+    """Return how many rows of each order come nearest to its share of the budget.
+
+    What one dataset misses by (half a row) is made up for by the next, so that the sum is within half a row as well.
+    """
+    counts: list[int] = []
+    problems: list[str] = []
+    left = 0.0
+    for data, share, order in zip(datasets, shares, orders, strict=True):
+        sums = np.concatenate(([0], np.cumsum(data.tokens[order])))
+        target = share * budget + left
+        counts.append(int(np.abs(sums - target).argmin()))
+        left = target - float(sums[counts[-1]])
+        if left > max(data.tokens.max(), SHORTFALL * share * budget):
+            text = too_few(data.name, len(data.tokens), int(data.tokens.sum()), share * budget, budget)
+            problems.append(f"mixture: {text}")
+            left = 0.0
+    if problems:
+        raise InputError(problems)
+    return counts
+
+
+def too_few(name: str, rows: int, total: int, needed: float, budget: float) -> str:
+    """Say that a dataset has too few tokens for its share of the budget, and how many rows have enough."""
+    # Other rows have other lengths; two percent more than the mean asks for is enough of them.
+    enough = math.ceil(1.02 * needed / total * rows) + 1
+    return (
+        f"{name} has {total:,} tokens in {rows:,} rows, but its share of an epoch is {needed:,.0f} of "
+        f"{budget:,.0f} tokens, as many as the sweep's first mixture reads; give that dataset rows: {enough} "
+        "(questions, where its task counts these), make the first mixture smaller, or set finetune.match: rows"
+    )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a blend must know of a dataset.
+
+    Attributes:
+        name: what to call it in an error.
+        tokens: of each of its rows, prompt and answer as they are trained on. Shape ``(rows,)``.
+    """
+
+    name: str
+    tokens: NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a mixture takes of a dataset.
+
+    Attributes:
+        name: the dataset's.
+        rows: which of its rows, ascending.
+        tokens: of each of these rows; same shape.
+    """
+
+    name: str
+    rows: NDArray[np.int64]
+    tokens: NDArray[np.integer]
+
+    @property
+    def total(self) -> int:
+        """Tokens of all these rows."""
+        return int(self.tokens.sum())
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The rows of one epoch of a finetune.
+
+    Attributes:
+        parts: what is taken of each dataset, in the order of the job.
+        budget: the tokens that it was cut to; None where it was not.
+    """
+
+    parts: tuple[Part, ...]
+    budget: int | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return rows and tokens of an epoch, in all and by dataset, for a manifest."""
+        return {
+            "rows_per_epoch": sum(len(part.rows) for part in self.parts),
+            "tokens_per_epoch": sum(part.total for part in self.parts),
+            "budget_tokens": self.budget,
+            "datasets": {part.name: {"rows": len(part.rows), "tokens": part.total} for part in self.parts},
+        }

@@ -1,0 +1,249 @@
+"""Why an artefact is to be made: its state, and what of its recipe differs from those in the store, nearest first."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kvray.errors import DamagedArtefactError, InputError
+from kvray.planning.artefacts import Artefact, PlannedArtefact, read_document
+from kvray.planning.inputs import gather
+from kvray.planning.plan import plan
+from kvray.planning.state import status
+from kvray.store.fingerprint import recipe_diff
+from kvray.store.manifest import Manifest
+from kvray.store.store import Store
+from kvray.sweep.load import Sweep
+from kvray.sweep.problems import nearest
+
+_SHOWN = 10
+"""Artefacts that are listed in full in the terminal; further ones have a line each."""
+Known = Artefact | PlannedArtefact
+
+
+def why(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> list[str]:
+    """Explain one artefact in lines for a terminal; as :func:`explain`."""
+    return list(lines(explain(cell, store, planned)))
+
+
+def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> dict[str, Any]:
+    """Explain one artefact.
+
+    Args:
+        cell: its id, or a part of an id that fits one artefact alone.
+        store: where it is, or will be.
+        planned: where to look it up; None looks through the sweeps that were run into the store.
+
+    Returns:
+        id, kind, state and labels. Of a committed artefact ``made``: created, rows, files, versions, recipe, needs. Of
+        any other ``stored``: the committed artefacts of its kind, nearest first, each with id, created and differences
+        ("dotted.path: stored -> planned"), null where the recipe is not known; ``needs``, explained alike, of what the
+        store has not; ``problems``, why it failed or what is damaged.
+
+    Raises:
+        InputError: no artefact fits, or several do; the message lists them, the nearest first.
+    """
+    known: dict[str, Known] = {}
+    for artefact in planned if planned is not None else _stored(store):
+        known.setdefault(artefact.id, artefact)
+    found = find(cell, known)
+    if planned is None:
+        known |= _replanned(found.id, store)
+    return _Explanation(store, known, store.manifests()).of(found.id)
+
+
+def find(cell: str, known: dict[str, Known]) -> Known:
+    """Return the one artefact that a name stands for: its id, else how its name starts, a part of its id, a label.
+
+    Raises:
+        InputError: none or several fit.
+    """
+    if cell in known:
+        return known[cell]
+    starts = [key for key in known if key.partition("/")[2].startswith(cell) or key.startswith(cell)]
+    fits = starts or [key for key in known if cell in key]
+    fits = fits or [key for key, artefact in known.items() if cell in artefact.labels.values()]
+    if len(fits) == 1:
+        return known[fits[0]]
+    if fits:
+        fits.sort(key=lambda key: -difflib.SequenceMatcher(None, cell, key.rpartition("-")[0]).ratio())
+        shown = "\n".join(f"  {key}  {_labels(known[key].labels)}" for key in fits)
+        raise InputError(f"{cell!r} fits {len(fits)} artefacts; expected a part of one id alone:\n{shown}")
+    near = nearest(cell.rpartition("/")[2], [key.partition("/")[2] for key in known])
+    names = [key for key in known if near is not None and key.endswith(f"/{near}")] or list(known)[:_SHOWN]
+    listed = "\n".join(f"  {key}" for key in names) or "  none: no sweep was run into this store; give --sweep FILE"
+    raise InputError(f"{cell!r} is no artefact of the plan; {'did you mean' if near else 'it has'}:\n{listed}")
+
+
+def _labels(labels: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in labels.items() if value is not None)
+
+
+def _stored(store: Store) -> Iterator[PlannedArtefact]:
+    for name in store.documents("sweeps/"):
+        data = store.read_document(name)
+        if data is not None:
+            yield from read_document(data).artefacts
+
+
+def _replanned(artefact_id: str, store: Store) -> dict[str, Artefact]:
+    """Plan again the stored sweep that has an artefact, for the recipes; nothing where that is not possible now.
+
+    A plan document keeps no recipes. Its sweep may not be plannable today: a source moved, or the law changed.
+    """
+    for name in store.documents("sweeps/"):
+        data = store.read_document(name)
+        document = read_document(data) if data is not None else None
+        if document is None or all(artefact.id != artefact_id for artefact in document.artefacts):
+            continue
+        try:
+            sweep = Sweep.model_validate(document.sweep)
+            found = {artefact.id: artefact for artefact in plan(sweep, gather(sweep)).artefacts}
+        except (InputError, ValueError):
+            continue
+        if artefact_id in found:
+            return found
+    return {}
+
+
+def _flat(recipe: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Yield ``dotted.path: value`` for every value of a recipe."""
+    for key, value in sorted(recipe.items()):
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}: {json.dumps(value, ensure_ascii=False)}"
+
+
+def lines(told: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Yield an explanation, of :func:`explain`, in lines for a terminal."""
+    labels = _labels(told["labels"])
+    yield f"{indent}{told['id']}: {told['state']}" + (f" ({labels})" if labels else "")
+    nested = bool(indent)
+    indent += "  "
+    if told.get("above"):
+        yield f"{indent}as above"
+    if "made" in told:
+        yield from _made(told["made"], indent)
+    said = "failed when it was last made: " if told["state"] == "failed" else ""
+    yield from (f"{indent}{said}{' '.join(problem.split())}" for problem in told.get("problems", ()))
+    if "stored" in told:
+        yield from _nearest(told, indent, 1 if nested else _SHOWN)
+    for need in told.get("needs", ()):
+        yield f"{indent}it needs, and the store has not:"
+        yield from lines(need, indent + "  ")
+
+
+def _made(made: Mapping[str, Any], indent: str) -> Iterator[str]:
+    yield f"{indent}nothing to do: made {made['created']}, {made['rows']} rows, {made['files']} files"
+    yield f"{indent}by {', '.join(f'{name} {version}' for name, version in made['versions'].items())}"
+    yield f"{indent}recipe:"
+    yield from (f"{indent}  {line}" for line in _flat(made["recipe"], ""))
+    if made["needs"]:
+        yield f"{indent}from {', '.join(made['needs'])}"
+
+
+def _nearest(told: Mapping[str, Any], indent: str, most: int) -> Iterator[str]:
+    """Yield the stored artefacts that one is compared with: ``most`` of them in full."""
+    stored = told["stored"]
+    if stored is None:
+        yield f"{indent}its sweep cannot be planned here now, so its recipe is unknown; give --sweep FILE"
+        return
+    if not stored:
+        yield f"{indent}the store has no committed {told['kind']} to compare it with: it is new"
+        return
+    for at, each in enumerate(stored[:most]):
+        head = f"then {each['id']} (made {each['created']}):"
+        if at == 0:
+            head = f"nearest of {len(stored)} committed: {each['id']} (made {each['created']}); stored -> planned:"
+        yield f"{indent}{head}"
+        yield from (f"{indent}  {line}" for line in each["differences"])
+    if most == 1 and len(stored) > 1:
+        yield f"{indent}and {len(stored) - 1} more: kvray why {told['id']}"
+        return
+    for each in stored[most:]:
+        number = len(each["differences"])
+        yield f"{indent}then {each['id']} (made {each['created']}): {number} difference{'' if number == 1 else 's'}"
+
+
+class _Explanation:
+    """Walks from an artefact to what it needs."""
+
+    def __init__(self, store: Store, known: dict[str, Known], manifests: Sequence[Manifest]) -> None:
+        self.store = store
+        self.known = known
+        self.manifests = {manifest.id: manifest for manifest in manifests}
+        self.told: set[str] = set()
+
+    def of(self, artefact_id: str) -> dict[str, Any]:
+        """Return what :func:`explain` does."""
+        artefact = self.known[artefact_id]
+        (found,) = status([artefact], self.store)
+        told: dict[str, Any] = {
+            "id": artefact_id,
+            "kind": artefact.kind,
+            "state": found.state,
+            "labels": dict(artefact.labels),
+        }
+        if artefact_id in self.told:
+            return {**told, "above": True}
+        self.told.add(artefact_id)
+        if found.state == "committed":
+            return told | self._committed(artefact)
+        if found.state == "failed":
+            told["problems"] = [found.reason or ""]
+        if found.state == "damaged":
+            told["problems"] = self.store.problems(artefact_id)
+        told["stored"] = self._compared(artefact)
+        lacking = [need for need in artefact.needs if need not in self.manifests and need in self.known]
+        return {**told, "needs": [self.of(need) for need in lacking]}
+
+    def _committed(self, artefact: Known) -> dict[str, Any]:
+        try:
+            manifest = self.store.manifest(artefact.id)
+        except DamagedArtefactError as error:
+            return {"problems": [str(error)]}
+        if manifest is None:
+            return {}
+        made = {"created": manifest.created, "rows": manifest.rows, "files": len(manifest.files)}
+        made |= {"versions": manifest.facts.get("versions", {}), "recipe": manifest.recipe, "needs": manifest.needs}
+        return {"made": made}
+
+    def _compared(self, artefact: Known) -> list[dict[str, Any]] | None:
+        """Compare with the committed artefacts of the same kind, those first whose recipes and needs differ least."""
+        if isinstance(artefact, PlannedArtefact):
+            return None
+        others = [manifest for manifest in self.manifests.values() if manifest.kind == artefact.kind]
+        others = [manifest for manifest in others if manifest.id != artefact.id]
+        # The same name (tasks, method and seed) is nearer than fewer lines; of equals the newest.
+        others.sort(key=lambda manifest: (manifest.created, manifest.id), reverse=True)
+        scored = [(manifest, self._differences(manifest, artefact)) for manifest in others]
+        scored.sort(key=lambda each: (each[0].name != artefact.name, len(each[1])))
+        return [{"id": each.id, "created": each.created, "differences": lines} for each, lines in scored]
+
+    def _differences(self, manifest: Manifest, artefact: Artefact) -> list[str]:
+        lines = recipe_diff(manifest.recipe, artefact.recipe)
+        old, new = list(manifest.needs), list(artefact.needs)
+        for index in range(max(len(old), len(new))):
+            before = old[index] if index < len(old) else None
+            after = new[index] if index < len(new) else None
+            if before != after:
+                lines.append(f"needs[{index}]: {before or '(none)'} -> {after or '(none)'}")
+                lines += self._inside(before, after)
+        return lines
+
+    def _inside(self, before: str | None, after: str | None) -> list[str]:
+        """Return what differs between two things that are needed, where both recipes are known."""
+        old = self.manifests.get(before) if before else None
+        planned = self.known.get(after) if after else None
+        new = planned.recipe if isinstance(planned, Artefact) else None
+        if new is None and after in self.manifests:
+            new = self.manifests[after].recipe
+        if old is None or new is None or (planned is not None and old.kind != planned.kind):
+            return []
+        lines = recipe_diff(old.recipe, new)
+        if isinstance(planned, Artefact) and list(old.needs) != list(planned.needs):
+            lines += [f"needs: {json.dumps(old.needs)} -> {json.dumps(list(planned.needs))}"]
+        return [f"  {line}" for line in lines]

@@ -1,0 +1,224 @@
+"""A report as blocks, rendered twice: Markdown for git and terminals, one self-contained HTML page for eyes.
+
+Text in blocks may hold ``**bold**``, ``*emphasis*`` and backticks; everything else is escaped. The HTML asks nothing of
+the network: styles are inline and figures are SVG in the page, whose inks follow the reader's light or dark theme.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvray.report.charts.style import COLOURS, GRID, INK, MUTED, PAPER
+
+_VERDICTS = {"better": "up", "worse": "down", "within noise": "noise", "not compared": "noise"}
+_STATES = {"failed": "down", "missing": "noise", "damaged": "down"}
+_JUDGING = {"verdict", "the first is", "state"}
+"""Headers of the columns whose words are verdicts and states; elsewhere "better" may be somebody's mixture."""
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1f2328;--muted:#59636e;--grid:#d8dee4;--paper:#fffffe;--panel:#f6f8fa;
+--up:#0a7a4b;--down:#b3401a;--link:#0b62b0;@LIGHT@}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--muted:#9aa4b0;--grid:#33393f;--paper:#15181c;--panel:#1e2227;
+--up:#4cc38a;--down:#ff8f5e;--link:#6cb2f5;@DARK@}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
+main{max-width:65rem;margin:0 auto;padding:2.2rem 1.4rem 4rem}
+h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem;letter-spacing:-.01em}
+h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.9rem;border-top:1px solid var(--grid)}
+h3{font-size:1.02rem;margin:1.7rem 0 .4rem}h4{font-size:.92rem;color:var(--muted);margin:1rem 0 .2rem}
+p{margin:.5rem 0 .8rem;max-width:52rem}
+.lead{font-size:1.12rem}.sub{color:var(--muted);margin-top:0}
+ul{padding-left:1.2rem;max-width:52rem}li{margin:.35rem 0}
+.wide{overflow-x:auto;margin:.7rem 0 1.1rem}
+table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
+td,th{padding:.36rem .75rem .36rem 0;vertical-align:top}
+th{color:var(--muted);font-weight:600;text-align:left;vertical-align:bottom;border-bottom:2px solid var(--grid)}
+td{white-space:nowrap;border-bottom:1px solid var(--grid)}
+.r{text-align:right}.long{white-space:normal;min-width:16rem}
+.up{color:var(--up);font-weight:650}.down{color:var(--down);font-weight:650}.noise{color:var(--muted)}
+figure{margin:1rem 0 1.6rem}figure svg{width:100%;height:auto;display:block}
+code{font:.86em ui-monospace,SFMono-Regular,Menlo,monospace;background:var(--panel);padding:.1em .3em;border-radius:4px}
+pre{background:var(--panel);padding:.8rem 1rem;border-radius:6px;overflow-x:auto}pre code{padding:0;background:none}
+details{margin:.8rem 0}summary{cursor:pointer;color:var(--link)}
+.warn{border-left:4px solid var(--down);background:var(--panel);padding:.6rem .9rem;border-radius:0 6px 6px 0}
+"""
+_INKS = {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER} | {f"c{i}": c for i, c in enumerate(COLOURS)}
+_DARK_COLOURS = (
+    "#3fa0dd", "#f07c3e", "#2fc295", "#e39cc6", "#f0b340", "#7cc8f2", "#bd9c62", "#a78be0", "#d0679b", "#66ccbb",
+)  # fmt: skip
+"""The models' colours on a dark ground: the same hues, lighter."""
+_MARKED = {word: f'<span class="{kind}">{word}</span>' for word, kind in (_VERDICTS | _STATES).items()}
+
+
+def to_markdown(blocks: Sequence[Block]) -> str:
+    """Return blocks as GitHub Markdown; figures refer to ``figures/<name>.png`` beside it."""
+    return "\n\n".join(block._markdown() for block in blocks) + "\n"
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+    """Return blocks as one HTML page that needs nothing else."""
+    body = "\n".join(block._html(str(i)) for i, block in enumerate(blocks))
+    light = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(COLOURS))
+    dark = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(_DARK_COLOURS))
+    style = _STYLE.replace("@LIGHT@", light).replace("@DARK@", dark)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{html.escape(title)}</title>\n'
+        f"<style>{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, words: int) -> str:
+    def cell(tag: str, place: int, text: str) -> str:
+        number = left <= place < len(header) - words
+        long = len(text) > (60 if place < left else 40)
+        kind = ' class="r"' if number else ' class="long"' if long else ""
+        marked = _MARKED.get(text) if header[place] in _JUDGING else None
+        return f"<{tag}{kind}>{marked or _inline(text)}</{tag}>"
+
+    head = "".join(cell("th", i, text) for i, text in enumerate(header))
+    body = "\n".join("<tr>" + "".join(cell("td", i, text) for i, text in enumerate(row)) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _inline(text: str) -> str:
+    escaped = html.escape(text, quote=False)
+    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
+    escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
+    escaped = re.sub(r"(?<![\w*])\*([^*]+)\*(?![\w*])", r"<em>\1</em>", escaped)
+    escaped = re.sub(r"(?<=\d) %", "\u00a0%", escaped)
+    # Arrows after a number mark a verdict in tables by position.
+    escaped = escaped.replace("\u25b2", '<span class="up">\u25b2</span>')
+    return escaped.replace("\u25bc", '<span class="down">\u25bc</span>')
+
+
+def _inline_svg(svg: str, prefix: str, about: str) -> str:
+    """Return an SVG to stand in a page: its own ids, no fixed size, colours of the page's theme, a description."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', svg)
+    root, rest = svg.split(">", 1)
+    root = re.sub(r'\s(?:width|height)="[^"]*"', "", root)
+    for name, colour in _INKS.items():
+        rest = rest.replace(colour.lower(), f"var(--{name})")
+    return f'{root} role="img" aria-label="{html.escape(about)}">{rest}'
+
+
+class Block(Protocol):
+    """A part of a report."""
+
+    def _markdown(self) -> str: ...
+
+    def _html(self, key: str) -> str: ...  # key is unique in the page
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading; level 1 is the title."""
+
+    text: str
+    level: int = 2
+
+    def _markdown(self) -> str:
+        return f"{'#' * self.level} {self.text}"
+
+    def _html(self, key: str) -> str:
+        return f"<h{self.level}>{_inline(self.text)}</h{self.level}>"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; ``kind`` is "", "lead", "sub" or "warn"."""
+
+    text: str
+    kind: str = ""
+
+    def _markdown(self) -> str:
+        return f"> {self.text}" if self.kind == "warn" else self.text
+
+    def _html(self, key: str) -> str:
+        return f'<p class="{self.kind}">{_inline(self.text)}</p>' if self.kind else f"<p>{_inline(self.text)}</p>"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of lines."""
+
+    items: Sequence[str]
+
+    def _markdown(self) -> str:
+        return "\n".join(f"- {item}" for item in self.items)
+
+    def _html(self, key: str) -> str:
+        return "<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in self.items) + "</ul>"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text cells: words in the first ``left`` columns and in the last ``words`` ones, numbers between.
+
+    Numbers are set right; long words are broken where room is short.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: int = 1
+    words: int = 0
+
+    def _markdown(self) -> str:
+        numbers = range(self.left, len(self.header) - self.words)
+        rule = ["---:" if i in numbers else "---" for i in range(len(self.header))]
+        lines = [self.header, rule, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def _html(self, key: str) -> str:
+        return _html_table(self.header, self.rows, self.left, self.words)
+
+
+@dataclass(frozen=True)
+class Code:
+    """Lines to copy into a shell."""
+
+    text: str
+
+    def _markdown(self) -> str:
+        return f"```sh\n{self.text}\n```"
+
+    def _html(self, key: str) -> str:
+        return f"<pre><code>{html.escape(self.text)}</code></pre>"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its file without suffix, what it shows in words, and its SVG."""
+
+    name: str
+    about: str
+    svg: str
+
+    def _markdown(self) -> str:
+        return f"![{self.about}](figures/{self.name}.png)"
+
+    def _html(self, key: str) -> str:
+        return f'<figure id="{html.escape(self.name)}">{_inline_svg(self.svg, f"f{key}-", self.about)}</figure>'
+
+
+@dataclass(frozen=True)
+class Details:
+    """Blocks that are folded away until asked for."""
+
+    summary: str
+    blocks: Sequence[Block]
+
+    def _markdown(self) -> str:
+        inner = "\n\n".join(block._markdown() for block in self.blocks)
+        return f"<details><summary>{html.escape(self.summary)}</summary>\n\n{inner}\n\n</details>"
+
+    def _html(self, key: str) -> str:
+        inner = "\n".join(block._html(f"{key}-{i}") for i, block in enumerate(self.blocks))
+        return f"<details><summary>{_inline(self.summary)}</summary>\n{inner}\n</details>"

@@ -1,0 +1,175 @@
+"""What all figures share: colours, markers, style, the head, rendering. matplotlib without pyplot.
+
+Colours are Okabe and Ito's, safe for colour-blind readers, and stay with their model through all figures; each model
+has a marker of its own besides, so nothing is told by colour alone. Colours named here follow the page's theme
+(:mod:`kvray.report.blocks`); fills of heatmaps and bars bring the colour of the text on them and stay as they are.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from kvray.results.frames import BASE
+
+INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#fffffe"
+"""Colours of text, secondary text, grid and ground; :mod:`kvray.report.blocks` swaps them in a dark theme."""
+GREY = "#818b98"
+"""The base model, in every figure."""
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#8C6D31",
+    "#5D3A9B",
+    "#882255",
+    "#44AA99",
+)
+"""Of the models, in the order of the sweep; the eleventh starts again, with another marker."""
+WIDTH = 8.6
+"""Inches of a figure that fills the page."""
+DASHES = (0, (4, 2.5))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
+_DPI = 150
+_ON_DARK, _ON_LIGHT = "#fdfdfd", "#14181d"  # not PAPER and INK: the page would swap them
+
+
+class Palette:
+    """Colour and marker of each model, by its place in the sweep."""
+
+    def __init__(self, models: Sequence[str]) -> None:
+        self._place = {model: place for place, model in enumerate(models)}
+
+    def colour(self, model: str) -> str:
+        """Return the model's colour; grey for the base."""
+        return GREY if model == BASE else COLOURS[self._place[model] % len(COLOURS)]
+
+    def marker(self, model: str) -> str:
+        """Return the model's marker."""
+        return "o" if model == BASE else _MARKERS[self._place[model] % len(_MARKERS)]
+
+    def place(self, model: str) -> int:
+        """Return the model's place in the sweep; the base comes first."""
+        return -1 if model == BASE else self._place[model]
+
+
+def render(figure: Any, kind: str) -> bytes:
+    """Return a figure as the bytes of a "png" (150 dpi) or "svg"; the same figure gives the same SVG."""
+    stream = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {}
+    with style():
+        figure.savefig(stream, format=kind, dpi=_DPI, facecolor=PAPER, metadata=metadata)
+    # Laid out once: a third of the time of the next rendering, and both show the same.
+    figure.set_layout_engine("none")
+    return stream.getvalue()
+
+
+def style() -> AbstractContextManager[None]:
+    """Return the context in which every figure is made and rendered."""
+    from matplotlib import rc_context
+
+    context: AbstractContextManager[None] = rc_context(
+        {
+            "axes.edgecolor": GRID,
+            "axes.facecolor": PAPER,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.labelcolor": INK,
+            "axes.labelsize": 10,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.unicode_minus": True,
+            "figure.facecolor": PAPER,
+            "font.size": 10,
+            "grid.color": GRID,
+            "grid.linewidth": 0.7,
+            "svg.fonttype": "path",
+            "svg.hashsalt": "kvray",
+            "text.color": INK,
+            "xtick.color": MUTED,
+            "xtick.labelsize": 9.5,
+            "xtick.major.size": 0,
+            "ytick.color": MUTED,
+            "ytick.labelsize": 9.5,
+            "ytick.major.size": 0,
+        }
+    )
+    return context
+
+
+def panels(
+    size: tuple[float, float],
+    shape: tuple[int, int],
+    head: tuple[str, str],
+    heights: Sequence[float] | None = None,
+) -> tuple[Any, list[Any]]:
+    """Make a figure with a head and a grid of panels.
+
+    Args:
+        size: width, and height without the head, in inches.
+        shape: lines and columns.
+        head: title and subtitle; the subtitle is broken where it is wider than the figure.
+        heights: of the lines, relative to each other.
+
+    Returns:
+        The figure, and its panels line by line.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    title, *more = textwrap.wrap(head[0], int(10.2 * size[0])) or [""]
+    said = [line for part in head[1].split("\n") for line in textwrap.wrap(part, int(15.2 * size[0]))]
+    top = 0.34 + 0.22 * len(more) + 0.165 * len(said) + 0.08
+    height = size[1] + top
+    figure = Figure(figsize=(size[0], height))
+    # Constrained layout does not know of the head.
+    inside = (0.008, 0.01, 0.984, 0.99 - top / height)
+    figure.set_layout_engine(ConstrainedLayoutEngine(rect=inside, hspace=0.06, wspace=0.05))
+    FigureCanvasAgg(figure)
+    figure.text(0.012, 1 - 0.10 / height, "\n".join([title, *more]), fontsize=13, fontweight="bold", va="top")
+    below = 0.36 + 0.22 * len(more)
+    figure.text(0.012, 1 - below / height, "\n".join(said), fontsize=9.2, va="top", color=MUTED, linespacing=1.25)
+    made = figure.subplots(*shape, squeeze=False, height_ratios=heights)
+    return figure, list(made.flat)
+
+
+def on(fill: Any) -> str:
+    """Return the colour of text on a fill: the one of two with more contrast (relative luminance, WCAG)."""
+    from matplotlib.colors import to_rgb
+
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(fill)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return _ON_LIGHT if luminance > 0.19 else _ON_DARK
+
+
+def reach(row: dict[str, Any]) -> list[list[float]]:
+    """Return the two lengths of an error bar, in points. A percentile interval always holds its mean up to rounding."""
+    low, high = row["difference"] - row["low"], row["high"] - row["difference"]
+    return [[100 * max(0.0, low)], [100 * max(0.0, high)]]
+
+
+def limits(rows: Sequence[dict[str, Any]], others: Sequence[float] = ()) -> tuple[float, float]:
+    """Return limits, in points, that hold all intervals, ``others`` and zero, at least five points to either side."""
+    low = min([-5.0, *(100 * float(row["low"]) for row in rows), *(100 * other for other in others)])
+    high = max([5.0, *(100 * float(row["high"]) for row in rows), *(100 * other for other in others)])
+    margin = 0.06 * (high - low)
+    return low - margin, high + margin
+
+
+def tokens(length: float) -> str:
+    """Return a length as people write it: "250", "3,000", "4K" for 4,096."""
+    return f"{length / 1024:.0f}K" if length >= 1024 and length % 1024 == 0 else f"{length:,.0f}"
+
+
+def thinned(values: Sequence[float], most: int) -> list[float]:
+    """Return at most ``most`` of some ticks, evenly chosen, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

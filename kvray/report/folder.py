@@ -1,0 +1,127 @@
+"""Where a report goes: a folder of the store, a directory or a bucket, with a note of what the report was made from.
+
+The note is removed before anything else is written and comes back last, so a report with a note is whole. It lists the
+files: figures of an earlier report that the new one lacks are removed, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Protocol
+
+import kvray
+from kvray.results.snapshot import There
+from kvray.store.fingerprint import canonical_json
+from kvray.store.output import Place
+from kvray.store.store import Store
+
+NOTE = "made-from.json"
+"""The note's file name."""
+FIGURES = "figures/"
+"""Where a report's figures are, in its folder."""
+
+
+def made_from(store: Store, there: There) -> dict[str, str]:
+    """Return what a report of this shows, in digests: two reports made from the same need not both be written."""
+    times = {one: manifest.created for one, manifest in there.manifests.items()}
+    parts = {"plan": there.document, "committed": times, "states": there.states, "failures": there.failures}
+    digests = {name: hashlib.sha256(canonical_json(part)).hexdigest() for name, part in parts.items()}
+    return {"kvray": kvray.__version__, "store": store.uri, **digests}
+
+
+def fill(folder: Folder, files: Mapping[str, bytes], source: Mapping[str, str]) -> None:
+    """Write a report's files in their order over an older report, and remove the figures that it had and this has not.
+
+    Args:
+        folder: where to.
+        files: by name; whoever sees the last one has the rest.
+        source: of :func:`made_from`.
+
+    Raises:
+        StoreError: the store or the directory cannot be written.
+    """
+    old = [name for name in folder.figures() if name not in files]
+    folder.delete(NOTE)
+    for name, data in files.items():
+        folder.put(name, data)
+    for name in old:
+        folder.delete(name)
+    folder.put(NOTE, (json.dumps({**source, "files": list(files)}, indent=1) + "\n").encode())
+
+
+def holds(folder: StoreFolder, source: Mapping[str, str]) -> bool:
+    """Return whether a folder holds a whole report made from this."""
+    note = _note(folder)
+    listed = note.get("files")
+    whole = isinstance(listed, list) and set(listed) <= set(folder.names())
+    return whole and {name: note.get(name) for name in source} == dict(source)
+
+
+def _note(folder: Folder) -> dict[str, object]:
+    try:
+        said = json.loads(folder.read(NOTE) or b"{}")
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+class Folder(Protocol):
+    """Where a report goes."""
+
+    place: str
+    """As a user would open it: a path, or a URI."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file, over an older one."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file, None where there is none."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+
+    def figures(self) -> list[str]:
+        """Return the figures of an earlier report, by name in the folder."""
+
+
+class StoreFolder:
+    """A folder of a store; all that is in it is the report's."""
+
+    def __init__(self, store: Store, folder: str, place: str) -> None:
+        self._store, self._folder, self.place = store, folder, place
+
+    def put(self, name: str, data: bytes) -> None:
+        """See :meth:`Folder.put`."""
+        self._store.write_document(f"{self._folder}/{name}", data)
+
+    def read(self, name: str) -> bytes | None:
+        """See :meth:`Folder.read`."""
+        return self._store.read_document(f"{self._folder}/{name}")
+
+    def delete(self, name: str) -> None:
+        """See :meth:`Folder.delete`."""
+        self._store.delete_document(f"{self._folder}/{name}")
+
+    def figures(self) -> list[str]:
+        """See :meth:`Folder.figures`: reports of before have no note, but nobody else writes here."""
+        return [name for name in self.names() if name.startswith(FIGURES)]
+
+    def names(self) -> list[str]:
+        """Return the names of all files of the report."""
+        names = self._store.documents(f"{self._folder}/")
+        return [name.removeprefix(f"{self._folder}/") for name in names]
+
+
+class Directory(Place):
+    """A directory or a prefix of a bucket, which may hold files of the user's beside the report."""
+
+    def figures(self) -> list[str]:
+        """See :meth:`Folder.figures`: those that the note lists."""
+        listed = _note(self).get("files")
+        names = listed if isinstance(listed, list) else []
+        return [
+            name for name in names if isinstance(name, str) and PurePosixPath(name).parent == PurePosixPath(FIGURES)
+        ]

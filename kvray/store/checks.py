@@ -1,0 +1,119 @@
+"""What the store checks when it reads: presence, size, rows, sha256; and verified copies. One file at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from kvray.errors import DamagedArtefactError
+from kvray.store import parquet
+from kvray.store.local import TEMPORARY, Files, naming, sha256
+from kvray.store.manifest import FileEntry
+
+
+def rows(files: Files, path: str) -> int:
+    """Return the rows that a Parquet file's footer states.
+
+    Raises:
+        UnreadableError: it has no whole footer.
+    """
+    return parquet.footer_rows(lambda count: files.tail(path, count))
+
+
+def problem(files: Files, directory: str, entry: FileEntry, size: int | None, verify: bool) -> str | None:
+    """Return what is wrong with a listed file, None if nothing.
+
+    Args:
+        files: the file system.
+        directory: the artefact's.
+        entry: the file as its manifest says.
+        size: its bytes as found, None if it is not there.
+        verify: whether to read every byte for the sha256.
+    """
+    path = f"{directory}/{entry.name}"
+    if size != entry.bytes:
+        return f"{path} " + ("is missing" if size is None else f"has {size} bytes, not {entry.bytes}")
+    try:
+        if entry.rows is not None and (found := rows(files, path)) != entry.rows:
+            return f"{path} has {found} rows, not {entry.rows}"
+    except parquet.UnreadableError as error:
+        return f"{path} {error}"
+    if verify and sha256(files, path) != entry.sha256:
+        return f"{path}: its sha256 is not that of the manifest; its bytes were changed"
+    return None
+
+
+def verify(files: Files, directory: str, entry: FileEntry) -> None:
+    """Check a listed file to the last byte.
+
+    Raises:
+        DamagedArtefactError: it is missing or not what its manifest says.
+    """
+    found = problem(files, directory, entry, files.size(f"{directory}/{entry.name}"), verify=True)
+    if found:
+        raise DamagedArtefactError(found)
+
+
+def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str] | None) -> pa.Table:
+    """Return a listed Parquet file as a table.
+
+    Raises:
+        DamagedArtefactError: it is missing or unreadable, or has another number of rows than the manifest says.
+        StoreError: it has no such column.
+    """
+    path = f"{directory}/{entry.name}"
+    data = files.read(path)
+    if data is None:
+        raise DamagedArtefactError(f"{path} is missing")
+    try:
+        found = parquet.decode(data, columns)
+    except parquet.UnreadableError as error:
+        raise DamagedArtefactError(f"{path} {error}") from error
+    if found.num_rows != entry.rows:
+        raise DamagedArtefactError(f"{path} has {found.num_rows} rows, not {entry.rows}")
+    return found
+
+
+def copy(files: Files, directory: str, entry: FileEntry, into: Path) -> None:
+    """Copy a listed file to a local directory, hashing on the way; it gets its name once its sha256 is right.
+
+    A file that is there already and whole is kept.
+
+    Raises:
+        DamagedArtefactError: it is missing or its sha256 is another.
+    """
+    source, target = f"{directory}/{entry.name}", into / entry.name
+    with naming(str(target), f"write {entry.bytes:,} bytes"):
+        if target.is_file() and target.stat().st_size == entry.bytes:
+            with target.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() == entry.sha256:
+                    return
+        if files.size(source) is None:
+            raise DamagedArtefactError(f"{source} is missing")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
+        digest = hashlib.sha256()
+        with temporary.open("wb") as stream:
+            for chunk in files.chunks(source):
+                digest.update(chunk)
+                stream.write(chunk)
+        if digest.hexdigest() != entry.sha256:
+            temporary.unlink()
+            raise DamagedArtefactError(f"{source}: its sha256 is not that of the manifest; its bytes were changed")
+        temporary.replace(target)
+
+
+def mapped(local: Path) -> memoryview:
+    """Return a local file's bytes, mapped into memory and not read.
+
+    Raises:
+        StoreError: it cannot be opened.
+    """
+    with naming(str(local), "read"), local.open("rb") as stream:
+        empty = os.fstat(stream.fileno()).st_size == 0
+        return memoryview(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))

@@ -1,0 +1,179 @@
+"""The manifest: the file written last, whose presence means that an artefact is whole, and what it says."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from kvray.errors import DamagedArtefactError
+from kvray.store.fingerprint import canonical_json, plain
+
+MANIFEST = "manifest.json"
+"""Name of the manifest in its artefact's directory."""
+_SEAL = ".sizes-"
+_DISTRIBUTIONS = ("kvray", "numpy", "peft", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers", "vllm")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an artefact.
+
+    Attributes:
+        name: relative to the artefact's directory, with ``/``.
+        rows: of a Parquet file; None of any other.
+        bytes: its size.
+        sha256: of its bytes, in hex.
+    """
+
+    name: str
+    rows: int | None
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artefact is, how it was made, and every file of it.
+
+    Attributes:
+        id: ``<kind folder>/<name>-<fingerprint[:16]>``.
+        kind: dataset, finetune or predictions.
+        name: the readable part of the id.
+        fingerprint: sha256 of the recipe and of what it needs.
+        recipe: everything that decides the content, in full.
+        needs: ids of the artefacts that it was made from.
+        files: all files; one that is not listed is not part of the artefact.
+        rows: of all Parquet files together.
+        schema: name, type and description per column, where the artefact is a table.
+        facts: versions, hardware and whatever the stage measured; never part of the identity.
+        created: ISO 8601, UTC.
+    """
+
+    id: str
+    kind: str
+    name: str
+    fingerprint: str
+    recipe: dict[str, Any]
+    needs: list[str]
+    files: list[FileEntry]
+    rows: int
+    schema: list[dict[str, str]] | None
+    facts: dict[str, Any]
+    created: str
+
+    def to_bytes(self) -> bytes:
+        """Return the file's content: readable JSON that carries the sha256 of its own values."""
+        values = asdict(self)
+        return (json.dumps({**values, "checksum": _checksum(values)}, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def parse(data: bytes, artefact_id: str) -> Manifest:
+    """Read a manifest's bytes.
+
+    Raises:
+        DamagedArtefactError: it is no manifest, was changed after it was written, or belongs to another id.
+    """
+    where = f"{artefact_id}/{MANIFEST}"
+    try:
+        values = json.loads(data)
+        checksum = values.pop("checksum")
+        if checksum != _checksum(values):
+            raise DamagedArtefactError(f"{where} was changed after it was written: its checksum does not match")
+        values["files"] = [FileEntry(**entry) for entry in values["files"]]
+        manifest = Manifest(**{field.name: values.pop(field.name) for field in fields(Manifest)})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedArtefactError(f"{where} is unreadable: {type(error).__name__}: {error}") from error
+    if manifest.id != artefact_id:
+        raise DamagedArtefactError(f"{where} belongs to {manifest.id}")
+    return manifest
+
+
+def seal(sizes: Mapping[str, int]) -> str:
+    """Return the name of the empty file that vouches for the names and sizes of an artefact's files.
+
+    Beside the manifest on object stores: one listing then tells that a thousand artefacts are whole, without a thousand
+    manifests being read. Hidden names in ``sizes`` do not count.
+    """
+    lines = [f"{name}\0{size}\n" for name, size in sorted(sizes.items()) if not name.startswith(".")]
+    return _SEAL + hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
+
+
+def describe(schema: pa.Schema) -> list[dict[str, str]]:
+    """Return name, type and description of every column of an Arrow schema, for a manifest."""
+    return [
+        {
+            "name": field.name,
+            "type": str(field.type),
+            "description": (field.metadata or {}).get(b"description", b"").decode(),
+        }
+        for field in schema
+    ]
+
+
+def facts_with_provenance(facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a stage's facts with versions and hardware. A number that is not finite becomes a word: "nan", "inf"."""
+    given = _finite(dict(facts or {}))
+    merged = {**given, "versions": {**versions(), **given.get("versions", {})}}
+    merged["hardware"] = {**hardware(), **given.get("hardware", {})}
+    return dict(plain(merged))
+
+
+def now() -> str:
+    """Return the time, ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that shape results; nothing is imported for it."""
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        for distribution in (name, f"{name}-cpu"):
+            try:
+                found[name] = importlib.metadata.version(distribution)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            break
+    return found
+
+
+@functools.cache
+def hardware() -> dict[str, Any]:
+    """Return processor, cores, memory in bytes and NVIDIA devices of this host, read without any driver library."""
+    models = [
+        line.split(":", 1)[1].strip()
+        for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        for line in information.read_text(errors="replace").splitlines()
+        if line.startswith("Model:")
+    ]
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": models,
+    }
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(values)).hexdigest()
+
+
+def _finite(value: Any) -> Any:
+    if type(value) is float and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,285 @@
+"""Store URIs, and object stores (S3 and what speaks its protocol, Google Cloud Storage) under a store.
+
+An object appears whole, when its write is finished: one PUT up to 10 MB, one multipart upload above (what a killed
+writer leaves of such an upload is invisible; the bucket's lifecycle rule for incomplete uploads removes it).
+
+Accepted trade-off: pyarrow has no conditional PUT, so "create unless there" is a check and then a PUT. Of two drivers
+that commit one artefact within the same moment the later manifest stays. Datasets are pure functions of their recipe,
+so either is right; for finetunes and predictions run one driver per sweep on an object store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+from urllib.parse import parse_qsl, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from kvray.errors import InputError, StoreError
+from kvray.store.local import Files, LocalFiles
+
+CONNECT_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 10.0
+ATTEMPTS = 3
+"""Tries of one request. A silent endpoint is given up after ATTEMPTS * REQUEST_TIMEOUT_S, half a minute."""
+PARAMETERS = {
+    "s3": ("endpoint_override", "scheme", "region", "anonymous"),
+    "gs": ("endpoint_override", "scheme", "anonymous"),
+}
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
+_CHUNK = 8 * 2**20
+_PIECE = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Location:
+    """A store URI, read: absolute, and free of credentials by construction.
+
+    Attributes:
+        scheme: local, s3 or gs.
+        uri: the form that opens the same place from any working directory.
+        root: the store's root inside the file system (``/data/store``, ``bucket/prefix``).
+        options: connection parameters of the URI, name and value.
+    """
+
+    scheme: Literal["local", "s3", "gs"]
+    uri: str
+    root: str
+    options: tuple[tuple[str, str], ...] = ()
+
+
+def locate(uri: str, named: str = "store") -> Location:
+    """Read a store URI without touching the place; ``named`` is what messages call it.
+
+    Raises:
+        InputError: unknown scheme, no bucket, unknown parameters, or credentials in the URI. The message repeats
+            nothing that could be a key.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
+    kind = scheme[1].lower() if scheme else "local"
+    if not uri.strip() or "\0" in uri:
+        raise InputError(
+            f"{named}: found an empty name; expected a directory, s3://bucket/prefix or gs://bucket/prefix"
+        )
+    if kind == "file" and uri[5:].startswith("///"):
+        kind, uri = "local", uri[7:]
+    if kind == "local":
+        path = os.path.abspath(os.path.expanduser(uri))
+        return Location("local", path, path)
+    if kind not in ("s3", "gs"):
+        raise InputError(
+            f"{named}: found scheme {kind}://; expected a directory, s3://bucket/prefix or gs://bucket/prefix"
+        )
+    return _locate_bucket("s3" if kind == "s3" else "gs", uri, named)
+
+
+def _locate_bucket(kind: Literal["s3", "gs"], uri: str, named: str) -> Location:
+    parts = urlsplit(uri)
+    if "@" in parts.netloc + parts.path or parts.fragment:
+        raise InputError(
+            f"{named}: the {kind}:// URI seems to carry credentials; expected {kind}://bucket/prefix alone. "
+            "Put keys into the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS)"
+        )
+    if not _BUCKET.fullmatch(parts.netloc):
+        raise InputError(f"{named}: found no valid bucket name after {kind}://; expected {kind}://bucket/prefix")
+    prefix = parts.path.strip("/")
+    if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
+        raise InputError(f"{named}: the prefix in {kind}://{parts.netloc} has an empty, '.' or '..' part")
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    known = PARAMETERS[kind]
+    names = [name for name, _ in options]
+    problems = [
+        f"{named}: unknown parameter {name[:40]!r} in the {kind}:// URI; allowed: {', '.join(known)} "
+        "(keys belong into the environment)"
+        for name in names
+        if name not in known
+    ]
+    problems += [f"{named}: parameter {name} is given twice" for name in known if names.count(name) > 1]
+    problems += [
+        f"{named}: parameter {name}: expected {' or '.join(allowed)}"
+        for name, allowed in (("scheme", ("http", "https")), ("anonymous", ("true", "false")))
+        if name in names and dict(options)[name] not in allowed
+    ]
+    if problems:
+        raise InputError(problems)
+    values = dict(options)
+    endpoint = re.fullmatch(r"(?:(https?)://)?([A-Za-z0-9._\[\]:-]+)/?", values.get("endpoint_override", "host"))
+    if endpoint is None:
+        raise InputError(f"{named}: parameter endpoint_override: expected http://host:port or host:port")
+    if "endpoint_override" in values:
+        values["endpoint_override"] = endpoint[2]
+        values.setdefault("scheme", endpoint[1] or "https")
+    root = f"{parts.netloc}/{prefix}" if prefix else parts.netloc
+    return Location(kind, uri, root, tuple(sorted(values.items())))
+
+
+def connect(location: Location, named: str = "store") -> Files:
+    """Open the file system of a location, called ``named`` in messages. A bucket is looked up, once.
+
+    Raises:
+        InputError: the bucket is missing, refused or out of reach; found within about half a minute at most.
+    """
+    if location.scheme == "local":
+        there = location.root
+        while not os.path.lexists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            raise InputError(f"{named}: {there} is a file; expected a directory")
+        return LocalFiles()
+    options = dict(location.options)
+    bucket = location.root.split("/", 1)[0]
+    where = f"{location.scheme}://{bucket}" + (
+        f" at {options['endpoint_override']}" if "endpoint_override" in options else ""
+    )
+    try:
+        fs = _s3(bucket, options) if location.scheme == "s3" else _gcs(options)
+        found = fs.get_file_info(bucket).type
+    except (OSError, pa.ArrowException) as error:
+        hint = "check endpoint_override, the network and the credentials in the environment"
+        raise InputError(f"{named}: cannot reach {where}: {_clean_text(error)}; {hint}") from None
+    if found == pafs.FileType.NotFound:
+        raise InputError(f"{named}: there is no bucket {where}, or these credentials may not see it; create it first")
+    return ObjectFiles(fs, location.scheme)
+
+
+class ObjectFiles:
+    """An object store through pyarrow."""
+
+    remote = True
+
+    def __init__(self, fs: pafs.FileSystem, scheme: str) -> None:
+        self.fs = fs
+        self._scheme = scheme
+
+    def put(self, path: str, data: memoryview) -> None:
+        """See :meth:`Files.put`.
+
+        pyarrow cannot abandon a stream: dropped half written, it finishes the upload with what it has. Two things keep
+        half an object from appearing. Parts go out in the background, for only then does a failed part mark the whole
+        upload as failed. And the writing runs in a thread of its own, where no KeyboardInterrupt can cut it short.
+        """
+        with self._naming(path, f"write {data.nbytes:,} bytes"), ThreadPoolExecutor(1) as thread:
+            thread.submit(self._upload, path, data.cast("B")).result()
+
+    def _upload(self, path: str, data: memoryview) -> None:
+        stream = self.fs.open_output_stream(path)
+        for start in range(0, data.nbytes, _PIECE):
+            if start:
+                stream.flush()  # waits for the parts in flight, which are copies: bounds the memory
+            stream.write(pa.py_buffer(data[start : start + _PIECE]))
+        stream.close()
+
+    def put_new(self, path: str, data: memoryview) -> bool:
+        """See :meth:`Files.put_new`, and the trade-off in the module's docstring."""
+        if self.size(path) is not None:
+            return False
+        self.put(path, data)
+        return True
+
+    def read(self, path: str) -> bytes | None:
+        """See :meth:`Files.read`."""
+        with self._naming(path, "read"):
+            try:
+                with self.fs.open_input_file(path) as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
+
+    def tail(self, path: str, count: int) -> bytes | None:
+        """See :meth:`Files.tail`."""
+        with self._naming(path, "read"):
+            try:
+                with self.fs.open_input_file(path) as stream:
+                    start = max(0, stream.size() - count)
+                    return bytes(stream.read_at(stream.size() - start, start))
+            except FileNotFoundError:
+                return None
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """See :meth:`Files.chunks`."""
+        with self._naming(path, "read"), self.fs.open_input_file(path) as stream:
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+
+    def size(self, path: str) -> int | None:
+        """See :meth:`Files.size`."""
+        with self._naming(path, "look up"):
+            info = self.fs.get_file_info(path)
+            return int(info.size) if info.type == pafs.FileType.File else None
+
+    def listing(self, path: str, hidden: bool = False) -> dict[str, int]:
+        """See :meth:`Files.listing`: 1,000 objects per request."""
+        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        with self._naming(path, "list"):
+            infos = self.fs.get_file_info(selector)
+        names = ((info.path[len(path) + 1 :], info) for info in infos if info.type == pafs.FileType.File)
+        return {name: int(info.size) for name, info in names if hidden or "/." not in f"/{name}"}
+
+    def delete(self, path: str) -> None:
+        """See :meth:`Files.delete`."""
+        with self._naming(path, "delete"), contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(path)
+
+    def delete_tree(self, path: str) -> None:
+        """See :meth:`Files.delete_tree`."""
+        with self._naming(path, "delete"), contextlib.suppress(FileNotFoundError):
+            self.fs.delete_dir(path)
+
+    def clean(self, path: str) -> None:
+        """See :meth:`Files.clean`: an unfinished write leaves no object, so there is nothing to remove."""
+
+    @contextlib.contextmanager
+    def _naming(self, path: str, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise StoreError(f"{self._scheme}://{path}: cannot {doing}: no such object or bucket") from None
+        except (OSError, pa.ArrowException) as error:
+            # "from None": the text of the cause goes through _clean_text, a chained traceback would not.
+            raise StoreError(f"{self._scheme}://{path}: cannot {doing}: {_clean_text(error)}") from None
+
+
+def _s3(bucket: str, options: dict[str, str]) -> pafs.FileSystem:
+    region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region is None:
+        # With an endpoint of its own a region is a formality; looking it up would ask Amazon.
+        region = "us-east-1" if "endpoint_override" in options else pafs.resolve_s3_region(bucket)
+    return pafs.S3FileSystem(
+        anonymous=options.get("anonymous") == "true",
+        region=region,
+        scheme=options.get("scheme", "https"),
+        endpoint_override=options.get("endpoint_override"),
+        connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=REQUEST_TIMEOUT_S,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        allow_delayed_open=True,  # small objects in one PUT instead of a multipart upload
+        background_writes=True,  # see ObjectFiles.put
+    )
+
+
+def _gcs(options: dict[str, str]) -> pafs.FileSystem:
+    return pafs.GcsFileSystem(
+        anonymous=options.get("anonymous") == "true",
+        scheme=options.get("scheme", "https"),
+        endpoint_override=options.get("endpoint_override"),
+        retry_time_limit=timedelta(seconds=REQUEST_TIMEOUT_S),
+    )
+
+
+def _clean_text(error: BaseException) -> str:
+    """Return an error's text on one line, without any credential of the environment."""
+    text = " ".join(str(error).split())
+    for name in _SECRETS:
+        secret = os.environ.get(name)
+        if secret:
+            text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,142 @@
+"""Where ``--out`` goes: a file or a directory of this machine, or of a bucket. Whole or not at all, as in a store."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from kvray.errors import InputError, StoreError
+from kvray.store.checks import mapped
+from kvray.store.local import TEMPORARY
+from kvray.store.object_store import Location, connect, locate
+
+OPTION = "--out"
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE}
+
+
+@contextmanager
+def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a file, to write and to read, that takes the place of ``out`` once it is whole.
+
+    Args:
+        out: a path, whose directory is made if need be, or ``s3://bucket/name`` or ``gs://bucket/name``, which is
+            written to this machine's temporary directory first.
+
+    Raises:
+        InputError: ``out`` cannot be written, or its bucket is out of reach; nothing was written.
+        StoreError: the writing failed (a full disk); what was written is removed.
+    """
+    location = locate(os.fspath(out), OPTION)
+    if location.scheme == "local":
+        with _beside(Path(location.root)) as file:
+            yield file
+        return
+    if "/" not in location.root or os.fspath(out).partition("?")[0].endswith("/"):
+        raise InputError(f"{OPTION}: {_named(location)} is a folder; expected a file name in it")
+    files = connect(location, OPTION)
+    with tempfile.NamedTemporaryFile(prefix="kvray-out-") as file:
+        with _disk_errors(file.name):
+            yield file
+            file.flush()
+        with _named_option():
+            files.put(location.root, mapped(Path(file.name)))
+
+
+def shown(out: str | os.PathLike[str]) -> str:
+    """Return ``out`` as messages name it: a path as it was given, a URI without its parameters."""
+    location = locate(os.fspath(out), OPTION)
+    return os.fspath(out) if location.scheme == "local" else _named(location)
+
+
+def _named(location: Location) -> str:
+    return f"{location.scheme}://{location.root}"
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[IO[bytes]]:
+    """Open a hidden file beside ``path`` that takes its place once it is whole, and is removed otherwise."""
+    if path.is_dir():
+        raise InputError(f"{OPTION}: {path} is a directory; expected a file name like {path / 'data.jsonl'}")
+    # A rename would replace the device itself, /dev/stdout say, for every program of the machine.
+    if path.exists() and (not path.is_file() or Path(os.path.realpath(path.parent)) == Path("/dev")):
+        raise InputError(f"{OPTION}: {path} is a device or a pipe; expected the name of a file")
+    temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("w+b")
+    except OSError as error:
+        raise InputError(f"{OPTION}: {path} cannot be written: {error.strerror or error}") from error
+    try:
+        with _disk_errors(str(path)):
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named_option() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(f"{OPTION}: {error}") from None
+
+
+@contextmanager
+def _disk_errors(path: str) -> Iterator[None]:
+    """Name the file in what a disk says while it is written; all other errors are those of whoever fills it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        raise StoreError(f"{OPTION}: {path}: cannot write: {error.strerror}") from error
+
+
+class Place:
+    """A directory that holds files by name.
+
+    Attributes:
+        place: as a user would open it: the path as it was given, or a URI.
+    """
+
+    def __init__(self, out: str | os.PathLike[str]) -> None:
+        """Take a directory, made if need be, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``, and try to write.
+
+        Raises:
+            InputError: it cannot be written (a hidden probe file comes and goes), or its bucket is out of reach.
+        """
+        location = locate(os.fspath(out), OPTION)
+        self._root = location.root
+        self._files = connect(location, OPTION)
+        self.place = shown(out)
+        probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
+        try:
+            self.put(probe, b"kvray")
+            self.delete(probe)
+        except StoreError as error:
+            raise InputError(f"{error}; give a directory that can be written") from None
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all, over an older one."""
+        with _named_option():
+            self._files.put(f"{self._root}/{name}", memoryview(data))
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file, None where there is none."""
+        with _named_option():
+            return self._files.read(f"{self._root}/{name}")
+
+    def delete(self, name: str) -> None:
+        """Remove a file; nothing happens where there is none."""
+        with _named_option():
+            self._files.delete(f"{self._root}/{name}")

@@ -1,0 +1,127 @@
+"""The root of a store: where it is, the names inside it, and documents (small files outside artefacts)."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pyarrow.fs as pafs
+
+from kvray.errors import InputError, StoreError
+from kvray.store.local import TEMPORARY, Files
+from kvray.store.object_store import connect, locate
+
+FOLDERS = {"writing": "writings", "dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}
+"""Folder of each kind of artefact."""
+
+IN_FLIGHT = 16
+"""Requests to an object store at once; pyarrow's client holds 25 connections."""
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
+
+class Root:
+    """A place that holds files, by absolute URI.
+
+    Attributes:
+        uri: absolute; never holds a credential (those come from the environment).
+        root: path of the root inside :attr:`fs`.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        """Take a directory, ``s3://bucket/prefix?endpoint_override=…&scheme=…&region=…`` or ``gs://bucket/prefix``.
+
+        Nothing is opened or created yet.
+
+        Raises:
+            InputError: the URI cannot be a store.
+        """
+        self._location = locate(os.fspath(uri))
+        self.uri = self._location.uri
+        self.root = self._location.root
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.uri,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri!r})"
+
+    @functools.cached_property
+    def _files(self) -> Files:
+        return connect(self._location)
+
+    @property
+    def fs(self) -> pafs.FileSystem:
+        """The pyarrow file system, for Ray Train's ``storage_filesystem`` beside :meth:`path`.
+
+        Raises:
+            InputError: the place is out of reach.
+        """
+        return self._files.fs
+
+    def check(self, write: bool = False) -> None:
+        """Make sure that the store can be reached and, on request, written (a hidden probe file comes and goes).
+
+        Raises:
+            InputError: it is out of reach, the bucket is missing, or it cannot be written; the message says why.
+        """
+        probe = self.path(f"{TEMPORARY}probe-{os.getpid()}")
+        self._files.size(probe)
+        if write:
+            try:
+                self._files.put(probe, memoryview(b"kvray"))
+                self._files.delete(probe)
+            except StoreError as error:
+                why = str(error).rpartition(": ")[2]
+                raise InputError(
+                    f"store: {self.uri} cannot be written: {why}; make room or give another one (--store)"
+                ) from None
+
+    def path(self, artefact_id: str, *names: str) -> str:
+        """Return a path inside :attr:`fs`.
+
+        Raises:
+            StoreError: a name is empty, absolute, or would leave the root.
+        """
+        for name in (artefact_id, *names):
+            parts = name.split("/")
+            if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
+                raise StoreError(f"{name!r} is refused: expected a relative name that stays inside {self.uri}")
+        return "/".join((self.root.rstrip("/"), artefact_id, *names))
+
+    def write_document(self, name: str, data: bytes) -> None:
+        """Write a small file, whole or not at all, over an older one of that name."""
+        self._check_document(name)
+        self._files.put(self.path(name), memoryview(data))
+
+    def read_document(self, name: str) -> bytes | None:
+        """Return a document, None where there is none."""
+        return self._files.read(self.path(name))
+
+    def documents(self, prefix: str) -> list[str]:
+        """Return the names of documents that start with ``prefix`` (``"sweeps/"``), sorted."""
+        folder = prefix.rpartition("/")[0]
+        if not folder:
+            raise StoreError(f"{prefix!r}: expected a prefix with a folder, such as 'sweeps/'")
+        names = (f"{folder}/{name}" for name in self._files.listing(self.path(folder)))
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def delete_document(self, name: str) -> None:
+        """Remove a document; nothing happens where there is none."""
+        self._check_document(name)
+        self._files.delete(self.path(name))
+
+    def _check_document(self, name: str) -> None:
+        if "/" not in name or name.split("/", 1)[0] in FOLDERS.values():
+            raise StoreError(f"{name!r} is no document name: expected <folder>/<name> outside the artefacts' folders")
+
+    def _each(self, work: Callable[[_T], _U], items: Sequence[_T]) -> list[_U]:
+        """Apply ``work`` to every item, in order; several at once where each is a round trip."""
+        if not self._files.remote or len(items) < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            return list(pool.map(work, items))

@@ -1,0 +1,339 @@
+"""The store: committed artefacts on a local disk, NFS, ``s3://`` or ``gs://``; the only writer of final paths.
+
+    <root>/<kind folder>/<name>-<fingerprint[:16]>/{files…, manifest.json}     artefacts
+    <root>/sweeps/…, failures/…, reports/…                                     documents
+    <root>/.work/…                                                             scratch, never listed
+
+Files are written whole or not at all; the manifest is written last, once, and never over another. So its presence means
+that the artefact is whole, and what is left to do is the plan minus what has a manifest. Readers go through manifests
+only: a file that none lists does not exist for them. A committed artefact is never written into; the first commit wins.
+
+Scope: one writer per artefact at a time is expected. Several are safe where the bytes are a function of the recipe
+(datasets). Two that make the same finetune or predictions at once may overwrite each other's files before the first
+commit: its size check, or later its sha256, shows that, and the artefact is made again. There are no locks, so nothing
+is left locked by whoever dies. Object stores: see the trade-off in :mod:`kvray.store.object_store`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from kvray.errors import DamagedArtefactError, RecipeMismatchError, StoreError
+from kvray.store import checks, parquet
+from kvray.store import manifest as manifests_
+from kvray.store.fingerprint import canonical_json, fingerprint, plain, recipe_diff
+from kvray.store.local import sha256
+from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, seal
+from kvray.store.root import FOLDERS, Root
+
+__all__ = [
+    "FOLDERS",
+    "MANIFEST",
+    "FileEntry",
+    "Manifest",
+    "Outcome",
+    "State",
+    "Store",
+    "artefact_id",
+    "canonical_json",
+    "fingerprint",
+    "recipe_diff",
+]
+
+State = Literal["committed", "missing", "damaged"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the work on one artefact ended: ``error`` is None, or one or two lines for the user."""
+
+    artefact_id: str
+    error: str | None
+
+
+def artefact_id(kind: str, name: str, fingerprint: str) -> str:
+    """Return the id, which is also the path, of an artefact."""
+    return f"{FOLDERS[kind]}/{name}-{fingerprint[:16]}"
+
+
+class Store(Root):
+    """Artefacts, and the documents of :class:`~kvray.store.root.Root`, under one root.
+
+    Picklable: it carries its URI alone and connects where it is used.
+
+    Attributes:
+        uri: absolute; never holds a credential (those come from the environment).
+        root: path of the root inside :attr:`fs`.
+    """
+
+    # Files of an artefact that is being made.
+
+    def write_table(self, artefact_id: str, name: str, table: pa.Table) -> FileEntry:
+        """Write a table as one Parquet file, whole or not at all; equal tables give equal bytes.
+
+        Into a committed artefact nothing is written: the committed entry comes back.
+
+        Raises:
+            StoreError: the place cannot be written (the message names it), or the name is refused.
+        """
+        self._check_name(artefact_id, name)
+        return self._write(artefact_id, name, lambda: memoryview(parquet.encode(table)), table.num_rows)
+
+    def write_bytes(self, artefact_id: str, name: str, data: bytes) -> FileEntry:
+        """Write bytes as one file; as :meth:`write_table`."""
+        return self._write(artefact_id, name, lambda: memoryview(data), None)
+
+    def write_file(self, artefact_id: str, name: str, local: Path) -> FileEntry:
+        """Copy a local file in; as :meth:`write_table`. Flat memory: the file is mapped, not read."""
+        return self._write(artefact_id, name, lambda: checks.mapped(local), None)
+
+    def read_file_table(self, artefact_id: str, name: str) -> pa.Table | None:
+        """Return a Parquet file of an artefact that may not be committed yet; None if absent or unreadable."""
+        data = self._files.read(self.path(artefact_id, name))
+        try:
+            return None if data is None else parquet.decode(data)
+        except parquet.UnreadableError:
+            return None
+
+    def entry(self, artefact_id: str, name: str) -> FileEntry | None:
+        """Return what a file already there is, for resuming; None if absent, or no whole Parquet by that suffix."""
+        path = self.path(artefact_id, name)
+        size = self._files.size(path)
+        if size is None:
+            return None
+        try:
+            rows = checks.rows(self._files, path) if name.endswith(".parquet") else None
+        except parquet.UnreadableError:
+            return None
+        return FileEntry(name, rows, size, sha256(self._files, path))
+
+    def commit(
+        self,
+        *,
+        id: str,
+        kind: str,
+        name: str,
+        fingerprint: str,
+        recipe: Mapping[str, Any],
+        needs: Sequence[str],
+        files: Iterable[FileEntry],
+        schema: pa.Schema | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write the manifest, which makes the artefact exist. Temporary files of dead writers are removed.
+
+        Versions and hardware are added to the facts.
+
+        Returns:
+            The manifest; if the same recipe is committed already, the first one, unchanged.
+
+        Raises:
+            RecipeMismatchError: another recipe is committed at this id; the message shows the difference.
+            DamagedArtefactError: an unreadable manifest is there (:meth:`discard` it first).
+            StoreError: a listed file is not there with its size, or the id does not fit the kind.
+            TypeError: the recipe or the facts hold something that JSON cannot.
+        """
+        self._check_id(id)
+        if FOLDERS.get(kind) != id.partition("/")[0]:
+            raise StoreError(f"{id} is not of kind {kind!r}; the kinds and their folders: {FOLDERS}")
+        entries = sorted(files, key=lambda entry: entry.name)
+        made = Manifest(
+            id=id,
+            kind=kind,
+            name=name,
+            fingerprint=fingerprint,
+            recipe=plain(recipe),
+            needs=list(needs),
+            files=entries,
+            rows=sum(entry.rows or 0 for entry in entries),
+            schema=describe(schema) if schema is not None else None,
+            facts=manifests_.facts_with_provenance(facts),
+            created=manifests_.now(),
+        )
+        there = self.manifest(id)
+        if there is None:
+            self._check_present(made)
+            content = memoryview(made.to_bytes())
+            if self._files.remote:
+                sizes = {entry.name: entry.bytes for entry in entries} | {MANIFEST: content.nbytes}
+                self._files.put(self.path(id, seal(sizes)), memoryview(b""))
+            self._files.put_new(self.path(id, MANIFEST), content)
+            there = self.manifest(id)  # ours, or that of another writer who was first
+        if there is None:
+            raise StoreError(f"{id}: its manifest vanished while it was committed; is something deleting the store?")
+        if there.fingerprint != made.fingerprint or there.recipe != made.recipe:
+            lines = recipe_diff(there.recipe, made.recipe) or [f"fingerprint: {there.fingerprint} -> {fingerprint}"]
+            found = "\n  ".join(lines)
+            raise RecipeMismatchError(f"{id} is committed with another recipe (stored -> new):\n  {found}")
+        self._files.clean(self.path(id))
+        return there
+
+    # Committed artefacts.
+
+    def manifest(self, artefact_id: str) -> Manifest | None:
+        """Return the manifest of an artefact, None if it is not committed.
+
+        Raises:
+            DamagedArtefactError: there is a manifest that cannot be read, or was changed.
+        """
+        data = self._files.read(self.path(artefact_id, MANIFEST))
+        return None if data is None else manifests_.parse(data, artefact_id)
+
+    def read_table(self, artefact_id: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return all Parquet files of a committed artefact, in the manifest's order, as one table.
+
+        Raises:
+            StoreError: it is not committed, has no such column, or holds no Parquet file.
+            DamagedArtefactError: a file is missing or unreadable, or has another number of rows than the manifest says.
+        """
+        listed = [entry for entry in self._committed(artefact_id).files if entry.name.endswith(".parquet")]
+        if not listed:
+            raise StoreError(f"{artefact_id} holds no Parquet file")
+        directory = self.path(artefact_id)
+        tables = self._each(lambda entry: checks.table(self._files, directory, entry, columns), listed)
+        return pa.concat_tables(tables)
+
+    def fetch(self, artefact_id: str, into: Path) -> Path:
+        """Return a local directory with a committed artefact's files, each verified by sha256.
+
+        A local store gives the artefact's own directory (do not write there); others are copied into ``into``, where
+        files that are whole already are kept.
+
+        Raises:
+            StoreError: it is not committed.
+            DamagedArtefactError: a file is missing or its sha256 is another.
+        """
+        entries, directory = self._committed(artefact_id).files, self.path(artefact_id)
+        if self._location.scheme == "local":
+            self._each(lambda entry: checks.verify(self._files, directory, entry), entries)
+            return Path(directory)
+        self._each(lambda entry: checks.copy(self._files, directory, entry, into), entries)
+        return into
+
+    def problems(self, artefact_id: str, verify: bool = False) -> list[str]:
+        """Return what is wrong with an artefact, [] if it is whole.
+
+        Sizes come from one listing, rows from the Parquet footers; ``verify`` reads every byte for its sha256.
+        """
+        try:
+            manifest = self.manifest(artefact_id)
+        except DamagedArtefactError as error:
+            return [str(error)]
+        if manifest is None:
+            return [f"{artefact_id} is not committed: it has no {MANIFEST}"]
+        directory = self.path(artefact_id)
+        sizes = self._files.listing(directory)
+
+        def problem(entry: FileEntry) -> str | None:
+            return checks.problem(self._files, directory, entry, sizes.get(entry.name), verify)
+
+        return [found for found in self._each(problem, manifest.files) if found]
+
+    def state(self, artefact_id: str, verify: bool = False) -> State:
+        """Return the state of one artefact, by :meth:`problems`."""
+        if self._files.size(self.path(artefact_id, MANIFEST)) is None:
+            return "missing"
+        return "damaged" if self.problems(artefact_id, verify) else "committed"
+
+    def states(self, ids: Iterable[str], verify: bool = False) -> dict[str, State]:
+        """Return the state of many artefacts, quickly: one recursive listing of each kind folder that is asked for.
+
+        Missing files and wrong sizes show. A local store also reads each manifest (0.1 s per 1,000); an object store
+        does so only where the listing differs from what the commit sealed. ``verify`` checks rows and sha256 of each.
+        """
+        wanted = list(dict.fromkeys(ids))
+        for one in wanted:
+            self._check_id(one)
+        contents: dict[str, dict[str, int]] = {}
+        for folder in sorted({one.partition("/")[0] for one in wanted}):
+            for name, size in self._files.listing(self.path(folder), hidden=self._files.remote).items():
+                one, _, rest = name.partition("/")
+                contents.setdefault(f"{folder}/{one}", {})[rest] = size
+
+        def state(one: str) -> State:
+            sizes = contents.get(one, {})
+            if MANIFEST not in sizes:
+                return "missing"
+            if seal(sizes) in sizes and not verify:
+                return "committed"
+            try:
+                manifest = self.manifest(one)
+            except DamagedArtefactError:
+                return "damaged"
+            if manifest is None:  # discarded since the listing
+                return "missing"
+            whole = all(sizes.get(entry.name) == entry.bytes for entry in manifest.files)
+            return "committed" if whole and not (verify and self.problems(one, verify=True)) else "damaged"
+
+        return dict(zip(wanted, self._each(state, wanted), strict=True))
+
+    def manifests(self, kind: str | None = None) -> list[Manifest]:
+        """Return the manifests of all committed artefacts, by id. Unreadable ones are left out; :meth:`state` tells."""
+        folders = [FOLDERS[kind]] if kind else list(FOLDERS.values())
+        suffix = f"/{MANIFEST}"
+        ids = [
+            f"{folder}/{name.removesuffix(suffix)}"
+            for folder in folders
+            for name in sorted(self._files.listing(self.path(folder)))
+            if name.endswith(suffix)
+        ]
+
+        def read(one: str) -> Manifest | None:
+            try:
+                return self.manifest(one)
+            except DamagedArtefactError:
+                return None
+
+        return [manifest for manifest in self._each(read, ids) if manifest]
+
+    def discard(self, artefact_id: str) -> None:
+        """Remove an artefact: its manifest first, so that at no instant a committed one lacks files."""
+        self._check_id(artefact_id)
+        self._files.delete(self.path(artefact_id, MANIFEST))
+        self._files.delete_tree(self.path(artefact_id))
+
+    def _write(self, artefact_id: str, name: str, data: Callable[[], memoryview], rows: int | None) -> FileEntry:
+        self._check_name(artefact_id, name)
+        there = self.manifest(artefact_id)
+        if there is not None:
+            entry = next((entry for entry in there.files if entry.name == name), None)
+            if entry is None or self._files.size(self.path(artefact_id, name)) != entry.bytes:
+                raise StoreError(f"{artefact_id} is committed, so {name} cannot be written into it; discard it first")
+            return entry
+        content = data()
+        self._files.put(self.path(artefact_id, name), content)
+        return FileEntry(name, rows, content.nbytes, hashlib.sha256(content).hexdigest())
+
+    def _check_id(self, artefact_id: str) -> None:
+        self.path(artefact_id)
+        folder, _, name = artefact_id.partition("/")
+        if folder not in FOLDERS.values() or not name or "/" in name or name.startswith("."):
+            raise StoreError(
+                f"{artefact_id!r} is no artefact id: expected {' | '.join(FOLDERS.values())}, a / and a name"
+            )
+
+    def _check_name(self, artefact_id: str, name: str) -> None:
+        self._check_id(artefact_id)
+        self.path(artefact_id, name)
+        if name == MANIFEST or any(part.startswith(".") for part in name.split("/")):
+            raise StoreError(f"{artefact_id}: a file of an artefact cannot be called {name!r}")
+
+    def _check_present(self, made: Manifest) -> None:
+        sizes = self._files.listing(self.path(made.id))
+        for entry in made.files:
+            self._check_name(made.id, entry.name)
+            if sizes.get(entry.name) != entry.bytes:
+                found = "is missing" if entry.name not in sizes else f"has {sizes[entry.name]} bytes"
+                raise StoreError(f"{made.id} cannot be committed: {entry.name} {found}, expected {entry.bytes} bytes")
+
+    def _committed(self, artefact_id: str) -> Manifest:
+        manifest = self.manifest(artefact_id)
+        if manifest is None:
+            raise StoreError(f"{artefact_id} is not committed in {self.uri}")
+        return manifest

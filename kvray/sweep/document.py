@@ -1,0 +1,169 @@
+"""A sweep's plain values with the place of each: what a YAML file said, what ``--set`` and a scale changed of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvray.errors import InputError, Path, Place, Problem, dotted
+from kvray.sweep.problems import MAX_PROBLEMS, one_line, show
+
+_TYPED_LINE = 10**9
+_ABSENT = object()
+
+
+@dataclass
+class Document:
+    """A YAML file as plain values, with the place of each.
+
+    Attributes:
+        file: as the user named it.
+        value: the top-level mapping.
+        places: where each key or list item was written.
+        problems: what is wrong with the YAML itself (duplicate keys, unset variables, tags).
+        broken: paths whose value is unknown because of a problem; nothing more should be said about them.
+    """
+
+    file: str
+    value: dict[str, Any] = field(default_factory=dict)
+    places: dict[Path, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    broken: set[Path] = field(default_factory=set)
+
+    def place(self, path: Path) -> Place:
+        """Return where the value at ``path`` is, or the nearest thing around it."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.places:
+                return self.places[path[:length]]
+        return Place(1, f"{self.file}:1")
+
+    def set(self, path: Path, value: Any, place: Place) -> None:
+        """Put a value at a path of mapping keys, making the mappings above it.
+
+        Raises:
+            InputError: something above the path is not a mapping.
+        """
+        put(self.value, path, value)
+        for known in [known for known in self.places if known[: len(path)] == path]:
+            del self.places[known]
+        self.broken = {known for known in self.broken if known[: len(path)] != path}
+        self.problems = [p for p in self.problems if p.path[: len(path)] != path]
+        self.places[path] = place
+
+    def lateness(self, path: Path) -> int:
+        """Return what wrote the value at a path: 0 the file, 1 a scale of it, 2 the command line."""
+        place = self.place(path)
+        if place.line == _TYPED_LINE:
+            return 2
+        return int(any(known[0] == "scales" and other == place for known, other in self.places.items() if known))
+
+    def hides(self, path: Path) -> bool:
+        """Say whether the value at a path, or a part of it, is unknown because of a problem that is reported already.
+
+        Of the document as a whole little is known while one of its sections is not.
+        """
+        if not path:
+            return any(len(broken) == 1 for broken in self.broken)
+        return any(path[: len(broken)] == broken[: len(path)] for broken in self.broken)
+
+    def report(self, problems: Iterable[Problem]) -> list[str]:
+        """Return one line per problem, ``FILE:LINE: dotted.path: text``, in the order of the file.
+
+        What an alias repeats is one mistake, told where it was written; of very many mistakes the first are told.
+        """
+        lines: dict[str, int] = {}
+        told: set[tuple[Place, str]] = set()
+        for problem in map(self._narrowed, problems):
+            place = problem.place or self.place(problem.path)
+            if place.column and (place, problem.text) in told:
+                continue
+            told.add((place, problem.text))
+            lines.setdefault(one_line(f"{place.text}: {problem}"), place.line)
+        found = sorted(lines, key=lambda line: lines[line])
+        more = [f"{self.file}: more problems than these {MAX_PROBLEMS}"] if len(found) > MAX_PROBLEMS else []
+        return [*found[:MAX_PROBLEMS], *more]
+
+    def _narrowed(self, problem: Problem) -> Problem:
+        """Move the keys that a text starts with into the path: ``datasets.kv: source: …`` is about a line of its own.
+
+        Tasks and sources know the name of a field, not where in which file it was written.
+        """
+        head, colon, text = problem.text.partition(": ")
+        here = _at(self.value, problem.path)
+        below = split(head, here) if colon and isinstance(here, Mapping) else ()
+        if not below or _at(here, below) is _ABSENT:
+            return problem
+        return self._narrowed(Problem((*problem.path, *below), text, problem.place))
+
+
+def typed(option: str) -> Place:
+    """Return the place of what was typed on the command line; it is told after what is in the file."""
+    return Place(_TYPED_LINE, option)
+
+
+def put(target: dict[str, Any], path: Path, value: Any) -> None:
+    """Put a value at a path of mapping keys, in place, making the mappings above it.
+
+    Raises:
+        InputError: something above the path is not a mapping.
+    """
+    for depth, part in enumerate(path[:-1], start=1):
+        below = target.setdefault(str(part), {})
+        if below is None:
+            below = target[str(part)] = {}
+        if not isinstance(below, dict):
+            raise InputError(Problem(path, f"found {show(below)} at {dotted(path[:depth])}; expected a mapping"))
+        target = below
+    target[str(path[-1])] = value
+
+
+def merge(document: Document, path: Path, value: Any, written: Path) -> None:
+    """Change a document at a path: a mapping is merged into the one there, None takes away, all else replaces.
+
+    Args:
+        document: what is changed.
+        path: where.
+        value: what with.
+        written: where in the document the value was written, for the lines of messages.
+
+    Raises:
+        InputError: something above the path is not a mapping.
+    """
+    if isinstance(value, dict) and isinstance(_at(document.value, path), dict):
+        for key, inner in value.items():
+            merge(document, (*path, key), inner, (*written, key))
+        return
+    below = [known for known in document.places if known[: len(written)] == written]
+    inner = {(*path, *known[len(written) :]): document.places[known] for known in below}
+    unknown = {(*path, *known[len(written) :]) for known in document.broken if known[: len(written)] == written}
+    document.set(path, copy.deepcopy(value), document.place(written))
+    document.places |= inner
+    document.broken |= unknown
+    if value is None and path not in unknown:
+        above: Any = document.value
+        for part in path[:-1]:
+            above = above[part]
+        del above[path[-1]]
+
+
+def split(path: str, root: Mapping[str, Any]) -> Path:
+    """Split a dotted path along the keys of ``root``, whose names may hold dots themselves."""
+    parts = path.split(".")
+    keys: list[str] = []
+    here: object = root
+    while parts:
+        lengths = range(len(parts), 0, -1) if isinstance(here, Mapping) else ()
+        take = next((n for n in lengths if ".".join(parts[:n]) in here), 0)  # type: ignore[operator]
+        keys.append(".".join(parts[: take or 1]))
+        here = here[keys[-1]] if take and isinstance(here, Mapping) else None
+        parts = parts[take or 1 :]
+    return tuple(keys)
+
+
+def _at(root: Any, path: Path) -> Any:
+    """Return what is at a path of mapping keys, :data:`_ABSENT` if nothing is."""
+    for part in path:
+        root = root.get(part, _ABSENT) if isinstance(root, Mapping) else _ABSENT
+    return root

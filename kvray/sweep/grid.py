@@ -1,0 +1,184 @@
+"""Variants of a sweep: ``grid`` is every combination of its lists, ``zip`` goes through its lists side by side."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvray.errors import InputError, Path, Problem, dotted
+from kvray.sweep.document import put, split
+from kvray.sweep.model import TASK_SECTIONS, Finetune, Overlaps, Sweep, check
+from kvray.sweep.problems import MAX_PROBLEMS, nearest, show
+from kvray.tasks.base import REGISTRY
+
+MAX_VARIANTS = 1000
+"""Variants of one sweep; a grid beyond it is more likely a slip than a plan."""
+
+
+def variants(sweep: Sweep) -> list[Variant]:
+    """Expand a sweep into sweeps without grid and zip: the grid's last key varies fastest, zip varies faster still.
+
+    Raises:
+        InputError: a path or a value is not valid.
+    """
+    raw = sweep.model_dump(mode="json")
+    overlaps: Overlaps = {}
+    problems = grid_problems(raw, [], overlaps)
+    if problems:
+        raise InputError(problems)
+    result = []
+    for origins, values in expand(raw):
+        varied, _ = check(values, overlaps)
+        assert varied is not None  # grid_problems has checked every combination
+        plain = varied.model_dump(mode="json")
+        changes = tuple((path, _at(plain, path)) for path in origins)
+        label = ",".join(f"{path[-1]}={show_value(value)}" for path, value in changes)
+        result.append(Variant(label, varied, changes, origins))
+    return result
+
+
+def show_value(value: object) -> str:
+    """Return a value as a label shows it: ``1e-05``, ``true``, ``[1,10]``."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def grid_problems(raw: Mapping[str, Any], base: Sequence[Problem], overlaps: Overlaps) -> list[Problem]:
+    """Check the paths, the lists and every combination of values of ``grid`` and ``zip``.
+
+    Args:
+        raw: the plain values of a sweep.
+        base: the problems of the sweep itself, which are not reported again.
+        overlaps: as for :func:`kvray.sweep.model.check`.
+    """
+    problems, usable = _lists(raw)
+    number = math.prod(len(values) for values in usable["grid"].values())
+    number *= min((len(values) for values in usable["zip"].values()), default=1)
+    if number > MAX_VARIANTS:
+        place = "grid" if usable["grid"] else "zip"
+        text = f"found {number:,} variants (grid and zip); expected at most {MAX_VARIANTS:,}"
+        return [*problems, Problem((place,), text)]
+    seen = {(problem.path, problem.text) for problem in base}
+    for origins, values in expand({**raw, **usable}):
+        if not origins or len(problems) > MAX_PROBLEMS:
+            break
+        for problem in check(values, overlaps)[1]:
+            at = _origin(problem.path, origins)
+            here = "" if problem.path in origins else f"{dotted(problem.path)}: "
+            found = Problem(at, here + problem.text)
+            if (problem.path, problem.text) not in seen and (found.path, found.text) not in seen:
+                seen.add((found.path, found.text))
+                problems.append(found)
+    return problems
+
+
+def expand(raw: Mapping[str, Any]) -> Iterator[tuple[dict[Path, Path], dict[str, Any]]]:
+    """Yield every combination as ({varied path: where its value stands in grid or zip}, plain values of the sweep)."""
+    axes = [[[(name, i, "grid")] for i in range(len(values))] for name, values in (raw.get("grid") or {}).items()]
+    zipped = raw.get("zip") or {}
+    if zipped:
+        length = min(len(values) for values in zipped.values())
+        axes.append([[(name, i, "zip") for name in zipped] for i in range(length)])
+    plain = {key: value for key, value in raw.items() if key not in ("grid", "zip")}
+    for choice in itertools.product(*axes):
+        varied = copy.deepcopy(plain)
+        origins: dict[Path, Path] = {}
+        for name, index, kind in itertools.chain(*choice):
+            path = split(name, plain)
+            put(varied, path, copy.deepcopy(raw[kind][name][index]))
+            origins[path] = (kind, name, index)
+        yield origins, varied
+
+
+def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, list[Any]]]]:
+    """Check the keys and the lists of grid and zip; return the problems, and the grid and zip that can be expanded."""
+    problems: list[Problem] = []
+    known = _paths(raw)
+    usable: dict[str, dict[str, list[Any]]] = {"grid": {}, "zip": {}}
+    blocks = {kind: block for kind in ("grid", "zip") if isinstance(block := raw.get(kind) or {}, Mapping)}
+    for kind, name, values in ((kind, name, block[name]) for kind, block in blocks.items() for name in block):
+        if name not in known:
+            problems.append(Problem((kind, name), _unknown(name, known)))
+        elif not isinstance(values, list) or not isinstance(raw.get(name.split(".")[0]) or {}, Mapping):
+            continue  # the sweep's own check tells it
+        elif not values:
+            problems.append(Problem((kind, name), "found an empty list; expected at least one value"))
+        elif kind == "zip" and name in blocks.get("grid", {}):
+            problems.append(Problem((kind, name), "found the same key in grid; expected it in one of the two"))
+        else:
+            usable[kind][name] = values
+    for name, values in usable["grid"].items():
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                problems.append(Problem(("grid", name, i), f"found {show(value)} twice; expected each value once"))
+    lengths = {name: len(values) for name, values in usable["zip"].items()}
+    if len(set(lengths.values())) > 1:
+        text = " and ".join(f"{length} ({name})" for name, length in lengths.items())
+        problems.append(Problem(("zip",), f"found lists of {text} values; expected one length"))
+    return problems, usable
+
+
+def _paths(raw: Mapping[str, Any]) -> list[str]:
+    """Return every path that ``grid`` and ``zip`` may vary in this sweep."""
+    paths = [f"finetune.{name}" for name in Finetune.model_fields if name != "seeds"]
+    for section in (*TASK_SECTIONS, "mixtures"):
+        blocks = raw.get(section)
+        for name, block in blocks.items() if isinstance(blocks, Mapping) else ():
+            if isinstance(block, Mapping):
+                task = REGISTRY.get(str(block.get("task")))
+                knobs = block if section == "mixtures" else task.model_fields if task else ()
+                paths += [f"{section}.{name}.{knob}" for knob in knobs if knob != "task"]
+    return paths
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    if name == "finetune.seeds":
+        return "found 'finetune.seeds'; expected the list of seeds in finetune itself, seeds: [0, 1, 2]"
+    if name == "base_model":
+        return "found 'base_model'; expected one base model per sweep: run the file again with --set base_model=…"
+    near = nearest(name, known)
+    ending = f"; did you mean {near!r}?" if near else ""
+    return f"found {name!r}; expected a path like finetune.epochs, datasets.NAME.KNOB or evaluate.NAME.KNOB{ending}"
+
+
+def _origin(path: Path, origins: Mapping[Path, Path]) -> Path:
+    """Return the grid value that a problem comes from: the one with most of its path."""
+
+    def common(varied: Path) -> int:
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(path, varied, strict=False))))
+
+    return origins[max(origins, key=common)]
+
+
+def _at(plain: Any, path: Path) -> Any:
+    for part in path:
+        plain = plain[part]
+    return plain
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination of the values of ``grid`` and ``zip``.
+
+    Attributes:
+        label: what is varied, ``learning_rate=1e-05,rows=350``; empty for a sweep without grid and zip.
+        sweep: the sweep with these values, and neither grid nor zip.
+        changes: the varied paths with their values, in plain JSON.
+        origins: the varied paths with where their values stand in ``grid`` or ``zip``.
+    """
+
+    label: str
+    sweep: Sweep
+    changes: tuple[tuple[Path, Any], ...]
+    origins: Mapping[Path, Path] = field(default_factory=dict)
+
+    def written(self, path: Path) -> Path:
+        """Return where a value of this variant was written: at its path, or in ``grid`` or ``zip``.
+
+        A block as a whole was written where it is varied, if it is.
+        """
+        return next((origin for varied, origin in self.origins.items() if varied[: len(path)] == path), path)

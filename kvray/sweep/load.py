@@ -1,0 +1,117 @@
+"""A sweep file: YAML -> a frozen :class:`Sweep`, every problem of the file at once, and its schema for editors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kvray.errors import InputError, Place, Problem
+from kvray.sweep import yaml as yaml_lines
+from kvray.sweep.document import Document, merge, split, typed
+from kvray.sweep.grid import Variant, grid_problems, show_value, variants
+from kvray.sweep.model import NAME, TASK_SECTIONS, Finetune, Overlaps, Runtime, Sweep, check, check_task, parse_task
+from kvray.sweep.problems import show
+from kvray.sweep.unused import unused
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY
+
+__all__ = [
+    "NAME",
+    "Finetune",
+    "Runtime",
+    "Sweep",
+    "Variant",
+    "check",
+    "check_task",
+    "json_schema",
+    "load",
+    "parse_task",
+    "show_value",
+    "variants",
+]
+
+
+def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> Sweep:
+    """Read and check a sweep file; see :func:`read`."""
+    return read(path, overrides, scale)[0]
+
+
+def read(
+    path: str, overrides: Sequence[str] = (), scale: str | None = None, base_model: str | None = None
+) -> tuple[Sweep, Document]:
+    """Read and check a sweep file.
+
+    Args:
+        path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in it come from the environment.
+        scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
+        overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
+        base_model: in place of the file's.
+
+    Returns:
+        The sweep, and the document that knows the line of each of its values.
+
+    Raises:
+        InputError: the file has problems; its ``problems`` are all of them, in the order of the file, as
+            ``FILE:LINE: dotted.path: found …; expected …; did you mean …?``.
+    """
+    load_all()
+    document = yaml_lines.read(path)
+    wrong = _take_scale(document, scale) if scale else []
+    wrong += [problem for text in overrides if (problem := yaml_lines.override(document, text))]
+    if base_model is not None:
+        document.set(("base_model",), base_model, typed("--base-model"))
+    overlaps: Overlaps = {}
+    sweep, problems = check(document.value, overlaps)
+    problems += grid_problems(document.value, problems, overlaps)
+    problems += unused(document)
+    wrong += [problem for problem in problems if not document.hides(problem.path)]
+    if wrong or document.problems or sweep is None:
+        raise InputError(document.report([*document.problems, *wrong]))
+    return sweep, document
+
+
+def _take_scale(document: Document, scale: str) -> list[Problem]:
+    """Make the changes of a scale: a mapping is merged into what is there, null takes away, all else replaces."""
+    scales = document.value.get("scales")
+    known = sorted(scales) if isinstance(scales, dict) else []
+    changes = scales.get(scale) if isinstance(scales, dict) else None
+    if not isinstance(changes, dict):
+        names = f"one of the file's scales: {', '.join(known)}" if known else "none: the file has no scales"
+        return [Problem((), f"found the scale {show(scale)}; expected {names}", Place(-1, "--scale"))]
+    name = document.value.get("name")
+    wrong: list[Problem] = []
+    for key, value in changes.items():
+        written = ("scales", scale, key)
+        try:
+            merge(document, split(key, document.value), value, written)
+        except InputError as error:
+            wrong += [Problem(written, problem.text) for problem in error.found]
+    if isinstance(name, str) and "name" not in changes:
+        document.value["name"] = f"{name}-{scale}"
+    return wrong
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a sweep file, for editors; each task's block has its own form."""
+    load_all()
+    schema = Sweep.model_json_schema()
+    definitions: dict[str, Any] = schema.setdefault("$defs", {})
+    definitions.pop("Task", None)
+    for name, cls in REGISTRY.items():
+        part = cls.model_json_schema(ref_template="#/$defs/{model}")
+        definitions |= part.pop("$defs", {})
+        part["properties"]["task"] = {"const": name, "description": "the task's name"}
+        part["required"] = sorted({"task", *part.get("required", [])})
+        definitions[f"task.{name}"] = part
+    for section in TASK_SECTIONS:
+        names = sorted(name for name, cls in REGISTRY.items() if section == "evaluate" or cls.TRAINABLE)
+        schema["properties"][section] |= {
+            "propertyNames": {"pattern": f"^{NAME.pattern}$"},
+            "additionalProperties": {"oneOf": [{"$ref": f"#/$defs/task.{name}"} for name in names]},
+        }
+    seeds = definitions["Finetune"]["properties"]["seeds"]
+    definitions["Finetune"]["properties"]["seeds"] = {
+        "anyOf": [{"type": "integer", "minimum": 0}, {k: v for k, v in seeds.items() if k != "description"}],
+        "description": seeds["description"],
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "kvray sweep"}

@@ -1,0 +1,338 @@
+"""The models of a sweep file: :class:`Finetune`, :class:`Runtime`, :class:`Sweep`, and the check of plain values.
+
+Every field is declared ``recipe`` (it decides content, so it enters fingerprints) or ``runtime`` (it never does).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from kvray.errors import KvrayError, Path, Problem
+from kvray.sweep.names import SWEEP_FILES, name_problems
+from kvray.sweep.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+"""Names of sweeps, datasets, mixtures and evaluations: safe in paths, URLs and labels.
+
+They are parts of the names of files (``sweeps/NAME.json``; a figure has two of them), for which there are 255 bytes.
+"""
+TASK_SECTIONS = ("datasets", "evaluate")
+"""Sections of a sweep that hold task blocks by name."""
+MAX_PAIRS = 100_000
+"""Pairs of training data (a dataset with each seed) and evaluations; all are looked at."""
+_NAME_RULE = "up to 80 letters, digits and . _ -, starting with a letter or digit"
+_API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
+_LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+
+
+Overlaps = dict[tuple[str, str], str | None]
+"""What :meth:`Task.overlaps` said of pairs of tasks; it may read their sources, so each pair is asked once."""
+
+
+def check(raw: Mapping[str, Any], overlaps: Overlaps | None = None) -> tuple[Sweep | None, list[Problem]]:
+    """Check the plain values of a sweep, its grid and zip aside; return the sweep only if there is no problem.
+
+    Args:
+        raw: the values.
+        overlaps: filled with what was learned of pairs of tasks; hand it on when many variants are checked.
+    """
+    problems: list[Problem] = []
+    shell = dict(raw)
+    tasks: dict[str, dict[str, Task]] = {section: {} for section in TASK_SECTIONS}
+    for section, good in tasks.items():
+        blocks = _mapping(raw, section)
+        for name, block in blocks.items():
+            task, found = check_task(block, (section, name))
+            problems += found
+            if task is not None:
+                good[name] = task
+        if blocks:
+            shell[section] = good
+    problems += _cross_problems(raw, tasks["datasets"], tasks["evaluate"], {} if overlaps is None else overlaps)
+    sweep = None
+    try:
+        sweep = Sweep.model_validate(shell, context={"cross_checked": True})
+    except ValidationError as error:
+        problems += explain(error, Sweep, raw)
+    problems += misread_booleans(Finetune, _mapping(raw, "finetune"), ("finetune",))
+    problems += misread_booleans(Runtime, _mapping(raw, "runtime"), ("runtime",))
+    return (None if problems else sweep), problems
+
+
+def check_task(block: Any, path: Path = ()) -> tuple[Task | None, list[Problem]]:
+    """Check one task block ``{task: name, …}``; return the task only if there is no problem."""
+    load_all()
+    if isinstance(block, Task):
+        return block, []
+    if not isinstance(block, Mapping):
+        return None, [Problem(path, f"found {show(block)}; expected a mapping like {{task: NAME, …}}")]
+    name = block.get("task")
+    if name is None:
+        return None, [Problem(path, f"found no task; expected task: one of {', '.join(sorted(REGISTRY))}")]
+    if not isinstance(name, str) or name not in REGISTRY:
+        return None, [Problem((*path, "task"), unknown(name, sorted(REGISTRY), "one of the tasks"))]
+    problems = misread_booleans(REGISTRY[name], block, path)
+    try:
+        task = REGISTRY[name].model_validate(dict(block))
+    except ValidationError as error:
+        return None, problems + explain(error, REGISTRY[name], block, path)
+    return (None if problems else task), problems
+
+
+def parse_task(block: Any) -> Task:
+    """Return the task of a block ``{task: name, …}``, or the task itself if it is one already.
+
+    Raises:
+        ValueError: the block has problems; the message holds all of them.
+    """
+    task, problems = check_task(block)
+    if task is None:
+        raise ValueError("; ".join(str(problem) for problem in problems))
+    return task
+
+
+def _mapping(raw: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """Return a section, empty where it is absent or no mapping (which is reported elsewhere)."""
+    value = raw.get(section)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _cross_problems(
+    raw: Mapping[str, Any], datasets: Mapping[str, Task], evaluate: Mapping[str, Task], overlaps: Overlaps
+) -> list[Problem]:
+    """Check what no single field can: names, mixtures against datasets, training data against evaluations."""
+    problems = [
+        Problem((section, name), f"found the name {show(name)}; expected {_NAME_RULE}")
+        for section in ("datasets", "mixtures", "evaluate")
+        for name in _mapping(raw, section)
+        if not NAME.fullmatch(name)
+    ]
+    problems += name_problems(raw)
+    names = list(_mapping(raw, "datasets"))
+    try:
+        seeds = Finetune.model_validate(_mapping(raw, "finetune")).data_seeds()
+    except ValidationError:
+        seeds = (0,)  # the sweep's own check tells what is wrong
+    if not raw.get("datasets") and not raw.get("evaluate"):
+        problems.append(Problem((), "found neither datasets nor evaluate; expected at least one of them"))
+    for mixture, weights in _mapping(raw, "mixtures").items():
+        if weights == {}:
+            problems.append(Problem(("mixtures", mixture), "found no dataset; expected DATASET: WEIGHT"))
+        for name in weights if isinstance(weights, Mapping) and len(problems) <= MAX_PROBLEMS else ():
+            if name not in names:
+                problems.append(Problem(("mixtures", mixture, name), unknown(name, names, "one of the datasets")))
+    trained = {name: task for name, task in datasets.items() if task.TRAINABLE}
+    for name in (name for name in datasets if name not in trained):
+        able = ", ".join(sorted(other for other, cls in REGISTRY.items() if cls.TRAINABLE))
+        text = f"found {datasets[name].task!r}, which only evaluates; expected one of the tasks to train on: {able}"
+        problems.append(Problem(("datasets", name, "task"), text))
+    pairs = len(trained) * len(seeds) * len(evaluate)
+    if pairs > MAX_PAIRS:
+        text = f"found {len(trained)} datasets, of {len(seeds)} seeds each, beside {len(evaluate)} evaluations: "
+        text += f"{pairs:,} pairs of training data and questions; expected at most {MAX_PAIRS:,}"
+        return [*problems, Problem(("datasets",), text)]
+    return [*problems, *_overlap_problems(trained, evaluate, seeds, overlaps)]
+
+
+def _overlap_problems(
+    datasets: Mapping[str, Task], evaluate: Mapping[str, Task], seeds: Sequence[int], overlaps: Overlaps
+) -> list[Problem]:
+    """Check that no evaluation asks what a dataset, with any of its seeds, trains on."""
+    problems = []
+    asked = [(name, task, task.model_dump_json()) for name, task in evaluate.items()]
+    for name, task in datasets.items():
+        drawn = [task.reseeded(seed) for seed in seeds] if asked else []
+        texts = [each.model_dump_json() for each in drawn]
+        for evaluation, other, questions in asked:
+            for each, text in zip(drawn, texts, strict=True):
+                pair = (text, questions)
+                if pair not in overlaps:
+                    overlaps[pair] = _overlap(each, other)
+            shared = next((why for text in texts if (why := overlaps[text, questions]) is not None), None)
+            if shared:
+                found = f"found training data that evaluate.{evaluation} asks about ({shared}); expected them apart"
+                problems.append(Problem(("datasets", name), found))
+    return problems
+
+
+def _overlap(task: Task, other: Task) -> str | None:
+    try:
+        return task.overlaps(other)
+    except (OSError, KvrayError):
+        # A source that cannot be read is told by kvray.facts, which reads them all.
+        return None
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Finetune(Strict):
+    """How every mixture is finetuned. The defaults are the paper's where it tells them (epochs, rate, batch size)."""
+
+    method: Literal["lora", "attention", "full"] = recipe(
+        "lora", description="lora: an adapter; attention: the attention layers' weights; full: all weights"
+    )
+    epochs: float = recipe(2.0, gt=0, description="passes over the mixture; a fraction stops within one")
+    learning_rate: float = recipe(5e-6, gt=0, lt=10, description="peak learning rate of AdamW")
+    batch_size: int = recipe(16, ge=1, description="rows per optimizer step, over all workers")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_one_or_more)] = recipe(
+        (0,), min_length=1, description="one finetune per seed: order of rows, adapter's start, dropout"
+    )
+    reseed_data: bool = recipe(
+        False, description="add each finetune's seed to its datasets' seeds: other data per seed, as in the paper"
+    )
+    lora_rank: int = recipe(16, ge=1, le=512, description="rank of the adapter")
+    lora_alpha: float = recipe(32.0, gt=0, description="scale of the adapter: alpha / rank")
+    lora_dropout: float = recipe(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    lora_targets: tuple[str, ...] = recipe(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1, description="names of the modules that get an adapter"
+    )
+    scheduler: Literal["linear", "cosine", "constant"] = recipe("linear", description="how the learning rate falls")
+    warmup_ratio: float = recipe(0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    weight_decay: float = recipe(0.0, ge=0, lt=1, description="AdamW's weight decay")
+    max_grad_norm: float = recipe(1.0, gt=0, description="gradients are scaled down to this norm")
+    max_length: int | None = recipe(None, ge=8, description="tokens per row at most; a longer row is an error")
+    match: Literal["tokens", "rows"] = recipe(
+        "tokens",
+        description="tokens: weights are shares of tokens, and an epoch of every mixture reads as many tokens as one "
+        "of the sweep's first mixture; rows: weights are shares of rows, and no mixture is cut to another",
+    )
+    api_batch_size: int | Literal["auto"] = recipe("auto", description="rows per step of a fine-tuning API")
+    api_learning_rate_multiplier: float | Literal["auto"] = recipe(
+        "auto", description="a fine-tuning API's factor on its own learning rate"
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("every seed once")
+        return seeds
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what decides a finetune beside its seed; without the adapter's fields where there is no adapter."""
+        unused = {"seeds", "reseed_data", *_API_FIELDS, *(() if self.method == "lora" else _LORA_FIELDS)}
+        return {name: value for name, value in super().recipe().items() if name not in unused}
+
+    def data_seeds(self) -> tuple[int, ...]:
+        """Return what is added to the seeds of the datasets, each once."""
+        return self.seeds if self.reseed_data else (0,)
+
+    def api_recipe(self) -> dict[str, Any]:
+        """Return what decides a finetune that a fine-tuning API makes, beside its seed: the rest is the server's."""
+        return {name: value for name, value in super().recipe().items() if name in {"epochs", "match", *_API_FIELDS}}
+
+
+class Runtime(Strict):
+    """Where and how fast a sweep runs; never part of a fingerprint."""
+
+    address: str | None = runtime(None, description="a running Ray cluster (auto, ray://…); none starts a local Ray")
+    num_cpus: int | None = runtime(None, ge=1, description="CPUs of a local Ray; none takes all")
+    object_store_memory: int | None = runtime(None, ge=75 * 2**20, description="bytes of a local Ray's object store")
+    workers_per_finetune: int = runtime(1, ge=1, description="data-parallel workers of one finetune")
+    gpus_per_finetune: float | None = runtime(None, ge=0, description="GPUs per worker; none: 1 if there are GPUs")
+    cpus_per_finetune: float = runtime(1.0, gt=0, description="CPUs per worker")
+    concurrent_finetunes: int | None = runtime(None, ge=1, description="finetunes at a time; none: as many as fit")
+    strategy: Literal["ddp", "fsdp"] = runtime("ddp", description="fsdp shards weights over the workers")
+    per_device_batch_size: int = runtime(
+        4,
+        ge=1,
+        description="rows per forward pass; 1 for long contexts: rows of unlike lengths need a mask of length x length",
+    )
+    gradient_checkpointing: bool = runtime(False, description="less memory, about a third more time")
+    checkpoint_every_steps: int = runtime(50, ge=1, description="optimizer steps between checkpoints")
+    engines: int = runtime(1, ge=1, description="vLLM engines at a time")
+    gpus_per_engine: float | None = runtime(None, ge=0, description="GPUs per engine; none: tensor_parallel if any")
+    cpus_per_engine: float | None = runtime(None, gt=0, description="CPUs per engine; none: shared evenly")
+    tensor_parallel: int = runtime(1, ge=1, description="GPUs that one engine's weights are split over")
+    max_loras: int = runtime(4, ge=1, description="adapters in one batch")
+    kv_cache_gib: float | None = runtime(None, gt=0, description="GiB of key-value cache per engine; none: measured")
+    gpu_memory_utilization: float = runtime(0.9, gt=0, le=1, description="share of a GPU's memory that vLLM takes")
+    max_model_len: int | None = runtime(None, ge=16, description="tokens per request at most; none: the model's own")
+    retries: int = runtime(2, ge=0, description="further attempts at a unit of work whose worker died")
+    api_base_url: str | None = runtime(None, description="of an openai: model; none: $OPENAI_BASE_URL, else OpenAI's")
+    api_concurrency: int = runtime(8, ge=1, description="requests at a time to an API")
+    api_retries: int = runtime(8, ge=0, description="further attempts at a request that an API refused for now")
+    api_timeout_s: float = runtime(120.0, gt=0, description="seconds that one request to an API may take")
+    api_price_input: float | None = runtime(None, ge=0, description="USD per million prompt tokens, for the plan")
+    api_price_output: float | None = runtime(None, ge=0, description="USD per million written tokens, for the plan")
+    api_price_training: float | None = runtime(None, ge=0, description="USD per million trained tokens, for the plan")
+
+
+class Sweep(Strict):
+    """One sweep: what is trained on, how, and what is asked afterwards."""
+
+    name: str = runtime(description="the sweep's name, in reports and in the store")
+    base_model: str = recipe(description="kvray-tiny, a directory, a Hugging Face id, or openai:NAME behind an API")
+    tokenizer: str | None = recipe(
+        None, description="a model whose tokenizer counts tokens for the data; none: the base model's own"
+    )
+    system_message: str | None = recipe(
+        None, description="sent first to a model behind an API, in its training file and in evaluation"
+    )
+    trust_remote_code: bool = recipe(False, description="let the base model's own Python code run")
+    datasets: dict[str, Annotated[SerializeAsAny[Task], BeforeValidator(parse_task)]] = recipe(
+        {}, description="what can be trained on: a task block by name"
+    )
+    mixtures: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = recipe(
+        {}, description="what is trained on: weights over datasets by name; absent: each dataset alone"
+    )
+    finetune: Finetune = recipe(Finetune(), description="how each mixture is finetuned")
+    evaluate: dict[str, Annotated[SerializeAsAny[Task], BeforeValidator(parse_task)]] = recipe(
+        {}, description="what every finetune and the base model are asked: a task block by name"
+    )
+    grid: dict[str, list[Any]] = recipe({}, description="lists of values by dotted path; every combination is run")
+    zip: dict[str, list[Any]] = recipe({}, description="lists of one length by dotted path; run side by side")
+    scales: dict[str, dict[str, Any]] = runtime(
+        {}, description="named sets of changes to this file by dotted path, taken with --scale NAME"
+    )
+    reference: tuple[str, ...] = runtime((), description="sets of published numbers that the report shows beside ours")
+    runtime: Runtime = runtime(Runtime(), description="where and how fast; never part of a fingerprint")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(_NAME_RULE)
+        if name.lower().endswith(SWEEP_FILES):
+            raise ValueError("a name that does not end as a file does: commands take either")
+        return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, raw: Any) -> Any:
+        """An empty section (all its lines commented out) is an absent one; mixtures default to one per dataset."""
+        if not isinstance(raw, Mapping):
+            return raw
+        filled = {name: value for name, value in raw.items() if value is not None}
+        if "mixtures" not in filled and isinstance(filled.get("datasets"), Mapping):
+            filled["mixtures"] = {name: {name: 1.0} for name in filled["datasets"]}
+        return filled
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _one_reference(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _cross(self, info: ValidationInfo) -> Sweep:
+        if not (info.context or {}).get("cross_checked"):
+            problems = _cross_problems(self.model_dump(mode="json"), self.datasets, self.evaluate, {})
+            if problems:
+                raise ValueError("\n".join(str(problem) for problem in problems))
+        return self

@@ -1,0 +1,235 @@
+"""IN2 over a corpus: texts cut into segments, and questions on them that a file brings or a language model writes.
+
+FILM cuts C4 (realnewslike) into segments of 128 tokens and lets GPT-4-Turbo write the questions (An et al. 2024,
+section 2.1; its prompts are in appendix I). The training set was never published, so this rebuilds it from the recipe.
+The prompts to the writer are ours; unlike FILM's they ask for a fixed form, so that replies can be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvray.errors import InputError
+from kvray.tasks import writing
+from kvray.tasks.base import CountTokens
+from kvray.tasks.in2.fill import Draft, Segment
+from kvray.tasks.qa import questions
+from kvray.tasks.rng import below, draws
+from kvray.tasks.sources import read
+
+FINE_GRAINED = (
+    "Write one question about the text below, and its answer. The question is specific to what this text says, can be "
+    "answered from it alone, and is clear to a reader among many other texts: it names who or what it is about and "
+    "never refers to 'the text'. The answer is one sentence in your own words.\n\nText:\n{segment}\n\n"
+    "Reply in this form and with nothing else:\nQuestion: <the question>\nAnswer: <the answer>"
+)
+INTEGRATION = (
+    "Write one question about the pieces of a text below, and its answer. The question takes facts from at least two "
+    "of the pieces to answer, can be answered from them alone, and is clear to a reader among many other texts: it "
+    "names who or what it is about and never refers to 'the pieces'. The answer is one or two sentences in your own "
+    "words.\n\n{segments}\n\nReply in this form and with nothing else:\nQuestion: <the question>\nAnswer: <the answer>"
+)
+FORM = ("Question", "Answer")
+ANSWER_TOKENS = 128
+"""A written answer of more tokens is passed by."""
+_OF_THE_TEXT = re.compile(
+    r"\b(according to|based on|in) (the|this|these) (given |provided )?(text|context|passage|piece)s?\b", re.IGNORECASE
+)
+"""A question that says so is about a text that its reader is not pointed to; FILM's prompt forbids it as well."""
+_SENTENCE_END = re.compile(r"[.!?][\"')\]\u2019\u201d]*\s+|[\u3002\uff01\uff1f]+")
+_WORD_END = re.compile(r"\s+")
+_PIECES_AT_ONCE = 2048
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question and the numbers of its segments in the pool."""
+
+    segments: tuple[int, ...]
+    question: str
+    answer: str
+    references: tuple[str, ...]
+
+
+class Corpus:
+    """Segments and the questions on them; makes drafts.
+
+    Attributes:
+        segments: the pool that contexts are filled from.
+    """
+
+    def __init__(self, segments: Sequence[str], asked: Sequence[Asked], key: int, count_tokens: CountTokens) -> None:
+        """Take the pool and its questions; those on one segment are fine-grained, the others integration."""
+        counts = count_tokens(segments).tolist()
+        self.segments = [Segment(text, tokens) for text, tokens in zip(segments, counts, strict=True)]
+        self.asked = {kind: [one for one in asked if (len(one.segments) > 1) == kind] for kind in (False, True)}
+        self.key = key
+        self._normal = lru_cache(maxsize=None)(lambda at: f" {questions.normalise(segments[at])} ")
+
+    def draft(self, row: int, integration: bool, number: int) -> Draft:
+        """Return the ``number``-th question of a kind, with fillers and places by the row."""
+        asked = self.asked[integration][number]
+        gold = tuple(self.segments[at] for at in asked.segments)
+        size = len(self.segments)
+        order = np.argsort(draws(self.key, row, row + 1, size, 1)[0], kind="stable")
+        fillers = self._fillers(asked, order)
+        return Draft(
+            asked.question, asked.answer, asked.references, gold, fillers, draws(self.key, row, row + 1, size, 2)[0]
+        )
+
+    def _fillers(self, asked: Asked, order: NDArray[np.int64]) -> Iterator[Segment]:
+        """Yield the segments in order that are none of the question's and contain no answer of it."""
+        forbidden = [f" {normal} " for text in asked.references if (normal := questions.normalise(text))]
+        for at in order.tolist():
+            if at not in asked.segments and not any(text in self._normal(at) for text in forbidden):
+                yield self.segments[at]
+
+
+def cut(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
+    """Yield a text in segments of at most ``limit`` tokens, as many whole sentences as fit in each.
+
+    A sentence that is longer is cut between words, a word that is longer between characters. White space becomes
+    single spaces. All of the text comes out, the last segment however short.
+    """
+    line = " ".join(text.split())
+    held, size = "", 0
+    for piece, tokens in _counted(_slices(line, _SENTENCE_END), limit, count_tokens):
+        if held and size + tokens > limit:
+            yield from _within(held, limit, count_tokens)
+            held, size = "", 0
+        held, size = held + piece, size + tokens
+    if held.strip():
+        yield from _within(held, limit, count_tokens)
+
+
+def pool(texts: Sequence[str], limit: int, most: int, key: int, count_tokens: CountTokens) -> list[list[str]]:
+    """Return the segments of texts drawn by the seed, until there are ``most``, text by text; no segment twice.
+
+    A rest of less than half a segment is left out, unless it is all of its text.
+    """
+    order = np.argsort(draws(key, 0, len(texts), 1)[:, 0], kind="stable")
+    seen: set[str] = set()
+    found: list[list[str]] = []
+    for at in order.tolist():
+        ours: list[str] = []
+        for segment in cut(texts[at], limit, count_tokens):
+            if segment not in seen and len(seen) < most:
+                seen.add(segment)
+                ours.append(segment)
+            if len(seen) == most:
+                break
+        if len(ours) > 1 and 2 * int(count_tokens(ours[-1:])[0]) < limit:
+            ours.pop()
+        found.append(ours)
+        if len(seen) == most:
+            break
+    return found
+
+
+def windows(by_text: Sequence[Sequence[str]], most: int, key: int) -> list[tuple[int, ...]]:
+    """Return runs of 2 to ``most`` neighbouring segments of one text, numbered through all texts; none overlap."""
+    found: list[tuple[int, ...]] = []
+    first = 0
+    for number, ours in enumerate(by_text):
+        at, end = first, first + len(ours)
+        for word in draws(key, number * 2**32, number * 2**32 + len(ours), 1)[:, 0]:
+            width = min(2 + int(below(word, most - 1)), end - at)
+            if width < 2:
+                break
+            found.append(tuple(range(at, at + width)))
+            at += width
+        first = end
+    return found
+
+
+def shuffled(items: Sequence[Any], key: int) -> list[Any]:
+    """Return items in an order drawn by the key."""
+    return [items[at] for at in np.argsort(draws(key, 0, len(items), 1)[:, 0], kind="stable").tolist()]
+
+
+def prompt_of(segments: Sequence[str]) -> str:
+    """Return what a writer is asked for a question on one segment, or on several."""
+    if len(segments) == 1:
+        return FINE_GRAINED.format(segment=segments[0])
+    pieces = "\n\n".join(f"Piece {number}:\n{segment}" for number, segment in enumerate(segments, start=1))
+    return INTEGRATION.format(segments=pieces)
+
+
+def read_reply(reply: str, segments: tuple[int, ...], count_tokens: CountTokens) -> Asked | None:
+    """Return the question that a writer wrote on some segments, None if it cannot be used."""
+    said = writing.fields(reply, FORM)
+    if said is None or _OF_THE_TEXT.search(said[0]) or int(count_tokens([said[1]])[0]) > ANSWER_TOKENS:
+        return None
+    return Asked(segments, said[0], said[1], (said[1],))
+
+
+def from_rows(source: str, limit: int, count_tokens: CountTokens) -> tuple[list[str], list[Asked]]:
+    """Read a file with its own questions.
+
+    A row has ``question``, ``answer``, and ``segments`` (a list of texts) or ``text``; optionally ``references`` (what
+    an answer must contain, all of it; default the answer). A text longer than a segment is cut into several, each of
+    which may hold a part of the answer. A row without a question only adds its segments to those that contexts are
+    filled with.
+
+    Raises:
+        InputError: the source cannot be read, or a row lacks something; names it.
+    """
+    numbers: dict[str, int] = {}
+    asked: list[Asked] = []
+    for where, row in read.rows(source):
+        texts = row.get("segments", row.get("text", row.get("context")))
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not texts or not all(isinstance(one, str) and one.strip() for one in texts):
+            raise InputError(f"{where}: no 'text' or 'segments'; found the fields {', '.join(row) or 'none'}")
+        held = [segment for text in texts for segment in cut(text, limit, count_tokens)]
+        at = tuple(dict.fromkeys(numbers.setdefault(segment, len(numbers)) for segment in held))
+        question, answer = row.get("question"), row.get("answer")
+        if question is None and answer is None:
+            continue
+        if not all(isinstance(said, str) and said.strip() for said in (question, answer)):
+            raise InputError(
+                f"{where}: 'question' and 'answer' must be texts; found {question!r:.60} and {answer!r:.60}"
+            )
+        references = row.get("references") or [answer]
+        if not isinstance(references, list) or not all(isinstance(one, str) and one.strip() for one in references):
+            raise InputError(f"{where}: 'references' must be a list of texts; found {references!r:.60}")
+        asked.append(Asked(at, str(question), str(answer), tuple(references)))
+    return list(numbers), asked
+
+
+def _slices(text: str, end: re.Pattern[str]) -> Iterator[str]:
+    start = 0
+    for match in end.finditer(text):
+        yield text[start : match.end()]
+        start = match.end()
+    if start < len(text):
+        yield text[start:]
+
+
+def _counted(pieces: Iterator[str], limit: int, count_tokens: CountTokens) -> Iterator[tuple[str, int]]:
+    """Yield pieces with their tokens; one of more than ``limit`` in pieces of its own."""
+    while batch := [piece for _, piece in zip(range(_PIECES_AT_ONCE), pieces, strict=False)]:
+        for piece, tokens in zip(batch, count_tokens(batch).tolist(), strict=True):
+            if tokens <= limit or len(piece) < 2:
+                yield piece, tokens
+            elif _WORD_END.search(piece.strip()):
+                yield from _counted(_slices(piece, _WORD_END), limit, count_tokens)
+            else:
+                half = len(piece) // 2
+                yield from _counted(iter((piece[:half], piece[half:])), limit, count_tokens)
+
+
+def _within(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
+    """Yield a segment that was counted by its pieces, cut again should it be more tokens than they were."""
+    text = text.strip()
+    if int(count_tokens([text])[0]) <= limit or limit < 2:
+        yield text
+    else:
+        yield from cut(text, limit // 2, count_tokens)

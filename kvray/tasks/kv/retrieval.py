@@ -1,0 +1,211 @@
+"""Key-value retrieval (Liu et al. 2023, "Lost in the Middle", section 3): a JSON object of UUIDs, one value asked for.
+
+Prompt, rule and the rearrangement of the published rows are lost-in-the-middle's: the asked record is taken out and put
+back at the gold position, the others keep their order. Sources are its ``kv-retrieval-{75,140,300}_keys.jsonl.gz``, or
+rows drawn here in the same way (every key and value a UUID of its own).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import field_validator, model_validator
+
+from kvray.errors import InputError
+from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
+from kvray.tasks.fields import listed, refuse_repeats
+from kvray.tasks.qa.base import TINY
+from kvray.tasks.rng import Words, draws, key_of
+from kvray.tasks.sources import read
+
+PROMPT = (
+    "Extract the value corresponding to the specified key in the JSON object below.\n\n"
+    'JSON data:\n{records}\n\nKey: "{key}"\nCorresponding value:'
+)
+DRAWN = "drawn-1"
+"""Identity of the rows that are drawn here."""
+
+Record = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question.
+
+    Attributes:
+        id: unique within its source.
+        gold: the key asked for and its value.
+        others: the other records, in order.
+    """
+
+    id: str
+    gold: Record
+    others: tuple[Record, ...]
+
+
+@register("kv_retrieval")
+class KVRetrieval(Task):
+    """A JSON object of UUIDs; each question is asked with its record at every gold position."""
+
+    LAW: ClassVar[int] = 1
+    MAX_OUTPUT_TOKENS: ClassVar[int] = 100
+
+    task: Literal["kv_retrieval"] = recipe("kv_retrieval")
+    source: str = runtime(
+        TINY, description="'tiny' (UUIDs drawn here), or lost-in-the-middle's kv-retrieval file by path or URL"
+    )
+    keys: int = recipe(75, ge=2, le=100_000, description="records in a prompt; a file's own number of them")
+    positions: tuple[int, ...] | None = recipe(
+        None, description="1-based gold positions, each question at each; default five, spread"
+    )
+    questions: int = recipe(500, ge=1, description="questions")
+
+    @field_validator("positions", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return listed(value)
+
+    @model_validator(mode="after")
+    def _positions_fit(self) -> KVRetrieval:
+        if self.positions is not None:
+            refuse_repeats("positions", self.positions)
+            if wrong := [position for position in self.positions if not 1 <= position <= self.keys]:
+                raise ValueError(f"positions: found {wrong}, expected 1 to keys ({self.keys})")
+        return self
+
+    def gold_positions(self) -> tuple[int, ...]:
+        """Return the gold positions that each question is asked at."""
+        if self.positions is None:
+            return tuple(sorted({1, *(max(1, round(self.keys * part / 4)) for part in (1, 2, 3, 4))}))
+        return self.positions
+
+    def sources(self) -> dict[str, str]:
+        """Return the sha256 of the file, or the version of the law that draws the rows."""
+        return {"source": DRAWN if self.source == TINY else read.digest(self.source)}
+
+    def overlaps(self, other: Task) -> str | None:
+        """Say that training data asks about the same records as an evaluation: one file, or one seed."""
+        if not isinstance(other, KVRetrieval) or self.sources() != other.sources():
+            return None
+        if self.source != TINY:
+            return "both ask about the rows of one file; train on 'source: tiny' or on another file"
+        return "the same records are drawn by the same seed; give one another seed" if self.seed == other.seed else None
+
+    def with_rows(self, rows: int) -> KVRetrieval:
+        """Return the task with just enough questions for ``rows`` examples."""
+        return self.model_copy(update={"questions": self.distinct_questions(rows)})
+
+    def distinct_questions(self, rows: int) -> int:
+        """Return the questions of ``rows`` examples: each is asked at every position."""
+        return -(-rows // len(self.gold_positions()))
+
+    def expected_rows(self) -> int:
+        """Return questions times positions."""
+        return self.questions * len(self.gold_positions())
+
+    def tokens_estimate(self) -> int:
+        """Prompt tokens of one example, roughly: 50 a record by GPT's tokenizer, 72 by LLaMA's (Liu et al., app. E)."""
+        return 40 + 60 * self.keys
+
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
+        """Read the file, if there is one.
+
+        Raises:
+            InputError: a row lacks a field, has another number of records, or there are too few rows; names the row.
+        """
+        return Context(count_tokens, None if self.source == TINY else self._chosen())
+
+    def count(self, context: Context) -> int:
+        """Return questions times positions."""
+        return self.expected_rows()
+
+    def build(self, start: int, stop: int, context: Context) -> pa.Table:
+        """Make examples ``[start, stop)``; the positions of one question follow one another."""
+        at = self.gold_positions()
+        rows: dict[str, list[Any]] = defaultdict(list)
+        for number in range(start // len(at), -(-stop // len(at))):
+            asked = self._drawn(number) if context.material is None else context.material[number]
+            for row in range(max(start, number * len(at)), min(stop, (number + 1) * len(at))):
+                position = at[row - number * len(at)]
+                records = [*asked.others[: position - 1], asked.gold, *asked.others[position - 1 :]]
+                rows["example_id"].append(f"{asked.id}-{position}")
+                rows["question_id"].append(asked.id)
+                rows["position"].append(position)
+                rows["units"].append(self.keys)
+                rows["prompt"].append(prompt(records, asked.gold[0]))
+                rows["answer"].append(asked.gold[1])
+                rows["references"].append([asked.gold[1]])
+        rows["prompt_tokens"] = context.count_tokens(rows["prompt"]).tolist()
+        return examples(rows)
+
+    def score(self, answer: str, references: Sequence[str]) -> float:
+        """Return 1.0 if the value is contained in the answer, both in lower case, else 0.0 (lost-in-the-middle's)."""
+        return float(any(reference.lower() in answer.lower() for reference in references))
+
+    def _drawn(self, number: int) -> Asked:
+        key = key_of("kv_retrieval", self.LAW, self.seed, number)
+        made = uuids(draws(key, 0, self.keys, 4).reshape(-1, 2))
+        records = list(zip(made[::2], made[1::2], strict=True))
+        return Asked(f"kv-{number:06d}", records[0], tuple(records[1:]))
+
+    def _chosen(self) -> list[Asked]:
+        """Read the file and choose ``questions`` of its rows by the seed."""
+        found: dict[str, Asked] = {}
+        for where, row in read.rows(self.source):
+            asked = self._read(row, where)
+            found.setdefault(asked.id, asked)
+        if self.questions > len(found):
+            raise InputError(
+                f"questions: {self.questions} asked for, but {self.source} has {len(found)}; "
+                f"type questions: {len(found)}"
+            )
+        names = sorted(found)
+        order = np.argsort(draws(key_of("kv_retrieval", self.LAW, self.seed, "order"), 0, len(names), 1)[:, 0])
+        return [found[names[index]] for index in order.tolist()[: self.questions]]
+
+    def _read(self, row: dict[str, Any], where: str) -> Asked:
+        records, key, value = (row.get(name) for name in ("ordered_kv_records", "key", "value"))
+        whole = (
+            isinstance(records, list)
+            and isinstance(key, str)
+            and isinstance(value, str)
+            and all(isinstance(record, (list, tuple)) and len(record) == 2 for record in records)
+            and all(isinstance(text, str) for record in records for text in record)
+        )
+        if not whole or not isinstance(records, list) or not isinstance(key, str) or not isinstance(value, str):
+            raise InputError(
+                f"{where}: expected 'ordered_kv_records' (a list of pairs of texts), 'key' and 'value'; "
+                f"found the fields {', '.join(row) or 'none'}"
+            )
+        if len(records) != self.keys:
+            raise InputError(f"{where}: found {len(records)} records, expected {self.keys}; type keys: {len(records)}")
+        pairs = [(first, second) for first, second in records]
+        if len(dict(pairs)) != len(pairs) or (key, value) not in pairs:
+            raise InputError(f"{where}: expected different keys, one of them 'key' with its 'value'; found {key!r}")
+        name = hashlib.sha256(key.encode()).hexdigest()[:12]
+        return Asked(f"kv-{name}", (key, value), tuple(pair for pair in pairs if pair[0] != key))
+
+
+def prompt(records: Sequence[Record], key: str) -> str:
+    """Word a prompt, lost-in-the-middle's to the letter.
+
+    Args:
+        records: (key, value) in order.
+        key: the one whose value is asked for.
+    """
+    lines = ",\n ".join(f'"{name}": "{value}"' for name, value in records)
+    return PROMPT.format(records=f"{{{lines}}}", key=key)
+
+
+def uuids(words: Words) -> list[str]:
+    """Return random UUIDs (version 4) from words of shape ``(n, 2)``."""
+    high = (words[:, 0] & np.uint64(0xFFFFFFFFFFFF0FFF)) | np.uint64(0x4000)
+    low = (words[:, 1] & np.uint64(0x3FFFFFFFFFFFFFFF)) | np.uint64(0x8000000000000000)
+    texts = [f"{a:016x}{b:016x}" for a, b in zip(high.tolist(), low.tolist(), strict=True)]
+    return [f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}" for text in texts]

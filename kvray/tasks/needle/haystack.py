@@ -1,0 +1,275 @@
+"""Haystacks: prompts of an exact length in tokens, out of whole sentences, with needles at chosen depths.
+
+A haystack begins at a drawn sentence of its text, goes on to the end and wraps round. A needle at depth d goes in at
+the last sentence break before d percent of the haystack's tokens, as Kamradt's test has it (which cuts the text at the
+length, where ours ends with a whole sentence). Sentences are counted once; their sum says how many fit, the tokenizer
+has the last word on the whole prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvray.errors import InputError
+from kvray.tasks import world
+from kvray.tasks.base import CountTokens
+from kvray.tasks.qa.base import TINY
+from kvray.tasks.qa.questions import normalise
+from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.sources import read as sources
+
+TINY_VERSION = "tiny-world-1"
+LONGEST = 1000
+"""Characters of a sentence at most; what is longer (a table, a listing) is left out of a haystack."""
+
+Ints = NDArray[np.int64]
+Supply = Callable[[int], tuple[list[str], Ints]]
+"""Returns the haystack's pieces in order, of at least so many tokens in all, and what each adds to a prompt."""
+
+_BLOCK_TOKENS = 2**21
+_ANCHOR = "So it is."
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_END = re.compile(r"[.!?][\"'\u2019\u201d)\]]*(?=\s)|[\u3002\uff01\uff1f]")
+_NO_END = re.compile(r"(?:\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|No|vs|cf|e\.g|i\.e))\.$")
+
+
+def identity(source: str) -> str:
+    """Return what identifies a haystack's text: the version of the tiny world, or the source's sha256."""
+    return TINY_VERSION if source == TINY else sources.digest(source)
+
+
+def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) -> Haystack:
+    """Read a haystack.
+
+    Args:
+        source: "tiny", or any text of your own (:func:`kvray.tasks.sources.read.texts`).
+        count_tokens: the base model's tokenizer as a counter; not asked before the first prompt is made.
+        group: whose people the tiny world's sentences are about.
+        seed: in which order, and what is said of them.
+
+    Raises:
+        InputError: the source cannot be read, or has no sentence of at most :data:`LONGEST` characters.
+    """
+    found = tiny(group, seed) if source == TINY else [piece for text in sources.texts(source) for piece in split(text)]
+    if not found:
+        raise InputError(f"{source}: no sentence of at most {LONGEST} characters in it")
+    return Haystack(found, count_tokens)
+
+
+def split(text: str) -> list[str]:
+    """Cut a text into sentences, each with what stands before it: a blank line or a space (nothing in scripts without).
+
+    Line ends within a paragraph become spaces. Abbreviations of a few common titles and initials end no sentence.
+    """
+    pieces = []
+    for paragraph in _PARAGRAPH.split(text):
+        line, before = " ".join(paragraph.split()), "\n\n"
+        for sentence in _sentences(line):
+            bare = sentence.lstrip()
+            if bare and len(bare) <= LONGEST:
+                pieces.append(before + bare if before == "\n\n" else sentence)
+                before = ""
+    return pieces
+
+
+def _sentences(line: str) -> Iterator[str]:
+    start = 0
+    for end in _END.finditer(line):
+        if not _NO_END.search(line, start, end.end()):
+            yield line[start : end.end()]
+            start = end.end()
+    yield line[start:]
+
+
+def tiny(group: world.Group, seed: int) -> list[str]:
+    """Return sentences of the made-up world: two facts on each person of a group, people in drawn order."""
+    people = world.group_size(group)
+    words = draws(key_of("haystack", 1, seed, group), 0, people, 4)
+    names = [world.name_of(group, person) for person in np.argsort(words[:, 3], kind="stable").tolist()]
+    first = below(words[:, 0], 3)
+    second = (first + 1 + (words[:, 0] & np.uint64(1)).astype(np.int64)) % 3
+    pieces = []
+    for row, name in enumerate(names):
+        for relation, word in ((first[row], words[row, 1]), (second[row], words[row, 2])):
+            kind = world.RELATION_NAMES[int(relation)]
+            value = world.RELATIONS[kind][int(below(word, len(world.RELATIONS[kind])))]
+            pieces.append(f" {world.fact(name, kind, value)}.")
+    return pieces
+
+
+def added(count_tokens: CountTokens, pieces: Sequence[str]) -> Ints:
+    """Return what each piece adds to a text that it follows, in tokens. Shape ``(len(pieces),)``."""
+    counts = count_tokens([_ANCHOR, *(_ANCHOR + piece for piece in pieces)])
+    more: Ints = np.maximum(counts[1:] - counts[0], 1)
+    return more
+
+
+class Haystack:
+    """A text as sentences (each with the white space before it), from any of which a haystack can begin."""
+
+    def __init__(self, pieces: Sequence[str], count_tokens: CountTokens) -> None:
+        self.pieces = list(pieces)
+        self.count_tokens = count_tokens
+
+    @cached_property
+    def costs(self) -> Ints:
+        """What each sentence adds to a prompt, in tokens."""
+        return added(self.count_tokens, self.pieces)
+
+    @cached_property
+    def _until(self) -> Ints:
+        """Tokens before each sentence, and of all of them."""
+        return np.concatenate(([0], np.cumsum(self.costs)))
+
+    @cached_property
+    def _normal(self) -> list[str]:
+        return [normalise(piece) for piece in self.pieces]
+
+    def supply(self, start: int, forbidden: Sequence[str] = ()) -> Supply:
+        """Return the supply that begins at sentence ``start`` and wraps round.
+
+        Args:
+            start: index of a sentence.
+            forbidden: texts as :func:`normalise` leaves them; sentences that hold one of them are passed by, so that
+                none but the needle states its fact.
+        """
+
+        def take(tokens: int) -> tuple[list[str], Ints]:
+            size, reach = len(self.pieces), tokens + tokens // 8 + 64
+            while True:
+                rounds, rest = divmod(int(self._until[start]) + reach, int(self._until[-1]))
+                end = rounds * size + int(np.searchsorted(self._until, rest)) + 1
+                window = (np.arange(start, end) % size).tolist()
+                kept = [i for i in window if not any(text in self._normal[i] for text in forbidden)]
+                if not kept and len(window) >= size:
+                    raise InputError(f"source: every sentence of it holds {' or '.join(map(repr, forbidden))}")
+                costs = self.costs[kept]
+                if int(costs.sum()) >= tokens:
+                    return [self.pieces[i] for i in kept], costs
+                reach *= 2
+
+        return take
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a prompt is made of beside its haystack.
+
+    Attributes:
+        supply: the haystack's sentences.
+        needles: (depth in percent, text with its own white space before it), in any order.
+        head: before the haystack.
+        tail: after it.
+        length: tokens of the whole prompt at most.
+    """
+
+    supply: Supply
+    needles: tuple[tuple[float, str], ...]
+    head: str
+    tail: str
+    length: int
+
+
+def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str], list[int]]:
+    """Return the prompts, each with as many sentences as its length allows, and their tokens.
+
+    Every prompt is tokenized as a whole: it has at most ``length`` tokens, and less room is left than the haystack's
+    next sentence takes.
+
+    Raises:
+        InputError: a length has no room for a single sentence beside the needles and the question.
+    """
+    prompts: list[str] = []
+    tokens: list[int] = []
+    longest = max((frame.length for frame in frames), default=1)
+    block = max(1, _BLOCK_TOKENS // longest)
+    for start in range(0, len(frames), block):
+        some = [_Filling(frame) for frame in frames[start : start + block]]
+        bare = count_tokens([filling.bare for filling in some])
+        for filling, fixed in zip(some, bare.tolist(), strict=True):
+            filling.guess(fixed)
+        while unsettled := [filling for filling in some if not filling.settled]:
+            texts = [filling.text() for filling in unsettled]
+            for filling, text, counted in zip(unsettled, texts, count_tokens(texts).tolist(), strict=True):
+                filling.learn(text, counted)
+        prompts += [filling.best for filling in some]
+        tokens += [filling.tokens for filling in some]
+    return prompts, tokens
+
+
+def insert(pieces: Sequence[str], until: Ints, needles: Sequence[tuple[float, str]]) -> str:
+    """Return a haystack with its needles, each at the last sentence break before its depth point.
+
+    Args:
+        pieces: the haystack's sentences, with their white space.
+        until: tokens before each of them, and of all; shape ``(len(pieces) + 1,)``.
+        needles: (depth in percent, text). At 0 a needle comes first, at 100 last; several at one break by depth.
+    """
+    parts, begun = [], 0
+    for depth, text in sorted(needles, key=lambda needle: needle[0]):
+        at = int(np.searchsorted(until, depth * int(until[-1]) / 100, side="right")) - 1
+        parts += [*pieces[begun:at], text]
+        begun = at
+    return "".join([*parts, *pieces[begun:]]).lstrip()
+
+
+class _Filling:
+    """One prompt on its way to its length: how many sentences are known to fit, and how many not to."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.bare = frame.head + "".join(text for _, text in frame.needles) + frame.tail
+        self.fits, self.exceeds = 0, 0
+        self.best, self.tokens = "", 0
+        self.settled = False
+
+    def guess(self, fixed: int) -> None:
+        """Begin with as many sentences as the sum of their tokens allows beside the ``fixed`` ones."""
+        room = self.frame.length - fixed
+        if room <= 0:
+            raise InputError(self._too_short(fixed))
+        self._take(room + room // 16 + 64)
+        self.number = max(1, self._within(room))
+
+    def text(self) -> str:
+        """Return the prompt with the present number of sentences."""
+        context = insert(self.pieces[: self.number], self.until[: self.number + 1], self.frame.needles)
+        return self.frame.head + context + self.frame.tail
+
+    def learn(self, text: str, counted: int) -> None:
+        """Take note of what the whole prompt counts; choose another number of sentences unless this is the one."""
+        spare = self.frame.length - counted
+        if spare >= 0:
+            self.fits, self.best, self.tokens = self.number, text, counted
+        else:
+            self.exceeds = self.number
+        if self.exceeds == 1:
+            raise InputError(self._too_short(counted))
+        if self.number == len(self.pieces):
+            self._take(2 * int(self.until[-1]))
+        has_no_next = self.exceeds == self.fits + 1
+        if has_no_next or 0 <= spare < self.until[self.number + 1] - self.until[self.number]:
+            self.settled = True
+            return
+        highest = self.exceeds - 1 if self.exceeds else len(self.pieces)
+        self.number = min(max(self._within(int(self.until[self.number]) + spare), self.fits + 1), highest)
+
+    def _take(self, tokens: int) -> None:
+        self.pieces, costs = self.frame.supply(tokens)
+        self.until = np.concatenate(([0], np.cumsum(costs)))
+
+    def _within(self, tokens: int) -> int:
+        """Return how many sentences have at most so many tokens in all."""
+        return max(0, int(np.searchsorted(self.until, tokens, side="right")) - 1)
+
+    def _too_short(self, tokens: int) -> str:
+        return (
+            f"lengths: found {self.frame.length}; expected more: the needles and the question, with one sentence of "
+            f"the haystack at least, take {tokens} tokens or more"
+        )

@@ -1,0 +1,226 @@
+"""Needle in a haystack: one sentence hidden in a long text, and a question that it answers (Kamradt 2023).
+
+The prompt has his structure: the text, then the question with "Don't give information outside the document or repeat
+your findings"; he sends them as two user messages after a system message, ours is one message. His needle is
+``needles: classic``; by default every example has another one. He lets a model grade the answer; ours is exact. The
+paper's needle baseline is built on his test; how its training data were made is not known, so all that is ours: many
+needles, random depths, one length, 400 rows of 4,096 tokens (not fewer than its own 350 rows of about 3,950).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import field_validator
+
+from kvray.tasks import world
+from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
+from kvray.tasks.fields import listed, refuse_repeats
+from kvray.tasks.needle import haystack
+from kvray.tasks.needle.facts import FAMILIES
+from kvray.tasks.needle.haystack import Frame, Haystack
+from kvray.tasks.qa.base import TINY, DocumentsTask
+from kvray.tasks.qa.questions import normalise
+from kvray.tasks.rng import below, draws, key_of
+
+TAIL = "\n\n{question} Don't give information outside the document or repeat your findings"
+CLASSIC = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
+CLASSIC_QUESTION = "What is the best thing to do in San Francisco?"
+CLASSIC_FACTS = ("eat a sandwich", "sit in Dolores Park")
+
+
+@dataclass(frozen=True)
+class Needle:
+    """One needle.
+
+    Attributes:
+        id: unique within the dataset.
+        text: as it stands in the haystack, with the white space before it.
+        question: what it answers.
+        answer: the answer to train on: the fact again.
+        facts: what an answer must contain.
+        subject: who it is about; no other sentence of the haystack names them. "" where it is about nobody.
+    """
+
+    id: str
+    text: str
+    question: str
+    answer: str
+    facts: tuple[str, ...]
+    subject: str = ""
+
+
+@register("needle")
+class NeedleInHaystack(Task):
+    """Needles in a haystack; each is asked about at every length and depth."""
+
+    LAW: ClassVar[int] = 1
+    MAX_OUTPUT_TOKENS: ClassVar[int] = 100
+
+    task: Literal["needle"] = recipe("needle")
+    source: str = runtime(
+        TINY, description="the haystack: 'tiny' (the bundled model's world), or any text (.txt, .jsonl with 'text', …)"
+    )
+    needles: Literal["many", "classic"] = recipe(
+        "many", description="many: every row another one; classic: Kamradt's San Francisco needle, to the letter"
+    )
+    split: Literal["test", "train"] = recipe("test", description="whose people the needles are about: test or train")
+    rows: int = recipe(400, ge=1, description="needles (classic: haystacks); each at every length and depth")
+    lengths: tuple[int, ...] = recipe((4096,), description="tokens of a prompt at most; within one sentence of it")
+    depths: tuple[float, ...] | int | Literal["random"] = recipe(
+        "random",
+        description="percents of the haystack, a number of even steps from 0 to 100, or random: one per needle",
+    )
+
+    @field_validator("lengths", mode="before")
+    @classmethod
+    def _listed_lengths(cls, value: Any) -> Any:
+        return listed(value)
+
+    @field_validator("depths", mode="before")
+    @classmethod
+    def _listed_depths(cls, value: Any) -> Any:
+        return listed(value) if isinstance(value, str) else value
+
+    @field_validator("lengths")
+    @classmethod
+    def _lengths_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        refuse_repeats("lengths", value)
+        return value
+
+    @field_validator("depths")
+    @classmethod
+    def _depths_fit(cls, value: tuple[float, ...] | int | str) -> tuple[float, ...] | int | str:
+        if isinstance(value, int) and not 2 <= value <= 1001:
+            raise ValueError(f"found {value}, expected 2 to 1001 steps from 0 to 100; type [{value}] for one depth")
+        if isinstance(value, tuple):
+            refuse_repeats("depths", value)
+            if wrong := [depth for depth in value if not 0 <= depth <= 100]:
+                raise ValueError(f"found {wrong}, expected percents from 0 to 100")
+        return value
+
+    def depth_steps(self) -> tuple[float | None, ...]:
+        """Return the depths that each needle is placed at; one entry (None) when they are random."""
+        if isinstance(self.depths, int):
+            return tuple(np.linspace(0, 100, self.depths).tolist())
+        return self.depths if isinstance(self.depths, tuple) else (None,)
+
+    def sources(self) -> dict[str, str]:
+        """Return the sha256 of the haystack's text, or the version of the tiny world."""
+        return {"source": haystack.identity(self.source)}
+
+    def overlaps(self, other: Task) -> str | None:
+        """Say that training data hides needles that an evaluation asks about, or tells of the tiny world's test people.
+
+        Many needles are about people of their split, whatever the haystack; the classic needle is always the same.
+        """
+        shared = False
+        if isinstance(other, NeedleInHaystack):
+            if self.needles == other.needles == "classic":
+                return "both hide the one classic needle; train on 'needles: many'"
+            shared = self.needles == other.needles and self.split == other.split
+        elif isinstance(other, DocumentsTask) and self.needles == "many" and other.source == self.source == TINY:
+            shared = (self.split == "train") == (other.split == "train")
+        if not shared:
+            return None
+        return (
+            "its needles are about people that the evaluation asks about; "
+            "give the dataset 'split: train' and the evaluation 'split: test'"
+        )
+
+    def with_rows(self, rows: int) -> NeedleInHaystack:
+        """Return the task with just enough needles for ``rows`` examples."""
+        return self.model_copy(update={"rows": self.distinct_questions(rows)})
+
+    def distinct_questions(self, rows: int) -> int:
+        """Return the needles of ``rows`` examples: each is asked about at every length and depth."""
+        return -(-rows // (len(self.lengths) * len(self.depth_steps())))
+
+    def expected_rows(self) -> int:
+        """Return needles times lengths times depths."""
+        return self.rows * len(self.lengths) * len(self.depth_steps())
+
+    def tokens_estimate(self) -> int:
+        """Prompt tokens of one example: the mean of the lengths, less half a sentence."""
+        return max(1, sum(self.lengths) // len(self.lengths) - 12)
+
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
+        """Read the haystack.
+
+        Raises:
+            InputError: it cannot be read or has no sentence.
+        """
+        return Context(count_tokens, haystack.read(self.source, count_tokens, self.split, self.seed))
+
+    def count(self, context: Context) -> int:
+        """Return needles times lengths times depths."""
+        return self.expected_rows()
+
+    def build(self, start: int, stop: int, context: Context) -> pa.Table:
+        """Make examples ``[start, stop)``; those of one needle follow one another, by length and depth.
+
+        The haystack of a needle begins at the same sentence at every length and depth: examples of one needle share it.
+
+        Raises:
+            InputError: a length has no room for the needle, the question and one sentence.
+        """
+        hay: Haystack = context.material
+        key = key_of("needle", self.LAW, self.seed, self.needles, self.split)
+        people = np.argsort(draws(key, 0, world.group_size(self.split), 1, 1)[:, 0], kind="stable")
+        steps = self.depth_steps()
+        rows: dict[str, list[Any]] = defaultdict(list)
+        frames = []
+        for row in range(start, stop):
+            number, cell = divmod(row, len(self.lengths) * len(steps))
+            length, step = self.lengths[cell // len(steps)], steps[cell % len(steps)]
+            words = draws(key, number, number + 1, 4)[0]
+            turn, slot = divmod(number, people.size)
+            kind = draws(key, slot, slot + 1, 4)[0, 1]
+            needle = self._needle(number, int(people[slot]), turn, (kind, words[2]))
+            depth = int(below(words[3], 1001)) / 10 if step is None else step
+            forbidden = [normalise(text) for text in (*needle.facts, needle.subject) if text]
+            supply = hay.supply(int(below(words[0], len(hay.pieces))), forbidden)
+            frames.append(Frame(supply, ((depth, needle.text),), "", TAIL.format(question=needle.question), length))
+            rows["example_id"].append(f"{needle.id}-{length}-{depth:.6g}")
+            rows["question_id"].append(needle.id)
+            rows["units"].append(0)
+            rows["length"].append(length)
+            rows["depth"].append(depth)
+            rows["answer"].append(needle.answer)
+            rows["references"].append(list(needle.facts))
+        rows["prompt"], rows["prompt_tokens"] = haystack.fill(frames, context.count_tokens)
+        return examples(rows)
+
+    def score(self, answer: str, references: Sequence[str]) -> float:
+        """Return 1.0 if the answer contains every fact of the needle, both normalised as SQuAD does, else 0.0."""
+        said = normalise(answer)
+        return float(all(normalise(reference) in said for reference in references))
+
+    def _needle(self, number: int, person: int, turn: int, words: tuple[Any, Any]) -> Needle:
+        """Return a needle.
+
+        Args:
+            number: of the needle.
+            person: whom it is about.
+            turn: how often everyone has been asked about before; each turn asks for something else.
+            words: the person's, for what is asked, and the needle's, for the value.
+        """
+        if self.needles == "classic":
+            return Needle(f"needle-classic-{number:06d}", CLASSIC, CLASSIC_QUESTION, CLASSIC.strip(), CLASSIC_FACTS)
+        name = world.name_of(self.split, person)
+        if self.source == TINY:
+            relation = world.RELATION_NAMES[(int(below(words[0], 3)) + turn) % 3]
+            values: Sequence[str] = world.RELATIONS[relation]
+            value = values[int(below(words[1], len(values)))]
+            fact, question, stop = world.fact(name, relation, value), world.question(name, relation), ""
+        else:
+            family = FAMILIES[(int(below(words[0], len(FAMILIES))) + turn) % len(FAMILIES)]
+            value = family.values[int(below(words[1], len(family.values)))]
+            fact, question, stop = family.fact(name, value), family.question(name), "."
+        # The tiny world's answers have no full stop, in any task.
+        return Needle(f"needle-{self.split}-{number:06d}", f" {fact}.", question, f"{fact}{stop}", (value,), name)

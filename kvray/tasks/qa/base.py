@@ -1,0 +1,209 @@
+"""What tasks over questions share: where the questions come from, which ones, the documents in a prompt, the scorer.
+
+A question's distractors are the same at every gold position, in the same order: so examples of one question pair across
+positions and models, and their prompts share a prefix up to the gold document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import numpy as np
+from pydantic import field_validator, model_validator
+
+from kvray.errors import InputError
+from kvray.tasks import fields, prompts, world
+from kvray.tasks.base import Task, recipe, runtime
+from kvray.tasks.qa import questions
+from kvray.tasks.qa.questions import Question, Split
+from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.sources import read
+
+TINY = "tiny"
+NQ_OPEN = 2655
+"""Questions of lost-in-the-middle's files; what a plan takes a file to have that it cannot reach."""
+_STREAM_POSITION = 2**32
+
+
+class Asked(NamedTuple):
+    """A question with the titles and texts of its documents, the gold one first."""
+
+    question: Question
+    titles: list[str]
+    texts: list[str]
+
+
+class Asks(Protocol):
+    """Gives questions by number; what it gives depends on the number (and the recipe) alone."""
+
+    def gold(self, number: int) -> Question:
+        """Return a question with its gold passage."""
+
+    def ask(self, number: int) -> Asked:
+        """Return a question with its documents."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What examples are made from.
+
+    Attributes:
+        asks: gives the questions.
+        size: how many are asked.
+        numbers: which of them, in order; None for the first ``size``.
+        answers: what is trained on, per question; None where the task words it.
+    """
+
+    asks: Asks
+    size: int
+    numbers: Sequence[int] | None = None
+    answers: Sequence[str] | None = None
+
+
+def listed(asked: Asked, position: int) -> str:
+    """Return the documents as lost-in-the-middle lists them, the gold one at ``position`` (1-based)."""
+    order = [*range(1, position), 0, *range(position, len(asked.texts))]
+    return "\n".join(
+        prompts.DOCUMENT.format(index=index, title=asked.titles[which], text=asked.texts[which])
+        for index, which in enumerate(order, start=1)
+    )
+
+
+def target(question: Question) -> str:
+    """Return what a model is trained to answer: the tiny world restates the fact, files give their first answer."""
+    if question.id.startswith(TINY):
+        name, relation = question.title, question.id.rsplit("-", 1)[1]
+        return world.fact(name, relation, question.answers[0])
+    return question.answers[0]
+
+
+class QuestionTask(Task):
+    """Questions of a file or of the tiny world."""
+
+    MAX_OUTPUT_TOKENS: ClassVar[int] = 100
+
+    source: str = runtime(
+        TINY,
+        description="'tiny' (the bundled model's world), or questions in .jsonl, .jsonl.gz or .parquet: a path, a URL, "
+        "hf://datasets/ORG/NAME",
+    )
+    split: Split = recipe("test", description="test, train (a fifth of a file's questions, by hash) or all")
+
+    def sources(self) -> dict[str, str]:
+        """Return what identifies the questions' file, or the version of the tiny world."""
+        return {"source": "tiny-world-1" if self.source == TINY else read.digest(self.source)}
+
+    def score(self, answer: str, references: Sequence[str]) -> float:
+        """Score as lost-in-the-middle does: any accepted answer contained in the answer's first line."""
+        return questions.best_subspan_em(answer, references)
+
+    def pick(self, pool: Sequence[Question], wanted: int | None, spare: int = 0) -> list[Question]:
+        """Choose ``wanted`` questions of the split, by the seed; all of them when None.
+
+        Args:
+            pool: every question of the source.
+            wanted: how many.
+            spare: up to so many more, after them.
+
+        Raises:
+            InputError: the split has fewer than ``wanted``.
+        """
+        split = [question for question in pool if questions.in_split(question, self.split)]
+        if wanted is not None and wanted > len(split):
+            raise InputError(
+                f"questions: {wanted} asked for, but {self.source} has {len(split)} in split {self.split!r}; "
+                f"type questions: {len(split)}" + ("" if self.split == "all" else " or split: all")
+            )
+        order = np.argsort(
+            draws(key_of("questions", self.LAW, self.seed), 0, max(len(split), 1), 1)[:, 0], kind="stable"
+        )
+        return [split[index] for index in order.tolist()[: len(split) if wanted is None else wanted + spare]]
+
+
+class DocumentsTask(QuestionTask):
+    """Questions over several documents, one of which answers, at chosen gold positions."""
+
+    documents: int = recipe(20, ge=1, le=10_000, description="documents in a prompt, the gold one included")
+    positions: tuple[int, ...] | Literal["random"] | None = recipe(
+        None,
+        description="1-based gold positions, each question at each; 'random': one per question; default five, spread",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_position(cls, values: Any) -> Any:
+        """Accept ``position: 5`` for ``positions: [5]``."""
+        if isinstance(values, dict) and "position" in values:
+            if "positions" in values:
+                raise ValueError("give position or positions, not both")
+            values = {**values, "positions": values["position"]}
+            del values["position"]
+        return values
+
+    @field_validator("positions", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return fields.listed(int(value) if isinstance(value, str) and value.strip().isdecimal() else value)
+
+    @model_validator(mode="after")
+    def _positions_fit(self) -> DocumentsTask:
+        if isinstance(self.positions, tuple):
+            wrong = [position for position in self.positions if not 1 <= position <= self.documents]
+            if wrong or not self.positions or len(set(self.positions)) != len(self.positions):
+                raise ValueError(
+                    f"positions must be different and lie in 1 to documents ({self.documents}); "
+                    f"found {list(self.positions)}"
+                )
+        return self
+
+    def gold_positions(self) -> tuple[int, ...]:
+        """Return the gold positions that each question is asked at; one entry (0) when random or without documents."""
+        if self.positions == "random" or self.documents == 0:
+            return (0,)
+        if self.positions is None:
+            return tuple(sorted({1, *(max(1, round(self.documents * part / 4)) for part in (1, 2, 3, 4))}))
+        return self.positions
+
+    def placed(self, start: int, stop: int, material: Material) -> Iterator[tuple[int, Asked, int | None]]:
+        """Yield (place among the asked questions, question, gold position) of examples ``[start, stop)``.
+
+        The positions of one question follow one another; the position is None where there are no documents.
+        """
+        at = self.gold_positions()
+        asked: Asked | None = None
+        for row in range(start, stop):
+            place, slot = divmod(row, len(at))
+            number = place if material.numbers is None else material.numbers[place]
+            if asked is None or slot == 0:
+                asked = material.asks.ask(number)
+            yield place, asked, (at[slot] or self._random_position(number)) if self.documents else None
+
+    def overlaps(self, other: Task) -> str | None:
+        """Say why this training data must not be evaluated by ``other``: the same source and a shared split.
+
+        With a file that holds for closed-book questions too; the tiny world's are about people of their own.
+        """
+        if not isinstance(other, QuestionTask) or self.sources() != other.sources():
+            return None
+        if (isinstance(other, DocumentsTask) or self.source != TINY) and (
+            self.split == other.split or "all" in (self.split, other.split)
+        ):
+            return (
+                "it trains on questions that it is evaluated on; "
+                "give the dataset 'split: train' and the evaluation 'split: test'"
+            )
+        return None
+
+    def distinct_questions(self, rows: int) -> int:
+        """Return the questions of ``rows`` examples: each is asked at every position."""
+        return -(-rows // len(self.gold_positions()))
+
+    def tokens_estimate(self) -> int:
+        """Prompt tokens of one example, roughly: 27 a document in the tiny world, 165 elsewhere (paper, 4.1)."""
+        return 30 + self.documents * (27 if self.source == TINY else 165)
+
+    def _random_position(self, number: int) -> int:
+        words = draws(key_of(self.task, self.LAW, self.seed), number, number + 1, 1, _STREAM_POSITION)
+        return int(below(words, self.documents)[0, 0]) + 1

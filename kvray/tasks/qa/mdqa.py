@@ -1,0 +1,166 @@
+"""Multi-document question answering (MDQA, "Lost in the Middle", Liu et al. 2023).
+
+The paper's main result uses random distractors that hold none of the answers (section 4); with retrieved ones, those of
+the published files, finetuning does not help (its stated limit). Prompt and scorer are lost-in-the-middle's to the
+letter. ``documents: 0`` asks closed book and ``documents: 1`` shows the gold passage alone: floor and ceiling, on the
+same questions as any other number by the same seed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import model_validator
+
+from kvray.errors import InputError
+from kvray.tasks import prompts
+from kvray.tasks.base import Context, CountTokens, examples, recipe, register
+from kvray.tasks.qa import questions, refusals, sentences
+from kvray.tasks.qa.base import NQ_OPEN, TINY, Asks, DocumentsTask, Material, listed, target
+from kvray.tasks.qa.distractors import RandomDistractors, RetrievedDistractors
+from kvray.tasks.qa.distractors_tiny import TinyQuestions
+from kvray.tasks.qa.questions import Question
+
+_QUERY_AWARE = prompts.MDQA.replace("{documents}", "Question: {question}\n\n{documents}")
+
+
+@register("mdqa")
+class Mdqa(DocumentsTask):
+    """N documents, one of which answers the question, at chosen gold positions."""
+
+    LAW: ClassVar[int] = 1
+
+    task: Literal["mdqa"] = recipe("mdqa")
+    documents: int = recipe(
+        20, ge=0, le=10_000, description="documents in a prompt, the gold one included; 0: closed book, 1: the gold one"
+    )
+    questions: int | None = recipe(200, ge=1, description="questions; null takes all that the source has")
+    distractors: Literal["random", "retrieved"] = recipe(
+        "random", description="random: gold passages of other questions; retrieved: the other passages of the row"
+    )
+    query_aware: bool = recipe(False, description="the question also before the documents")
+    answers: Literal["short", "sentence"] | None = recipe(
+        None,
+        description="what is trained on: the first accepted answer, or a sentence; default short, but in the tiny "
+        "world the fact restated",
+    )
+    answer_writer: str | None = recipe(
+        None, description="a model that words the sentences (a name as for base_model); none: a template"
+    )
+    writer_prompt: str = recipe(
+        sentences.WRITER_PROMPT, description="what it is asked, with {question} {answer} {title} {text}"
+    )
+
+    @model_validator(mode="after")
+    def _knobs_fit(self) -> Mdqa:
+        if self.query_aware and self.documents == 0:
+            raise ValueError("query_aware: true puts the question before the documents; documents: 0 shows none")
+        if self.distractors == "retrieved" and self.source == TINY:
+            raise ValueError(
+                "distractors: retrieved needs a source whose rows have them: a file of lost-in-the-middle's qa_data"
+            )
+        if self.answer_writer is not None:
+            if self.answers != "sentence":
+                raise ValueError(
+                    f"answer_writer words sentences; found answers: {self.answers}, type answers: sentence"
+                )
+            if self.questions is None:
+                raise ValueError(
+                    "answer_writer: say how many questions; null takes all, and some replies are of no use"
+                )
+        sentences.check_prompt(self.writer_prompt)
+        return self
+
+    def with_rows(self, rows: int) -> Mdqa:
+        """Return the task with just enough questions for ``rows`` examples."""
+        return self.model_copy(update={"questions": -(-rows // len(self.gold_positions()))})
+
+    def expected_rows(self) -> int:
+        """Return about how many examples there are; a file that cannot be reached is taken to be NQ-Open's."""
+        share = {"all": 5, "test": 4, "train": 1}[self.split]
+        return (self.questions or NQ_OPEN * share // 5) * len(self.gold_positions())
+
+    def writer(self) -> str | None:
+        """Return the model that words the answers as sentences."""
+        return self.answer_writer
+
+    def to_write(self, count_tokens: CountTokens) -> list[str]:
+        """Return one message per question, for half as many questions again (20 at least) as are asked for."""
+        asks, size = self._asks()
+        return [sentences.prompt(self.writer_prompt, asks.gold(number)) for number in range(size)]
+
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
+        """Read the questions and choose them.
+
+        Raises:
+            InputError: too few questions or passages, or sentences.
+        """
+        asks, size = self._asks()
+        if self.answer_writer is None or self.questions is None:
+            return Context(count_tokens, Material(asks, size))
+        if written is None:
+            return Context(count_tokens, Material(asks, self.questions))
+        asked = [asks.gold(number) for number in range(size)]
+        numbers, worded = sentences.choose(asked, written, self.questions, self.answer_writer)
+        return Context(count_tokens, Material(asks, self.questions, numbers, worded))
+
+    def count(self, context: Context) -> int:
+        """Return questions times positions."""
+        return int(context.material.size) * len(self.gold_positions())
+
+    def build(self, start: int, stop: int, context: Context) -> pa.Table:
+        """Make examples ``[start, stop)``; the positions of one question follow one another.
+
+        Raises:
+            InputError: ``answer_writer`` has not written yet.
+        """
+        material: Material = context.material
+        if self.answer_writer is not None and material.answers is None:
+            raise InputError(
+                f"answer_writer: {self.answer_writer} has not written the answers yet; a run of the sweep lets it"
+            )
+        template = _QUERY_AWARE if self.query_aware else prompts.MDQA if self.documents else prompts.CLOSED_BOOK
+        rows: dict[str, list[Any]] = defaultdict(list)
+        for place, asked, position in self.placed(start, stop, material):
+            question = asked.question
+            shown = "" if position is None else listed(asked, position)
+            rows["example_id"].append(question.id if position is None else f"{question.id}-{position}")
+            rows["question_id"].append(question.id)
+            rows["position"].append(position)
+            rows["units"].append(self.documents)
+            rows["prompt"].append(template.format(documents=shown, question=question.text))
+            rows["answer"].append(material.answers[place] if material.answers else self._answer(question))
+            rows["references"].append(list(question.answers))
+        rows["prompt_tokens"] = context.count_tokens(rows["prompt"]).tolist()
+        return examples(rows)
+
+    def outcome(self, answer: str, references: Sequence[str]) -> str:
+        """Say right or wrong; without documents, of wrong answers, whether it is a refusal or an invention."""
+        if self.documents:
+            return super().outcome(answer, references)
+        return refusals.outcome(answer, self.score(answer, references))
+
+    def _answer(self, question: Question) -> str:
+        if self.answers == "short":
+            return question.answers[0]
+        if self.answers == "sentence" and self.source != TINY:
+            return sentences.of_template(question)
+        return target(question)
+
+    def _asks(self) -> tuple[Asks, int]:
+        """Return what asks, and how many questions it can be asked for: with a writer, more than are wanted."""
+        spare = 0 if self.answer_writer is None else max(20, (self.questions or 0) // 2)
+        if self.source == TINY:
+            asks = TinyQuestions(self)
+            return asks, (asks.people if self.questions is None else self.questions) + spare
+        pool = questions.read(self.source)
+        chosen = self.pick(pool, self.questions, spare)
+        missing = next((question for question in chosen if not question.passage), None)
+        if missing is not None and self.documents:
+            raise InputError(f"{self.source}: {missing.text!r} has no gold passage ('ctxs' with isgold, or 'text')")
+        if self.distractors == "retrieved":
+            return RetrievedDistractors(self, chosen), len(chosen)
+        return RandomDistractors(self, pool, chosen), len(chosen)

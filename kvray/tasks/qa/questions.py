@@ -1,0 +1,110 @@
+"""Questions with their answers and gold passages, read from files that people have.
+
+Accepted: lost-in-the-middle files (oracle or N documents, ``.jsonl`` or ``.jsonl.gz``; Liu et al. 2023), or a
+``.parquet`` or ``.jsonl`` of your own with ``question``, ``answers`` (a list or one string) and, for multi-document
+questions, ``text`` and optionally ``title`` of the passage that holds an answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kvray.errors import InputError
+from kvray.tasks.sources import read as sources
+
+Split = Literal["test", "train", "all"]
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        id: the first 12 digits of the sha256 of its text.
+        text: the question itself.
+        answers: what is accepted, the first one to train on.
+        title: of its gold passage; "" where the source has none.
+        passage: the gold passage's text; "" where the source has none.
+        distractors: (title, text) of the other passages of its row that hold no answer, in the row's order.
+    """
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+    title: str = ""
+    passage: str = ""
+    distractors: tuple[tuple[str, str], ...] = ()
+
+
+def normalise(text: str) -> str:
+    """Normalise as SQuAD does, in its order: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def best_subspan_em(answer: str, references: Sequence[str]) -> float:
+    """Return 1.0 if the answer's first line contains any accepted answer, both normalised (Liu et al. 2023).
+
+    The answer is stripped before its first line is taken, as their scripts do: a model that opens with a line end has
+    not said nothing. Only a line feed ends the line.
+    """
+    said = normalise(answer.strip().partition("\n")[0])
+    return float(any(normalise(reference) in said for reference in references))
+
+
+def read(source: str) -> list[Question]:
+    """Read every question of a file, sorted by id so that the order of its lines does not matter.
+
+    Args:
+        source: any place of :mod:`kvray.tasks.sources.read`: a path, a URL, a dataset of the hub.
+
+    Raises:
+        InputError: the file cannot be read, or a row has no question or answers; names the row.
+    """
+    found: dict[str, Question] = {}
+    for where, row in sources.rows(source):
+        question = _question(row, where)
+        found.setdefault(question.id, question)
+    if not found:
+        raise InputError(f"{source}: no questions in it")
+    return sorted(found.values(), key=lambda question: question.id)
+
+
+def in_split(question: Question, split: Split) -> bool:
+    """Tell whether a question belongs to a split: a fifth is for training, by the hash in its id."""
+    return split == "all" or (int(question.id[-8:], 16) % 5 == 0) == (split == "train")
+
+
+def _question(row: dict[str, Any], where: str) -> Question:
+    text = row.get("question")
+    answers = row.get("answers", row.get("answer"))
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: no 'question'; found the fields {', '.join(row) or 'none'}")
+    if (
+        not isinstance(answers, (list, tuple))
+        or not answers
+        or not all(isinstance(answer, str) and answer.strip() for answer in answers)
+    ):
+        raise InputError(f"{where}: 'answers' must be a text or a list of texts; found {answers!r}")
+    passages = row.get("ctxs") or []
+    if not isinstance(passages, list) or not all(isinstance(passage, dict) for passage in passages):
+        raise InputError(f"{where}: 'ctxs' must be a list of passages with 'title', 'text' and 'isgold'")
+    gold: dict[str, Any] = next((passage for passage in passages if passage.get("isgold")), row)
+    passage = str(gold.get("text") or "")
+    others = (other for other in passages if not other.get("isgold") and not other.get("hasanswer"))
+    distractors = ((str(other.get("title") or ""), str(other.get("text") or "")) for other in others)
+    return Question(
+        hashlib.sha256(text.encode()).hexdigest()[:12],
+        text,
+        tuple(answers),
+        str(gold.get("title") or ""),
+        passage,
+        tuple((title, other) for title, other in distractors if other and other != passage),
+    )

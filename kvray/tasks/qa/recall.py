@@ -1,0 +1,91 @@
+"""Closed-book questions: what a model knows by heart, and so what finetuning makes it forget.
+
+The prompt is lost-in-the-middle's closed-book one and the scorer its own; questions come from the same sources as
+MDQA's. The tiny world asks about the people whose facts the bundled model was pretrained on. Wrong answers are told
+apart: a refusal forgets, an invention hallucinates (:mod:`kvray.tasks.qa.refusals`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+
+from kvray.tasks import prompts as wording
+from kvray.tasks import world
+from kvray.tasks.base import Context, CountTokens, examples, recipe, register
+from kvray.tasks.qa import questions, refusals
+from kvray.tasks.qa.base import NQ_OPEN, TINY, QuestionTask, target
+from kvray.tasks.qa.questions import Question
+
+
+@register("recall")
+class Recall(QuestionTask):
+    """Questions without any document."""
+
+    LAW: ClassVar[int] = 1
+    TRAINABLE: ClassVar[bool] = False
+
+    task: Literal["recall"] = recipe("recall")
+    questions: int | None = recipe(None, ge=1, description="questions; null takes all that the source has")
+
+    def with_rows(self, rows: int) -> Recall:
+        """Return the task with ``rows`` questions."""
+        return self.model_copy(update={"questions": rows})
+
+    def tokens_estimate(self) -> int:
+        """Prompt tokens of one example, roughly."""
+        return 16
+
+    def expected_rows(self) -> int:
+        """Return about how many questions there are; a file that cannot be reached is taken to be NQ-Open's."""
+        return self.questions or NQ_OPEN * {"all": 5, "test": 4, "train": 1}[self.split] // 5
+
+    def outcome(self, answer: str, references: Sequence[str]) -> str:
+        """Say right, or of wrong answers whether it is a refusal or an invention."""
+        return refusals.outcome(answer, self.score(answer, references))
+
+    def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
+        """Read the questions and choose them.
+
+        Raises:
+            InputError: too few questions.
+        """
+        if self.source != TINY:
+            return Context(count_tokens, self.pick(questions.read(self.source), self.questions))
+        # Every known fact is asked, whatever the split: knowing by heart is what is measured.
+        everything = self.model_copy(update={"split": "all"})
+        return Context(count_tokens, everything.pick(_known(), self.questions))
+
+    def count(self, context: Context) -> int:
+        """Return the number of questions."""
+        return len(context.material)
+
+    def build(self, start: int, stop: int, context: Context) -> pa.Table:
+        """Make examples ``[start, stop)``."""
+        chosen: Sequence[Question] = context.material[start:stop]
+        prompts = [wording.CLOSED_BOOK.format(question=question.text) for question in chosen]
+        return examples(
+            {
+                "example_id": [question.id for question in chosen],
+                "question_id": [question.id for question in chosen],
+                "units": [0] * len(chosen),
+                "prompt": prompts,
+                "answer": [target(question) for question in chosen],
+                "references": [list(question.answers) for question in chosen],
+                "prompt_tokens": context.count_tokens(prompts).tolist(),
+            }
+        )
+
+
+def _known() -> list[Question]:
+    made = []
+    for person in range(world.KNOWN_PEOPLE):
+        name = world.name_of("known", person)
+        for relation in world.RELATION_NAMES:
+            value = world.known_value(person, relation)
+            made.append(
+                Question(f"{TINY}-known-{person:06d}-{relation}", world.question(name, relation), (value,), name)
+            )
+    return made

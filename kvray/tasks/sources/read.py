@@ -1,0 +1,256 @@
+"""What tasks are given to read: rows and texts, from wherever they lie.
+
+A source is a path (a file or a directory), an ``http(s)://`` URL, an ``s3://`` or ``gs://`` URI, or a dataset of the
+Hugging Face hub: ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``. Rows come from ``.jsonl`` and
+``.json`` (an array, one object, or lines), with ``.gz`` (lines also with ``.zst``), and from ``.parquet``; texts from
+``.txt`` or from the ``text`` field of rows. A directory, a ``.zip`` and a hub dataset or a folder of it stand for all
+such files in them, sorted by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import itertools
+import json
+import os
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from kvray.errors import InputError, SourceUnreachableError
+from kvray.tasks.sources import hub, records
+from kvray.tasks.sources.hub import for_now
+from kvray.tasks.sources.records import ROWS, TABLES, TEXTS
+
+TIMEOUT_S = 60
+MAX_FILES = 100_000
+"""Files of a directory; more of them are a home directory or a whole disk by mistake."""
+_EXPECTED = "expected .jsonl, .jsonl.gz or .parquet, or a directory or .zip of such files"
+_NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"}
+"""Files beside the data of a dataset that describe them."""
+
+
+def rows(source: str, tables: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (where, row) for every row of a source; ``where`` names file and row for an error message.
+
+    Args:
+        source: where they lie.
+        tables: read ``.csv`` too, whose values are nothing but text.
+
+    Raises:
+        SourceUnreachableError: a remote source does not answer.
+        InputError: it cannot be read, is of another kind, or holds something that is no row; names file and line.
+    """
+    for file in _choose(source, ROWS + TABLES if tables else ROWS):
+        yield from _rows_of(file)
+
+
+def texts(source: str) -> list[str]:
+    """Return every text of a source that is not blank: its ``.txt`` files, or else the ``text`` fields of its rows.
+
+    Raises:
+        SourceUnreachableError: a remote source does not answer.
+        InputError: it cannot be read, or holds no text.
+    """
+    files = _choose(source, TEXTS + ROWS)
+    plain = [file for file in files if file.name.endswith(TEXTS)]
+    if plain:
+        found = []
+        for file in plain:
+            with _opened(file) as stream:
+                found.append(records.text(stream, file.name, file.where))
+    else:
+        found = []
+        for where, row in (pair for file in files for pair in _rows_of(file)):
+            text = row.get("text")
+            if not isinstance(text, str):
+                raise InputError(f"{where}: no 'text'; found the fields {', '.join(row) or 'none'}")
+            found.append(text)
+    found = [text for text in found if text.strip()]
+    if not found:
+        raise InputError(f"{source}: no text in it")
+    return found
+
+
+def read_bytes(source: str) -> bytes:
+    """Return the content of a source that is one file.
+
+    Raises:
+        SourceUnreachableError: a remote source does not answer.
+        InputError: it cannot be read, or is several files.
+    """
+    place = _fetched(source)
+    if isinstance(place, list):
+        raise InputError(f"{source}: {len(place)} files; expected one, name it")
+    with _opened(_File(source, "", place)) as stream:
+        return stream.read()
+
+
+def digest(source: str) -> str:
+    """Return what identifies a source's content.
+
+    Returns:
+        The sha256 of a file's bytes; of a directory, the sha256 over names and contents of its data files; of the hub,
+        ``<org>/<name>@<commit>[/<path>]``, for which nothing is downloaded.
+
+    Raises:
+        SourceUnreachableError: a remote source does not answer.
+        InputError: it cannot be read.
+    """
+    if source.startswith("hf://"):
+        return hub.digest(source)
+    place = _fetched(source)
+    if not isinstance(place, list):
+        return _sha256(place, source)
+    named = [[file.name, _sha256(file.place, file.where)] for file in place]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def is_remote(source: str) -> bool:
+    """Tell whether reading a source needs a network that may be away: a URL or the hub."""
+    return source.startswith(("http://", "https://", "hf://"))
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to read.
+
+    Attributes:
+        where: its name in messages.
+        name: its name within the source, which tells its kind and its place in the order.
+        place: its path, or its bytes.
+        member: its name in the zip archive that ``place`` is; "" where it is none.
+    """
+
+    where: str
+    name: str
+    place: Path | bytes
+    member: str = ""
+
+
+def _choose(source: str, kinds: tuple[str, ...]) -> list[_File]:
+    """Return the files of a source that are of one of the kinds, zip archives opened, in order."""
+    place = _fetched(source)
+    bundled = isinstance(place, list)
+    given = (
+        place
+        if isinstance(place, list)
+        else [_File(source, urlsplit(source).path if is_remote(source) else source, place)]
+    )
+    found, zipped = [], False
+    for file in given:
+        if file.name.endswith(".zip"):
+            zipped = True
+            found += [member for member in _members(file) if member.name.endswith(kinds)]
+        elif file.name.endswith(kinds):
+            found.append(file)
+    if not found:
+        raise InputError(f"{source}: " + ("no data file in it; " if bundled or zipped else "") + _EXPECTED)
+    return found
+
+
+def _members(file: _File) -> list[_File]:
+    try:
+        with _archive(file.place) as archive:
+            names = sorted(archive.namelist())
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"{file.where}: not a whole zip file: {error}") from error
+    return [_File(f"{file.where}: {name}", name, file.place, name) for name in names if _is_data(name)]
+
+
+def _archive(place: Path | bytes) -> zipfile.ZipFile:
+    return zipfile.ZipFile(place if isinstance(place, Path) else io.BytesIO(place))
+
+
+def _is_data(name: str) -> bool:
+    """Tell a data file from what lies beside: hidden files, a Mac's resource forks, descriptions of a dataset."""
+    parts = name.split("/")
+    return not any(part.startswith((".", "__")) for part in parts) and parts[-1] not in _NO_DATA
+
+
+def _rows_of(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _opened(file) as stream:
+        yield from records.rows(stream, file.name, file.where)
+
+
+@contextmanager
+def _opened(file: _File) -> Iterator[IO[bytes]]:
+    """Open a file, or a member of a zip archive."""
+    with ExitStack() as stack:
+        try:
+            if file.member:
+                archive = stack.enter_context(_archive(file.place))
+                stream = stack.enter_context(archive.open(file.member))
+            else:
+                opened = file.place.open("rb") if isinstance(file.place, Path) else io.BytesIO(file.place)
+                stream = stack.enter_context(opened)
+        except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+            # zipfile raises the last, or a kind of it, for an archive that is encrypted or packed in an unknown way.
+            raise InputError(f"source: {file.where} cannot be read: {error}") from error
+        try:
+            yield stream
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{file.where}: not a whole zip file: {error}") from error
+
+
+def _sha256(place: Path | bytes, where: str) -> str:
+    if isinstance(place, bytes):
+        return hashlib.sha256(place).hexdigest()
+    try:
+        with place.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"source: {where} cannot be read: {error}") from error
+
+
+def _fetched(source: str) -> Path | bytes | list[_File]:
+    """Return a source as a local file, as bytes, or, where it stands for several files, as the list of them."""
+    if source.startswith("hf://"):
+        found = hub.download(source, (*ROWS, *TABLES, *TEXTS, ".zip"), _is_data)
+        if isinstance(found, Path):
+            return found
+        return [_File(f"{source}: {name}", name, path) for name, path in found.items()]
+    if "://" in source:
+        return _from_network(source)
+    path = Path(os.path.expanduser(source))
+    if not path.is_dir():
+        if path.exists() and not path.is_file():
+            # A device or a pipe may never end.
+            raise InputError(f"source: {source} cannot be read: it is neither a file nor a directory")
+        return path
+    files = list(itertools.islice((found for found in path.rglob("*") if found.is_file()), MAX_FILES + 1))
+    if len(files) > MAX_FILES:
+        raise InputError(f"source: {source} holds over {MAX_FILES:,} files; expected a directory of data alone")
+    names = sorted(found.relative_to(path).as_posix() for found in files)
+    return [_File(str(path / name), name, path / name) for name in names if _is_data(name)]
+
+
+@lru_cache(maxsize=8)
+def _from_network(source: str) -> bytes:
+    """Read a URL or URI once per process."""
+    try:
+        if is_remote(source):
+            with urllib.request.urlopen(source, timeout=TIMEOUT_S) as response:
+                return bytes(response.read())
+        from pyarrow.fs import FileSystem
+
+        files, path = FileSystem.from_uri(source)
+        with files.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+    except urllib.error.HTTPError as error:
+        kind = SourceUnreachableError if for_now(error.code) else InputError
+        raise kind(f"source: {source} cannot be read: {error}") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+        raise SourceUnreachableError(f"source: {source} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"source: {source} cannot be read: {error}") from error
