@@ -43,7 +43,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr(kvray.api, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(kvray.models.openai, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 16)
 
 

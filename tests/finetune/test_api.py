@@ -35,7 +35,7 @@ class Killed(BaseException):
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(kvray.api, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(kvray.models.openai, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(stage, "FIRST_POLL_S", 0.01)
 
 

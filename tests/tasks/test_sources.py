@@ -216,7 +216,7 @@ def test_a_url_is_fetched_once_and_tells_gone_from_away(serve: Callable) -> None
 HUB = """
 import json, sys
 from kvray.errors import SourceUnreachableError
-from kvray.tasks import sources
+from kvray.tasks.sources import read as sources
 told = {}
 for source in sys.argv[1:]:
     try:

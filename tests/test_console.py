@@ -12,7 +12,7 @@ import terminals
 
 WORK = """
 import time
-from kvray.progress import say, track
+from kvray.console import say, track
 with track("evaluate", 100) as advance:
     for done in range(0, 101, 10):
         advance(done + (0.7 if done < 100 else 0), "33% loss 1.859, [base] 66% loss 1.432, " * 3)

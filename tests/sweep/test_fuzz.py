@@ -16,7 +16,7 @@ import pytest
 
 from kvray.tasks import load_all
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CASES, PLANNED = 500, 5
 SEED = 3
 REAL = (6, 23, 40)

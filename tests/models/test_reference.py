@@ -102,9 +102,9 @@ def test_names_of_nothing_are_refused_without_asking_anybody(
 def test_a_cached_model_is_loaded_in_a_process_that_reaches_no_hub(tmp_path: Path) -> None:
     cached_model(tmp_path)
     code = (
-        "from kvray.base_model import resolve, load_tokenizer\n"
-        "from kvray.evaluate.settings import settings\n"
-        "from kvray.config import Runtime\n"
+        "from kvray.models.reference import resolve, load_tokenizer\n"
+        "from kvray.evaluate.engines.vllm_settings import settings\n"
+        "from kvray.sweep.model import Runtime\n"
         "from kvray.finetune.model import load\n"
         f"base = resolve({NAME!r})\n"
         "print(len(load_tokenizer(base)), load(base, 'lora', gpu=False, fsdp=False).config.hidden_size)\n"

@@ -164,7 +164,7 @@ def test_the_manifest_is_written_last_and_every_name_is_flushed(
 WRITER = """
 import sys
 import pyarrow as pa
-from kvray.store import Store
+from kvray.store.store import Store
 store = Store(sys.argv[1])
 sys.stdout.write("ready\\n")
 sys.stdout.flush()
@@ -200,7 +200,7 @@ def test_sigkill_in_the_middle_of_writing_leaves_nothing_torn(tmp_path: Path) ->
 FULL = """
 import resource, signal, sys
 from kvray.errors import StoreError
-from kvray.store import Store
+from kvray.store.store import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:

@@ -16,7 +16,7 @@ from kvray.planning.why import explain, why
 from kvray.store.store import Store
 from kvray.tasks.base import REGISTRY
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
