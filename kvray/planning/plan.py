@@ -33,6 +33,7 @@ from kvray.planning.labels import block_changes, data_label, finetune_label, mix
 from kvray.planning.lengths import Lengths
 from kvray.store.fingerprint import fingerprint
 from kvray.sweep.load import Sweep, Variant, variants
+from kvray.tasks import code
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
 __all__ = [
@@ -81,9 +82,15 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
         "format": EXAMPLE_FORMAT,
         "task": task.recipe(),
         "law": task.LAW,
+        **code.digest_of(task),
         "sources": dict(sources),
         "tokenizer": tokenizer,
     }
+
+
+def _name(task: Task) -> str:
+    """Return a task's name as a part of an artefact's id: ``shouting:Shout`` is ``shouting-Shout``."""
+    return task.task.replace(":", "-").replace(".", "-")
 
 
 def _shares(of: Sequence[tuple[Artefact, float]]) -> list[tuple[Artefact, float]]:
@@ -124,6 +131,12 @@ class Plan:
                 for artefact in self.artefacts
             ],
         }
+
+    def code(self) -> dict[str, str]:
+        """Return the sha256 of each Python file outside any package whose tasks are planned, by its path."""
+        tasks = [*self.sweep.datasets.values(), *self.sweep.evaluate.values()]
+        sources = [source for task in tasks if (source := code.carried(task))]
+        return {source.path: source.sha256 for source in sources}
 
     def to_json(self) -> bytes:
         """Return :meth:`document` as UTF-8 JSON, the same bytes for the same plan."""
@@ -191,7 +204,7 @@ class _Builder:
         needs = [written] if written else []
         found = self.artefact(
             "dataset",
-            task.task,
+            _name(task),
             recipe,
             needs,
             rows=rows,
@@ -212,7 +225,7 @@ class _Builder:
         recipe = {**dataset, "writer": self.facts.writers[writer].identity}
         rows, tokens = self.facts.written[task_key(task)]
         job = WritingJob(task, writer)
-        name = f"{task.task}-writing"
+        name = f"{_name(task)}-writing"
         return self.artefact(
             "writing",
             name,
@@ -289,7 +302,7 @@ class _Builder:
         recipe = {
             "base": self.facts.base.identity,
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
-            "scorer": {"task": task.task, "law": task.LAW},
+            "scorer": {"task": task.task, "law": task.LAW, **code.digest_of(task)},
             **self.spoken(sweep),
         }
         if examples is None:
@@ -302,7 +315,7 @@ class _Builder:
             task, examples.id if examples else None, finetune.id if finetune else None, evaluation, settings
         )
         needs = [need for need in (examples, finetune) if need is not None]
-        name = f"{task.task}-{finetune.name if finetune else 'base'}"
+        name = f"{_name(task)}-{finetune.name if finetune else 'base'}"
         rows = examples.rows if examples else self.facts.of(task)[1]
         lengths = self.lengths[examples.id] if examples else self.facts.lengths_of(task)
         self.artefact(

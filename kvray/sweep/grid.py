@@ -6,15 +6,15 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError, Path, Problem, dotted
+from kvray.sweep import external
 from kvray.sweep.document import put, split
 from kvray.sweep.model import TASK_SECTIONS, Finetune, Overlaps, Sweep, check
 from kvray.sweep.problems import MAX_PROBLEMS, nearest, show
-from kvray.tasks.base import REGISTRY
 
 MAX_VARIANTS = 1000
 """Variants of one sweep; a grid beyond it is more likely a slip than a plan."""
@@ -26,7 +26,11 @@ def variants(sweep: Sweep) -> list[Variant]:
     Raises:
         InputError: a path or a value is not valid.
     """
-    raw = sweep.model_dump(mode="json")
+    with external.known(sweep.datasets, sweep.evaluate):
+        return _variants(sweep.model_dump(mode="json"))
+
+
+def _variants(raw: Mapping[str, Any]) -> list[Variant]:
     overlaps: Overlaps = {}
     problems = grid_problems(raw, [], overlaps)
     if problems:
@@ -129,10 +133,16 @@ def _paths(raw: Mapping[str, Any]) -> list[str]:
         blocks = raw.get(section)
         for name, block in blocks.items() if isinstance(blocks, Mapping) else ():
             if isinstance(block, Mapping):
-                task = REGISTRY.get(str(block.get("task")))
-                knobs = block if section == "mixtures" else task.model_fields if task else ()
+                knobs = block if section == "mixtures" else _knobs(block.get("task"))
                 paths += [f"{section}.{name}.{knob}" for knob in knobs if knob != "task"]
     return paths
+
+
+def _knobs(task: object) -> Iterable[str]:
+    try:
+        return external.task_class(task).model_fields
+    except InputError:
+        return ()  # the sweep's own check tells it
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

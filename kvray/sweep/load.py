@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from kvray.errors import InputError, Place, Problem
+from kvray.sweep import external
 from kvray.sweep import yaml as yaml_lines
 from kvray.sweep.document import Document, merge, split, typed
 from kvray.sweep.grid import Variant, grid_problems, show_value, variants
@@ -31,13 +33,17 @@ __all__ = [
 ]
 
 
-def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> Sweep:
+def load(path: str, overrides: Sequence[str] = (), scale: str | None = None, allow_code: bool = False) -> Sweep:
     """Read and check a sweep file; see :func:`read`."""
-    return read(path, overrides, scale)[0]
+    return read(path, overrides, scale, allow_code=allow_code)[0]
 
 
 def read(
-    path: str, overrides: Sequence[str] = (), scale: str | None = None, base_model: str | None = None
+    path: str,
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+    base_model: str | None = None,
+    allow_code: bool = False,
 ) -> tuple[Sweep, Document]:
     """Read and check a sweep file.
 
@@ -46,6 +52,7 @@ def read(
         scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
         overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
         base_model: in place of the file's.
+        allow_code: load the files beside this one that its tasks name (``task: shouting:Shout``).
 
     Returns:
         The sweep, and the document that knows the line of each of its values.
@@ -60,14 +67,32 @@ def read(
     wrong += [problem for text in overrides if (problem := yaml_lines.override(document, text))]
     if base_model is not None:
         document.set(("base_model",), base_model, typed("--base-model"))
-    overlaps: Overlaps = {}
-    sweep, problems = check(document.value, overlaps)
-    problems += grid_problems(document.value, problems, overlaps)
+    with external.lookup(os.path.dirname(path), allow_code):
+        refused = _code_problem(document)
+        if refused:
+            raise InputError(document.report([refused]))
+        overlaps: Overlaps = {}
+        sweep, problems = check(document.value, overlaps)
+        problems += grid_problems(document.value, problems, overlaps)
     problems += unused(document)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
     return sweep, document
+
+
+def _code_problem(document: Document) -> Problem | None:
+    """Return what refuses a sweep as a whole, before any of it is checked: code beside it that is not allowed."""
+    blocks = {
+        (section, name): block.get("task")
+        for section in TASK_SECTIONS
+        if isinstance(section_ := document.value.get(section), dict)
+        for name, block in section_.items()
+        if isinstance(block, dict)
+    }
+    first = next((path for path, task in blocks.items() if external.code_file(task)), ())
+    refused = external.refuse_code(iter(blocks.values()))
+    return Problem((*first, "task"), refused) if refused else None
 
 
 def _take_scale(document: Document, scale: str) -> list[Problem]:
@@ -103,11 +128,17 @@ def json_schema() -> dict[str, Any]:
         part["properties"]["task"] = {"const": name, "description": "the task's name"}
         part["required"] = sorted({"task", *part.get("required", [])})
         definitions[f"task.{name}"] = part
+    elsewhere = {
+        "description": "a task of another package, or module:Class of a package or of a file beside this one",
+        "type": "object",
+        "properties": {"task": {"anyOf": [{"type": "string", "pattern": ":"}, {"enum": external.entry_points()}]}},
+        "required": ["task"],
+    }
     for section in TASK_SECTIONS:
         names = sorted(name for name, cls in REGISTRY.items() if section == "evaluate" or cls.TRAINABLE)
         schema["properties"][section] |= {
             "propertyNames": {"pattern": f"^{NAME.pattern}$"},
-            "additionalProperties": {"oneOf": [{"$ref": f"#/$defs/task.{name}"} for name in names]},
+            "additionalProperties": {"oneOf": [*({"$ref": f"#/$defs/task.{name}"} for name in names), elsewhere]},
         }
     seeds = definitions["Finetune"]["properties"]["seeds"]
     definitions["Finetune"]["properties"]["seeds"] = {

@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from kvray.errors import KvrayError, Path, Problem
+from kvray.errors import InputError, KvrayError, Path, Problem
+from kvray.sweep import external
 from kvray.sweep.names import SWEEP_FILES, name_problems
 from kvray.sweep.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
 from kvray.tasks import load_all
@@ -77,19 +78,22 @@ def check_task(block: Any, path: Path = ()) -> tuple[Task | None, list[Problem]]
     """Check one task block ``{task: name, …}``; return the task only if there is no problem."""
     load_all()
     if isinstance(block, Task):
-        return block, []
+        refused = external.refusal(block)
+        return (None, [Problem(path, refused)]) if refused else (block, [])
     if not isinstance(block, Mapping):
         return None, [Problem(path, f"found {show(block)}; expected a mapping like {{task: NAME, …}}")]
     name = block.get("task")
     if name is None:
         return None, [Problem(path, f"found no task; expected task: one of {', '.join(sorted(REGISTRY))}")]
-    if not isinstance(name, str) or name not in REGISTRY:
-        return None, [Problem((*path, "task"), unknown(name, sorted(REGISTRY), "one of the tasks"))]
-    problems = misread_booleans(REGISTRY[name], block, path)
     try:
-        task = REGISTRY[name].model_validate(dict(block))
+        cls = external.task_class(name)
+    except InputError as error:
+        return None, [Problem((*path, "task"), str(error))]
+    problems = misread_booleans(cls, block, path)
+    try:
+        task = cls.model_validate(dict(block))
     except ValidationError as error:
-        return None, problems + explain(error, REGISTRY[name], block, path)
+        return None, problems + explain(error, cls, block, path)
     return (None if problems else task), problems
 
 

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kvray.store.columns import column
+from kvray.tasks import code
 
 OPENAI_SYSTEM = "Write a response that appropriately completes the request."
 """System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
@@ -114,7 +115,7 @@ class Context:
 class Task(Strict):
     """Parameters of one dataset or evaluation of a task family. Subclasses add their knobs and a ``task`` literal."""
 
-    LAW: ClassVar[int]
+    LAW: ClassVar[int] = 1
     """Version of the family's law; raised by whoever changes a byte of what it makes."""
     TRAINABLE: ClassVar[bool] = True
     MAX_OUTPUT_TOKENS: ClassVar[int] = 100
@@ -132,6 +133,21 @@ class Task(Strict):
 
     task: str = recipe()
     seed: int = recipe(0, ge=0, le=2**31 - 1, description="draws other examples of the same law")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        """Name a task from outside kvray by its class: ``module:Class``."""
+        if isinstance(values, dict) and cls.model_fields["task"].is_required():
+            return {**values, "task": code.name_of(cls)}
+        return values
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Take the source of a class along that other nodes have not installed."""
+        source = code.carried(self)
+        if source is None:
+            return super().__reduce_ex__(protocol)
+        return code.restore, (source, type(self).__qualname__), self.__getstate__()
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of every file that decides content, by field name (paths are never identity)."""
