@@ -81,7 +81,7 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
     return {
         "format": EXAMPLE_FORMAT,
         "task": task.recipe(),
-        "law": task.LAW,
+        "law": task.VERSION,
         **code.digest_of(task),
         "sources": dict(sources),
         "tokenizer": tokenizer,
@@ -302,7 +302,7 @@ class _Builder:
         recipe = {
             "base": self.facts.base.identity,
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
-            "scorer": {"task": task.task, "law": task.LAW, **code.digest_of(task)},
+            "scorer": {"task": task.task, "law": task.VERSION, **code.digest_of(task)},
             **self.spoken(sweep),
         }
         if examples is None:

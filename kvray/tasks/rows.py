@@ -65,7 +65,7 @@ class RowTask(Task):
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)`` one by one."""
-        key = (self.task, self.LAW, self.seed)
+        key = (self.task, self.VERSION, self.seed)
         made = [self.example(row, random.Random(key_of(*key, row))) for row in range(start, stop)]
         return table(made, range(start, stop), context.count_tokens)
 

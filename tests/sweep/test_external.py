@@ -22,8 +22,7 @@ from kvray.tasks.base import Task, recipe
 from kvray.tasks.rows import Example, RowTask
 
 SHOUT = """
-from kvray.tasks.base import recipe
-from kvray.tasks.rows import Example, RowTask
+from kvray.tasks import Example, RowTask, recipe
 
 
 class Shout(RowTask):
@@ -151,7 +150,7 @@ def test_a_grid_varies_its_knobs(sweep: Path) -> None:
             "found the task Shout without example(); expected methods of these names",
         ),
         (
-            "from kvray.tasks.base import Task\nclass Shout(Task):\n    pass\n",
+            "from kvray.tasks import Task\nclass Shout(Task):\n    pass\n",
             "found the task Shout without count() and build() and score(); expected methods",
         ),
         (
