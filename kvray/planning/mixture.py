@@ -114,9 +114,11 @@ def read_per_epoch(job: FinetuneJob, lengths: Mapping[str, Lengths]) -> Epoch:
         except InputError as error:
             return Epoch(0, 0, counted, tuple(problem.removeprefix("mixture: ") for problem in error.problems))
     parts, first = ([(lengths[data], share) for data, share in of] for of in (job.mixture, job.budget))
-    budget = _mean_epoch(first, job.finetune.match)[1] if first else None
+    if not first:
+        return Epoch(*_mean_epoch(parts, job.finetune.match), counted)
+    budget = _mean_epoch(first, job.finetune.match)[1]
     problems = []
-    for name, share in job.mixture if budget is not None and counted == "sample" else ():
+    for name, share in job.mixture if counted == "sample" else ():
         data, needed = lengths[name], share * budget
         total = data.total(data.trained)
         if total < CERTAINLY_TOO_FEW * needed:
