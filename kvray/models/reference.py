@@ -165,8 +165,8 @@ def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> B
 
         text = (
             f"{name} is no directory here, the Hugging Face hub does not answer for it "
-            f"({first_line(unreachable)}), and the hub's cache {constants.HF_HUB_CACHE} has not got it. Two ways need no "
-            f"hub: give a directory; or type hf download {name} where there is a hub, copy its cache here, and set "
+            f"({first_line(unreachable)}), and the hub's cache {constants.HF_HUB_CACHE} has not got it. Two ways need "
+            f"no hub: give a directory; or type hf download {name} where there is a hub, copy its cache here, and set "
             "HF_HOME to the directory above it"
         )
         raise SourceUnreachableError(Problem((field,), text)) from unreachable

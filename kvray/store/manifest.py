@@ -125,7 +125,7 @@ def describe(schema: pa.Schema) -> list[dict[str, str]]:
 
 
 def with_provenance(measurements: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a stage's measurements with versions and hardware. A number that is not finite becomes a word: "nan", "inf"."""
+    """Return a stage's measurements with versions and hardware; a number that is not finite becomes text ("nan")."""
     given = _finite(dict(measurements or {}))
     merged = {**given, "versions": {**versions(), **given.get("versions", {})}}
     merged["hardware"] = {**hardware(), **given.get("hardware", {})}
