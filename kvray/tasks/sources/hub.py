@@ -155,6 +155,6 @@ def _reason(source: str, error: Exception) -> InputError:
         return InputError(f"source: {source} cannot be read from the Hugging Face hub: {error}")
     return SourceUnreachableError(
         f"source: the Hugging Face hub does not answer for {source} ({first_line(error)}), and its cache on this "
-        f"machine has not got it whole; type hf download --repo-type dataset {_parts(source)[0]} where there is a hub, copy its cache "
-        "here, and set HF_HOME; or give a path"
+        f"machine has not got it whole; type hf download --repo-type dataset {_parts(source)[0]} where there is a hub, "
+        "copy its cache here, and set HF_HOME; or give a path"
     )
