@@ -26,7 +26,7 @@ def sweep_text(sweep: Sweep) -> str:
     if sweep.mixtures == {name: {name: 1.0} for name in sweep.datasets}:
         written.pop("mixtures", None)
     for problem in unused(from_values(written)):
-        section, name = problem.path
+        section, name = map(str, problem.path)
         del written[section][name]
     ordered = {name: written[name] for name in Sweep.model_fields if written.get(name) not in (None, {}, [])}
     return _dump(ordered, None)

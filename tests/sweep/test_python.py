@@ -78,7 +78,7 @@ def test_every_sweep_is_written_and_read_back(file: str, scale: str | None, monk
     assert Sweep(**{name: getattr(sweep, name) for name in sweep.model_fields_set}) == sweep
 
 
-ODD = "no|on|1e-5|1:30|0x10|007|~|null|| a |${HOME}|$${HOME}|$$${A}|a: b|a #b|- a|'|\"|{a}|[a|!tag|&a|*a|%|@|1_000|.5|=|<<"
+ODD = "no|on|1e-5|1:30|0x10|007|~|null|| a |${HOME}|$${HOME}|$$${A}|a: b|a #b|- a|'|\"|{a}|[a|!tag|&a|*a|@|1_000|.5|<<"
 
 
 @pytest.mark.parametrize("text", [*ODD.split("|"), "é\tü", "two\nlines\n", "\\n"])

@@ -165,7 +165,7 @@ def test_a_row_is_a_pure_function_of_recipe_and_index() -> None:
 
 
 def test_golden_bytes() -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     dispersions = ["first", "middle", "last", "random"]
     paddings = ["books", "same", "identity"]
     task = Flenqa(questions=4, lengths=[250, 1000], dispersions=dispersions, paddings=paddings, cot=True)

@@ -226,6 +226,6 @@ def test_the_same_draws_are_not_trained_on_and_evaluated() -> None:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_golden_bytes(name: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     made = json.dumps(rows(Ruler(haystack=name, lengths=[400, 700], rows=5), token_counter(resolve("kvray-tiny"))))
     assert hashlib.sha256(made.encode()).hexdigest() == GOLDEN[name]
