@@ -17,7 +17,8 @@ import toy_tokenizers
 
 from kvray.errors import InputError, InvalidValueError
 from kvray.models.tokenizer import TokenCounter
-from kvray.tasks.base import EXAMPLE_SCHEMA, Context
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.base import Context
 from kvray.tasks.kv.simple import SimpleKV, collapse
 
 LINE = re.compile(r"Dictionary \[(\d+)\] (\{.*\})")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from kvray.errors import InputError, InvalidValueError
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.qa.distractors import holds
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.questions import best_subspan_em, normalise

@@ -16,7 +16,7 @@ import pytest
 from kvray.errors import InputError, InvalidValueError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.retrieval import KVRetrieval, uuids
 
 GOLDEN = {

@@ -15,7 +15,7 @@ import toy_tokenizers
 
 from kvray.errors import InputError, InvalidValueError
 from kvray.models.tokenizer import TokenCounter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.several import SeveralKV
 
 LINE = re.compile(r"Dictionary \[(\d+)\] (\{.*\})")
