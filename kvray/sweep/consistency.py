@@ -10,8 +10,8 @@ from importlib import resources
 from typing import Any
 
 from kvray.errors import KvrayError, Path, Problem
-from kvray.sweep.problems import MAX_PROBLEMS, show, unknown
 from kvray.tasks.base import REGISTRY, Task
+from kvray.tasks.problems import MAX_PROBLEMS, show, unknown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 """Names of sweeps, datasets, mixtures and evaluations: safe in paths, URLs and labels.

@@ -11,10 +11,10 @@ from kvray.sweep.consistency import NAME
 from kvray.sweep.document import Document, merge, split, typed
 from kvray.sweep.grid import Variant, expand
 from kvray.sweep.model import TASK_SECTIONS, Checked, Sweep, check
-from kvray.sweep.problems import show
 from kvray.sweep.unused import unused
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
+from kvray.tasks.problems import show
 
 
 class Loaded(NamedTuple):
@@ -40,7 +40,8 @@ def read(path: str, overrides: Sequence[str] = (), scale: str | None = None, bas
     """Read and check a sweep file.
 
     Args:
-        path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in it come from the environment.
+        path: a YAML file, or the text of one (it has line ends, as no path has); ``${NAME}`` and ``${NAME:-default}``
+            in it come from the environment.
         scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
         overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
         base_model: in place of the file's.
@@ -50,19 +51,24 @@ def read(path: str, overrides: Sequence[str] = (), scale: str | None = None, bas
             ``FILE:LINE: dotted.path: found …; expected …; did you mean …?``.
     """
     load_all()
-    document = yaml.read(path)
+    document = yaml.parse(path, "sweep") if "\n" in path else yaml.read(path)
     wrong = _take_scale(document, scale) if scale else []
     wrong += [problem for text in overrides if (problem := yaml.override(document, text))]
     if base_model is not None:
         document.set(("base_model",), base_model, typed("--base-model"))
-    checked = Checked()
-    sweep, problems = check(document.value, checked)
-    variants, varied = expand(document.value, problems, checked)
-    problems += [*varied, *unused(document)]
+    sweep, variants, problems = check_document(document)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
     return Loaded(sweep, document, variants)
+
+
+def check_document(document: Document) -> tuple[Sweep | None, list[Variant], list[Problem]]:
+    """Check the values of a document; return the sweep, its variants, and what is wrong with it or with any of them."""
+    checked = Checked()
+    sweep, problems = check(document.value, checked)
+    variants, varied = expand(document.value, problems, checked)
+    return sweep, variants, [*problems, *varied, *unused(document)]
 
 
 def _take_scale(document: Document, scale: str) -> list[Problem]:
