@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from kvray.errors import InputError
-from kvray.sweep.problems import nearest, show, unknown
 from kvray.tasks.base import REGISTRY, Task
 from kvray.tasks.code import Source, source_of
+from kvray.tasks.problems import nearest, show, unknown
 from kvray.tasks.rows import RowTask
 
 GROUP = "kvray.tasks"
@@ -58,9 +58,10 @@ def lookup(folder: str | Path, allow_code: bool) -> Iterator[None]:
 
 
 @contextmanager
-def known(*blocks: Mapping[str, Task]) -> Iterator[None]:
-    """Look up the names of these tasks as their classes, while the context lasts, and load no file."""
-    with _during(_Lookup({task.task: type(task) for block in blocks for task in block.values()})):
+def known(*sections: object) -> Iterator[None]:
+    """Look up the names of the tasks in these mappings as their classes, while the context lasts, and load no file."""
+    values = [value for section in sections if isinstance(section, Mapping) for value in section.values()]
+    with _during(_Lookup({task.task: type(task) for task in values if isinstance(task, Task)})):
         yield
 
 
@@ -80,9 +81,10 @@ def task_class(name: object) -> type[Task]:
         InputError: there is none, or it is code that is not allowed, cannot be loaded or is no task; one line.
     """
     current = _LOOKUP.get()
-    found = (REGISTRY.get(name) or current.classes.get(name)) if isinstance(name, str) else None
-    if found is not None:
-        return found
+    if isinstance(name, str) and name in REGISTRY:
+        return REGISTRY[name]
+    if isinstance(name, str) and name in current.classes:
+        return _checked(current.classes[name], name)
     if isinstance(name, str) and ":" in name:
         return _by_module(name, current)
     mine = {entry.value: entry for entry in _entries(tuple(sys.path)) if entry.name == name}
@@ -117,11 +119,8 @@ def refuse_code(names: Iterator[object]) -> str | None:
     return f"found code beside the sweep ({', '.join(files)}), which is not loaded; type --allow-code to load it"
 
 
-def refusal(task: Task) -> str | None:
-    """Return why a task that was made in Python cannot be used by workers; None if it can."""
-    cls = type(task)
-    if ":" not in task.task:
-        return None
+def refusal(cls: type[Task]) -> str | None:
+    """Return why a task class cannot be used, None if it can."""
     if cls.__module__ == "__main__":
         return (
             f"found {cls.__name__}, a class of a script or notebook, which no worker can load; put it into a file, "
@@ -129,7 +128,18 @@ def refusal(task: Task) -> str | None:
         )
     if "." in cls.__qualname__:
         return f"found {cls.__qualname__}; expected a class at the top of its module, so that workers can load it"
-    return _unfinished(cls)
+    if issubclass(cls, RowTask):
+        lacking = ["example()"] if (cls.example, cls.build) == (RowTask.example, RowTask.build) else []
+    else:
+        lacking = [f"{name}()" for name in _NEEDED if getattr(cls, name) is getattr(Task, name)]
+    if lacking:
+        return f"found the task {cls.__name__} without {' and '.join(lacking)}; expected methods of these names"
+    try:
+        for name in cls.model_fields:
+            cls.identity(name)
+    except TypeError as error:
+        return f"found a knob of unknown use: {error}"
+    return None
 
 
 @lru_cache(maxsize=1)
@@ -212,23 +222,7 @@ def _checked(value: Any, where: str) -> type[Task]:
         kind = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
         raise InputError(f"found {where}, {kind}; expected a subclass of kvray.tasks.Task or kvray.tasks.RowTask")
     cls: type[Task] = value
-    problem = _unfinished(cls)
-    if problem:
-        raise InputError(problem)
+    refused = refusal(cls)
+    if refused:
+        raise InputError(refused)
     return cls
-
-
-def _unfinished(cls: type[Task]) -> str | None:
-    """Return what a task class lacks, None if nothing."""
-    if issubclass(cls, RowTask):
-        lacking = ["example()"] if (cls.example, cls.build) == (RowTask.example, RowTask.build) else []
-    else:
-        lacking = [f"{name}()" for name in _NEEDED if getattr(cls, name) is getattr(Task, name)]
-    if lacking:
-        return f"found the task {cls.__name__} without {' and '.join(lacking)}; expected methods of these names"
-    try:
-        for name in cls.model_fields:
-            cls.identity(name)
-    except TypeError as error:
-        return f"found a knob of unknown use: {error}"
-    return None

@@ -10,37 +10,22 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kvray.store.columns import column
+from kvray.errors import InvalidValueError
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks import code
+from kvray.tasks.problems import explain, misread_booleans
 
 OPENAI_SYSTEM = "Write a response that appropriately completes the request."
 """System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
 
 
-EXAMPLE_SCHEMA = pa.schema(
-    [
-        column("example_id", pa.string(), "unique within the dataset"),
-        column("question_id", pa.string(), "pairs examples that ask the same question (at several positions, say)"),
-        column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
-        column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
-        column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
-        column("depth", pa.float32(), "depth of the needle in percent of the context; null where it is no axis", True),
-        column("subtask", pa.string(), "kind of example within the task (MonoRel, multikey, …); null if one", True),
-        column("condition", pa.string(), "further conditions, 'dispersion=random padding=books'; null if none", True),
-        column("prompt", pa.string(), "the user message"),
-        column("answer", pa.string(), "the assistant message to train on"),
-        column("references", pa.list_(pa.string()), "accepted answers, for the scorer"),
-        column("prompt_tokens", pa.int32(), "tokens of the user message alone, by the base model's tokenizer"),
-    ]
-)
-"""Columns of every dataset, for training and for evaluation."""
 EXAMPLE_FORMAT = 2
 """Version of these columns; part of every dataset's identity."""
 Measure = Literal["retrieval", "length", "knowledge", "ceiling", "benchmark", "other"]
@@ -98,6 +83,29 @@ class Strict(BaseModel):
     """Base of every configuration model: frozen, closed, each field declared :func:`recipe` or :func:`runtime`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # editors and type checkers take the fields for arguments
+
+        def __init__(self, **values: Any) -> None:
+            """Take the fields by name.
+
+            Raises:
+                InvalidValueError: with every problem of the values, in the words that a sweep file gets.
+            """
+            problems = misread_booleans(type(self), values)
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                problems += explain(error, type(self), values)
+            if problems:
+                raise InvalidValueError(problems) from None
+
+        # Validation from plain values (model_validate) goes on without this constructor, and raises ValidationError.
+        __init__.__pydantic_base_init__ = True
+
+    def written(self) -> dict[str, Any]:
+        """Return the JSON form of the fields that were given, defaults left out: what a sweep file would say."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
     def recipe(self) -> dict[str, Any]:
         """Return the JSON form of the fields that decide content, in full (defaults included).
@@ -178,6 +186,10 @@ class Task(Strict):
         if source is None:
             return super().__reduce_ex__(protocol)
         return code.restore, (source, type(self).__qualname__), self.__getstate__()
+
+    def written(self) -> dict[str, Any]:
+        """See :meth:`Strict.written`; the task's name comes first, given or not."""
+        return {"task": self.task, **super().written()}
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of every file that decides content, by field name (paths are never identity)."""

@@ -16,7 +16,8 @@ from kvray.errors import InputError
 from kvray.planning.inputs import gather
 from kvray.planning.plan import Plan, plan
 from kvray.sweep import external
-from kvray.sweep.load import Sweep, check_task, json_schema, load
+from kvray.sweep.load import json_schema, load
+from kvray.sweep.model import Sweep, check_task
 from kvray.tasks import code
 from kvray.tasks.base import Task, recipe
 from kvray.tasks.rows import Example, RowTask
@@ -121,7 +122,7 @@ def test_knobs_are_checked_as_those_of_built_in_tasks(sweep: Path) -> None:
     assert problems(sweep) == [
         "s.yaml:4: datasets.shout.words: found 'many'; expected a whole number",
         "s.yaml:4: datasets.shout.rosw: found 'rosw'; expected one of: task, seed, rows, words; did you mean 'rows'?",
-        "s.yaml:7: grid.'datasets.shout.wrds': found 'datasets.shout.wrds'; expected a path like finetune.epochs, "
+        "s.yaml:7: grid.datasets.shout.wrds: found 'datasets.shout.wrds'; expected a path like finetune.epochs, "
         "datasets.NAME.KNOB or evaluate.NAME.KNOB; did you mean 'datasets.shout.words'?",
     ]
 
