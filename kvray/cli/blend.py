@@ -14,6 +14,7 @@ from kvray.cli.export import Format, messages
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.selection import select
 from kvray.generate.shards import Written, build
+from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.mixture import Mixture
@@ -23,7 +24,7 @@ from kvray.store.columns import column
 from kvray.store.output import replacing, shown
 from kvray.store.store import Store
 from kvray.sweep.problems import unknown
-from kvray.tasks.base import EXAMPLE_SCHEMA, OPENAI_SYSTEM, Task
+from kvray.tasks.base import EXAMPLE_SCHEMA, Task
 
 DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")
 BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)

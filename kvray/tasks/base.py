@@ -19,10 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kvray.store.columns import column
 
-OPENAI_SYSTEM = "Write a response that appropriately completes the request."
-"""System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
-
-
 EXAMPLE_SCHEMA = pa.schema(
     [
         column("example_id", pa.string(), "unique within the dataset"),

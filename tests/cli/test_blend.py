@@ -14,13 +14,14 @@ from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune import selection
 from kvray.finetune.storage import load_rows
 from kvray.generate.shards import build
+from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.inputs import gather
 from kvray.planning.plan import Plan, plan
 from kvray.store.store import Store
 from kvray.sweep.load import Sweep
-from kvray.tasks.base import EXAMPLE_SCHEMA, OPENAI_SYSTEM, Task
+from kvray.tasks.base import EXAMPLE_SCHEMA, Task
 
 BLOCKS: dict[str, Any] = {
     "name": "s",

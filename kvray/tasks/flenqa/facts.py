@@ -25,7 +25,7 @@ from kvray.errors import InputError
 from kvray.tasks import world
 from kvray.tasks.flenqa.fillers import FILLERS, slots
 from kvray.tasks.flenqa.prompts import Subtask
-from kvray.tasks.rng import Words, below, unit
+from kvray.tasks.rng import Draws, below, unit
 
 _HEAD, _SIDE = 32, 28
 WIDTH = _HEAD + 2 * _SIDE
@@ -93,7 +93,7 @@ class Instance:
 class Cast:
     """Endless supply of people and rooms that are used once each; a pure function of two random words."""
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Draws) -> None:
         self._people = _walk(words[0], world.group_size("test"), "people")
         self._rooms = _walk(words[1], len(world.FIRST_NAMES) * len(ROOMS), "rooms")
 
@@ -109,7 +109,7 @@ class Cast:
                 return f"{world.FIRST_NAMES[owner]}'s {ROOMS[kind]}"
 
 
-def make(subtask: Subtask, words: Words, cast: Cast, label: bool) -> Instance:
+def make(subtask: Subtask, words: Draws, cast: Cast, label: bool) -> Instance:
     """Make a base instance.
 
     Args:
@@ -124,7 +124,7 @@ def make(subtask: Subtask, words: Words, cast: Cast, label: bool) -> Instance:
     return _MAKERS[subtask](words, cast, label)
 
 
-def _monorel(words: Words, cast: Cast, label: bool) -> Instance:
+def _monorel(words: Draws, cast: Cast, label: bool) -> Instance:
     relation = RELATIONS[int(below(words[1], len(RELATIONS)))]
     top, middle, bottom = cast.person(), cast.person(), cast.person()
     said = [f"{x} is {relation} than {y}" for x, y in ((top, middle), (middle, bottom))]
@@ -137,7 +137,7 @@ def _monorel(words: Words, cast: Cast, label: bool) -> Instance:
     return Instance(_ordered(facts, words), f"Is {first} {relation} than {second}?", label, steps)
 
 
-def _pir(words: Words, cast: Cast, label: bool) -> Instance:
+def _pir(words: Draws, cast: Cast, label: bool) -> Instance:
     kinds = PROPERTIES[int(below(words[1], len(PROPERTIES)))]
     chosen = int(below(words[2], len(kinds)))
     other = (chosen + 1 + int(below(words[3], len(kinds) - 1))) % len(kinds)
@@ -153,7 +153,7 @@ def _pir(words: Words, cast: Cast, label: bool) -> Instance:
     return Instance(_ordered(facts, words), f"{person} is in {_article(asked)} {asked} room.", label, steps)
 
 
-def _ruletaker(words: Words, cast: Cast, label: bool) -> Instance:
+def _ruletaker(words: Draws, cast: Cast, label: bool) -> Instance:
     drawn = np.argsort(words[4 : 4 + len(ATTRIBUTES)], kind="stable")[:4].tolist()
     one, two, then, beside = (ATTRIBUTES[index] for index in drawn)
     has = [one, two]
@@ -171,14 +171,14 @@ def _ruletaker(words: Words, cast: Cast, label: bool) -> Instance:
     return Instance(_ordered(facts, words), f"{person} is {then}.", label, (*said, rule, so), rule)
 
 
-_MAKERS: dict[Subtask, Callable[[Words, Cast, bool], Instance]] = {
+_MAKERS: dict[Subtask, Callable[[Draws, Cast, bool], Instance]] = {
     "MonoRel": _monorel,
     "PIR": _pir,
     "RuleTaker": _ruletaker,
 }
 
 
-def _fact(sentence: str, kind: str, words: Words, side: int, names: dict[str, str], least: int = 0) -> Fact:
+def _fact(sentence: str, kind: str, words: Draws, side: int, names: dict[str, str], least: int = 0) -> Fact:
     """Surround a fact; the two facts of an instance that share a kind of filler share none of its sentences."""
     own = words[_HEAD + side * _SIDE : _HEAD + (side + 1) * _SIDE]
     shared, always = FILLERS[kind], FILLERS["always"] if least else ()
@@ -191,7 +191,7 @@ def _fact(sentence: str, kind: str, words: Words, side: int, names: dict[str, st
     return Fact(sentence, tuple(template.format(**filled) for template in chosen), least, float(unit(own[_SIDE - 1])))
 
 
-def _ordered(facts: tuple[Fact, Fact], words: Words) -> tuple[Fact, Fact]:
+def _ordered(facts: tuple[Fact, Fact], words: Draws) -> tuple[Fact, Fact]:
     return facts if int(below(words[0], 2)) else (facts[1], facts[0])
 
 

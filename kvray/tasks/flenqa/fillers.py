@@ -6,7 +6,7 @@ They hold no relation, attribute or property of :mod:`kvray.tasks.flenqa.facts`,
 from __future__ import annotations
 
 from kvray.tasks import world
-from kvray.tasks.rng import Words, below
+from kvray.tasks.rng import Draws, below
 
 _SLOTS: dict[str, tuple[str, ...]] = {
     "city": world.CITIES[::2],
@@ -105,7 +105,7 @@ FILLERS: dict[str, tuple[str, ...]] = {
 """Templates by kind of fact; "always" goes with every room."""
 
 
-def slots(words: Words) -> dict[str, str]:
+def slots(words: Draws) -> dict[str, str]:
     """Fill the slots of one paragraph's templates from random words, one each."""
     return {
         name: values[int(below(words[-2 - index], len(values)))] for index, (name, values) in enumerate(_SLOTS.items())

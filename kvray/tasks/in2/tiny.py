@@ -15,7 +15,7 @@ from kvray.errors import InputError
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
 from kvray.tasks.in2.fill import Draft, Segment
-from kvray.tasks.rng import Words, below, draws
+from kvray.tasks.rng import Draws, below, draws
 
 BOTH = "What is the {first} of {a} and the {second} of {b}?"
 SAME = (
@@ -87,7 +87,7 @@ class Tiny:
         return Draft(question, answer, references, gold, segments, draws(self.key, row, row + 1, self.most, 1)[0])
 
     def _two(
-        self, words: Words, names: list[str], told: list[list[Fact]]
+        self, words: Draws, names: list[str], told: list[list[Fact]]
     ) -> tuple[str, str, tuple[str, ...], list[Fact]]:
         """Draw the second person's facts into ``told`` and ask about both; also returns the facts that are asked."""
         a, b = names
@@ -147,7 +147,7 @@ class Tiny:
             held.sort(key=lambda one: one.place)
             yield Segment(" ".join(one.text for one in held), sum(one.tokens for one in held))
 
-    def _passage(self, text: str, place: Words) -> _Passage:
+    def _passage(self, text: str, place: Draws) -> _Passage:
         return _Passage(text, self._counts([text])[0], int(place))
 
     def _counts(self, texts: list[str]) -> list[int]:
@@ -160,7 +160,7 @@ class Tiny:
         return counts
 
 
-def _facts(words: Words, avoided: Mapping[str, set[str]], relation: str | None = None) -> list[Fact]:
+def _facts(words: Draws, avoided: Mapping[str, set[str]], relation: str | None = None) -> list[Fact]:
     """Return two facts of different relations by three words; the first is the one that a question may ask."""
     first = int(below(words[0], 3)) if relation is None else world.RELATION_NAMES.index(relation)
     second = (first + 1 + int(words[0] & np.uint64(1))) % 3

@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 from kvray.errors import InputError
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
-from kvray.tasks.qa.base import TINY
 from kvray.tasks.qa.questions import normalise
 from kvray.tasks.rng import below, draws, key_of
 from kvray.tasks.sources import read as sources
 
-TINY_VERSION = "tiny-world-1"
 LONGEST = 1000
 """Characters of a sentence at most; what is longer (a table, a listing) is left out of a haystack."""
 
@@ -39,11 +37,6 @@ _END = re.compile(r"[.!?][\"'\u2019\u201d)\]]*(?=\s)|[\u3002\uff01\uff1f]")
 _NO_END = re.compile(r"(?:\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|No|vs|cf|e\.g|i\.e))\.$")
 
 
-def identity(source: str) -> str:
-    """Return what identifies a haystack's text: the version of the tiny world, or the source's sha256."""
-    return TINY_VERSION if source == TINY else sources.digest(source)
-
-
 def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) -> Haystack:
     """Read a haystack.
 
@@ -56,7 +49,11 @@ def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) 
     Raises:
         InputError: the source cannot be read, or has no sentence of at most :data:`LONGEST` characters.
     """
-    found = tiny(group, seed) if source == TINY else [piece for text in sources.texts(source) for piece in split(text)]
+    found = (
+        tiny(group, seed)
+        if source == world.TINY
+        else [piece for text in sources.texts(source) for piece in split(text)]
+    )
     if not found:
         raise InputError(f"{source}: no sentence of at most {LONGEST} characters in it")
     return Haystack(found, count_tokens)

@@ -31,12 +31,11 @@ from kvray.tasks.base import (
     register,
     runtime,
 )
-from kvray.tasks.kv.retrieval import uuids
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.haystack import Frame, Haystack, Ints, Supply, added
 from kvray.tasks.needle.ruler_words import ALL_OF_ONE, HEAD, KINDS, NEEDLE, NOISE, ONE, ONE_OF_EACH, WORDS
-from kvray.tasks.qa.base import TINY
-from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.rng import below, draws, key_of, uuids
+from kvray.tasks.world import TINY, source_identity
 
 Variant = Literal["single", "multikey", "multivalue", "multiquery"]
 Kind = Literal["words", "numbers", "uuid"]
@@ -102,7 +101,7 @@ class Ruler(Task):
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of the haystack's text, or the version of the tiny world; nothing without text."""
-        return {"source": haystack.identity(self.source)} if self.haystack == "essay" else {}
+        return {"source": source_identity(self.source)} if self.haystack == "essay" else {}
 
     def with_rows(self, rows: int) -> Ruler:
         """Return the task with just enough rows of each variant for ``rows`` examples."""
