@@ -23,7 +23,8 @@ from kvray.generate.shards import build, check_written, rows_of, shard_count, sh
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
 from kvray.store.output import replacing, shown
-from kvray.tasks.base import EXAMPLE_SCHEMA, Task
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.base import Task
 
 Format = Literal["parquet", "jsonl", "openai"]
 FORMATS: Mapping[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": "openai"}

@@ -19,9 +19,10 @@ from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.inputs import gather
 from kvray.planning.plan import Plan, plan
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.load import Sweep
-from kvray.tasks.base import EXAMPLE_SCHEMA, Task
+from kvray.tasks.base import Task
 
 BLOCKS: dict[str, Any] = {
     "name": "s",
