@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,9 @@ _STEPS = np.sqrt(np.array([2.0, 3.0, 5.0]))
 class In2(Task):
     """Questions on segments of a corpus, shuffled among its other segments."""
 
-    LAW: ClassVar[int] = 1
+    VERSION = 1
+    UNIT = "segments"
+    MEASURES = "length"
 
     task: Literal["in2"] = recipe("in2")
     rows: int = recipe(700, ge=1, description="examples")
@@ -80,7 +82,7 @@ class In2(Task):
         return {"source": "tiny-world-1" if self.source == TINY else sources.digest(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Say why this training data must not be evaluated by ``other``: the same people, or the same source."""
+        """Refuse training data that shares people, or the source, with an evaluation."""
         if not isinstance(other, (In2, QuestionTask)) or self.sources() != other.sources():
             return None
         if self.source != TINY:
@@ -102,7 +104,7 @@ class In2(Task):
         return 40
 
     def writer(self) -> str | None:
-        """Return ``question_writer``."""
+        """Return the model that writes the questions, if one does."""
         return self.question_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
@@ -127,10 +129,6 @@ class In2(Task):
         if self.question_writer is None:
             return Context(count_tokens, self._own(count_tokens))
         return Context(count_tokens, None if written is None else self._written(count_tokens, written))
-
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``."""
@@ -230,4 +228,4 @@ class In2(Task):
         return segments, able, prompts
 
     def _key(self, *purpose: str) -> int:
-        return key_of("in2", self.LAW, self.seed, *purpose)
+        return key_of("in2", self.VERSION, self.seed, *purpose)
