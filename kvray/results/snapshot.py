@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from kvray.results import comparisons as family
 from kvray.results import frames, losses, profile, references
 from kvray.results.profile import Kind, Measure
 from kvray.results.reader import Results
+from kvray.store import failures
 from kvray.store.store import Manifest, Store
 
 
@@ -64,10 +64,10 @@ def look(store: Store, sweep: str) -> There:
     for one, state in states.items():
         if state == "committed" and (manifest := _manifest(store, one)) is not None:
             manifests[one] = manifest
-    failed = set(store.documents("failures/"))
-    failures = {one: _failure(store, one) for one in states if one not in manifests and _failure_name(one) in failed}
-    shown = {one: "failed" if one in failures else state for one, state in states.items()}
-    return There(document, shown, manifests, failures)
+    noted = failures.noted(store)
+    reasons = {one: _failure(store, one) for one in states if one not in manifests and one in noted}
+    shown = {one: "failed" if one in reasons else state for one, state in states.items()}
+    return There(document, shown, manifests, reasons)
 
 
 def cell_name(artefact: Mapping[str, Any], names: Mapping[tuple[Any, Any], str]) -> str:
@@ -95,21 +95,9 @@ def _manifest(store: Store, artefact_id: str) -> Manifest | None:
         return None
 
 
-def _failure_name(artefact_id: str) -> str:
-    """Return the document that a run leaves where an artefact failed."""
-    return f"failures/{artefact_id}.json"
-
-
 def _failure(store: Store, artefact_id: str) -> str:
-    """Return why an artefact failed when it was last tried: the error of its failure document, in one line."""
-    data = store.read_document(_failure_name(artefact_id)) or b"{}"
-    try:
-        said = json.loads(data)
-    except ValueError:
-        said = data.decode(errors="replace")
-    if isinstance(said, Mapping):
-        said = said.get("error", "")
-    return " ".join(str(said).split())[:400] or "failed without a message"
+    """Return why an artefact failed when it was last tried, in one line."""
+    return " ".join((failures.read(store, artefact_id) or "").split())[:400] or "failed without a message"
 
 
 @dataclass(frozen=True)

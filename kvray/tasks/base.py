@@ -7,14 +7,15 @@ Arrow tables of :data:`EXAMPLE_SCHEMA`; its scorer is a function of strings. Not
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from kvray.store.columns import column
 
@@ -41,8 +42,14 @@ EXAMPLE_SCHEMA = pa.schema(
 """Columns of every dataset, for training and for evaluation."""
 EXAMPLE_FORMAT = 2
 """Version of these columns; part of every dataset's identity."""
+Measure = Literal["retrieval", "length", "knowledge", "ceiling", "benchmark", "other"]
+"""What an evaluation measures: retrieval from a context; holding up with length; knowledge without a context; the
+ceiling of retrieval (the gold document alone); a general benchmark; or anything else."""
 RIGHT, WRONG = "right", "wrong"
 """Outcomes of an answer where a task tells no more apart."""
+
+_T = TypeVar("_T")
+_LISTED = re.compile(r"\s*\d+(\.\d+)?\s*(,\s*\d+(\.\d+)?\s*)+")
 
 
 def examples(columns: Mapping[str, Any]) -> pa.Table:
@@ -65,6 +72,35 @@ def recipe(default: Any = ..., **constraints: Any) -> Any:
 def runtime(default: Any = ..., **constraints: Any) -> Any:
     """Declare a pydantic field that decides where or how fast, never what: it is outside every fingerprint."""
     return Field(default, json_schema_extra={"identity": "runtime"}, **constraints)
+
+
+def listed(value: Any) -> Any:
+    """Return what was typed for a list of numbers as a tuple: one number, or a text like ``1,5,10`` (command line).
+
+    Anything else is returned as it is, for pydantic to judge.
+    """
+    if isinstance(value, str) and _LISTED.fullmatch(value):
+        return tuple(part.strip() for part in value.split(","))
+    return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    """Return the values.
+
+    Raises:
+        ValueError: for pydantic; the list is empty, or names something twice.
+    """
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"found {list(values)}, expected at least one, and each once")
+    return values
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else listed(value)
+
+
+Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(distinct)]
+"""One value or several different ones: ``4096``, ``[4096, 8192]``, or ``4096,8192`` as on a command line."""
 
 
 class Strict(BaseModel):
@@ -114,8 +150,12 @@ class Context:
 class Task(Strict):
     """Parameters of one dataset or evaluation of a task family. Subclasses add their knobs and a ``task`` literal."""
 
-    LAW: ClassVar[int]
-    """Version of the family's law; raised by whoever changes a byte of what it makes."""
+    VERSION: ClassVar[int]
+    """Part of every fingerprint; raised by whoever changes a byte of the examples, or the scorer."""
+    UNIT: ClassVar[str] = "units"
+    """What the ``units`` column counts, as a plural noun: documents, dictionaries, keys, segments."""
+    MEASURES: ClassVar[Measure] = "other"
+    """What an evaluation measures; :meth:`measures` where that depends on the units."""
     TRAINABLE: ClassVar[bool] = True
     MAX_OUTPUT_TOKENS: ClassVar[int] = 100
     """Tokens that an evaluation lets the model write."""
@@ -139,7 +179,7 @@ class Task(Strict):
 
     def count(self, context: Context) -> int:
         """Return how many examples this task makes; holds before anything was written (:meth:`to_write`)."""
-        raise NotImplementedError
+        return self.expected_rows()
 
     def expected_rows(self) -> int:
         """Return about how many examples there are, for a plan made where the sources cannot be reached."""
@@ -206,6 +246,15 @@ class Task(Strict):
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score one model answer in [0, 1]."""
         raise NotImplementedError
+
+    @classmethod
+    def measures(cls, units: Collection[int]) -> Measure:
+        """Return what an evaluation of this task measures.
+
+        Args:
+            units: the different values of the ``units`` column of its examples.
+        """
+        return cls.MEASURES
 
     @classmethod
     def rule(cls) -> str:

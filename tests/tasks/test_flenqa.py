@@ -166,7 +166,7 @@ def test_a_row_is_a_pure_function_of_recipe_and_index() -> None:
 
 
 def test_golden_bytes() -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     dispersions = ["first", "middle", "last", "random"]
     paddings = ["books", "same", "identity"]
     task = Flenqa(questions=4, lengths=[250, 1000], dispersions=dispersions, paddings=paddings, cot=True)
@@ -308,7 +308,7 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"lengths": []}, "at least one value"),
+        ({"lengths": []}, "at least one"),
         ({"lengths": [250, 250]}, "each once"),
         ({"lengths": [0]}, "from 1; found 0"),
         ({"tasks": ["Sudoku"]}, "MonoRel"),

@@ -457,7 +457,7 @@ def test_a_tiny_task_asks_nothing_to_be_written() -> None:
 
 
 def test_golden_bytes(corpus: str, own: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     task = writer_task(corpus)
     made = {
         "tiny": make(TINY),

@@ -248,7 +248,7 @@ def test_real_answers_hold_what_they_conclude() -> None:
 
 @pytest.mark.parametrize("kind", sorted(GOLDEN))
 def test_golden_rows(kind: str, tmp_path: Path) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     source = {"tiny": "tiny", "questions": question_file(tmp_path), "instructions": instruction_file(tmp_path)}[kind]
     made = rows(MultiDocQa(source=source, split="all" if kind != "tiny" else "train", documents=3, rows=25))
     assert hashlib.sha256(json.dumps(made).encode()).hexdigest() == GOLDEN[kind]

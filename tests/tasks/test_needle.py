@@ -242,7 +242,7 @@ def test_identity_is_the_texts_content_not_its_path(essay: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_golden_bytes(name: str, essay: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     task = NeedleInHaystack(
         source=essay if name == "own text" else "tiny",
         needles="classic" if name == "classic" else "many",

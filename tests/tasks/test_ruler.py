@@ -19,8 +19,7 @@ from kvray.errors import InputError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.tasks.base import EXAMPLE_SCHEMA, CountTokens
-from kvray.tasks.needle.ruler import VARIANTS, Ruler
-from kvray.tasks.needle.ruler_words import WORDS
+from kvray.tasks.needle.ruler import VARIANTS, WORDS, Ruler
 
 GOLDEN = {
     "essay": "e57ac46f0f2d9453e90381c252cf9d5c7d4232edd7ab244b9bfeb6850cd45e85",
@@ -227,6 +226,6 @@ def test_the_same_draws_are_not_trained_on_and_evaluated() -> None:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_golden_bytes(name: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     made = json.dumps(rows(Ruler(haystack=name, lengths=[400, 700], rows=5), token_counter(resolve("kvray-tiny"))))
     assert hashlib.sha256(made.encode()).hexdigest() == GOLDEN[name]

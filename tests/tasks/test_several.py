@@ -49,7 +49,7 @@ def asked(prompt: str) -> list[int]:
 
 @pytest.mark.parametrize("name", sorted(KNOBS))
 def test_golden_bytes(name: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     rows = json.dumps(made(**KNOBS[name]).to_pylist(), sort_keys=True)
     assert hashlib.sha256(rows.encode()).hexdigest() == GOLDEN[name]
 

@@ -161,8 +161,8 @@ def test_asking_the_same_examples_otherwise_is_an_overlap() -> None:
 
 
 def test_golden_bytes() -> None:
-    # Whoever changes these changes every dataset made so far: raise MultiSubkeyKV.LAW.
-    assert MultiSubkeyKV.LAW == 1
+    # Whoever changes these changes every dataset made so far: raise MultiSubkeyKV.VERSION.
+    assert MultiSubkeyKV.VERSION == 1
     assert {
         "default": digest(made()),
         "ordered": digest(made(common_ordered=True, subkey_probability=1.0)),

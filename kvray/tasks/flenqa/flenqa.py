@@ -85,10 +85,6 @@ class Flenqa(Task):
         """Return the conditions that each base instance is asked under."""
         return conditions(self.paddings, self.dispersions, self.lengths)
 
-    def count(self, context: Context) -> int:
-        """Return the number of examples: every base instance under every condition."""
-        return self.expected_rows()
-
     def expected_rows(self) -> int:
         """Return the number of examples."""
         return self.questions * len(self.tasks) * len(self.conditions())

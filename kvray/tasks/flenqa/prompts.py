@@ -1,4 +1,4 @@
-"""FLenQA's prompts, its conditions and its scorer, to the letter of its authors' notebook (Levy et al. 2024; Apache-2.0)."""
+"""FLenQA's prompts, conditions and scorer, to the letter of its authors' notebook (Levy et al. 2024; Apache-2.0)."""
 
 from __future__ import annotations
 

@@ -11,15 +11,23 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from kvray.errors import InputError
-from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
-from kvray.tasks.fields import listed, refuse_repeats
+from kvray.tasks.base import (
+    Context,
+    CountTokens,
+    Many,
+    Task,
+    examples,
+    recipe,
+    register,
+    runtime,
+)
 from kvray.tasks.qa.base import TINY
 from kvray.tasks.rng import Words, draws, key_of
 from kvray.tasks.sources import read
@@ -53,30 +61,25 @@ class Asked:
 class KVRetrieval(Task):
     """A JSON object of UUIDs; each question is asked with its record at every gold position."""
 
-    LAW: ClassVar[int] = 1
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 100
+    VERSION = 1
+    UNIT = "keys"
+    MEASURES = "retrieval"
+    MAX_OUTPUT_TOKENS = 100
 
     task: Literal["kv_retrieval"] = recipe("kv_retrieval")
     source: str = runtime(
         TINY, description="'tiny' (UUIDs drawn here), or lost-in-the-middle's kv-retrieval file by path or URL"
     )
     keys: int = recipe(75, ge=2, le=100_000, description="records in a prompt; a file's own number of them")
-    positions: tuple[int, ...] | None = recipe(
+    positions: Many[int] | None = recipe(
         None, description="1-based gold positions, each question at each; default five, spread"
     )
     questions: int = recipe(500, ge=1, description="questions")
 
-    @field_validator("positions", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return listed(value)
-
     @model_validator(mode="after")
     def _positions_fit(self) -> KVRetrieval:
-        if self.positions is not None:
-            refuse_repeats("positions", self.positions)
-            if wrong := [position for position in self.positions if not 1 <= position <= self.keys]:
-                raise ValueError(f"positions: found {wrong}, expected 1 to keys ({self.keys})")
+        if wrong := [position for position in self.positions or () if not 1 <= position <= self.keys]:
+            raise ValueError(f"positions: found {wrong}, expected 1 to keys ({self.keys})")
         return self
 
     def gold_positions(self) -> tuple[int, ...]:
@@ -121,10 +124,6 @@ class KVRetrieval(Task):
         """
         return Context(count_tokens, None if self.source == TINY else self._chosen())
 
-    def count(self, context: Context) -> int:
-        """Return questions times positions."""
-        return self.expected_rows()
-
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``; the positions of one question follow one another."""
         at = self.gold_positions()
@@ -149,7 +148,7 @@ class KVRetrieval(Task):
         return float(any(reference.lower() in answer.lower() for reference in references))
 
     def _drawn(self, number: int) -> Asked:
-        key = key_of("kv_retrieval", self.LAW, self.seed, number)
+        key = key_of("kv_retrieval", self.VERSION, self.seed, number)
         made = uuids(draws(key, 0, self.keys, 4).reshape(-1, 2))
         records = list(zip(made[::2], made[1::2], strict=True))
         return Asked(f"kv-{number:06d}", records[0], tuple(records[1:]))
@@ -166,7 +165,7 @@ class KVRetrieval(Task):
                 f"type questions: {len(found)}"
             )
         names = sorted(found)
-        order = np.argsort(draws(key_of("kv_retrieval", self.LAW, self.seed, "order"), 0, len(names), 1)[:, 0])
+        order = np.argsort(draws(key_of("kv_retrieval", self.VERSION, self.seed, "order"), 0, len(names), 1)[:, 0])
         return [found[names[index]] for index in order.tolist()[: self.questions]]
 
     def _read(self, row: dict[str, Any], where: str) -> Asked:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import field_validator
 
 from kvray.tasks import world
-from kvray.tasks.base import Context, CountTokens, Many, Task, examples, listed, recipe, refuse_repeats, register, runtime
+from kvray.tasks.base import Context, CountTokens, Many, Task, distinct, examples, listed, recipe, register, runtime
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.facts import FAMILIES
 from kvray.tasks.needle.haystack import Frame, Haystack
@@ -87,7 +87,7 @@ class NeedleInHaystack(Task):
         if isinstance(value, int) and not 2 <= value <= 1001:
             raise ValueError(f"found {value}, expected 2 to 1001 steps from 0 to 100; type [{value}] for one depth")
         if isinstance(value, tuple):
-            refuse_repeats("depths", value)
+            distinct(value)
             if wrong := [depth for depth in value if not 0 <= depth <= 100]:
                 raise ValueError(f"found {wrong}, expected percents from 0 to 100")
         return value

@@ -9,11 +9,10 @@ LONGEST = 1000
 """Most characters of a sentence; what is longer is a table or a listing."""
 
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_ABBREVIATION = "".join(
-    rf"(?<!\b{before})" for before in ("[A-Z]", "Mr", "Mrs", "Ms", "Dr", "Prof", "St", "No", "vs", "cf", r"e\.g", r"i\.e")
-)
+_ABBREVIATIONS = ("[A-Z]", "Mr", "Mrs", "Ms", "Dr", "Prof", "St", "No", "vs", "cf", r"e\.g", r"i\.e")
+_FULL_STOP = "".join(rf"(?<!\b{before})" for before in _ABBREVIATIONS) + r"\."
 _CLOSING = r"[\"'\u2019\u201d)\]]"
-_END = re.compile(rf"{_ABBREVIATION}\.(?=\s)|[!?](?=\s)|[.!?]{_CLOSING}+(?=\s)|[\u3002\uff01\uff1f]")
+_END = re.compile(rf"{_FULL_STOP}(?=\s)|[!?](?=\s)|[.!?]{_CLOSING}+(?=\s)|[\u3002\uff01\uff1f]")
 """The end of a sentence: a mark that white space follows, after closing quotes and brackets if any, or a CJK mark."""
 
 
