@@ -17,8 +17,8 @@ from kvray.models.reference import BaseModelRef
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, WritingJob
 from kvray.store import failures
+from kvray.store.schemas import WRITING_SCHEMA
 from kvray.store.store import FileEntry, Store
-from kvray.tasks.writing import WRITING_SCHEMA
 
 _FACTS = b"kvray"
 
@@ -107,7 +107,7 @@ class Desk:
                 return
             tables.append(table)
             entries.append(entry)
-        self._store.commit(**cell.identity(), files=entries, schema=WRITING_SCHEMA, facts=_summary(tables))
+        self._store.commit(**cell.identity(), files=entries, schema=WRITING_SCHEMA, measurements=_summary(tables))
 
 
 def _table(first: int, prompts: Sequence[str], replies: Sequence[Reply], facts: dict[str, Any]) -> pa.Table:

@@ -17,29 +17,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from kvray.store.columns import column
+from kvray.store.schemas import EXAMPLE_SCHEMA
 
 OPENAI_SYSTEM = "Write a response that appropriately completes the request."
 """System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
 
 
-EXAMPLE_SCHEMA = pa.schema(
-    [
-        column("example_id", pa.string(), "unique within the dataset"),
-        column("question_id", pa.string(), "pairs examples that ask the same question (at several positions, say)"),
-        column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
-        column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
-        column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
-        column("depth", pa.float32(), "depth of the needle in percent of the context; null where it is no axis", True),
-        column("subtask", pa.string(), "kind of example within the task (MonoRel, multikey, …); null if one", True),
-        column("condition", pa.string(), "further conditions, 'dispersion=random padding=books'; null if none", True),
-        column("prompt", pa.string(), "the user message"),
-        column("answer", pa.string(), "the assistant message to train on"),
-        column("references", pa.list_(pa.string()), "accepted answers, for the scorer"),
-        column("prompt_tokens", pa.int32(), "tokens of the user message alone, by the base model's tokenizer"),
-    ]
-)
-"""Columns of every dataset, for training and for evaluation."""
 EXAMPLE_FORMAT = 2
 """Version of these columns; part of every dataset's identity."""
 Measure = Literal["retrieval", "length", "knowledge", "ceiling", "benchmark", "other"]

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 
 from kvray.errors import InputError
 from kvray.models.tokenizer import TokenCounter
-from kvray.tasks.base import EXAMPLE_SCHEMA, Context
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.base import Context
 from kvray.tasks.kv.simple import SimpleKV, collapse
 
 LINE = re.compile(r"Dictionary \[(\d+)\] (\{.*\})")

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from kvray.errors import InputError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.flenqa.flenqa import Flenqa
 from kvray.tasks.flenqa.prompts import prompt, verdict
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from kvray.errors import InputError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.retrieval import KVRetrieval, uuids
 
 GOLDEN = {

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kvray.errors import InputError
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.qa import instructions
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.multidoc import MultiDocQa, restated

@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from kvray.errors import InputError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks import world
-from kvray.tasks.base import EXAMPLE_SCHEMA, CountTokens
+from kvray.tasks.base import CountTokens
 from kvray.tasks.needle.facts import FAMILIES
 from kvray.tasks.needle.needle import CLASSIC_FACTS, NeedleInHaystack
 from kvray.tasks.qa.mdqa import Mdqa

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from kvray.errors import InputError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
-from kvray.tasks.base import EXAMPLE_SCHEMA, CountTokens
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.base import CountTokens
 from kvray.tasks.needle.ruler import VARIANTS, WORDS, Ruler
 
 GOLDEN = {

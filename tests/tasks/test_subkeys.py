@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from kvray.errors import InputError
 from kvray.models.tokenizer import TokenCounter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.subkeys import MultiSubkeyKV
 
 LINE = re.compile(r"Dictionary \[(\d+)\] (\{.*\})")
