@@ -22,8 +22,8 @@ from kvray.store import parquet
 from kvray.store.output import replacing, shown
 from kvray.store.schemas import EXAMPLE_SCHEMA, column
 from kvray.store.store import Store
-from kvray.sweep.problems import unknown
 from kvray.tasks.base import OPENAI_SYSTEM, Task
+from kvray.tasks.problems import unknown
 
 DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")
 BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)

@@ -13,9 +13,9 @@ from kvray.models.files import ModelFiles
 from kvray.models.reference import BaseModelRef
 from kvray.planning.lengths import Lengths
 from kvray.sweep.model import Finetune, Runtime, Sweep
-from kvray.sweep.problems import nearest
 from kvray.tasks.base import Task
 from kvray.tasks.lm_eval import LmEval
+from kvray.tasks.problems import nearest
 
 FEW = 0.05
 """Share of an evaluation's prompts that may be too long for the model: those score nothing, and that is a warning."""

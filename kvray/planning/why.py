@@ -16,7 +16,7 @@ from kvray.store.fingerprint import recipe_diff
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
 from kvray.sweep.load import Sweep
-from kvray.sweep.problems import nearest
+from kvray.tasks.problems import nearest
 
 _SHOWN = 10
 """Artefacts that are listed in full in the terminal; further ones have a line each."""

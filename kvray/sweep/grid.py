@@ -13,8 +13,8 @@ from typing import Any
 from kvray.errors import InputError, Path, Problem, dotted
 from kvray.sweep.document import put, split
 from kvray.sweep.model import TASK_SECTIONS, Finetune, Overlaps, Sweep, check
-from kvray.sweep.problems import MAX_PROBLEMS, nearest, show
 from kvray.tasks.base import REGISTRY
+from kvray.tasks.problems import MAX_PROBLEMS, nearest, show
 
 MAX_VARIANTS = 1000
 """Variants of one sweep; a grid beyond it is more likely a slip than a plan."""

@@ -10,10 +10,10 @@ from kvray.sweep import yaml as yaml_lines
 from kvray.sweep.document import Document, merge, split, typed
 from kvray.sweep.grid import Variant, grid_problems, show_value, variants
 from kvray.sweep.model import NAME, TASK_SECTIONS, Finetune, Overlaps, Runtime, Sweep, check, check_task, parse_task
-from kvray.sweep.problems import show
 from kvray.sweep.unused import unused
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
+from kvray.tasks.problems import show
 
 __all__ = [
     "NAME",
@@ -22,6 +22,7 @@ __all__ = [
     "Sweep",
     "Variant",
     "check",
+    "check_document",
     "check_task",
     "json_schema",
     "load",
@@ -42,7 +43,8 @@ def read(
     """Read and check a sweep file.
 
     Args:
-        path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in it come from the environment.
+        path: a YAML file, or the text of one (it has line ends, as no path has); ``${NAME}`` and ``${NAME:-default}``
+            in it come from the environment.
         scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
         overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
         base_model: in place of the file's.
@@ -55,19 +57,25 @@ def read(
             ``FILE:LINE: dotted.path: found …; expected …; did you mean …?``.
     """
     load_all()
-    document = yaml_lines.read(path)
+    document = yaml_lines.parse(path, "sweep") if "\n" in path else yaml_lines.read(path)
     wrong = _take_scale(document, scale) if scale else []
     wrong += [problem for text in overrides if (problem := yaml_lines.override(document, text))]
     if base_model is not None:
         document.set(("base_model",), base_model, typed("--base-model"))
-    overlaps: Overlaps = {}
-    sweep, problems = check(document.value, overlaps)
-    problems += grid_problems(document.value, problems, overlaps)
-    problems += unused(document)
+    sweep, problems = check_document(document)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
     return sweep, document
+
+
+def check_document(document: Document) -> tuple[Sweep | None, list[Problem]]:
+    """Check everything that a document says, every combination of its grid included."""
+    overlaps: Overlaps = {}
+    sweep, problems = check(document.value, overlaps)
+    problems += grid_problems(document.value, problems, overlaps)
+    problems += unused(document)
+    return sweep, problems
 
 
 def _take_scale(document: Document, scale: str) -> list[Problem]:

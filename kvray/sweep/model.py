@@ -5,9 +5,11 @@ Every field is declared ``recipe`` (it decides content, so it enters fingerprint
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -19,11 +21,12 @@ from pydantic import (
     model_validator,
 )
 
-from kvray.errors import KvrayError, Path, Problem
+from kvray.errors import InvalidValueError, KvrayError, Path, Problem
+from kvray.sweep.document import from_values
 from kvray.sweep.names import SWEEP_FILES, name_problems
-from kvray.sweep.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
+from kvray.tasks.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 """Names of sweeps, datasets, mixtures and evaluations: safe in paths, URLs and labels.
@@ -275,7 +278,18 @@ class Runtime(Strict):
 
 
 class Sweep(Strict):
-    """One sweep: what is trained on, how, and what is asked afterwards."""
+    """One sweep: what is trained on, how, and what is asked afterwards.
+
+    The arguments are the keys of a sweep file; their values are plain, as there, or objects::
+
+        kvray.Sweep(
+            name="mine",
+            base_model="kvray-tiny",
+            datasets={"kv": kvray.tasks.SimpleKV(rows=350)},
+            finetune={"learning_rate": 3e-3},
+            evaluate={"mdqa": kvray.tasks.Mdqa(documents=20)},
+        )
+    """
 
     name: str = runtime(description="the sweep's name, in reports and in the store")
     base_model: str = recipe(description="kvray-tiny, a directory, a Hugging Face id, or openai:NAME behind an API")
@@ -303,6 +317,62 @@ class Sweep(Strict):
     )
     reference: tuple[str, ...] = runtime((), description="sets of published numbers that the report shows beside ours")
     runtime: Runtime = runtime(Runtime(), description="where and how fast; never part of a fingerprint")
+
+    if not TYPE_CHECKING:  # editors and type checkers take the fields for arguments
+
+        def __init__(self, **values: Any) -> None:
+            """Check the values as those of a file are checked.
+
+            Raises:
+                InvalidValueError: with every problem, in the words that a file gets.
+            """
+            from kvray.sweep import load  # which needs this class
+
+            document = from_values(values)
+            sweep, problems = load.check_document(document)
+            if sweep is None or problems:
+                raise InvalidValueError(document.report(problems))
+            self.__pydantic_validator__.validate_python(
+                document.value, self_instance=self, context={"cross_checked": True}
+            )
+
+        __init__.__pydantic_base_init__ = True
+
+    @classmethod
+    def from_yaml(
+        cls, source: str | os.PathLike[str], set: Mapping[str, Any] | Sequence[str] = (), scale: str | None = None
+    ) -> Sweep:
+        """Read a sweep file.
+
+        Args:
+            source: a YAML file, or the text of one.
+            set: changes by dotted path, ``{"finetune.epochs": 1}``, or as for ``--set``, ``["finetune.epochs=1"]``.
+            scale: one of the file's ``scales``.
+
+        Raises:
+            InputError: with every problem of the file and its line.
+        """
+        from kvray.sweep.load import load
+        from kvray.sweep.write import value_text
+
+        overrides = [f"{key}={value_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
+        return load(os.fspath(source), overrides, scale)
+
+    def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the sweep as the text of a sweep file: what was given, defaults left out.
+
+        Args:
+            path: a file to write, too.
+        """
+        from kvray.sweep.write import sweep_text
+
+        text = sweep_text(self)
+        if path is not None:
+            FilePath(path).write_text(text, encoding="utf-8")
+        return text
+
+    def __str__(self) -> str:
+        return self.to_yaml()
 
     @field_validator("name")
     @classmethod

@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any
 
 from kvray.errors import Path, Problem
-from kvray.sweep.problems import unknown
+from kvray.tasks.problems import unknown
 
 RESERVED = "base"
 """What results call the base model, beside mixtures and in the place of evaluations' models."""

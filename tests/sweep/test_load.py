@@ -287,9 +287,8 @@ def test_a_grid_beyond_reason_is_refused(read: Load) -> None:
 
 
 def test_variants_of_a_sweep_made_in_python_are_checked() -> None:
-    sweep = Sweep(name="a", base_model="b", evaluate={"ask": Toy()}, grid={"evaluate.ask.rows": [1, -1]})
     with pytest.raises(InputError, match="found -1; expected greater than"):
-        variants(sweep)
+        Sweep(name="a", base_model="b", evaluate={"ask": Toy()}, grid={"evaluate.ask.rows": [1, -1]})
 
 
 def test_the_schema_accepts_a_good_file_and_refuses_wrong_knobs(read: Load) -> None:
