@@ -66,6 +66,16 @@ def install_command(extra: Literal["cpu", "gpu", "benchmarks"]) -> str:
     return f"{command} in a clone of kvray"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without a final full stop, or its type if it has no message."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's message (of a trace: the error itself), or its type if it has no message."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+
+
 class KvrayError(Exception):
     """An error whose message is meant for the user: what was found, what was expected, what to type next."""
 

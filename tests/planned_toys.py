@@ -42,5 +42,5 @@ def commit(store: Store, artefact: Artefact, seconds: float = 1.0, tokens: int =
         recipe=artefact.recipe,
         needs=artefact.needs,
         files=[entry],
-        facts={"seconds": seconds, _FACTS[artefact.kind]: tokens},
+        measurements={"seconds": seconds, _FACTS[artefact.kind]: tokens},
     )

@@ -87,7 +87,7 @@ def quickstart(store: Store) -> None:
             table = pa.table({"row": [0]})
         entry = store.write_table(artefact.id, "part-00000.parquet", table)
         facts = {"seconds": 1.0, "steps": 44, "trained_tokens": 1, "loss_last_epoch": 0.1, "rows_per_epoch": 350}
-        store.commit(**artefact.identity(), files=[entry], facts=facts)
+        store.commit(**artefact.identity(), files=[entry], measurements=facts)
 
 
 def answers(artefact: Artefact, job: PredictionsJob, tables: dict[str, pa.Table]) -> pa.Table:

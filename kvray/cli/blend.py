@@ -19,11 +19,11 @@ from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.mixture import Mixture
 from kvray.planning.plan import Plan
 from kvray.store import parquet
-from kvray.store.columns import column
 from kvray.store.output import replacing, shown
+from kvray.store.schemas import EXAMPLE_SCHEMA, column
 from kvray.store.store import Store
 from kvray.sweep.problems import unknown
-from kvray.tasks.base import EXAMPLE_SCHEMA, OPENAI_SYSTEM, Task
+from kvray.tasks.base import OPENAI_SYSTEM, Task
 
 DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")
 BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)

@@ -7,7 +7,6 @@ killed is continued by the same command, and a sweep that grew runs its new cell
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,8 @@ from kvray.planning.artefacts import Artefact, WritingJob, read_document
 from kvray.planning.inputs import gather
 from kvray.planning.plan import KINDS, Plan, plan
 from kvray.planning.replaced import replaced
-from kvray.planning.state import STAGE_NAMES, document_name, failure_name
+from kvray.planning.state import STAGE_NAMES, document_name
+from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.load import read
 from kvray.sweep.model import Runtime
@@ -99,7 +99,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         if states[artefact.id] == "damaged":
             say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
             store.discard(artefact.id)
-        store.delete_document(failure_name(artefact.id))
+        failures.delete(store, artefact.id)
     stage = "starting Ray"
     try:
         with connect(planned.sweep.runtime):
@@ -222,7 +222,7 @@ def _asks_api(artefact: Artefact, base: BaseModelRef) -> bool:
 def _fail(artefact_id: str, error: str, store: Store, result: Result) -> None:
     result.failed[artefact_id] = error
     try:
-        store.write_document(failure_name(artefact_id), json.dumps({"id": artefact_id, "error": error}).encode())
+        failures.note(store, artefact_id, error)
     except StoreError as unwritable:
         # What cannot take a note takes no artefact either: the stages to come would end the same way.
         first, why = next(iter(result.failed.items()))

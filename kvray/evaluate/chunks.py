@@ -161,7 +161,7 @@ def commit_if_whole(
         **artefact.identity(),
         files=entries,
         schema=PREDICTIONS_SCHEMA,
-        facts=(facts or summarize)(tables),
+        measurements=(facts or summarize)(tables),
     )
     return True
 

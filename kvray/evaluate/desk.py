@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from kvray.errors import KvrayError
 from kvray.evaluate import chunks
 from kvray.evaluate.chunks import Reply
-from kvray.evaluate.orders import note_failure
 from kvray.models.reference import BaseModelRef
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, WritingJob
+from kvray.store import failures
+from kvray.store.schemas import WRITING_SCHEMA
 from kvray.store.store import FileEntry, Store
-from kvray.tasks.writing import WRITING_SCHEMA
 
 _FACTS = b"kvray"
 
@@ -66,7 +66,7 @@ class Desk:
             try:
                 prompts = job_of(cell).task.to_write(token_counter(base))
             except KvrayError as error:
-                note_failure(store, cell.id, str(error))
+                failures.note(store, cell.id, str(error))
                 continue
             self._prompts[cell.id] = prompts
             for index in range(chunks.chunk_count(len(prompts))):
@@ -107,7 +107,7 @@ class Desk:
                 return
             tables.append(table)
             entries.append(entry)
-        self._store.commit(**cell.identity(), files=entries, schema=WRITING_SCHEMA, facts=_summary(tables))
+        self._store.commit(**cell.identity(), files=entries, schema=WRITING_SCHEMA, measurements=_summary(tables))
 
 
 def _table(first: int, prompts: Sequence[str], replies: Sequence[Reply], facts: dict[str, Any]) -> pa.Table:

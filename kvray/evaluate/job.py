@@ -7,7 +7,6 @@ state that matters: what is left to do is what has no chunk in the store, so ``T
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -19,10 +18,11 @@ from typing import Any, Protocol
 
 from kvray.console import Advance, track
 from kvray.errors import InputError, KvrayError, StoreError
-from kvray.evaluate.orders import Order, failure_name, is_full, job_of, note_failure
+from kvray.evaluate.orders import Order, is_full, job_of
 from kvray.evaluate.placement import place
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, read_document
+from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 
@@ -62,7 +62,7 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
     if not artefacts:
         return []
     for artefact in artefacts:
-        store.delete_document(failure_name(artefact.id))
+        failures.delete(store, artefact.id)
     cpus, gpus, at_once = place(runtime, nodes())
     orders = plan_orders(artefacts, store, base, runtime, cpus, gpus, at_once)
     crashes: list[str | None] = []
@@ -94,7 +94,7 @@ def plan_orders(
         try:
             full = finetune if finetune is not None and is_full(store, finetune) else None
         except KvrayError as error:
-            note_failure(store, artefact.id, str(error))
+            failures.note(store, artefact.id, str(error))
             continue
         groups.setdefault((full, not job_of(artefact).task.BRINGS_EXAMPLES), []).append(artefact)
     sweeps = sweeps_of(store, {artefact.id for artefact in artefacts})
@@ -256,13 +256,13 @@ def outcome(artefact: Artefact, store: Store, orders: Sequence[Cells], crashes: 
     """Return how an artefact ended: by its manifest, by what a trial noted, or by what killed the trial."""
     try:
         if store.manifest(artefact.id) is not None:
-            store.delete_document(failure_name(artefact.id))
+            failures.delete(store, artefact.id)
             return Outcome(artefact.id, None)
     except KvrayError as error:
         return Outcome(artefact.id, str(error))
-    noted = store.read_document(failure_name(artefact.id))
+    noted = failures.read(store, artefact.id)
     if noted is not None:
-        return Outcome(artefact.id, str(json.loads(noted)["error"]))
+        return Outcome(artefact.id, noted)
     crashed = next(
         (
             crash
@@ -272,7 +272,7 @@ def outcome(artefact: Artefact, store: Store, orders: Sequence[Cells], crashes: 
         "its engine ended without an error and without all of its predictions; run again",
     )
     with contextlib.suppress(StoreError):  # whoever takes the outcome notes it too, and says if that fails
-        note_failure(store, artefact.id, crashed)
+        failures.note(store, artefact.id, crashed)
     return Outcome(artefact.id, crashed)
 
 

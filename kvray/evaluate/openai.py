@@ -29,11 +29,12 @@ from kvray.evaluate.job import outcome, sweeps_of
 from kvray.evaluate.lm_eval import api as harness_api
 from kvray.evaluate.lm_eval import rows as harness_rows
 from kvray.evaluate.lm_eval.tasks import Benchmark
-from kvray.evaluate.orders import Chunk, Order, dataset_of, failure_name, job_of, labels_of, note_failure, todo
+from kvray.evaluate.orders import Chunk, Order, dataset_of, job_of, labels_of, todo
 from kvray.evaluate.prompts import Decoding
 from kvray.models.openai import MODEL_FILE, Api, ApiError
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
+from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 
@@ -58,7 +59,7 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
         return []
     api = Api(runtime.api_base_url, runtime.api_timeout_s, runtime.api_retries)
     for artefact in artefacts:
-        store.delete_document(failure_name(artefact.id))
+        failures.delete(store, artefact.id)
     order = Order(
         base=base,
         full=None,
@@ -277,7 +278,7 @@ class _Examination:
     def _fail(self, cell: Artefact, error: str) -> None:
         if cell.id not in self._failed:
             self._failed.add(cell.id)
-            note_failure(self._store, cell.id, error)
+            failures.note(self._store, cell.id, error)
 
     def _tell(self) -> None:
         rate = self._answered / max(time.monotonic() - self._started, 1e-9)

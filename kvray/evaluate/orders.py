@@ -22,17 +22,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
 
 
-def failure_name(artefact_id: str) -> str:
-    """Return the name of the document that tells why an artefact failed."""
-    return f"failures/{artefact_id}.json"
-
-
-def note_failure(store: Store, artefact_id: str, error: str) -> None:
-    """Write down why an artefact failed."""
-    document = {"artefact": artefact_id, "error": error}
-    store.write_document(failure_name(artefact_id), (json.dumps(document, ensure_ascii=False) + "\n").encode())
-
-
 def job_of(cell: Artefact) -> PredictionsJob:
     """Return the job of a predictions artefact."""
     if not isinstance(cell.params, PredictionsJob):

@@ -22,10 +22,11 @@ from kvray.evaluate import chunks, prompts
 from kvray.evaluate.adapters import Adapters
 from kvray.evaluate.engines import vllm_settings
 from kvray.evaluate.engines.vllm import Engine, Question
-from kvray.evaluate.orders import Chunk, Order, dataset_of, job_of, labels_of, model_directory, note_failure, todo
+from kvray.evaluate.orders import Chunk, Order, dataset_of, job_of, labels_of, model_directory, todo
 from kvray.evaluate.probe import Probe, pick
 from kvray.models.reference import load_tokenizer
 from kvray.planning.artefacts import Artefact
+from kvray.store import failures
 from kvray.store.store import Store
 
 
@@ -195,6 +196,6 @@ class Worker:
         try:
             step(cell)
         except KvrayError as error:
-            note_failure(self._store, cell.id, str(error))
+            failures.note(self._store, cell.id, str(error))
             return False
         return True

@@ -22,10 +22,10 @@ from kvray.evaluate.desk import Desk, job_of
 from kvray.evaluate.engines import vllm_settings
 from kvray.evaluate.engines.vllm import Engine, Question
 from kvray.evaluate.job import fit, nodes, outcome
-from kvray.evaluate.orders import failure_name, note_failure
 from kvray.evaluate.placement import place
 from kvray.models.reference import API, BaseModelRef, load_tokenizer, resolve
 from kvray.planning.artefacts import Artefact
+from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 
@@ -48,7 +48,7 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
         ResourceError: no node of the cluster can hold an engine.
     """
     for artefact in artefacts:
-        store.delete_document(failure_name(artefact.id))
+        failures.delete(store, artefact.id)
     groups: dict[str, list[Artefact]] = {}
     for artefact in artefacts:
         groups.setdefault(job_of(artefact).writer, []).append(artefact)
@@ -59,7 +59,7 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
             writers[name] = resolve(name, (base.tokenizer or base).name if name.startswith(API) else None)
         except InputError as error:
             for cell in cells:
-                note_failure(store, cell.id, str(error))
+                failures.note(store, cell.id, str(error))
     local = {name: writer for name, writer in writers.items() if not writer.api}
     orders: list[WritingOrder] = []
     crashes: list[str | None] = []
@@ -147,8 +147,8 @@ def _ask_api(
             desk.finish(parcel, answers, {"seconds": time.monotonic() - started})
     except KvrayError as error:
         for cell in cells:
-            if store.manifest(cell.id) is None and store.read_document(failure_name(cell.id)) is None:
-                note_failure(store, cell.id, str(error))
+            if store.manifest(cell.id) is None and failures.read(store, cell.id) is None:
+                failures.note(store, cell.id, str(error))
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
     return {
         "format": EXAMPLE_FORMAT,
         "task": task.recipe(),
-        "law": task.LAW,
+        "law": task.VERSION,
         "sources": dict(sources),
         "tokenizer": tokenizer,
     }
@@ -289,7 +289,7 @@ class _Builder:
         recipe = {
             "base": self.facts.base.identity,
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
-            "scorer": {"task": task.task, "law": task.LAW},
+            "scorer": {"task": task.task, "law": task.VERSION},
             **self.spoken(sweep),
         }
         if examples is None:

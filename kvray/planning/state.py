@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvray.errors import InputError
 from kvray.planning.artefacts import Artefact, PlannedArtefact, read_document
+from kvray.store import failures
 from kvray.store.store import Store
 
 STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
@@ -16,13 +16,12 @@ STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune"
 def status(planned: Sequence[Artefact | PlannedArtefact], store: Store, verify: bool = False) -> list[Status]:
     """Return the state of every artefact of a plan: committed, missing, damaged or failed (with the reason)."""
     states = store.states([artefact.id for artefact in planned], verify)
-    failures = {name.removeprefix("failures/").removesuffix(".json") for name in store.documents("failures/")}
+    noted = failures.noted(store)
     found = []
     for artefact in planned:
         state, reason = str(states[artefact.id]), None
-        if state != "committed" and artefact.id in failures:
-            data = store.read_document(failure_name(artefact.id))
-            state, reason = "failed", json.loads(data)["error"] if data else None
+        if state != "committed" and artefact.id in noted:
+            state, reason = "failed", failures.read(store, artefact.id)
         found.append(Status(artefact.id, artefact.kind, state, reason))
     return found
 
@@ -46,11 +45,6 @@ def stored_plan(name: str, store: Store) -> Sequence[PlannedArtefact]:
 def document_name(sweep: str) -> str:
     """Return where the store keeps a sweep's plan."""
     return f"sweeps/{sweep}.json"
-
-
-def failure_name(artefact_id: str) -> str:
-    """Return where the store keeps why an artefact failed."""
-    return f"failures/{artefact_id}.json"
 
 
 @dataclass(frozen=True)

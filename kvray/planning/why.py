@@ -208,7 +208,11 @@ class _Explanation:
         if manifest is None:
             return {}
         made = {"created": manifest.created, "rows": manifest.rows, "files": len(manifest.files)}
-        made |= {"versions": manifest.facts.get("versions", {}), "recipe": manifest.recipe, "needs": manifest.needs}
+        made |= {
+            "versions": manifest.measurements.get("versions", {}),
+            "recipe": manifest.recipe,
+            "needs": manifest.needs,
+        }
         return {"made": made}
 
     def _compared(self, artefact: Known) -> list[dict[str, Any]] | None:

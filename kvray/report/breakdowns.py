@@ -114,8 +114,7 @@ def _curve(snapshot: Snapshot, evaluation: str, axis: Axis) -> Figure:
     subtitle = f"{_asked(snapshot, evaluation, axis)}; bands: 95 % intervals of each accuracy"
     subtitle += "; thin lines: the same questions, grey areas: range of the finetunes" if levels else ""
     subtitle += f"; hollow: {published.credit(snapshot, evaluation, axis)}" if theirs else ""
-    rows = along(snapshot.scores, axis).filter(pl.col("evaluation") == evaluation)
-    chart = curves.accuracy_along(axis, rows, evaluation, Palette(snapshot.models), subtitle, levels, theirs)
+    chart = curves.accuracy_along(axis, snapshot.scores, evaluation, Palette(snapshot.models), subtitle, levels, theirs)
     about = f"Accuracy by {axis.title} on {evaluation}, per mixture"
     return Figure(chart, about, f"accuracy-by-{axis.name}", evaluation)
 

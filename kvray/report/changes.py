@@ -12,8 +12,8 @@ from kvray.report.findings import evaluation_table, seeds_averaged
 from kvray.report.text import ARROWS, DASH, arrows, bold, signed
 from kvray.results.axes import unsplit
 from kvray.results.frames import BASE
-from kvray.results.profile import Measure
 from kvray.results.snapshot import Snapshot
+from kvray.tasks.base import Measure
 
 
 def knowledge(snapshot: Snapshot) -> list[Block]:

@@ -39,7 +39,7 @@ def opening(snapshot: Snapshot) -> list[Block]:
     if done < cells:
         lacking = f"{cells - done} of {cells} cells are missing or failed"
         blocks.append(Text(f"**This report is partial:** {lacking}; they are listed under *What is missing*.", "warn"))
-    first, *others = headlines(snapshot)
+    first, *others = headlines(snapshot.predictions, snapshot.against_base(), snapshot.profiles)
     return [*blocks, Text(first, "lead"), *([Bullets(others)] if others else [])]
 
 

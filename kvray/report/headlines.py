@@ -7,8 +7,8 @@ import polars as pl
 
 from kvray.report.text import change, listed, plural, signed
 from kvray.results.frames import BASE
-from kvray.results.profile import Measure, Profile
-from kvray.results.snapshot import Snapshot
+from kvray.results.profile import Profile
+from kvray.tasks.base import Measure
 
 _ORDER: tuple[Measure, ...] = ("retrieval", "length", "other", "ceiling", "knowledge", "benchmark")
 _VERBS = {
@@ -22,14 +22,19 @@ _VERBS = {
 _VERDICTS = ("better", "worse", "within noise")
 
 
-def headlines(snapshot: Snapshot) -> list[str]:
-    """Return one sentence per evaluation on all mixtures, joined, then one line per model against the base."""
-    predictions, against = snapshot.predictions, snapshot.against_base()
+def headlines(predictions: pl.DataFrame, against: pl.DataFrame, profiles: Mapping[str, Profile]) -> list[str]:
+    """Return one sentence per evaluation on all mixtures, joined, then one line per model against the base.
+
+    Args:
+        predictions: rows with a ``model`` column.
+        against: comparisons with the base over whole evaluations.
+        profiles: of the evaluations, by name.
+    """
     if BASE not in predictions["model"]:
         return ["The base model has no predictions yet, so nothing can be compared with it."]
     if not against.height:
         return ["No finetune has predictions yet, so nothing can be compared with the base model."]
-    compared = [snapshot.profiles[name] for name in snapshot.profiles if name in against["evaluation"]]
+    compared = [profile for name, profile in profiles.items() if name in against["evaluation"]]
     compared.sort(key=lambda profile: _ORDER.index(profile.measures))
     tuned = predictions.filter(pl.col("model") != BASE)
     noun = "mixture" if tuned["model"].n_unique() == tuned["mixture"].n_unique() else "finetuned model"

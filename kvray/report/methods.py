@@ -71,7 +71,7 @@ def provenance(snapshot: Snapshot) -> list[Block]:
         times = sorted(manifest.created for manifest in manifests.values())
         blocks.append(Text(f"Artefacts were committed from {times[0]} to {times[-1]}.", "sub"))
         environment = {
-            name: _distinct([manifest.facts.get(name, {}) for manifest in manifests.values()])
+            name: _distinct([manifest.measurements.get(name, {}) for manifest in manifests.values()])
             for name in ("versions", "hardware")
         }
         table = [[name, values] for name, values in environment.items() if values]
@@ -114,7 +114,7 @@ def _evaluation(snapshot: Snapshot, evaluation: str) -> list[str]:
     detectable = max((stats.detectable_from(low, high, against.height) for low, high in pairs), default=None)
     cached = float(counted["cached_tokens"].sum()) / float(counted["prompt_tokens"].sum()) if counted.height else None
     cells = [a["id"] for a in snapshot.planned("predictions") if a["labels"].get("evaluation") == evaluation]
-    measured = [snapshot.manifests[one].facts for one in cells if one in snapshot.manifests]
+    measured = [snapshot.manifests[one].measurements for one in cells if one in snapshot.manifests]
     seconds = [each["seconds"] for each in measured if "seconds" in each]
     cut = float((run["finish_reason"] == "length").sum()) / run.height if run.height else None
     return [

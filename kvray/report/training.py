@@ -34,7 +34,7 @@ def trained(snapshot: Snapshot) -> list[Block]:
         manifest = snapshot.manifests.get(artefact["id"])
         if manifest is None:
             continue
-        labels, measured = artefact["labels"], manifest.facts
+        labels, measured = artefact["labels"], manifest.measurements
         recipe = manifest.recipe.get("finetune", {})
         loss = measured.get("loss_last_epoch", measured.get("loss"))
         table.append(
@@ -84,7 +84,7 @@ def written(snapshot: Snapshot) -> list[Block]:
     table = []
     for artefact in snapshot.planned("writing"):
         manifest = snapshot.manifests.get(artefact["id"])
-        measured = manifest.facts if manifest else {}
+        measured = manifest.measurements if manifest else {}
         prompts = measured.get("rows", artefact.get("rows"))
         full = prompts - measured.get("cut_off", 0) - measured.get("too_long", 0) if "rows" in measured else None
         table.append(
@@ -136,8 +136,8 @@ def _epochs(snapshot: Snapshot) -> list[Block]:
     finetunes: dict[str, list[Mapping[str, Any]]] = {}
     for artefact in snapshot.planned("finetune"):
         manifest = snapshot.manifests.get(artefact["id"])
-        if manifest is not None and "tokens_per_epoch" in manifest.facts:
-            finetunes.setdefault(str(artefact["labels"].get("mixture")), []).append(manifest.facts)
+        if manifest is not None and "tokens_per_epoch" in manifest.measurements:
+            finetunes.setdefault(str(artefact["labels"].get("mixture")), []).append(manifest.measurements)
     if not finetunes:
         return []
     table, totals = [], {}

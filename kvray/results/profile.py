@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import polars as pl
 
 from kvray.results.axes import AXES, DEPTH, LENGTH, POSITION, Axis
-
-Measure = Literal["retrieval", "length", "knowledge", "ceiling", "benchmark", "other"]
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY, Measure, Task
 
 MOST_SUBTASKS = 12
 """Subtasks, or values of a condition, that a table shows; more (the subjects of MMLU) stay together."""
@@ -18,15 +17,6 @@ MOST_PLACES = 50
 """Lengths, and depths, of a grid; more were drawn at random and are no axis."""
 _FILLED = 0.6
 """Share of a grid's cells that have rows at least: depths drawn at random fill hardly any."""
-_UNITS = {
-    "simple_kv": "dictionaries",
-    "multi_subkey_kv": "dictionaries",
-    "several_kv": "dictionaries",
-    "mdqa": "documents",
-    "multidoc_qa": "documents",
-    "kv_retrieval": "keys",
-    "in2": "segments",
-}
 
 
 def profiles(predictions: pl.DataFrame) -> dict[str, Profile]:
@@ -75,11 +65,12 @@ def _profile(name: str, rows: pl.DataFrame) -> Profile:
         DEPTH: placed and values["length"] <= 1,
     }
     outcomes = rows["outcome"].drop_nulls().unique().sort().to_list()
+    task, units = _task(rows), rows["units"].unique().sort().to_list()
     return Profile(
         name=name,
-        measures=_measures(rows),
-        unit=_UNITS.get(rows["task"][0], "units"),
-        units=tuple(unit for unit in rows["units"].unique().sort().to_list() if unit),
+        measures=task.measures(units) if task else _seen_measure(rows),
+        unit=task.UNIT if task else "units",
+        units=tuple(number for number in units if number),
         curves=tuple(axis for axis, drawn in curves.items() if drawn),
         grid=grid,
         subtasks=values["subtask"] if values["subtask"] > 1 else 0,
@@ -88,15 +79,15 @@ def _profile(name: str, rows: pl.DataFrame) -> Profile:
     )
 
 
-def _measures(rows: pl.DataFrame) -> Measure:
-    task, units = rows["task"][0], set(rows["units"].unique().to_list())
-    if task == "lm_eval":
-        return "benchmark"
-    if task == "recall" or (task == "mdqa" and units == {0}):
-        return "knowledge"
-    if task == "mdqa" and units == {1}:
-        return "ceiling"
-    if task == "ruler" or rows["position"].is_not_null().any() or rows["depth"].is_not_null().any():
+def _task(rows: pl.DataFrame) -> type[Task] | None:
+    """Return the task of an evaluation; None where this process does not know it."""
+    load_all()
+    return REGISTRY.get(rows["task"][0])
+
+
+def _seen_measure(rows: pl.DataFrame) -> Measure:
+    """Return what an evaluation of an unknown task seems to measure."""
+    if rows["position"].is_not_null().any() or rows["depth"].is_not_null().any():
         return "retrieval"
     return "length" if rows["length"].drop_nulls().n_unique() > 1 else "other"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,11 @@ import polars as pl
 from kvray.errors import DamagedArtefactError
 from kvray.results import comparisons, frames, losses, profile, references
 from kvray.results.axes import OVERALL
-from kvray.results.profile import Measure, Profile
+from kvray.results.profile import Profile
 from kvray.results.reader import Results
+from kvray.store import failures
 from kvray.store.store import Manifest, Store
+from kvray.tasks.base import Measure
 
 
 def collect(store: Store, sweep: str) -> Snapshot:
@@ -57,9 +58,9 @@ def look(store: Store, sweep: str) -> Progress:
     states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
     read = {one: _manifest(store, one) for one, state in states.items() if state == "committed"}
     manifests = {one: manifest for one, manifest in read.items() if manifest is not None}
-    notes = set(store.documents("failures/"))
-    failures = {one: _failure(store, one) for one in states if one not in manifests and _failure_name(one) in notes}
-    return Progress(document, states | dict.fromkeys(failures, "failed"), manifests, failures)
+    noted = failures.noted(store)
+    reasons = {one: _failure(store, one) for one in states if one not in manifests and one in noted}
+    return Progress(document, states | dict.fromkeys(reasons, "failed"), manifests, reasons)
 
 
 def _manifest(store: Store, artefact_id: str) -> Manifest | None:
@@ -69,20 +70,9 @@ def _manifest(store: Store, artefact_id: str) -> Manifest | None:
         return None
 
 
-def _failure_name(artefact_id: str) -> str:
-    return f"failures/{artefact_id}.json"
-
-
 def _failure(store: Store, artefact_id: str) -> str:
-    """Return why an artefact failed when it was last tried: the error of its failure note, in one line."""
-    data = store.read_document(_failure_name(artefact_id)) or b"{}"
-    try:
-        note = json.loads(data)
-    except ValueError:
-        note = data.decode(errors="replace")
-    if isinstance(note, Mapping):
-        note = note.get("error", "")
-    return " ".join(str(note).split())[:400] or "failed without a message"
+    """Return why an artefact failed when it was last tried, in one line."""
+    return " ".join((failures.read(store, artefact_id) or "").split())[:400] or "failed without a message"
 
 
 @dataclass(frozen=True)

@@ -124,11 +124,11 @@ class Store(Root):
         needs: Sequence[str],
         files: Iterable[FileEntry],
         schema: pa.Schema | None = None,
-        facts: Mapping[str, Any] | None = None,
+        measurements: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Write the manifest, which makes the artefact exist. Temporary files of dead writers are removed.
 
-        Versions and hardware are added to the facts.
+        Versions and hardware are added to the measurements.
 
         Returns:
             The manifest; if the same recipe is committed already, the first one, unchanged.
@@ -137,7 +137,7 @@ class Store(Root):
             RecipeMismatchError: another recipe is committed at this id; the message shows the difference.
             DamagedArtefactError: an unreadable manifest is there (:meth:`discard` it first).
             StoreError: a listed file is not there with its size, or the id does not fit the kind.
-            TypeError: the recipe or the facts hold something that JSON cannot.
+            TypeError: the recipe or the measurements hold something that JSON cannot.
         """
         self._check_id(id)
         if FOLDERS.get(kind) != id.partition("/")[0]:
@@ -153,7 +153,7 @@ class Store(Root):
             files=entries,
             rows=sum(entry.rows or 0 for entry in entries),
             schema=describe(schema) if schema is not None else None,
-            facts=manifests_.facts_with_provenance(facts),
+            measurements=manifests_.with_provenance(measurements),
             created=manifests_.now(),
         )
         there = self.manifest(id)

@@ -18,9 +18,10 @@ from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.inputs import gather
 from kvray.planning.plan import Plan, plan
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.load import Sweep
-from kvray.tasks.base import EXAMPLE_SCHEMA, OPENAI_SYSTEM, Task
+from kvray.tasks.base import OPENAI_SYSTEM, Task
 
 BLOCKS: dict[str, Any] = {
     "name": "s",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from kvray.planning import inputs as facts_module
 from kvray.planning import state
 from kvray.planning.artefacts import Artefact
 from kvray.planning.plan import Plan
+from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.base import REGISTRY
@@ -135,11 +135,8 @@ def test_a_stage_that_breaks_or_says_nothing_fails_its_artefacts(stages: Stages,
 
 
 def test_a_stage_that_notes_failures_itself_is_read_alike(stages: Stages, tmp_path: Path) -> None:
-    from kvray.evaluate.orders import failure_name
-
-    assert failure_name("predictions/x") == state.failure_name("predictions/x")
     store, cell = Store(tmp_path), toy_plan().artefacts[-1]
-    store.write_document(state.failure_name(cell.id), json.dumps({"error": "engine died"}).encode())
+    failures.note(store, cell.id, "engine died")
     (found,) = state.status([cell], store)
     assert (found.state, found.reason) == ("failed", "engine died")
 

@@ -20,6 +20,7 @@ from kvray.models.reference import BaseModelRef, resolve
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, Kind, WritingJob, artefact_id
 from kvray.store.fingerprint import fingerprint
+from kvray.store.schemas import WRITING_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 from kvray.tasks import prompts as wording
@@ -28,7 +29,6 @@ from kvray.tasks.base import Task
 from kvray.tasks.in2.in2 import In2
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.questions import best_subspan_em
-from kvray.tasks.writing import WRITING_SCHEMA
 
 BASE = resolve("kvray-tiny")
 TWO_DOCUMENTS = wording.MDQA.replace(
@@ -96,7 +96,7 @@ def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_aga
     assert table["text"].to_pylist() == ["old"] * CHUNK_ROWS + ["yes"] * 2 * CHUNK_ROWS
     manifest = store.manifest(cell.id)
     assert manifest is not None
-    facts = {name: manifest.facts[name] for name in ("rows", "cut_off", "output_tokens", "seconds", "engines")}
+    facts = {name: manifest.measurements[name] for name in ("rows", "cut_off", "output_tokens", "seconds", "engines")}
     assert facts == {"rows": 768, "cut_off": 0, "output_tokens": 256 + 1024, "seconds": 3.0, "engines": [{"vllm": "x"}]}
 
 
@@ -173,8 +173,8 @@ def test_the_bundled_model_writes_sentences_and_a_dataset_is_made_of_them(store:
     texts = writing.texts(store.read_table(cell.id))
     assert texts[CHUNK_ROWS:] == ["I do not know."] * (300 - CHUNK_ROWS)
     manifest = store.manifest(cell.id)
-    assert manifest is not None and manifest.facts["engines"][0]["flags"]["model"] == "kvray-tiny"
-    assert manifest.facts["output_tokens"] > 5 * CHUNK_ROWS and manifest.facts["seconds"] > 0
+    assert manifest is not None and manifest.measurements["engines"][0]["flags"]["model"] == "kvray-tiny"
+    assert manifest.measurements["output_tokens"] > 5 * CHUNK_ROWS and manifest.measurements["seconds"] > 0
 
     data = planned("dataset", task, task, (cell.id,), rows=200)
     (outcome,) = generate([data], store, BASE)

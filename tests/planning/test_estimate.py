@@ -14,8 +14,8 @@ from toy_tasks import Toy
 from kvray.models.reference import resolve
 from kvray.planning import inputs as facts_module
 from kvray.planning.cost.estimate import estimate
-from kvray.planning.state import failure_name
 from kvray.results.stats import detectable_difference
+from kvray.store import failures
 from kvray.store.store import Store
 from kvray.tasks.base import REGISTRY
 
@@ -58,7 +58,7 @@ def test_reasons_tell_new_from_damaged_from_failed(tmp_path: Path) -> None:
     commit(store, whole)
     commit(store, damaged)
     Path(store.path(damaged.id, "part-0.parquet")).unlink()
-    store.write_document(failure_name(failed.id), json.dumps({"error": "the loss\nwas nan"}).encode())
+    failures.note(store, failed.id, "the loss\nwas nan")
     by_id = {item.artefact.id: item for item in estimate(planned, store).items}
     assert (by_id[whole.id].state, by_id[whole.id].why, by_id[whole.id].seconds) == ("cached", "", 0.0)
     assert by_id[damaged.id].state == "to run" and by_id[damaged.id].why.startswith("damaged: ")

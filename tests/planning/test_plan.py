@@ -236,7 +236,7 @@ def test_every_knob_of_a_task_changes_what_is_made_of_it(change: str) -> None:
 
 def test_law_and_base_model_are_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     before = planned()
-    monkeypatch.setattr(Toy, "LAW", 2)
+    monkeypatch.setattr(Toy, "VERSION", 2)
     assert not set(ids(before)) & set(ids(planned()))
     monkeypatch.undo()
     monkeypatch.setitem(REGISTRY, "toy", Toy)

@@ -11,8 +11,9 @@ from toy_tasks import Toy
 
 from kvray.errors import InputError
 from kvray.planning import inputs as facts_module
-from kvray.planning.state import document_name, failure_name
+from kvray.planning.state import document_name
 from kvray.planning.why import explain, why
+from kvray.store import failures
 from kvray.store.store import Store
 from kvray.tasks.base import REGISTRY
 
@@ -73,7 +74,7 @@ def test_committed_tells_when_by_what_and_the_recipe(tmp_path: Path) -> None:
 
 def test_failures_and_damage_tell_their_reason(tmp_path: Path) -> None:
     store, planned = Store(tmp_path), toy_plan().artefacts
-    store.write_document(failure_name(planned[0].id), json.dumps({"error": "no disk left"}).encode())
+    failures.note(store, planned[0].id, "no disk left")
     assert "no disk left" in "\n".join(why(planned[0].id, store, planned))
     commit(store, planned[1])
     Path(store.path(planned[1].id, "part-0.parquet")).unlink()

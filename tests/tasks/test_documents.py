@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from kvray.errors import InputError
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.qa.distractors import holds
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.questions import best_subspan_em, normalise

@@ -227,7 +227,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("kind", sorted(GOLDEN))
 def test_golden_rows(kind: str, source: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     knobs: dict = {
         "closed book": {"documents": 0},
         "oracle": {"documents": 1},

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from kvray.errors import InputError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.flenqa.flenqa import Flenqa
 from kvray.tasks.flenqa.prompts import prompt, verdict
 
@@ -166,7 +166,7 @@ def test_a_row_is_a_pure_function_of_recipe_and_index() -> None:
 
 
 def test_golden_bytes() -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     dispersions = ["first", "middle", "last", "random"]
     paddings = ["books", "same", "identity"]
     task = Flenqa(questions=4, lengths=[250, 1000], dispersions=dispersions, paddings=paddings, cot=True)

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from kvray.errors import InputError, KvrayError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks import world
-from kvray.tasks.base import EXAMPLE_SCHEMA
 from kvray.tasks.in2.corpus import cut, from_rows, prompt_of, windows
 from kvray.tasks.in2.fill import LAYOUT, Draft, Segment, fill
 from kvray.tasks.in2.in2 import In2
@@ -457,7 +457,7 @@ def test_a_tiny_task_asks_nothing_to_be_written() -> None:
 
 
 def test_golden_bytes(corpus: str, own: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     task = writer_task(corpus)
     made = {
         "tiny": make(TINY),

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from kvray.errors import InputError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.retrieval import KVRetrieval, uuids
 
 GOLDEN = {
@@ -192,7 +192,7 @@ def test_rows_that_were_trained_on_are_not_evaluated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_golden_bytes(name: str, tmp_path: Path) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     source = published(tmp_path / "kv.jsonl") if name == "file" else "tiny"
     task = KVRetrieval(source=source, keys=4, questions=6)
     context = task.context(token_counter(resolve("kvray-tiny")))

@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from kvray.errors import InputError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
-from kvray.tasks.base import EXAMPLE_SCHEMA, CountTokens
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.base import CountTokens
 from kvray.tasks.needle.ruler import VARIANTS, Ruler
 from kvray.tasks.needle.ruler_words import WORDS
 
@@ -227,6 +228,6 @@ def test_the_same_draws_are_not_trained_on_and_evaluated() -> None:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_golden_bytes(name: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     made = json.dumps(rows(Ruler(haystack=name, lengths=[400, 700], rows=5), token_counter(resolve("kvray-tiny"))))
     assert hashlib.sha256(made.encode()).hexdigest() == GOLDEN[name]

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from kvray.errors import InputError
 from kvray.models.tokenizer import TokenCounter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.several import SeveralKV
 
 LINE = re.compile(r"Dictionary \[(\d+)\] (\{.*\})")
@@ -49,7 +49,7 @@ def asked(prompt: str) -> list[int]:
 
 @pytest.mark.parametrize("name", sorted(KNOBS))
 def test_golden_bytes(name: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     rows = json.dumps(made(**KNOBS[name]).to_pylist(), sort_keys=True)
     assert hashlib.sha256(rows.encode()).hexdigest() == GOLDEN[name]
 

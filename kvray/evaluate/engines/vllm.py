@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.errors import CellError
+from kvray.errors import CellError, last_line
 from kvray.evaluate.chunks import Reply
 from kvray.evaluate.engines import vllm_settings as settings_
 from kvray.evaluate.engines.vllm_settings import Settings
@@ -215,12 +215,6 @@ class Engine:
 def full_path(location: str) -> bool:
     """Return whether a location is a directory rather than a hub id."""
     return os.path.isabs(location)
-
-
-def last_line(error: BaseException) -> str:
-    """Return the last line of an error's message, or its kind where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _lora_request(adapter: Adapter) -> Any:

@@ -23,10 +23,11 @@ from kvray.evaluate.lm_eval import requests, tasks
 from kvray.evaluate.lm_eval import rows as harness_rows
 from kvray.evaluate.lm_eval.requests import Encoder, Read, Reading
 from kvray.evaluate.lm_eval.tasks import Benchmark
-from kvray.evaluate.orders import Chunk, Order, job_of, labels_of, note_failure
+from kvray.evaluate.orders import Chunk, Order, job_of, labels_of
 from kvray.evaluate.worker import Worker
 from kvray.models.reference import load_tokenizer
 from kvray.planning.artefacts import Artefact
+from kvray.store import failures
 from kvray.store.store import Store
 from kvray.tasks.lm_eval import LmEval
 
@@ -124,7 +125,7 @@ class BenchmarkWorker(Worker):
             self._finish(chunk, seconds, engine_facts)
         except CellError as error:
             self._failed.add(chunk.cell.id)
-            note_failure(self._store, chunk.cell.id, str(error))
+            failures.note(self._store, chunk.cell.id, str(error))
 
     def _table(self, chunk: Chunk, facts: dict[str, Any]) -> pa.Table:
         span = self._span(chunk)

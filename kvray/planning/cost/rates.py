@@ -119,8 +119,8 @@ class Rates:
         self._sizes: dict[str, Size | None] = {}
         self._seen: dict[tuple[str, ...], tuple[float, float, int]] = {}
         for manifest in manifests:
-            tokens = manifest.facts.get(_MEASURED.get(manifest.kind, ""))
-            seconds = manifest.facts.get("seconds")
+            tokens = manifest.measurements.get(_MEASURED.get(manifest.kind, ""))
+            seconds = manifest.measurements.get("seconds")
             if not isinstance(tokens, int | float) or not isinstance(seconds, int | float) or seconds <= 0:
                 continue
             for key in _keys(manifest.kind, manifest.recipe):
@@ -199,7 +199,7 @@ class Rates:
 
 def measured_tokens(manifest: Manifest) -> int | None:
     """Return the tokens that a manifest counted, None if it has not."""
-    tokens = manifest.facts.get(_MEASURED.get(manifest.kind, ""))
+    tokens = manifest.measurements.get(_MEASURED.get(manifest.kind, ""))
     return int(tokens) if isinstance(tokens, int | float) and tokens > 0 else None
 
 

@@ -22,7 +22,7 @@ from kvray.report.charts.style import (
     style,
     tokens,
 )  # fmt: skip
-from kvray.results.axes import LENGTH, Axis
+from kvray.results.axes import LENGTH, Axis, along
 from kvray.results.frames import BASE
 
 _TOGETHER = 4
@@ -66,7 +66,7 @@ class Published:
 
 def accuracy_along(
     axis: Axis,
-    rows: pl.DataFrame,
+    scores: pl.DataFrame,
     evaluation: str,
     palette: Palette,
     subtitle: str,
@@ -77,15 +77,15 @@ def accuracy_along(
 
     Args:
         axis: lengths that span eightfold or more have a logarithmic axis.
-        rows: scores of one evaluation, :func:`kvray.results.axes.along` this axis.
-        evaluation: its name, for the title.
+        scores: rows of :func:`kvray.results.comparisons.scores`.
+        evaluation: which evaluation.
         palette: colours of the models.
         subtitle: what n and the bands mean, in words.
         levels: floors and ceilings, thin horizontal lines.
         published: drawn dotted with hollow markers, in the colour of the model that each stands beside.
     """
-    rows = rows.filter(pl.col("accuracy").is_not_null()).sort(axis.name)
-    rows = rows.with_columns(pl.col(axis.name).cast(pl.Float64).alias("x"))
+    rows = along(scores, axis).filter((pl.col("evaluation") == evaluation) & pl.col("accuracy").is_not_null())
+    rows = rows.sort(axis.name).with_columns(pl.col(axis.name).cast(pl.Float64).alias("x"))
     finetuned = sorted((m for m in rows["model"].unique() if m != BASE), key=palette.place)
     alone = len(finetuned) <= _TOGETHER
     head = (f"Accuracy by {axis.title}: {evaluation}", subtitle)

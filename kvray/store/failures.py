@@ -1,0 +1,44 @@
+"""Failure notes: why an artefact was not made when it was last tried, one document per artefact."""
+
+import json
+from collections.abc import Mapping
+
+from kvray.store.root import Root
+
+_FOLDER, _SUFFIX = "failures/", ".json"
+
+
+def note(store: Root, artefact_id: str, error: str) -> None:
+    """Write down why an artefact failed, over an older note.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    document = json.dumps({"id": artefact_id, "error": error}, ensure_ascii=False)
+    store.write_document(_name(artefact_id), f"{document}\n".encode())
+
+
+def read(store: Root, artefact_id: str) -> str | None:
+    """Return why an artefact failed; None where there is no note. What is no note of ours is returned as its text."""
+    data = store.read_document(_name(artefact_id))
+    if data is None:
+        return None
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return data.decode(errors="replace")
+    return str(document.get("error", "") if isinstance(document, Mapping) else document)
+
+
+def delete(store: Root, artefact_id: str) -> None:
+    """Remove the note of an artefact, if there is one."""
+    store.delete_document(_name(artefact_id))
+
+
+def noted(store: Root) -> set[str]:
+    """Return the ids of all artefacts that have a note."""
+    return {name.removeprefix(_FOLDER).removesuffix(_SUFFIX) for name in store.documents(_FOLDER)}
+
+
+def _name(artefact_id: str) -> str:
+    return f"{_FOLDER}{artefact_id}{_SUFFIX}"

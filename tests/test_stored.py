@@ -1,0 +1,62 @@
+"""A store that an earlier kvray wrote is whole, cached and readable to this one.
+
+``fixtures/store-2026-11`` was made by the commit that its sweep.yaml names, before the modules were moved into rooms.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+import kvray.results
+from kvray.cli import app
+
+ROOT = Path(__file__).parents[1]
+FIXTURE = ROOT / "tests" / "fixtures" / "store-2026-11"
+CORRECT = {
+    ("mdqa", "base"): 6, ("mdqa", "kv"): 6, ("letters", "base"): 0, ("cloze", "base"): 3, ("recall", "kv"): 3,
+}  # fmt: skip
+"""Right answers of some cells, as the report of that time counted them."""
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stored")
+    with tarfile.open(FIXTURE / "store.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "store"
+
+
+def typed(*words: str) -> str:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result.stderr + result.stdout
+
+
+def test_a_sweep_of_before_has_nothing_to_do(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    told = typed("run", str(FIXTURE / "sweep.yaml"), "--store", str(stored), "--verify")
+    assert "nothing to do" in told
+    assert (stored / "reports" / "stored" / "report.html").stat().st_size > 100_000
+
+
+def test_every_artefact_of_before_is_committed_and_unharmed(stored: Path) -> None:
+    status = json.loads(typed("status", "stored", "--store", str(stored), "--verify", "--json"))
+    assert (status["planned"], status["committed"]) == (52, 52)
+
+
+def test_predictions_of_before_read_as_they_did(stored: Path) -> None:
+    rows = kvray.results.open(str(stored)).predictions(sweep="stored").collect()
+    right = (
+        rows.with_columns(pl.col("mixture").fill_null("base"))
+        .group_by("evaluation", "mixture")
+        .agg(pl.col("score").sum())
+    )
+    counted = {(evaluation, mixture): score for evaluation, mixture, score in right.iter_rows()}
+    assert {cell: counted[cell] for cell in CORRECT} == CORRECT
+    assert rows.height == 180
