@@ -1,0 +1,47 @@
+"""Prompts with a history: the messages of a chat before its last user message, beside examples of one message each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+Message = dict[str, str]
+"""``{"role": "system" | "user" | "assistant", "content": …}``."""
+Prompt = str | list[Message]
+"""What is put to a model: one user message, or a chat that ends in one."""
+
+
+def conversation(prompt: Prompt, system: str | None = None) -> list[Message]:
+    """Return a prompt as messages.
+
+    Args:
+        prompt: one user message, or a chat.
+        system: a system message to start with, unless the chat has one of its own.
+    """
+    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    first = [{"role": "system", "content": system}] if system and chat[0]["role"] != "system" else []
+    return [*first, *chat]
+
+
+def answered(prompt: Prompt, answer: str, system: str | None = None) -> list[Message]:
+    """Return a prompt with its answer as messages; see :func:`conversation`."""
+    return [*conversation(prompt, system), {"role": "assistant", "content": answer}]
+
+
+def prompts_of(examples: pa.Table) -> list[Prompt]:
+    """Return the prompts of a table of examples, each with its history if it has one."""
+    prompts: list[Prompt] = examples["prompt"].to_pylist()
+    if "history" not in examples.column_names:
+        return prompts
+    earlier = examples["history"].to_pylist()
+    return [
+        [*json.loads(before), {"role": "user", "content": prompt}] if before else prompt
+        for before, prompt in zip(earlier, prompts, strict=True)
+    ]
+
+
+def plain_text(prompts: Sequence[Prompt]) -> list[str]:
+    """Return the texts of prompts, the messages of each one after another, for counting without a chat template."""
+    return ["\n".join(message["content"] for message in conversation(prompt)) for prompt in prompts]
