@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from kvray.cli.export import Format, messages
+from kvray.cli.export import Format
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.selection import select
 from kvray.generate.shards import Written, build
@@ -23,6 +23,7 @@ from kvray.store.output import replacing, shown
 from kvray.store.schemas import EXAMPLE_SCHEMA, column
 from kvray.store.store import Store
 from kvray.tasks.base import Task
+from kvray.tasks.chat import answered, prompts_of
 from kvray.tasks.problems import unknown
 
 DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")
@@ -66,8 +67,11 @@ def dump(
     for part in mixed.parts:
         rows = read(part.name).take(pa.array(part.rows))
         names = pa.array([str(data[part.name].labels["dataset"])] * rows.num_rows, pa.string())
-        parts.append(rows.append_column(DATASET, names).cast(BLEND_SCHEMA))
-    content = _bytes(pa.concat_tables(parts), format, planned.sweep.system_message or OPENAI_SYSTEM)
+        parts.append(rows.append_column(DATASET, names))
+    # Chats have a column more, which is null for all others.
+    content = _bytes(
+        pa.concat_tables(parts, promote_options="default"), format, planned.sweep.system_message or OPENAI_SYSTEM
+    )
     with replacing(out) as file:
         file.write(content)
     return Dumped(shown(out), mixed, len(content), hashlib.sha256(content).hexdigest())
@@ -116,12 +120,12 @@ def _bytes(table: pa.Table, format: Format, system: str) -> bytes:
 
 
 def _rows(table: pa.Table, format: Format, system: str) -> Sequence[dict[str, object]]:
-    texts = zip(table["prompt"].to_pylist(), table["answer"].to_pylist(), strict=True)
+    texts = zip(prompts_of(table), table["answer"].to_pylist(), strict=True)
     if format == "openai":
         # The fine-tuning API refuses keys that it does not know.
-        return [{"messages": messages(*pair, system)} for pair in texts]
+        return [{"messages": answered(*pair, system)} for pair in texts]
     names = table["dataset"].to_pylist()
-    return [{"messages": messages(*pair), "dataset": name} for pair, name in zip(texts, names, strict=True)]
+    return [{"messages": answered(*pair), "dataset": name} for pair, name in zip(texts, names, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from kvray.generate.shards import build, check_written, rows_of, shard_count, sh
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
 from kvray.store.output import replacing, shown
-from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.base import Task
+from kvray.tasks.chat import answered, prompts_of
 
 Format = Literal["parquet", "jsonl", "openai"]
 FORMATS: Mapping[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": "openai"}
@@ -76,7 +76,7 @@ def make(
     with replacing(out) as file:
         with (
             track(f"generate {task.task}", rows) as advance,
-            _writer(file, format) as add,
+            _writer(file, format, task.EXAMPLES) as add,
             local_ray(workers) if parallel else nullcontext(),
         ):
             for row in stream(shards, work, ordered=True, workers=workers) if parallel else map(work, range(shards)):
@@ -110,27 +110,21 @@ def format_of(out: str, given: str | None) -> Format:
     return "parquet"
 
 
-def messages(prompt: str, answer: str, system: str | None = None) -> list[dict[str, str]]:
-    """Return an example as chat messages."""
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
 def lines(table: pa.Table, format: Format) -> bytes:
     """Return a table of examples as JSON lines (``jsonl`` or ``openai``)."""
     system = OPENAI_SYSTEM if format == "openai" else None
-    pairs = zip(table["prompt"].to_pylist(), table["answer"].to_pylist(), strict=True)
-    dumped = (json.dumps({"messages": messages(*pair, system)}, ensure_ascii=False) for pair in pairs)
+    pairs = zip(prompts_of(table), table["answer"].to_pylist(), strict=True)
+    dumped = (json.dumps({"messages": answered(*pair, system)}, ensure_ascii=False) for pair in pairs)
     return "".join(f"{line}\n" for line in dumped).encode()
 
 
 @contextmanager
-def _writer(file: IO[bytes], format: Format) -> Iterator[Any]:
+def _writer(file: IO[bytes], format: Format, schema: pa.Schema) -> Iterator[Any]:
     """Yield a function that appends the payload of one shard."""
     if format != "parquet":
         yield file.write
         return
-    with pq.ParquetWriter(file, EXAMPLE_SCHEMA, version="2.6", compression="zstd", compression_level=1) as parquet:
+    with pq.ParquetWriter(file, schema, version="2.6", compression="zstd", compression_level=1) as parquet:
         # One row group per shard, whatever the blocks that Ray handed over.
         yield lambda payload: parquet.write_table(pa.ipc.open_stream(payload).read_all().combine_chunks())
 

@@ -37,6 +37,7 @@ from kvray.planning.artefacts import Artefact
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
+from kvray.tasks.chat import prompts_of
 
 
 def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
@@ -182,12 +183,12 @@ class _Examination:
             if not work:
                 self._commit(cell, examples)
             system = cell.recipe.get("system_message")
-            prompts, tokens = examples["prompt"], examples["prompt_tokens"]
+            prompts, tokens = prompts_of(examples), examples["prompt_tokens"]
             for chunk in work:
                 for at in chunks.span(chunk.index, examples.num_rows):
                     if cell.id in self._failed:
                         break
-                    ask = Ask(model, prompts[at].as_py(), self._decoding(cell, at), system, tokens[at].as_py())
+                    ask = Ask(model, prompts[at], self._decoding(cell, at), system, tokens[at].as_py())
                     yield _Row(chunk, at, ask, examples)
 
     async def _work(self, rows: Iterator[_Row], chat: Chat) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from kvray.errors import InputError
 from kvray.tasks.base import Task
+from kvray.tasks.chat import Prompt, conversation
 
 ROUNDING = 64
 """An engine's length is a multiple of this, so that almost equal sweeps give equal engines."""
@@ -43,7 +44,7 @@ def ask_order(examples: pa.Table) -> pa.Table:
     return examples.take(pc.sort_indices(examples, sort_keys=keys)).combine_chunks()
 
 
-def encode(tokenizer: Any, prompts: Sequence[str]) -> list[NDArray[np.int32]]:
+def encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[NDArray[np.int32]]:
     """Return the token ids of user messages, by the tokenizer's own chat template with its generation prompt.
 
     Raises:
@@ -53,7 +54,7 @@ def encode(tokenizer: Any, prompts: Sequence[str]) -> list[NDArray[np.int32]]:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
     encoded: list[NDArray[np.int32]] = []
     for start in range(0, len(prompts), _BATCH):
-        users = [[{"role": "user", "content": text}] for text in prompts[start : start + _BATCH]]
+        users = [conversation(prompt) for prompt in prompts[start : start + _BATCH]]
         ids = tokenizer.apply_chat_template(users, add_generation_prompt=True, return_dict=True)["input_ids"]
         encoded += [np.asarray(row, np.int32) for row in ids]
     return encoded

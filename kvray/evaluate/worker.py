@@ -28,6 +28,7 @@ from kvray.models.reference import load_tokenizer
 from kvray.planning.artefacts import Artefact
 from kvray.store import failures
 from kvray.store.store import Store
+from kvray.tasks.chat import prompts_of
 
 
 class Worker:
@@ -158,7 +159,7 @@ class Worker:
         for chunk in work:
             name = dataset_of(chunk.cell)
             if name not in self._prompts:
-                self._prompts[name] = prompts.encode(tokenizer, self._data[name]["prompt"].to_pylist())
+                self._prompts[name] = prompts.encode(tokenizer, prompts_of(self._data[name]))
             for _, row in self._fitting(chunk):
                 needed.append(len(self._prompt(chunk, row)) + job_of(chunk.cell).task.MAX_OUTPUT_TOKENS)
         self._length = prompts.engine_length(needed, self._limit)

@@ -24,6 +24,7 @@ from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
+from kvray.tasks.chat import answered, prompts_of
 
 JOBS_AT_ONCE = 3
 """Jobs at a time where ``runtime.concurrent_finetunes`` does not say: what OpenAI lets an account have. Ours."""
@@ -73,11 +74,9 @@ def training_lines(table: pa.Table, system: str | None) -> bytes:
         table: its columns ``prompt`` and ``answer``.
         system: the system message; None for none.
     """
-    first = [{"role": "system", "content": system}] if system else []
     lines = []
-    for prompt, answer in zip(table["prompt"].to_pylist(), table["answer"].to_pylist(), strict=True):
-        messages = [*first, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        lines.append(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+    for prompt, answer in zip(prompts_of(table), table["answer"].to_pylist(), strict=True):
+        lines.append(json.dumps({"messages": answered(prompt, answer, system)}, ensure_ascii=False) + "\n")
     return "".join(lines).encode()
 
 

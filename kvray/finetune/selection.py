@@ -14,9 +14,10 @@ from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.planning.artefacts import FinetuneJob
 from kvray.planning.mixture import Mixture, mix
 from kvray.store.store import Store
+from kvray.tasks.chat import plain_text, prompts_of
 
 COLUMNS = ("example_id", "prompt", "answer")
-"""What training reads of a dataset."""
+"""What training reads of a dataset; of chats, the ``history`` too."""
 
 Read = Callable[[str], pa.Table]
 """Returns :data:`COLUMNS` of a dataset by its id, all rows."""
@@ -41,12 +42,12 @@ def count(dataset: str, base: BaseModelRef, read: Read) -> NDArray[np.int64]:
     key = dataset, base.token_identity
     if key not in _counted:
         table = read(dataset)
-        texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
+        texts = prompts_of(table), table["answer"].to_pylist()
         if base.api:
             from kvray.models.tokenizer import token_counter
 
             counter = token_counter(base)
-            _counted[key] = counter(texts[0]) + counter(texts[1])
+            _counted[key] = counter(plain_text(texts[0])) + counter(texts[1])
         else:
             _counted[key] = encode.count(load_tokenizer(base), *texts, end_ids=limits(base)[1])
     return _counted[key]
@@ -73,4 +74,6 @@ def read_whole(store: Store, dataset: str) -> pa.Table:
     problems = store.problems(dataset, verify=True)
     if problems:
         raise DamagedArtefactError(f"{dataset} cannot be trained on: {'; '.join(problems)}")
-    return store.read_table(dataset, columns=COLUMNS)
+    manifest = store.manifest(dataset)
+    chats = manifest is not None and any(each["name"] == "history" for each in manifest.schema or ())
+    return store.read_table(dataset, columns=[*COLUMNS, "history"] if chats else COLUMNS)

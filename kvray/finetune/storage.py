@@ -20,6 +20,7 @@ from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.mixture import Mixture, mix
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Manifest, Store
+from kvray.tasks.chat import prompts_of
 
 
 def here(base: BaseModelRef) -> BaseModelRef:
@@ -52,7 +53,7 @@ def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[Encod
     for dataset, _ in job.mixture:
         table = read_whole(store, dataset)
         names = [f"{dataset}: {name}" for name in table["example_id"].to_pylist()]
-        texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
+        texts = prompts_of(table), table["answer"].to_pylist()
         most = job.finetune.max_length or limit
         encoded[dataset] = encode(tokenizer, *texts, names=names, max_length=most, end_ids=ends)
 

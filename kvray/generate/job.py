@@ -24,7 +24,6 @@ from kvray.errors import KvrayError, last_line
 from kvray.generate.shards import Written, build, shard_count, shard_name, shard_rows
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
-from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import FOLDERS, FileEntry, Outcome, Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.base import Task
@@ -125,7 +124,7 @@ def _commit(dataset: _Dataset, store: Store) -> str | None:
         store.commit(
             **artefact.identity(),
             files=list(dataset.entries.values()),
-            schema=EXAMPLE_SCHEMA,
+            schema=_task(artefact).EXAMPLES,
             measurements={
                 "prompt_tokens": sum(dataset.tokens.values()),
                 "seconds": round(sum(dataset.seconds.values()), 3),
@@ -171,7 +170,7 @@ class _ShardWork:
         name, rows = shard_name(shard), shard_rows(shard, job.rows)
         table = self.store.read_file_table(job.artefact_id, name)
         entry = None
-        if table is not None and table.num_rows == len(rows) and table.schema.equals(EXAMPLE_SCHEMA):
+        if table is not None and table.num_rows == len(rows) and table.schema.equals(job.task.EXAMPLES):
             entry = self.store.entry(job.artefact_id, name)
         if table is None or entry is None:
             table = build(job.task, self.base, rows, job.written)

@@ -37,7 +37,7 @@ def prompts_of(examples: pa.Table) -> list[Prompt]:
         return prompts
     earlier = examples["history"].to_pylist()
     return [
-        [*json.loads(before), {"role": "user", "content": prompt}] if before else prompt
+        [*json.loads(before), *conversation(prompt)] if before else prompt
         for before, prompt in zip(earlier, prompts, strict=True)
     ]
 

@@ -1,4 +1,10 @@
-"""Data of one's own: chats in the format of OpenAI's fine-tuning files, or pairs of prompt and answer."""
+"""Data of your own: chats in the format of OpenAI's fine-tuning files, or pairs of prompt and answer.
+
+A row has ``messages``, a list of ``{"role": "system" | "user" | "assistant", "content": "…"}`` that ends in an answer
+of the assistant, or a prompt and an answer in two fields. What is trained on, and asked for, is the last answer, after
+all messages before it (``turns: all`` makes an example of every answer). The parts ``split: train`` and ``split: test``
+of one file share no prompt, so one file serves for both. Scorers normalise text as SQuAD does (Rajpurkar et al. 2016).
+"""
 
 from __future__ import annotations
 
@@ -93,6 +99,10 @@ class Messages(Task):
         """
         return Context(count_tokens, self.chosen())
 
+    def with_rows(self, rows: int) -> Messages:
+        """Return the task as it is: its first examples are those of the file, not others that a draw would give."""
+        return self
+
     def count(self, context: Context) -> int:
         """Return the number of examples."""
         return len(context.material)
@@ -115,7 +125,7 @@ class Messages(Task):
         return made.append_column(CHAT_SCHEMA.field("history"), pa.array(history, pa.string()))
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        """By the ``scorer``: equal, contained, or F1 of words, all of them normalised as SQuAD does it."""
+        """By the knob scorer: equal to an accepted answer, containing one, or F1 of their words, as SQuAD counts."""
         return _SCORERS[self.scorer](answer, references)
 
     def overlaps(self, other: Task) -> str | None:
@@ -143,7 +153,9 @@ class Messages(Task):
         if self.rows is None:
             return pool
         if self.rows > len(pool):
-            raise InputError(f"rows: found {self.rows}; expected at most {len(pool)}: {self.source} has no more of them")
+            raise InputError(
+                f"rows: found {self.rows}; expected at most {len(pool)}: {self.source} has no more of them"
+            )
         drawn = draws(key_of("messages", self.VERSION, self.seed), 0, len(pool), 1)[:, 0]
         return [pool[index] for index in np.argsort(drawn, kind="stable")[: self.rows].tolist()]
 
@@ -204,7 +216,7 @@ def _turns(found: Any, where: str) -> Iterator[Message]:
         if role not in ROLES:
             raise InputError(f"{where}: message {number}: found the role {role!r}; expected {', '.join(ROLES)}")
         if role == "system" and number > 1:
-            raise InputError(f"{where}: message {number}: found the role system; expected it in the first message alone")
+            raise InputError(f"{where}: message {number}: found the role system; expected it in the first alone")
         if role == "assistant" and not asked:
             raise InputError(f"{where}: message {number}: found an answer; expected a message of the user before it")
         asked = role == "user"

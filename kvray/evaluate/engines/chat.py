@@ -15,6 +15,7 @@ from kvray.errors import CellError
 from kvray.evaluate.chunks import Reply, too_long
 from kvray.evaluate.prompts import Decoding
 from kvray.models.openai import Api, IncompleteError, RejectedError, plain
+from kvray.tasks.chat import Prompt, conversation
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -36,14 +37,14 @@ class Ask:
 
     Attributes:
         model: its name at the API.
-        prompt: the user message.
+        prompt: the user message, or a chat that ends in one.
         decoding: greedy, within these limits.
-        system: the message before it; None for none.
+        system: the message before it, unless it has one; None for none.
         prompt_tokens: by the tokenizer that counts for the data; recorded where the server did not run it.
     """
 
     model: str
-    prompt: str
+    prompt: Prompt
     decoding: Decoding
     system: str | None = None
     prompt_tokens: int = 0
@@ -76,10 +77,9 @@ class Chat:
             NoModelError: there is no such model.
             CellError: this question cannot be answered.
         """
-        first = [{"role": "system", "content": ask.system}] if ask.system else []
         body: dict[str, Any] = {
             "model": ask.model,
-            "messages": [*first, {"role": "user", "content": ask.prompt}],
+            "messages": conversation(ask.prompt, ask.system),
             "temperature": 0.0,
             "max_tokens": ask.decoding.max_tokens,
         }
