@@ -25,8 +25,9 @@ from kvray.planning.replaced import replaced
 from kvray.planning.state import STAGE_NAMES, document_name
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
+from kvray.sweep.document import Document
 from kvray.sweep.load import read
-from kvray.sweep.model import Runtime
+from kvray.sweep.model import Runtime, Sweep
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
 PARTS_KEPT = {
@@ -57,7 +58,11 @@ def prepare(
     Raises:
         InputError: with every problem of the file, its sources and its base model.
     """
-    sweep, document = read(path, overrides, scale, base_model)
+    return prepare_sweep(*read(path, overrides, scale, base_model), offline)
+
+
+def prepare_sweep(sweep: Sweep, document: Document, offline: bool = False) -> tuple[Plan, BaseModelRef]:
+    """Plan a sweep; ``document`` knows where each of its values was written. Otherwise as :func:`prepare`."""
     try:
         facts = gather(sweep, offline)
         return plan(sweep, facts), facts.base
