@@ -15,9 +15,8 @@ from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.selection import select
 from kvray.generate.shards import Written, build
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.mixture import Mixture
-from kvray.planning.plan import Plan
 from kvray.store import parquet
 from kvray.store.output import replacing, shown
 from kvray.store.schemas import EXAMPLE_SCHEMA, column

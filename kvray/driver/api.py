@@ -13,14 +13,15 @@ from kvray.driver import run as driver
 from kvray.planning.cost.estimate import Estimate, estimate
 from kvray.store.store import Store
 from kvray.sweep.document import from_values
+from kvray.sweep.grid import variants
+from kvray.sweep.load import Loaded
 from kvray.sweep.model import Sweep
 
 if TYPE_CHECKING:
     import polars as pl
 
     from kvray.models.reference import BaseModelRef
-    from kvray.planning.artefacts import Artefact
-    from kvray.planning.plan import Plan
+    from kvray.planning.artefacts import Artefact, Plan
     from kvray.results.reader import Results
 
 Source = Sweep | str | os.PathLike[str]
@@ -88,7 +89,7 @@ def run(sweep: SweepPlan | Source, store: Place = None, *, verify: bool = False)
 
 def _prepare(sweep: Source, offline: bool) -> tuple[Plan, BaseModelRef]:
     if isinstance(sweep, Sweep):
-        return driver.prepare_sweep(sweep, from_values(sweep.written()), offline)
+        return driver.prepare_loaded(Loaded(sweep, from_values(sweep.written()), variants(sweep)), offline)
     return driver.prepare(os.fspath(sweep), offline=offline)
 
 

@@ -18,16 +18,14 @@ from kvray.driver.connection import connect
 from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import API, BaseModelRef
-from kvray.planning.artefacts import Artefact, WritingJob, read_document
+from kvray.planning.artefacts import KINDS, Artefact, Plan, WritingJob, read_document
 from kvray.planning.inputs import gather
-from kvray.planning.plan import KINDS, Plan, plan
-from kvray.planning.replaced import replaced
-from kvray.planning.state import STAGE_NAMES, document_name
+from kvray.planning.plan import plan
+from kvray.planning.state import STAGE_NAMES, document_name, replaced
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
-from kvray.sweep.document import Document
-from kvray.sweep.load import read
-from kvray.sweep.model import Runtime, Sweep
+from kvray.sweep.load import Loaded, read
+from kvray.sweep.model import Runtime
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
 PARTS_KEPT = {
@@ -58,14 +56,15 @@ def prepare(
     Raises:
         InputError: with every problem of the file, its sources and its base model.
     """
-    return prepare_sweep(*read(path, overrides, scale, base_model), offline)
+    return prepare_loaded(read(path, overrides, scale, base_model), offline)
 
 
-def prepare_sweep(sweep: Sweep, document: Document, offline: bool = False) -> tuple[Plan, BaseModelRef]:
-    """Plan a sweep; ``document`` knows where each of its values was written. Otherwise as :func:`prepare`."""
+def prepare_loaded(loaded: Loaded, offline: bool = False) -> tuple[Plan, BaseModelRef]:
+    """Plan a sweep that was read, or made in Python; otherwise as :func:`prepare`."""
+    sweep, document, variants = loaded
     try:
-        facts = gather(sweep, offline)
-        return plan(sweep, facts), facts.base
+        inputs = gather(sweep, offline, variants)
+        return plan(sweep, inputs), inputs.base
     except InputError as error:
         raise InputError(document.report(error.found)) from error
 
