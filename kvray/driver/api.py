@@ -32,7 +32,9 @@ _KINDS = {"writing": "Writings", "dataset": "Datasets", "finetune": "Finetunes",
 _REPORT_HEIGHT = 700
 
 
-def plan(sweep: Source, store: Place = None, *, offline: bool = True, verify: bool = False) -> SweepPlan:
+def plan(
+    sweep: Source, store: Place = None, *, offline: bool = True, verify: bool = False, allow_code: bool = False
+) -> SweepPlan:
     """Return what a run of a sweep would do: every artefact, cached or to run, with tokens, time and the reason.
 
     Writes nothing, and needs neither Ray nor a GPU::
@@ -44,17 +46,20 @@ def plan(sweep: Source, store: Place = None, *, offline: bool = True, verify: bo
         store: where artefacts are; None takes ``$KVRAY_STORE``, else ``./store``.
         offline: go on without what is on the network and does not answer; it is noted, and assumed.
         verify: check the sha256 of what is committed, too.
+        allow_code: load the Python files beside a sweep file that its tasks name.
 
     Raises:
         InputError: with every problem of the sweep, its sources and its base model.
     """
-    planned, _ = _prepare(sweep, offline)
+    planned, _ = _prepare(sweep, offline, allow_code)
     place = _store(store)
     driver.tell_replaced(planned, place)
     return SweepPlan(planned.sweep, place, estimate(planned, place, verify))
 
 
-def run(sweep: SweepPlan | Source, store: Place = None, *, verify: bool = False) -> SweepResult:
+def run(
+    sweep: SweepPlan | Source, store: Place = None, *, verify: bool = False, allow_code: bool = False
+) -> SweepResult:
     """Make everything that a sweep has and the store has not; return what was made, what failed, and the results.
 
     The same call goes on where an interrupted one stopped. A Ray that this process has joined is used; else
@@ -67,6 +72,7 @@ def run(sweep: SweepPlan | Source, store: Place = None, *, verify: bool = False)
         sweep: a plan, a sweep, or the path of a sweep file. The sources of a plan are looked at again.
         store: where artefacts go; None takes the plan's, else ``$KVRAY_STORE``, else ``./store``.
         verify: check the sha256 of what is committed, not only its presence, sizes and rows.
+        allow_code: load the Python files beside a sweep file that its tasks name.
 
     Returns:
         The result. Artefacts that failed do not raise: :attr:`SweepResult.failed` has the reason of each.
@@ -78,7 +84,7 @@ def run(sweep: SweepPlan | Source, store: Place = None, *, verify: bool = False)
         RunInterrupted: Ctrl-C, or a notebook's stop button. What was made stays.
     """
     place = sweep.store if isinstance(sweep, SweepPlan) and store is None else _store(store)
-    planned, base = _prepare(sweep.sweep if isinstance(sweep, SweepPlan) else sweep, offline=False)
+    planned, base = _prepare(sweep.sweep if isinstance(sweep, SweepPlan) else sweep, False, allow_code)
     for warning in planned.warnings:
         say(f"kvray: warning: {warning}")
     done = driver.run(planned, base, place, verify)
@@ -87,10 +93,10 @@ def run(sweep: SweepPlan | Source, store: Place = None, *, verify: bool = False)
     return result
 
 
-def _prepare(sweep: Source, offline: bool) -> tuple[Plan, BaseModelRef]:
+def _prepare(sweep: Source, offline: bool, allow_code: bool) -> tuple[Plan, BaseModelRef]:
     if isinstance(sweep, Sweep):
         return driver.prepare_loaded(Loaded(sweep, from_values(sweep.written()), variants(sweep)), offline)
-    return driver.prepare(os.fspath(sweep), offline=offline)
+    return driver.prepare(os.fspath(sweep), offline=offline, allow_code=allow_code)
 
 
 def _store(store: Place) -> Store:
