@@ -18,8 +18,9 @@ from kvray.finetune.train import Trained
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.mixture import Mixture, mix
+from kvray.store.manifest import Manifest
 from kvray.store.schemas import LOSS_SCHEMA
-from kvray.store.store import Manifest, Store
+from kvray.store.store import Store
 
 
 def here(base: BaseModelRef) -> BaseModelRef:

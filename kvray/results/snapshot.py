@@ -14,7 +14,8 @@ from kvray.results import frames, losses, profile, references
 from kvray.results.profile import Kind, Measure
 from kvray.results.reader import Results
 from kvray.store import failures
-from kvray.store.store import Manifest, Store
+from kvray.store.manifest import Manifest
+from kvray.store.store import Store
 
 
 def collect(store: Store, sweep: str) -> Found:
