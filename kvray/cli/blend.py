@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from kvray.cli.export import Format, messages
 from kvray.errors import DamagedArtefactError, InputError
-from kvray.finetune.selection import select
+from kvray.finetune.storage import select
 from kvray.generate.shards import Written, build
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, FinetuneJob

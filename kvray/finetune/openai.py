@@ -18,10 +18,10 @@ import pyarrow as pa
 from kvray.console import Advance, say, track
 from kvray.errors import CellError, InputError, KvrayError
 from kvray.finetune.openai_jobs import GONE, JobSpec, Tuning, hyperparameters
-from kvray.finetune.selection import read_whole, select
+from kvray.finetune.storage import job_of, read_whole, select
 from kvray.models.openai import MODEL_FILE, Api, ApiError, RejectedError
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.planning.artefacts import Artefact
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 
@@ -51,7 +51,7 @@ def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
     if not artefacts:
         return []
     for artefact in artefacts:
-        epochs = _params(artefact).finetune.epochs
+        epochs = job_of(artefact).finetune.epochs
         if epochs != round(epochs):
             raise InputError(f"finetune.epochs: found {epochs:g}; expected a whole number for {base.name}")
     api = Api(runtime.api_base_url, runtime.api_timeout_s, runtime.api_retries)
@@ -79,12 +79,6 @@ def training_lines(table: pa.Table, system: str | None) -> bytes:
         messages = [*first, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         lines.append(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
     return "".join(lines).encode()
-
-
-def _params(artefact: Artefact) -> FinetuneJob:
-    if not isinstance(artefact.params, FinetuneJob):
-        raise TypeError(f"{artefact.id} is no finetune: its params are {type(artefact.params).__name__}")
-    return artefact.params
 
 
 class _Stage:
@@ -153,7 +147,7 @@ class _Stage:
 
     async def _started(self, artefact: Artefact, note: dict[str, Any]) -> dict[str, Any]:
         """Return the job of a finetune of which no job is noted: the one at the API, or a new one."""
-        params = _params(artefact)
+        params = job_of(artefact)
         spec = JobSpec.of(self._base.location, artefact.fingerprint, params.seed, params.finetune)
         async with self._reading:
             data, facts = await asyncio.to_thread(self._training_file, artefact)
@@ -190,7 +184,7 @@ class _Stage:
                 tables[dataset] = read_whole(self._store, dataset)
             return tables[dataset]
 
-        mixture = select(_params(artefact), self._base, read)
+        mixture = select(job_of(artefact), self._base, read)
         system = artefact.recipe.get("system_message")
         parts = [training_lines(read(part.name).take(pa.array(part.rows)), system) for part in mixture.parts]
         return b"".join(parts), mixture.facts()

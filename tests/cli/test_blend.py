@@ -11,7 +11,7 @@ import pytest
 
 from kvray.cli.blend import BLEND_SCHEMA, dump
 from kvray.errors import DamagedArtefactError, InputError
-from kvray.finetune import selection
+from kvray.finetune import storage
 from kvray.finetune.storage import load_rows
 from kvray.generate.shards import build
 from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
@@ -94,7 +94,7 @@ def test_the_bytes_are_the_same_with_and_without_the_data_in_the_store(
         if artefact.kind == "dataset":
             commit(store, artefact, base)
     # As in another process, which has counted nothing yet and need not make anything.
-    monkeypatch.setattr(selection, "_counted", {})
+    monkeypatch.setattr(storage, "_counted", {})
     monkeypatch.setattr("kvray.cli.blend.build", None)
     after = dump(of, "blend", 0, store, base, tmp_path / "after", format)
     assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
@@ -151,7 +151,7 @@ def test_a_damaged_dataset_is_not_dumped(store: Store, base: BaseModelRef, tmp_p
     data = next(artefact for artefact in of.artefacts if artefact.kind == "dataset")
     commit(store, data, base)
     Path(store.path(data.id, "shard-00000.parquet")).unlink()
-    selection._counted.clear()
+    storage._counted.clear()
     with pytest.raises(DamagedArtefactError, match=f"{data.id} cannot be read"):
         dump(of, "first", 0, store, base, tmp_path / "x", "jsonl")
 

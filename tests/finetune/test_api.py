@@ -16,7 +16,7 @@ import kvray.models.openai
 from kvray.errors import InputError
 from kvray.finetune import openai as stage
 from kvray.finetune.openai import document_name, finetune, training_lines
-from kvray.finetune.selection import read_whole, select
+from kvray.finetune.storage import read_whole, select
 from kvray.models.openai import ApiError
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact
