@@ -10,14 +10,16 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from kvray.errors import InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.problems import explain, misread_booleans
 
 OPENAI_SYSTEM = "Write a response that appropriately completes the request."
 """System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
@@ -80,6 +82,29 @@ class Strict(BaseModel):
     """Base of every configuration model: frozen, closed, each field declared :func:`recipe` or :func:`runtime`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # editors and type checkers take the fields for arguments
+
+        def __init__(self, **values: Any) -> None:
+            """Take the fields by name.
+
+            Raises:
+                InvalidValueError: with every problem of the values, in the words that a sweep file gets.
+            """
+            problems = misread_booleans(type(self), values)
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                problems += explain(error, type(self), values)
+            if problems:
+                raise InvalidValueError(problems) from None
+
+        # Validation from plain values (model_validate) goes on without this constructor, and raises ValidationError.
+        __init__.__pydantic_base_init__ = True
+
+    def written(self) -> dict[str, Any]:
+        """Return the JSON form of the fields that were given, defaults left out: what a sweep file would say."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
     def recipe(self) -> dict[str, Any]:
         """Return the JSON form of the fields that decide content, in full (defaults included).
@@ -145,6 +170,10 @@ class Task(Strict):
 
     task: str = recipe()
     seed: int = recipe(0, ge=0, le=2**31 - 1, description="draws other examples of the same law")
+
+    def written(self) -> dict[str, Any]:
+        """See :meth:`Strict.written`; the task's name comes first, given or not."""
+        return {"task": self.task, **super().written()}
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of every file that decides content, by field name (paths are never identity)."""

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import toy_tokenizers
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
@@ -204,7 +203,7 @@ def test_the_score_is_the_share_of_the_values_in_the_answer(
     ],
 )
 def test_a_wrong_knob_is_refused(wrong: dict, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InvalidValueError, match=message):
         Ruler(**wrong)
 
 
