@@ -21,6 +21,7 @@ from kvray.finetune.storage import select
 from kvray.generate.job import Row, stream
 from kvray.generate.shards import Written, build, check_written, rows_of, shard_count, shard_rows
 from kvray.models.chat import json_lines
+from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.mixture import Mixture
@@ -28,7 +29,7 @@ from kvray.store import parquet
 from kvray.store.output import replacing, shown
 from kvray.store.schemas import EXAMPLE_SCHEMA, column
 from kvray.store.store import Store
-from kvray.tasks.base import OPENAI_SYSTEM, Task
+from kvray.tasks.base import Task
 from kvray.tasks.problems import unknown
 
 Format = Literal["parquet", "jsonl", "openai"]
