@@ -9,6 +9,7 @@ from typing import Any
 
 from kvray.errors import InputError, Place, Problem
 from kvray.generate.shards import build, check_written, rows_of
+from kvray.models.chat import answered, prompts_of
 from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolve
 from kvray.sweep import external
 from kvray.sweep import yaml as yaml_lines
@@ -16,7 +17,6 @@ from kvray.sweep.document import Document
 from kvray.sweep.model import check_task
 from kvray.tasks import load_all
 from kvray.tasks.base import Task
-from kvray.tasks.chat import answered, prompts_of
 from kvray.tasks.lm_eval import LmEval
 
 DEFAULT_BASE = next(iter(BUNDLED))

@@ -31,13 +31,13 @@ from kvray.evaluate.lm_eval import rows as harness_rows
 from kvray.evaluate.lm_eval.tasks import Benchmark
 from kvray.evaluate.orders import Chunk, Order, dataset_of, job_of, labels_of, todo
 from kvray.evaluate.prompts import Decoding
+from kvray.models.chat import prompts_of
 from kvray.models.openai import MODEL_FILE, Api, ApiError
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
-from kvray.tasks.chat import prompts_of
 
 
 def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
+from kvray.models.chat import Prompt, conversation
 from kvray.tasks.base import Task
-from kvray.tasks.chat import Prompt, conversation
 
 ROUNDING = 64
 """An engine's length is a multiple of this, so that almost equal sweeps give equal engines."""

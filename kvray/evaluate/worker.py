@@ -24,11 +24,11 @@ from kvray.evaluate.engines import vllm_settings
 from kvray.evaluate.engines.vllm import Engine, Question
 from kvray.evaluate.orders import Chunk, Order, dataset_of, job_of, labels_of, model_directory, todo
 from kvray.evaluate.probe import Probe, pick
+from kvray.models.chat import prompts_of
 from kvray.models.reference import load_tokenizer
 from kvray.planning.artefacts import Artefact
 from kvray.store import failures
 from kvray.store.store import Store
-from kvray.tasks.chat import prompts_of
 
 
 class Worker:

@@ -21,10 +21,10 @@ import pyarrow as pa
 from pydantic import AfterValidator
 
 from kvray.errors import InputError
+from kvray.models.chat import Message, conversation, plain_text
 from kvray.store.schemas import CHAT_SCHEMA
 from kvray.tasks import scorers
 from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
-from kvray.tasks.chat import Message, conversation, plain_text
 from kvray.tasks.rng import draws, key_of
 from kvray.tasks.sources import read
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from kvray.errors import InputError
 from kvray.finetune.encode import encode
+from kvray.models.chat import conversation, prompts_of
 from kvray.models.reference import load_tokenizer, resolve
 from kvray.planning.lengths import counting, measure
 from kvray.store.schemas import CHAT_SCHEMA
 from kvray.sweep.load import load
 from kvray.tasks import scorers
-from kvray.tasks.chat import conversation, prompts_of
 from kvray.tasks.messages import Messages
 
 CHAT = [

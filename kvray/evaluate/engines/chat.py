@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from kvray.errors import CellError
 from kvray.evaluate.chunks import Reply, too_long
 from kvray.evaluate.prompts import Decoding
+from kvray.models.chat import Prompt, conversation
 from kvray.models.openai import Api, IncompleteError, RejectedError, plain
-from kvray.tasks.chat import Prompt, conversation
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

@@ -1,4 +1,4 @@
-"""Prompts with a history: the messages of a chat before its last user message, beside examples of one message each."""
+"""Examples as chat messages: one user message each, or a chat whose earlier messages are the example's history."""
 
 from __future__ import annotations
 
@@ -45,3 +45,18 @@ def prompts_of(examples: pa.Table) -> list[Prompt]:
 def plain_text(prompts: Sequence[Prompt]) -> list[str]:
     """Return the texts of prompts, the messages of each one after another, for counting without a chat template."""
     return ["\n".join(message["content"] for message in conversation(prompt)) for prompt in prompts]
+
+
+def json_lines(examples: pa.Table, system: str | None = None, further: Sequence[str] = ()) -> bytes:
+    """Return examples as JSON lines, ``{"messages": [user, assistant]}``.
+
+    Args:
+        examples: with the columns ``prompt`` and ``answer``, and ``history`` where they are chats.
+        system: a system message before each that has none of its own; None for none.
+        further: columns that each line has beside the messages.
+    """
+    lines = []
+    for prompt, row in zip(prompts_of(examples), examples.select(["answer", *further]).to_pylist(), strict=True):
+        chat = answered(prompt, row.pop("answer"), system)
+        lines.append(json.dumps({"messages": chat, **row}, ensure_ascii=False) + "\n")
+    return "".join(lines).encode()
