@@ -27,7 +27,7 @@ from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.mixture import Mixture
 from kvray.store import parquet
 from kvray.store.output import replacing, shown
-from kvray.store.schemas import EXAMPLE_SCHEMA, column
+from kvray.store.schemas import CHAT_SCHEMA, EXAMPLE_SCHEMA, column
 from kvray.store.store import Store
 from kvray.tasks.base import Task
 from kvray.tasks.problems import unknown
@@ -140,8 +140,9 @@ def blend(
         store: holds committed datasets, and what a model wrote for one.
         base: the model whose template and tokenizer count, as in training.
         out: the file, or its URI; a directory is made if need be.
-        format: ``parquet`` (:data:`BLEND_SCHEMA`), ``jsonl`` (``{"messages": [user, assistant], "dataset": …}``), or
-            ``openai`` (messages alone, with the sweep's system message, else the paper's, first).
+        format: ``parquet`` (:data:`BLEND_SCHEMA`, and ``history`` where there are chats), ``jsonl`` (``{"messages":
+            [user, assistant], "dataset": …}``), or ``openai`` (messages alone, with the sweep's system message, else
+            the paper's, first).
 
     Raises:
         InputError: no such mixture or seed, its data cannot be made or blended, or ``out`` cannot be written.
@@ -162,7 +163,9 @@ def blend(
         rows = read(part.name).take(pa.array(part.rows))
         names = pa.array([str(datasets[part.name].labels["dataset"])] * rows.num_rows, pa.string())
         parts.append(rows.append_column(DATASET, names))
-    table = pa.concat_tables(parts, promote_options="default")  # chats have a column more
+    chats = any("history" in part.column_names for part in parts)
+    schema = CHAT_SCHEMA.append(DATASET) if chats else BLEND_SCHEMA
+    table = pa.concat_tables(parts, promote_options="default").select(schema.names).cast(schema)
     if format == "parquet":
         content: bytes = parquet.encode(table).to_pybytes()
     elif format == "jsonl":
