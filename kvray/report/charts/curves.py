@@ -75,14 +75,8 @@ def accuracy_along(
 ) -> Any:
     """Draw accuracy along an axis, a line with its 95 % band per model, the base dashed and grey.
 
-    Args:
-        axis: lengths that span eightfold or more have a logarithmic axis.
-        scores: rows of :func:`kvray.results.comparisons.scores`.
-        evaluation: which evaluation.
-        palette: colours of the models.
-        subtitle: what n and the bands mean, in words.
-        levels: floors and ceilings, thin horizontal lines.
-        published: drawn dotted with hollow markers, in the colour of the model that each stands beside.
+    Lengths that span eightfold or more have a logarithmic axis. Floors and ceilings are thin horizontal lines;
+    published numbers are dotted, with hollow markers, in the colour of the model that they stand beside.
     """
     rows = along(scores, axis).filter((pl.col("evaluation") == evaluation) & pl.col("accuracy").is_not_null())
     rows = rows.sort(axis.name).with_columns(pl.col(axis.name).cast(pl.Float64).alias("x"))

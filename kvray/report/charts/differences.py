@@ -1,7 +1,4 @@
-"""Paired changes against the base: in knowledge, on benchmarks, and retrieval gained against knowledge lost.
-
-Comparisons are those with the base over whole evaluations, :meth:`kvray.results.snapshot.Snapshot.against_base`.
-"""
+"""Paired changes against the base: in knowledge, on benchmarks, and retrieval gained against knowledge lost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,14 +31,7 @@ _CORNER = (0.24, 0.07)
 
 
 def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], palette: Palette, subtitle: str) -> Any:
-    """Draw the change of each model in the closed-book evaluations, a panel each, the greatest gain on top.
-
-    Args:
-        comparisons: of the models with the base.
-        evaluations: the closed-book ones.
-        palette: colours of the models.
-        subtitle: what n and the bars mean, in words.
-    """
+    """Draw the change of each model in the closed-book evaluations, a panel each, the greatest gain on top."""
     # From below upward; of equals the sweep's first stands highest.
     parts = [comparisons.filter(pl.col("evaluation") == evaluation) for evaluation in evaluations]
     tables = [part.reverse().sort("difference", maintain_order=True).to_dicts() for part in parts]
@@ -73,15 +63,7 @@ def benchmark_changes(
     subtitle: str,
     published: Places | None = None,
 ) -> Any:
-    """Draw the change of every model on every benchmark, a panel each on one scale, published ones hollow under ours.
-
-    Args:
-        comparisons: of the models with the base.
-        evaluations: the benchmarks.
-        palette: colours of the models.
-        subtitle: what n and the bars mean, in words.
-        published: changes that others print.
-    """
+    """Draw the change of every model on every benchmark, a panel each on one scale, published ones hollow under ours."""
     rows = comparisons.filter(pl.col("evaluation").is_in(list(evaluations))).to_dicts()
     models = sorted({row["b"] for row in rows}, key=palette.place, reverse=True)
     theirs = {key: each for key, each in (published or {}).items() if key[0] in evaluations and key[1] in models}
@@ -110,14 +92,7 @@ def benchmark_changes(
 
 
 def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str, palette: Palette) -> Any:
-    """Draw each model at (change in retrieval, change in knowledge), with 95 % intervals both ways.
-
-    Args:
-        comparisons: of the models with the base.
-        retrieval: evaluation on the horizontal axis.
-        knowledge: evaluation on the vertical axis.
-        palette: colours of the models.
-    """
+    """Draw each model at (change in a retrieval evaluation, change in a closed-book one), with 95 % intervals."""
     from matplotlib.patheffects import withStroke
 
     across, upward = (

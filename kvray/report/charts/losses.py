@@ -29,11 +29,11 @@ _MARKED = 5
 
 
 def together(curves: pl.DataFrame, parts: Sequence[Part], palette: Palette, head: tuple[str, str]) -> Any:
-    """Draw a panel per part of the answer tokens on one scale, a line per model.
+    """Draw a panel per part of the answer tokens on one scale, a line per model that has all of these parts.
 
     Args:
-        curves: rows of :func:`kvray.results.losses.curves`; models that lack one of the parts are left out.
-        parts: what the panels show.
+        curves: rows of :func:`kvray.results.losses.curves`.
+        parts: a panel each.
         palette: colours of the models.
         head: title and subtitle.
     """
@@ -64,13 +64,7 @@ def together(curves: pl.DataFrame, parts: Sequence[Part], palette: Palette, head
 
 
 def apart(curves: pl.DataFrame, palette: Palette, head: tuple[str, str]) -> Any:
-    """Draw a panel per model, the first :data:`SHOWN`: integers and words where it has both, else all tokens.
-
-    Args:
-        curves: rows of :func:`kvray.results.losses.curves`.
-        palette: colours of the models.
-        head: title and subtitle.
-    """
+    """Draw a panel per model, the first :data:`SHOWN`: integers and words where it has both, else all tokens."""
     models = sorted(curves["model"].unique().to_list(), key=palette.place)[:SHOWN]
     has_all_parts = pl.col("part").n_unique().over("model") == len(PARTS)
     shown = pl.when(has_all_parts).then(pl.col("part") != "all").otherwise(pl.col("part") == "all")
