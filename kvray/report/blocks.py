@@ -190,12 +190,12 @@ class Code:
 
 
 class Figure:
-    """A figure with what it shows in words.
+    """A figure, in SVG on the page and in PNG and SVG beside it.
 
     Args:
         chart: the matplotlib Figure.
         about: what it shows, for those who do not see it.
-        key: what tells it from the report's other figures: its kind, then the evaluations; the files' name follows.
+        key: its kind, then the evaluations that it shows; the name of its files is made of them.
     """
 
     def __init__(self, chart: Any, about: str, *key: str) -> None:

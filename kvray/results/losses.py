@@ -36,7 +36,7 @@ def read(
     manifests: Mapping[str, Manifest],
     predictions: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Return the loss logs of a sweep's committed finetunes that tell integers from words.
+    """Return the loss logs of a sweep's committed finetunes that separate integers from words.
 
     Finetunes without such a log, or with an unreadable one, are left out.
 

@@ -27,7 +27,7 @@ Declared = Mapping[str, Mapping[str, Any]]
 def profiles(predictions: pl.DataFrame, declared: Declared | None = None) -> dict[str, Profile]:
     """Return the profile of every evaluation of the predictions, by name, in the order of their first rows.
 
-    What an evaluation measures is as declared, else as its task says, else, where this process does not know the task,
+    What an evaluation measures is as declared, else as its task defines, else (a task that this process does not know)
     as the rows suggest.
     """
     parts = predictions.partition_by("evaluation", maintain_order=True, as_dict=True)

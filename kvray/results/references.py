@@ -38,7 +38,7 @@ REFERENCE_SCHEMA = pa.schema(
 PLACES = tuple(name for name in AXES if name in REFERENCE_SCHEMA.names)
 """The axes on which a number may have a place."""
 CELL = ("set", "work", "base_model", "mixture", "evaluation", *PLACES, "metric")
-"""What tells two numbers of one set apart."""
+"""The columns that identify a number."""
 
 
 @cache
@@ -101,5 +101,5 @@ def changes(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def model_name(name: str) -> str:
-    """Return what tells a model from others: the last part of its name, in lower case, without ``openai:``."""
+    """Return a model's name for comparing: its last part, in lower case, without ``openai:``."""
     return name.removeprefix("openai:").rstrip("/").rpartition("/")[2].lower()

@@ -85,11 +85,11 @@ def accuracy_along(
     head = (f"Accuracy by {axis.title}: {evaluation}", subtitle)
     with style():
         if alone:
-            groups, (figure, made) = [finetuned], panels((WIDTH, 4.4), (1, 1), head)
-            made[0].set_xlabel(axis.scale)
+            groups, (figure, axes) = [finetuned], panels((WIDTH, 4.4), (1, 1), head)
+            axes[0].set_xlabel(axis.scale)
         else:
-            groups, (figure, made) = [[m] for m in finetuned], facets(len(finetuned), (11.1, 2.7), head, axis.scale)
-        for place, (panel, group) in enumerate(zip(made, groups, strict=True)):
+            groups, (figure, axes) = [[m] for m in finetuned], facets(len(finetuned), (11.1, 2.7), head, axis.scale)
+        for place, (panel, group) in enumerate(zip(axes, groups, strict=True)):
             beside = [each for each in published if each.model in (BASE, *group)]
             ends = _curves(panel, rows, group, palette, alone) + _published(panel, beside, palette, alone)
             _scale(panel, axis, rows["x"].unique().sort().to_list(), beside, 0.013 if alone else 0.032)

@@ -38,8 +38,8 @@ def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], pale
     height = sum(0.42 * len(table) + 0.9 for table in tables) + 0.2
     head = (f"Change in knowledge: {', '.join(evaluations)}", subtitle)
     with style():
-        figure, made = panels((WIDTH, height), (len(tables), 1), head, [len(table) + 1.0 for table in tables])
-        for panel, table, evaluation in zip(made, tables, evaluations, strict=True):
+        figure, axes = panels((WIDTH, height), (len(tables), 1), head, [len(table) + 1.0 for table in tables])
+        for panel, table, evaluation in zip(axes, tables, evaluations, strict=True):
             panel.axvline(0, **ZERO)
             beside = {"xycoords": panel.get_yaxis_transform(), "va": "center", "fontsize": 9, "annotation_clip": False}
             for y, row in enumerate(table):
@@ -52,7 +52,7 @@ def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], pale
             panel.set_xlim(*limits(table))
             if len(evaluations) > 1:
                 panel.set_title(evaluation, loc="left", fontsize=10, color=INK)
-        made[-1].set_xlabel("change in accuracy against the base model, points")
+        axes[-1].set_xlabel("change in accuracy against the base model, points")
     return figure
 
 
@@ -63,7 +63,7 @@ def benchmark_changes(
     subtitle: str,
     published: Places | None = None,
 ) -> Any:
-    """Draw the change of every model on every benchmark, a panel each on one scale, published ones hollow under ours."""
+    """Draw the change of every model on every benchmark, a panel each on one scale; published ones are hollow."""
     rows = comparisons.filter(pl.col("evaluation").is_in(list(evaluations))).to_dicts()
     models = sorted({row["b"] for row in rows}, key=palette.place, reverse=True)
     theirs = {key: each for key, each in (published or {}).items() if key[0] in evaluations and key[1] in models}
@@ -73,8 +73,8 @@ def benchmark_changes(
     head = (f"Change on general benchmarks: {', '.join(evaluations)}", subtitle)
     hollow = {"markerfacecolor": "none", "markersize": 6, "markeredgewidth": 1.2, "zorder": 3}
     with style():
-        figure, made = facets(len(evaluations), size, head, "points", columns, margin=0.2)
-        for place, (panel, evaluation) in enumerate(zip(made, evaluations, strict=True)):
+        figure, axes = facets(len(evaluations), size, head, "points", columns, margin=0.2)
+        for place, (panel, evaluation) in enumerate(zip(axes, evaluations, strict=True)):
             panel.axvline(0, **ZERO)
             of = {row["b"]: row for row in rows if row["evaluation"] == evaluation}
             for y, model in enumerate(models):

@@ -106,8 +106,8 @@ def _heatmaps(
     colours = LinearSegmentedColormap.from_list("kvray", _SEQUENTIAL if value == "accuracy" else _DIVERGING)
     shade = ScalarMappable(Normalize(*ends), colours)
     with style():
-        figure, made = facets(len(models), (width, height), head, "context length, tokens", columns, margin=0.45)
-        for place, (panel, model) in enumerate(zip(made, models, strict=True)):
+        figure, axes = facets(len(models), (width, height), head, "context length, tokens", columns, margin=0.45)
+        for place, (panel, model) in enumerate(zip(axes, models, strict=True)):
             _heatmap(panel, rows.filter(pl.col("model") == model), value, shade, lengths, depths)
             name_panel(panel, model, MUTED if model == BASE else palette.colour(model))
             panel.set_yticklabels([]) if place % columns else panel.set_ylabel("depth, %")

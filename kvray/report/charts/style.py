@@ -66,7 +66,7 @@ def render(figure: Any, kind: str) -> bytes:
 
 
 def style() -> AbstractContextManager[None]:
-    """Return the context in which every figure is made and rendered."""
+    """Return the context in which every figure is drawn and rendered."""
     from matplotlib import rc_context
 
     context: AbstractContextManager[None] = rc_context(
@@ -143,12 +143,12 @@ def facets(
         margin: added to the height, in inches.
     """
     lines = -(-number // columns)
-    figure, made = panels((size[0], size[1] * lines + margin), (lines, columns), head)
-    for place, panel in enumerate(made):
+    figure, axes = panels((size[0], size[1] * lines + margin), (lines, columns), head)
+    for place, panel in enumerate(axes):
         panel.set_visible(place < number)
         if place + columns >= number:
             panel.set_xlabel(below)
-    return figure, made[:number]
+    return figure, axes[:number]
 
 
 def on(fill: Any) -> str:
