@@ -3,8 +3,6 @@
 Losses are mean cross entropies in nats of each optimizer step, before its update, as :mod:`kvray.finetune` logs them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 

@@ -1,7 +1,5 @@
 """Accuracy along an axis: gold position, context length or needle depth; floors, ceilings and published numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

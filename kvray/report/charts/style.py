@@ -5,8 +5,6 @@ has a marker of its own besides, so no meaning rests on colour alone. Colours na
 (:mod:`kvray.report.blocks`); fills of heatmaps and bars bring the colour of the text on them and stay as they are.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
