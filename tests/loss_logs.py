@@ -10,8 +10,9 @@ import polars as pl
 import pyarrow as pa
 
 from kvray.results import losses
+from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import LOSS_SCHEMA
-from kvray.store.store import Store, artefact_id, fingerprint
+from kvray.store.store import Store, artefact_id
 
 Log = Mapping[str, Sequence[float | None]]
 
