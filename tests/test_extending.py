@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import Result
+from made_sweeps import commit_sweep
 from typer.testing import CliRunner
 
 import kvray
 from kvray.cli import app
+from kvray.store.store import Store
 
 PAGE = Path(kvray.__file__).parents[1] / "docs" / "extending.md"
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -123,3 +125,32 @@ def test_both_are_made_trained_on_asked_and_reported(tmp_path: Path) -> None:
     (tmp_path / "shouting.py").unlink()
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert again.returncode == 2 and "found no module shouting" in again.stderr
+
+
+def python(*words: str, folder: Path) -> str:
+    """Run a Python program in a folder; return what it prints."""
+    root = str(PAGE.parents[1])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_section_of_the_report(tmp_path: Path) -> None:
+    ((program, *words),) = recipe("A section of the report", tmp_path)
+    commit_sweep(Store(str(tmp_path / "store")), "quickstart", mixtures=["ours"], seeds=(0,), questions=6)
+    assert program == "python"
+    assert python(*words, folder=tmp_path) == "report/report.html\n"
+    text = (tmp_path / "report" / "report.md").read_text()
+    section = text[text.index("## How long the answers are") :]
+    assert "![Mean tokens per answer, per model](figures/answer-lengths.png)" in section
+    assert "| ours | 7.0 |" in section and text.index("## Provenance") < text.index("## How long the answers are")
+    assert (tmp_path / "report" / "figures" / "answer-lengths.svg").is_file()
+    assert 'id="answer-lengths"' in (tmp_path / "report" / "report.html").read_text()
