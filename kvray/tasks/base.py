@@ -10,12 +10,12 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kvray.errors import InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
@@ -33,6 +33,7 @@ ceiling of retrieval (the gold document alone); a general benchmark; or anything
 RIGHT, WRONG = "right", "wrong"
 """Outcomes of an answer where a task tells no more apart."""
 
+_T = TypeVar("_T")
 _LISTED = re.compile(r"\s*\d+(\.\d+)?\s*(,\s*\d+(\.\d+)?\s*)+")
 
 
@@ -68,14 +69,23 @@ def listed(value: Any) -> Any:
     return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def refuse_repeats(name: str, values: tuple[Any, ...]) -> None:
-    """Refuse an empty list, and one that names something twice.
+def distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    """Return the values.
 
     Raises:
-        ValueError: for pydantic; the message names the field.
+        ValueError: for pydantic; the list is empty, or names something twice.
     """
     if not values or len(set(values)) != len(values):
-        raise ValueError(f"{name}: found {list(values)}, expected at least one, and each once")
+        raise ValueError(f"found {list(values)}, expected at least one, and each once")
+    return values
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else listed(value)
+
+
+Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(distinct)]
+"""One value or several different ones: ``4096``, ``[4096, 8192]``, or ``4096,8192`` as on a command line."""
 
 
 class Strict(BaseModel):
@@ -181,7 +191,7 @@ class Task(Strict):
 
     def count(self, context: Context) -> int:
         """Return how many examples this task makes; holds before anything was written (:meth:`to_write`)."""
-        raise NotImplementedError
+        return self.expected_rows()
 
     def expected_rows(self) -> int:
         """Return about how many examples there are, for a plan made where the sources cannot be reached."""

@@ -82,7 +82,7 @@ class In2(Task):
         return {"source": "tiny-world-1" if self.source == TINY else sources.digest(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Say why this training data must not be evaluated by ``other``: the same people, or the same source."""
+        """Refuse training data that shares people, or the source, with an evaluation."""
         if not isinstance(other, (In2, QuestionTask)) or self.sources() != other.sources():
             return None
         if self.source != TINY:
@@ -104,7 +104,7 @@ class In2(Task):
         return 40
 
     def writer(self) -> str | None:
-        """Return ``question_writer``."""
+        """Return the model that writes the questions, if one does."""
         return self.question_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
@@ -129,10 +129,6 @@ class In2(Task):
         if self.question_writer is None:
             return Context(count_tokens, self._own(count_tokens))
         return Context(count_tokens, None if written is None else self._written(count_tokens, written))
-
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``."""

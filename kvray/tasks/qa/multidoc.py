@@ -103,10 +103,6 @@ class MultiDocQa(DocumentsTask):
         numbers = self._fitting(sizes, wanted, len(chosen), per_question)
         return Context(count_tokens, Material(asks, wanted, numbers))
 
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
-
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``."""
         rows: dict[str, list[Any]] = defaultdict(list)
