@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kvray.console import track
-from kvray.driver.connection import local_ray
+from kvray.driver.connection import connect
 from kvray.errors import InputError
 from kvray.generate.job import Row, stream
 from kvray.generate.shards import build, check_written, rows_of, shard_count, shard_rows
 from kvray.models.reference import BaseModelRef
 from kvray.store.output import replacing, shown
 from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.sweep.model import Runtime
 from kvray.tasks.base import OPENAI_SYSTEM, Task
 
 Format = Literal["parquet", "jsonl", "openai"]
@@ -76,7 +77,7 @@ def make(
         with (
             track(f"generate {task.task}", rows) as advance,
             _writer(file, format) as add,
-            local_ray(workers) if parallel else nullcontext(),
+            connect(Runtime(address="local", num_cpus=workers)) if parallel else nullcontext(),
         ):
             for row in stream(shards, work, ordered=True, workers=workers) if parallel else map(work, range(shards)):
                 add(row["payload"])

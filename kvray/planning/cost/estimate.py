@@ -48,22 +48,12 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
         why, devices = _why(found, store, verify), rates.devices(artefact.kind, on)
         items.append(Item(artefact, reads, writes, rows, cached, why, seconds, on, devices))
     todo = [item for item in items if not item.cached]
-    labels = [artefact.labels for artefact in planned.artefacts if artefact.kind == "predictions"]
-    # A report corrects for one comparison with the base per model and evaluation, seeds together.
-    models = {(of["evaluation"], of["mixture"], of["finetune"]) for of in labels if of["mixture"] is not None}
-    detectable = _detectable(planned, max(1, len(models)))
+    comparisons = _comparisons(planned)
+    detectable = _detectable(planned, comparisons)
     warnings = [*planned.warnings, *short_of_tokens(todo, planned, tokens), *too_large(todo, rates)]
-    warnings += too_few_questions(detectable, max(1, len(models)))
-    return Estimate(
-        planned=planned,
-        items=tuple(items),
-        stages=stages(todo, rates),
-        bases=bases,
-        bill=bill(todo, planned),
-        comparisons=max(1, len(models)),
-        detectable=detectable,
-        warnings=tuple(dict.fromkeys(warnings)),
-    )
+    warnings += too_few_questions(detectable, comparisons)
+    parts = tuple(items), stages(todo, rates), bases, bill(todo, planned)
+    return Estimate(planned, *parts, comparisons, detectable, tuple(dict.fromkeys(warnings)))
 
 
 def _why(found: Status, store: Store, verify: bool) -> str:
@@ -103,6 +93,13 @@ def _amounts(artefact: Artefact, tokens: int) -> tuple[int, int, int]:
         return read, artefact.rows * job.task.WRITING_TOKENS // 2, artefact.rows
     reply = job.task.output_estimate() if isinstance(job, PredictionsJob) else 0
     return tokens, artefact.rows * reply, artefact.rows
+
+
+def _comparisons(planned: Plan) -> int:
+    """Return how many comparisons with the base a report corrects for: one per model and evaluation, seeds together."""
+    labels = [artefact.labels for artefact in planned.artefacts if artefact.kind == "predictions"]
+    models = {(of["evaluation"], of["mixture"], of["finetune"]) for of in labels if of["mixture"] is not None}
+    return max(1, len(models))
 
 
 def _detectable(planned: Plan, comparisons: int) -> dict[str, dict[str, Any]]:

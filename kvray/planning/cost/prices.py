@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kvray.models.reference import API
 from kvray.planning.artefacts import Plan
@@ -40,16 +39,13 @@ class Bill:
     prices: dict[str, float | None]
 
     @property
-    def missing(self) -> list[str]:
-        """The prices that are needed and not given."""
-        return [name for name, number in self.tokens.items() if number and self.prices[name] is None]
-
-    @property
     def usd(self) -> float | None:
         """The price of all of it; None if a price is missing."""
-        if self.missing:
+        used = {name: number for name, number in self.tokens.items() if number}
+        prices = {name: self.prices[name] for name in used}
+        if None in prices.values():
             return None
-        return sum(number / 1e6 * (self.prices[name] or 0.0) for name, number in self.tokens.items())
+        return sum((number / 1e6 * (prices[name] or 0.0) for name, number in used.items()), 0.0)
 
     def text(self) -> str:
         """Return it in one line; empty where nothing goes through an API."""
@@ -58,11 +54,7 @@ class Bill:
             return ""
         what = ", ".join(f"{number:,} {name}" for name, number in used.items())
         if self.usd is None:
-            absent = ", ".join(f"runtime.api_price_{name}" for name in self.missing)
+            absent = ", ".join(f"runtime.api_price_{name}" for name in used if self.prices[name] is None)
             return f"{what} tokens; no prices given ({absent}: USD per million tokens)"
         each = ", ".join(f"{name} {self.prices[name]:g}" for name in used)
         return f"{what} tokens: about {self.usd:,.2f} USD ({each} per million)"
-
-    def document(self) -> dict[str, Any]:
-        """Return it in plain values."""
-        return {"tokens": self.tokens, "usd": None if self.usd is None else round(self.usd, 4)}

@@ -23,12 +23,7 @@ _MEANINGS = {
     "~": "~ by the mean of a sample of rows, about 1 % off",
     "?": "? a rough estimate: without the base model's tokenizer, or of rows that a model writes or a benchmark brings",
 }
-_TITLES = {
-    "writing": "writings",
-    "dataset": "datasets",
-    "finetune": "finetunes",
-    "predictions": "cells (predictions)",
-}
+_TITLES = dict(zip(KINDS, ("writings", "datasets", "finetunes", "cells (predictions)"), strict=True))
 
 
 def document(found: Estimate) -> dict[str, Any]:
@@ -59,7 +54,7 @@ def document(found: Estimate) -> dict[str, Any]:
             "seconds_basis": dict(found.bases),
             "gpu_hours": round(hours(found.stages, "gpu"), 3),
             "cpu_hours": round(hours(found.stages, "cpu"), 3),
-            "api": found.bill.document(),
+            "api": {"tokens": found.bill.tokens, "usd": _rounded(found.bill.usd, 4)},
         },
         "stages": [
             {"stage": STAGE_NAMES[stage.kind], "artefacts": len(stage.items)}
@@ -105,7 +100,7 @@ def _artefacts(kind: str, items: Sequence[Item]) -> str:
             [
                 *(item.artefact.labels[name] for name in names),
                 item.state,
-                f"{_mark(item) if _is_cut(item) else ''}{item.artefact.rows}",
+                f"{_mark(item) if _depends_on_lengths(item) else ''}{item.artefact.rows}",
                 f"{_mark(item)}{count(item.reads)}" if item.reads else None,
                 None if item.seconds is None or item.cached else duration(item.seconds),
                 _reason(item),
@@ -135,12 +130,11 @@ def _sums(items: Sequence[Item]) -> list[object]:
 
 
 def _hours_text(number: float, on: Where) -> str:
-    """Return device-hours as people say them: ``0.42 GPU-hours``."""
     digits = 0 if number >= 10 else 2 if number >= 0.1 else 3
     return f"{number:,.{digits}f} {on.upper()}-hours"
 
 
-def _is_cut(item: Item) -> bool:
+def _depends_on_lengths(item: Item) -> bool:
     """Return whether how many rows an artefact reads depends on their lengths."""
     job = item.artefact.params
     return isinstance(job, FinetuneJob) and (bool(job.budget) or len(job.mixture) > 1)
@@ -157,5 +151,5 @@ def _reason(item: Item) -> str:
     return item.why if len(item.why) <= 90 else item.why[:89] + "…"
 
 
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 1)
+def _rounded(number: float | None, digits: int = 1) -> float | None:
+    return None if number is None else round(number, digits)

@@ -13,51 +13,33 @@ START_OF_RAY = 8.0
 
 @dataclass(frozen=True)
 class Item:
-    """One artefact of the enumeration.
-
-    Attributes:
-        artefact: what is made.
-        reads: tokens of prompts, or of training over all epochs, about; 0 if unknown.
-        writes: tokens of replies.
-        rows: prompts or rows, over all epochs.
-        cached: whether it is committed.
-        why: new, damaged (which problem) or failed before (the reason); empty when cached.
-        seconds: of making it alone; 0 when cached, None if unknown.
-        on: cpu, gpu or api.
-        devices: CPUs or GPUs that it holds.
-    """
+    """One artefact of the enumeration."""
 
     artefact: Artefact
-    reads: int
-    writes: int
-    rows: int
-    cached: bool
-    why: str
-    seconds: float | None
+    reads: int  # tokens of prompts, or of training over all epochs, about; 0 if unknown
+    writes: int  # tokens of replies
+    rows: int  # prompts or rows, over all epochs
+    cached: bool  # whether it is committed
+    why: str  # new, damaged (which problem) or failed before (the reason); empty when cached
+    seconds: float | None  # of making it alone; 0 when cached, None if unknown
     on: Where
-    devices: float
+    devices: float  # CPUs or GPUs that it holds
 
     @property
     def state(self) -> str:
-        """The state in words: "cached" or "to run"."""
+        """The state in words."""
         return "cached" if self.cached else "to run"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What artefacts of one kind, on one kind of machine, take in all.
-
-    Attributes:
-        items: to run; the figures leave out those of unknown size.
-        seconds: by the clock, what fits side by side.
-        hours: GPU-hours or CPU-hours: seconds times the GPUs or CPUs that are held.
-    """
+    """What artefacts of one kind, on one kind of machine, take in all, those of unknown size left out."""
 
     kind: Kind
     on: Where
     items: tuple[Item, ...]
-    seconds: float
-    hours: float
+    seconds: float  # by the clock, what fits side by side
+    hours: float  # GPU-hours or CPU-hours: seconds times the GPUs or CPUs that are held
 
     @property
     def unknown(self) -> int:
