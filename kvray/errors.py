@@ -1,7 +1,5 @@
 """The errors that kvray raises on purpose. Standard library alone, so that anything may import it."""
 
-from __future__ import annotations
-
 import os
 import traceback
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """The command line's frame: the application, the options that commands share, and how errors and Ctrl-C end one."""
 
-from __future__ import annotations
-
 import shlex
 import shutil
 import signal

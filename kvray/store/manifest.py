@@ -1,7 +1,5 @@
 """The manifest: the file written last, whose presence means that an artefact is whole."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

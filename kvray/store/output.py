@@ -1,7 +1,5 @@
 """Where ``--out`` goes: a file or a directory of this machine, or of a bucket. Whole or not at all, as in a store."""
 
-from __future__ import annotations
-
 import errno
 import os
 import tempfile
