@@ -189,20 +189,19 @@ def _kept(planned: Plan, store: Store, stage: str) -> str:
 
 
 def _stage_function(kind: str, api: bool) -> Stage:
-    """Return what makes a kind of artefact; for a model behind an API the two stages that use it ask the API."""
+    """Return what makes a kind of artefact; a model behind an API is finetuned by the API."""
     if kind == "writing":
-        from kvray.evaluate.writing import write
+        from kvray.evaluate.job import write
 
         return write
     if kind == "dataset":
         from kvray.generate.job import generate
 
         return generate
-    if api:
-        from kvray.evaluate.openai import evaluate as ask
-        from kvray.finetune.openai import finetune as train
+    if kind == "finetune" and api:
+        from kvray.finetune.openai import finetune as tune
 
-        return train if kind == "finetune" else ask
+        return tune
     if kind == "finetune":
         from kvray.finetune.job import finetune
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvray.errors import CellError, ResourceError, install_command
+from kvray.evaluate.engines.base import ADAPTER_CONFIG
 from kvray.models.reference import BaseModelRef
 from kvray.sweep.model import Runtime
 
@@ -57,6 +59,21 @@ def lora_rank(real: int) -> int:
         if real <= allowed:
             return allowed
     raise CellError(f"LoRA rank {real}: vLLM serves at most rank {LORA_RANKS[-1]}")
+
+
+def adapter_rank(adapter: Path) -> int:
+    """Return the largest rank of a peft adapter.
+
+    Raises:
+        CellError: its configuration is unreadable, or the rank is more than vLLM serves.
+    """
+    try:
+        config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+        rank = max([int(config["r"]), *(int(other) for other in (config.get("rank_pattern") or {}).values())])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CellError(f"{adapter / ADAPTER_CONFIG} is no readable adapter configuration ({error!r})") from error
+    lora_rank(rank)
+    return rank
 
 
 @dataclass(frozen=True)
