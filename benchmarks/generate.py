@@ -27,8 +27,9 @@ import pyarrow as pa
 from kvray.cli.export import make
 from kvray.generate.shards import ROWS_PER_SHARD, build, context_of
 from kvray.models.reference import BaseModelRef, resolve
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store
-from kvray.tasks.base import EXAMPLE_SCHEMA, CountTokens
+from kvray.tasks.base import CountTokens
 from kvray.tasks.kv.simple import SimpleKV
 from kvray.tasks.prompts import KV_ANSWER, KV_HEAD, KV_TAIL, KV_TEMPLATE
 

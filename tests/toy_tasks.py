@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pyarrow as pa
 from pydantic import model_validator
@@ -15,7 +15,7 @@ from kvray.tasks.base import Context, Task, examples, recipe, runtime
 class Toy(Task):
     """Makes ``rows`` examples of about ``size`` tokens (at least four)."""
 
-    LAW: ClassVar[int] = 1
+    VERSION = 1
 
     task: Literal["toy"] = recipe("toy")
     rows: int = recipe(10, ge=1, description="examples")
@@ -54,9 +54,9 @@ class Toy(Task):
 class Quiz(Task):
     """Asks the lines of a file; its questions are out of bounds for training."""
 
-    LAW: ClassVar[int] = 3
-    TRAINABLE: ClassVar[bool] = False
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 7
+    VERSION = 3
+    TRAINABLE = False
+    MAX_OUTPUT_TOKENS = 7
 
     task: Literal["quiz"] = recipe("quiz")
     source: str = runtime(description="a file of questions, one per line")

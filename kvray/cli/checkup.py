@@ -9,7 +9,7 @@ from typing import Any
 
 from kvray.console import table
 from kvray.driver.connection import connect
-from kvray.errors import KvrayError, install_command
+from kvray.errors import KvrayError, install_command, last_line
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
@@ -103,8 +103,7 @@ def _ask(uri: str, name: str) -> tuple[list[Node], list[str]]:
         try:
             nodes.append(Node(id=node["NodeID"], name=called, resources=_resources(node), **ray.get(reference)))
         except RayError as error:
-            last = [line for line in str(error).splitlines() if line.strip()][-1]
-            silent.append(f"{called}: its task failed: {last.strip()}")
+            silent.append(f"{called}: its task failed: {last_line(error)}")
     return nodes, silent
 
 

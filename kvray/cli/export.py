@@ -22,7 +22,8 @@ from kvray.generate.job import Row, stream
 from kvray.generate.shards import build, check_written, rows_of, shard_count, shard_rows
 from kvray.models.reference import BaseModelRef
 from kvray.store.output import replacing, shown
-from kvray.tasks.base import EXAMPLE_SCHEMA, OPENAI_SYSTEM, Task
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.base import OPENAI_SYSTEM, Task
 
 Format = Literal["parquet", "jsonl", "openai"]
 FORMATS: Mapping[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": "openai"}

@@ -13,7 +13,7 @@ from kvray.console import say
 
 if TYPE_CHECKING:
     from kvray.models.reference import BaseModelRef
-    from kvray.planning.plan import Plan
+    from kvray.planning.artefacts import Plan
     from kvray.store.store import Store
 
 

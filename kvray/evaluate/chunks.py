@@ -102,8 +102,8 @@ def commit_if_whole(store: Store, artefact: Artefact, questions: Questions) -> b
             return False
         tables.append(table)
         entries.append(entry)
-    facts = questions.summary(tables)
-    store.commit(**artefact.identity(), files=entries, schema=questions.SCHEMA, facts=facts)
+    measured = questions.summary(tables)
+    store.commit(**artefact.identity(), files=entries, schema=questions.SCHEMA, measurements=measured)
     return True
 
 

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from kvray.evaluate import chunks
 from kvray.evaluate.engines.base import Reply
 from kvray.evaluate.questions import Prompts
+from kvray.store.schemas import WRITING_SCHEMA
 from kvray.tasks.base import CountTokens, Task
-from kvray.tasks.writing import WRITING_SCHEMA
 
 
 class WritingPrompts(Prompts):

@@ -20,13 +20,13 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from kvray.console import track
-from kvray.errors import CellError, InputError, KvrayError
+from kvray.errors import CellError, InputError, KvrayError, first_line
 from kvray.finetune.placement import Shape, place
 from kvray.finetune.train import batch_shape
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.store.store import Outcome, Store
-from kvray.sweep.load import Runtime
+from kvray.sweep.model import Runtime
 
 PREEMPTIONS = 20
 """Node preemptions that one finetune survives; they are no failures of its own."""
@@ -312,5 +312,4 @@ def _reason(failure: Exception) -> str:
 def _line(error: BaseException) -> str:
     if isinstance(error, KvrayError):
         return str(error)
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}"
+    return f"{type(error).__name__}: {first_line(error)}"

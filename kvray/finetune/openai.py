@@ -241,7 +241,7 @@ class _Stage:
             "seconds": float(ended - begun) if begun and ended else round(waited, 3),
             "device": "API",
         }
-        self._store.commit(**artefact.identity(), files=[entry], facts=facts)
+        self._store.commit(**artefact.identity(), files=[entry], measurements=facts)
 
     def _tell(self) -> None:
         notes = [f"{count} {state}" for state, count in sorted(Counter(self._states.values()).items())]

@@ -18,25 +18,8 @@ from kvray.finetune.train import Trained
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.mixture import Mixture, mix
-from kvray.store.columns import column
+from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Manifest, Store
-
-LOSS_SCHEMA = pa.schema(
-    [
-        column("step", pa.int32(), "optimizer steps so far"),
-        column("epoch", pa.float64(), "passes over the mixture so far"),
-        column("loss", pa.float64(), "mean cross entropy (nats) of the step's answer tokens, before its update"),
-        column("loss_integers", pa.float64(), "the same over tokens that hold a digit, on the first worker", True),
-        column("loss_words", pa.float64(), "the same over the other tokens (wording, end), on the first worker", True),
-        column("learning_rate", pa.float64(), "of the step"),
-        column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
-        column("tokens", pa.int64(), "tokens of prompts and answers so far, over all workers"),
-        column(
-            "seconds", pa.float64(), "training time so far, interrupted attempts included up to their last checkpoint"
-        ),
-    ]
-)
-"""Columns of a finetune's ``loss.parquet``: one row per optimizer step."""
 
 
 def here(base: BaseModelRef) -> BaseModelRef:
@@ -115,5 +98,5 @@ def commit(
         **artefact.identity(),
         files=files,
         schema=LOSS_SCHEMA,
-        facts={**measured, **facts},
+        measurements={**measured, **facts},
     )

@@ -20,13 +20,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvray.console import track
-from kvray.errors import KvrayError
+from kvray.errors import KvrayError, last_line
 from kvray.generate.shards import Written, build, shard_count, shard_name, shard_rows
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import FOLDERS, Artefact
-from kvray.store.store import FileEntry, Outcome, Store
+from kvray.planning.artefacts import Artefact
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.store.store import FOLDERS, FileEntry, Outcome, Store
 from kvray.sweep.model import Runtime
-from kvray.tasks.base import EXAMPLE_SCHEMA, Task
+from kvray.tasks.base import Task
 
 _TASKS_BEFORE_GROUPING = 64
 _UNITS_PER_TASK = 4
@@ -62,7 +63,7 @@ def generate(
         # Ray Data gave up (a worker died more often than retries allow): whatever is not committed has failed.
         for dataset in datasets:
             if not dataset.complete and dataset.error is None:
-                dataset.error = f"{type(error).__name__}: {_last_line(error)}"
+                dataset.error = f"{type(error).__name__}: {last_line(error)}"
     return [Outcome(dataset.artefact.id, dataset.error) for dataset in datasets]
 
 
@@ -125,16 +126,14 @@ def _commit(dataset: _Dataset, store: Store) -> str | None:
             **artefact.identity(),
             files=list(dataset.entries.values()),
             schema=EXAMPLE_SCHEMA,
-            facts={"prompt_tokens": sum(dataset.tokens.values()), "seconds": round(sum(dataset.seconds.values()), 3)},
+            measurements={
+                "prompt_tokens": sum(dataset.tokens.values()),
+                "seconds": round(sum(dataset.seconds.values()), 3),
+            },
         )
     except KvrayError as error:
         return str(error)
     return None
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class _ShardWork:
         except Exception as error:
             # Reported with its kind to the driver, which fails this dataset and no other.
             kind = "" if isinstance(error, KvrayError) else f"{type(error).__name__}: "
-            return {**_row(FileEntry(shard_name(shard), 0, 0, "")), "error": f"{kind}{_last_line(error)}"}
+            return {**_row(FileEntry(shard_name(shard), 0, 0, "")), "error": f"{kind}{last_line(error)}"}
         return {**_row(entry), "tokens": tokens, "seconds": time.monotonic() - started}
 
     def _shard(self, job: _Job, shard: int) -> tuple[FileEntry, int]:

@@ -10,9 +10,10 @@ import pyarrow as pa
 from kvray.errors import InputError, KvrayError
 from kvray.models.reference import BaseModelRef
 from kvray.models.tokenizer import token_counter
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store
 from kvray.tasks import writing
-from kvray.tasks.base import EXAMPLE_SCHEMA, Context, Task
+from kvray.tasks.base import Context, Task
 
 ROWS_PER_SHARD = 1024
 """Rows of every shard but the last. A constant: the same rows are in the same file whatever the number of workers."""
@@ -75,7 +76,7 @@ def build(task: Task, base: BaseModelRef, rows: range, written: Written | None =
         raise KvrayError(
             f"task {task.task}: rows {rows.start} to {rows.stop} came out as {table.num_rows} rows of "
             f"{', '.join(f'{field.name}: {field.type}' for field in table.schema)}; expected {len(rows)} rows of "
-            f"kvray.tasks.base.EXAMPLE_SCHEMA"
+            f"kvray.store.schemas.EXAMPLE_SCHEMA"
         )
     return table
 

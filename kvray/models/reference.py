@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvray.errors import InputError, Problem, SourceUnreachableError
+from kvray.errors import InputError, Problem, SourceUnreachableError, first_line
 from kvray.models import files
 
 BUNDLED = {"kvray-tiny": Path(__file__).parent / "kvray-tiny"}
@@ -140,13 +140,13 @@ def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
         validate_repo_id(name)
     except HFValidationError as error:
         text = f"{name!r} is neither a directory nor a hub id, which is org/name of letters, digits and - _ ."
-        raise InputError(Problem((field,), f"{text} ({_line(error).partition(': ')[0]})")) from error
+        raise InputError(Problem((field,), f"{text} ({first_line(error).partition(': ')[0]})")) from error
     try:
         revision = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
             # Missing, gated and forbidden models: the hub did answer.
-            text = f"{name} could not be resolved on the Hugging Face hub: {_line(error)}"
+            text = f"{name} could not be resolved on the Hugging Face hub: {first_line(error)}"
             raise InputError(Problem((field,), text)) from error
         unreachable: Exception = error
     except Exception as error:
@@ -165,8 +165,8 @@ def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> B
 
         text = (
             f"{name} is no directory here, the Hugging Face hub does not answer for it "
-            f"({_line(unreachable)}), and the hub's cache {constants.HF_HUB_CACHE} has not got it. Two ways need no "
-            f"hub: give a directory; or type hf download {name} where there is a hub, copy its cache here, and set "
+            f"({first_line(unreachable)}), and the hub's cache {constants.HF_HUB_CACHE} has not got it. Two ways need "
+            f"no hub: give a directory; or type hf download {name} where there is a hub, copy its cache here, and set "
             "HF_HOME to the directory above it"
         )
         raise SourceUnreachableError(Problem((field,), text)) from unreachable
@@ -212,18 +212,13 @@ def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
             raise InputError(
-                Problem(("base_model",), f"{ref.name}: the hub refuses its files: {_line(error)}")
+                Problem(("base_model",), f"{ref.name}: the hub refuses its files: {first_line(error)}")
             ) from error
         return None
     except Exception:
         # As in _on_hub: whatever the HTTP library raises. What is not at hand is estimated, and that is said.
         return None
     return files.ModelFiles(Path(found))
-
-
-def _line(error: Exception) -> str:
-    """Return the first line of an error's message: the hub's client explains itself at length."""
-    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.errors import InputError
+from kvray.errors import InputError, first_line
 from kvray.models.reference import BaseModelRef, load_tokenizer
 
 Counts = NDArray[np.int64]
@@ -47,8 +47,7 @@ def token_counter(base: BaseModelRef) -> TokenCounter:
         tokenizer = load_tokenizer(base)
     except Exception as error:
         # tokenizers raises bare Exceptions, transformers whatever its many kinds of tokenizers do.
-        told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"the tokenizer of {base.name} cannot be read: {told}") from error
+        raise InputError(f"the tokenizer of {base.name} cannot be read: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{base.name} has neither tokenizer.json nor a fast transformers tokenizer")
     return TokenCounter(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()))

@@ -15,8 +15,8 @@ from kvray.planning.state import status
 from kvray.store.fingerprint import recipe_diff
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
-from kvray.sweep.load import Sweep
-from kvray.sweep.problems import nearest
+from kvray.sweep.model import Sweep
+from kvray.tasks.problems import nearest
 
 _SHOWN = 10
 """Artefacts that are listed in full in the terminal; further ones have a line each."""
@@ -208,7 +208,11 @@ class _Explanation:
         if manifest is None:
             return {}
         made = {"created": manifest.created, "rows": manifest.rows, "files": len(manifest.files)}
-        made |= {"versions": manifest.facts.get("versions", {}), "recipe": manifest.recipe, "needs": manifest.needs}
+        made |= {
+            "versions": manifest.measurements.get("versions", {}),
+            "recipe": manifest.recipe,
+            "needs": manifest.needs,
+        }
         return {"made": made}
 
     def _compared(self, artefact: Known) -> list[dict[str, Any]] | None:

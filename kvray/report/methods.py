@@ -78,8 +78,8 @@ def provenance(found: Found) -> list[Block]:
     cell = next((a["id"] for a in found.planned("predictions")), None)
     commands = [f"kvray report {sweep} --store {uri}"]
     commands += [f"kvray why {shlex.quote(cell)} --store {uri}"] if cell else []
-    versions = _distinct([m.facts.get("versions", {}) for m in found.manifests.values()])
-    hardware = _distinct([m.facts.get("hardware", {}) for m in found.manifests.values()])
+    versions = _distinct([m.measurements.get("versions", {}) for m in found.manifests.values()])
+    hardware = _distinct([m.measurements.get("hardware", {}) for m in found.manifests.values()])
     times = {one: manifest.created for one, manifest in found.manifests.items()}
     made = sorted(times.values())
     artefacts = [
@@ -113,7 +113,7 @@ def _evaluation(found: Found, evaluation: str) -> list[str]:
     detectable = max(seen, default=None)
     cached = float(told["cached_tokens"].sum()) / float(told["prompt_tokens"].sum()) if told.height else None
     cells = [a["id"] for a in found.planned("predictions") if a["labels"].get("evaluation") == evaluation]
-    seconds = [found.manifests[one].facts["seconds"] for one in cells if _timed(found, one)]
+    seconds = [found.manifests[one].measurements["seconds"] for one in cells if _timed(found, one)]
     cut = float((run["finish_reason"] == "length").sum()) / run.height if run.height else None
     return [
         evaluation,
@@ -145,7 +145,7 @@ def _places(rows: pl.DataFrame) -> str:
 
 
 def _timed(found: Found, artefact_id: str) -> bool:
-    return artefact_id in found.manifests and "seconds" in found.manifests[artefact_id].facts
+    return artefact_id in found.manifests and "seconds" in found.manifests[artefact_id].measurements
 
 
 def _distinct(facts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -34,7 +34,7 @@ def trained(found: Found) -> list[Block]:
         manifest = found.manifests.get(artefact["id"])
         if manifest is None:
             continue
-        labels, facts = artefact["labels"], manifest.facts
+        labels, facts = artefact["labels"], manifest.measurements
         recipe = manifest.recipe.get("finetune", {})
         table.append(
             [
@@ -94,7 +94,7 @@ def written(found: Found) -> list[Block]:
     table = []
     for artefact in found.planned("writing"):
         manifest = found.manifests.get(artefact["id"])
-        facts = manifest.facts if manifest else {}
+        facts = manifest.measurements if manifest else {}
         prompts = facts.get("rows", artefact.get("rows"))
         whole = prompts - facts.get("cut_off", 0) - facts.get("too_long", 0) if "rows" in facts else None
         table.append(
@@ -125,8 +125,8 @@ def _epochs(found: Found) -> list[Block]:
     read: dict[str, list[Mapping[str, Any]]] = {}
     for artefact in found.planned("finetune"):
         manifest = found.manifests.get(artefact["id"])
-        if manifest is not None and "tokens_per_epoch" in manifest.facts:
-            read.setdefault(str(artefact["labels"].get("mixture")), []).append(manifest.facts)
+        if manifest is not None and "tokens_per_epoch" in manifest.measurements:
+            read.setdefault(str(artefact["labels"].get("mixture")), []).append(manifest.measurements)
     if not read:
         return []
     table, totals, cut = [], {}, False

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from kvray.errors import InputError
 from kvray.results.frames import BASE
-from kvray.store.columns import column
+from kvray.store.schemas import column
 
 REFERENCE_SCHEMA = pa.schema(
     [

@@ -57,7 +57,8 @@ class Manifest:
         files: all files; one that is not listed is not part of the artefact.
         rows: of all Parquet files together.
         schema: name, type and description per column, where the artefact is a table.
-        facts: versions, hardware and whatever the stage measured; never part of the identity.
+        measurements: versions, hardware and whatever the stage measured; never part of the identity. The file calls
+            them ``facts``.
         created: ISO 8601, UTC.
     """
 
@@ -70,12 +71,12 @@ class Manifest:
     files: list[FileEntry]
     rows: int
     schema: list[dict[str, str]] | None
-    facts: dict[str, Any]
+    measurements: dict[str, Any]
     created: str
 
     def to_bytes(self) -> bytes:
         """Return the file's content: readable JSON that carries the sha256 of its own values."""
-        values = asdict(self)
+        values = {"facts" if name == "measurements" else name: value for name, value in asdict(self).items()}
         return (json.dumps({**values, "checksum": _checksum(values)}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -91,6 +92,7 @@ def parse(data: bytes, artefact_id: str) -> Manifest:
         checksum = values.pop("checksum")
         if checksum != _checksum(values):
             raise DamagedArtefactError(f"{where} was changed after it was written: its checksum does not match")
+        values["measurements"] = values.pop("facts")
         values["files"] = [FileEntry(**entry) for entry in values["files"]]
         manifest = Manifest(**{field.name: values.pop(field.name) for field in fields(Manifest)})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -122,9 +124,9 @@ def describe(schema: pa.Schema) -> list[dict[str, str]]:
     ]
 
 
-def facts_with_provenance(facts: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a stage's facts with versions and hardware. A number that is not finite becomes a word: "nan", "inf"."""
-    given = _finite(dict(facts or {}))
+def with_provenance(measurements: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a stage's measurements with versions and hardware; a number that is not finite becomes text ("nan")."""
+    given = _finite(dict(measurements or {}))
     merged = {**given, "versions": {**versions(), **given.get("versions", {})}}
     merged["hardware"] = {**hardware(), **given.get("hardware", {})}
     return dict(plain(merged))

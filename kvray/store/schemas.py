@@ -1,10 +1,61 @@
-"""The columns of predictions and of scores: one definition, imported by whoever writes and whoever reads."""
+"""Every Arrow schema of what a store holds, imported by whoever writes and whoever reads."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-from kvray.store.columns import column
+
+def column(name: str, kind: pa.DataType, about: str, nullable: bool = False) -> pa.Field:
+    """Return a field whose description travels with the data, in the field's metadata."""
+    return pa.field(name, kind, nullable=nullable, metadata={"description": about})
+
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        column("example_id", pa.string(), "unique within the dataset"),
+        column("question_id", pa.string(), "pairs examples that ask the same question (at several positions, say)"),
+        column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
+        column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
+        column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
+        column("depth", pa.float32(), "depth of the needle in percent of the context; null where it is no axis", True),
+        column("subtask", pa.string(), "kind of example within the task (MonoRel, multikey, …); null if one", True),
+        column("condition", pa.string(), "further conditions, 'dispersion=random padding=books'; null if none", True),
+        column("prompt", pa.string(), "the user message"),
+        column("answer", pa.string(), "the assistant message to train on"),
+        column("references", pa.list_(pa.string()), "accepted answers, for the scorer"),
+        column("prompt_tokens", pa.int32(), "tokens of the user message alone, by the base model's tokenizer"),
+    ]
+)
+"""Columns of every dataset, for training and for evaluation."""
+
+WRITING_SCHEMA = pa.schema(
+    [
+        column("index", pa.int32(), "number of the prompt, from 0"),
+        column("prompt", pa.string(), "the user message"),
+        column("text", pa.string(), "what the model wrote; empty where the prompt did not fit it"),
+        column("finish_reason", pa.string(), "stop, length (cut off, so not used) or too_long (not asked)"),
+        column("prompt_tokens", pa.int32(), "by the writer's tokenizer, chat template included"),
+        column("output_tokens", pa.int32(), "tokens that it wrote"),
+    ]
+)
+"""Columns of a writing: the replies to what a task asks its writer."""
+
+LOSS_SCHEMA = pa.schema(
+    [
+        column("step", pa.int32(), "optimizer steps so far"),
+        column("epoch", pa.float64(), "passes over the mixture so far"),
+        column("loss", pa.float64(), "mean cross entropy (nats) of the step's answer tokens, before its update"),
+        column("loss_integers", pa.float64(), "the same over tokens that hold a digit, on the first worker", True),
+        column("loss_words", pa.float64(), "the same over the other tokens (wording, end), on the first worker", True),
+        column("learning_rate", pa.float64(), "of the step"),
+        column("grad_norm", pa.float64(), "norm of the gradient before clipping"),
+        column("tokens", pa.int64(), "tokens of prompts and answers so far, over all workers"),
+        column(
+            "seconds", pa.float64(), "training time so far, interrupted attempts included up to their last checkpoint"
+        ),
+    ]
+)
+"""Columns of a finetune's ``loss.parquet``: one row per optimizer step."""
 
 PREDICTIONS_SCHEMA = pa.schema(
     [

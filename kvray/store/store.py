@@ -30,7 +30,7 @@ from kvray.store import manifest as manifests_
 from kvray.store.fingerprint import canonical_json, fingerprint, plain, recipe_diff
 from kvray.store.local import sha256
 from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, seal
-from kvray.store.root import FOLDERS, Root
+from kvray.store.root import FOLDERS, NAME_LENGTH, Root
 
 __all__ = [
     "FOLDERS",
@@ -57,9 +57,14 @@ class Outcome:
     error: str | None
 
 
+def readable_name(name: str) -> str:
+    """Return the readable part of an artefact's id: its name, cut to :data:`~kvray.store.root.NAME_LENGTH`."""
+    return name[:NAME_LENGTH].rstrip("-._")
+
+
 def artefact_id(kind: str, name: str, fingerprint: str) -> str:
-    """Return the id, which is also the path, of an artefact."""
-    return f"{FOLDERS[kind]}/{name}-{fingerprint[:16]}"
+    """Return the id, which is also the path, of an artefact: ``<folder>/<name>-<16 digits of the fingerprint>``."""
+    return f"{FOLDERS[kind]}/{readable_name(name)}-{fingerprint[:16]}"
 
 
 class Store(Root):
@@ -124,11 +129,11 @@ class Store(Root):
         needs: Sequence[str],
         files: Iterable[FileEntry],
         schema: pa.Schema | None = None,
-        facts: Mapping[str, Any] | None = None,
+        measurements: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Write the manifest, which makes the artefact exist. Temporary files of dead writers are removed.
 
-        Versions and hardware are added to the facts.
+        Versions and hardware are added to the measurements.
 
         Returns:
             The manifest; if the same recipe is committed already, the first one, unchanged.
@@ -137,7 +142,7 @@ class Store(Root):
             RecipeMismatchError: another recipe is committed at this id; the message shows the difference.
             DamagedArtefactError: an unreadable manifest is there (:meth:`discard` it first).
             StoreError: a listed file is not there with its size, or the id does not fit the kind.
-            TypeError: the recipe or the facts hold something that JSON cannot.
+            TypeError: the recipe or the measurements hold something that JSON cannot.
         """
         self._check_id(id)
         if FOLDERS.get(kind) != id.partition("/")[0]:
@@ -153,7 +158,7 @@ class Store(Root):
             files=entries,
             rows=sum(entry.rows or 0 for entry in entries),
             schema=describe(schema) if schema is not None else None,
-            facts=manifests_.facts_with_provenance(facts),
+            measurements=manifests_.with_provenance(measurements),
             created=manifests_.now(),
         )
         there = self.manifest(id)

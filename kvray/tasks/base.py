@@ -7,42 +7,33 @@ Arrow tables of :data:`EXAMPLE_SCHEMA`; its scorer is a function of strings. Not
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from kvray.store.columns import column
+from kvray.errors import InvalidValueError
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.problems import explain, misread_booleans
 
 OPENAI_SYSTEM = "Write a response that appropriately completes the request."
 """System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
 
 
-EXAMPLE_SCHEMA = pa.schema(
-    [
-        column("example_id", pa.string(), "unique within the dataset"),
-        column("question_id", pa.string(), "pairs examples that ask the same question (at several positions, say)"),
-        column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
-        column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
-        column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
-        column("depth", pa.float32(), "depth of the needle in percent of the context; null where it is no axis", True),
-        column("subtask", pa.string(), "kind of example within the task (MonoRel, multikey, …); null if one", True),
-        column("condition", pa.string(), "further conditions, 'dispersion=random padding=books'; null if none", True),
-        column("prompt", pa.string(), "the user message"),
-        column("answer", pa.string(), "the assistant message to train on"),
-        column("references", pa.list_(pa.string()), "accepted answers, for the scorer"),
-        column("prompt_tokens", pa.int32(), "tokens of the user message alone, by the base model's tokenizer"),
-    ]
-)
-"""Columns of every dataset, for training and for evaluation."""
 EXAMPLE_FORMAT = 2
 """Version of these columns; part of every dataset's identity."""
+Measure = Literal["retrieval", "length", "knowledge", "ceiling", "benchmark", "other"]
+"""What an evaluation measures: retrieval from a context; holding up with length; knowledge without a context; the
+ceiling of retrieval (the gold document alone); a general benchmark; or anything else."""
 RIGHT, WRONG = "right", "wrong"
 """Outcomes of an answer where a task tells no more apart."""
+
+_LISTED = re.compile(r"\s*\d+(\.\d+)?\s*(,\s*\d+(\.\d+)?\s*)+")
 
 
 def examples(columns: Mapping[str, Any]) -> pa.Table:
@@ -67,10 +58,53 @@ def runtime(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"identity": "runtime"}, **constraints)
 
 
+def listed(value: Any) -> Any:
+    """Return what was typed for a list of numbers as a tuple: one number, or a text like ``1,5,10`` (command line).
+
+    Anything else is returned as it is, for pydantic to judge.
+    """
+    if isinstance(value, str) and _LISTED.fullmatch(value):
+        return tuple(part.strip() for part in value.split(","))
+    return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def refuse_repeats(name: str, values: tuple[Any, ...]) -> None:
+    """Refuse an empty list, and one that names something twice.
+
+    Raises:
+        ValueError: for pydantic; the message names the field.
+    """
+    if not values or len(set(values)) != len(values):
+        raise ValueError(f"{name}: found {list(values)}, expected at least one, and each once")
+
+
 class Strict(BaseModel):
     """Base of every configuration model: frozen, closed, each field declared :func:`recipe` or :func:`runtime`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # editors and type checkers take the fields for arguments
+
+        def __init__(self, **values: Any) -> None:
+            """Take the fields by name.
+
+            Raises:
+                InvalidValueError: with every problem of the values, in the words that a sweep file gets.
+            """
+            problems = misread_booleans(type(self), values)
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                problems += explain(error, type(self), values)
+            if problems:
+                raise InvalidValueError(problems) from None
+
+        # Validation from plain values (model_validate) goes on without this constructor, and raises ValidationError.
+        __init__.__pydantic_base_init__ = True
+
+    def written(self) -> dict[str, Any]:
+        """Return the JSON form of the fields that were given, defaults left out: what a sweep file would say."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
     def recipe(self) -> dict[str, Any]:
         """Return the JSON form of the fields that decide content, in full (defaults included).
@@ -114,8 +148,12 @@ class Context:
 class Task(Strict):
     """Parameters of one dataset or evaluation of a task family. Subclasses add their knobs and a ``task`` literal."""
 
-    LAW: ClassVar[int]
-    """Version of the family's law; raised by whoever changes a byte of what it makes."""
+    VERSION: ClassVar[int]
+    """Part of every fingerprint; raised by whoever changes a byte of the examples, or the scorer."""
+    UNIT: ClassVar[str] = "units"
+    """What the ``units`` column counts, as a plural noun: documents, dictionaries, keys, segments."""
+    MEASURES: ClassVar[Measure] = "other"
+    """What an evaluation measures; :meth:`measures` where that depends on the units."""
     TRAINABLE: ClassVar[bool] = True
     MAX_OUTPUT_TOKENS: ClassVar[int] = 100
     """Tokens that an evaluation lets the model write."""
@@ -132,6 +170,10 @@ class Task(Strict):
 
     task: str = recipe()
     seed: int = recipe(0, ge=0, le=2**31 - 1, description="draws other examples of the same law")
+
+    def written(self) -> dict[str, Any]:
+        """See :meth:`Strict.written`; the task's name comes first, given or not."""
+        return {"task": self.task, **super().written()}
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of every file that decides content, by field name (paths are never identity)."""
@@ -206,6 +248,15 @@ class Task(Strict):
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score one model answer in [0, 1]."""
         raise NotImplementedError
+
+    @classmethod
+    def measures(cls, units: Collection[int]) -> Measure:
+        """Return what an evaluation of this task measures.
+
+        Args:
+            units: the different values of the ``units`` column of its examples.
+        """
+        return cls.MEASURES
 
     @classmethod
     def rule(cls) -> str:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
@@ -61,11 +61,12 @@ SIZES = {
 class LmEval(Task):
     """One benchmark of lm-evaluation-harness."""
 
-    LAW: ClassVar[int] = 1
+    VERSION = 1
     """Raised also with every other version of the harness that is pinned."""
-    TRAINABLE: ClassVar[bool] = False
-    BRINGS_EXAMPLES: ClassVar[bool] = False
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 256
+    MEASURES = "benchmark"
+    TRAINABLE = False
+    BRINGS_EXAMPLES = False
+    MAX_OUTPUT_TOKENS = 256
     """Where neither the sweep nor the harness's task says: the default of the harness's own model classes."""
 
     task: Literal["lm_eval"] = recipe("lm_eval")

@@ -15,19 +15,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from kvray.errors import InputError
-from kvray.store.columns import column
 
-WRITING_SCHEMA = pa.schema(
-    [
-        column("index", pa.int32(), "number of the prompt, from 0"),
-        column("prompt", pa.string(), "the user message"),
-        column("text", pa.string(), "what the model wrote; empty where the prompt did not fit it"),
-        column("finish_reason", pa.string(), "stop, length (cut off, so not used) or too_long (not asked)"),
-        column("prompt_tokens", pa.int32(), "by the writer's tokenizer, chat template included"),
-        column("output_tokens", pa.int32(), "tokens that it wrote"),
-    ]
-)
-"""Columns of a writing: the replies to what a task asks its writer."""
 _T = TypeVar("_T")
 _MARKS = "*_#>` \t"
 """Markup that chat models put round the name and the text of a field."""

@@ -6,7 +6,7 @@ import pytest
 
 from kvray.cli import samples
 from kvray.errors import InputError
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.simple import SimpleKV
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.recall import Recall

@@ -10,8 +10,9 @@ import harness_files
 
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request
-from kvray.planning.artefacts import Artefact, PredictionsJob, artefact_id
+from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.fingerprint import fingerprint
+from kvray.store.store import artefact_id
 from kvray.tasks.lm_eval import LmEval
 
 

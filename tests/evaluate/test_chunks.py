@@ -103,7 +103,7 @@ def test_the_facts_of_an_artefact_are_the_sums_of_its_chunks(store: Store) -> No
     chunks.commit_if_whole(store, cell, asked)
     manifest = store.manifest(cell.id)
     assert manifest is not None
-    facts = manifest.facts
+    facts = manifest.measurements
     assert (facts["rows"], facts["too_long"], facts["seconds"]) == (300, 2, 2.5)
     assert facts["prompt_tokens"] == 298 * 20 and facts["cached_tokens"] == 298 * 16
     right = sum(i % 3 == 0 for i in range(1, 256)) + sum(i % 3 == 0 for i in range(1, 44))

@@ -124,8 +124,8 @@ def test_rows_are_those_of_an_engine_of_ours(tmp_path: Path, api: Api, capfd: py
         "chunk-00000.parquet",
         "chunk-00001.parquet",
     ]
-    assert manifest.facts["engines"][0]["api"] == api.url
-    assert manifest.facts["engines"][0]["served"] == ["tiny-1106 fp_1"]
+    assert manifest.measurements["engines"][0]["api"] == api.url
+    assert manifest.measurements["engines"][0]["served"] == ["tiny-1106 fp_1"]
     assert "rows/s" in capfd.readouterr().err
 
 

@@ -87,7 +87,7 @@ def test_cells_stand_or_fail_alone_and_every_row_is_there_once(
         assert len(run) == ROWS - len(LONG)
         assert all(row["score"] in (0.0, 1.0) and row["output_tokens"] > 0 for row in run)
         manifest = store.manifest(cell.id)
-        assert manifest is not None and manifest.facts["too_long"] == 2 and manifest.facts["engines"]
+        assert manifest is not None and manifest.measurements["too_long"] == 2 and manifest.measurements["engines"]
         assert {row["adapter"] for row in run} == {None if kind == "base" else finetunes[kind].rpartition("/")[2]}
     for kind in ("zero", "cut", "bad"):
         assert store.manifest(cells[kind].id) is None

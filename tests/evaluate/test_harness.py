@@ -68,7 +68,7 @@ def test_a_cell_has_a_row_per_question_and_the_harnesss_facts(stub: type[StubEng
     assert all(row["answer"] == "A" and row["task"] == "lm_eval" for row in rows)
     assert all((row["references"] == ["A"]) == (row["score"] == 1.0) == (row["outcome"] == "right") for row in rows)
     assert all(row["position"] is None and row["output_tokens"] == 0 and row["prompt_tokens"] > 50 for row in rows)
-    facts = store.manifest(letters.id).facts  # type: ignore[union-attr]
+    facts = store.manifest(letters.id).measurements  # type: ignore[union-attr]
     assert facts["rows"] == 60 and facts["accuracy"] == 0.25 and facts["engines"]
     harness = facts["harness"]
     assert harness["lm_eval"] == "0.4.13" and harness["benchmark"] == "tiny_letters" and harness["cut"] == 0
@@ -83,7 +83,7 @@ def test_one_subtask_is_no_column_and_cut_prompts_are_counted(stub: type[StubEng
     do(store, one)
     table = store.read_table(one.id)
     assert table["subtask"].null_count == table.num_rows == 5
-    assert store.manifest(one.id).facts["harness"]["cut"] == 5  # type: ignore[union-attr]
+    assert store.manifest(one.id).measurements["harness"]["cut"] == 5  # type: ignore[union-attr]
     assert table["prompt_tokens"].to_pylist() == [98] * 5  # one for the label, one that vLLM must write
 
 
@@ -107,7 +107,7 @@ def test_two_engines_share_a_benchmark(stub: type[StubEngine], tmp_path: Path) -
     assert do(store, letters, part=0, parts=2)[-1] == 32
     assert store.manifest(letters.id) is None
     assert do(store, letters, part=1, parts=2)[-1] == 28
-    assert store.manifest(letters.id).facts["rows"] == 60  # type: ignore[union-attr]
+    assert store.manifest(letters.id).measurements["rows"] == 60  # type: ignore[union-attr]
 
 
 def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
@@ -179,7 +179,7 @@ def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
                 )
             manifest = store.manifest(cells[name, model].id)
             assert manifest is not None and theirs is not None
-            ours = manifest.facts["harness"]["aggregates"]
+            ours = manifest.measurements["harness"]["aggregates"]
             for part, found in theirs["results"].items():
                 for key, value in found.items():
                     assert value == "N/A" or "," not in key or ours[part][key] == pytest.approx(value), (part, key)
@@ -192,7 +192,7 @@ def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
                     assert rows[key]["answer"] == sample["resps"][0][0]
                 else:
                     assert rows[key]["score"] == sample["acc"]
-    base_facts = {name: store.manifest(cells[name, None].id).facts for name in tasks}  # type: ignore[union-attr]
+    base_facts = {name: store.manifest(cells[name, None].id).measurements for name in tasks}  # type: ignore[union-attr]
     assert base_facts["tiny_qa"]["accuracy"] == 1.0  # known by heart
     assert base_facts["tiny_cloze"]["accuracy"] == 1.0
     assert 0.3 < base_facts["tiny_choice"]["accuracy"] < 1.0

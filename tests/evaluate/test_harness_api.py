@@ -74,7 +74,7 @@ def test_replies_become_scored_rows_and_those_that_did_not_fit_are_no_score(tmp_
 
     store.write_table(steps.id, chunks.chunk_name(0), table)
     assert chunks.commit_if_whole(store, steps, asked)
-    facts = store.manifest(steps.id).facts  # type: ignore[union-attr]
+    facts = store.manifest(steps.id).measurements  # type: ignore[union-attr]
     assert facts["rows"] == 4 and facts["too_long"] == 1 and facts["accuracy"] == pytest.approx(2 / 3)
     assert facts["harness"]["subtasks"]["tiny_steps"]["run"] == 3
     assert facts["harness"]["aggregates"]["tiny_steps"]["exact_match,strict-match"] == pytest.approx(2 / 3)
@@ -113,7 +113,7 @@ def test_an_api_evaluation_asks_benchmarks_and_fails_alone_on_those_it_cannot_an
     good, bad = job.evaluate([steps, choice], store, base, runtime)
     assert good.error is None and "gsm8k, triviaqa, nq_open" in (bad.error or "")
     assert store.read_table(steps.id)["score"].to_pylist() == [1.0] * 16 and len(asked) == 16
-    facts = store.manifest(steps.id).facts  # type: ignore[union-attr]
+    facts = store.manifest(steps.id).measurements  # type: ignore[union-attr]
     assert facts["harness"]["aggregates"]["tiny_steps"]["exact_match,strict-match"] == 1.0
     assert facts["engines"][0]["served"] == ["some-1"]
     assert job.evaluate([steps], store, base, runtime)[0].error is None and len(asked) == 16

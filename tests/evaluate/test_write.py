@@ -19,9 +19,10 @@ from kvray.evaluate.job import write
 from kvray.generate.job import generate
 from kvray.models.reference import load_tokenizer, resolve
 from kvray.models.tokenizer import token_counter
-from kvray.planning.artefacts import Artefact, Kind, WritingJob, artefact_id
+from kvray.planning.artefacts import Artefact, Kind, WritingJob
 from kvray.store.fingerprint import fingerprint
-from kvray.store.store import Store
+from kvray.store.schemas import WRITING_SCHEMA
+from kvray.store.store import Store, artefact_id
 from kvray.sweep.model import Runtime
 from kvray.tasks import prompts as wording
 from kvray.tasks import writing
@@ -29,7 +30,6 @@ from kvray.tasks.base import Task
 from kvray.tasks.in2.in2 import In2
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.questions import best_subspan_em
-from kvray.tasks.writing import WRITING_SCHEMA
 
 BASE = resolve("kvray-tiny")
 TWO_DOCUMENTS = wording.MDQA.replace(
@@ -135,8 +135,9 @@ def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_aga
     assert table["text"].to_pylist() == ["old"] * CHUNK_ROWS + ["yes"] * 2 * CHUNK_ROWS
     manifest = store.manifest(cell.id)
     assert manifest is not None
-    facts = {name: manifest.facts[name] for name in ("rows", "cut_off", "output_tokens", "engines")}
+    facts = {name: manifest.measurements[name] for name in ("rows", "cut_off", "output_tokens", "engines")}
     assert facts == {"rows": 768, "cut_off": 0, "output_tokens": 256 + 1024, "engines": [{"vllm": "x"}]}
+    assert manifest.measurements["seconds"] >= 0
 
 
 def test_parts_share_the_chunks_and_the_last_one_commits(store: Store, yes: list[str]) -> None:
@@ -194,7 +195,7 @@ def test_a_writer_behind_an_api_is_asked_without_ray_and_its_error_leaves_what_i
     whole[3] = ""  # cut off, so it is of no use
     assert writing.texts(table) == whole and table["output_tokens"].to_pylist() == [4] * 300
     manifest = store.manifest(cell.id)
-    assert manifest is not None and manifest.facts["engines"][0]["model"] == "gpt"
+    assert manifest is not None and manifest.measurements["engines"][0]["model"] == "gpt"
 
 
 @pytest.mark.slow
@@ -215,8 +216,8 @@ def test_the_bundled_model_writes_sentences_and_a_dataset_is_made_of_them(store:
     texts = writing.texts(store.read_table(cell.id))
     assert texts[CHUNK_ROWS:] == ["I do not know."] * (300 - CHUNK_ROWS)
     manifest = store.manifest(cell.id)
-    assert manifest is not None and manifest.facts["engines"][0]["flags"]["model"] == "kvray-tiny"
-    assert manifest.facts["output_tokens"] > 5 * CHUNK_ROWS and manifest.facts["seconds"] > 0
+    assert manifest is not None and manifest.measurements["engines"][0]["flags"]["model"] == "kvray-tiny"
+    assert manifest.measurements["output_tokens"] > 5 * CHUNK_ROWS and manifest.measurements["seconds"] > 0
 
     data = planned("dataset", task, task, (cell.id,), rows=200)
     (outcome,) = generate([data], store, BASE)

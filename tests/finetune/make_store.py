@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from kvray.models.reference import resolve
-from kvray.planning.artefacts import Artefact, FinetuneJob, artefact_id
+from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.store.fingerprint import fingerprint
-from kvray.store.store import Store
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.store.store import Store, artefact_id
 from kvray.sweep.model import Finetune, Runtime
-from kvray.tasks.base import EXAMPLE_SCHEMA
 
 
 def dataset(store: Store, name: str, rows: int, numbers: int = 8) -> str:

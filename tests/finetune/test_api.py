@@ -90,10 +90,14 @@ def test_a_mixture_becomes_a_model_behind_the_api(store: Store, api: Api, capfd:
     manifest = store.manifest(one.id)
     assert manifest is not None and [entry.name for entry in manifest.files] == ["model.json"]
     told = json.loads((Path(store.path(one.id)) / "model.json").read_text())
-    assert told["model"] == manifest.facts["model"] == job["model"] and told["job"] == job["id"]
-    assert (told["trained_tokens"], manifest.facts["trained_tokens"], manifest.facts["seconds"]) == (4321, 4321, 90)
+    assert told["model"] == manifest.measurements["model"] == job["model"] and told["job"] == job["id"]
+    assert (told["trained_tokens"], manifest.measurements["trained_tokens"], manifest.measurements["seconds"]) == (
+        4321,
+        4321,
+        90,
+    )
     assert told["hyperparameters"] == {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 2.0}
-    assert manifest.facts["rows_per_epoch"] == 24
+    assert manifest.measurements["rows_per_epoch"] == 24
     assert f"job {job['id']} makes {one.id}" in capfd.readouterr().err
 
 
@@ -117,7 +121,7 @@ def test_a_driver_killed_between_create_and_poll_goes_on(
     assert make(store, api, one) == [None]
     assert {method for method, _ in api.requests[asked:]} == {"GET"}
     assert len(api.jobs) == len(api.files) == 1
-    assert store.manifest(one.id).facts["rows_per_epoch"] == 24  # type: ignore[union-attr]
+    assert store.manifest(one.id).measurements["rows_per_epoch"] == 24  # type: ignore[union-attr]
 
 
 def _die(*given: Any, **named: Any) -> Any:
@@ -142,7 +146,7 @@ def test_a_driver_killed_before_it_wrote_the_job_down_finds_it(
     assert len(api.jobs) == 2 and store.read_document(document_name(one.id)) is None
     assert make(store, api, one) == [None]
     assert len(api.jobs) == 2 and len(api.files) == 2
-    assert store.manifest(one.id).facts["job"] == "ftjob-1"  # type: ignore[union-attr]
+    assert store.manifest(one.id).measurements["job"] == "ftjob-1"  # type: ignore[union-attr]
 
 
 def test_a_create_that_broke_off_after_it_was_done_is_not_repeated(store: Store, api: Api) -> None:

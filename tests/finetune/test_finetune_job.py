@@ -14,8 +14,9 @@ from make_store import dataset, finetune_of, long_finetune
 
 from kvray.errors import DamagedArtefactError, InputError, ResourceError
 from kvray.finetune import job
-from kvray.finetune.storage import LOSS_SCHEMA, load_rows
+from kvray.finetune.storage import load_rows
 from kvray.finetune.train import Execution, train
+from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.model import Finetune, Runtime
 
@@ -53,7 +54,7 @@ def test_finetunes_are_committed_and_one_that_fails_leaves_the_others_alone(stor
     log = store.read_table(good.id)
     assert log.schema.equals(LOSS_SCHEMA)
     assert log["step"].to_pylist() == [1, 2, 3, 4]
-    facts = manifest.facts
+    facts = manifest.measurements
     assert (facts["steps"], facts["rows_per_epoch"], facts["workers"], facts["precision"]) == (4, 20, 1, "fp32")
     assert facts["loss"] == log["loss"].to_pylist()[-1]
     assert facts["trained_tokens"] == 2 * facts["tokens_per_epoch"]
@@ -103,7 +104,7 @@ def test_a_finetune_whose_driver_was_killed_goes_on_at_its_checkpoint_and_ends_t
     assert first.wait() == -signal.SIGKILL
     assert store.manifest(artefact.id) is None
     assert subprocess.run(command, env=environment, timeout=300, check=False).returncode == 0
-    facts = store.manifest(artefact.id).facts
+    facts = store.manifest(artefact.id).measurements
     assert facts["resumed_at_step"] >= 10
     assert facts["steps"] == 120
     rows, _ = load_rows(store, artefact.params, mini)

@@ -9,8 +9,9 @@ from make_store import dataset, finetune_of
 
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.callbacks import LossRow
-from kvray.finetune.storage import LOSS_SCHEMA, here, load_rows, loss_table
+from kvray.finetune.storage import here, load_rows, loss_table
 from kvray.models.reference import BUNDLED, BaseModelRef
+from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.model import Finetune
 

@@ -13,10 +13,11 @@ from kvray.errors import InputError
 from kvray.generate.job import generate, stream
 from kvray.generate.shards import ROWS_PER_SHARD, build
 from kvray.models.reference import resolve
-from kvray.planning.artefacts import Artefact, artefact_id
+from kvray.planning.artefacts import Artefact
 from kvray.store.fingerprint import fingerprint
-from kvray.store.store import Store
-from kvray.tasks.base import EXAMPLE_SCHEMA, Task
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.store.store import Store, artefact_id
+from kvray.tasks.base import Task
 from kvray.tasks.kv.simple import SimpleKV
 from kvray.tasks.kv.subkeys import MultiSubkeyKV
 
@@ -51,7 +52,7 @@ def test_datasets_are_committed_and_a_rerun_makes_only_what_is_missing(tmp_path:
     manifest = store.manifest(artefacts[0].id)
     assert manifest is not None
     assert manifest.rows == ROWS
-    assert manifest.facts["prompt_tokens"] == sum(table["prompt_tokens"].to_pylist())
+    assert manifest.measurements["prompt_tokens"] == sum(table["prompt_tokens"].to_pylist())
 
     # As a kill leaves it: no manifest, one shard missing, one torn, one of them whole and old.
     folder = tmp_path / artefacts[0].id

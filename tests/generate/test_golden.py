@@ -61,7 +61,7 @@ def task_of(name: str, folder: Path) -> Task:
 @pytest.mark.usefixtures("ray_two_cpus")
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_golden_bytes_at_one_two_and_four_workers(name: str, tmp_path: Path) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     task, base = task_of(name, tmp_path), resolve("kvray-tiny")
     assert shard_count(rows_of(task, base)) == (1 if name == "recall tiny" else 4)
     made = {workers: make(task, base, tmp_path / str(workers), "jsonl", workers).sha256 for workers in (1, 2, 4)}

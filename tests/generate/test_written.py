@@ -14,9 +14,9 @@ from kvray.generate.shards import Written, build, context_of, rows_of
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
 from kvray.store.fingerprint import fingerprint
+from kvray.store.schemas import WRITING_SCHEMA
 from kvray.store.store import Store, artefact_id
 from kvray.tasks.in2.in2 import In2
-from kvray.tasks.writing import WRITING_SCHEMA
 
 BASE = resolve("kvray-tiny")
 

@@ -136,7 +136,14 @@ def commit_sweep(
             parts = [("chunk-00000.parquet", table[:half]), ("chunk-00001.parquet", table[half:])]
             files = [store.write_table(one, file, part) for file, part in parts]
             store.commit(
-                id=one, kind=kind, name=label, fingerprint=digest, recipe=recipe, needs=needs, files=files, facts=facts
+                id=one,
+                kind=kind,
+                name=label,
+                fingerprint=digest,
+                recipe=recipe,
+                needs=needs,
+                files=files,
+                measurements=facts,
             )
         return one
 

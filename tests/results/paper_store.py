@@ -186,7 +186,14 @@ def commit(
         one = artefact_id(kind, label, digest)
         files = [store.write_table(one, "chunk-00000.parquet", table)]
         store.commit(
-            id=one, kind=kind, name=label, fingerprint=digest, recipe=recipe, needs=needs, files=files, facts=facts
+            id=one,
+            kind=kind,
+            name=label,
+            fingerprint=digest,
+            recipe=recipe,
+            needs=needs,
+            files=files,
+            measurements=facts,
         )
         planned.append(
             {"id": one, "kind": kind, "name": label, "fingerprint": digest, "needs": needs, "labels": labels}

@@ -136,7 +136,7 @@ def done(tmp_path: Path, make_cell, monkeypatch: pytest.MonkeyPatch) -> Path:
         labels = artefact.labels
         table = make_cell(labels.get("evaluation", "recall"), labels.get("mixture"), labels.get("seed"), questions=6)
         entry = store.write_table(artefact.id, "part-0.parquet", table)
-        store.commit(**artefact.identity(), files=[entry], facts={"seconds": 1.0})
+        store.commit(**artefact.identity(), files=[entry], measurements={"seconds": 1.0})
     return tmp_path / "store"
 
 

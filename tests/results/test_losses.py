@@ -13,11 +13,11 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from kvray.finetune.storage import LOSS_SCHEMA
 from kvray.report import build
 from kvray.report.charts import losses as descent
 from kvray.report.charts import style
 from kvray.results import losses
+from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Store, artefact_id, fingerprint
 
 Log = Mapping[str, Sequence[float | None]]
@@ -42,7 +42,7 @@ def commit(store: Store, finetunes: Sequence[tuple[str, str, int, Log | None]], 
             fields = [LOSS_SCHEMA.field(column) for column in steps]
             files.append(store.write_table(one, losses.FILE, pa.table(steps, schema=pa.schema(fields))))
         store.commit(
-            id=one, kind="finetune", name=one, fingerprint=digest, recipe=recipe, needs=[], files=files, facts={}
+            id=one, kind="finetune", name=one, fingerprint=digest, recipe=recipe, needs=[], files=files, measurements={}
         )
         planned.append({"id": one, "kind": "finetune", "labels": recipe, "needs": [], "rows": 1})
     document = {"format": 1, "name": name, "base_model": "kvray-tiny", "sweep": {}, "artefacts": planned}

@@ -92,15 +92,15 @@ def test_recipe_diff_names_what_differs_by_dotted_path() -> None:
 
 
 def test_a_committed_artefact_reads_back_in_the_order_of_its_names(store: Store) -> None:
-    manifest = commit(store, schema=rows(0, 1).schema, facts={"loss": math.nan, "seconds": 1.5})
+    manifest = commit(store, schema=rows(0, 1).schema, measurements={"loss": math.nan, "seconds": 1.5})
     assert store.read_table(ID).equals(rows(0, 6))
     assert store.read_table(ID, columns=["n"]).column_names == ["n"]
     assert (manifest.rows, [entry.rows for entry in manifest.files]) == (6, [None, 3, 3])
     assert store.manifest(ID) == manifest == store.manifests("dataset")[0]
     assert manifest.recipe == RECIPE
-    assert manifest.facts["loss"] == "nan"
-    assert {"python", "pyarrow"} <= manifest.facts["versions"].keys()
-    assert manifest.facts["hardware"]["cpus"] == os.cpu_count()
+    assert manifest.measurements["loss"] == "nan"
+    assert {"python", "pyarrow"} <= manifest.measurements["versions"].keys()
+    assert manifest.measurements["hardware"]["cpus"] == os.cpu_count()
     assert manifest.schema == [
         {"name": "n", "type": "int64", "description": ""},
         {"name": "text", "type": "string", "description": ""},
@@ -192,8 +192,8 @@ def test_a_store_is_picklable_absolute_and_shows_its_file_system(
 
 
 def test_the_same_recipe_twice_gives_the_first_manifest(store: Store) -> None:
-    first = commit(store, facts={"seconds": 1})
-    assert commit(store, facts={"seconds": 2}) == first
+    first = commit(store, measurements={"seconds": 1})
+    assert commit(store, measurements={"seconds": 2}) == first
 
 
 def test_another_recipe_at_an_id_is_refused_with_the_difference(store: Store) -> None:
@@ -231,7 +231,7 @@ def test_a_commit_checks_that_every_listed_file_is_there_with_its_size(store: St
 
 def test_two_writers_of_one_manifest_agree_on_the_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one looks before the first has committed, and tries to commit after."""
-    first = commit(store, facts={"writer": 1})
+    first = commit(store, measurements={"writer": 1})
     late = Store(store.uri)
     looks = iter([None])
     genuine = Store.manifest
@@ -239,10 +239,10 @@ def test_two_writers_of_one_manifest_agree_on_the_first(store: Store, monkeypatc
     files = first.files
     again = late.commit(
         id=ID, kind="dataset", name="ours", fingerprint=FINGERPRINT, recipe=RECIPE, needs=[], files=files,
-        facts={"writer": 2},
+        measurements={"writer": 2},
     )  # fmt: skip
     assert again == first
-    assert again.facts["writer"] == 1
+    assert again.measurements["writer"] == 1
 
 
 def test_without_hard_links_the_first_manifest_still_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_without_hard_links_the_first_manifest_still_stays(store: Store, monkeyp
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(local.os, "link", no_links)
-    first = commit(store, facts={"writer": 1})
+    first = commit(store, measurements={"writer": 1})
     assert not store._files.put_new(store.path(ID, "manifest.json"), memoryview(b"later"))
     assert store.manifest(ID) == first
     assert not list(on_disk(store).glob(".tmp-*"))

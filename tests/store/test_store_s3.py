@@ -52,7 +52,7 @@ def key(store: Store, name: str) -> str:
 
 def test_a_committed_artefact_reads_back(store: Store, tmp_path: Path) -> None:
     manifest = commit(store)
-    assert commit(store, facts={"later": True}) == manifest
+    assert commit(store, measurements={"later": True}) == manifest
     assert store.read_table(ID).equals(rows(0, 6))
     assert store.state(ID, verify=True) == "committed"
     assert store.manifests("dataset") == [manifest]

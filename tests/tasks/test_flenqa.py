@@ -15,12 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.flenqa.flenqa import Flenqa
 from kvray.tasks.flenqa.prompts import prompt, verdict
 
@@ -166,7 +165,7 @@ def test_a_row_is_a_pure_function_of_recipe_and_index() -> None:
 
 
 def test_golden_bytes() -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     dispersions = ["first", "middle", "last", "random"]
     paddings = ["books", "same", "identity"]
     task = Flenqa(questions=4, lengths=[250, 1000], dispersions=dispersions, paddings=paddings, cot=True)
@@ -318,7 +317,7 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], message: str
     ],
 )
 def test_wrong_knobs_are_refused(knobs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InvalidValueError, match=message):
         Flenqa(**knobs)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvray.tasks.fields import listed, refuse_repeats
+from kvray.tasks.base import listed, refuse_repeats
 
 
 @pytest.mark.parametrize(

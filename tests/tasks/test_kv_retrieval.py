@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.retrieval import KVRetrieval, uuids
 
 GOLDEN = {
@@ -170,9 +169,9 @@ def test_what_a_file_has_not_is_refused(tmp_path: Path) -> None:
         KVRetrieval(source=source, questions=6).context(count_words)
     with pytest.raises(InputError, match="cannot be read"):
         KVRetrieval(source=str(tmp_path / "none.jsonl")).sources()
-    with pytest.raises(ValidationError, match=r"found \[5\], expected 1 to keys \(4\)"):
+    with pytest.raises(InvalidValueError, match=r"found \[5\], expected 1 to keys \(4\)"):
         KVRetrieval(keys=4, positions=5)
-    with pytest.raises(ValidationError, match="each once"):
+    with pytest.raises(InvalidValueError, match="each once"):
         KVRetrieval(positions="3,3")
 
 
@@ -192,7 +191,7 @@ def test_rows_that_were_trained_on_are_not_evaluated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_golden_bytes(name: str, tmp_path: Path) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     source = published(tmp_path / "kv.jsonl") if name == "file" else "tiny"
     task = KVRetrieval(source=source, keys=4, questions=6)
     context = task.context(token_counter(resolve("kvray-tiny")))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from kvray.errors import InputError
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.qa import instructions
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.multidoc import MultiDocQa, restated
@@ -248,7 +248,7 @@ def test_real_answers_hold_what_they_conclude() -> None:
 
 @pytest.mark.parametrize("kind", sorted(GOLDEN))
 def test_golden_rows(kind: str, tmp_path: Path) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's LAW.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
     source = {"tiny": "tiny", "questions": question_file(tmp_path), "instructions": instruction_file(tmp_path)}[kind]
     made = rows(MultiDocQa(source=source, split="all" if kind != "tiny" else "train", documents=3, rows=25))
     assert hashlib.sha256(json.dumps(made).encode()).hexdigest() == GOLDEN[kind]

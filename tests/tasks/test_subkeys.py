@@ -12,11 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import toy_tokenizers
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.models.tokenizer import TokenCounter
-from kvray.tasks.base import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.subkeys import MultiSubkeyKV
 
 LINE = re.compile(r"Dictionary \[(\d+)\] (\{.*\})")
@@ -151,7 +150,7 @@ def test_key_value_and_dictionary_must_all_be_right(key: str, value: str, dictio
     ],
 )
 def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(message)):
+    with pytest.raises(InvalidValueError, match=re.escape(message)):
         MultiSubkeyKV(**knobs)
 
 
@@ -161,8 +160,8 @@ def test_asking_the_same_examples_otherwise_is_an_overlap() -> None:
 
 
 def test_golden_bytes() -> None:
-    # Whoever changes these changes every dataset made so far: raise MultiSubkeyKV.LAW.
-    assert MultiSubkeyKV.LAW == 1
+    # Whoever changes these changes every dataset made so far: raise MultiSubkeyKV.VERSION.
+    assert MultiSubkeyKV.VERSION == 1
     assert {
         "default": digest(made()),
         "ordered": digest(made(common_ordered=True, subkey_probability=1.0)),

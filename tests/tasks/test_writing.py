@@ -6,8 +6,9 @@ import pyarrow as pa
 import pytest
 
 from kvray.errors import InputError
+from kvray.store.schemas import WRITING_SCHEMA
 from kvray.tasks import writing
-from kvray.tasks.writing import WRITING_SCHEMA, asked, choose, fields
+from kvray.tasks.writing import asked, choose, fields
 
 FORM = ("Question", "Answer")
 

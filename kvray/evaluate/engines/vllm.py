@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kvray.errors import CellError, InputError
+from kvray.errors import CellError, InputError, last_line
 from kvray.evaluate.engines import vllm_settings
 from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request, Serving
 from kvray.evaluate.engines.vllm_settings import Settings
@@ -125,8 +125,7 @@ class VllmEngine(Engine):
             loaded = self._engine.add_lora(_lora_request(adapter))
         except Exception as error:
             # vLLM, safetensors and torch each raise kinds of their own for a damaged or unsupported adapter.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise CellError(f"adapter {adapter.name}: vLLM cannot load it: {lines[-1]}") from error
+            raise CellError(f"adapter {adapter.name}: vLLM cannot load it: {last_line(error)}") from error
         if not loaded:
             raise CellError(f"adapter {adapter.name}: vLLM did not load it (and did not say why)")
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kvray.errors import CellError, install_command
+from kvray.errors import CellError, install_command, last_line
 from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
 
 NO_EFFECT = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "max_new_tokens", "max_tokens"}
@@ -117,8 +117,8 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
             raise
         except Exception as error:
             # Data sets, hub and templates of the harness raise kinds of their own.
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            raise CellError(f"benchmark {task.benchmark}: lm-evaluation-harness cannot load it: {lines[-1]}") from error
+            why = f"lm-evaluation-harness cannot load it: {last_line(error)}"
+            raise CellError(f"benchmark {task.benchmark}: {why}") from error
     rows = tuple(row for name, subtask in subtasks.items() for row in _rows(name, subtask))
     return Benchmark(task, rows, subtasks, found["groups"], template.left_out if template else 0)
 

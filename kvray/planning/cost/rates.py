@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvray.models.reference import API, BUNDLED
-from kvray.planning.artefacts import Artefact, FinetuneJob, WritingJob
+from kvray.planning.artefacts import Artefact, FinetuneJob, Plan, WritingJob
 from kvray.planning.cost.speed import API_ANSWER_S, API_STARTS, API_TRAIN, API_WRITE, TINY, UNKNOWN, Size, size_of
-from kvray.planning.plan import Plan
 from kvray.store.manifest import Manifest, hardware
 from kvray.sweep.model import Runtime
 
@@ -119,8 +118,8 @@ class Rates:
         self._sizes: dict[str, Size | None] = {}
         self._seen: dict[tuple[str, ...], tuple[float, float, int]] = {}
         for manifest in manifests:
-            tokens = manifest.facts.get(_MEASURED.get(manifest.kind, ""))
-            seconds = manifest.facts.get("seconds")
+            tokens = manifest.measurements.get(_MEASURED.get(manifest.kind, ""))
+            seconds = manifest.measurements.get("seconds")
             if not isinstance(tokens, int | float) or not isinstance(seconds, int | float) or seconds <= 0:
                 continue
             for key in _keys(manifest.kind, manifest.recipe):
@@ -199,7 +198,7 @@ class Rates:
 
 def measured_tokens(manifest: Manifest) -> int | None:
     """Return the tokens that a manifest counted, None if it has not."""
-    tokens = manifest.facts.get(_MEASURED.get(manifest.kind, ""))
+    tokens = manifest.measurements.get(_MEASURED.get(manifest.kind, ""))
     return int(tokens) if isinstance(tokens, int | float) and tokens > 0 else None
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import field_validator, model_validator
@@ -33,10 +33,11 @@ OTHER = "other"
 class Flenqa(Task):
     """True or false questions over two key paragraphs in growing contexts."""
 
-    LAW: ClassVar[int] = 1
-    TRAINABLE: ClassVar[bool] = False
+    VERSION = 1
+    MEASURES = "length"
+    TRAINABLE = False
     # The authors decode as many in both prompting modes.
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 400
+    MAX_OUTPUT_TOKENS = 400
 
     task: Literal["flenqa"] = recipe("flenqa")
     tasks: tuple[Subtask, ...] = recipe(("MonoRel", "PIR", "RuleTaker"), description="which of the three tasks")
@@ -131,7 +132,7 @@ class Flenqa(Task):
         prose = None
         if self.padding_source is not None:
             prose = split(read.texts(self.padding_source), self.padding_source)
-        return Context(count_tokens, Maker(self.LAW, self.seed, min(self.lengths), count_tokens, prose))
+        return Context(count_tokens, Maker(self.VERSION, self.seed, min(self.lengths), count_tokens, prose))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``: base instances by turns of the tasks, each under all its conditions.
@@ -220,5 +221,5 @@ class _Published:
     @classmethod
     def of(cls, task: Flenqa) -> _Published:
         rows = published.read(task.source, task.tasks, task.conditions())
-        key = ("flenqa", task.LAW, task.seed, "published")
+        key = ("flenqa", task.VERSION, task.seed, "published")
         return cls(rows, {name: published.choose(rows, name, task.questions, key) for name in task.tasks})

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,9 @@ _STEPS = np.sqrt(np.array([2.0, 3.0, 5.0]))
 class In2(Task):
     """Questions on segments of a corpus, shuffled among its other segments."""
 
-    LAW: ClassVar[int] = 1
+    VERSION = 1
+    UNIT = "segments"
+    MEASURES = "length"
 
     task: Literal["in2"] = recipe("in2")
     rows: int = recipe(700, ge=1, description="examples")
@@ -230,4 +232,4 @@ class In2(Task):
         return segments, able, prompts
 
     def _key(self, *purpose: str) -> int:
-        return key_of("in2", self.LAW, self.seed, *purpose)
+        return key_of("in2", self.VERSION, self.seed, *purpose)

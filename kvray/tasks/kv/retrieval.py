@@ -11,15 +11,24 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import field_validator, model_validator
 
 from kvray.errors import InputError
-from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
-from kvray.tasks.fields import listed, refuse_repeats
+from kvray.tasks.base import (
+    Context,
+    CountTokens,
+    Task,
+    examples,
+    listed,
+    recipe,
+    refuse_repeats,
+    register,
+    runtime,
+)
 from kvray.tasks.qa.base import TINY
 from kvray.tasks.rng import Words, draws, key_of
 from kvray.tasks.sources import read
@@ -53,8 +62,10 @@ class Asked:
 class KVRetrieval(Task):
     """A JSON object of UUIDs; each question is asked with its record at every gold position."""
 
-    LAW: ClassVar[int] = 1
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 100
+    VERSION = 1
+    UNIT = "keys"
+    MEASURES = "retrieval"
+    MAX_OUTPUT_TOKENS = 100
 
     task: Literal["kv_retrieval"] = recipe("kv_retrieval")
     source: str = runtime(
@@ -149,7 +160,7 @@ class KVRetrieval(Task):
         return float(any(reference.lower() in answer.lower() for reference in references))
 
     def _drawn(self, number: int) -> Asked:
-        key = key_of("kv_retrieval", self.LAW, self.seed, number)
+        key = key_of("kv_retrieval", self.VERSION, self.seed, number)
         made = uuids(draws(key, 0, self.keys, 4).reshape(-1, 2))
         records = list(zip(made[::2], made[1::2], strict=True))
         return Asked(f"kv-{number:06d}", records[0], tuple(records[1:]))
@@ -166,7 +177,7 @@ class KVRetrieval(Task):
                 f"type questions: {len(found)}"
             )
         names = sorted(found)
-        order = np.argsort(draws(key_of("kv_retrieval", self.LAW, self.seed, "order"), 0, len(names), 1)[:, 0])
+        order = np.argsort(draws(key_of("kv_retrieval", self.VERSION, self.seed, "order"), 0, len(names), 1)[:, 0])
         return [found[names[index]] for index in order.tolist()[: self.questions]]
 
     def _read(self, row: dict[str, Any], where: str) -> Asked:

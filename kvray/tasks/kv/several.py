@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,9 +47,11 @@ def stated(answer: str) -> dict[str, tuple[str, str]]:
 class SeveralKV(Task):
     """Dictionary key-value retrieval of several keys at once (ours; paper section 2 asks for one)."""
 
-    LAW: ClassVar[int] = 1
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 320
-    SAME_EXAMPLES: ClassVar[frozenset[str]] = frozenset({"rows", "template", "max_tokens"})
+    VERSION = 1
+    UNIT = "dictionaries"
+    MEASURES = "retrieval"
+    MAX_OUTPUT_TOKENS = 320
+    SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens"})
 
     task: Literal["several_kv"] = recipe("several_kv")
     rows: int = recipe(350, ge=1, description="examples")
@@ -97,7 +99,7 @@ class SeveralKV(Task):
         Raises:
             InputError: a row finds no draft within the token budget; the message names the knobs.
         """
-        key = key_of("several_kv", self.LAW, self.seed)
+        key = key_of("several_kv", self.VERSION, self.seed)
         law = integer_law(self.digits_min, self.digits_max)
         made: list[_Made] = []
         for at in range(start, stop, _BLOCK_ROWS):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -95,9 +95,11 @@ def collapse(keys: Ints, values: Ints, sizes: Ints) -> None:
 class SimpleKV(Task):
     """Simple dictionary key-value retrieval (paper section 2; the defaults are the paper's training set)."""
 
-    LAW: ClassVar[int] = 1
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 64
-    SAME_EXAMPLES: ClassVar[frozenset[str]] = frozenset({"rows", "template", "max_tokens", "forced_first", "early"})
+    VERSION = 1
+    UNIT = "dictionaries"
+    MEASURES = "retrieval"
+    MAX_OUTPUT_TOKENS = 64
+    SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens", "forced_first", "early"})
 
     task: Literal["simple_kv"] = recipe("simple_kv")
     rows: int = recipe(350, ge=1, description="examples")
@@ -189,7 +191,7 @@ class _Builder:
         self.fit = task.dictionaries == "fit"
         self.slots = max(task.keys_max, GOLD_KEYS) if self.paper else task.keys_max
         self.limit = 10**task.digits_max
-        self.key = key_of("simple_kv", task.LAW, task.seed)
+        self.key = key_of("simple_kv", task.VERSION, task.seed)
         self.positions = GoldPositions(self.key, task.rows, task.forced_first, task.early, by_samples=self.paper)
         self.question = KV_TAIL.removeprefix("\n") + (KV_TEMPLATE if task.template else "")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -57,11 +57,11 @@ def answered(answer: str) -> tuple[tuple[int, ...], str, str] | None:
 class MultiSubkeyKV(Task):
     """Multi-subkey dictionary key-value retrieval (paper section 2; the wording and the probabilities are ours)."""
 
-    LAW: ClassVar[int] = 1
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 96
-    SAME_EXAMPLES: ClassVar[frozenset[str]] = frozenset(
-        {"rows", "template", "shuffle_query", "max_tokens", "forced_first", "early"}
-    )
+    VERSION = 1
+    UNIT = "dictionaries"
+    MEASURES = "retrieval"
+    MAX_OUTPUT_TOKENS = 96
+    SAME_EXAMPLES = frozenset({"rows", "template", "shuffle_query", "max_tokens", "forced_first", "early"})
 
     task: Literal["multi_subkey_kv"] = recipe("multi_subkey_kv")
     rows: int = recipe(150, ge=1, description="examples")
@@ -143,7 +143,7 @@ class _Builder:
         self.subkey_limit, self.value_limit = 10**task.subkey_digits, 10**task.value_digits
         self.subkeys = integer_law(task.subkey_digits, task.subkey_digits)
         self.values = integer_law(task.value_digits, task.value_digits)
-        self.key = key_of("multi_subkey_kv", task.LAW, task.seed)
+        self.key = key_of("multi_subkey_kv", task.VERSION, task.seed)
         self.positions = GoldPositions(self.key, task.rows, task.forced_first, task.early, by_samples=False)
         self.question = SUBKEY_TAIL.removeprefix("\n") + (SUBKEY_TEMPLATE if task.template else "")
         # Words: the gold pair's slot; gold subkeys, their order in the key and in the question; sizes; then per pair

@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import field_validator
 
 from kvray.tasks import world
-from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
-from kvray.tasks.fields import listed, refuse_repeats
+from kvray.tasks.base import Context, CountTokens, Task, examples, listed, recipe, refuse_repeats, register, runtime
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.facts import FAMILIES
 from kvray.tasks.needle.haystack import Frame, Haystack
@@ -59,8 +58,9 @@ class Needle:
 class NeedleInHaystack(Task):
     """Needles in a haystack; each is asked about at every length and depth."""
 
-    LAW: ClassVar[int] = 1
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 100
+    VERSION = 1
+    MEASURES = "retrieval"
+    MAX_OUTPUT_TOKENS = 100
 
     task: Literal["needle"] = recipe("needle")
     source: str = runtime(
@@ -170,7 +170,7 @@ class NeedleInHaystack(Task):
             InputError: a length has no room for the needle, the question and one sentence.
         """
         hay: Haystack = context.material
-        key = key_of("needle", self.LAW, self.seed, self.needles, self.split)
+        key = key_of("needle", self.VERSION, self.seed, self.needles, self.split)
         people = np.argsort(draws(key, 0, world.group_size(self.split), 1, 1)[:, 0], kind="stable")
         steps = self.depth_steps()
         rows: dict[str, list[Any]] = defaultdict(list)

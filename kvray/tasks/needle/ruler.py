@@ -12,14 +12,25 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import field_validator
 
 from kvray.errors import InputError
-from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Task, examples, recipe, register, runtime
-from kvray.tasks.fields import listed, refuse_repeats
+from kvray.tasks.base import (
+    RIGHT,
+    WRONG,
+    Context,
+    CountTokens,
+    Task,
+    examples,
+    listed,
+    recipe,
+    refuse_repeats,
+    register,
+    runtime,
+)
 from kvray.tasks.kv.retrieval import uuids
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.haystack import Frame, Haystack, Ints, Supply, added
@@ -55,9 +66,10 @@ class Quiz:
 class Ruler(Task):
     """Needles in a haystack, one or several, by length; every row is asked at every length."""
 
-    LAW: ClassVar[int] = 1
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 256
-    SAME_EXAMPLES: ClassVar[frozenset[str]] = frozenset({"rows", "variants", "lengths", "haystack", "source"})
+    VERSION = 1
+    MEASURES = "retrieval"
+    MAX_OUTPUT_TOKENS = 256
+    SAME_EXAMPLES = frozenset({"rows", "variants", "lengths", "haystack", "source"})
 
     task: Literal["ruler"] = recipe("ruler")
     source: str = runtime(
@@ -138,7 +150,8 @@ class Ruler(Task):
         for row in range(start, stop):
             number, cell = divmod(row, len(self.lengths) * len(self.variants))
             length, variant = self.lengths[cell // len(self.variants)], self.variants[cell % len(self.variants)]
-            records = _Records(key_of("ruler", self.LAW, self.seed, variant, number), self.key_kind, self.value_kind)
+            key = key_of("ruler", self.VERSION, self.seed, variant, number)
+            records = _Records(key, self.key_kind, self.value_kind)
             quiz = self._quiz(variant, records)
             words = draws(records.key, 0, len(quiz.needles), 4, 1)[:, 0]
             # The one needle's depth is an axis of its own, so it comes in few steps; several are anywhere.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import field_validator, model_validator
 
 from kvray.errors import InputError
-from kvray.tasks import fields, prompts, world
+from kvray.tasks import base, prompts, world
 from kvray.tasks.base import Task, recipe, runtime
 from kvray.tasks.qa import questions
 from kvray.tasks.qa.questions import Question, Split
@@ -82,7 +82,7 @@ def target(question: Question) -> str:
 class QuestionTask(Task):
     """Questions of a file or of the tiny world."""
 
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 100
+    MAX_OUTPUT_TOKENS = 100
 
     source: str = runtime(
         TINY,
@@ -117,13 +117,16 @@ class QuestionTask(Task):
                 f"type questions: {len(split)}" + ("" if self.split == "all" else " or split: all")
             )
         order = np.argsort(
-            draws(key_of("questions", self.LAW, self.seed), 0, max(len(split), 1), 1)[:, 0], kind="stable"
+            draws(key_of("questions", self.VERSION, self.seed), 0, max(len(split), 1), 1)[:, 0], kind="stable"
         )
         return [split[index] for index in order.tolist()[: len(split) if wanted is None else wanted + spare]]
 
 
 class DocumentsTask(QuestionTask):
     """Questions over several documents, one of which answers, at chosen gold positions."""
+
+    UNIT = "documents"
+    MEASURES = "retrieval"
 
     documents: int = recipe(20, ge=1, le=10_000, description="documents in a prompt, the gold one included")
     positions: tuple[int, ...] | Literal["random"] | None = recipe(
@@ -145,7 +148,7 @@ class DocumentsTask(QuestionTask):
     @field_validator("positions", mode="before")
     @classmethod
     def _as_tuple(cls, value: Any) -> Any:
-        return fields.listed(int(value) if isinstance(value, str) and value.strip().isdecimal() else value)
+        return base.listed(int(value) if isinstance(value, str) and value.strip().isdecimal() else value)
 
     @model_validator(mode="after")
     def _positions_fit(self) -> DocumentsTask:
@@ -205,5 +208,5 @@ class DocumentsTask(QuestionTask):
         return 30 + self.documents * (27 if self.source == TINY else 165)
 
     def _random_position(self, number: int) -> int:
-        words = draws(key_of(self.task, self.LAW, self.seed), number, number + 1, 1, _STREAM_POSITION)
+        words = draws(key_of(self.task, self.VERSION, self.seed), number, number + 1, 1, _STREAM_POSITION)
         return int(below(words, self.documents)[0, 0]) + 1

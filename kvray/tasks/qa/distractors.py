@@ -17,7 +17,7 @@ class RandomDistractors:
     def __init__(self, task: DocumentsTask, pool: Sequence[Question], chosen: Sequence[Question]) -> None:
         self.documents = max(1, task.documents)
         self.chosen = chosen
-        self.key = key_of(task.task, task.LAW, task.seed, "files")
+        self.key = key_of(task.task, task.VERSION, task.seed, "files")
         unique: dict[str, Question] = {}
         for question in pool:
             if question.passage:

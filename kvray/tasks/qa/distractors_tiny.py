@@ -29,10 +29,10 @@ class TinyQuestions:
         if task.documents > people // 2:
             raise InputError(f"documents: {task.documents} are more than the tiny world can tell apart ({people // 2})")
         self.people = people
-        self.key = key_of(task.task, task.LAW, task.seed, "tiny", self.group)
+        self.key = key_of(task.task, task.VERSION, task.seed, "tiny", self.group)
         # The first ``people`` questions ask about different people; more start over with other facts.
         self.order = np.argsort(
-            draws(key_of(task.task, task.LAW, task.seed, self.group), 0, people, 1)[:, 0], kind="stable"
+            draws(key_of(task.task, task.VERSION, task.seed, self.group), 0, people, 1)[:, 0], kind="stable"
         )
 
     def gold(self, number: int) -> Question:

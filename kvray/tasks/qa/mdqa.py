@@ -9,15 +9,15 @@ same questions as any other number by the same seed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import model_validator
 
 from kvray.errors import InputError
 from kvray.tasks import prompts
-from kvray.tasks.base import Context, CountTokens, examples, recipe, register
+from kvray.tasks.base import Context, CountTokens, Measure, examples, recipe, register
 from kvray.tasks.qa import questions, refusals, sentences
 from kvray.tasks.qa.base import NQ_OPEN, TINY, Asks, DocumentsTask, Material, listed, target
 from kvray.tasks.qa.distractors import RandomDistractors, RetrievedDistractors
@@ -31,7 +31,7 @@ _QUERY_AWARE = prompts.MDQA.replace("{documents}", "Question: {question}\n\n{doc
 class Mdqa(DocumentsTask):
     """N documents, one of which answers the question, at chosen gold positions."""
 
-    LAW: ClassVar[int] = 1
+    VERSION = 1
 
     task: Literal["mdqa"] = recipe("mdqa")
     documents: int = recipe(
@@ -73,6 +73,11 @@ class Mdqa(DocumentsTask):
                 )
         sentences.check_prompt(self.writer_prompt)
         return self
+
+    @classmethod
+    def measures(cls, units: Collection[int]) -> Measure:
+        """Return "knowledge" without documents, "ceiling" for the gold document alone, else "retrieval"."""
+        return "knowledge" if set(units) == {0} else "ceiling" if set(units) == {1} else cls.MEASURES
 
     def with_rows(self, rows: int) -> Mdqa:
         """Return the task with just enough questions for ``rows`` examples."""

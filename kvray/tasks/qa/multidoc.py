@@ -21,14 +21,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from kvray.errors import InputError
-from kvray.tasks.base import Context, CountTokens, examples, recipe, register
+from kvray.tasks.base import Context, CountTokens, Measure, examples, recipe, register
 from kvray.tasks.qa import instructions, questions
 from kvray.tasks.qa.base import TINY, Asked, DocumentsTask, Material, listed
 from kvray.tasks.qa.distractors import RandomDistractors
@@ -51,8 +51,8 @@ _AT_ONCE = 32
 class MultiDocQa(DocumentsTask):
     """Questions over documents whose answers restate the original text; made to be trained on."""
 
-    LAW: ClassVar[int] = 1
-    MAX_OUTPUT_TOKENS: ClassVar[int] = 300
+    VERSION = 1
+    MAX_OUTPUT_TOKENS = 300
     """Restating takes room."""
 
     task: Literal["multidoc_qa"] = recipe("multidoc_qa")
@@ -71,6 +71,11 @@ class MultiDocQa(DocumentsTask):
     english_only: bool = recipe(
         True, description="of instruction rows, take those whose letters are nine tenths ASCII; ours"
     )
+
+    @classmethod
+    def measures(cls, units: Collection[int]) -> Measure:
+        """Return "retrieval", or "other" for instruction rows, whose documents nobody counted."""
+        return "other" if set(units) == {0} else cls.MEASURES
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Read the source and choose what fits.
@@ -182,7 +187,7 @@ class MultiDocQa(DocumentsTask):
         if len(ordered) < self.rows:
             raise self._too_few(len(ordered), {"english_only: true": foreign})
         shuffled = np.argsort(
-            draws(key_of(self.task, self.LAW, self.seed, "rows"), 0, max(len(ordered), 1), 1)[:, 0], kind="stable"
+            draws(key_of(self.task, self.VERSION, self.seed, "rows"), 0, max(len(ordered), 1), 1)[:, 0], kind="stable"
         )
         ordered = [ordered[at] for at in shuffled.tolist()[: len(ordered)]]
         numbers = self._fitting(_sizes(ordered, count_tokens), self.rows, len(ordered))

@@ -8,7 +8,7 @@ apart: a refusal forgets, an invention hallucinates (:mod:`kvray.tasks.qa.refusa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pyarrow as pa
 
@@ -24,8 +24,9 @@ from kvray.tasks.qa.questions import Question
 class Recall(QuestionTask):
     """Questions without any document."""
 
-    LAW: ClassVar[int] = 1
-    TRAINABLE: ClassVar[bool] = False
+    VERSION = 1
+    MEASURES = "knowledge"
+    TRAINABLE = False
 
     task: Literal["recall"] = recipe("recall")
     questions: int | None = recipe(None, ge=1, description="questions; null takes all that the source has")

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from kvray.errors import InputError, SourceUnreachableError
+from kvray.errors import InputError, SourceUnreachableError, first_line
 
 TIMEOUT_S = 60
 _NAME = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?")
@@ -153,9 +153,8 @@ def _reason(source: str, error: Exception) -> InputError:
         refused = isinstance(error, HFValidationError)
     if refused:
         return InputError(f"source: {source} cannot be read from the Hugging Face hub: {error}")
-    told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return SourceUnreachableError(
-        f"source: the Hugging Face hub does not answer for {source} ({told}), and its cache on this machine has not "
-        f"got it whole; type hf download --repo-type dataset {_parts(source)[0]} where there is a hub, copy its cache "
-        "here, and set HF_HOME; or give a path"
+        f"source: the Hugging Face hub does not answer for {source} ({first_line(error)}), and its cache on this "
+        f"machine has not got it whole; type hf download --repo-type dataset {_parts(source)[0]} where there is a hub, "
+        "copy its cache here, and set HF_HOME; or give a path"
     )
