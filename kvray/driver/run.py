@@ -89,6 +89,10 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
     if any(_asks_api(artefact, base) for artefact in todo):
         address(planned.sweep.runtime.api_base_url)
+    if planned.sweep.runtime.engine != Runtime().engine:
+        from kvray.evaluate.engines.base import engine_class
+
+        engine_class(base, planned.sweep.runtime)  # a name that is wrong is an error before anything is made
     tell_replaced(planned, store)
     store.write_document(document_name(planned.sweep.name), planned.to_json())
     result = Result(len(planned.artefacts) - len(todo))
