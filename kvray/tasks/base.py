@@ -10,20 +10,17 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kvray.errors import InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks import code
 from kvray.tasks.problems import explain, misread_booleans
-
-OPENAI_SYSTEM = "Write a response that appropriately completes the request."
-"""System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
-
 
 EXAMPLE_FORMAT = 2
 """Version of these columns; part of every dataset's identity."""
@@ -33,6 +30,7 @@ ceiling of retrieval (the gold document alone); a general benchmark; or anything
 RIGHT, WRONG = "right", "wrong"
 """Outcomes of an answer where a task tells no more apart."""
 
+_T = TypeVar("_T")
 _LISTED = re.compile(r"\s*\d+(\.\d+)?\s*(,\s*\d+(\.\d+)?\s*)+")
 
 
@@ -68,14 +66,23 @@ def listed(value: Any) -> Any:
     return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def refuse_repeats(name: str, values: tuple[Any, ...]) -> None:
-    """Refuse an empty list, and one that names something twice.
+def distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    """Return the values.
 
     Raises:
-        ValueError: for pydantic; the message names the field.
+        ValueError: for pydantic; the list is empty, or names something twice.
     """
     if not values or len(set(values)) != len(values):
-        raise ValueError(f"{name}: found {list(values)}, expected at least one, and each once")
+        raise ValueError(f"found {list(values)}, expected at least one, and each once")
+    return values
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else listed(value)
+
+
+Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(distinct)]
+"""One value or several different ones: ``4096``, ``[4096, 8192]``, or ``4096,8192`` as on a command line."""
 
 
 class Strict(BaseModel):
@@ -148,7 +155,7 @@ class Context:
 class Task(Strict):
     """Parameters of one dataset or evaluation of a task family. Subclasses add their knobs and a ``task`` literal."""
 
-    VERSION: ClassVar[int]
+    VERSION: ClassVar[int] = 1
     """Part of every fingerprint; raised by whoever changes a byte of the examples, or the scorer."""
     UNIT: ClassVar[str] = "units"
     """What the ``units`` column counts, as a plural noun: documents, dictionaries, keys, segments."""
@@ -171,6 +178,21 @@ class Task(Strict):
     task: str = recipe()
     seed: int = recipe(0, ge=0, le=2**31 - 1, description="draws other examples of the same law")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        """Name a task from outside kvray by its class: ``module:Class``."""
+        if isinstance(values, dict) and cls.model_fields["task"].is_required():
+            return {**values, "task": code.name_of(cls)}
+        return values
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Take the source of a class along that other nodes have not installed."""
+        source = code.carried(self)
+        if source is None:
+            return super().__reduce_ex__(protocol)
+        return code.restore, (source, type(self).__qualname__), self.__getstate__()
+
     def written(self) -> dict[str, Any]:
         """See :meth:`Strict.written`; the task's name comes first, given or not."""
         return {"task": self.task, **super().written()}
@@ -181,7 +203,7 @@ class Task(Strict):
 
     def count(self, context: Context) -> int:
         """Return how many examples this task makes; holds before anything was written (:meth:`to_write`)."""
-        raise NotImplementedError
+        return self.expected_rows()
 
     def expected_rows(self) -> int:
         """Return about how many examples there are, for a plan made where the sources cannot be reached."""

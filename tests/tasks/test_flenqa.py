@@ -307,7 +307,7 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, Any], message: str
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"lengths": []}, "at least one value"),
+        ({"lengths": []}, "at least one"),
         ({"lengths": [250, 250]}, "each once"),
         ({"lengths": [0]}, "from 1; found 0"),
         ({"tasks": ["Sudoku"]}, "MonoRel"),

@@ -19,8 +19,7 @@ from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.base import CountTokens
-from kvray.tasks.needle.ruler import VARIANTS, Ruler
-from kvray.tasks.needle.ruler_words import WORDS
+from kvray.tasks.needle.ruler import VARIANTS, WORDS, Ruler
 
 GOLDEN = {
     "essay": "e57ac46f0f2d9453e90381c252cf9d5c7d4232edd7ab244b9bfeb6850cd45e85",

@@ -26,9 +26,10 @@ from kvray.tasks.in2.corpus import Asked, Corpus
 from kvray.tasks.in2.fill import fill
 from kvray.tasks.in2.tiny import Tiny
 from kvray.tasks.qa import questions
-from kvray.tasks.qa.base import TINY, DocumentsTask, QuestionTask
+from kvray.tasks.qa.base import DocumentsTask, QuestionTask
 from kvray.tasks.rng import draws, key_of, unit
 from kvray.tasks.sources import read as sources
+from kvray.tasks.world import TINY, source_identity
 
 _STEPS = np.sqrt(np.array([2.0, 3.0, 5.0]))
 """Independent of one another, so that kinds and lengths spread evenly in every combination."""
@@ -79,10 +80,10 @@ class In2(Task):
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of the source, or the version of the tiny world."""
-        return {"source": "tiny-world-1" if self.source == TINY else sources.digest(self.source)}
+        return {"source": source_identity(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Say why this training data must not be evaluated by ``other``: the same people, or the same source."""
+        """Refuse training data that shares people, or the source, with an evaluation."""
         if not isinstance(other, (In2, QuestionTask)) or self.sources() != other.sources():
             return None
         if self.source != TINY:
@@ -104,7 +105,7 @@ class In2(Task):
         return 40
 
     def writer(self) -> str | None:
-        """Return ``question_writer``."""
+        """Return the model that writes the questions, if one does."""
         return self.question_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
@@ -129,10 +130,6 @@ class In2(Task):
         if self.question_writer is None:
             return Context(count_tokens, self._own(count_tokens))
         return Context(count_tokens, None if written is None else self._written(count_tokens, written))
-
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``."""

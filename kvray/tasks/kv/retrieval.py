@@ -15,23 +15,22 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from kvray.errors import InputError
 from kvray.tasks.base import (
     Context,
     CountTokens,
+    Many,
     Task,
     examples,
-    listed,
     recipe,
-    refuse_repeats,
     register,
     runtime,
 )
-from kvray.tasks.qa.base import TINY
-from kvray.tasks.rng import Words, draws, key_of
+from kvray.tasks.rng import draws, key_of, uuids
 from kvray.tasks.sources import read
+from kvray.tasks.world import TINY
 
 PROMPT = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -72,22 +71,15 @@ class KVRetrieval(Task):
         TINY, description="'tiny' (UUIDs drawn here), or lost-in-the-middle's kv-retrieval file by path or URL"
     )
     keys: int = recipe(75, ge=2, le=100_000, description="records in a prompt; a file's own number of them")
-    positions: tuple[int, ...] | None = recipe(
+    positions: Many[int] | None = recipe(
         None, description="1-based gold positions, each question at each; default five, spread"
     )
     questions: int = recipe(500, ge=1, description="questions")
 
-    @field_validator("positions", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return listed(value)
-
     @model_validator(mode="after")
     def _positions_fit(self) -> KVRetrieval:
-        if self.positions is not None:
-            refuse_repeats("positions", self.positions)
-            if wrong := [position for position in self.positions if not 1 <= position <= self.keys]:
-                raise ValueError(f"positions: found {wrong}, expected 1 to keys ({self.keys})")
+        if wrong := [position for position in self.positions or () if not 1 <= position <= self.keys]:
+            raise ValueError(f"positions: found {wrong}, expected 1 to keys ({self.keys})")
         return self
 
     def gold_positions(self) -> tuple[int, ...]:
@@ -131,10 +123,6 @@ class KVRetrieval(Task):
             InputError: a row lacks a field, has another number of records, or there are too few rows; names the row.
         """
         return Context(count_tokens, None if self.source == TINY else self._chosen())
-
-    def count(self, context: Context) -> int:
-        """Return questions times positions."""
-        return self.expected_rows()
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``; the positions of one question follow one another."""
@@ -212,11 +200,3 @@ def prompt(records: Sequence[Record], key: str) -> str:
     """
     lines = ",\n ".join(f'"{name}": "{value}"' for name, value in records)
     return PROMPT.format(records=f"{{{lines}}}", key=key)
-
-
-def uuids(words: Words) -> list[str]:
-    """Return random UUIDs (version 4) from words of shape ``(n, 2)``."""
-    high = (words[:, 0] & np.uint64(0xFFFFFFFFFFFF0FFF)) | np.uint64(0x4000)
-    low = (words[:, 1] & np.uint64(0x3FFFFFFFFFFFFFFF)) | np.uint64(0x8000000000000000)
-    texts = [f"{a:016x}{b:016x}" for a, b in zip(high.tolist(), low.tolist(), strict=True)]
-    return [f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}" for text in texts]

@@ -43,7 +43,7 @@ from kvray.tasks.kv.drafts import (
     words_of,
 )
 from kvray.tasks.prompts import KV_ANSWER, KV_HEAD, KV_TAIL, KV_TEMPLATE
-from kvray.tasks.rng import Words, below, key_of
+from kvray.tasks.rng import Draws, below, key_of
 
 GOLD_KEYS = 3
 """Keys of the gold dictionary under law paper (``gold_dict_size``)."""
@@ -145,10 +145,6 @@ class SimpleKV(Task):
         """Return how many dictionaries have keys that are at most half of the integers."""
         integers: int = 10**self.digits_max - 10 ** (self.digits_min - 1)
         return integers // (2 * self.keys_max)
-
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
 
     def tokens_estimate(self) -> int:
         """Prompt tokens of one example, roughly: between a tokenizer of single digits and one of short pieces."""
@@ -261,7 +257,7 @@ class _Builder:
     def _attempt(self, rows: Ints, number: int) -> Draft:
         return self._draft(words_of(self.key, rows, self.width, number))
 
-    def _draft(self, words: Words) -> Draft:
+    def _draft(self, words: Draws) -> Draft:
         """Draw one draft per row of ``words``, shape ``(rows, width)``."""
         task, rows = self.task, len(words)
         sizes = task.keys_min + below(words[:, 1 : 1 + self.dictionaries], task.keys_max - task.keys_min + 1)
