@@ -5,8 +5,6 @@ sweep's own prompts are compared with the base model's. An adapter that changes 
 own noise is refused: its predictions would be the base model's under another name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Who answers what: cells grouped into assignments, one per engine, and what one engine takes of a cluster. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -4,8 +4,6 @@ Models behind an API are asked from this process. All others need an initialised
 and answers its part of the cells.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Sequence

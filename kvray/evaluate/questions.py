@@ -5,10 +5,9 @@ position, so its prompts share a prefix up to the smaller gold position, and nei
 cache (27 % of the prefill of MDQA at five positions).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,7 +68,7 @@ class Questions(ABC):
         return f"example {self.keys[row]}"
 
     @abstractmethod
-    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterable[list[Request]]:
+    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
         """Yield the requests of each row."""
 
     @abstractmethod
@@ -96,23 +95,30 @@ class Questions(ABC):
 class Prompts(Questions):
     """Questions of one user message each, encoded by the chat template."""
 
-    def __init__(self, keys: Sequence[str], prompts: Sequence[str], max_tokens: int, stop: tuple[str, ...]) -> None:
+    def __init__(self, keys: Sequence[str], prompts: pa.ChunkedArray, like: Request) -> None:
+        """Take what is asked.
+
+        Args:
+            keys: per row.
+            prompts: per row, strings.
+            like: a request with what all have in common: decoding and system message.
+        """
         super().__init__(keys)
         self._prompts = prompts
-        self._decoding: dict[str, Any] = {"max_tokens": max_tokens, "stop": stop}
+        self._like = like
         self._too_long: dict[int, int] = {}
 
-    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterable[list[Request]]:
+    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
+        prompts = self._prompts.take(pa.array(rows, pa.int64())).to_pylist()
         if tokenizer is None:
-            return [[Request(NO_TOKENS, self._prompts[row], **self._decoding)] for row in rows]
-        made = []
-        for row, tokens in zip(rows, encode(tokenizer, [self._prompts[row] for row in rows]), strict=True):
+            yield from ([replace(self._like, text=prompt)] for prompt in prompts)
+            return
+        for row, tokens in zip(rows, encode(tokenizer, prompts), strict=True):
             # vLLM would refuse the whole call for one prompt that does not fit with its longest answer.
-            fits = len(tokens) + self._decoding["max_tokens"] <= limit
-            made.append([Request(tokens, **self._decoding)] if fits else [])
+            fits = len(tokens) + self._like.max_tokens <= limit
             if not fits:
                 self._too_long[row] = len(tokens)
-        return made
+            yield [replace(self._like, tokens=tokens)] if fits else []
 
     def _replies(self, rows: range, replies: Sequence[Sequence[Reply]]) -> list[Reply]:
         """Return one reply per row."""
@@ -131,18 +137,16 @@ class DatasetQuestions(Prompts):
             system: the message before each prompt, for an engine that reads text.
         """
         self._examples = examples = ask_order(examples)
-        keys, prompts = examples["example_id"].to_pylist(), examples["prompt"].to_pylist()
-        super().__init__(keys, prompts, task.MAX_OUTPUT_TOKENS, task.STOP)
+        like = Request(NO_TOKENS, system=system, max_tokens=task.MAX_OUTPUT_TOKENS, stop=task.STOP)
+        super().__init__(examples["example_id"].to_pylist(), examples["prompt"], like)
         self._task = task
-        self._system = system
 
-    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterable[list[Request]]:
-        if tokenizer is not None:
-            return super()._make(rows, tokenizer, limit)
+    def _replies(self, rows: range, replies: Sequence[Sequence[Reply]]) -> list[Reply]:
         counts = self._examples["prompt_tokens"]
+        # What a server did not run it did not count.
         return [
-            [Request(NO_TOKENS, self._prompts[row], self._system, prompt_tokens=counts[row].as_py(), **self._decoding)]
-            for row in rows
+            replace(reply, prompt_tokens=reply.prompt_tokens or counts[row].as_py())
+            for row, reply in zip(rows, super()._replies(rows, replies), strict=True)
         ]
 
     def table(

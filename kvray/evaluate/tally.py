@@ -1,7 +1,5 @@
 """How much of several assignments is done, on one progress line."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Tune places the engines, limits how many run and starts a dead one again (within
 state that matters: what is left to do is what has no chunk in the store, so ``Tuner.restore`` is not used.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -6,8 +6,6 @@ dataset unreadable) is noted as failed and the others go on; an engine that dies
 assigned the work tries again.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """The prompts of a writing: what a language model writes for a dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvray.evaluate import chunks
-from kvray.evaluate.engines.base import Reply
-from kvray.evaluate.questions import Prompts
+from kvray.evaluate.engines.base import Reply, Request
+from kvray.evaluate.questions import NO_TOKENS, Prompts
 from kvray.store.schemas import WRITING_SCHEMA
 from kvray.tasks.base import CountTokens, Task
 
@@ -32,7 +30,8 @@ class WritingPrompts(Prompts):
             KvrayError: the sources do not hold what is to be asked.
         """
         prompts = task.to_write(count_tokens)
-        super().__init__(prompts, prompts, task.WRITING_TOKENS, ())
+        like = Request(NO_TOKENS, max_tokens=task.WRITING_TOKENS)
+        super().__init__(prompts, pa.chunked_array([prompts], pa.string()), like)
 
     def name(self, row: int) -> str:
         """Return how a message names a prompt."""

@@ -5,8 +5,6 @@
 installed module, chosen by ``runtime.engine: module:Class`` or by the name of an entry point in :data:`GROUP`.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -63,7 +61,6 @@ class Request:
         special_tokens: whether special tokens are kept in the answer's text.
         context: of "score", at least 1.
         labels: of "choose", token ids.
-        prompt_tokens: by the tokenizer that counts for the data; recorded where an API does not run the prompt.
         adapter: the model that answers; None for the base model, or the full finetune in its place.
     """
 
@@ -76,7 +73,6 @@ class Request:
     special_tokens: bool = False
     context: int = 1
     labels: tuple[int, ...] = ()
-    prompt_tokens: int = 0
     adapter: Adapter | None = None
 
 
@@ -85,7 +81,7 @@ class Reply:
     """What came back of a request.
 
     Attributes:
-        prompt_tokens: chat template included.
+        prompt_tokens: chat template included; 0 if unknown.
         cached_tokens: how many of them the prefix cache served; None if unknown or not run.
         output_tokens: of the answer; 0 where there is none.
         answer: the raw text; None where none was asked for, or the prompt was too long.
@@ -217,6 +213,6 @@ def engine_class(base: BaseModelRef, runtime: Runtime) -> type[Engine]:
     return kind
 
 
-def too_long(prompt_tokens: int) -> Reply:
+def too_long(prompt_tokens: int = 0) -> Reply:
     """Return the reply to a prompt that does not fit the model: its row has no score, the others stand."""
     return Reply(prompt_tokens, None, 0, None, TOO_LONG)

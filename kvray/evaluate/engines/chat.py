@@ -168,7 +168,7 @@ class ChatEngine(Engine):
                 self._seed = {}  # of no consequence: decoding is greedy
                 return await self._ask(request)
             if error.code == "context_length_exceeded" or (error.status in _REFUSED and _TOO_LONG.search(error.said)):
-                return too_long(request.prompt_tokens)
+                return too_long()
             if error.status == 404:
                 text = f"{error}: no model {model!r} for this key, or no chat at that URL (most end in /v1)"
                 # With one model in all, nothing of this run will be served.

@@ -5,8 +5,6 @@ the one process that Ray watches. Requests are fed as a stream and answers come 
 answers of one adapter overlap with the first prompts of the next.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Iterable, Iterator

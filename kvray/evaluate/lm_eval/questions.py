@@ -4,9 +4,7 @@ Rows are of the same schema as all predictions; the manifest says which versions
 lm_eval's own aggregates beside ours.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -57,7 +55,7 @@ class BenchmarkQuestions(Questions):
         super().__init__([row.id for row in self.benchmark.rows])
         self._readings: dict[int, list[Reading]] = {}
 
-    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterable[list[Request]]:
+    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
         task, questions = self.benchmark.task, [self.benchmark.rows[row] for row in rows]
         if tokenizer is None:
             made: Iterable[list[Reading]] = ([as_text(task, question)] for question in questions)

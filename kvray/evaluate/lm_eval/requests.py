@@ -5,8 +5,6 @@ vllm_causallms.py, 0.4.13), with one difference in how much is computed: options
 are read off one distribution, where the class reads the whole prompt once per option.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
