@@ -30,7 +30,7 @@ from kvray.tasks.rows import RowTask
 GROUP = "kvray.tasks"
 """The entry-point group in which packages name their tasks."""
 _NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
-_NEEDED = ("count", "build", "score")
+_NEEDED = ("build", "score")
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,6 @@ class RowTask(Task):
         """Right if the answer is an accepted one, apart from case, punctuation, articles and white space."""
         return scorers.exact(answer, references)
 
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
-
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)`` one by one."""
         key = (self.task, self.VERSION, self.seed)

@@ -152,7 +152,7 @@ def test_a_grid_varies_its_knobs(sweep: Path) -> None:
         ),
         (
             "from kvray.tasks import Task\nclass Shout(Task):\n    pass\n",
-            "found the task Shout without count() and build() and score(); expected methods",
+            "found the task Shout without build() and score(); expected methods",
         ),
         (
             SHOUT.replace('recipe(3, ge=1, le=9, description="words to choose from")', "3"),
