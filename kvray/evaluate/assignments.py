@@ -1,4 +1,4 @@
-"""Who answers what: cells grouped into assignments, one per engine, and what one engine takes of a cluster. Pure."""
+"""Who answers what: cells grouped into assignments, one per engine, and what one engine takes of a cluster."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from kvray.errors import InputError, KvrayError, ResourceError, StoreError
 from kvray.evaluate.adapters import finetune_of
 from kvray.evaluate.engines.base import ADAPTER_CONFIG, MODEL_CONFIG
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob, read_document
+from kvray.planning.artefacts import Artefact, PredictionsJob, read_document
 from kvray.store import failures
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
@@ -90,24 +90,6 @@ def assign_predictions(
         Assignment(base, tuple(sorted(cells, key=lambda cell: finetune_of(cell) or "")), runtime, full, sweeps)
         for (full, _), cells in groups.items()
     ]
-
-
-def assign_writings(
-    artefacts: Sequence[Artefact], writers: Mapping[str, BaseModelRef], base: BaseModelRef, runtime: Runtime
-) -> list[Assignment]:
-    """Group writings: one assignment per writer.
-
-    Args:
-        artefacts: of kind "writing".
-        writers: by name; writings of others are left out.
-        base: measures the prompts.
-        runtime: where and how.
-    """
-    groups: dict[str, list[Artefact]] = {name: [] for name in writers}
-    for artefact in artefacts:
-        if isinstance(artefact.params, WritingJob) and artefact.params.writer in groups:
-            groups[artefact.params.writer].append(artefact)
-    return [Assignment(writers[name], tuple(cells), runtime, counted_by=base) for name, cells in groups.items()]
 
 
 def share(assignments: Sequence[Assignment], cpus: float, gpus: float, at_once: int) -> list[Assignment]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from kvray.console import track
 from kvray.errors import InputError, KvrayError, StoreError
 from kvray.evaluate import trials
-from kvray.evaluate.assignments import Assignment, assign_predictions, assign_writings, place, share
+from kvray.evaluate.assignments import Assignment, assign_predictions, place, share
 from kvray.evaluate.tally import Tally
 from kvray.evaluate.worker import Report, Worker
 from kvray.models.reference import API, BaseModelRef, resolve
@@ -59,16 +59,20 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
         ResourceError: no node of the cluster can hold an engine.
     """
     _forget(artefacts, store)
-    writers: dict[str, BaseModelRef] = {}
+    groups: dict[str, list[Artefact]] = {}
     for artefact in artefacts:
         assert isinstance(artefact.params, WritingJob)
-        name = artefact.params.writer
+        groups.setdefault(artefact.params.writer, []).append(artefact)
+    assignments = []
+    for name, cells in groups.items():
         try:
             # Its own tokenizer counts nothing here, so that of a writer behind an API need not be looked for.
-            writers[name] = resolve(name, (base.tokenizer or base).name if name.startswith(API) else None)
+            writer = resolve(name, (base.tokenizer or base).name if name.startswith(API) else None)
         except InputError as error:
-            failures.note(store, artefact.id, str(error))
-    assignments = assign_writings(artefacts, writers, base, runtime)
+            for cell in cells:
+                failures.note(store, cell.id, str(error))
+        else:
+            assignments.append(Assignment(writer, tuple(cells), runtime, counted_by=base))
     return _perform(artefacts, assignments, store, runtime, "write", "prompts")
 
 
@@ -121,6 +125,8 @@ def _perform(
     local = [each for each in assignments if not each.base.api]
     cpus, gpus, at_once = place(runtime, trials.nodes()) if local else (0.0, 0.0, 0)
     parts = share(local, cpus, gpus, at_once)
+    if not assignments:
+        return [outcome(artefact, store, (), ()) for artefact in artefacts]
     with track(label, sum(artefact.rows for artefact in artefacts), unit) as advance:
         tally = Tally(advance, [each.rows for each in (*parts, *api)], unit)
         asked = [

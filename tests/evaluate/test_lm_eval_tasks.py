@@ -8,10 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import harness_files
+import benchmark_files
 import numpy as np
 import pytest
-from harness_cells import benchmark, likelihoods
+from benchmark_cells import benchmark, likelihoods
 
 from kvray.errors import CellError, InputError
 from kvray.evaluate.engines import vllm
@@ -42,8 +42,8 @@ def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_the_task_files_ask_the_tiny_worlds_facts() -> None:
-    for name, content in harness_files.files().items():
-        assert (harness_files.HOME / name).read_text() == content, "run tests/evaluate/harness_files.py"
+    for name, content in benchmark_files.files().items():
+        assert (benchmark_files.HOME / name).read_text() == content, "run tests/evaluate/benchmark_files.py"
 
 
 def test_sources_follow_every_file_and_nothing_else(tmp_path: Path) -> None:
@@ -108,11 +108,11 @@ def test_what_cannot_be_asked_is_an_error_before_anything_is(
 def test_benchmarks_that_are_not_offered_are_refused(
     old: str, new: str, message: str, tmp_path: Path, tokenizer: Any
 ) -> None:
-    text = (harness_files.HOME / "tiny_cloze.yaml").read_text()
+    text = (benchmark_files.HOME / "tiny_cloze.yaml").read_text()
     if "perplexity" in new:
         text = text.replace("higher_is_better: true", "higher_is_better: false")
     (tmp_path / "x.yaml").write_text(text.replace(old, new))
-    for name, content in harness_files.files().items():
+    for name, content in benchmark_files.files().items():
         (tmp_path / name).write_text(content)
     task = LmEval(benchmark="tiny_cloze", include_path=str(tmp_path), shots=2 if "num_fewshot" in new else None)
     with pytest.raises(CellError, match=message):
@@ -120,7 +120,7 @@ def test_benchmarks_that_are_not_offered_are_refused(
 
 
 def test_data_that_are_not_there_are_an_error_that_names_the_benchmark(tmp_path: Path, tokenizer: Any) -> None:
-    (tmp_path / "x.yaml").write_text((harness_files.HOME / "tiny_qa.yaml").read_text())
+    (tmp_path / "x.yaml").write_text((benchmark_files.HOME / "tiny_qa.yaml").read_text())
     with pytest.raises(CellError, match="benchmark tiny_qa: lm-evaluation-harness cannot load it"):
         tasks.load(LmEval(benchmark="tiny_qa", include_path=str(tmp_path)), tokenizer)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import evaluate_store as made
 import pyarrow as pa
 import pytest
-from test_endpoint import texts
+from test_chat import texts
 
 from kvray.evaluate.assignments import Assignment
 from kvray.evaluate.job import evaluate

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import harness_files
+import benchmark_files
 
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request
@@ -18,7 +18,7 @@ from kvray.tasks.lm_eval import LmEval
 
 def benchmark(name: str, **knobs: Any) -> LmEval:
     """Return the task of one of our own benchmarks."""
-    return LmEval(benchmark=name, include_path=str(harness_files.HOME), **knobs)
+    return LmEval(benchmark=name, include_path=str(benchmark_files.HOME), **knobs)
 
 
 def cell(task: LmEval, finetune_id: str | None = None) -> Artefact:

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import benchmark_files
 import evaluate_store as made
-import harness_files
 import pytest
-from harness_cells import StubEngine, benchmark, cell
+from benchmark_cells import StubEngine, benchmark, cell
 
 from kvray.evaluate import chunks, worker
 from kvray.evaluate.assignments import Assignment, assign_predictions
 from kvray.evaluate.engines.base import Reply, Request
-from kvray.evaluate.lm_eval import tasks as harness_tasks
+from kvray.evaluate.lm_eval import tasks as lm_eval_tasks
 from kvray.models.reference import resolve
 from kvray.planning.artefacts import Artefact
 from kvray.store.schemas import PREDICTIONS_SCHEMA
@@ -35,7 +35,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubEngine]]:
         scored = tuple((-2.0 if at else -0.5, not at) for at in range(len(request.labels)))
         return Reply(len(request.tokens), 0, 0, None, "stop", scored)
 
-    monkeypatch.setattr(harness_tasks, "_manager", lambda path: TaskManager(include_path=path, include_defaults=False))
+    monkeypatch.setattr(lm_eval_tasks, "_manager", lambda path: TaskManager(include_path=path, include_defaults=False))
     monkeypatch.setattr(chunks, "CHUNK_ROWS", CHUNK)
     monkeypatch.setattr(worker, "engine_class", lambda base, runtime: StubEngine)
     monkeypatch.setattr(StubEngine, "rule", staticmethod(always_a), raising=False)
@@ -64,7 +64,7 @@ def test_a_cell_has_a_row_per_question_and_the_harnesss_facts(stub: type[StubEng
     assert table.schema.names == PREDICTIONS_SCHEMA.names and table.num_rows == 60
     rows = table.to_pylist()
     assert rows[0]["example_id"] == rows[0]["question_id"] == "tiny_letters_birthplace-0"
-    assert {row["subtask"] for row in rows} == {f"tiny_letters_{name}" for name in harness_files.PEOPLE}
+    assert {row["subtask"] for row in rows} == {f"tiny_letters_{name}" for name in benchmark_files.PEOPLE}
     assert all(row["answer"] == "A" and row["task"] == "lm_eval" for row in rows)
     assert all((row["references"] == ["A"]) == (row["score"] == 1.0) == (row["outcome"] == "right") for row in rows)
     assert all(row["position"] is None and row["output_tokens"] == 0 and row["prompt_tokens"] > 50 for row in rows)
@@ -148,8 +148,8 @@ def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(harness_files.HOME), include_defaults=False)
-    monkeypatch.setattr(harness_tasks, "_manager", lambda path: manager)
+    manager = TaskManager(include_path=str(benchmark_files.HOME), include_defaults=False)
+    monkeypatch.setattr(lm_eval_tasks, "_manager", lambda path: manager)
     store, base = Store(tmp_path / "store"), resolve("kvray-tiny")
     adapter = made.make_adapter(base, tmp_path / "adapter", strength=0.05)
     finetune = made.finetune(store, "real", adapter)
@@ -166,7 +166,7 @@ def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
     for model, adapted in ((None, {}), (finetune, {"peft": str(adapter)})):
         lm = HFLM(pretrained=base.location, device="cpu", dtype="float32", batch_size=32, **adapted)
         for name, task in tasks.items():
-            with contextlib.chdir(harness_files.HOME):
+            with contextlib.chdir(benchmark_files.HOME):
                 theirs = simple_evaluate(
                     lm,
                     tasks=[name],

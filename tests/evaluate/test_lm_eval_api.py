@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_cells import benchmark, cell
+from benchmark_cells import benchmark, cell
 
 from kvray.errors import CellError
 from kvray.evaluate import chunks, job
