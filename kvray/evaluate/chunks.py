@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from kvray.evaluate.engines.base import TOO_LONG, Reply
 from kvray.planning.artefacts import Artefact
-from kvray.store.store import FileEntry, Store
+from kvray.store.manifest import FileEntry
+from kvray.store.store import Store
 
 if TYPE_CHECKING:
     from kvray.evaluate.questions import Questions

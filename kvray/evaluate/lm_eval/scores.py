@@ -25,8 +25,10 @@ def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequenc
     Raises:
         CellError: the metric that scores is no number in [0, 1].
     """
-    measured = zip(rows, responses, _measure(benchmark, rows, responses), strict=True)
-    return [_scored(benchmark.subtasks[row.subtask], row, *each, benchmark.task.metric) for row, *each in measured]
+    return [
+        _scored(benchmark.subtasks[row.subtask], row, given, values, benchmark.task.metric)
+        for row, given, values in zip(rows, responses, _measure(benchmark, rows, responses), strict=True)
+    ]
 
 
 def references(benchmark: Benchmark, row: Row) -> list[str]:
