@@ -36,10 +36,10 @@ def say(message: str) -> None:
 
 @contextmanager
 def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
-    """Yield a callable ``advance(done, note="")`` that shows how far ``label`` is.
+    """Yield a callable ``advance(done, note="")`` that shows the progress of ``label``.
 
     ``done`` is the absolute amount so far, not an increment: a retried step may report the same amount twice. A
-    fraction moves the bar; what is written counts whole units alone.
+    fraction moves the bar; the text counts whole units.
     """
     if moves():
         with _bar() as bar:
@@ -137,7 +137,7 @@ def count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: ``40 s``, ``6 min``, ``2 h 05 min``."""
+    """Return a duration: ``40 s``, ``6 min``, ``2 h 05 min``."""
     if seconds < 1:
         return "<1 s"
     if seconds < 100:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from made_sweeps import commit_sweep
 
 import kvray
 from kvray.errors import InputError
@@ -89,3 +92,32 @@ def test_another_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         engine_class(base, Runtime(engine="nowhere:Engine"))
     with pytest.raises(InputError, match=r"pathlib:Path is no subclass of kvray\.evaluate\.engines\.base\.Engine"):
         engine_class(base, Runtime(engine="pathlib:Path"))
+
+
+def python(*words: str, folder: Path) -> str:
+    """Run a Python program in a folder; return what it prints."""
+    root = str(PAGE.parents[1])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_section_of_the_report(tmp_path: Path) -> None:
+    ((program, *words),) = recipe("A section of the report", tmp_path)
+    commit_sweep(Store(str(tmp_path / "store")), "quickstart", mixtures=["ours"], seeds=(0,), questions=6)
+    assert program == "python"
+    assert python(*words, folder=tmp_path) == "report/report.html\n"
+    text = (tmp_path / "report" / "report.md").read_text()
+    section = text[text.index("## How long the answers are") :]
+    assert "![Mean tokens per answer, per model](figures/answer-lengths.png)" in section
+    assert "| ours | 7.0 |" in section and text.index("## Provenance") < text.index("## How long the answers are")
+    assert (tmp_path / "report" / "figures" / "answer-lengths.svg").is_file()
+    assert 'id="answer-lengths"' in (tmp_path / "report" / "report.html").read_text()

@@ -72,6 +72,7 @@ def fit(
                 name="evaluate",
                 storage_path=scratch,
                 verbose=0,
+                progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks clears what the cell has shown
                 failure_config=tune.FailureConfig(max_failures=runtime.retries),
                 callbacks=[_progress(tally, per_trial)],
             ),
