@@ -1,7 +1,5 @@
 """Examples as chat messages: one user message each, or a chat whose earlier messages are the example's history."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 
