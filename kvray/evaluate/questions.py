@@ -162,8 +162,12 @@ class DatasetQuestions(Prompts):
         return chunks.with_info(self.SCHEMA, columns, labels, info)
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Return what :func:`kvray.evaluate.chunks.summarize` does."""
-        return chunks.summarize(tables)
+        """Return what :func:`kvray.evaluate.chunks.summarize` does, with what the task measures and its units' name.
+
+        Whoever reads the predictions need not know the task then (:mod:`kvray.results.profile`).
+        """
+        units = pc.unique(self._examples["units"]).to_pylist()
+        return {**chunks.summarize(tables), "measures": self._task.measures(units), "unit": self._task.UNIT}
 
 
 def ask_order(examples: pa.Table) -> pa.Table:
