@@ -72,6 +72,11 @@ def refuse_repeats(name: str, values: tuple[Any, ...]) -> None:
         raise ValueError(f"{name}: found {list(values)}, expected at least one, and each once")
 
 
+def spread(size: int) -> tuple[int, ...]:
+    """Return the default gold positions among ``size`` places, 1-based: the first, the quarters and the last."""
+    return tuple(sorted({1, *(max(1, round(size * part / 4)) for part in (1, 2, 3, 4))}))
+
+
 class Strict(BaseModel):
     """Base of every configuration model: frozen, closed, each field declared :func:`recipe` or :func:`runtime`."""
 
@@ -148,7 +153,7 @@ class Task(Strict):
 
     def count(self, context: Context) -> int:
         """Return how many examples this task makes; holds before anything was written (:meth:`to_write`)."""
-        raise NotImplementedError
+        return self.expected_rows()
 
     def expected_rows(self) -> int:
         """Return about how many examples there are, for a plan made where the sources cannot be reached."""

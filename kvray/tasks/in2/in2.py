@@ -131,10 +131,6 @@ class In2(Task):
             return Context(count_tokens, self._own(count_tokens))
         return Context(count_tokens, None if written is None else self._written(count_tokens, written))
 
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
-
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``."""
         short, integration, lengths = self.kinds(stop)

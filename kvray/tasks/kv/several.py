@@ -82,10 +82,6 @@ class SeveralKV(Task):
             )
         return self
 
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
-
     def tokens_estimate(self) -> int:
         """Prompt tokens of one example, roughly: between a tokenizer of single digits and one of short pieces."""
         integer = 0.65 * (self.digits_min + self.digits_max + 0.8) / 2

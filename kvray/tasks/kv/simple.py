@@ -146,10 +146,6 @@ class SimpleKV(Task):
         integers: int = 10**self.digits_max - 10 ** (self.digits_min - 1)
         return integers // (2 * self.keys_max)
 
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
-
     def tokens_estimate(self) -> int:
         """Prompt tokens of one example, roughly: between a tokenizer of single digits and one of short pieces."""
         if self.dictionaries == "fit":

@@ -101,10 +101,6 @@ class MultiSubkeyKV(Task):
             raise ValueError("forced_first + early: found more than 1, expected shares of the samples")
         return self
 
-    def count(self, context: Context) -> int:
-        """Return ``rows``."""
-        return self.rows
-
     def tokens_estimate(self) -> int:
         """Prompt tokens of one example, roughly: between a tokenizer of single digits and one of short pieces."""
         subkeys, keys = (self.key_size_min + self.key_size_max) / 2, (self.keys_min + self.keys_max) / 2
