@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -10,6 +12,7 @@ Path = tuple[str | int, ...]
 """Where a value is in a document: mapping keys and 0-based list indices."""
 
 _SHOWN_PART = 60
+_PACKAGE = os.path.dirname(__file__)
 
 
 def dotted(path: Iterable[str | int]) -> str:
@@ -81,6 +84,12 @@ class KvrayError(Exception):
 
     exit_status = 1
 
+    def _render_traceback_(self, *_: object) -> list[str]:
+        """Show the error in a notebook, where IPython asks for this: the user's own lines, then the message."""
+        frames = traceback.extract_tb(self.__traceback__)
+        own = [at for at in frames if not at.filename.startswith(_PACKAGE) and "site-packages" not in at.filename]
+        return [*(f"line {at.lineno}: {at.line}" for at in own), f"{type(self).__name__}: {self}"]
+
 
 class InputError(KvrayError):
     """The user's input cannot be used. Nothing has been written.
@@ -97,6 +106,10 @@ class InputError(KvrayError):
         self.found = tuple(each if isinstance(each, Problem) else Problem((), each) for each in given)
         self.problems = [str(each) for each in self.found]
         super().__init__("\n".join(self.problems))
+
+
+class InvalidValueError(InputError, ValueError):
+    """Values given in Python do not fit what is made of them: a sweep, a task, a part of a sweep."""
 
 
 class SourceUnreachableError(InputError):

@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact
+from kvray.planning.artefacts import Artefact, Plan
 from kvray.planning.inputs import gather
-from kvray.planning.plan import Plan, plan
+from kvray.planning.plan import plan
 from kvray.store.store import Manifest, Store
-from kvray.sweep.load import Sweep
+from kvray.sweep.model import Sweep
 
 BASE = BaseModelRef("tiny", "/models/tiny", None, "sha256:abc")
 _FACTS = {"dataset": "prompt_tokens", "finetune": "trained_tokens", "predictions": "prompt_tokens"}

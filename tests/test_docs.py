@@ -31,8 +31,7 @@ from kvray.driver import run as running
 from kvray.errors import SourceUnreachableError
 from kvray.generate.shards import build
 from kvray.models.reference import BaseModelRef, resolve
-from kvray.planning import inputs as facts_module
-from kvray.planning import state
+from kvray.planning import inputs, state
 from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.schemas import PREDICTIONS_SCHEMA
 from kvray.store.store import Store
@@ -58,7 +57,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.delenv("KVRAY_STORE", raising=False)
         patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.setattr(facts_module, "resolve", no_hub)
+        patch.setattr(inputs, "resolve", no_hub)
         rows = [{"question": f"q{i}?", "answers": [f"a{i}"], "text": f"It is a{i}."} for i in range(3000)]
         Path("nq-open-oracle.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
         patch.setenv("NQ_OPEN", str(folder / "nq-open-oracle.jsonl.gz"))

@@ -8,9 +8,10 @@ import pytest
 
 from kvray.errors import SourceUnreachableError
 from kvray.models.reference import BaseModelRef, resolve
-from kvray.planning import inputs as facts_module
+from kvray.planning import inputs
+from kvray.planning.artefacts import Plan
 from kvray.planning.inputs import gather
-from kvray.planning.plan import Plan, plan
+from kvray.planning.plan import plan
 from kvray.sweep.load import load
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(facts_module, "resolve", local)
+    monkeypatch.setattr(inputs, "resolve", local)
 
 
 def planned(name: str, scale: str | None = None) -> Plan:

@@ -16,15 +16,14 @@ from kvray.finetune.selection import select
 from kvray.generate.shards import Written, build
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.mixture import Mixture
-from kvray.planning.plan import Plan
 from kvray.store import parquet
 from kvray.store.output import replacing, shown
 from kvray.store.schemas import EXAMPLE_SCHEMA, column
 from kvray.store.store import Store
-from kvray.sweep.problems import unknown
 from kvray.tasks.base import Task
+from kvray.tasks.problems import unknown
 
 DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")
 BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)

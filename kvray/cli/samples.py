@@ -14,10 +14,10 @@ from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolv
 from kvray.sweep import yaml as yaml_lines
 from kvray.sweep.document import Document
 from kvray.sweep.model import check_task
-from kvray.sweep.problems import unknown
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Task
 from kvray.tasks.lm_eval import LmEval
+from kvray.tasks.problems import unknown
 
 DEFAULT_BASE = next(iter(BUNDLED))
 """The model whose tokenizer counts where none is named."""

@@ -18,11 +18,10 @@ from kvray.driver.connection import connect
 from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import API, BaseModelRef
-from kvray.planning.artefacts import Artefact, WritingJob, read_document
+from kvray.planning.artefacts import KINDS, Artefact, Plan, WritingJob, read_document
 from kvray.planning.inputs import gather
-from kvray.planning.plan import KINDS, Plan, plan
-from kvray.planning.replaced import replaced
-from kvray.planning.state import STAGE_NAMES, document_name
+from kvray.planning.plan import plan
+from kvray.planning.state import STAGE_NAMES, document_name, replaced
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.load import read
@@ -57,10 +56,10 @@ def prepare(
     Raises:
         InputError: with every problem of the file, its sources and its base model.
     """
-    sweep, document = read(path, overrides, scale, base_model)
+    sweep, document, variants = read(path, overrides, scale, base_model)
     try:
-        facts = gather(sweep, offline)
-        return plan(sweep, facts), facts.base
+        inputs = gather(sweep, offline, variants)
+        return plan(sweep, inputs), inputs.base
     except InputError as error:
         raise InputError(document.report(error.found)) from error
 

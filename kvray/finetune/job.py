@@ -26,7 +26,7 @@ from kvray.finetune.train import batch_shape
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.store.store import Outcome, Store
-from kvray.sweep.load import Runtime
+from kvray.sweep.model import Runtime
 
 PREEMPTIONS = 20
 """Node preemptions that one finetune survives; they are no failures of its own."""

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvray.errors import CellError, InputError
+from kvray.models.lora import LARGEST_RANK
 from kvray.models.reference import BaseModelRef, load_tokenizer
 
 if TYPE_CHECKING:
-    from kvray.sweep.load import Finetune
+    from kvray.sweep.model import Finetune
 
-LARGEST_RANK = 512
-"""Of an adapter that vLLM 0.32 serves: in an engine of this rank or the next above that it can be set to."""
 _VLLM_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _VLLM_REFUSES = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
 

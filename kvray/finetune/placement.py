@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kvray.errors import InputError, ResourceError
-from kvray.sweep.load import Runtime
+from kvray.sweep.model import Runtime
 
 _EPSILON = 1e-9
 """Fractions of a CPU or GPU add up with rounding."""

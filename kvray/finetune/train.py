@@ -22,7 +22,7 @@ from kvray.finetune.sharding import is_sharded, shard, without_checkpointing
 from kvray.models.reference import BaseModelRef, load_tokenizer
 
 if TYPE_CHECKING:
-    from kvray.sweep.load import Finetune
+    from kvray.sweep.model import Finetune
 
 
 @dataclass(frozen=True)

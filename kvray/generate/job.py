@@ -23,9 +23,9 @@ from kvray.console import track
 from kvray.errors import KvrayError, last_line
 from kvray.generate.shards import Written, build, shard_count, shard_name, shard_rows
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import FOLDERS, Artefact
+from kvray.planning.artefacts import Artefact
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.store.store import FileEntry, Outcome, Store
+from kvray.store.store import FOLDERS, FileEntry, Outcome, Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.base import Task
 

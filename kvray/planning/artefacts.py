@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from kvray.errors import InputError
-from kvray.sweep.model import Finetune
+from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.base import Task
 
 Kind = Literal["writing", "dataset", "finetune", "predictions"]
 Counted = Literal["rows", "sample", "estimate"]
-FOLDERS: dict[Kind, str] = {
-    "writing": "writings",
-    "dataset": "datasets",
-    "finetune": "finetunes",
-    "predictions": "predictions",
-}
-"""Folder of the store per kind of artefact."""
-NAME_LENGTH = 60
-"""Characters of the readable part of an id."""
+KINDS: tuple[Kind, ...] = ("writing", "dataset", "finetune", "predictions")
+"""Kinds of artefacts; each needs artefacts of the kinds before it alone."""
 FORMAT = 1
 """Version of the plan document."""
-
-
-def artefact_id(kind: Kind, name: str, digest: str) -> str:
-    """Return ``<folder>/<name>-<16 digits of the fingerprint>``."""
-    return f"{FOLDERS[kind]}/{name[:NAME_LENGTH].rstrip('-._')}-{digest[:16]}"
 
 
 def read_document(data: bytes) -> PlanDocument:
@@ -51,7 +39,7 @@ class WritingJob:
     """What a model is to write for a dataset.
 
     Attributes:
-        task: whose :meth:`~kvray.tasks.base.Task.to_write` is answered.
+        task: its :meth:`~kvray.tasks.base.Task.to_write` gives the prompts.
         writer: the model, a name as for ``base_model``.
     """
 
@@ -81,7 +69,7 @@ class PredictionsJob:
     """What the evaluate stage needs beside the recipe.
 
     Attributes:
-        task: whose scorer scores.
+        task: its scorer scores the answers.
         dataset_id: the examples; None where another library brings them (``Task.BRINGS_EXAMPLES``).
         finetune_id: the finetune that answers; None for the base model.
         evaluation: the evaluation's label.
@@ -97,7 +85,7 @@ class PredictionsJob:
 
 @dataclass(frozen=True)
 class Artefact:
-    """Something that must be in the store.
+    """Something that must be in the store, and how it is made.
 
     Attributes:
         id: ``<folder>/<name>-<fingerprint[:16]>``.
@@ -151,6 +139,44 @@ class PlannedArtefact:
     rows: int
     tokens: int
     labels: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All artefacts of a sweep in dependency order: writings, datasets, finetunes, predictions.
+
+    Attributes:
+        sweep: what was planned.
+        base_model: the base model's name.
+        artefacts: each once, though several variants may share it.
+        notes: what could not be looked at and was assumed (:func:`kvray.planning.inputs.gather`); such a plan cannot be
+            run.
+        warnings: what can be run and is likely to be a mistake.
+    """
+
+    sweep: Sweep
+    base_model: str
+    artefacts: tuple[Artefact, ...]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return the plan in plain values, for ``sweeps/<name>.json`` in the store."""
+        keys = [field.name for field in fields(PlannedArtefact)]
+        return {
+            "format": FORMAT,
+            "name": self.sweep.name,
+            "base_model": self.base_model,
+            "sweep": self.sweep.model_dump(mode="json"),
+            "artefacts": [
+                {key: list(artefact.needs) if key == "needs" else getattr(artefact, key) for key in keys}
+                for artefact in self.artefacts
+            ],
+        }
+
+    def to_json(self) -> bytes:
+        """Return :meth:`document` as UTF-8 JSON, the same bytes for the same plan."""
+        return (json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""The labels of artefacts: the names of the sweep's file, with what its grid varies of them behind. Pure."""
+"""The labels of artefacts: the names of the sweep's file, followed by what its grid varies of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from kvray.sweep.load import Variant, show_value
+from kvray.sweep.grid import Variant, show_value
 
 
 def suffix(changes: Sequence[tuple[str, Any]]) -> str:
@@ -16,24 +16,20 @@ def suffix(changes: Sequence[tuple[str, Any]]) -> str:
 def finetune_label(variant: Variant, api: bool) -> str:
     """Return the method and what is varied of it, leaving out what the method does not use."""
     finetune = variant.sweep.finetune
-    used = finetune.api_recipe() if api else finetune.recipe()
-    changes = [
-        (str(path[1]), value)
-        for path, value in variant.changes
-        if path[0] == "finetune" and path[1] != "method" and path[1] in used
-    ]
-    return ("api" if api else finetune.method) + suffix(changes)
+    used = (finetune.api_recipe() if api else finetune.recipe()).keys() - {"method"}
+    changes = [(str(key), value) for (section, key, *_), value in variant.changes if section == "finetune"]
+    return ("api" if api else finetune.method) + suffix([change for change in changes if change[0] in used])
 
 
-def block_changes(variant: Variant, section: str, name: str) -> list[tuple[str, Any]]:
-    """Return what is varied of one block of a section."""
-    return [(str(path[-1]), value) for path, value in variant.changes if path[:2] == (section, name)]
+def evaluation_label(variant: Variant, name: str) -> str:
+    """Return an evaluation's name and what is varied of it."""
+    return name + suffix(_block_changes(variant, "evaluate", name))
 
 
 def data_label(variant: Variant, name: str, seed: int) -> str:
-    """Return a dataset's name and what is varied of it, a seed that the finetune's adds among it."""
-    changes = block_changes(variant, "datasets", name)
-    return name + suffix([*changes, ("seed", variant.sweep.datasets[name].seed + seed)] if seed else changes)
+    """Return a dataset's name and what is varied of it; ``seed`` is what the finetune's seed adds to its own."""
+    own = [("seed", variant.sweep.datasets[name].seed + seed)] if seed else []
+    return name + suffix(_block_changes(variant, "datasets", name) + own)
 
 
 def mixture_label(variant: Variant, mixture: str, matched: bool) -> str:
@@ -42,15 +38,17 @@ def mixture_label(variant: Variant, mixture: str, matched: bool) -> str:
     Of a mixture that is matched to the sweep's first one in tokens, what is varied of that one is varied too.
     """
     sweep, first = variant.sweep, next(iter(variant.sweep.mixtures))
-    changes = block_changes(variant, "mixtures", mixture)
     datasets = sweep.mixtures[mixture]
+    changes = _block_changes(variant, "mixtures", mixture)
     for name in datasets:
-        inner = block_changes(variant, "datasets", name)
-        changes += inner if len(datasets) == 1 else [(f"{name}.{key}", value) for key, value in inner]
+        changes += _block_changes(variant, "datasets", name, "" if len(datasets) == 1 else f"{name}.")
     if matched and mixture != first:
-        changes += [(f"{first}.{key}", value) for key, value in block_changes(variant, "mixtures", first)]
-        others = [name for name in sweep.mixtures[first] if name not in datasets]
-        changes += [
-            (f"{name}.{key}", value) for name in others for key, value in block_changes(variant, "datasets", name)
-        ]
+        changes += _block_changes(variant, "mixtures", first, f"{first}.")
+        for name in (name for name in sweep.mixtures[first] if name not in datasets):
+            changes += _block_changes(variant, "datasets", name, f"{name}.")
     return mixture + suffix(changes)
+
+
+def _block_changes(variant: Variant, section: str, name: str, prefix: str = "") -> list[tuple[str, Any]]:
+    """Return what is varied of one block of a section, as (prefix and knob, value)."""
+    return [(f"{prefix}{path[-1]}", value) for path, value in variant.changes if path[:2] == (section, name)]

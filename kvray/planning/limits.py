@@ -1,4 +1,4 @@
-"""Whether what a sweep asks for fits its model and its workers: what a run would refuse later, told by the plan. Pure.
+"""Whether what a sweep asks for fits its model and its workers: the plan reports what a run would refuse later. Pure.
 
 Lengths are those of counted rows (:mod:`kvray.planning.lengths`). What could not be counted is not refused here.
 """
@@ -13,23 +13,23 @@ from kvray.models.files import ModelFiles
 from kvray.models.reference import BaseModelRef
 from kvray.planning.lengths import Lengths
 from kvray.sweep.model import Finetune, Runtime, Sweep
-from kvray.sweep.problems import nearest
 from kvray.tasks.base import Task
 from kvray.tasks.lm_eval import LmEval
+from kvray.tasks.problems import nearest
 
 FEW = 0.05
 """Share of an evaluation's prompts that may be too long for the model: those score nothing, and that is a warning."""
 
 
 def limits_of(base: BaseModelRef, files: ModelFiles | None) -> Limits:
-    """Return what a model's files say of its limits; nothing where they are not at hand."""
+    """Return a model's limits by its files; none where they are not at hand."""
     if files is None or base.api:
         return Limits(base)
     return Limits(base, files.trained_length, files.served_length, files.module_names())
 
 
 def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
-    """Yield what of one variant of a sweep its model or workers would refuse, each with its dotted path.
+    """Yield what the model or the workers of one variant would refuse, each with its dotted path.
 
     Args:
         sweep: the variant; its grid is not looked at.
@@ -44,18 +44,17 @@ def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -
             found = lengths(sweep.datasets[name].reseeded(seed))
             yield from _row_problems(("datasets", name), sweep, limits, found)
     for name, task in sweep.evaluate.items():
-        asked = _prompts(task, sweep.runtime, limits, lengths(task))
-        if asked is not None and asked.share > FEW:
-            yield Problem(("evaluate", name), asked.text)
+        share, text = _too_long(task, sweep.runtime, limits, lengths(task))
+        if share > FEW:
+            yield Problem(("evaluate", name), text)
 
 
 def warnings(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
     """Yield which evaluations have few prompts that are too long: such rows are left unanswered."""
     for name, task in sweep.evaluate.items():
-        found = _prompts(task, sweep.runtime, limits, lengths(task))
-        if found is not None and found.share <= FEW:
-            text = f"{found.text}; rows that do not fit are left unanswered and are in no number"
-            yield Problem(("evaluate", name), text)
+        share, text = _too_long(task, sweep.runtime, limits, lengths(task))
+        if 0 < share <= FEW:
+            yield Problem(("evaluate", name), f"{text}; rows that do not fit are left unanswered and are in no number")
 
 
 def _finetune_problems(finetune: Finetune, runtime: Runtime, limits: Limits) -> Iterator[Problem]:
@@ -125,26 +124,25 @@ def _row_problems(place: Path, sweep: Sweep, limits: Limits, lengths: Lengths) -
     )
 
 
-def _prompts(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths) -> _TooLong | None:
-    """Return how many prompts of an evaluation leave no room for its answers, None if all do."""
+def _too_long(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths) -> tuple[float, str]:
+    """Return the share of an evaluation's prompts that leave no room for its answers, and the message for it."""
     room = [length for length in (runtime.max_model_len, limits.served) if length]
     if not room or limits.base.api:
-        return None
+        return 0.0, ""
     most = min(room)
     what = "runtime.max_model_len" if runtime.max_model_len == most else f"the context of {limits.base.name}"
     if isinstance(task, LmEval):
         written = task.max_tokens or 0
         if written < min(most, task.length):
-            return None
+            return 0.0, ""
         least = f"length {task.length:,}" if task.length <= most else f"{most:,}, {what}"
-        return _TooLong(1.0, f"found max_tokens {written:,}; expected less than {least}: the prompt needs room too")
+        return 1.0, f"found max_tokens {written:,}; expected less than {least}: the prompt needs room too"
     over = int((lengths.asked + task.MAX_OUTPUT_TOKENS > most).sum())
     if not lengths.real or not over:
-        return None
-    longest = int(lengths.asked.max())
-    return _TooLong(
+        return 0.0, ""
+    return (
         over / len(lengths.asked),
-        f"found prompts of up to {longest:,} tokens, and {task.MAX_OUTPUT_TOKENS} for the answer "
+        f"found prompts of up to {int(lengths.asked.max()):,} tokens, and {task.MAX_OUTPUT_TOKENS} for the answer "
         f"(too long: {_of(over, lengths)}); expected at most {most:,} together, {what}; ask with shorter prompts",
     )
 
@@ -152,19 +150,6 @@ def _prompts(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths) -> 
 def _of(over: int, lengths: Lengths) -> str:
     number = len(lengths.asked)
     return f"{over:,} of {number:,}" if lengths.whole else f"{over:,} of {number:,} that were counted"
-
-
-@dataclass(frozen=True)
-class _TooLong:
-    """Prompts that do not fit.
-
-    Attributes:
-        share: of the counted ones.
-        text: what was found and what was expected.
-    """
-
-    share: float
-    text: str
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Blends of datasets by weight, matched by rows or by tokens: which rows one epoch of a mixture reads.
 
 A function of (seed, sizes) through counter-based draws, so every worker, on any number of machines and after any
-restart, computes the same rows instead of being told them; and so does a plan, before there is a worker.
+restart, computes the same rows instead of receiving them; and so does a plan, before there is a worker.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,18 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
-from kvray.planning.artefacts import FinetuneJob
+from kvray.planning.artefacts import Counted, FinetuneJob
+from kvray.planning.lengths import Lengths
 from kvray.tasks.rng import draws, key_of
 
 SHORTFALL = 0.05
 """Share of its tokens that a mixture may lack against the sweep's first one: then it is taken whole. The paper's two
 prompt variants, with the same rows, differ by one percent."""
+CERTAINLY_TOO_FEW = 1 - 2 * SHORTFALL
+"""Share of the tokens that it needs below which a dataset has too few, by the mean of a sample too."""
 
 
 def permutation(seed: int, purpose: str, count: int) -> NDArray[np.int64]:
     """Return ``0 … count - 1`` in an order that depends on (seed, purpose) alone."""
-    words = draws(key_of("kvray.finetune", purpose, seed), 0, count, 1)[:, 0]
-    return np.argsort(words, kind="stable").astype(np.int64)
+    drawn = draws(key_of("kvray.finetune", purpose, seed), 0, count, 1)[:, 0]
+    return np.argsort(drawn, kind="stable").astype(np.int64)
 
 
 def mix(job: FinetuneJob, tokens: Callable[[str], NDArray[np.integer]]) -> Mixture:
@@ -96,6 +99,54 @@ def blend(
     return [Part(data.name, rows, data.tokens[rows]) for data, rows in zip(datasets, chosen, strict=True)]
 
 
+def read_per_epoch(job: FinetuneJob, lengths: Mapping[str, Lengths]) -> Epoch:
+    """Return what one epoch of a finetune reads: the very rows where all are counted, else by the mean of a sample.
+
+    Args:
+        job: the finetune.
+        lengths: of its datasets, by id.
+    """
+    counted = counted_of([lengths[data] for data, _ in (*job.mixture, *job.budget)])
+    if counted == "rows":
+        try:
+            measured = mix(job, lambda data: lengths[data].trained).facts()
+            return Epoch(measured["rows_per_epoch"], measured["tokens_per_epoch"], counted)
+        except InputError as error:
+            return Epoch(0, 0, counted, tuple(problem.removeprefix("mixture: ") for problem in error.problems))
+    parts, first = ([(lengths[data], share) for data, share in of] for of in (job.mixture, job.budget))
+    if not first:
+        return Epoch(*_mean_epoch(parts, job.finetune.match), counted)
+    budget = _mean_epoch(first, job.finetune.match)[1]
+    problems = []
+    for name, share in job.mixture if counted == "sample" else ():
+        data, needed = lengths[name], share * budget
+        total = data.total(data.trained)
+        if total < CERTAINLY_TOO_FEW * needed:
+            problems.append(too_few(name, data.rows, total, needed, budget))
+    return Epoch(*_mean_epoch(parts, job.finetune.match, budget), counted, tuple(problems))
+
+
+def counted_of(lengths: Sequence[Lengths]) -> Counted:
+    """Return what numbers rest on that come of several datasets."""
+    if all(each.whole for each in lengths):
+        return "rows"
+    return "sample" if all(each.real for each in lengths) else "estimate"
+
+
+def _mean_epoch(
+    parts: Sequence[tuple[Lengths, float]], match: Literal["rows", "tokens"], budget: float | None = None
+) -> tuple[int, float]:
+    """Return about how many rows and tokens one epoch of a mixture has: :func:`blend` by mean lengths."""
+    totals = [data.total(data.trained) for data, _ in parts]
+    amounts = [data.rows if match == "rows" else total for total, (data, _) in zip(totals, parts, strict=True)]
+    scale = min(amount / share for amount, (_, share) in zip(amounts, parts, strict=True))
+    if budget is not None:
+        scale = min(scale, budget)
+    taken = [scale * share / max(amount, 1) for amount, (_, share) in zip(amounts, parts, strict=True)]
+    rows = sum(math.floor(part * data.rows + 1e-9) for part, (data, _) in zip(taken, parts, strict=True))
+    return rows, sum(part * total for part, total in zip(taken, totals, strict=True))
+
+
 def _at_most(
     datasets: Sequence[Dataset],
     weights: Sequence[float],
@@ -139,7 +190,7 @@ def _within(
 
 
 def too_few(name: str, rows: int, total: int, needed: float, budget: float) -> str:
-    """Say that a dataset has too few tokens for its share of the budget, and how many rows have enough."""
+    """Return the message for a dataset with too few tokens for its share of the budget: how many rows have enough."""
     # Other rows have other lengths; two percent more than the mean asks for is enough of them.
     enough = math.ceil(1.02 * needed / total * rows) + 1
     return (
@@ -202,3 +253,20 @@ class Mixture:
             "budget_tokens": self.budget,
             "datasets": {part.name: {"rows": len(part.rows), "tokens": part.total} for part in self.parts},
         }
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of a finetune reads, as far as a plan can tell.
+
+    Attributes:
+        rows: how many rows.
+        tokens: tokens of prompts and answers.
+        counted: what both rest on.
+        problems: why there is no such epoch, datasets by id; then rows and tokens mean nothing.
+    """
+
+    rows: int
+    tokens: float
+    counted: Counted
+    problems: tuple[str, ...] = ()

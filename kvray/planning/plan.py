@@ -6,7 +6,7 @@ writing another sweep over the same data runs nothing twice. The names are its l
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,59 +14,50 @@ from typing import Any
 from kvray.errors import InputError, Path, Problem, dotted
 from kvray.planning import limits
 from kvray.planning.artefacts import (
-    FORMAT,
-    NAME_LENGTH,
+    KINDS,
     Artefact,
     Counted,
     FinetuneJob,
     Kind,
-    PlanDocument,
-    PlannedArtefact,
+    Plan,
     PredictionsJob,
     WritingJob,
-    artefact_id,
-    read_document,
 )
-from kvray.planning.epoch import counted_of, read_of
-from kvray.planning.inputs import Facts, task_key
-from kvray.planning.labels import block_changes, data_label, finetune_label, mixture_label, suffix
+from kvray.planning.inputs import Inputs
+from kvray.planning.labels import data_label, evaluation_label, finetune_label, mixture_label
 from kvray.planning.lengths import Lengths
+from kvray.planning.mixture import counted_of, read_per_epoch
 from kvray.store.fingerprint import fingerprint
-from kvray.sweep.load import Sweep, Variant, variants
+from kvray.store.store import artefact_id, readable_name
+from kvray.sweep.grid import Variant
+from kvray.sweep.model import Sweep
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
-__all__ = [
-    "Artefact",
-    "FinetuneJob",
-    "Plan",
-    "PlanDocument",
-    "PlannedArtefact",
-    "PredictionsJob",
-    "WritingJob",
-    "artefact_id",
-    "dataset_recipe",
-    "plan",
-    "read_document",
-]
-KINDS: tuple[Kind, ...] = ("writing", "dataset", "finetune", "predictions")
-"""Kinds of artefacts; each needs those before it alone."""
+Shares = Sequence[tuple[Artefact, float]]
+"""Datasets with their shares of a mixture."""
+_BASE_MODEL = {"mixture": None, "finetune": None, "seed": None}
+"""Labels of the base model, in the place of a finetune's."""
 
 
-def plan(sweep: Sweep, facts: Facts) -> Plan:
+def plan(sweep: Sweep, inputs: Inputs) -> Plan:
     """Return every artefact of a sweep.
+
+    Args:
+        sweep: the sweep.
+        inputs: what :func:`~kvray.planning.inputs.gather` returns for it.
 
     Raises:
         InputError: two names of the sweep stand for one and the same artefact, an evaluation asks the very examples
             that a dataset trains on, or a run would refuse something: rows that do not fit the model, a mixture with
             too few tokens, and so on.
     """
-    builder = _Builder(facts)
-    for variant in variants(sweep):
+    builder = _Builder(inputs)
+    for variant in inputs.variants:
         builder.add(variant)
     if builder.problems:
         raise InputError(list(builder.problems))
-    ordered = tuple(artefact for kind in KINDS for artefact in builder.found.values() if artefact.kind == kind)
-    return Plan(sweep, facts.base.name, ordered, facts.notes, tuple(builder.warnings))
+    ordered = tuple(artefact for kind in KINDS for artefact in builder.artefacts.values() if artefact.kind == kind)
+    return Plan(sweep, inputs.base.name, ordered, inputs.notes, tuple(builder.warnings))
 
 
 def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> dict[str, Any]:
@@ -86,196 +77,113 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
     }
 
 
-def _shares(of: Sequence[tuple[Artefact, float]]) -> list[tuple[Artefact, float]]:
-    """Return (dataset, share); the order and the unit of the weights in the YAML mean nothing, so neither stays."""
-    total = sum(weight for _, weight in of)
-    return sorted(((data, round(weight / total, 12)) for data, weight in of), key=lambda part: part[0].fingerprint)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All artefacts of a sweep in dependency order: datasets, finetunes, predictions.
-
-    Attributes:
-        sweep: what was planned.
-        base_model: the base model's name.
-        artefacts: each once, though several variants may share it.
-        notes: what could not be looked at and was assumed (:func:`kvray.planning.inputs.gather`); such a
-            plan cannot be run.
-        warnings: what can be run and is likely to be a mistake.
-    """
-
-    sweep: Sweep
-    base_model: str
-    artefacts: tuple[Artefact, ...]
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    def document(self) -> dict[str, Any]:
-        """Return the plan in plain values, for ``sweeps/<name>.json`` in the store."""
-        keys = PlannedArtefact.__dataclass_fields__
-        return {
-            "format": FORMAT,
-            "name": self.sweep.name,
-            "base_model": self.base_model,
-            "sweep": self.sweep.model_dump(mode="json"),
-            "artefacts": [
-                {key: list(artefact.needs) if key == "needs" else getattr(artefact, key) for key in keys}
-                for artefact in self.artefacts
-            ],
-        }
-
-    def to_json(self) -> bytes:
-        """Return :meth:`document` as UTF-8 JSON, the same bytes for the same plan."""
-        return (json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n").encode()
-
-
 @dataclass
 class _Builder:
     """Collects the artefacts of all variants, each once."""
 
-    facts: Facts
-    found: dict[str, Artefact] = field(default_factory=dict)
+    inputs: Inputs
+    artefacts: dict[str, Artefact] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
+    """Of the datasets, by id."""
+    shared: dict[tuple[int, str, str], Artefact] = field(default_factory=dict)
+    """Datasets by task and labels: variants share most of them."""
     problems: dict[Problem, None] = field(default_factory=dict)
     warnings: dict[str, None] = field(default_factory=dict)
     doubled: set[str] = field(default_factory=set)
-    """Artefacts that stand under two names; what is made from them is doubled with them, and not told again."""
+    """Artefacts that stand under two names; what is made from them is doubled with them, and not reported again."""
     labelled: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def add(self, variant: Variant) -> None:
         """Add everything that one variant needs."""
         sweep = variant.sweep
-        known = self.facts.limits or limits.Limits(self.facts.base)
-        for problem in limits.problems(sweep, known, self.facts.lengths_of):
+        for problem in limits.problems(sweep, self.inputs.limits, self.inputs.lengths_of):
             self.problems.setdefault(Problem(variant.written(problem.path), problem.text))
-        for problem in limits.warnings(sweep, known, self.facts.lengths_of):
+        for problem in limits.warnings(sweep, self.inputs.limits, self.inputs.lengths_of):
             self.warnings.setdefault(str(problem))
-        label = finetune_label(variant, self.facts.base.api)
+        finetunes = self.finetunes(variant, self.datasets(variant))
+        for name, task in sweep.evaluate.items():
+            label, path = evaluation_label(variant, name), variant.written(("evaluate", name))
+            examples = self.dataset(task, label, "evaluate", path) if task.BRINGS_EXAMPLES else None
+            for finetune in (None, *finetunes):
+                self.predictions(sweep, task, label, examples, finetune, path)
+
+    def datasets(self, variant: Variant) -> dict[tuple[str, int], Artefact]:
+        """Add the datasets that are trained on; return them by name and by what is added to their seed."""
+        sweep = variant.sweep
         used = {name for weights in sweep.mixtures.values() for name in weights}
-        data = {
-            (name, seed): self.dataset(
-                task.reseeded(seed), data_label(variant, name, seed), "train", variant.written(("datasets", name))
-            )
-            for name, task in sweep.datasets.items()
-            for seed in (sweep.finetune.data_seeds() if name in used else ())
-        }
-        finetunes: list[Artefact | None] = [None]  # None is the base model
-        section = "datasets" if _one_mixture_per_dataset(sweep) else "mixtures"
+        found = {}
+        for name, task in sweep.datasets.items():
+            path = variant.written(("datasets", name))
+            for seed in sweep.finetune.data_seeds() if name in used else ():
+                found[name, seed] = self.dataset(task.reseeded(seed), data_label(variant, name, seed), "train", path)
+        return found
+
+    def finetunes(self, variant: Variant, data: Mapping[tuple[str, int], Artefact]) -> list[Artefact]:
+        """Add a finetune per mixture and seed."""
+        sweep, found = variant.sweep, []
+        label = finetune_label(variant, self.inputs.base.api)
+        absent = {name: {name: 1.0} for name in sweep.datasets} == sweep.mixtures  # as if the file has no mixtures
         for mixture in sweep.mixtures:
-            written = variant.written((section, mixture))
+            path = variant.written(("datasets" if absent else "mixtures", mixture))
             for seed in sweep.finetune.seeds:
                 own = seed if sweep.finetune.reseed_data else 0
-                mixtures = {
-                    each: _shares([(data[name, own], weight) for name, weight in weights.items()])
-                    for each, weights in sweep.mixtures.items()
-                }
-                parts, first = mixtures[mixture], next(iter(mixtures.values()))
+                parts, first = (
+                    _shares([(data[name, own], weight) for name, weight in sweep.mixtures[each].items()])
+                    for each in (mixture, next(iter(sweep.mixtures)))
+                )
                 budget = first if sweep.finetune.match == "tokens" and parts != first else []
                 name = mixture_label(variant, mixture, bool(budget))
                 labels = {"mixture": name, "finetune": label, "seed": seed}
-                finetunes.append(self.finetune(sweep, seed, parts, budget, labels, written))
-        for name, task in sweep.evaluate.items():
-            evaluation = name + suffix(block_changes(variant, "evaluate", name))
-            written = variant.written(("evaluate", name))
-            examples = self.dataset(task, evaluation, "evaluate", written) if task.BRINGS_EXAMPLES else None
-            for finetune in finetunes:
-                self.predictions(sweep, task, evaluation, examples, finetune, written)
-
-    def dataset(self, task: Task, label: str, role: str, path: Path) -> Artefact:
-        sources, rows = self.facts.of(task)
-        recipe = dataset_recipe(task, sources, self.facts.base.token_identity)
-        labels = {"dataset": label, "role": role}
-        lengths = self.facts.lengths_of(task)
-        written = self.writing(task, recipe, labels, path)
-        needs = [written] if written else []
-        found = self.artefact(
-            "dataset",
-            task.task,
-            recipe,
-            needs,
-            rows=rows,
-            tokens=lengths.total(lengths.prompts),
-            labels=labels,
-            params=task,
-            path=path,
-            counted=counted_of([lengths]),
-        )
-        self.lengths[found.id] = lengths
+                found.append(self.finetune(sweep, seed, parts, budget, labels, path))
         return found
 
-    def writing(self, task: Task, dataset: dict[str, Any], labels: dict[str, Any], path: Path) -> Artefact | None:
-        """Add what a model writes for a dataset, if one does."""
-        writer = task.writer()
-        if writer is None:
-            return None
-        recipe = {**dataset, "writer": self.facts.writers[writer].identity}
-        rows, tokens = self.facts.written[task_key(task)]
-        job = WritingJob(task, writer)
-        name = f"{task.task}-writing"
-        return self.artefact(
-            "writing",
-            name,
-            recipe,
-            (),
-            rows=rows,
-            tokens=tokens,
-            labels=labels,
-            params=job,
-            path=path,
-            counted="rows" if tokens else "estimate",
-        )
+    def dataset(self, task: Task, label: str, role: str, path: Path) -> Artefact:
+        known = self.inputs.of(task)
+        if (id(known), label, role) in self.shared:
+            return self.shared[id(known), label, role]
+        recipe = dataset_recipe(task, known.sources, self.inputs.base.token_identity)
+        labels = {"dataset": label, "role": role}
+        needs = []
+        if writer := task.writer():
+            written = {**recipe, "writer": self.inputs.writers[writer].identity}
+            rows, tokens = known.writing
+            counted: Counted = "rows" if tokens else "estimate"
+            job = WritingJob(task, writer)
+            name = f"{task.task}-writing"
+            needs = [self.artefact("writing", name, written, (), labels, job, path, rows, tokens, counted)]
+        lengths = known.lengths
+        tokens, counted = lengths.total(lengths.prompts), counted_of([lengths])
+        found = self.artefact("dataset", task.task, recipe, needs, labels, task, path, lengths.rows, tokens, counted)
+        self.lengths[found.id] = lengths
+        self.shared[id(known), label, role] = found
+        return found
 
     def finetune(
-        self,
-        sweep: Sweep,
-        seed: int,
-        parts: Sequence[tuple[Artefact, float]],
-        budget: Sequence[tuple[Artefact, float]],
-        labels: dict[str, Any],
-        path: Path,
+        self, sweep: Sweep, seed: int, parts: Shares, budget: Shares, labels: dict[str, Any], path: Path
     ) -> Artefact:
-        finetune, api = sweep.finetune, self.facts.base.api
+        finetune, api = sweep.finetune, self.inputs.base.api
         recipe = {
-            "base": self.facts.base.identity,
+            "base": self.inputs.base.identity,
             "finetune": finetune.api_recipe() if api else finetune.recipe(),
             "seed": seed,
             "mixture": [share for _, share in parts],
-            **self.spoken(sweep),
+            **self.system_message(sweep),
         }
         if budget:
             # Not as needs alone: a mixture over the very datasets of the budget is another one without it.
             recipe["budget"] = [[data.fingerprint, share] for data, share in budget]
-        tasks = list(dict.fromkeys(data.name for data, _ in parts))
+        tasks = dict.fromkeys(data.name for data, _ in parts)
         name = "-".join([*tasks, "api" if api else finetune.method, f"s{seed}"])
-        job = FinetuneJob(
-            finetune,
-            seed,
-            tuple((data.id, share) for data, share in parts),
-            tuple((data.id, share) for data, share in budget),
-        )
         needs = list({data.id: data for data, _ in [*parts, *budget]}.values())
-        read = read_of(job, self.lengths)
-        for problem in read.problems:
-            self.problems.setdefault(Problem(path, self.named(problem)))
-        return self.artefact(
-            "finetune",
-            name,
-            recipe,
-            needs,
-            rows=read.rows,
-            tokens=round(finetune.epochs * read.tokens),
-            labels=labels,
-            params=job,
-            path=path,
-            counted=read.counted,
-        )
-
-    def named(self, problem: str) -> str:
-        """Return a problem of a mixture with the names of the sweep in place of ids."""
-        for data in self.lengths:
-            problem = problem.replace(data, str(self.found[data].labels["dataset"]))
-        return problem
+        mixture, first = (tuple((data.id, share) for data, share in each) for each in (parts, budget))
+        job = FinetuneJob(finetune, seed, mixture, first)
+        epoch = read_per_epoch(job, self.lengths)
+        names = {data.id: str(data.labels["dataset"]) for data in needs}
+        for text in epoch.problems:
+            named = re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], text)
+            self.problems.setdefault(Problem(path, named))
+        tokens = round(finetune.epochs * epoch.tokens)
+        return self.artefact("finetune", name, recipe, needs, labels, job, path, epoch.rows, tokens, epoch.counted)
 
     def predictions(
         self,
@@ -286,41 +194,29 @@ class _Builder:
         finetune: Artefact | None,
         path: Path,
     ) -> None:
+        known = self.inputs.of(task)
         recipe = {
-            "base": self.facts.base.identity,
+            "base": self.inputs.base.identity,
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
             "scorer": {"task": task.task, "law": task.VERSION},
-            **self.spoken(sweep),
+            **self.system_message(sweep),
         }
         if examples is None:
-            recipe["task"] = task.recipe()
-            recipe["sources"] = dict(self.facts.of(task)[0])
-        nobody = {"mixture": None, "finetune": None, "seed": None}
-        labels = {"evaluation": evaluation, **(finetune.labels if finetune else nobody)}
+            recipe |= {"task": task.recipe(), "sources": dict(known.sources)}
+        labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
         settings = finetune.params.finetune if finetune and isinstance(finetune.params, FinetuneJob) else None
         job = PredictionsJob(
             task, examples.id if examples else None, finetune.id if finetune else None, evaluation, settings
         )
         needs = [need for need in (examples, finetune) if need is not None]
         name = f"{task.task}-{finetune.name if finetune else 'base'}"
-        rows = examples.rows if examples else self.facts.of(task)[1]
-        lengths = self.lengths[examples.id] if examples else self.facts.lengths_of(task)
-        self.artefact(
-            "predictions",
-            name,
-            recipe,
-            needs,
-            rows=rows,
-            tokens=lengths.total(lengths.asked),
-            labels=labels,
-            params=job,
-            path=path,
-            counted=counted_of([lengths]),
-        )
+        lengths = known.lengths
+        tokens, counted = lengths.total(lengths.asked), counted_of([lengths])
+        self.artefact("predictions", name, recipe, needs, labels, job, path, lengths.rows, tokens, counted)
 
-    def spoken(self, sweep: Sweep) -> dict[str, Any]:
-        """Return the part of a recipe that says what a model behind an API is told first."""
-        return {"system_message": sweep.system_message} if self.facts.base.api and sweep.system_message else {}
+    def system_message(self, sweep: Sweep) -> dict[str, Any]:
+        """Return the part of a recipe that a model behind an API adds."""
+        return {"system_message": sweep.system_message} if self.inputs.base.api and sweep.system_message else {}
 
     def artefact(
         self,
@@ -328,32 +224,21 @@ class _Builder:
         name: str,
         recipe: dict[str, Any],
         needs: Sequence[Artefact],
-        *,
-        rows: int,
-        tokens: int,
         labels: dict[str, Any],
         params: WritingJob | Task | FinetuneJob | PredictionsJob,
         path: Path,
-        counted: Counted = "estimate",
+        rows: int,
+        tokens: int,
+        counted: Counted,
     ) -> Artefact:
+        """Add an artefact; return the first one of its id. ``path`` is where a problem with its name is reported."""
         digest = fingerprint(recipe, [need.fingerprint for need in needs])
-        name = name[:NAME_LENGTH].rstrip("-._")
-        new = Artefact(
-            id=artefact_id(kind, name, digest),
-            kind=kind,
-            name=name,
-            fingerprint=digest,
-            recipe=recipe,
-            needs=tuple(need.id for need in needs),
-            rows=rows,
-            tokens=tokens,
-            labels=labels,
-            params=params,
-            counted=counted,
-        )
-        known = self.found.setdefault(new.id, new)
+        need_ids = tuple(need.id for need in needs)
+        found, name = artefact_id(kind, name, digest), readable_name(name)
+        new = Artefact(found, kind, name, digest, recipe, need_ids, rows, tokens, labels, params, counted)
+        known = self.artefacts.setdefault(new.id, new)
         if known.labels != labels:
-            if not self.doubled & set(new.needs):
+            if not self.doubled & set(need_ids):
                 self.problems.setdefault(_clash(known, labels, path))
             self.doubled.add(new.id)
         # Results tell artefacts apart by their labels: two of one kind with the same would be averaged.
@@ -363,9 +248,10 @@ class _Builder:
         return known
 
 
-def _one_mixture_per_dataset(sweep: Sweep) -> bool:
-    """Return whether the mixtures are those of a file that writes none."""
-    return {name: {name: 1.0} for name in sweep.datasets} == sweep.mixtures
+def _shares(of: Shares) -> list[tuple[Artefact, float]]:
+    """Return (dataset, share); the order and the unit of the weights in the YAML mean nothing, so neither stays."""
+    total = sum(weight for _, weight in of)
+    return sorted(((data, round(weight / total, 12)) for data, weight in of), key=lambda part: part[0].fingerprint)
 
 
 def _clash(known: Artefact, labels: Mapping[str, Any], path: Path) -> Problem:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kvray.errors import InputError
-from kvray.planning.artefacts import Artefact, PlannedArtefact, read_document
+from kvray.planning.artefacts import Artefact, Plan, PlanDocument, PlannedArtefact, read_document
 from kvray.store import failures
 from kvray.store.store import Store
 
+_LISTED = 6
+"""Names that are listed at most."""
 STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
 
 
@@ -45,6 +47,40 @@ def stored_plan(name: str, store: Store) -> Sequence[PlannedArtefact]:
 def document_name(sweep: str) -> str:
     """Return where the store keeps a sweep's plan."""
     return f"sweeps/{sweep}.json"
+
+
+def replaced(stored: PlanDocument, planned: Plan) -> str | None:
+    """Say what of a stored plan the new one of its name lacks; None where it lacks nothing.
+
+    A sweep that grew has all of the old one. One that has not is another sweep, or the same after an edit.
+    """
+    new = {artefact.id for artefact in planned.artefacts}
+    gone = [artefact for artefact in stored.artefacts if artefact.id not in new]
+    if not gone:
+        return None
+    differ = []
+    if stored.base_model != planned.base_model:
+        differ.append(f"its base model is {stored.base_model}, now {planned.base_model}")
+    for label, section in (("mixture", "mixtures"), ("evaluation", "evaluations")):
+        lacking = [name for name in _names(gone, label) if name not in _names(planned.artefacts, label)]
+        differ += [f"its {section} {_listed(lacking)} are not in this one"] if lacking else []
+    if not differ:
+        differ.append("the names are the same, the recipes are not (kvray why says what differs)")
+    return (
+        f"the sweep {stored.name!r} in the store has {len(gone)} artefacts of {len(stored.artefacts)} that this one "
+        f"has not: {'; '.join(differ)}. Its plan and its report are replaced, its artefacts stay; to keep both sweeps, "
+        "give this one another name (name: in the file, or --set name=NAME)"
+    )
+
+
+def _names(artefacts: Iterable[Artefact | PlannedArtefact], label: str) -> list[str]:
+    names = (artefact.labels.get(label) for artefact in artefacts)
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from kvray.planning.state import status
 from kvray.store.fingerprint import recipe_diff
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
-from kvray.sweep.load import Sweep
-from kvray.sweep.problems import nearest
+from kvray.sweep.model import Sweep
+from kvray.tasks.problems import nearest
 
 _SHOWN = 10
 """Artefacts that are listed in full in the terminal; further ones have a line each."""

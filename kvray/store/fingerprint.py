@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 _ABSENT = object()
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which UTF-8 has no form for."""
 _SHOWN = 80
 """Characters of a value that a line of a diff shows."""
 
@@ -40,7 +43,7 @@ def plain(value: Any, path: str = "") -> Any:
         return value
     if type(value) is float and math.isfinite(value):
         return value + 0.0  # -0.0 equals 0.0, so both must print alike
-    if type(value) is str and not any("\ud800" <= char <= "\udfff" for char in value):
+    if type(value) is str and not _SURROGATES.search(value):
         return value
     if isinstance(value, Mapping):
         odd = [key for key in value if type(key) is not str]

@@ -16,7 +16,8 @@ from kvray.store.object_store import connect, locate
 
 FOLDERS = {"writing": "writings", "dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}
 """Folder of each kind of artefact."""
-
+NAME_LENGTH = 60
+"""Characters of the readable part of an artefact's id."""
 IN_FLIGHT = 16
 """Requests to an object store at once; pyarrow's client holds 25 connections."""
 

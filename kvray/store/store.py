@@ -30,7 +30,7 @@ from kvray.store import manifest as manifests_
 from kvray.store.fingerprint import canonical_json, fingerprint, plain, recipe_diff
 from kvray.store.local import sha256
 from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, seal
-from kvray.store.root import FOLDERS, Root
+from kvray.store.root import FOLDERS, NAME_LENGTH, Root
 
 __all__ = [
     "FOLDERS",
@@ -57,9 +57,14 @@ class Outcome:
     error: str | None
 
 
+def readable_name(name: str) -> str:
+    """Return the readable part of an artefact's id: its name, cut to :data:`~kvray.store.root.NAME_LENGTH`."""
+    return name[:NAME_LENGTH].rstrip("-._")
+
+
 def artefact_id(kind: str, name: str, fingerprint: str) -> str:
-    """Return the id, which is also the path, of an artefact."""
-    return f"{FOLDERS[kind]}/{name}-{fingerprint[:16]}"
+    """Return the id, which is also the path, of an artefact: ``<folder>/<name>-<16 digits of the fingerprint>``."""
+    return f"{FOLDERS[kind]}/{readable_name(name)}-{fingerprint[:16]}"
 
 
 class Store(Root):

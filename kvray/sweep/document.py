@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError, Path, Place, Problem, dotted
-from kvray.sweep.problems import MAX_PROBLEMS, one_line, show
+from kvray.tasks.base import Strict
+from kvray.tasks.problems import MAX_PROBLEMS, one_line, show
 
 _TYPED_LINE = 10**9
 _ABSENT = object()
@@ -19,7 +21,7 @@ class Document:
     """A YAML file as plain values, with the place of each.
 
     Attributes:
-        file: as the user named it.
+        file: as the user named it; empty for values given in Python.
         value: the top-level mapping.
         places: where each key or list item was written.
         problems: what is wrong with the YAML itself (duplicate keys, unset variables, tags).
@@ -37,7 +39,7 @@ class Document:
         for length in range(len(path), 0, -1):
             if path[:length] in self.places:
                 return self.places[path[:length]]
-        return Place(1, f"{self.file}:1")
+        return Place(1, f"{self.file}:1" if self.file else "")
 
     def set(self, path: Path, value: Any, place: Place) -> None:
         """Put a value at a path of mapping keys, making the mappings above it.
@@ -80,7 +82,7 @@ class Document:
             if place.column and (place, problem.text) in told:
                 continue
             told.add((place, problem.text))
-            lines.setdefault(one_line(f"{place.text}: {problem}"), place.line)
+            lines.setdefault(one_line(f"{place.text}: {problem}" if place.text else str(problem)), place.line)
         found = sorted(lines, key=lambda line: lines[line])
         more = [f"{self.file}: more problems than these {MAX_PROBLEMS}"] if len(found) > MAX_PROBLEMS else []
         return [*found[:MAX_PROBLEMS], *more]
@@ -96,6 +98,28 @@ class Document:
         if not below or _at(here, below) is _ABSENT:
             return problem
         return self._narrowed(Problem((*problem.path, *below), text, problem.place))
+
+
+def from_values(values: Mapping[str, Any]) -> Document:
+    """Return values given in Python as a document without a file: problems keep their order and have no lines.
+
+    Objects (tasks, ``Finetune``, ``Runtime``) become the mappings that stand for them in a file, tuples and ranges
+    lists, paths text.
+    """
+    document = Document("")
+
+    def plain(value: Any, path: Path) -> Any:
+        document.places[path] = Place(len(document.places) + 1, "")
+        if isinstance(value, Strict):
+            value = value.written()
+        if isinstance(value, Mapping):
+            return {str(key): plain(item, (*path, str(key))) for key, item in value.items()}
+        if isinstance(value, list | tuple | range):
+            return [plain(item, (*path, index)) for index, item in enumerate(value)]
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    document.value = plain(values, ())
+    return document
 
 
 def typed(option: str) -> Place:

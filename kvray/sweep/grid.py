@@ -10,36 +10,64 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvray.errors import InputError, Path, Problem, dotted
+from kvray.errors import InputError, Path, Problem
 from kvray.sweep.document import put, split
-from kvray.sweep.model import TASK_SECTIONS, Finetune, Overlaps, Sweep, check
-from kvray.sweep.problems import MAX_PROBLEMS, nearest, show
+from kvray.sweep.model import TASK_SECTIONS, Checked, Finetune, Sweep, check
 from kvray.tasks.base import REGISTRY
+from kvray.tasks.problems import MAX_PROBLEMS, nearest, show
 
 MAX_VARIANTS = 1000
 """Variants of one sweep; a grid beyond it is more likely a slip than a plan."""
 
 
 def variants(sweep: Sweep) -> list[Variant]:
-    """Expand a sweep into sweeps without grid and zip: the grid's last key varies fastest, zip varies faster still.
+    """Return the variants of a sweep: the grid's last key varies fastest, zip varies faster still.
 
     Raises:
-        InputError: a path or a value is not valid.
+        InputError: a path or a value of grid or zip is not valid.
     """
-    raw = sweep.model_dump(mode="json")
-    overlaps: Overlaps = {}
-    problems = grid_problems(raw, [], overlaps)
+    found, problems = expand(sweep.model_dump(mode="json"))
     if problems:
         raise InputError(problems)
-    result = []
-    for origins, values in expand(raw):
-        varied, _ = check(values, overlaps)
-        assert varied is not None  # grid_problems has checked every combination
-        plain = varied.model_dump(mode="json")
-        changes = tuple((path, _at(plain, path)) for path in origins)
-        label = ",".join(f"{path[-1]}={show_value(value)}" for path, value in changes)
-        result.append(Variant(label, varied, changes, origins))
-    return result
+    return found
+
+
+def expand(
+    raw: Mapping[str, Any], known: Sequence[Problem] = (), checked: Checked | None = None
+) -> tuple[list[Variant], list[Problem]]:
+    """Check grid and zip, and every combination of their values.
+
+    Args:
+        raw: the plain values of a sweep.
+        known: the problems of the sweep without grid and zip, which are not reported again.
+        checked: what the check of the sweep itself has checked.
+
+    Returns:
+        The variants, all of them if there is no problem; and the problems.
+    """
+    checked = checked or Checked()
+    problems, usable = _lists(raw)
+    number = math.prod(len(values) for values in usable["grid"].values())
+    number *= min((len(values) for values in usable["zip"].values()), default=1)
+    if number > MAX_VARIANTS:
+        place = "grid" if usable["grid"] else "zip"
+        text = f"found {number:,} variants (grid and zip); expected at most {MAX_VARIANTS:,}"
+        return [], [*problems, Problem((place,), text)]
+    found: list[Variant] = []
+    seen = {(problem.path, problem.text) for problem in known}
+    for origins, values in _combinations({**raw, **usable}):
+        if len(problems) > MAX_PROBLEMS:
+            break
+        sweep, wrong = check(values, checked)
+        if sweep is not None:
+            found.append(_variant(sweep, origins))
+        for problem in wrong if origins else ():
+            at = _origin(problem.path, origins)
+            moved = Problem(at, problem.text if problem.path in origins else str(problem))
+            if (problem.path, problem.text) not in seen and (moved.path, moved.text) not in seen:
+                seen.add((moved.path, moved.text))
+                problems.append(moved)
+    return found, problems
 
 
 def show_value(value: object) -> str:
@@ -47,51 +75,37 @@ def show_value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def grid_problems(raw: Mapping[str, Any], base: Sequence[Problem], overlaps: Overlaps) -> list[Problem]:
-    """Check the paths, the lists and every combination of values of ``grid`` and ``zip``.
-
-    Args:
-        raw: the plain values of a sweep.
-        base: the problems of the sweep itself, which are not reported again.
-        overlaps: as for :func:`kvray.sweep.model.check`.
-    """
-    problems, usable = _lists(raw)
-    number = math.prod(len(values) for values in usable["grid"].values())
-    number *= min((len(values) for values in usable["zip"].values()), default=1)
-    if number > MAX_VARIANTS:
-        place = "grid" if usable["grid"] else "zip"
-        text = f"found {number:,} variants (grid and zip); expected at most {MAX_VARIANTS:,}"
-        return [*problems, Problem((place,), text)]
-    seen = {(problem.path, problem.text) for problem in base}
-    for origins, values in expand({**raw, **usable}):
-        if not origins or len(problems) > MAX_PROBLEMS:
-            break
-        for problem in check(values, overlaps)[1]:
-            at = _origin(problem.path, origins)
-            here = "" if problem.path in origins else f"{dotted(problem.path)}: "
-            found = Problem(at, here + problem.text)
-            if (problem.path, problem.text) not in seen and (found.path, found.text) not in seen:
-                seen.add((found.path, found.text))
-                problems.append(found)
-    return problems
-
-
-def expand(raw: Mapping[str, Any]) -> Iterator[tuple[dict[Path, Path], dict[str, Any]]]:
+def _combinations(raw: Mapping[str, Any]) -> Iterator[tuple[dict[Path, Path], dict[str, Any]]]:
     """Yield every combination as ({varied path: where its value stands in grid or zip}, plain values of the sweep)."""
-    axes = [[[(name, i, "grid")] for i in range(len(values))] for name, values in (raw.get("grid") or {}).items()]
-    zipped = raw.get("zip") or {}
-    if zipped:
-        length = min(len(values) for values in zipped.values())
-        axes.append([[(name, i, "zip") for name in zipped] for i in range(length)])
+    axes = [[[(name, i, "grid")] for i in range(len(values))] for name, values in raw["grid"].items()]
+    if raw["zip"]:
+        length = min(len(values) for values in raw["zip"].values())
+        axes.append([[(name, i, "zip") for name in raw["zip"]] for i in range(length)])
     plain = {key: value for key, value in raw.items() if key not in ("grid", "zip")}
+    paths = {name: split(name, plain) for name in (*raw["grid"], *raw["zip"])}
+    sections = {path[0] for path in paths.values()}
     for choice in itertools.product(*axes):
-        varied = copy.deepcopy(plain)
+        values = {key: copy.deepcopy(value) if key in sections else value for key, value in plain.items()}
         origins: dict[Path, Path] = {}
         for name, index, kind in itertools.chain(*choice):
-            path = split(name, plain)
-            put(varied, path, copy.deepcopy(raw[kind][name][index]))
-            origins[path] = (kind, name, index)
-        yield origins, varied
+            put(values, paths[name], raw[kind][name][index])
+            origins[paths[name]] = (kind, name, index)
+        yield origins, values
+
+
+def _variant(sweep: Sweep, origins: dict[Path, Path]) -> Variant:
+    changes = tuple((path, _plain_value(sweep, path)) for path in origins)
+    label = ",".join(f"{path[-1]}={show_value(value)}" for path, value in changes)
+    return Variant(label, sweep, changes, origins)
+
+
+def _plain_value(sweep: Sweep, path: Path) -> Any:
+    """Return the validated value at ``finetune.KNOB`` or ``SECTION.NAME.KNOB``, in plain JSON."""
+    section, *names, knob = path
+    holder = getattr(sweep, str(section))
+    for name in names:
+        holder = holder[name]
+    return holder[knob] if isinstance(holder, Mapping) else holder.model_dump(mode="json", include={knob})[str(knob)]
 
 
 def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, list[Any]]]]:
@@ -104,7 +118,7 @@ def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, l
         if name not in known:
             problems.append(Problem((kind, name), _unknown(name, known)))
         elif not isinstance(values, list) or not isinstance(raw.get(name.split(".")[0]) or {}, Mapping):
-            continue  # the sweep's own check tells it
+            continue  # the sweep's own check reports it
         elif not values:
             problems.append(Problem((kind, name), "found an empty list; expected at least one value"))
         elif kind == "zip" and name in blocks.get("grid", {}):
@@ -152,12 +166,6 @@ def _origin(path: Path, origins: Mapping[Path, Path]) -> Path:
         return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(path, varied, strict=False))))
 
     return origins[max(origins, key=common)]
-
-
-def _at(plain: Any, path: Path) -> Any:
-    for part in path:
-        plain = plain[part]
-    return plain
 
 
 @dataclass(frozen=True)

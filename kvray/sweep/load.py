@@ -3,71 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvray.errors import InputError, Place, Problem
-from kvray.sweep import yaml as yaml_lines
+from kvray.sweep import yaml
+from kvray.sweep.consistency import NAME
 from kvray.sweep.document import Document, merge, split, typed
-from kvray.sweep.grid import Variant, grid_problems, show_value, variants
-from kvray.sweep.model import NAME, TASK_SECTIONS, Finetune, Overlaps, Runtime, Sweep, check, check_task, parse_task
-from kvray.sweep.problems import show
+from kvray.sweep.grid import Variant, expand
+from kvray.sweep.model import TASK_SECTIONS, Checked, Sweep, check
 from kvray.sweep.unused import unused
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
+from kvray.tasks.problems import show
 
-__all__ = [
-    "NAME",
-    "Finetune",
-    "Runtime",
-    "Sweep",
-    "Variant",
-    "check",
-    "check_task",
-    "json_schema",
-    "load",
-    "parse_task",
-    "show_value",
-    "variants",
-]
+
+class Loaded(NamedTuple):
+    """A sweep file that was read and checked.
+
+    Attributes:
+        sweep: the sweep.
+        document: the line of each of its values.
+        variants: the sweep with every combination of the values of its grid and zip.
+    """
+
+    sweep: Sweep
+    document: Document
+    variants: list[Variant]
 
 
 def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> Sweep:
     """Read and check a sweep file; see :func:`read`."""
-    return read(path, overrides, scale)[0]
+    return read(path, overrides, scale).sweep
 
 
-def read(
-    path: str, overrides: Sequence[str] = (), scale: str | None = None, base_model: str | None = None
-) -> tuple[Sweep, Document]:
+def read(path: str, overrides: Sequence[str] = (), scale: str | None = None, base_model: str | None = None) -> Loaded:
     """Read and check a sweep file.
 
     Args:
-        path: a YAML file; ``${NAME}`` and ``${NAME:-default}`` in it come from the environment.
+        path: a YAML file, or the text of one (it has line ends, as no path has); ``${NAME}`` and ``${NAME:-default}``
+            in it come from the environment.
         scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
         overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
         base_model: in place of the file's.
-
-    Returns:
-        The sweep, and the document that knows the line of each of its values.
 
     Raises:
         InputError: the file has problems; its ``problems`` are all of them, in the order of the file, as
             ``FILE:LINE: dotted.path: found …; expected …; did you mean …?``.
     """
     load_all()
-    document = yaml_lines.read(path)
+    document = yaml.parse(path, "sweep") if "\n" in path else yaml.read(path)
     wrong = _take_scale(document, scale) if scale else []
-    wrong += [problem for text in overrides if (problem := yaml_lines.override(document, text))]
+    wrong += [problem for text in overrides if (problem := yaml.override(document, text))]
     if base_model is not None:
         document.set(("base_model",), base_model, typed("--base-model"))
-    overlaps: Overlaps = {}
-    sweep, problems = check(document.value, overlaps)
-    problems += grid_problems(document.value, problems, overlaps)
-    problems += unused(document)
+    sweep, variants, problems = check_document(document)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
-    return sweep, document
+    return Loaded(sweep, document, variants)
+
+
+def check_document(document: Document) -> tuple[Sweep | None, list[Variant], list[Problem]]:
+    """Check the values of a document; return the sweep, its variants, and what is wrong with it or with any of them."""
+    checked = Checked()
+    sweep, problems = check(document.value, checked)
+    variants, varied = expand(document.value, problems, checked)
+    return sweep, variants, [*problems, *varied, *unused(document)]
 
 
 def _take_scale(document: Document, scale: str) -> list[Problem]:

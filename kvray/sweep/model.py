@@ -5,9 +5,11 @@ Every field is declared ``recipe`` (it decides content, so it enters fingerprint
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -19,57 +21,66 @@ from pydantic import (
     model_validator,
 )
 
-from kvray.errors import KvrayError, Path, Problem
-from kvray.sweep.names import SWEEP_FILES, name_problems
-from kvray.sweep.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
+from kvray.errors import InvalidValueError, Path, Problem
+from kvray.models.lora import LARGEST_RANK
+from kvray.sweep.consistency import NAME, NAME_RULE, SWEEP_FILES, Overlaps, cross_problems, mapping
+from kvray.sweep.document import from_values
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
+from kvray.tasks.problems import explain, misread_booleans, show, unknown
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-"""Names of sweeps, datasets, mixtures and evaluations: safe in paths, URLs and labels.
-
-They are parts of the names of files (``sweeps/NAME.json``; a figure has two of them), for which there are 255 bytes.
-"""
 TASK_SECTIONS = ("datasets", "evaluate")
 """Sections of a sweep that hold task blocks by name."""
-MAX_PAIRS = 100_000
-"""Pairs of training data (a dataset with each seed) and evaluations; all are looked at."""
-_NAME_RULE = "up to 80 letters, digits and . _ -, starting with a letter or digit"
 _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
-Overlaps = dict[tuple[str, str], str | None]
-"""What :meth:`Task.overlaps` said of pairs of tasks; it may read their sources, so each pair is asked once."""
+@dataclass
+class Checked:
+    """Task blocks and pairs of tasks that were checked already, for the check of many variants of one sweep."""
+
+    tasks: dict[tuple[str, str, str], tuple[Task | None, list[Problem]]] = field(default_factory=dict)
+    overlaps: Overlaps = field(default_factory=dict)
 
 
-def check(raw: Mapping[str, Any], overlaps: Overlaps | None = None) -> tuple[Sweep | None, list[Problem]]:
-    """Check the plain values of a sweep, its grid and zip aside; return the sweep only if there is no problem.
+def check(raw: Mapping[str, Any], checked: Checked | None = None) -> tuple[Sweep | None, list[Problem]]:
+    """Check the plain values of a sweep, except what its grid and zip vary.
 
     Args:
-        raw: the values.
-        overlaps: filled with what was learned of pairs of tasks; hand it on when many variants are checked.
+        raw: the values; tasks may be blocks or :class:`Task` objects.
+        checked: what earlier calls checked; new results are added.
+
+    Returns:
+        The sweep, None if there is a problem; and the problems.
     """
+    checked = checked or Checked()
     problems: list[Problem] = []
     shell = dict(raw)
-    tasks: dict[str, dict[str, Task]] = {section: {} for section in TASK_SECTIONS}
-    for section, good in tasks.items():
-        blocks = _mapping(raw, section)
+    tasks: dict[str, dict[str, Task]] = {}
+    for section in TASK_SECTIONS:
+        blocks, tasks[section] = mapping(raw, section), {}
         for name, block in blocks.items():
-            task, found = check_task(block, (section, name))
+            key = section, name, repr(block)
+            if key not in checked.tasks:
+                checked.tasks[key] = check_task(block, (section, name))
+            task, found = checked.tasks[key]
             problems += found
             if task is not None:
-                good[name] = task
+                tasks[section][name] = task
         if blocks:
-            shell[section] = good
-    problems += _cross_problems(raw, tasks["datasets"], tasks["evaluate"], {} if overlaps is None else overlaps)
+            shell[section] = tasks[section]
+    try:
+        seeds = Finetune.model_validate(mapping(raw, "finetune")).data_seeds()
+    except ValidationError:
+        seeds = (0,)  # what is wrong is reported below
+    problems += cross_problems(raw, tasks["datasets"], tasks["evaluate"], seeds, checked.overlaps)
     sweep = None
     try:
         sweep = Sweep.model_validate(shell, context={"cross_checked": True})
     except ValidationError as error:
         problems += explain(error, Sweep, raw)
-    problems += misread_booleans(Finetune, _mapping(raw, "finetune"), ("finetune",))
-    problems += misread_booleans(Runtime, _mapping(raw, "runtime"), ("runtime",))
+    problems += misread_booleans(Finetune, mapping(raw, "finetune"), ("finetune",))
+    problems += misread_booleans(Runtime, mapping(raw, "runtime"), ("runtime",))
     return (None if problems else sweep), problems
 
 
@@ -105,78 +116,6 @@ def parse_task(block: Any) -> Task:
     return task
 
 
-def _mapping(raw: Mapping[str, Any], section: str) -> Mapping[str, Any]:
-    """Return a section, empty where it is absent or no mapping (which is reported elsewhere)."""
-    value = raw.get(section)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _cross_problems(
-    raw: Mapping[str, Any], datasets: Mapping[str, Task], evaluate: Mapping[str, Task], overlaps: Overlaps
-) -> list[Problem]:
-    """Check what no single field can: names, mixtures against datasets, training data against evaluations."""
-    problems = [
-        Problem((section, name), f"found the name {show(name)}; expected {_NAME_RULE}")
-        for section in ("datasets", "mixtures", "evaluate")
-        for name in _mapping(raw, section)
-        if not NAME.fullmatch(name)
-    ]
-    problems += name_problems(raw)
-    names = list(_mapping(raw, "datasets"))
-    try:
-        seeds = Finetune.model_validate(_mapping(raw, "finetune")).data_seeds()
-    except ValidationError:
-        seeds = (0,)  # the sweep's own check tells what is wrong
-    if not raw.get("datasets") and not raw.get("evaluate"):
-        problems.append(Problem((), "found neither datasets nor evaluate; expected at least one of them"))
-    for mixture, weights in _mapping(raw, "mixtures").items():
-        if weights == {}:
-            problems.append(Problem(("mixtures", mixture), "found no dataset; expected DATASET: WEIGHT"))
-        for name in weights if isinstance(weights, Mapping) and len(problems) <= MAX_PROBLEMS else ():
-            if name not in names:
-                problems.append(Problem(("mixtures", mixture, name), unknown(name, names, "one of the datasets")))
-    trained = {name: task for name, task in datasets.items() if task.TRAINABLE}
-    for name in (name for name in datasets if name not in trained):
-        able = ", ".join(sorted(other for other, cls in REGISTRY.items() if cls.TRAINABLE))
-        text = f"found {datasets[name].task!r}, which only evaluates; expected one of the tasks to train on: {able}"
-        problems.append(Problem(("datasets", name, "task"), text))
-    pairs = len(trained) * len(seeds) * len(evaluate)
-    if pairs > MAX_PAIRS:
-        text = f"found {len(trained)} datasets, of {len(seeds)} seeds each, beside {len(evaluate)} evaluations: "
-        text += f"{pairs:,} pairs of training data and questions; expected at most {MAX_PAIRS:,}"
-        return [*problems, Problem(("datasets",), text)]
-    return [*problems, *_overlap_problems(trained, evaluate, seeds, overlaps)]
-
-
-def _overlap_problems(
-    datasets: Mapping[str, Task], evaluate: Mapping[str, Task], seeds: Sequence[int], overlaps: Overlaps
-) -> list[Problem]:
-    """Check that no evaluation asks what a dataset, with any of its seeds, trains on."""
-    problems = []
-    asked = [(name, task, task.model_dump_json()) for name, task in evaluate.items()]
-    for name, task in datasets.items():
-        drawn = [task.reseeded(seed) for seed in seeds] if asked else []
-        texts = [each.model_dump_json() for each in drawn]
-        for evaluation, other, questions in asked:
-            for each, text in zip(drawn, texts, strict=True):
-                pair = (text, questions)
-                if pair not in overlaps:
-                    overlaps[pair] = _overlap(each, other)
-            shared = next((why for text in texts if (why := overlaps[text, questions]) is not None), None)
-            if shared:
-                found = f"found training data that evaluate.{evaluation} asks about ({shared}); expected them apart"
-                problems.append(Problem(("datasets", name), found))
-    return problems
-
-
-def _overlap(task: Task, other: Task) -> str | None:
-    try:
-        return task.overlaps(other)
-    except (OSError, KvrayError):
-        # A source that cannot be read is told by kvray.facts, which reads them all.
-        return None
-
-
 def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -196,7 +135,7 @@ class Finetune(Strict):
     reseed_data: bool = recipe(
         False, description="add each finetune's seed to its datasets' seeds: other data per seed, as in the paper"
     )
-    lora_rank: int = recipe(16, ge=1, le=512, description="rank of the adapter")
+    lora_rank: int = recipe(16, ge=1, le=LARGEST_RANK, description="rank of the adapter")
     lora_alpha: float = recipe(32.0, gt=0, description="scale of the adapter: alpha / rank")
     lora_dropout: float = recipe(0.0, ge=0, lt=1, description="dropout on the adapter's input")
     lora_targets: tuple[str, ...] = recipe(
@@ -275,7 +214,18 @@ class Runtime(Strict):
 
 
 class Sweep(Strict):
-    """One sweep: what is trained on, how, and what is asked afterwards."""
+    """One sweep: what is trained on, how, and what is asked afterwards.
+
+    The arguments are the keys of a sweep file; their values are plain, as there, or objects::
+
+        kvray.Sweep(
+            name="mine",
+            base_model="kvray-tiny",
+            datasets={"kv": kvray.tasks.SimpleKV(rows=350)},
+            finetune={"learning_rate": 3e-3},
+            evaluate={"mdqa": kvray.tasks.Mdqa(documents=20)},
+        )
+    """
 
     name: str = runtime(description="the sweep's name, in reports and in the store")
     base_model: str = recipe(description="kvray-tiny, a directory, a Hugging Face id, or openai:NAME behind an API")
@@ -304,11 +254,67 @@ class Sweep(Strict):
     reference: tuple[str, ...] = runtime((), description="sets of published numbers that the report shows beside ours")
     runtime: Runtime = runtime(Runtime(), description="where and how fast; never part of a fingerprint")
 
+    if not TYPE_CHECKING:  # editors and type checkers take the fields for arguments
+
+        def __init__(self, **values: Any) -> None:
+            """Check the values as those of a file are checked.
+
+            Raises:
+                InvalidValueError: with every problem, in the words that a file gets.
+            """
+            from kvray.sweep import load  # which needs this class
+
+            document = from_values(values)
+            sweep, _, problems = load.check_document(document)
+            if sweep is None or problems:
+                raise InvalidValueError(document.report(problems))
+            self.__pydantic_validator__.validate_python(
+                document.value, self_instance=self, context={"cross_checked": True}
+            )
+
+        __init__.__pydantic_base_init__ = True
+
+    @classmethod
+    def from_yaml(
+        cls, source: str | os.PathLike[str], set: Mapping[str, Any] | Sequence[str] = (), scale: str | None = None
+    ) -> Sweep:
+        """Read a sweep file.
+
+        Args:
+            source: a YAML file, or the text of one.
+            set: changes by dotted path, ``{"finetune.epochs": 1}``, or as for ``--set``, ``["finetune.epochs=1"]``.
+            scale: one of the file's ``scales``.
+
+        Raises:
+            InputError: with every problem of the file and its line.
+        """
+        from kvray.sweep.load import load
+        from kvray.sweep.write import value_text
+
+        overrides = [f"{key}={value_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
+        return load(os.fspath(source), overrides, scale)
+
+    def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the sweep as the text of a sweep file: what was given, defaults left out.
+
+        Args:
+            path: a file to write, too.
+        """
+        from kvray.sweep.write import sweep_text
+
+        text = sweep_text(self)
+        if path is not None:
+            FilePath(path).write_text(text, encoding="utf-8")
+        return text
+
+    def __str__(self) -> str:
+        return self.to_yaml()
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
         if not NAME.fullmatch(name):
-            raise ValueError(_NAME_RULE)
+            raise ValueError(NAME_RULE)
         if name.lower().endswith(SWEEP_FILES):
             raise ValueError("a name that does not end as a file does: commands take either")
         return name
@@ -332,7 +338,8 @@ class Sweep(Strict):
     @model_validator(mode="after")
     def _cross(self, info: ValidationInfo) -> Sweep:
         if not (info.context or {}).get("cross_checked"):
-            problems = _cross_problems(self.model_dump(mode="json"), self.datasets, self.evaluate, {})
+            raw, seeds = self.model_dump(mode="json"), self.finetune.data_seeds()
+            problems = cross_problems(raw, self.datasets, self.evaluate, seeds, {})
             if problems:
                 raise ValueError("\n".join(str(problem) for problem in problems))
         return self

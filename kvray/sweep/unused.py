@@ -14,7 +14,7 @@ from kvray.errors import Path, Problem
 from kvray.models.reference import API
 from kvray.sweep.document import Document
 from kvray.sweep.model import Finetune
-from kvray.sweep.problems import show
+from kvray.tasks.problems import show
 
 _METHODS = ("lora", "attention", "full")
 

@@ -20,7 +20,7 @@ import yaml
 
 from kvray.errors import InputError, Path, Place, Problem
 from kvray.sweep.document import Document, put, split, typed
-from kvray.sweep.problems import show, unknown
+from kvray.tasks.problems import show, unknown
 
 MAX_BYTES = 2**20
 """Bytes of one file: a hundred times the longest of ours."""
@@ -119,6 +119,11 @@ def override(document: Document, text: str) -> Problem | None:
     except InputError as error:
         return Problem(path, error.found[0].text, place)
     return None
+
+
+def is_text(scalar: str) -> bool:
+    """Return whether a scalar without quotes stands for text, not for a number, true, false or nothing."""
+    return scalar not in _WORDS and not _INT.fullmatch(scalar) and not _FLOAT.fullmatch(scalar)
 
 
 class _Refused(Exception):

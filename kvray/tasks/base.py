@@ -10,14 +10,16 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from kvray.errors import InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.problems import explain, misread_booleans
 
 EXAMPLE_FORMAT = 2
 """Version of these columns; part of every dataset's identity."""
@@ -27,6 +29,7 @@ ceiling of retrieval (the gold document alone); a general benchmark; or anything
 RIGHT, WRONG = "right", "wrong"
 """Outcomes of an answer where a task tells no more apart."""
 
+_T = TypeVar("_T")
 _LISTED = re.compile(r"\s*\d+(\.\d+)?\s*(,\s*\d+(\.\d+)?\s*)+")
 
 
@@ -62,14 +65,23 @@ def listed(value: Any) -> Any:
     return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def refuse_repeats(name: str, values: tuple[Any, ...]) -> None:
-    """Refuse an empty list, and one that names something twice.
+def distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
+    """Return the values.
 
     Raises:
-        ValueError: for pydantic; the message names the field.
+        ValueError: for pydantic; the list is empty, or names something twice.
     """
     if not values or len(set(values)) != len(values):
-        raise ValueError(f"{name}: found {list(values)}, expected at least one, and each once")
+        raise ValueError(f"found {list(values)}, expected at least one, and each once")
+    return values
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else listed(value)
+
+
+Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(distinct)]
+"""One value or several different ones: ``4096``, ``[4096, 8192]``, or ``4096,8192`` as on a command line."""
 
 
 def spread(size: int) -> tuple[int, ...]:
@@ -81,6 +93,29 @@ class Strict(BaseModel):
     """Base of every configuration model: frozen, closed, each field declared :func:`recipe` or :func:`runtime`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # editors and type checkers take the fields for arguments
+
+        def __init__(self, **values: Any) -> None:
+            """Take the fields by name.
+
+            Raises:
+                InvalidValueError: with every problem of the values, in the words that a sweep file gets.
+            """
+            problems = misread_booleans(type(self), values)
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                problems += explain(error, type(self), values)
+            if problems:
+                raise InvalidValueError(problems) from None
+
+        # Validation from plain values (model_validate) goes on without this constructor, and raises ValidationError.
+        __init__.__pydantic_base_init__ = True
+
+    def written(self) -> dict[str, Any]:
+        """Return the JSON form of the fields that were given, defaults left out: what a sweep file would say."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
     def recipe(self) -> dict[str, Any]:
         """Return the JSON form of the fields that decide content, in full (defaults included).
@@ -146,6 +181,10 @@ class Task(Strict):
 
     task: str = recipe()
     seed: int = recipe(0, ge=0, le=2**31 - 1, description="draws other examples of the same law")
+
+    def written(self) -> dict[str, Any]:
+        """See :meth:`Strict.written`; the task's name comes first, given or not."""
+        return {"task": self.task, **super().written()}
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of every file that decides content, by field name (paths are never identity)."""

@@ -16,12 +16,12 @@ from kvray.finetune.storage import load_rows
 from kvray.generate.shards import build
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
-from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.inputs import gather
-from kvray.planning.plan import Plan, plan
+from kvray.planning.plan import plan
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store
-from kvray.sweep.load import Sweep
+from kvray.sweep.model import Sweep
 from kvray.tasks.base import Task
 
 BLOCKS: dict[str, Any] = {

@@ -18,7 +18,7 @@ from kvray.cli import app
 from kvray.cli.app import typed
 from kvray.driver import run as running
 from kvray.errors import RunInterrupted
-from kvray.planning.plan import Plan
+from kvray.planning.artefacts import Plan
 
 RUNNER = CliRunner()
 SWEEP = """\

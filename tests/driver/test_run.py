@@ -14,10 +14,8 @@ from toy_tasks import Toy
 from kvray.driver import run as running
 from kvray.errors import InputError, StoreError
 from kvray.models.reference import BaseModelRef
-from kvray.planning import inputs as facts_module
-from kvray.planning import state
-from kvray.planning.artefacts import Artefact
-from kvray.planning.plan import Plan
+from kvray.planning import inputs, state
+from kvray.planning.artefacts import Artefact, Plan
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
@@ -62,7 +60,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
 
     made = Stages()
     monkeypatch.setitem(REGISTRY, "toy", Toy)
-    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
+    monkeypatch.setattr(inputs, "resolve", lambda name, tokenizer=None: BASE)
     monkeypatch.setattr(running, "connect", no_cluster)
     monkeypatch.setattr(running, "_stage_function", made.of)
     return made

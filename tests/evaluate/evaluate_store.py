@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from kvray.models.reference import BUNDLED, BaseModelRef, resolve
-from kvray.planning.artefacts import Artefact, PredictionsJob, artefact_id
+from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.store.store import Store
+from kvray.store.store import Store, artefact_id
 from kvray.sweep.model import Runtime
 from kvray.tasks.qa.recall import Recall
 

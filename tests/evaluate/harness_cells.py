@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import harness_files
 
-from kvray.planning.artefacts import Artefact, PredictionsJob, artefact_id
+from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.fingerprint import fingerprint
+from kvray.store.store import artefact_id
 from kvray.tasks.lm_eval import LmEval
 
 

@@ -18,10 +18,10 @@ from kvray.evaluate.writing import write
 from kvray.generate.job import generate
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.models.tokenizer import token_counter
-from kvray.planning.artefacts import Artefact, Kind, WritingJob, artefact_id
+from kvray.planning.artefacts import Artefact, Kind, WritingJob
 from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import WRITING_SCHEMA
-from kvray.store.store import Store
+from kvray.store.store import Store, artefact_id
 from kvray.sweep.model import Runtime
 from kvray.tasks import prompts as wording
 from kvray.tasks import writing

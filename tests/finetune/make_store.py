@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from kvray.models.reference import resolve
-from kvray.planning.artefacts import Artefact, FinetuneJob, artefact_id
+from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.store.store import Store
+from kvray.store.store import Store, artefact_id
 from kvray.sweep.model import Finetune, Runtime
 
 

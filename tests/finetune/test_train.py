@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from kvray.errors import CellError, InputError
-from kvray.finetune.model import LARGEST_RANK, attention_projections, load, prepare, save, vllm_problems
+from kvray.finetune.model import attention_projections, load, prepare, save, vllm_problems
 from kvray.finetune.train import Execution, batch_shape, train
+from kvray.models.lora import LARGEST_RANK
 from kvray.sweep.model import Finetune
 
 ONE = Execution(threads=1)
@@ -260,10 +261,3 @@ def test_fsdp_shards_with_full_state_dicts_and_checkpoints_activations_itself(tm
         asdict(execution)["workers"] * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
         == 16
     )
-
-
-def test_the_largest_rank_of_a_sweep_is_the_largest_that_is_served():
-    from kvray.evaluate.engines.vllm_settings import LORA_RANKS
-
-    field = Finetune.model_fields["lora_rank"]
-    assert [each.le for each in field.metadata if hasattr(each, "le")] == [LARGEST_RANK] == [LORA_RANKS[-1]]

@@ -13,10 +13,10 @@ from kvray.errors import InputError
 from kvray.generate.job import generate, stream
 from kvray.generate.shards import ROWS_PER_SHARD, build
 from kvray.models.reference import resolve
-from kvray.planning.artefacts import Artefact, artefact_id
+from kvray.planning.artefacts import Artefact
 from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.store.store import Store
+from kvray.store.store import Store, artefact_id
 from kvray.tasks.base import Task
 from kvray.tasks.kv.simple import SimpleKV
 from kvray.tasks.kv.subkeys import MultiSubkeyKV

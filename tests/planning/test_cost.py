@@ -11,14 +11,14 @@ from planned_toys import BASE
 from toy_tasks import Toy
 
 from kvray.models.reference import BaseModelRef
-from kvray.planning import inputs as facts_module
+from kvray.planning import inputs
 from kvray.planning.cost import rates, speed
 from kvray.planning.cost.estimate import Estimate, estimate
 from kvray.planning.cost.speed import Size, size_of
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.store.store import Store
-from kvray.sweep.load import Sweep
+from kvray.sweep.model import Sweep
 from kvray.tasks.base import REGISTRY, recipe
 
 SEVEN = "acme/Model-7B-Instruct"
@@ -49,9 +49,9 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, cls in (("toy", Toy), ("writes", Writes), ("long", Long)):
         monkeypatch.setitem(REGISTRY, name, cls)
     monkeypatch.setattr(
-        facts_module, "resolve", lambda name, *_: BaseModelRef(name, name, "1", f"hub:{name}", tokenizer=None)
+        inputs, "resolve", lambda name, *_: BaseModelRef(name, name, "1", f"hub:{name}", tokenizer=None)
     )
-    monkeypatch.setattr(facts_module, "_counter", lambda base: lambda texts: facts_module.np.full(len(texts), 10))
+    monkeypatch.setattr(inputs, "_counter", lambda base: lambda texts: inputs.np.full(len(texts), 10))
     monkeypatch.setattr(rates, "hardware", lambda: {"gpus": []})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -171,7 +171,7 @@ def test_writings_are_counted_on_the_model_that_writes(tmp_path: Path, monkeypat
     assert stage(found, "finetune")["on"] == "cpu"
     assert "writings: 1" in found.text()
     # Prompts of a source that does not answer are not counted; their number is known.
-    monkeypatch.setattr(facts_module, "_counter", lambda base: lambda texts: facts_module.np.zeros(len(texts)))
+    monkeypatch.setattr(inputs, "_counter", lambda base: lambda texts: inputs.np.zeros(len(texts)))
     unseen = stage(made(tmp_path, "kvray-tiny", datasets={"ours": {"task": "writes", "rows": 20}}), "write")
     assert (unseen["tokens"], unseen["unknown"]) == (25 * 300, 0)
 

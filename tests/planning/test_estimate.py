@@ -12,7 +12,7 @@ from planned_toys import BASE, commit, toy_plan
 from toy_tasks import Toy
 
 from kvray.models.reference import resolve
-from kvray.planning import inputs as facts_module
+from kvray.planning import inputs
 from kvray.planning.cost.estimate import estimate
 from kvray.results.stats import detectable_difference
 from kvray.store import failures
@@ -23,7 +23,7 @@ from kvray.tasks.base import REGISTRY
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "toy", Toy)
-    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
+    monkeypatch.setattr(inputs, "resolve", lambda name, tokenizer=None: BASE)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -133,7 +133,7 @@ def test_what_was_not_counted_is_marked_and_explained(tmp_path: Path, monkeypatc
     rough = estimate(toy_plan(), Store(tmp_path))
     assert "?160" in rough.text() and "? a rough estimate" in rough.text()
     assert {each["counted"] for each in rough.document()["artefacts"]} == {"estimate"}
-    monkeypatch.setattr(facts_module, "resolve", resolve)
+    monkeypatch.setattr(inputs, "resolve", resolve)
     many = {"ours": {"task": "toy", "rows": 20}, "other": {"task": "toy", "rows": 4000, "seed": 1}}
     counted = estimate(toy_plan(base_model="kvray-tiny", datasets=many), Store(tmp_path))
     by_label = {

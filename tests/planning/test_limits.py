@@ -15,7 +15,7 @@ from kvray.models.reference import BaseModelRef
 from kvray.planning import limits
 from kvray.planning.lengths import Lengths, estimated
 from kvray.planning.limits import Limits
-from kvray.sweep.load import Sweep
+from kvray.sweep.model import Sweep
 from kvray.tasks.base import REGISTRY, Task
 
 BASE = BaseModelRef("acme/m", "acme/m", "1", "hub:acme/m@1")

@@ -1,4 +1,4 @@
-"""A plan is a pure function of a sweep and its facts: what is shared is planned once, what is added adds alone."""
+"""A plan is a pure function of a sweep and its inputs: what is shared is planned once, what is added adds alone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from toy_tasks import Quiz, Toy
 
 from kvray.errors import InputError, SourceUnreachableError
 from kvray.models.reference import BaseModelRef, resolve
-from kvray.planning import inputs as facts_module
-from kvray.planning.inputs import Facts, gather, task_key
-from kvray.planning.plan import FinetuneJob, Plan, PredictionsJob, plan, read_document
+from kvray.planning import inputs
+from kvray.planning.artefacts import FinetuneJob, Plan, PredictionsJob, read_document
+from kvray.planning.inputs import Inputs, gather
+from kvray.planning.plan import plan
 from kvray.store.fingerprint import fingerprint
-from kvray.sweep.load import Runtime, Sweep, variants
+from kvray.sweep.grid import variants
+from kvray.sweep.model import Runtime, Sweep
 from kvray.tasks.base import REGISTRY, Task
 
 BASE = BaseModelRef("tiny", "/models/tiny", None, "sha256:abc")
@@ -44,7 +46,7 @@ OTHER: dict[str, Any] = {
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "toy", Toy)
     monkeypatch.setitem(REGISTRY, "quiz", Quiz)
-    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
+    monkeypatch.setattr(inputs, "resolve", lambda name, tokenizer=None: BASE)
 
 
 def sweep_of(**changes: Any) -> Sweep:
@@ -101,9 +103,9 @@ def test_fingerprints_cover_recipe_and_needs() -> None:
 
 def test_planning_is_pure() -> None:
     sweep = sweep_of(grid={"finetune.epochs": [1, 2]})
-    facts = gather(sweep)
-    assert plan(sweep, facts) == plan(sweep, facts)
-    assert plan(sweep, facts).to_json() == plan(sweep, facts).to_json()
+    inputs = gather(sweep)
+    assert plan(sweep, inputs) == plan(sweep, inputs)
+    assert plan(sweep, inputs).to_json() == plan(sweep, inputs).to_json()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_each_seed_draws_its_own_data_where_asked() -> None:
 
 
 def test_a_model_behind_an_api_has_other_hyperparameters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts_module, "resolve", resolve)
+    monkeypatch.setattr(inputs, "resolve", resolve)
     model = {"base_model": "openai:gpt-x", "tokenizer": "kvray-tiny"}
     before = planned(**model)
     made = next(x for x in before.artefacts if x.kind == "finetune")
@@ -198,13 +200,13 @@ def test_a_plan_goes_on_without_what_does_not_answer(monkeypatch: pytest.MonkeyP
     def silent(name: str, tokenizer: str | None = None) -> BaseModelRef:
         raise SourceUnreachableError(f"base_model: the hub does not answer for {name}")
 
-    monkeypatch.setattr(facts_module, "resolve", silent)
+    monkeypatch.setattr(inputs, "resolve", silent)
     with pytest.raises(InputError, match="does not answer for tiny"):
         gather(sweep_of())
-    facts = gather(sweep_of(), offline=True)
-    assert any("does not answer for tiny" in note for note in facts.notes)
-    assert plan(sweep_of(), facts).notes == facts.notes
-    assert facts.base.identity.startswith("unresolved:")
+    found = gather(sweep_of(), offline=True)
+    assert any("does not answer for tiny" in note for note in found.notes)
+    assert plan(sweep_of(), found).notes == found.notes
+    assert found.base.identity.startswith("unresolved:")
 
 
 @pytest.mark.parametrize("name", sorted(OTHER))
@@ -241,11 +243,11 @@ def test_law_and_base_model_are_identity(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.undo()
     monkeypatch.setitem(REGISTRY, "toy", Toy)
     monkeypatch.setattr(
-        facts_module, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, "sha256:def")
+        inputs, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, "sha256:def")
     )
     assert not set(ids(before)) & set(ids(planned()))
     monkeypatch.setattr(
-        facts_module, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, BASE.identity)
+        inputs, "resolve", lambda name, tokenizer=None: BaseModelRef("tiny", "/elsewhere", None, BASE.identity)
     )
     assert ids(before) == ids(planned())
     trusting = planned(trust_remote_code=True)
@@ -311,7 +313,7 @@ def test_training_on_the_evaluated_rows_is_refused_even_where_the_task_does_not_
         planned(evaluate={"ask": {"task": "toy", "rows": 20}})
 
 
-def test_rows_and_tokens_are_counted_from_the_facts() -> None:
+def test_rows_and_tokens_are_counted_from_the_inputs() -> None:
     found = planned(finetune={"epochs": 2, "seeds": 0, "match": "rows"})
     by_name = {(x.kind, x.labels.get("dataset") or x.labels.get("mixture")): x for x in found.artefacts}
     assert (by_name["dataset", "other"].rows, by_name["dataset", "other"].tokens) == (30, 30 * 8)
@@ -358,7 +360,7 @@ def test_gathering_tells_every_unreadable_source_at_once(tmp_path: Path, monkeyp
     def nowhere(name: str, tokenizer: str | None = None) -> BaseModelRef:
         raise InputError(f"base_model: {name} is nowhere")
 
-    monkeypatch.setattr(facts_module, "resolve", nowhere)
+    monkeypatch.setattr(inputs, "resolve", nowhere)
     (tmp_path / "empty").write_text("")
     sources = {"gone": tmp_path / "gone", "empty": tmp_path / "empty"}
     sweep = sweep_of(
@@ -373,11 +375,11 @@ def test_gathering_tells_every_unreadable_source_at_once(tmp_path: Path, monkeyp
     assert caught.value.problems[2] == "evaluate.empty: found no example; expected at least one"
 
 
-def test_facts_cover_every_variant() -> None:
+def test_inputs_cover_every_variant() -> None:
     sweep = sweep_of(grid={"datasets.ours.rows": [3, 4]})
-    facts = gather(sweep)
-    assert isinstance(facts, Facts)
-    counts = {facts.counts[task_key(variant.sweep.datasets["ours"])] for variant in variants(sweep)}
+    inputs = gather(sweep)
+    assert isinstance(inputs, Inputs)
+    counts = {inputs.lengths_of(variant.sweep.datasets["ours"]).rows for variant in variants(sweep)}
     assert counts == {3, 4}
 
 

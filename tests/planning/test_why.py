@@ -10,7 +10,7 @@ from planned_toys import BASE, commit, toy_plan
 from toy_tasks import Toy
 
 from kvray.errors import InputError
-from kvray.planning import inputs as facts_module
+from kvray.planning import inputs
 from kvray.planning.state import document_name
 from kvray.planning.why import explain, why
 from kvray.store import failures
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "toy", Toy)
-    monkeypatch.setattr(facts_module, "resolve", lambda name, tokenizer=None: BASE)
+    monkeypatch.setattr(inputs, "resolve", lambda name, tokenizer=None: BASE)
 
 
 def test_in_an_empty_store_it_is_new_and_its_needs_are_followed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from kvray.sweep.load import Finetune, Sweep
+from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task
 

@@ -11,7 +11,9 @@ import pytest
 from toy_tasks import Quiz, Toy
 
 from kvray.errors import InputError
-from kvray.sweep.load import Finetune, Sweep, json_schema, load, variants
+from kvray.sweep.grid import variants
+from kvray.sweep.load import json_schema, load
+from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.base import REGISTRY
 
 Load = Callable[..., Sweep]
@@ -97,6 +99,7 @@ evaluate:
         ("runtime: {engine: 2}", r"runtime.engine: found 'engine'; .*did you mean 'engines'\?"),
         ("mixtures: {m: {ours: 0}}", r"mixtures.m.ours: found 0; expected greater than 0"),
         ("finetune: {lora_rank: 513}", r"finetune.lora_rank: found 513; expected less than or equal to 512"),
+        ("grid: {finetune.lora_rank: [8, 513]}", r"s.yaml:8: grid.finetune.lora_rank\[1\]: found 513; .* equal to 512"),
         ("mixtures: {m: {}}", r"mixtures.m: found no dataset; expected DATASET: WEIGHT"),
         ("mixtures: {'a b': {ours: 1}}", r"mixtures.a b: found the name 'a b'; expected up to 80 letters"),
         (
@@ -287,9 +290,8 @@ def test_a_grid_beyond_reason_is_refused(read: Load) -> None:
 
 
 def test_variants_of_a_sweep_made_in_python_are_checked() -> None:
-    sweep = Sweep(name="a", base_model="b", evaluate={"ask": Toy()}, grid={"evaluate.ask.rows": [1, -1]})
     with pytest.raises(InputError, match="found -1; expected greater than"):
-        variants(sweep)
+        Sweep(name="a", base_model="b", evaluate={"ask": Toy()}, grid={"evaluate.ask.rows": [1, -1]})
 
 
 def test_the_schema_accepts_a_good_file_and_refuses_wrong_knobs(read: Load) -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.qa.distractors import holds
 from kvray.tasks.qa.mdqa import Mdqa
@@ -225,7 +224,7 @@ def test_too_many_questions_says_how_many_there_are(tmp_path: Path) -> None:
         Mdqa(source=source, split="all", questions=13, documents=2).context(count_words)
     with pytest.raises(InputError, match="cannot be read"):
         Mdqa(source=str(tmp_path / "none.jsonl")).sources()
-    with pytest.raises(ValidationError, match=r"found \[5\]"):
+    with pytest.raises(InvalidValueError, match=r"found \[5\]"):
         Mdqa(documents=4, position=5)
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.tasks.qa import sentences
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.questions import Question
@@ -75,7 +74,7 @@ def test_retrieved_distractors_that_a_file_has_not_are_an_error(source: str, tmp
     (tmp_path / "own.jsonl").write_text('{"question": "q", "answers": ["x"], "text": "x"}')
     with pytest.raises(InputError, match="has 0 for 'q'; give a file of"):
         rows(Mdqa(source=str(tmp_path / "own.jsonl"), split="all", distractors="retrieved", documents=2, questions=1))
-    with pytest.raises(ValidationError, match="needs a source whose rows have them"):
+    with pytest.raises(InvalidValueError, match="needs a source whose rows have them"):
         Mdqa(distractors="retrieved")
 
 
@@ -99,9 +98,9 @@ def test_closed_book_and_oracle_ask_the_same_questions_as_any_number_of_document
 
 def test_no_position_without_documents() -> None:
     assert rows(Mdqa(documents=0, positions="random", questions=3)) == rows(Mdqa(documents=0, questions=3))
-    with pytest.raises(ValidationError, match=r"lie in 1 to documents \(0\)"):
+    with pytest.raises(InvalidValueError, match=r"lie in 1 to documents \(0\)"):
         Mdqa(documents=0, position=1)
-    with pytest.raises(ValidationError, match="documents: 0 shows none"):
+    with pytest.raises(InvalidValueError, match="documents: 0 shows none"):
         Mdqa(documents=0, query_aware=True)
 
 
@@ -208,11 +207,11 @@ def test_a_writer_s_prompt_needs_question_and_answer() -> None:
     question = Question("id", "who {x}?", ("a {y}",), "T", "P {z}")
     assert sentences.prompt("{question}|{answer}|{title}|{text}", question) == "who {x}?|a {y}|T|P {z}"
     for wrong in ("{question}", "{question} {answer} {passage}", "{question} {answer} {", "{} {question} {answer}"):
-        with pytest.raises(ValidationError, match="writer_prompt"):
+        with pytest.raises(InvalidValueError, match="writer_prompt"):
             Mdqa(writer_prompt=wrong)
-    with pytest.raises(ValidationError, match="type answers: sentence"):
+    with pytest.raises(InvalidValueError, match="type answers: sentence"):
         Mdqa(answer_writer="m")
-    with pytest.raises(ValidationError, match="say how many questions"):
+    with pytest.raises(InvalidValueError, match="say how many questions"):
         Mdqa(answer_writer="m", answers="sentence", questions=None)
 
 

@@ -16,12 +16,11 @@ from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
-from kvray.tasks.flenqa.facts import ATTRIBUTES, PROPERTIES, RELATIONS, WIDTH, Cast, Instance, make
-from kvray.tasks.flenqa.fillers import FILLERS, slots
+from kvray.tasks.flenqa.facts import ATTRIBUTES, FILLERS, PROPERTIES, RELATIONS, WIDTH, Cast, Instance, make, slots
 from kvray.tasks.flenqa.flenqa import Flenqa
-from kvray.tasks.flenqa.make import Condition, Maker, conditions
+from kvray.tasks.flenqa.make import Maker
 from kvray.tasks.flenqa.padding import books, split
-from kvray.tasks.flenqa.prompts import Subtask
+from kvray.tasks.flenqa.prompts import Condition, Subtask, conditions
 from kvray.tasks.rng import draws, key_of
 
 SUBTASKS: tuple[Subtask, ...] = ("MonoRel", "PIR", "RuleTaker")
@@ -76,7 +75,7 @@ def keys_of(instance: Instance, text: str) -> list[str]:
 
 @pytest.mark.parametrize("subtask", SUBTASKS)
 def test_every_text_has_one_solution_and_it_is_the_label(subtask: Subtask) -> None:
-    asked = list(conditions(PADDINGS, ("random", "middle"), (250, 900)))
+    asked = conditions(PADDINGS, ("random", "middle"), (250, 900))
     for number in range(16):
         instance, texts = maker().texts(subtask, number, asked)
         for text in texts:
@@ -125,7 +124,7 @@ def test_lengths_are_met_by_each_tokenizer(tokenizer: str) -> None:
     count = counts[tokenizer]
     # Toys that know few words need three times the tokens for the same key paragraphs.
     lengths = (250, 500, 1000, 3000) if tokenizer in ("kvray-tiny", "words") else (500, 1000, 3000)
-    asked = list(conditions(PADDINGS, ("random", "first"), lengths))
+    asked = conditions(PADDINGS, ("random", "first"), lengths)
     off = []
     for subtask, number in itertools.product(SUBTASKS, range(4)):
         _, texts = maker(shortest=lengths[0], count=count).texts(subtask, number, asked)
@@ -136,7 +135,7 @@ def test_lengths_are_met_by_each_tokenizer(tokenizer: str) -> None:
 
 def test_32k_tokens_are_met() -> None:
     count = token_counter(resolve("kvray-tiny"))
-    asked = list(conditions(("books", "same"), ("random",), (32768,)))
+    asked = conditions(("books", "same"), ("random",), (32768,))
     for subtask in SUBTASKS:
         instance, texts = maker(shortest=32768, count=count).texts(subtask, 0, asked)
         assert np.abs(count(texts) - 32768).max() <= 40
@@ -148,7 +147,7 @@ def test_32k_tokens_are_met() -> None:
 def test_key_paragraphs_stand_where_they_are_asked(subtask: Subtask, padding: str) -> None:
     spread = []
     for number in range(12):
-        asked = list(conditions((padding,), DISPERSIONS, (600, 2000)))  # type: ignore[arg-type]
+        asked = conditions((padding,), DISPERSIONS, (600, 2000))  # type: ignore[arg-type]
         instance, texts = maker().texts(subtask, number, asked)
         at = {}
         for condition, text in zip(asked, texts, strict=True):
@@ -169,7 +168,7 @@ def test_key_paragraphs_stand_where_they_are_asked(subtask: Subtask, padding: st
 
 @pytest.mark.parametrize("subtask", SUBTASKS)
 def test_key_paragraphs_stay_and_longer_padding_begins_as_the_shorter(subtask: Subtask) -> None:
-    asked = list(conditions(("books", "same"), ("first",), (500, 1000, 4000)))
+    asked = conditions(("books", "same"), ("first",), (500, 1000, 4000))
     for number in range(4):
         instance, texts = maker().texts(subtask, number, asked)
         assert len({tuple(keys_of(instance, text)) for text in texts}) == 1
@@ -177,7 +176,7 @@ def test_key_paragraphs_stay_and_longer_padding_begins_as_the_shorter(subtask: S
             assert long.startswith(short)
         for short, long in itertools.pairwise(texts[3:]):
             assert long.startswith(short)
-    random = list(conditions(("same",), ("random",), (500, 1000)))
+    random = conditions(("same",), ("random",), (500, 1000))
     instance, texts = maker().texts(subtask, 0, random)
     short, long = (" ".join(line for line in text.split("\n") if line not in keys_of(instance, text)) for text in texts)
     assert long.startswith(short)
@@ -186,13 +185,13 @@ def test_key_paragraphs_stay_and_longer_padding_begins_as_the_shorter(subtask: S
 def test_the_shortest_published_length_is_key_paragraphs_alone() -> None:
     count = token_counter(resolve("kvray-tiny"))
     for subtask, number in itertools.product(SUBTASKS, range(10)):
-        _, texts = maker(count=count).texts(subtask, number, list(conditions(PADDINGS, DISPERSIONS, (250,))))
+        _, texts = maker(count=count).texts(subtask, number, conditions(PADDINGS, DISPERSIONS, (250,)))
         assert len({*texts}) == 1 and texts[0].count("\n") == 1
 
 
 @pytest.mark.parametrize("subtask", SUBTASKS)
 def test_padding_names_nobody_of_the_question(subtask: Subtask) -> None:
-    asked = list(conditions(("books", "same"), ("random",), (3000,)))
+    asked = conditions(("books", "same"), ("random",), (3000,))
     for number in range(6):
         instance, texts = maker().texts(subtask, number, asked)
         for text in texts:

@@ -16,8 +16,9 @@ from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
 from kvray.tasks.needle import haystack
-from kvray.tasks.needle.haystack import LONGEST, Frame, Haystack, added, fill, insert, split, tiny
+from kvray.tasks.needle.haystack import Frame, Haystack, added, fill, insert, tiny
 from kvray.tasks.qa.questions import normalise
+from kvray.tasks.sources.sentences import LONGEST, split_sentences
 
 TEXT = (
     'Dr. Ada met J. K. Lee at 3.5 miles.  "Stop!" she said.\nWhy? (He knew.) No one\nelse did\n\nA new day. '
@@ -49,7 +50,7 @@ def numbered(sentences: int) -> list[str]:
 
 
 def test_sentences_keep_the_white_space_before_them() -> None:
-    assert split(TEXT) == [
+    assert split_sentences(TEXT) == [
         "\n\nDr. Ada met J. K. Lee at 3.5 miles.",
         ' "Stop!"',
         " she said.",
@@ -60,13 +61,13 @@ def test_sentences_keep_the_white_space_before_them() -> None:
         " It cost 2.50 e.g. that...",
         " And so on!",
     ]
-    assert "".join(split(TEXT)).split() == TEXT.split(), "nothing is lost"
-    assert split("\u4f60\u597d\u3002\u518d\u89c1\u3002") == ["\n\n\u4f60\u597d\u3002", "\u518d\u89c1\u3002"]
+    assert "".join(split_sentences(TEXT)).split() == TEXT.split(), "nothing is lost"
+    assert split_sentences("\u4f60\u597d\u3002\u518d\u89c1\u3002") == ["\n\n\u4f60\u597d\u3002", "\u518d\u89c1\u3002"]
 
 
 def test_a_table_is_no_sentence() -> None:
-    assert split("One. " + "cell " * LONGEST + "end.\n\nTwo.") == ["\n\nOne.", "\n\nTwo."]
-    assert split(" \n\n ") == []
+    assert split_sentences("One. " + "cell " * LONGEST + "end.\n\nTwo.") == ["\n\nOne.", "\n\nTwo."]
+    assert split_sentences(" \n\n ") == []
 
 
 @pytest.mark.parametrize(

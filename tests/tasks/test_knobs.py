@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import TypeAdapter
 
-from kvray.tasks.base import listed, refuse_repeats
+from kvray.tasks.base import Many, distinct, listed
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,14 @@ def test_one_number_and_numbers_with_commas_are_lists(typed: object, read: objec
 
 
 def test_an_empty_list_and_a_repeat_are_refused() -> None:
-    refuse_repeats("lengths", (1, 2))
+    assert distinct((1, 2)) == (1, 2)
     for wrong in ((), (1, 2, 1)):
-        with pytest.raises(ValueError, match=r"lengths: found .* each once"):
-            refuse_repeats("lengths", wrong)
+        with pytest.raises(ValueError, match=r"found .* each once"):
+            distinct(wrong)
+
+
+@pytest.mark.parametrize("typed", [("a", "b"), ["a", "b"], "a, b", "a,b"])
+def test_several_words_are_a_list_or_words_with_commas(typed: object) -> None:
+    assert TypeAdapter(Many[str]).validate_python(typed) == ("a", "b")
+    assert TypeAdapter(Many[int]).validate_python("4096, 8192") == (4096, 8192)
+    assert TypeAdapter(Many[int]).validate_python(4096) == (4096,)

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
@@ -171,9 +170,9 @@ def test_what_a_file_has_not_is_refused(tmp_path: Path) -> None:
         KVRetrieval(source=source, questions=6).context(count_words)
     with pytest.raises(InputError, match="cannot be read"):
         KVRetrieval(source=str(tmp_path / "none.jsonl")).sources()
-    with pytest.raises(ValidationError, match=r"found \[5\], expected 1 to keys \(4\)"):
+    with pytest.raises(InvalidValueError, match=r"found \[5\], expected 1 to keys \(4\)"):
         KVRetrieval(keys=4, positions=5)
-    with pytest.raises(ValidationError, match="each once"):
+    with pytest.raises(InvalidValueError, match="each once"):
         KVRetrieval(positions="3,3")
 
 

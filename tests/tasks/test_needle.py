@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import toy_tokenizers
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
@@ -198,7 +197,7 @@ def test_the_grid_can_be_written_as_people_write_it() -> None:
     ],
 )
 def test_a_wrong_knob_is_refused(wrong: dict, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InvalidValueError, match=message):
         NeedleInHaystack(**wrong)
 
 

@@ -13,15 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import toy_tokenizers
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.base import CountTokens
-from kvray.tasks.needle.ruler import VARIANTS, Ruler
-from kvray.tasks.needle.ruler_words import WORDS
+from kvray.tasks.needle.ruler import VARIANTS, WORDS, Ruler
 
 GOLDEN = {
     "essay": "e57ac46f0f2d9453e90381c252cf9d5c7d4232edd7ab244b9bfeb6850cd45e85",
@@ -204,7 +202,7 @@ def test_the_score_is_the_share_of_the_values_in_the_answer(
     ],
 )
 def test_a_wrong_knob_is_refused(wrong: dict, message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(InvalidValueError, match=message):
         Ruler(**wrong)
 
 

@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import toy_tokenizers
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.models.tokenizer import TokenCounter
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.several import SeveralKV
@@ -177,7 +176,7 @@ def test_a_sentence_counts_if_value_and_dictionary_are_right(answer: str, score:
     ],
 )
 def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(message)):
+    with pytest.raises(InvalidValueError, match=re.escape(message)):
         SeveralKV(**knobs)
 
 

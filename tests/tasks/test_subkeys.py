@@ -12,9 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import toy_tokenizers
-from pydantic import ValidationError
 
-from kvray.errors import InputError
+from kvray.errors import InputError, InvalidValueError
 from kvray.models.tokenizer import TokenCounter
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.subkeys import MultiSubkeyKV
@@ -151,7 +150,7 @@ def test_key_value_and_dictionary_must_all_be_right(key: str, value: str, dictio
     ],
 )
 def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=re.escape(message)):
+    with pytest.raises(InvalidValueError, match=re.escape(message)):
         MultiSubkeyKV(**knobs)
 
 

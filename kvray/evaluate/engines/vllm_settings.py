@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from kvray.errors import CellError, ResourceError, install_command
+from kvray.models.lora import ENGINE_RANKS, LARGEST_RANK
 from kvray.models.reference import BaseModelRef
 from kvray.sweep.model import Runtime
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM makes room for (vllm/config/lora.py); a higher one than needed costs memory and time."""
 CPU_SEQUENCES = 128
 """Requests in one batch of a CPU engine."""
 CPU_BATCH_TOKENS = 4096
@@ -48,15 +47,15 @@ def prepare_environment(gpu: bool, cpus: float) -> None:
 
 
 def lora_rank(real: int) -> int:
-    """Return the smallest rank vLLM can be set to that holds ``real``.
+    """Return the smallest rank vLLM can be set to that holds ``real``: a higher one costs memory and time.
 
     Raises:
         CellError: vLLM serves no such rank.
     """
-    for allowed in LORA_RANKS:
+    for allowed in ENGINE_RANKS:
         if real <= allowed:
             return allowed
-    raise CellError(f"LoRA rank {real}: vLLM serves at most rank {LORA_RANKS[-1]}")
+    raise CellError(f"LoRA rank {real}: vLLM serves at most rank {LARGEST_RANK}")
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kvray.console import count, duration, table
-from kvray.planning.artefacts import Artefact, FinetuneJob, PredictionsJob, WritingJob
+from kvray.planning.artefacts import KINDS, Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob
 from kvray.planning.cost.prices import Bill, bill
 from kvray.planning.cost.rates import Rates, Work, measured_tokens
 from kvray.planning.cost.totals import Item, Stage, hours, hours_text, stages, wall
 from kvray.planning.cost.warnings import short_of_tokens, too_few_questions, too_large
-from kvray.planning.plan import KINDS, Plan
 from kvray.planning.state import STAGE_NAMES, Status, status
 from kvray.results.stats import detectable_difference
 from kvray.store.manifest import Manifest

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvray.models.reference import API
-from kvray.planning.artefacts import FinetuneJob
+from kvray.planning.artefacts import FinetuneJob, Plan
 from kvray.planning.cost.rates import Work, model_of
-from kvray.planning.plan import Plan
 
 _CHARACTERS_PER_TOKEN = 4
 """Of English, about; for a system message alone, whose tokens nobody has counted."""

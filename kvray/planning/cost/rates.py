@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvray.models.reference import API, BUNDLED
-from kvray.planning.artefacts import Artefact, FinetuneJob, WritingJob
+from kvray.planning.artefacts import Artefact, FinetuneJob, Plan, WritingJob
 from kvray.planning.cost.speed import API_ANSWER_S, API_STARTS, API_TRAIN, API_WRITE, TINY, UNKNOWN, Size, size_of
-from kvray.planning.plan import Plan
 from kvray.store.manifest import Manifest, hardware
 from kvray.sweep.model import Runtime
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvray.planning.artefacts import Artefact, Kind, PredictionsJob, WritingJob
+from kvray.planning.artefacts import KINDS, Artefact, Kind, PredictionsJob, WritingJob
 from kvray.planning.cost.rates import START_OF_RAY, Rates, Where, Work, at_once
-from kvray.planning.plan import KINDS
 
 _UNITS: dict[Where, str] = {"cpu": "CPU-hours", "gpu": "GPU-hours"}
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kvray.console import count
-from kvray.planning.artefacts import FinetuneJob
+from kvray.planning.artefacts import FinetuneJob, Plan
 from kvray.planning.cost.rates import Rates, model_of
 from kvray.planning.cost.speed import GPU_BYTES
 from kvray.planning.cost.totals import Item
-from kvray.planning.plan import Plan
 from kvray.results.stats import detectable_difference
 
 MOST_POINTS = 30

@@ -1,8 +1,8 @@
 """Base instances of FLenQA's three tasks, made by us: two key facts, a question over both, and what surrounds them.
 
 The published instances (Levy et al. 2024) state each key fact in a sentence that GPT-4 expanded to a paragraph; ours
-expands it by templates. The people are the tiny world's test group, so no training data names them. What can be read
-off one paragraph tells nothing:
+expands it by templates. The people are the made-up world's test group, so no training data names them. One paragraph
+alone never gives the answer away:
 
 - MonoRel: "A is older than B", "B is older than C"; asked is "Is A older than C?" or "Is C older than A?".
 - PIR: "P is in R", "R is marble-floored"; asked is the property of R, or, for False, that of the hallway next to it,
@@ -13,7 +13,7 @@ off one paragraph tells nothing:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
@@ -23,30 +23,24 @@ import numpy as np
 
 from kvray.errors import InputError
 from kvray.tasks import world
-from kvray.tasks.flenqa.fillers import FILLERS, slots
-from kvray.tasks.flenqa.prompts import Subtask
+from kvray.tasks.flenqa.prompts import TEXTS, Question, Subtask
 from kvray.tasks.rng import Draws, below, unit
 
 _HEAD, _SIDE = 32, 28
 WIDTH = _HEAD + 2 * _SIDE
-"""Random words of an instance: some for what it says, some for the surroundings of each fact."""
+"""Random draws of an instance: some for its facts and question, some for the surroundings of each fact."""
 
-RELATIONS = tuple("older younger taller shorter faster slower stronger weaker richer poorer heavier lighter".split())
-PROPERTIES = (
-    ("marble-floored", "slate-floored", "cork-floored", "brick-floored", "tile-floored", "pine-floored"),
-    ("blue-walled", "red-walled", "green-walled", "white-walled", "yellow-walled", "grey-walled"),
-    ("oak-ceilinged", "tin-ceilinged", "glass-ceilinged", "plaster-ceilinged", "copper-ceilinged", "cedar-ceilinged"),
-)
-"""What rooms can be; those of one row exclude each other."""
-ROOMS = (
-    "study", "kitchen", "bedroom", "library", "workshop", "pantry", "attic", "cellar", "parlour", "nursery", "laundry",
-    "office", "gallery", "studio", "greenhouse", "storeroom", "dining room", "living room", "playroom", "guest room",
-    "tea room", "smithy", "brewhouse", "dairy",
-)  # fmt: skip
-ATTRIBUTES = tuple(
-    "quiet brave patient curious stern cheerful frugal witty loyal nimble gentle tidy shy proud modest thrifty "
-    "stubborn clever polite sturdy honest calm eager generous".split()
-)
+RELATIONS: list[str] = TEXTS["facts"]["relations"]
+PROPERTIES: list[list[str]] = TEXTS["facts"]["properties"]
+ROOMS: list[str] = TEXTS["facts"]["rooms"]
+ATTRIBUTES: list[str] = TEXTS["facts"]["attributes"]
+FILLERS: dict[str, list[str]] = TEXTS["fillers"]
+_SLOTS: dict[str, Sequence[str]] = {
+    "city": world.CITIES[::2],
+    "town": world.CITIES[1::2],
+    "topic": [f"the history of {trade}" for trade in world.TRADES],
+    **TEXTS["slots"],
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class Fact:
     Attributes:
         sentence: the fact itself.
         fillers: sentences that neither give nor contradict an answer.
-        least: how many of the fillers must be there.
+        least: how many of the fillers are always present.
         depth: where among its fillers the fact stands, in [0, 1).
     """
 
@@ -72,30 +66,18 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Instance:
-    """A base instance, the same at every length. ``facts`` are in the order in which the text has them.
-
-    Attributes:
-        facts: the two key facts.
-        question: the question or statement.
-        label: its answer.
-        steps: what leads to it, for a worked answer.
-        rule: RuleTaker's rule, else "".
-    """
+class Instance(Question):
+    """A base instance, the same at every length; its two key facts are in the order of the text."""
 
     facts: tuple[Fact, Fact]
-    question: str
-    label: bool
-    steps: tuple[str, ...]
-    rule: str = ""
 
 
 class Cast:
-    """Endless supply of people and rooms that are used once each; a pure function of two random words."""
+    """Endless supply of people and rooms that are used once each; a pure function of two random draws."""
 
-    def __init__(self, words: Draws) -> None:
-        self._people = _walk(words[0], world.group_size("test"), "people")
-        self._rooms = _walk(words[1], len(world.FIRST_NAMES) * len(ROOMS), "rooms")
+    def __init__(self, drawn: Draws) -> None:
+        self._people = _walk(drawn[0], world.group_size("test"), "people")
+        self._rooms = _walk(drawn[1], len(world.FIRST_NAMES) * len(ROOMS), "rooms")
 
     def person(self) -> str:
         """Return the full name of somebody new."""
@@ -109,81 +91,83 @@ class Cast:
                 return f"{world.FIRST_NAMES[owner]}'s {ROOMS[kind]}"
 
 
-def make(subtask: Subtask, words: Draws, cast: Cast, label: bool) -> Instance:
+def make(subtask: Subtask, drawn: Draws, cast: Cast, label: bool) -> Instance:
     """Make a base instance.
 
     Args:
         subtask: which of the three tasks.
-        words: random words, shape ``(WIDTH,)``.
+        drawn: random draws, shape ``(WIDTH,)``.
         cast: the people and rooms of one example; the paddings' instances take theirs from the same.
         label: the answer that it shall have.
 
     Raises:
         InputError: the cast is used up.
     """
-    return _MAKERS[subtask](words, cast, label)
+    makers: dict[Subtask, Callable[[Draws, Cast, bool], Instance]]
+    makers = {"MonoRel": _monorel, "PIR": _people_in_rooms, "RuleTaker": _ruletaker}
+    return makers[subtask](drawn, cast, label)
 
 
-def _monorel(words: Draws, cast: Cast, label: bool) -> Instance:
-    relation = RELATIONS[int(below(words[1], len(RELATIONS)))]
+def slots(drawn: Draws) -> dict[str, str]:
+    """Fill the slots of one paragraph's templates, each from a draw of its own."""
+    return {
+        name: values[int(below(drawn[-2 - index], len(values)))] for index, (name, values) in enumerate(_SLOTS.items())
+    }
+
+
+def _monorel(drawn: Draws, cast: Cast, label: bool) -> Instance:
+    relation = RELATIONS[int(below(drawn[1], len(RELATIONS)))]
     top, middle, bottom = cast.person(), cast.person(), cast.person()
-    said = [f"{x} is {relation} than {y}" for x, y in ((top, middle), (middle, bottom))]
-    first, second = (top, bottom) if label else (bottom, top)
+    upper, lower = (f"{x} is {relation} than {y}." for x, y in ((top, middle), (middle, bottom)))
     facts = (
-        _fact(f"{said[0]}.", "pair", words, 0, {"x": top, "y": middle}),
-        _fact(f"{said[1]}.", "pair", words, 1, {"x": middle, "y": bottom}),
+        _fact(upper, "pair", drawn, 0, {"x": top, "y": middle}),
+        _fact(lower, "pair", drawn, 1, {"x": middle, "y": bottom}),
     )
-    steps = (f"{said[0]}.", f"{said[1]}.", f"So {top} is {relation} than {bottom}.")
-    return Instance(_ordered(facts, words), f"Is {first} {relation} than {second}?", label, steps)
+    first, second = (top, bottom) if label else (bottom, top)
+    steps = (upper, lower, f"So {top} is {relation} than {bottom}.")
+    return Instance(f"Is {first} {relation} than {second}?", label, steps, "", _ordered(facts, drawn))
 
 
-def _pir(words: Draws, cast: Cast, label: bool) -> Instance:
-    kinds = PROPERTIES[int(below(words[1], len(PROPERTIES)))]
-    chosen = int(below(words[2], len(kinds)))
-    other = (chosen + 1 + int(below(words[3], len(kinds) - 1))) % len(kinds)
+def _people_in_rooms(drawn: Draws, cast: Cast, label: bool) -> Instance:
+    kinds = PROPERTIES[int(below(drawn[1], len(PROPERTIES)))]
+    at = int(below(drawn[2], len(kinds)))
+    own, other = kinds[at], kinds[(at + 1 + int(below(drawn[3], len(kinds) - 1))) % len(kinds)]
     person = cast.person()
     room = cast.room(person)
-    inside, looks = f"{person} is in {room}.", f"{room} is {kinds[chosen]}."
+    inside, looks = f"{person} is in {room}.", f"{room} is {own}."
     facts = (
-        _fact(inside, "occupant", words, 0, {"x": person}),
-        _fact(looks, "room", words, 1, {"r": room, "other": kinds[other]}, least=1),
+        _fact(inside, "occupant", drawn, 0, {"x": person}),
+        _fact(looks, "room", drawn, 1, {"r": room, "other": other}, least=1),
     )
-    asked = kinds[chosen if label else other]
-    steps = (inside, looks, f"So {person} is in {_article(kinds[chosen])} {kinds[chosen]} room.")
-    return Instance(_ordered(facts, words), f"{person} is in {_article(asked)} {asked} room.", label, steps)
+    steps = (inside, looks, f"So {person} is in {_with_article(own)} room.")
+    question = f"{person} is in {_with_article(own if label else other)} room."
+    return Instance(question, label, steps, "", _ordered(facts, drawn))
 
 
-def _ruletaker(words: Draws, cast: Cast, label: bool) -> Instance:
-    drawn = np.argsort(words[4 : 4 + len(ATTRIBUTES)], kind="stable")[:4].tolist()
-    one, two, then, beside = (ATTRIBUTES[index] for index in drawn)
+def _ruletaker(drawn: Draws, cast: Cast, label: bool) -> Instance:
+    order = np.argsort(drawn[4 : 4 + len(ATTRIBUTES)], kind="stable")[:4].tolist()
+    one, two, then, beside = (ATTRIBUTES[index] for index in order)
     has = [one, two]
+    missing = int(below(drawn[1], 2))
     if not label:
-        has[int(below(words[1], 2))] = beside
+        has[missing] = beside
     person = cast.person()
-    said = [f"{person} is {attribute}." for attribute in has]
+    sentences = [f"{person} is {attribute}." for attribute in has]
     facts = (
-        _fact(said[0], "person", words, 0, {"x": person}),
-        _fact(said[1], "person", words, 1, {"x": person}),
+        _fact(sentences[0], "person", drawn, 0, {"x": person}),
+        _fact(sentences[1], "person", drawn, 1, {"x": person}),
     )
     rule = f"If someone is {one} and {two} then they are {then}."
-    missing = next((attribute for attribute in (one, two) if attribute not in has), "")
-    so = f"So {person} is {then}." if label else f"Nothing says that {person} is {missing}."
-    return Instance(_ordered(facts, words), f"{person} is {then}.", label, (*said, rule, so), rule)
+    so = f"So {person} is {then}." if label else f"Nothing says that {person} is {(one, two)[missing]}."
+    return Instance(f"{person} is {then}.", label, (*sentences, rule, so), rule, _ordered(facts, drawn))
 
 
-_MAKERS: dict[Subtask, Callable[[Draws, Cast, bool], Instance]] = {
-    "MonoRel": _monorel,
-    "PIR": _pir,
-    "RuleTaker": _ruletaker,
-}
-
-
-def _fact(sentence: str, kind: str, words: Draws, side: int, names: dict[str, str], least: int = 0) -> Fact:
+def _fact(sentence: str, kind: str, drawn: Draws, side: int, names: dict[str, str], least: int = 0) -> Fact:
     """Surround a fact; the two facts of an instance that share a kind of filler share none of its sentences."""
-    own = words[_HEAD + side * _SIDE : _HEAD + (side + 1) * _SIDE]
-    shared, always = FILLERS[kind], FILLERS["always"] if least else ()
+    own = drawn[_HEAD + side * _SIDE : _HEAD + (side + 1) * _SIDE]
+    shared, always = FILLERS[kind], FILLERS["always"] if least else []
     if kind in ("pair", "person"):
-        order = np.argsort(words[_HEAD : _HEAD + len(shared)], kind="stable")[side::2]
+        order = np.argsort(drawn[_HEAD : _HEAD + len(shared)], kind="stable")[side::2]
     else:
         order = np.argsort(own[: len(shared)], kind="stable")
     filled = {**names, **slots(own)}
@@ -191,12 +175,12 @@ def _fact(sentence: str, kind: str, words: Draws, side: int, names: dict[str, st
     return Fact(sentence, tuple(template.format(**filled) for template in chosen), least, float(unit(own[_SIDE - 1])))
 
 
-def _ordered(facts: tuple[Fact, Fact], words: Draws) -> tuple[Fact, Fact]:
-    return facts if int(below(words[0], 2)) else (facts[1], facts[0])
+def _ordered(facts: tuple[Fact, Fact], drawn: Draws) -> tuple[Fact, Fact]:
+    return facts if int(below(drawn[0], 2)) else (facts[1], facts[0])
 
 
-def _article(adjective: str) -> str:
-    return "an" if adjective[0] in "aeiou" else "a"
+def _with_article(adjective: str) -> str:
+    return f"{'an' if adjective[0] in 'aeiou' else 'a'} {adjective}"
 
 
 @lru_cache(maxsize=4)
@@ -205,10 +189,10 @@ def _strides(size: int) -> tuple[int, ...]:
     return tuple(stride for stride in range(size // 3, size // 2) if gcd(stride, size) == 1)
 
 
-def _walk(word: Any, size: int, what: str) -> Iterator[int]:
-    """Yield every number below ``size`` once, in an order that the word draws."""
+def _walk(draw: Any, size: int, what: str) -> Iterator[int]:
+    """Yield every number below ``size`` once, in a drawn order."""
     strides = _strides(size)
-    start, stride = int(word % np.uint64(size)), strides[int(below(word, len(strides)))]
+    start, stride = int(draw % np.uint64(size)), strides[int(below(draw, len(strides)))]
     for step in range(size):
         yield (start + step * stride) % size
     raise InputError(f"lengths: found more than padding 'same' can fill: the tiny world has no more than {size} {what}")

@@ -9,7 +9,8 @@ placement in both paddings: 3,000.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -17,12 +18,11 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import field_validator, model_validator
 
-from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Task, examples, recipe, register, runtime
+from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, examples, recipe, register, runtime
 from kvray.tasks.flenqa import published
-from kvray.tasks.flenqa.make import Condition, Dispersion, Maker, conditions
-from kvray.tasks.flenqa.padding import Padding, split
-from kvray.tasks.flenqa.prompts import Subtask, prompt, verdict
-from kvray.tasks.flenqa.published import Rows
+from kvray.tasks.flenqa.make import Maker
+from kvray.tasks.flenqa.padding import split
+from kvray.tasks.flenqa.prompts import Condition, Dispersion, Padding, Question, Subtask, conditions, prompt, verdict
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY, source_identity
 
@@ -40,15 +40,15 @@ class Flenqa(Task):
     MAX_OUTPUT_TOKENS = 400
 
     task: Literal["flenqa"] = recipe("flenqa")
-    tasks: tuple[Subtask, ...] = recipe(("MonoRel", "PIR", "RuleTaker"), description="which of the three tasks")
-    lengths: tuple[int, ...] = recipe(
+    tasks: Many[Subtask] = recipe(("MonoRel", "PIR", "RuleTaker"), description="which of the three tasks")
+    lengths: Many[int] = recipe(
         (250, 500, 1000, 2000, 3000),
         description="tokens of the text without question and instructions; any if generated, else the published five",
     )
-    dispersions: tuple[Dispersion, ...] = recipe(
+    dispersions: Many[Dispersion] = recipe(
         ("random",), description="where the key paragraphs stand in the padding: first, middle, last, random"
     )
-    paddings: tuple[Padding, ...] = recipe(
+    paddings: Many[Padding] = recipe(
         ("books", "same"), description="books (prose), same (other instances of the task), identity (key paragraphs)"
     )
     cot: bool = recipe(False, description="ask for the steps first (chain of thought)")
@@ -60,18 +60,6 @@ class Flenqa(Task):
     padding_source: str | None = runtime(
         None, description="text to cut 'books' padding from, by path or URL; default prose of our own; 'tiny' alone"
     )
-
-    @field_validator("tasks", "lengths", "dispersions", "paddings", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str | int) else value
-
-    @field_validator("tasks", "lengths", "dispersions", "paddings")
-    @classmethod
-    def _different(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not values or len(set(values)) != len(values):
-            raise ValueError(f"expected at least one value, and each once; found {list(values)}")
-        return values
 
     @field_validator("lengths")
     @classmethod
@@ -93,13 +81,9 @@ class Flenqa(Task):
             found["padding_source"] = read.digest(self.padding_source)
         return found
 
-    def conditions(self) -> tuple[Condition, ...]:
+    def conditions(self) -> list[Condition]:
         """Return the conditions that each base instance is asked under."""
-        return tuple(conditions(self.paddings, self.dispersions, self.lengths))
-
-    def count(self, context: Context) -> int:
-        """Return the number of examples: every base instance under every condition."""
-        return self.expected_rows()
+        return conditions(self.paddings, self.dispersions, self.lengths)
 
     def expected_rows(self) -> int:
         """Return the number of examples."""
@@ -125,10 +109,13 @@ class Flenqa(Task):
         """Read the published rows and choose among them, or the text that padding is cut from.
 
         Raises:
-            InputError: a source cannot be read; or there are no such rows, or too few.
+            InputError: a source cannot be read; or it has no such rows, or too few.
         """
         if self.source != TINY:
-            return Context(count_tokens, _Published.of(self))
+            rows = published.read(self.source, self.tasks, self.conditions())
+            key = ("flenqa", self.VERSION, self.seed, "published")
+            chosen = {name: published.choose(rows, name, self.questions, key) for name in self.tasks}
+            return Context(count_tokens, _Published(rows, chosen))
         prose = None
         if self.padding_source is not None:
             prose = split(read.texts(self.padding_source), self.padding_source)
@@ -140,31 +127,28 @@ class Flenqa(Task):
         Raises:
             InputError: the base model's tokenizer needs more tokens for the key paragraphs than a length has.
         """
-        asked = self.conditions()
-        made = [
-            one
-            for base, rows in groupby(range(start, stop), key=lambda row: row // len(asked))
-            for one in self._asked(base, [asked[row % len(asked)] for row in rows], context)
-        ]
-        prompts = [prompt(one.subtask, self.cot, text=one.text, question=one.question, rule=one.rule) for one in made]
-        labels = [str(one.label) for one in made]
-        return examples(
-            {
-                "example_id": [
-                    f"{one.id}-{one.condition.padding}-{one.condition.dispersion}-{one.condition.length}"
-                    for one in made
-                ],
-                "question_id": [one.id for one in made],
-                "units": [0] * len(made),
-                "length": [one.condition.length for one in made],
-                "subtask": [one.subtask for one in made],
-                "condition": [f"dispersion={one.condition.dispersion} padding={one.condition.padding}" for one in made],
-                "prompt": prompts,
-                "answer": [one.worked() if self.cot else label for one, label in zip(made, labels, strict=True)],
-                "references": [[label] for label in labels],
-                "prompt_tokens": context.count_tokens(prompts).tolist(),
-            }
-        )
+        every = self.conditions()
+        columns: dict[str, list[Any]] = defaultdict(list)
+        for base, rows in groupby(range(start, stop), key=lambda row: row // len(every)):
+            number, index = divmod(base, len(self.tasks))
+            subtask = self.tasks[index]
+            asked = [every[row % len(every)] for row in rows]
+            for condition, name, text, question in _asked(context.material, subtask, number, asked):
+                label = str(question.label)
+                worked = (*question.steps, f"{question.question} {label}")
+                columns["example_id"].append(f"{name}-{condition.padding}-{condition.dispersion}-{condition.length}")
+                columns["question_id"].append(name)
+                columns["units"].append(0)
+                columns["length"].append(condition.length)
+                columns["subtask"].append(subtask)
+                columns["condition"].append(f"dispersion={condition.dispersion} padding={condition.padding}")
+                columns["prompt"].append(
+                    prompt(subtask, self.cot, text=text, question=question.question, rule=question.rule)
+                )
+                columns["answer"].append("\n".join(worked) if self.cot else label)
+                columns["references"].append([label])
+        columns["prompt_tokens"] = context.count_tokens(columns["prompt"]).tolist()
+        return examples(columns)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score as FLenQA's authors do: the last "true" or "false" of the answer counts, "not true" is false."""
@@ -175,51 +159,22 @@ class Flenqa(Task):
         said = verdict(answer)
         return OTHER if said == "other" else RIGHT if said == references[0].lower() else WRONG
 
-    def _asked(self, base: int, asked: Sequence[Condition], context: Context) -> Iterator[_Asked]:
-        """Yield a base instance under some of its conditions."""
-        number, index = divmod(base, len(self.tasks))
-        subtask = self.tasks[index]
-        if isinstance(context.material, _Published):
-            instance = context.material.chosen[subtask][number]
-            rows = context.material.rows[subtask, instance]
-            for condition in asked:
-                row = rows[condition]
-                name = f"{subtask}-{instance}"
-                yield _Asked(name, subtask, condition, row.text, row.question, row.rule, row.steps, row.label)
-        else:
-            made, texts = context.material.texts(subtask, number, asked)
-            name = f"{subtask}-{number:05d}"
-            for condition, text in zip(asked, texts, strict=True):
-                yield _Asked(name, subtask, condition, text, made.question, made.rule, made.steps, made.label)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A question under one condition."""
-
-    id: str
-    subtask: Subtask
-    condition: Condition
-    text: str
-    question: str
-    rule: str
-    steps: tuple[str, ...]
-    label: bool
-
-    def worked(self) -> str:
-        """Return a worked answer: what leads to it, the question, the answer."""
-        return "\n".join((*self.steps, f"{self.question} {self.label}"))
-
 
 @dataclass(frozen=True)
 class _Published:
     """Published rows, and the base instances of each task that were chosen."""
 
-    rows: Rows
+    rows: published.Rows
     chosen: Mapping[Subtask, Sequence[str]]
 
-    @classmethod
-    def of(cls, task: Flenqa) -> _Published:
-        rows = published.read(task.source, task.tasks, task.conditions())
-        key = ("flenqa", task.VERSION, task.seed, "published")
-        return cls(rows, {name: published.choose(rows, name, task.questions, key) for name in task.tasks})
+
+def _asked(
+    material: Maker | _Published, subtask: Subtask, number: int, conditions: Sequence[Condition]
+) -> list[tuple[Condition, str, str, Question]]:
+    """Return (condition, question id, text, question) of a base instance under some conditions."""
+    if isinstance(material, Maker):
+        instance, texts = material.texts(subtask, number, conditions)
+        return [(each, f"{subtask}-{number:05d}", text, instance) for each, text in zip(conditions, texts, strict=True)]
+    name = material.chosen[subtask][number]
+    rows = material.rows[subtask, name]
+    return [(each, f"{subtask}-{name}", rows[each].text, rows[each]) for each in conditions]

@@ -7,16 +7,14 @@ Rows of ``hf://datasets/alonj/FLenQA`` or of ``FLenQA.zip`` of the authors' repo
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 
 from kvray.errors import InputError
-from kvray.tasks.flenqa.make import Condition
-from kvray.tasks.flenqa.prompts import Subtask
+from kvray.tasks.flenqa.prompts import Condition, Question, Subtask
 from kvray.tasks.rng import draws, key_of
 from kvray.tasks.sources import read as sources
 
@@ -26,14 +24,10 @@ _LABELS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Question):
     """A published row: an instance under one condition; ``text`` is its ``mixin``."""
 
     text: str
-    question: str
-    label: bool
-    steps: tuple[str, ...]
-    rule: str
 
 
 Rows = Mapping[tuple[Subtask, str], Mapping[Condition, Row]]
@@ -41,7 +35,7 @@ Rows = Mapping[tuple[Subtask, str], Mapping[Condition, Row]]
 
 
 def read(source: str, subtasks: Sequence[Subtask], conditions: Sequence[Condition]) -> Rows:
-    """Return the rows of the instances that there are under every condition.
+    """Return the rows of the instances that were published under every condition.
 
     Args:
         source: any place of :mod:`kvray.tasks.sources.read`.
@@ -49,17 +43,17 @@ def read(source: str, subtasks: Sequence[Subtask], conditions: Sequence[Conditio
         conditions: the conditions that are asked for.
 
     Raises:
-        InputError: a row cannot be read; or a task or a condition has no row, and the message says what there is.
+        InputError: a row cannot be read; or a task or a condition has no row, and the message lists those that have.
     """
     wanted = set(conditions)
-    found: dict[tuple[Subtask, str], dict[Condition, Row]] = {}
-    there: Counter[tuple[str, str, str, int]] = Counter()
+    instances: dict[tuple[Subtask, str], dict[Condition, Row]] = {}
+    published: set[tuple[Subtask, Condition]] = set()
     for where, row in sources.rows(source):
         subtask, instance, condition = _place(row, where)
-        there[subtask, condition.padding, condition.dispersion, condition.length] += 1
+        published.add((subtask, condition))
         if subtask not in subtasks or condition not in wanted:
             continue
-        rows = found.setdefault((subtask, instance), {})
+        rows = instances.setdefault((subtask, instance), {})
         if condition in rows:
             raise InputError(f"{where}: global_sample_id {instance} of {subtask} comes twice under {condition}")
         rows[condition] = _row(row, where, subtask)
@@ -67,19 +61,19 @@ def read(source: str, subtasks: Sequence[Subtask], conditions: Sequence[Conditio
         f"{subtask} padding={each.padding} dispersion={each.dispersion} ctx_size={each.length}"
         for subtask in subtasks
         for each in conditions
-        if not there[subtask, each.padding, each.dispersion, each.length]
+        if (subtask, each) not in published
     ]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise InputError(f"{source}: no rows for {absent[0]}{more}; it has {_summary(there)}")
-    return {name: rows for name, rows in sorted(found.items()) if wanted <= set(rows)}
+        raise InputError(f"{source}: no rows for {absent[0]}{more}; it has {_summary(published)}")
+    return {name: rows for name, rows in sorted(instances.items()) if wanted <= set(rows)}
 
 
 def choose(rows: Rows, subtask: Subtask, questions: int, key: tuple[str | int, ...]) -> list[str]:
     """Choose base instances of a task by the seed, true and false ones by turns while both last.
 
     Raises:
-        InputError: there are fewer under all the conditions.
+        InputError: fewer were published under all the conditions.
     """
     names = [instance for name, instance in rows if name == subtask]
     if len(names) < questions:
@@ -112,7 +106,7 @@ def _place(row: dict[str, Any], where: str) -> tuple[Subtask, str, Condition]:
 
 
 def _row(row: dict[str, Any], where: str, subtask: Subtask) -> Row:
-    text, question, rule = row.get("mixin"), row.get("assertion/question"), row.get("rule")
+    text, question = row.get("mixin"), row.get("assertion/question")
     if not isinstance(text, str) or not isinstance(question, str) or not text or not question:
         raise InputError(
             f"{where}: 'mixin' and 'assertion/question' must be texts; found {text!r:.60}, {question!r:.60}"
@@ -120,17 +114,18 @@ def _row(row: dict[str, Any], where: str, subtask: Subtask) -> Row:
     label = _LABELS.get(str(row.get("label")).strip().lower())
     if label is None:
         raise InputError(f"{where}: label: found {row.get('label')!r}; expected True or False")
-    if subtask == "RuleTaker" and not rule:
-        raise InputError(f"{where}: no 'rule'; found the fields {', '.join(row)}")
-    facts = row.get("statement" if subtask == "RuleTaker" else "facts") or []
-    # The authors' notebook prints whatever the field holds.
-    said = str(rule) if subtask == "RuleTaker" else ""
-    return Row(text, question, label, tuple(str(fact) for fact in [*facts, said] if fact), said)
+    facts, rule = row.get("facts"), ""
+    if subtask == "RuleTaker":
+        if not row.get("rule"):
+            raise InputError(f"{where}: no 'rule'; found the fields {', '.join(row)}")
+        # The authors' notebook prints whatever the field holds.
+        facts, rule = row.get("statement"), str(row["rule"])
+    return Row(question, label, tuple(str(fact) for fact in [*(facts or []), rule] if fact), rule, text)
 
 
-def _summary(there: Counter[tuple[str, str, str, int]]) -> str:
-    if not there:
+def _summary(published: set[tuple[Subtask, Condition]]) -> str:
+    if not published:
         return "no rows"
-    tasks, paddings, dispersions, lengths = (sorted(set(values)) for values in zip(*there, strict=True))
-    listed = (("tasks", tasks), ("paddings", paddings), ("dispersions", dispersions), ("lengths", lengths))
-    return ", ".join(f"{name} {', '.join(map(str, values))}" for name, values in listed)
+    values = zip(*((subtask, *astuple(condition)) for subtask, condition in published), strict=True)
+    names = ("tasks", "paddings", "dispersions", "lengths")
+    return ", ".join(f"{name} {', '.join(map(str, sorted(set(of))))}" for name, of in zip(names, values, strict=True))

@@ -14,7 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvray.errors import InputError
 from kvray.tasks import writing
@@ -23,6 +22,7 @@ from kvray.tasks.in2.fill import Draft, Segment
 from kvray.tasks.qa import questions
 from kvray.tasks.rng import below, draws
 from kvray.tasks.sources import read
+from kvray.tasks.sources.sentences import cut_after
 
 FINE_GRAINED = (
     "Write one question about the text below, and its answer. The question is specific to what this text says, can be "
@@ -38,11 +38,11 @@ INTEGRATION = (
 )
 FORM = ("Question", "Answer")
 ANSWER_TOKENS = 128
-"""A written answer of more tokens is passed by."""
+"""A written answer of more tokens is not used."""
 _OF_THE_TEXT = re.compile(
     r"\b(according to|based on|in) (the|this|these) (given |provided )?(text|context|passage|piece)s?\b", re.IGNORECASE
 )
-"""A question that says so is about a text that its reader is not pointed to; FILM's prompt forbids it as well."""
+"""Names of the text in a question, whose reader would not know which is meant; FILM's prompt forbids them as well."""
 _SENTENCE_END = re.compile(r"[.!?][\"')\]\u2019\u201d]*\s+|[\u3002\uff01\uff1f]+")
 _WORD_END = re.compile(r"\s+")
 _PIECES_AT_ONCE = 2048
@@ -59,37 +59,33 @@ class Asked:
 
 
 class Corpus:
-    """Segments and the questions on them; makes drafts.
+    """Segments that contexts are filled from, and the questions on them; makes drafts.
 
     Attributes:
-        segments: the pool that contexts are filled from.
+        asked: the questions on several segments (integration: True) and on one (fine-grained: False).
     """
 
     def __init__(self, segments: Sequence[str], asked: Sequence[Asked], key: int, count_tokens: CountTokens) -> None:
-        """Take the pool and its questions; those on one segment are fine-grained, the others integration."""
         counts = count_tokens(segments).tolist()
-        self.segments = [Segment(text, tokens) for text, tokens in zip(segments, counts, strict=True)]
         self.asked = {kind: [one for one in asked if (len(one.segments) > 1) == kind] for kind in (False, True)}
-        self.key = key
+        self._segments = [Segment(text, tokens) for text, tokens in zip(segments, counts, strict=True)]
+        self._key = key
         self._normal = lru_cache(maxsize=None)(lambda at: f" {questions.normalise(segments[at])} ")
 
     def draft(self, row: int, integration: bool, number: int) -> Draft:
         """Return the ``number``-th question of a kind, with fillers and places by the row."""
         asked = self.asked[integration][number]
-        gold = tuple(self.segments[at] for at in asked.segments)
-        size = len(self.segments)
-        order = np.argsort(draws(self.key, row, row + 1, size, 1)[0], kind="stable")
-        fillers = self._fillers(asked, order)
-        return Draft(
-            asked.question, asked.answer, asked.references, gold, fillers, draws(self.key, row, row + 1, size, 2)[0]
-        )
+        gold = tuple(self._segments[at] for at in asked.segments)
+        order, places = (draws(self._key, row, row + 1, len(self._segments), stream)[0] for stream in (1, 2))
+        fillers = self._fillers(asked, np.argsort(order, kind="stable").tolist())
+        return Draft(asked.question, asked.answer, asked.references, gold, fillers, places)
 
-    def _fillers(self, asked: Asked, order: NDArray[np.int64]) -> Iterator[Segment]:
-        """Yield the segments in order that are none of the question's and contain no answer of it."""
+    def _fillers(self, asked: Asked, order: Sequence[int]) -> Iterator[Segment]:
+        """Yield, in order, the segments that are none of the question's and contain no answer of it."""
         forbidden = [f" {normal} " for text in asked.references if (normal := questions.normalise(text))]
-        for at in order.tolist():
+        for at in order:
             if at not in asked.segments and not any(text in self._normal(at) for text in forbidden):
-                yield self.segments[at]
+                yield self._segments[at]
 
 
 def cut(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
@@ -100,7 +96,7 @@ def cut(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
     """
     line = " ".join(text.split())
     held, size = "", 0
-    for piece, tokens in _counted(_slices(line, _SENTENCE_END), limit, count_tokens):
+    for piece, tokens in _counted(cut_after(_SENTENCE_END, line), limit, count_tokens):
         if held and size + tokens > limit:
             yield from _within(held, limit, count_tokens)
             held, size = "", 0
@@ -114,39 +110,38 @@ def pool(texts: Sequence[str], limit: int, most: int, key: int, count_tokens: Co
 
     A rest of less than half a segment is left out, unless it is all of its text.
     """
-    order = np.argsort(draws(key, 0, len(texts), 1)[:, 0], kind="stable")
     seen: set[str] = set()
-    found: list[list[str]] = []
-    for at in order.tolist():
-        ours: list[str] = []
-        for segment in cut(texts[at], limit, count_tokens):
-            if segment not in seen and len(seen) < most:
+    by_text: list[list[str]] = []
+    for text in shuffled(texts, key):
+        segments: list[str] = []
+        for segment in cut(text, limit, count_tokens):
+            if segment not in seen:
                 seen.add(segment)
-                ours.append(segment)
+                segments.append(segment)
             if len(seen) == most:
                 break
-        if len(ours) > 1 and 2 * int(count_tokens(ours[-1:])[0]) < limit:
-            ours.pop()
-        found.append(ours)
+        if len(segments) > 1 and 2 * int(count_tokens(segments[-1:])[0]) < limit:
+            segments.pop()
+        by_text.append(segments)
         if len(seen) == most:
             break
-    return found
+    return by_text
 
 
 def windows(by_text: Sequence[Sequence[str]], most: int, key: int) -> list[tuple[int, ...]]:
     """Return runs of 2 to ``most`` neighbouring segments of one text, numbered through all texts; none overlap."""
-    found: list[tuple[int, ...]] = []
+    runs: list[tuple[int, ...]] = []
     first = 0
-    for number, ours in enumerate(by_text):
-        at, end = first, first + len(ours)
-        for word in draws(key, number * 2**32, number * 2**32 + len(ours), 1)[:, 0]:
-            width = min(2 + int(below(word, most - 1)), end - at)
+    for number, segments in enumerate(by_text):
+        at, end = first, first + len(segments)
+        for drawn in draws(key, number * 2**32, number * 2**32 + len(segments), 1)[:, 0]:
+            width = min(2 + int(below(drawn, most - 1)), end - at)
             if width < 2:
                 break
-            found.append(tuple(range(at, at + width)))
+            runs.append(tuple(range(at, at + width)))
             at += width
         first = end
-    return found
+    return runs
 
 
 def shuffled(items: Sequence[Any], key: int) -> list[Any]:
@@ -164,10 +159,13 @@ def prompt_of(segments: Sequence[str]) -> str:
 
 def read_reply(reply: str, segments: tuple[int, ...], count_tokens: CountTokens) -> Asked | None:
     """Return the question that a writer wrote on some segments, None if it cannot be used."""
-    said = writing.fields(reply, FORM)
-    if said is None or _OF_THE_TEXT.search(said[0]) or int(count_tokens([said[1]])[0]) > ANSWER_TOKENS:
+    parts = writing.fields(reply, FORM)
+    if parts is None:
         return None
-    return Asked(segments, said[0], said[1], (said[1],))
+    question, answer = parts
+    if _OF_THE_TEXT.search(question) or int(count_tokens([answer])[0]) > ANSWER_TOKENS:
+        return None
+    return Asked(segments, question, answer, (answer,))
 
 
 def from_rows(source: str, limit: int, count_tokens: CountTokens) -> tuple[list[str], list[Asked]]:
@@ -186,31 +184,26 @@ def from_rows(source: str, limit: int, count_tokens: CountTokens) -> tuple[list[
     for where, row in read.rows(source):
         texts = row.get("segments", row.get("text", row.get("context")))
         texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(texts, list) or not texts or not all(isinstance(one, str) and one.strip() for one in texts):
+        if not _is_texts(texts) or not texts:
             raise InputError(f"{where}: no 'text' or 'segments'; found the fields {', '.join(row) or 'none'}")
-        held = [segment for text in texts for segment in cut(text, limit, count_tokens)]
-        at = tuple(dict.fromkeys(numbers.setdefault(segment, len(numbers)) for segment in held))
+        segments = [segment for text in texts for segment in cut(text, limit, count_tokens)]
+        at = tuple(dict.fromkeys(numbers.setdefault(segment, len(numbers)) for segment in segments))
         question, answer = row.get("question"), row.get("answer")
         if question is None and answer is None:
             continue
-        if not all(isinstance(said, str) and said.strip() for said in (question, answer)):
+        if not _is_texts([question, answer]):
             raise InputError(
                 f"{where}: 'question' and 'answer' must be texts; found {question!r:.60} and {answer!r:.60}"
             )
         references = row.get("references") or [answer]
-        if not isinstance(references, list) or not all(isinstance(one, str) and one.strip() for one in references):
+        if not _is_texts(references):
             raise InputError(f"{where}: 'references' must be a list of texts; found {references!r:.60}")
         asked.append(Asked(at, str(question), str(answer), tuple(references)))
     return list(numbers), asked
 
 
-def _slices(text: str, end: re.Pattern[str]) -> Iterator[str]:
-    start = 0
-    for match in end.finditer(text):
-        yield text[start : match.end()]
-        start = match.end()
-    if start < len(text):
-        yield text[start:]
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) and one.strip() for one in value)
 
 
 def _counted(pieces: Iterator[str], limit: int, count_tokens: CountTokens) -> Iterator[tuple[str, int]]:
@@ -220,7 +213,7 @@ def _counted(pieces: Iterator[str], limit: int, count_tokens: CountTokens) -> It
             if tokens <= limit or len(piece) < 2:
                 yield piece, tokens
             elif _WORD_END.search(piece.strip()):
-                yield from _counted(_slices(piece, _WORD_END), limit, count_tokens)
+                yield from _counted(cut_after(_WORD_END, piece), limit, count_tokens)
             else:
                 half = len(piece) // 2
                 yield from _counted(iter((piece[:half], piece[half:])), limit, count_tokens)

@@ -44,7 +44,7 @@ class Draft:
         references: what an answer must contain, all of it.
         gold: the segments that hold the answer.
         fillers: segments that do not, in the order in which they are taken; read as far as there is room.
-        places: one random word per segment, ``gold`` first: segments stand in the order of their words.
+        places: one random draw per segment, ``gold`` first: segments stand in the order of their draws.
     """
 
     question: str
@@ -92,14 +92,12 @@ def fill(draft: Draft, length: int | None, count_tokens: CountTokens) -> Filled:
         taken.append(segment)
         expected += segment.tokens
     # One by one, segments may be more or fewer tokens than they are in a prompt, and the prompt decides.
-    longer = _filled(draft, taken, count_tokens)
-    if longer.tokens > length:
-        while longer.tokens > length:
-            taken.pop()
-            longer = _filled(draft, taken, count_tokens)
-        return longer
-    while longer.tokens <= length:
-        filled = longer
+    filled = _filled(draft, taken, count_tokens)
+    full = filled.tokens > length
+    while filled.tokens > length:
+        taken.pop()
+        filled = _filled(draft, taken, count_tokens)
+    while not full:
         segment = next(fillers, None)
         if segment is None:
             raise InputError(
@@ -108,6 +106,8 @@ def fill(draft: Draft, length: int | None, count_tokens: CountTokens) -> Filled:
             )
         taken.append(segment)
         longer = _filled(draft, taken, count_tokens)
+        full = longer.tokens > length
+        filled = filled if full else longer
     return filled
 
 

@@ -83,7 +83,7 @@ class In2(Task):
         return {"source": source_identity(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Say why this training data must not be evaluated by ``other``: the same people, or the same source."""
+        """Refuse training data that shares people, or the source, with an evaluation."""
         if not isinstance(other, (In2, QuestionTask)) or self.sources() != other.sources():
             return None
         if self.source != TINY:
@@ -105,7 +105,7 @@ class In2(Task):
         return 40
 
     def writer(self) -> str | None:
-        """Return ``question_writer``."""
+        """Return the model that writes the questions, if one does."""
         return self.question_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from kvray.errors import InputError
-from kvray.tasks import base
-from kvray.tasks.base import Context, CountTokens, Task, examples, listed, recipe, refuse_repeats, register, runtime
+from kvray.tasks.base import Context, CountTokens, Many, Task, examples, recipe, register, runtime, spread
 from kvray.tasks.rng import draws, key_of, permutation, uuids
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
@@ -70,27 +69,20 @@ class KVRetrieval(Task):
         TINY, description="'tiny' (UUIDs drawn here), or lost-in-the-middle's kv-retrieval file by path or URL"
     )
     keys: int = recipe(75, ge=2, le=100_000, description="records in a prompt; a file's own number of them")
-    positions: tuple[int, ...] | None = recipe(
+    positions: Many[int] | None = recipe(
         None, description="1-based gold positions, each question at each; default five, spread"
     )
     questions: int = recipe(500, ge=1, description="questions")
 
-    @field_validator("positions", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return listed(value)
-
     @model_validator(mode="after")
     def _positions_fit(self) -> KVRetrieval:
-        if self.positions is not None:
-            refuse_repeats("positions", self.positions)
-            if wrong := [position for position in self.positions if not 1 <= position <= self.keys]:
-                raise ValueError(f"positions: found {wrong}, expected 1 to keys ({self.keys})")
+        if wrong := [position for position in self.positions or () if not 1 <= position <= self.keys]:
+            raise ValueError(f"positions: found {wrong}, expected 1 to keys ({self.keys})")
         return self
 
     def gold_positions(self) -> tuple[int, ...]:
         """Return the 1-based gold positions at which each question is asked."""
-        return base.spread(self.keys) if self.positions is None else self.positions
+        return spread(self.keys) if self.positions is None else self.positions
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of the file, or the version of the rows drawn here."""

@@ -2,14 +2,13 @@
 
 A haystack begins at a drawn sentence of its text, goes on to the end and wraps round. A needle at depth d goes in at
 the last sentence break before d percent of the haystack's tokens, as Kamradt's test has it (which cuts the text at the
-length, where ours ends with a whole sentence). Sentences are counted once; their sum says how many fit, the tokenizer
-has the last word on the whole prompt.
+length, where ours ends with a whole sentence). Sentences are counted once; their sum says about how many fit, then the
+tokenizer counts the whole prompt.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,9 +21,8 @@ from kvray.tasks.base import CountTokens
 from kvray.tasks.qa.questions import normalise
 from kvray.tasks.rng import below, draws, key_of
 from kvray.tasks.sources import read as sources
-
-LONGEST = 1000
-"""Characters of a sentence at most; what is longer (a table, a listing) is left out of a haystack."""
+from kvray.tasks.sources.sentences import LONGEST, split_sentences
+from kvray.tasks.world import TINY
 
 Ints = NDArray[np.int64]
 Supply = Callable[[int], tuple[list[str], Ints]]
@@ -32,9 +30,6 @@ Supply = Callable[[int], tuple[list[str], Ints]]
 
 _BLOCK_TOKENS = 2**21
 _ANCHOR = "So it is."
-_PARAGRAPH = re.compile(r"\n\s*\n")
-_END = re.compile(r"[.!?][\"'\u2019\u201d)\]]*(?=\s)|[\u3002\uff01\uff1f]")
-_NO_END = re.compile(r"(?:\b(?:[A-Z]|Mr|Mrs|Ms|Dr|Prof|St|No|vs|cf|e\.g|i\.e))\.$")
 
 
 def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) -> Haystack:
@@ -44,59 +39,32 @@ def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) 
         source: "tiny", or any text of your own (:func:`kvray.tasks.sources.read.texts`).
         count_tokens: the base model's tokenizer as a counter; not asked before the first prompt is made.
         group: whose people the tiny world's sentences are about.
-        seed: in which order, and what is said of them.
+        seed: of the tiny world's facts and their order.
 
     Raises:
         InputError: the source cannot be read, or has no sentence of at most :data:`LONGEST` characters.
     """
-    found = (
-        tiny(group, seed)
-        if source == world.TINY
-        else [piece for text in sources.texts(source) for piece in split(text)]
-    )
-    if not found:
+    texts = [] if source == TINY else sources.texts(source)
+    pieces = tiny(group, seed) if source == TINY else [piece for text in texts for piece in split_sentences(text)]
+    if not pieces:
         raise InputError(f"{source}: no sentence of at most {LONGEST} characters in it")
-    return Haystack(found, count_tokens)
-
-
-def split(text: str) -> list[str]:
-    """Cut a text into sentences, each with what stands before it: a blank line or a space (nothing in scripts without).
-
-    Line ends within a paragraph become spaces. Abbreviations of a few common titles and initials end no sentence.
-    """
-    pieces = []
-    for paragraph in _PARAGRAPH.split(text):
-        line, before = " ".join(paragraph.split()), "\n\n"
-        for sentence in _sentences(line):
-            bare = sentence.lstrip()
-            if bare and len(bare) <= LONGEST:
-                pieces.append(before + bare if before == "\n\n" else sentence)
-                before = ""
-    return pieces
-
-
-def _sentences(line: str) -> Iterator[str]:
-    start = 0
-    for end in _END.finditer(line):
-        if not _NO_END.search(line, start, end.end()):
-            yield line[start : end.end()]
-            start = end.end()
-    yield line[start:]
+    return Haystack(pieces, count_tokens)
 
 
 def tiny(group: world.Group, seed: int) -> list[str]:
     """Return sentences of the made-up world: two facts on each person of a group, people in drawn order."""
     people = world.group_size(group)
-    words = draws(key_of("haystack", 1, seed, group), 0, people, 4)
-    names = [world.name_of(group, person) for person in np.argsort(words[:, 3], kind="stable").tolist()]
-    first = below(words[:, 0], 3)
-    second = (first + 1 + (words[:, 0] & np.uint64(1)).astype(np.int64)) % 3
+    drawn = draws(key_of("haystack", 1, seed, group), 0, people, 4)
+    order = np.argsort(drawn[:, 3], kind="stable").tolist()
+    first = below(drawn[:, 0], 3)
+    second = (first + 1 + (drawn[:, 0] & np.uint64(1)).astype(np.int64)) % 3
     pieces = []
-    for row, name in enumerate(names):
-        for relation, word in ((first[row], words[row, 1]), (second[row], words[row, 2])):
-            kind = world.RELATION_NAMES[int(relation)]
-            value = world.RELATIONS[kind][int(below(word, len(world.RELATIONS[kind])))]
-            pieces.append(f" {world.fact(name, kind, value)}.")
+    for row, person in enumerate(order):
+        for which, draw in ((first[row], drawn[row, 1]), (second[row], drawn[row, 2])):
+            relation = world.RELATION_NAMES[int(which)]
+            values = world.RELATIONS[relation]
+            value = values[int(below(draw, len(values)))]
+            pieces.append(f" {world.fact(world.name_of(group, person), relation, value)}.")
     return pieces
 
 
@@ -133,8 +101,8 @@ class Haystack:
 
         Args:
             start: index of a sentence.
-            forbidden: texts as :func:`normalise` leaves them; sentences that hold one of them are passed by, so that
-                none but the needle states its fact.
+            forbidden: texts as :func:`normalise` leaves them; sentences that contain one of them are left out, so that
+                nothing but the needle states its fact.
         """
 
         def take(tokens: int) -> tuple[list[str], Ints]:
@@ -156,14 +124,14 @@ class Haystack:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a prompt is made of beside its haystack.
+    """What a prompt is made of.
 
     Attributes:
         supply: the haystack's sentences.
         needles: (depth in percent, text with its own white space before it), in any order.
-        head: before the haystack.
-        tail: after it.
-        length: tokens of the whole prompt at most.
+        head: text before the haystack.
+        tail: text after it.
+        length: most tokens of the whole prompt.
     """
 
     supply: Supply
@@ -217,14 +185,19 @@ def insert(pieces: Sequence[str], until: Ints, needles: Sequence[tuple[float, st
 
 
 class _Filling:
-    """One prompt on its way to its length: how many sentences are known to fit, and how many not to."""
+    """The search for how many sentences of a haystack fill a prompt.
+
+    Attributes:
+        best: the longest prompt known to fit, of ``tokens`` tokens.
+        settled: whether no other sentence has room.
+    """
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.bare = frame.head + "".join(text for _, text in frame.needles) + frame.tail
-        self.fits, self.exceeds = 0, 0
         self.best, self.tokens = "", 0
         self.settled = False
+        self._fits, self._exceeds = 0, 0  # the most sentences known to fit, and the fewest known not to
 
     def guess(self, fixed: int) -> None:
         """Begin with as many sentences as the sum of their tokens allows beside the ``fixed`` ones."""
@@ -232,38 +205,38 @@ class _Filling:
         if room <= 0:
             raise InputError(self._too_short(fixed))
         self._take(room + room // 16 + 64)
-        self.number = max(1, self._within(room))
+        self._number = max(1, self._within(room))
 
     def text(self) -> str:
         """Return the prompt with the present number of sentences."""
-        context = insert(self.pieces[: self.number], self.until[: self.number + 1], self.frame.needles)
+        context = insert(self._pieces[: self._number], self._until[: self._number + 1], self.frame.needles)
         return self.frame.head + context + self.frame.tail
 
     def learn(self, text: str, counted: int) -> None:
-        """Take note of what the whole prompt counts; choose another number of sentences unless this is the one."""
+        """Take note of a prompt's tokens; choose another number of sentences unless this is the one."""
         spare = self.frame.length - counted
         if spare >= 0:
-            self.fits, self.best, self.tokens = self.number, text, counted
+            self._fits, self.best, self.tokens = self._number, text, counted
         else:
-            self.exceeds = self.number
-        if self.exceeds == 1:
+            self._exceeds = self._number
+        if self._exceeds == 1:
             raise InputError(self._too_short(counted))
-        if self.number == len(self.pieces):
-            self._take(2 * int(self.until[-1]))
-        has_no_next = self.exceeds == self.fits + 1
-        if has_no_next or 0 <= spare < self.until[self.number + 1] - self.until[self.number]:
+        if self._number == len(self._pieces):
+            self._take(2 * int(self._until[-1]))
+        has_no_next = self._exceeds == self._fits + 1
+        if has_no_next or 0 <= spare < self._until[self._number + 1] - self._until[self._number]:
             self.settled = True
             return
-        highest = self.exceeds - 1 if self.exceeds else len(self.pieces)
-        self.number = min(max(self._within(int(self.until[self.number]) + spare), self.fits + 1), highest)
+        highest = self._exceeds - 1 if self._exceeds else len(self._pieces)
+        self._number = min(max(self._within(int(self._until[self._number]) + spare), self._fits + 1), highest)
 
     def _take(self, tokens: int) -> None:
-        self.pieces, costs = self.frame.supply(tokens)
-        self.until = np.concatenate(([0], np.cumsum(costs)))
+        self._pieces, costs = self.frame.supply(tokens)
+        self._until = np.concatenate(([0], np.cumsum(costs)))
 
     def _within(self, tokens: int) -> int:
         """Return how many sentences have at most so many tokens in all."""
-        return max(0, int(np.searchsorted(self.until, tokens, side="right")) - 1)
+        return max(0, int(np.searchsorted(self._until, tokens, side="right")) - 1)
 
     def _too_short(self, tokens: int) -> str:
         return (

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pydantic import field_validator
 
 from kvray.tasks import world
-from kvray.tasks.base import Context, CountTokens, Task, examples, listed, recipe, refuse_repeats, register, runtime
+from kvray.tasks.base import Context, CountTokens, Many, Task, distinct, examples, listed, recipe, register, runtime
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.facts import FAMILIES
 from kvray.tasks.needle.haystack import Frame, Haystack
@@ -61,7 +61,6 @@ class NeedleInHaystack(Task):
 
     VERSION = 1
     MEASURES = "retrieval"
-    MAX_OUTPUT_TOKENS = 100
 
     task: Literal["needle"] = recipe("needle")
     source: str = runtime(
@@ -72,27 +71,16 @@ class NeedleInHaystack(Task):
     )
     split: Literal["test", "train"] = recipe("test", description="whose people the needles are about: test or train")
     rows: int = recipe(400, ge=1, description="needles (classic: haystacks); each at every length and depth")
-    lengths: tuple[int, ...] = recipe((4096,), description="tokens of a prompt at most; within one sentence of it")
+    lengths: Many[int] = recipe((4096,), description="tokens of a prompt at most; within one sentence of it")
     depths: tuple[float, ...] | int | Literal["random"] = recipe(
         "random",
         description="percents of the haystack, a number of even steps from 0 to 100, or random: one per needle",
     )
 
-    @field_validator("lengths", mode="before")
-    @classmethod
-    def _listed_lengths(cls, value: Any) -> Any:
-        return listed(value)
-
     @field_validator("depths", mode="before")
     @classmethod
     def _listed_depths(cls, value: Any) -> Any:
         return listed(value) if isinstance(value, str) else value
-
-    @field_validator("lengths")
-    @classmethod
-    def _lengths_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        refuse_repeats("lengths", value)
-        return value
 
     @field_validator("depths")
     @classmethod
@@ -100,7 +88,7 @@ class NeedleInHaystack(Task):
         if isinstance(value, int) and not 2 <= value <= 1001:
             raise ValueError(f"found {value}, expected 2 to 1001 steps from 0 to 100; type [{value}] for one depth")
         if isinstance(value, tuple):
-            refuse_repeats("depths", value)
+            distinct(value)
             if wrong := [depth for depth in value if not 0 <= depth <= 100]:
                 raise ValueError(f"found {wrong}, expected percents from 0 to 100")
         return value
@@ -116,7 +104,7 @@ class NeedleInHaystack(Task):
         return {"source": world.source_identity(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Say that training data hides needles that an evaluation asks about, or tells of the tiny world's test people.
+        """Refuse training data with needles that an evaluation asks about, or about the tiny world's test people.
 
         Many needles are about people of their split, whatever the haystack; the classic needle is always the same.
         """
@@ -158,10 +146,6 @@ class NeedleInHaystack(Task):
         """
         return Context(count_tokens, haystack.read(self.source, count_tokens, self.split, self.seed))
 
-    def count(self, context: Context) -> int:
-        """Return needles times lengths times depths."""
-        return self.expected_rows()
-
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``; those of one needle follow one another, by length and depth.
 
@@ -179,13 +163,13 @@ class NeedleInHaystack(Task):
         for row in range(start, stop):
             number, cell = divmod(row, len(self.lengths) * len(steps))
             length, step = self.lengths[cell // len(steps)], steps[cell % len(steps)]
-            words = draws(key, number, number + 1, 4)[0]
+            drawn = draws(key, number, number + 1, 4)[0]
             turn, slot = divmod(number, people.size)
-            kind = draws(key, slot, slot + 1, 4)[0, 1]
-            needle = self._needle(number, int(people[slot]), turn, (kind, words[2]))
-            depth = int(below(words[3], 1001)) / 10 if step is None else step
+            of_person = draws(key, slot, slot + 1, 4)[0, 1]
+            needle = self._needle(number, int(people[slot]), turn, (of_person, drawn[2]))
+            depth = int(below(drawn[3], 1001)) / 10 if step is None else step
             forbidden = [normalise(text) for text in (*needle.facts, needle.subject) if text]
-            supply = hay.supply(int(below(words[0], len(hay.pieces))), forbidden)
+            supply = hay.supply(int(below(drawn[0], len(hay.pieces))), forbidden)
             frames.append(Frame(supply, ((depth, needle.text),), "", TAIL.format(question=needle.question), length))
             rows["example_id"].append(f"{needle.id}-{length}-{depth:.6g}")
             rows["question_id"].append(needle.id)
@@ -199,29 +183,29 @@ class NeedleInHaystack(Task):
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1.0 if the answer contains every fact of the needle, both normalised as SQuAD does, else 0.0."""
-        said = normalise(answer)
-        return float(all(normalise(reference) in said for reference in references))
+        normal = normalise(answer)
+        return float(all(normalise(reference) in normal for reference in references))
 
-    def _needle(self, number: int, person: int, turn: int, words: tuple[Any, Any]) -> Needle:
+    def _needle(self, number: int, person: int, turn: int, drawn: tuple[Any, Any]) -> Needle:
         """Return a needle.
 
         Args:
             number: of the needle.
             person: whom it is about.
-            turn: how often everyone has been asked about before; each turn asks for something else.
-            words: the person's, for what is asked, and the needle's, for the value.
+            turn: how many needles were about this person before; each turn asks for something else.
+            drawn: the person's draw, for what is asked, and the needle's, for the value.
         """
         if self.needles == "classic":
             return Needle(f"needle-classic-{number:06d}", CLASSIC, CLASSIC_QUESTION, CLASSIC.strip(), CLASSIC_FACTS)
         name = world.name_of(self.split, person)
         if self.source == TINY:
-            relation = world.RELATION_NAMES[(int(below(words[0], 3)) + turn) % 3]
+            relation = world.RELATION_NAMES[(int(below(drawn[0], 3)) + turn) % 3]
             values: Sequence[str] = world.RELATIONS[relation]
-            value = values[int(below(words[1], len(values)))]
+            value = values[int(below(drawn[1], len(values)))]
             fact, question, stop = world.fact(name, relation, value), world.question(name, relation), ""
         else:
-            family = FAMILIES[(int(below(words[0], len(FAMILIES))) + turn) % len(FAMILIES)]
-            value = family.values[int(below(words[1], len(family.values)))]
+            family = FAMILIES[(int(below(drawn[0], len(FAMILIES))) + turn) % len(FAMILIES)]
+            value = family.values[int(below(drawn[1], len(family.values)))]
             fact, question, stop = family.fact(name, value), family.question(name), "."
         # The tiny world's answers have no full stop, in any task.
         return Needle(f"needle-{self.split}-{number:06d}", f" {fact}.", question, f"{fact}{stop}", (value,), name)

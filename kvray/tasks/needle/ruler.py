@@ -9,31 +9,20 @@ are the 100 rows (RULER asks 500) and the lengths up to 32K.
 
 from __future__ import annotations
 
+import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
+from itertools import product
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import field_validator
 
 from kvray.errors import InputError
-from kvray.tasks.base import (
-    RIGHT,
-    WRONG,
-    Context,
-    CountTokens,
-    Task,
-    examples,
-    listed,
-    recipe,
-    refuse_repeats,
-    register,
-    runtime,
-)
+from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, examples, recipe, register, runtime
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.haystack import Frame, Haystack, Ints, Supply, added
-from kvray.tasks.needle.ruler_words import ALL_OF_ONE, HEAD, KINDS, NEEDLE, NOISE, ONE, ONE_OF_EACH, WORDS
 from kvray.tasks.rng import below, draws, key_of, uuids
 from kvray.tasks.world import TINY, source_identity
 
@@ -41,6 +30,18 @@ Variant = Literal["single", "multikey", "multivalue", "multiquery"]
 Kind = Literal["words", "numbers", "uuid"]
 VARIANTS: tuple[Variant, ...] = ("single", "multikey", "multivalue", "multiquery")
 PARTIAL = "partial"
+
+HEAD = "Somewhere in the text below, {kind}s are registered under names. You will be asked about them at its end.\n\n"
+NEEDLE = " One {kind} registered under {key} is {value}."
+ONE = "\n\nWhich {kind} is registered under {keys}?"
+ALL_OF_ONE = "\n\nWhich {kind}s are registered under {keys}? Name all of them."
+ONE_OF_EACH = "\n\nWhich {kind}s are registered under {keys}? Name one for each."
+KINDS = {"words": "word", "numbers": "number", "uuid": "UUID"}
+"""What a value is called in a prompt, by its kind."""
+_TEXTS = tomllib.loads(resources.files("kvray.tasks.needle").joinpath("ruler.toml").read_text("utf-8"))
+NOISE: list[str] = _TEXTS["noise"]
+WORDS = [f"{first}-{second}" for first, second in product(_TEXTS["first"].split(), _TEXTS["second"].split())]
+"""Names of two words, some 35,000 of them."""
 
 _STEPS = 11
 _SMALLEST, _NUMBERS = 1_000_000, 9_000_000
@@ -77,9 +78,9 @@ class Ruler(Task):
     haystack: Literal["essay", "noise", "needles"] = recipe(
         "essay", description="essay: the source's text; noise: five sentences over and over; needles: further needles"
     )
-    variants: tuple[Variant, ...] = recipe(VARIANTS, description="which of single, multikey, multivalue, multiquery")
+    variants: Many[Variant] = recipe(VARIANTS, description="which of single, multikey, multivalue, multiquery")
     rows: int = recipe(100, ge=1, description="of each variant; each at every length")
-    lengths: tuple[int, ...] = recipe(
+    lengths: Many[int] = recipe(
         (4096, 8192, 16384, 32768), description="tokens of a prompt at most; within one sentence of it"
     )
     key_kind: Kind = recipe("words", description="what keys are: words, numbers or uuid")
@@ -87,17 +88,6 @@ class Ruler(Task):
     keys: int = recipe(4, ge=2, le=1000, description="multikey: needles in all, one of which is asked about")
     values: int = recipe(4, ge=2, le=100, description="multivalue: values under the one key")
     queries: int = recipe(4, ge=2, le=100, description="multiquery: keys asked about")
-
-    @field_validator("lengths", "variants", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value.replace(" ", "").split(",")) if isinstance(value, str) else listed(value)
-
-    @field_validator("lengths", "variants")
-    @classmethod
-    def _differ(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        refuse_repeats("lengths or variants", value)
-        return value
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of the haystack's text, or the version of the tiny world; nothing without text."""
@@ -130,10 +120,6 @@ class Ruler(Task):
             return Context(count_tokens, haystack.read(self.source, count_tokens, "train", self.seed))
         return Context(count_tokens, Haystack(NOISE, count_tokens))
 
-    def count(self, context: Context) -> int:
-        """Return rows times variants times lengths."""
-        return self.expected_rows()
-
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``: of one row all lengths, of one length all variants.
 
@@ -150,16 +136,16 @@ class Ruler(Task):
             number, cell = divmod(row, len(self.lengths) * len(self.variants))
             length, variant = self.lengths[cell // len(self.variants)], self.variants[cell % len(self.variants)]
             key = key_of("ruler", self.VERSION, self.seed, variant, number)
-            records = _Records(key, self.key_kind, self.value_kind)
+            records = _Records(key, (self.key_kind, self.value_kind))
             quiz = self._quiz(variant, records)
-            words = draws(records.key, 0, len(quiz.needles), 4, 1)[:, 0]
+            drawn = draws(key, 0, len(quiz.needles), 4, 1)[:, 0]
             # The one needle's depth is an axis of its own, so it comes in few steps; several are anywhere.
-            depths = below(words, _STEPS) * 10 if variant == "single" else below(words, 1001) / 10
+            depths = below(drawn, _STEPS) * 10 if variant == "single" else below(drawn, 1001) / 10
             if variant == "multivalue":
                 depths.sort()  # the answer tells one key's values as they come
             name = f"ruler-{variant}-{number:06d}"
-            told = [NEEDLE.format(key=key, kind=kind, value=value) for key, value in quiz.needles]
-            needles = tuple(zip(depths.tolist(), told, strict=True))
+            sentences = [NEEDLE.format(key=key, kind=kind, value=value) for key, value in quiz.needles]
+            needles = tuple(zip(depths.tolist(), sentences, strict=True))
             supply = self._supply(context, records, len(quiz.needles))
             frames.append(Frame(supply, needles, HEAD.format(kind=kind), quiz.tail, length))
             rows["example_id"].append(f"{name}-{length}")
@@ -168,7 +154,7 @@ class Ruler(Task):
             rows["length"].append(length)
             rows["depth"].append(float(depths[0]) if variant == "single" else None)
             rows["subtask"].append(variant)
-            rows["answer"].append("".join(told[: quiz.asked]).strip())
+            rows["answer"].append("".join(sentences[: quiz.asked]).strip())
             rows["references"].append([value for _, value in quiz.needles[: quiz.asked]])
         rows["prompt"], rows["prompt_tokens"] = haystack.fill(frames, context.count_tokens)
         return examples(rows)
@@ -191,8 +177,8 @@ class Ruler(Task):
         if variant == "multiquery":
             pairs = records.take(self.queries)
             names = [key for key, _ in pairs]
-            said = f"{', '.join(names[:-1])} and {names[-1]}"
-            return Quiz(tuple(pairs), self.queries, ONE_OF_EACH.format(kind=kind, keys=said))
+            listed = f"{', '.join(names[:-1])} and {names[-1]}"
+            return Quiz(tuple(pairs), self.queries, ONE_OF_EACH.format(kind=kind, keys=listed))
         pairs = records.take(1 if variant == "single" else self.keys)
         return Quiz(tuple(pairs), 1, ONE.format(kind=kind, keys=pairs[0][0]))
 
@@ -217,29 +203,29 @@ class Ruler(Task):
 
 
 class _Records:
-    """Keys with their values, none of which comes twice in one prompt; the first ones do not hang on how many."""
+    """Keys with their values, none of which comes twice in one prompt; the first ones do not depend on how many."""
 
-    def __init__(self, key: int, key_kind: Kind, value_kind: Kind) -> None:
+    def __init__(self, key: int, kinds: tuple[Kind, Kind]) -> None:
         self.key = key
-        self.kinds = (key_kind, value_kind)
+        self.kinds = kinds
 
     def take(self, number: int) -> list[tuple[str, str]]:
         """Return the first ``number`` records.
 
         Raises:
-            InputError: there are not so many names of two words.
+            InputError: too few names of two words exist.
         """
         drawn = number + number // 64 + 8
         while True:
             keys, values = (self._labels(kind, which, drawn) for which, kind in enumerate(self.kinds))
             taken: set[str] = set()
-            found = []
-            for pair in zip(keys, values, strict=False):
+            records = []
+            for pair in zip(keys, values, strict=True):
                 if pair[0] != pair[1] and taken.isdisjoint(pair):
                     taken.update(pair)
-                    found.append(pair)
-            if len(found) >= number:
-                return found[:number]
+                    records.append(pair)
+            if len(records) >= number:
+                return records[:number]
             if "words" in self.kinds and drawn > 2 * len(WORDS):
                 raise InputError(
                     f"ruler: found a haystack of {number} needles or more, but there are {len(WORDS)} words to name "
@@ -249,9 +235,9 @@ class _Records:
 
     def _labels(self, kind: Kind, which: int, number: int) -> list[str]:
         """Return labels of one kind; ``which`` is 0 for keys and 1 for values."""
-        words = draws(self.key, 0, number, 4, 3)[:, 2 * which : 2 * which + 2]
+        drawn = draws(self.key, 0, number, 4, 3)[:, 2 * which : 2 * which + 2]
         if kind == "uuid":
-            return uuids(words)
+            return uuids(drawn)
         if kind == "numbers":
-            return [str(n) for n in (_SMALLEST + below(words[:, 0], _NUMBERS)).tolist()]
-        return [WORDS[n] for n in below(words[:, 0], len(WORDS)).tolist()]
+            return [str(n) for n in (_SMALLEST + below(drawn[:, 0], _NUMBERS)).tolist()]
+        return [WORDS[n] for n in below(drawn[:, 0], len(WORDS)).tolist()]

@@ -128,9 +128,8 @@ class MultiDocQa(DocumentsTask):
         """Return the tokens of the longest of a question's examples, prompt and answer; 0 where there is no limit."""
         if self.max_tokens is None:
             return 0
-        pairs = [
-            self._worded(asked, position or 1) for _, asked, position in self.placed(start, start + rows, material)
-        ]
+        placed = self.placed(start, start + rows, material)
+        pairs = [self._worded(asked, position or 1) for _, asked, position in placed]
         flat = count_tokens([text for pair in pairs for text in pair])
         return int((flat[0::2] + flat[1::2]).max())
 

@@ -1,0 +1,66 @@
+"""Writes a sweep as the YAML that :mod:`kvray.sweep.yaml` reads back to the very same sweep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from kvray.sweep.document import from_values
+from kvray.sweep.model import Sweep
+from kvray.sweep.unused import unused
+from kvray.sweep.yaml import is_text
+
+
+def sweep_text(sweep: Sweep) -> str:
+    """Return the text of a sweep file: the values that were given, in the order of the fields, defaults left out.
+
+    Knobs of ``finetune`` that the method, or a model behind an API, has no use for are left out too: they change
+    nothing, and a file that has them is refused.
+    """
+    written = sweep.written()
+    written |= {
+        section: {name: task.written() for name, task in getattr(sweep, section).items()}
+        for section in ("datasets", "evaluate")
+    }
+    if sweep.mixtures == {name: {name: 1.0} for name in sweep.datasets}:
+        written.pop("mixtures", None)
+    for problem in unused(from_values(written)):
+        section, name = map(str, problem.path)
+        del written[section][name]
+    ordered = {name: written[name] for name in Sweep.model_fields if written.get(name) not in (None, {}, [])}
+    return _dump(ordered, None)
+
+
+def value_text(value: Any) -> str:
+    """Return a value as it stands after ``--set key=``: YAML on one line."""
+    return _dump([value], True)[1:].rstrip()[:-1]
+
+
+def _dump(value: Any, flow: bool | None) -> str:
+    return yaml.dump(
+        _escaped(value), Dumper=_Dumper, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=110
+    )
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value in which no text is taken for one that names an environment variable; keys never are."""
+    if isinstance(value, dict):
+        return {name: _escaped(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every value out, without anchors, and quotes what our reader, of YAML 1.2, would not take for text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if is_text(value) else "'")
+
+
+_Dumper.add_representer(str, _text)
