@@ -98,10 +98,10 @@ class Chat:
         try:
             answer = await self._api.call(send)
         except RejectedError as error:
-            if seed and error.status in _REFUSED and re.search(r"\bseed\b", error.said):
+            if seed and error.status in _REFUSED and re.search(r"\bseed\b", error.reason):
                 self._seed = {}  # of no consequence: decoding is greedy
                 return await self.ask(ask)
-            if error.code == "context_length_exceeded" or (error.status in _REFUSED and _TOO_LONG.search(error.said)):
+            if error.code == "context_length_exceeded" or (error.status in _REFUSED and _TOO_LONG.search(error.reason)):
                 return too_long(ask.prompt_tokens)
             if error.status == 404:
                 raise NoModelError(

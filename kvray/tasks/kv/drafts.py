@@ -77,6 +77,12 @@ def draws_of(key: int, rows: Ints, width: int, stream: int) -> Draws:
     return np.concatenate([draws(key, int(run[0]), int(run[-1]) + 1, width, stream) for run in runs])
 
 
+def _among(rows: Ints, chosen: Ints) -> Mask:
+    """Tell which rows are in ``chosen``, which is sorted; ``np.isin`` would sort both for every block."""
+    among: Mask = np.append(chosen, -1)[np.searchsorted(chosen, rows)] == rows
+    return among
+
+
 @dataclass(kw_only=True)
 class Draft:
     """A draft of some rows: every field is an array with an entry per row.
@@ -159,8 +165,8 @@ class GoldPositions:
         bounded = (np.full(len(rows), self.rows) if self.by_samples else units) * EARLY_BOUND
         bound: Ints = np.clip(bounded.astype(np.int64), 1, units)
         first, early = self._forced
-        index = np.where(np.isin(rows, early), below(drawn[:, 1], bound), index)
-        return np.where(np.isin(rows, first), 0, index)
+        index = np.where(_among(rows, early), below(drawn[:, 1], bound), index)
+        return np.where(_among(rows, first), 0, index)
 
     @cached_property
     def _forced(self) -> tuple[Ints, Ints]:
@@ -168,4 +174,4 @@ class GoldPositions:
         drawn = draws(self.key, 0, -(-self.rows // 4), 4, _FORCED).reshape(-1)[: self.rows]
         order = np.argsort(drawn, kind="stable")
         first = int(self.rows * self.first)
-        return order[:first], order[first : first + int(self.rows * self.early)]
+        return np.sort(order[:first]), np.sort(order[first : first + int(self.rows * self.early)])
