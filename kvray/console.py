@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import sys
 import time
@@ -22,7 +23,7 @@ WIDE = 80
 
 
 class Advance(Protocol):
-    """Told how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
+    """Shows how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
 
     def __call__(self, done: float, note: str = "") -> None:
         """Show that ``done`` of the total is behind us."""
@@ -35,10 +36,10 @@ def say(message: str) -> None:
 
 @contextmanager
 def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
-    """Yield a callable ``advance(done, note="")`` that shows how far ``label`` is.
+    """Yield a callable ``advance(done, note="")`` that shows the progress of ``label``.
 
     ``done`` is the absolute amount so far, not an increment: a retried step may report the same amount twice. A
-    fraction moves the bar; what is written counts whole units alone.
+    fraction moves the bar; the text counts whole units.
     """
     if moves():
         with _bar() as bar:
@@ -112,13 +113,25 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
+def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """Return an HTML table for a notebook; None shows as ``-``, as in :func:`table`."""
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        shown = (html.escape("-" if cell is None else str(cell)) for cell in cells)
+        return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in shown)}</tr>"
+
+    head = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    body = "".join(line(row, "td") for row in rows)
+    return f"<table>{head}<thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>"
+
+
 def count(number: float) -> str:
     """Return a whole number with thousands apart: ``1,234,567``."""
     return f"{number:,.0f}"
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: ``40 s``, ``6 min``, ``2 h 05 min``."""
+    """Return a duration: ``40 s``, ``6 min``, ``2 h 05 min``."""
     if seconds < 1:
         return "<1 s"
     if seconds < 100:

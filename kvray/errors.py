@@ -1,8 +1,7 @@
 """The errors that kvray raises on purpose. Standard library alone, so that anything may import it."""
 
-from __future__ import annotations
-
 import os
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ Path = tuple[str | int, ...]
 
 _SHOWN_PART = 60
 _PACKAGE = os.path.dirname(__file__)
+_LIBRARY = re.compile(r"[\\/](site-packages|dist-packages|IPython)[\\/]")
 
 
 def dotted(path: Iterable[str | int]) -> str:
@@ -47,7 +47,7 @@ class Problem:
     """One thing wrong with a document.
 
     Attributes:
-        path: the value's path; empty for the whole.
+        path: the value's path; empty for the document itself.
         text: what was found and what was expected.
         place: where it was written, if not where ``path`` is.
     """
@@ -87,7 +87,7 @@ class KvrayError(Exception):
     def _render_traceback_(self, *_: object) -> list[str]:
         """Show the error in a notebook, where IPython asks for this: the user's own lines, then the message."""
         frames = traceback.extract_tb(self.__traceback__)
-        own = [at for at in frames if not at.filename.startswith(_PACKAGE) and "site-packages" not in at.filename]
+        own = [at for at in frames if not at.filename.startswith(_PACKAGE) and not _LIBRARY.search(at.filename)]
         return [*(f"line {at.lineno}: {at.line}" for at in own), f"{type(self).__name__}: {self}"]
 
 
@@ -95,7 +95,7 @@ class InputError(KvrayError):
     """The user's input cannot be used. Nothing has been written.
 
     Attributes:
-        found: every problem found; who knows the path of the value says it, so that a file's line can be told.
+        found: every problem, with the value's path where it is known, so that a file's line can be named.
         problems: the same, one line each; the message is their join.
     """
 

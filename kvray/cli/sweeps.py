@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli.app import BaseOption, JsonOption, ScaleOption, SetOption, StoreOption, VerifyOption, command
+from kvray.cli.app import (
+    BaseOption,
+    CodeOption,
+    JsonOption,
+    ScaleOption,
+    SetOption,
+    StoreOption,
+    VerifyOption,
+    command,
+    open_store,
+)
 from kvray.console import say
 
 if TYPE_CHECKING:
@@ -24,6 +34,7 @@ def run(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     verify: VerifyOption = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
 ) -> int:
@@ -36,11 +47,10 @@ def run(
     kvray run sweeps/paper/mdqa-mistral.yaml --scale small
     """
     from kvray.driver import run as running
-    from kvray.store.store import Store
 
-    place = Store(running.store_uri(store))
-    # All files are read before the first is run: a mistake in the last one is told now.
-    planned = [running.prepare(file, set_ or [], base_model, scale) for file in sweep]
+    place = open_store(store)
+    # All files are read before the first is run, so that a mistake in the last one shows now.
+    planned = [running.prepare(file, set_ or [], base_model, scale, allow_code=allow_code) for file in sweep]
     running.check_names([(file, plan) for file, (plan, _) in zip(sweep, planned, strict=True)])
     codes = []
     with running.shared_cluster([plan.sweep.runtime for plan, _ in planned]):
@@ -54,6 +64,8 @@ def run(
 def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: bool) -> int:
     from kvray.driver import run as running
 
+    for line in _code(planned):
+        say(f"kvray: {line}")
     for warning in planned.warnings:
         say(f"kvray: warning: {warning}")
     result = running.run(planned, base, place, verify)
@@ -89,6 +101,7 @@ def plan(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     json_: JsonOption = False,
     verify: VerifyOption = False,
 ) -> None:
@@ -100,13 +113,15 @@ def plan(
     """
     from kvray.driver import run as running
     from kvray.planning.cost import estimate
-    from kvray.store.store import Store
 
-    planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True)
-    place = Store(running.store_uri(store))
+    planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
+    place = open_store(store)
     running.tell_replaced(planned, place)
-    found = estimate.estimate(planned, place, verify)
-    print(json.dumps(found.document(), indent=1) if json_ else found.text())
+    estimated = estimate.estimate(planned, place, verify)
+    if json_:
+        print(json.dumps({**estimated.document(), "code": planned.code()}, indent=1))
+    else:
+        print("\n".join([*_code(planned), estimated.text()]))
 
 
 @command
@@ -116,6 +131,7 @@ def status(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     json_: JsonOption = False,
     verify: VerifyOption = False,
 ) -> None:
@@ -126,25 +142,21 @@ def status(
     from kvray.console import table
     from kvray.driver import run as running
     from kvray.planning import state
-    from kvray.store.store import Store
 
-    place = Store(running.store_uri(store))
+    place = open_store(store)
     planned: Sequence[Any]
     if sweep.endswith((".yaml", ".yml")):
-        planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts
+        planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
     else:
         planned = state.stored_plan(sweep, place)
-    found = state.status(planned, place, verify)
-    counts = {
-        "planned": len(found),
-        "committed": sum(each.state == "committed" for each in found),
-        "failed": sum(each.state == "failed" for each in found),
-    }
+    rows = state.status(planned, place, verify)
+    counts = {"planned": len(rows)}
+    counts |= {name: sum(each.state == name for each in rows) for name in ("committed", "failed")}
     if json_:
-        artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in found]
+        artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in rows]
         print(json.dumps({**counts, "artefacts": artefacts}, indent=1))
         return
-    print(table(["artefact", "state", "why"], [[e.id, e.state, _one_line(e.reason or "")] for e in found]))
+    print(table(["artefact", "state", "why"], [[e.id, e.state, _one_line(e.reason or "")] for e in rows]))
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
@@ -153,6 +165,7 @@ def report(
     sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
     store: StoreOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     out: Annotated[str | None, typer.Option("--out", help="Directory or s3:// URI; default under the store.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -163,15 +176,13 @@ def report(
     --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
     of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
-    from kvray.driver import run as running
     from kvray.planning import state
     from kvray.report.build import write
     from kvray.report.terminal import document, summary
-    from kvray.store.store import Store
     from kvray.sweep.load import load
 
-    place = Store(running.store_uri(store))
-    name = load(sweep, scale=scale).name if sweep.endswith((".yaml", ".yml")) else sweep
+    place = open_store(store)
+    name = load(sweep, scale=scale, allow_code=allow_code).name if sweep.endswith((".yaml", ".yml")) else sweep
     state.stored_plan(name, place)
     paths = write(place, name, out)
     if json_:
@@ -188,6 +199,7 @@ def why(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Say why an artefact is to be made: what of its recipe differs from the stored ones, the nearest first.
@@ -201,12 +213,18 @@ def why(
     """
     from kvray.driver import run as running
     from kvray.planning import why as reasons
-    from kvray.store.store import Store
 
-    place = Store(running.store_uri(store))
-    planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts if sweep else None
-    told = reasons.explain(cell, place, planned)
-    print(json.dumps(told, indent=1) if json_ else "\n".join(reasons.lines(told)))
+    place = open_store(store)
+    planned = (
+        running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts if sweep else None
+    )
+    explained = reasons.explain(cell, place, planned)
+    print(json.dumps(explained, indent=1) if json_ else "\n".join(reasons.lines(explained)))
+
+
+def _code(planned: Plan) -> list[str]:
+    """Return a line per Python file beside the sweep that was loaded."""
+    return [f"code: {file}, sha256 {digest[:16]}, loaded by --allow-code" for file, digest in planned.code().items()]
 
 
 def _one_line(text: str) -> str:

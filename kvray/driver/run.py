@@ -24,7 +24,7 @@ from kvray.planning.plan import plan
 from kvray.planning.state import STAGE_NAMES, document_name, replaced
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
-from kvray.sweep.load import read
+from kvray.sweep.load import Loaded, read
 from kvray.sweep.model import Runtime
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
@@ -43,6 +43,7 @@ def prepare(
     base_model: str | None = None,
     scale: str | None = None,
     offline: bool = False,
+    allow_code: bool = False,
 ) -> tuple[Plan, BaseModelRef]:
     """Read a sweep file and plan it. Writes nothing.
 
@@ -52,11 +53,17 @@ def prepare(
         base_model: in place of the file's.
         scale: one of the file's scales.
         offline: plan without what is on the network and does not answer; see :func:`kvray.planning.inputs.gather`.
+        allow_code: load the Python files beside the sweep file that its tasks name.
 
     Raises:
         InputError: with every problem of the file, its sources and its base model.
     """
-    sweep, document, variants = read(path, overrides, scale, base_model)
+    return prepare_loaded(read(path, overrides, scale, base_model, allow_code), offline)
+
+
+def prepare_loaded(loaded: Loaded, offline: bool = False) -> tuple[Plan, BaseModelRef]:
+    """Plan a sweep that was read, or made in Python; otherwise as :func:`prepare`."""
+    sweep, document, variants = loaded
     try:
         inputs = gather(sweep, offline, variants)
         return plan(sweep, inputs), inputs.base

@@ -158,6 +158,7 @@ def fit(
                 name="evaluate",
                 storage_path=scratch,
                 verbose=0,
+                progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks clears what the cell has shown
                 failure_config=tune.FailureConfig(max_failures=runtime.retries),
                 callbacks=[_progress(advance, per_trial)],
             ),

@@ -3,15 +3,14 @@
 Losses are mean cross entropies in nats of each optimizer step, before its update, as :mod:`kvray.finetune` logs them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import polars as pl
 
 from kvray.results.frames import with_models
-from kvray.store.store import Manifest, Store
+from kvray.store.manifest import Manifest
+from kvray.store.store import Store
 
 Part = Literal["all", "integers", "words"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -36,7 +35,7 @@ def read(
     manifests: Mapping[str, Manifest],
     predictions: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Return the loss logs of a sweep's committed finetunes that tell integers from words.
+    """Return the loss logs of a sweep's committed finetunes that separate integers from words.
 
     Finetunes without such a log, or with an unreadable one, are left out.
 

@@ -1,4 +1,4 @@
-"""Commands that show or write examples and mixtures, and the one that makes the bundled base model."""
+"""Commands outside of a sweep: examples, datasets and mixtures as files, the bundled base model, the machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli.app import BaseOption, FormatOption, JsonOption, OutOption, ScaleOption, SetOption, StoreOption, command
+from kvray.cli.app import (
+    BaseOption,
+    CodeOption,
+    FormatOption,
+    JsonOption,
+    OutOption,
+    ScaleOption,
+    SetOption,
+    StoreOption,
+    command,
+    open_store,
+)
 from kvray.errors import InputError, RunInterrupted
 
 if TYPE_CHECKING:
@@ -23,6 +34,7 @@ def sample(
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
     set_: SetOption = None,
     base_model: BaseOption = None,
+    allow_code: CodeOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Show examples of a task: prompt, answer, accepted references.
@@ -33,7 +45,7 @@ def sample(
     """
     from kvray.cli import samples
 
-    made, base = _task(task, seed, set_ or [], base_model, rows)
+    made, base = _task(task, seed, set_ or [], base_model, rows, allow_code)
     shown = samples.rows if made.BRINGS_EXAMPLES else samples.benchmark_rows
     for row in shown(made, base, rows):
         print(json.dumps(row, ensure_ascii=False) if json_ else samples.text(row, made))
@@ -47,6 +59,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
     set_: SetOption = None,
     base_model: BaseOption = None,
+    allow_code: CodeOption = False,
     format_: FormatOption = None,
     workers: Annotated[int | None, typer.Option(help="Processes; the bytes do not depend on it.", min=1)] = None,
 ) -> None:
@@ -57,7 +70,7 @@ def generate(
     from kvray.cli.export import format_of, make
 
     kind = format_of(out, format_)
-    made, base = _task(task, seed, set_ or [], base_model, rows)
+    made, base = _task(task, seed, set_ or [], base_model, rows, allow_code)
     done = make(made, base, out, kind, workers, rows)
     print(
         f"{done.path}: {done.rows} rows, {done.prompt_tokens} prompt tokens, {done.bytes} bytes, sha256 {done.sha256}"
@@ -75,20 +88,18 @@ def blend(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
 ) -> None:
     """Write one mixture as one file: the very rows that a finetune on it reads, matched in tokens, for any trainer.
 
     kvray blend sweeps/quickstart.yaml in2 --out in2.jsonl
     """
-    from kvray.cli import blend as blending
-    from kvray.cli.export import format_of
+    from kvray.cli import export
     from kvray.driver import run as running
-    from kvray.store.store import Store
 
-    kind = format_of(out, format_)
-    planned, base = running.prepare(sweep, set_ or [], base_model, scale)
-    place = Store(running.store_uri(store))
-    done = blending.dump(planned, mixture, seed, place, base, out, kind)
+    kind = export.format_of(out, format_)
+    planned, base = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)
+    done = export.blend(planned, mixture, seed, open_store(store), base, out, kind)
     parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
     print(f"{done.path}: {parts}; {done.bytes} bytes, sha256 {done.sha256}")
 
@@ -119,8 +130,27 @@ def pretrain(
     print(write_card(out, recipe, record))
 
 
-def _task(name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None) -> Any:
+@command
+def doctor(
+    store: StoreOption = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray; default $RAY_ADDRESS, else this machine.")] = None,
+    json_: JsonOption = False,
+) -> int:
+    """Look at every node: versions, devices, whether it reaches the store. Do it before spending money.
+
+    kvray doctor --store s3://bucket/kvray --address auto
+    """
+    from kvray.cli.doctor import check
+
+    report = check(open_store(store), address)
+    print(json.dumps(report.document(), indent=1) if json_ else report.text())
+    return 1 if report.problems else 0
+
+
+def _task(
+    name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None, allow_code: bool
+) -> Any:
     from kvray.cli import samples
 
-    task: Task = samples.task_of(name, seed, settings)
+    task: Task = samples.task_of(name, seed, settings, allow_code)
     return (samples.with_rows(task, rows) if rows else task), samples.base_of(base_model)
