@@ -31,7 +31,7 @@ from kvray.evaluate.lm_eval import rows as harness_rows
 from kvray.evaluate.lm_eval.tasks import Benchmark
 from kvray.evaluate.orders import Chunk, Order, dataset_of, job_of, labels_of, todo
 from kvray.evaluate.prompts import Decoding
-from kvray.models.openai import MODEL_FILE, Api, ApiError
+from kvray.models.openai import MODEL_FILE, Api, ApiError, run_async
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.store import failures
@@ -73,7 +73,7 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
     )
     rows = sum(artefact.rows for artefact in artefacts)
     with track("evaluate", rows, "rows") as advance, tempfile.TemporaryDirectory(prefix="kvray-endpoint-") as scratch:
-        asyncio.run(_Examination(order, store, api, advance, Path(scratch)).run())
+        run_async(_Examination(order, store, api, advance, Path(scratch)).run())
     return [outcome(artefact, store, [], []) for artefact in artefacts]
 
 
@@ -115,7 +115,7 @@ def replies(
             chat = Chat(api)
             await _together([work(chat) for _ in range(min(runtime.api_concurrency, len(prompts)))])
 
-    asyncio.run(run())
+    run_async(run())
     return [reply for reply in found if reply is not None]
 
 
