@@ -56,7 +56,7 @@ _MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine to its end and return its result; Ctrl-C cancels it.
 
-    A notebook has a running event loop, beside which ``asyncio.run`` refuses to work: there, a thread gets its own loop.
+    A notebook has a running event loop, which ``asyncio.run`` refuses to work beside: there, a thread gets a loop.
     """
     try:
         asyncio.get_running_loop()
