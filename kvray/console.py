@@ -26,7 +26,7 @@ WIDE = 80
 
 
 class Advance(Protocol):
-    """Told how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
+    """Shows how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
 
     def __call__(self, done: float, note: str = "") -> None:
         """Show that ``done`` of the total is behind us."""
@@ -39,10 +39,10 @@ def say(message: str) -> None:
 
 @contextmanager
 def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
-    """Yield a callable ``advance(done, note="")`` that shows how far ``label`` is.
+    """Yield a callable ``advance(done, note="")`` that shows the progress of ``label``.
 
     ``done`` is the absolute amount so far, not an increment: a retried step may report the same amount twice. A
-    fraction moves the bar; what is written counts whole units alone.
+    fraction moves the bar; the text counts whole units.
     """
     if moves():
         with _bar() as bar:
@@ -147,7 +147,7 @@ def count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: ``40 s``, ``6 min``, ``2 h 05 min``."""
+    """Return a duration: ``40 s``, ``6 min``, ``2 h 05 min``."""
     if seconds < 1:
         return "<1 s"
     if seconds < 100:

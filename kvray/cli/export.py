@@ -1,7 +1,5 @@
 """Datasets and mixtures as one file outside any store: Parquet, or the JSON lines that other trainers read."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterator

@@ -14,8 +14,6 @@ commit: its size check, or later its sha256, shows that, and the artefact is mad
 is left locked by whoever dies. Object stores: see the trade-off in :mod:`kvray.store.object_store`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
