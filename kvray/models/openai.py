@@ -14,9 +14,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from kvray.errors import CellError, InputError, ResourceError
@@ -42,12 +44,33 @@ LONGEST_NAMED_WAIT_S = 120.0
 """A delay that the server names is cut to this."""
 CONNECT_S = 15.0
 
+Result = TypeVar("Result")
 _PIECE = 6
 _SAID = 300
 _GOLDEN = 0.6180339887498949
 _USED_UP = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
 _UNREACHABLE = {"ConnectError", "ConnectTimeout"}
 _MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
+
+
+def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end and return its result; Ctrl-C cancels it.
+
+    A notebook has a running event loop, which ``asyncio.run`` refuses to work beside: there, a thread gets a loop.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(coroutine)
+    with closing(loop), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(loop.run_until_complete, task)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(task.cancel)
+            raise  # once the thread has ended
 
 
 class ApiError(ResourceError):
