@@ -131,6 +131,7 @@ class ChatEngine(Engine):
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._api.__aexit__()
+        await self._loop.shutdown_default_executor()
 
     def _model(self, adapter: Adapter | None) -> str:
         return self._models[adapter.name] if adapter else self.serving.base.location
