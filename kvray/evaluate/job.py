@@ -121,14 +121,15 @@ def _perform(
     unit: str,
 ) -> list[Outcome]:
     """Do assignments, those of models behind an API first; return one outcome per artefact."""
+    if not assignments:
+        return [outcome(artefact, store, (), ()) for artefact in artefacts]
     api = [each for each in assignments if each.base.api]
     local = [each for each in assignments if not each.base.api]
     cpus, gpus, at_once = place(runtime, trials.nodes()) if local else (0.0, 0.0, 0)
     parts = share(local, cpus, gpus, at_once)
-    if not assignments:
-        return [outcome(artefact, store, (), ()) for artefact in artefacts]
     with track(label, sum(artefact.rows for artefact in artefacts), unit) as advance:
-        tally = Tally(advance, [each.rows for each in (*parts, *api)], unit)
+        waiting = "an engine starts" if parts else "the API is asked"
+        tally = Tally(advance, [each.rows for each in (*parts, *api)], unit, waiting)
         asked = [
             _ask(each, store, tally, number, others_go_on=label == "write")
             for number, each in enumerate(api, start=len(parts))
