@@ -25,8 +25,8 @@ WIDE = 80
 class Advance(Protocol):
     """Shows how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
 
-    def __call__(self, done: float, note: str = "") -> None:
-        """Show that ``done`` of the total is behind us."""
+    def __call__(self, done: float, note: str = "", total: float | None = None) -> None:
+        """Show that ``done`` of the total is behind us; ``total`` replaces one that was an estimate."""
 
 
 def say(message: str) -> None:
@@ -44,18 +44,24 @@ def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
     if moves():
         with _bar() as bar:
             task = bar.add_task(label, total=total, unit=unit, whole=0, note="")
-            yield lambda done, note="": bar.update(task, completed=done, whole=floor(done), note=note)
+
+            def move(done: float, note: str = "", total: float | None = None) -> None:
+                bar.update(task, total=total, completed=done, whole=floor(done), note=note)
+
+            yield move
         return
     started = time.monotonic()
     last = started - PLAIN_INTERVAL_S
+    known = total
 
-    def advance(done: float, note: str = "") -> None:
-        nonlocal last
+    def advance(done: float, note: str = "", total: float | None = None) -> None:
+        nonlocal last, known
+        known = known if total is None else total
         now = time.monotonic()
-        if done < total and now - last < PLAIN_INTERVAL_S:
+        if done < known and now - last < PLAIN_INTERVAL_S:
             return
         last = now
-        say(f"kvray: {label}: {floor(done)}/{total:.0f} {unit} {now - started:.0f}s {note}".rstrip())
+        say(f"kvray: {label}: {floor(done)}/{known:.0f} {unit} {now - started:.0f}s {note}".rstrip())
 
     yield advance
 
