@@ -19,7 +19,7 @@ from kvray.errors import CellError, InputError, KvrayError
 from kvray.finetune.openai_jobs import GONE, JobSpec, Tuning, hyperparameters
 from kvray.finetune.storage import job_of, read_whole, select
 from kvray.models.chat import json_lines
-from kvray.models.openai import MODEL_FILE, Api, ApiError, RejectedError
+from kvray.models.openai import MODEL_FILE, Api, ApiError, RejectedError, run_async
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.store.store import Outcome, Store
@@ -57,7 +57,7 @@ def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
     api = Api(runtime.api_base_url, runtime.api_timeout_s, runtime.api_retries)
     with track("finetune", len(artefacts), "finetunes") as advance:
         stage = _Stage(artefacts, store, base, api, advance)
-        asyncio.run(stage.run(runtime.concurrent_finetunes or JOBS_AT_ONCE))
+        run_async(stage.run(runtime.concurrent_finetunes or JOBS_AT_ONCE))
     return [Outcome(artefact.id, stage.errors[artefact.id]) for artefact in artefacts]
 
 
