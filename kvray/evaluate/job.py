@@ -46,11 +46,7 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
 def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
     """Make writings: ask each task's prompts of its writer, greedily, and commit the replies.
 
-    Args:
-        artefacts: of kind "writing".
-        store: where everything is.
-        base: the base model of the sweep, whose tokenizer the prompts were measured by.
-        runtime: where and how; engines are made as for evaluation.
+    Arguments are as of :func:`evaluate`; ``base`` is the sweep's, whose tokenizer the prompts were measured by.
 
     Returns:
         As of :func:`evaluate`; an API that serves nothing fails the writings of its model alone.
@@ -79,14 +75,7 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
 def outcome(
     artefact: Artefact, store: Store, assignments: Sequence[Assignment], crashes: Sequence[str | None]
 ) -> Outcome:
-    """Return how an artefact ended: by its manifest, by what a worker noted, or by what ended the work.
-
-    Args:
-        artefact: predictions or a writing.
-        store: where everything is.
-        assignments: all of them.
-        crashes: per assignment what ended it early, None if nothing did.
-    """
+    """Return how an artefact ended: by its manifest, by what a worker noted, or by what ended an assignment early."""
     try:
         if store.manifest(artefact.id) is not None:
             failures.delete(store, artefact.id)
@@ -121,14 +110,15 @@ def _perform(
     unit: str,
 ) -> list[Outcome]:
     """Do assignments, those of models behind an API first; return one outcome per artefact."""
+    if not assignments:
+        return [outcome(artefact, store, (), ()) for artefact in artefacts]
     api = [each for each in assignments if each.base.api]
     local = [each for each in assignments if not each.base.api]
     cpus, gpus, at_once = place(runtime, trials.nodes()) if local else (0.0, 0.0, 0)
     parts = share(local, cpus, gpus, at_once)
-    if not assignments:
-        return [outcome(artefact, store, (), ()) for artefact in artefacts]
     with track(label, sum(artefact.rows for artefact in artefacts), unit) as advance:
-        tally = Tally(advance, [each.rows for each in (*parts, *api)], unit)
+        waiting = "an engine starts" if parts else "the API is asked"
+        tally = Tally(advance, [each.rows for each in (*parts, *api)], unit, waiting)
         asked = [
             _ask(each, store, tally, number, others_go_on=label == "write")
             for number, each in enumerate(api, start=len(parts))

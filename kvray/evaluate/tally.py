@@ -13,14 +13,11 @@ class Tally:
     estimate, and a cell that cannot be read has no rows.
     """
 
-    def __init__(self, advance: Advance, planned: Sequence[float], unit: str = "rows") -> None:
-        """Start at none.
-
-        Args:
-            advance: moves the progress line.
-            planned: rows per assignment.
-            unit: of the rate.
-        """
+    def __init__(
+        self, advance: Advance, planned: Sequence[float], unit: str = "rows", waiting: str = "an engine starts"
+    ) -> None:
+        """Take the planned rows per assignment; ``waiting`` is shown until the first answer."""
+        self.waiting = waiting
         self._advance = advance
         self._unit = unit
         self._totals = list(planned)
@@ -35,7 +32,7 @@ class Tally:
         self._done[number], self._totals[number] = done, total
         answered = sum(self._done.values()) - self._kept
         rate = f"{max(answered, 0) / max(time.monotonic() - self._started, 1e-9):.1f} {self._unit}/s"
-        self.show(", ".join(filter(None, [rate if answered else "an engine starts", note])))
+        self.show(", ".join(filter(None, [rate if answered else self.waiting, note])))
 
     def show(self, note: str) -> None:
         """Show a note beside what is done."""

@@ -161,7 +161,7 @@ def _progress(tally: Tally, per_trial: Mapping[str, float]) -> Any:
             if any(trial.status == "RUNNING" for trial in trials):
                 self._running_at = now
                 if not self._reported:
-                    self._tally.show("an engine starts")
+                    self._tally.show(self._tally.waiting)
             elif now - self._running_at > WAIT_NOTED_S:
                 self._tally.show(f"waiting for {self._wanted}")
 
