@@ -85,6 +85,11 @@ Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(dist
 """One value or several different ones: ``4096``, ``[4096, 8192]``, or ``4096,8192`` as on a command line."""
 
 
+def spread(size: int) -> tuple[int, ...]:
+    """Return the default gold positions among ``size`` places, 1-based: the first, the quarters and the last."""
+    return tuple(sorted({1, *(max(1, round(size * part / 4)) for part in (1, 2, 3, 4))}))
+
+
 class Strict(BaseModel):
     """Base of every configuration model: frozen, closed, each field declared :func:`recipe` or :func:`runtime`."""
 
