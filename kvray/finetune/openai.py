@@ -124,7 +124,7 @@ class _Stage:
     async def _find_or_start(self, artefact: Artefact, note: dict[str, Any]) -> dict[str, Any]:
         """Return the job of a finetune without a noted one: the one at the API, or a new one."""
         params, tuning = job_of(artefact), Tuning(self.api)
-        spec = JobSpec.of(self.base.location, artefact.fingerprint, params.seed, params.finetune)
+        spec = JobSpec(self.base.location, artefact.fingerprint, params.seed, params.finetune)
         async with self.reading:
             data, mixture = await asyncio.to_thread(self._training_file, artefact)
         note |= {"api": self.api.address.url, "data": mixture}
