@@ -1,6 +1,6 @@
 """How long the rows of a task are: real rows, made and counted by the base model's own tokenizer and chat template.
 
-A plan needs it for what nothing else tells: which rows a mixture matched in tokens reads, and whether prompts fit the
+A plan needs it for two questions: which rows a mixture matched in tokens reads, and whether prompts fit the
 model. A sample is enough for datasets whose rows are many, and it is a function of the task alone, as its rows are.
 """
 
@@ -137,15 +137,14 @@ class Lengths:
 
 
 class Counting:
-    """Counts rows as they are asked and as they are trained on."""
+    """Counts rows as they are asked and as they are trained on.
+
+    Args:
+        texts: counts plain texts for the data.
+        chat: counts conversations; None for a model behind an API, which keeps its template to itself.
+    """
 
     def __init__(self, texts: CountTokens, chat: _Chat | None = None) -> None:
-        """Take what counts.
-
-        Args:
-            texts: counts plain texts for the data.
-            chat: counts conversations; None for a model behind an API, which keeps its template to itself.
-        """
         self.texts = texts
         self._chat = chat
         self._added: tuple[int, int] | None = None
@@ -166,16 +165,16 @@ class Counting:
             answers: what is trained on.
             check: find out what the template adds.
         """
-        said = self.texts(answers)
+        replies = self.texts(answers)
         if self._chat is None:
-            return plain, plain + said
+            return plain, plain + replies
         # What it adds to a chat depends on how many messages that has.
         single = all(isinstance(prompt, str) for prompt in prompts)
         if self._added is not None and not check and single:
-            return plain + self._added[0], plain + said + self._added[1]
+            return plain + self._added[0], plain + replies + self._added[1]
         asked, trained = self._chat.asked(prompts), self._chat.trained(prompts, answers)
         if check:
-            more, most = np.unique(asked - plain), np.unique(trained - plain - said)
+            more, most = np.unique(asked - plain), np.unique(trained - plain - replies)
             alike = self._chat.counts_data(self.texts) and single and more.size == most.size == 1
             self._added = (int(more[0]), int(most[0])) if alike else None
         return asked, trained

@@ -271,7 +271,7 @@ class Task(Strict):
         return 0
 
     def output_estimate(self) -> int:
-        """Return about how many tokens a reply has, for the plan's estimates: half of what it may have, unless told."""
+        """Return about how many tokens a reply has, for the plan's estimates; by default half of what it may have."""
         return self.MAX_OUTPUT_TOKENS // 2
 
     def score(self, answer: str, references: Sequence[str]) -> float:
@@ -289,7 +289,7 @@ class Task(Strict):
 
     @classmethod
     def rule(cls) -> str:
-        """Say how an answer is scored, in one line of words: what :meth:`score` says of itself."""
+        """Return how an answer is scored, in one line: the docstring of :meth:`score`."""
         return " ".join((inspect.getdoc(cls.score) or "").split())
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:

@@ -142,7 +142,7 @@ class Mdqa(DocumentsTask):
         return examples(rows)
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
-        """Return "right" or "wrong"; without documents, for a wrong answer, "refusal" or "invention"."""
+        """Tell right from wrong; without documents, a wrong answer is a refusal or an invention."""
         if self.documents:
             return super().outcome(answer, references)
         return refusals.outcome(answer, self.score(answer, references))

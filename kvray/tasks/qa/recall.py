@@ -45,7 +45,7 @@ class Recall(QuestionTask):
         return self.questions or NQ_OPEN * SHARES[self.split] // 5
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
-        """Return "right", or for a wrong answer "refusal" or "invention"."""
+        """Tell right from wrong; a wrong answer is a refusal or an invention."""
         return refusals.outcome(answer, self.score(answer, references))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
