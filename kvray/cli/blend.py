@@ -14,6 +14,7 @@ from kvray.cli.export import Format, messages
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.selection import select
 from kvray.generate.shards import Written, build
+from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.mixture import Mixture
@@ -21,7 +22,7 @@ from kvray.store import parquet
 from kvray.store.output import replacing, shown
 from kvray.store.schemas import EXAMPLE_SCHEMA, column
 from kvray.store.store import Store
-from kvray.tasks.base import OPENAI_SYSTEM, Task
+from kvray.tasks.base import Task
 from kvray.tasks.problems import unknown
 
 DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")

@@ -20,10 +20,11 @@ from kvray.driver.connection import local_ray
 from kvray.errors import InputError
 from kvray.generate.job import Row, stream
 from kvray.generate.shards import build, check_written, rows_of, shard_count, shard_rows
+from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
 from kvray.store.output import replacing, shown
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.tasks.base import OPENAI_SYSTEM, Task
+from kvray.tasks.base import Task
 
 Format = Literal["parquet", "jsonl", "openai"]
 FORMATS: Mapping[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": "openai"}

@@ -68,7 +68,8 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
         )
         print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
     if report:
-        from kvray.report.build import current, location, summary, write
+        from kvray.report.build import current, location, write
+        from kvray.report.terminal import summary
 
         if not current(place, name):
             write(place, name)
@@ -164,7 +165,8 @@ def report(
     """
     from kvray.driver import run as running
     from kvray.planning import state
-    from kvray.report.build import document, summary, write
+    from kvray.report.build import write
+    from kvray.report.terminal import document, summary
     from kvray.store.store import Store
     from kvray.sweep.load import load
 

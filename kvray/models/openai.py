@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 OPENAI_URL = "https://api.openai.com/v1"
 URL_VARIABLE = "OPENAI_BASE_URL"
 KEY_VARIABLE = "OPENAI_API_KEY"
+OPENAI_SYSTEM = "Write a response that appropriately completes the request."
+"""System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
 NO_KEY = "EMPTY"
 """Sent where no key is set: servers of one's own ask for none, and the client wants some."""
 HIDDEN = "<key>"

@@ -1,4 +1,4 @@
-"""A report as blocks, rendered twice: Markdown for git and terminals, one self-contained HTML page for eyes.
+"""A report as blocks, rendered twice: Markdown for git and terminals, one self-contained HTML page for browsers.
 
 Text in blocks may hold ``**bold**``, ``*emphasis*`` and backticks; everything else is escaped. The HTML asks nothing of
 the network: styles are inline and figures are SVG in the page, whose inks follow the reader's light or dark theme.
@@ -7,12 +7,13 @@ the network: styles are inline and figures are SVG in the page, whose inks follo
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from kvray.report.charts.style import COLOURS, GRID, INK, MUTED, PAPER
+from kvray.report.charts.style import COLOURS, GRID, INK, MUTED, PAPER, render
 
 _VERDICTS = {"better": "up", "worse": "down", "within noise": "noise", "not compared": "noise"}
 _STATES = {"failed": "down", "missing": "noise", "damaged": "down"}
@@ -45,6 +46,8 @@ pre{background:var(--panel);padding:.8rem 1rem;border-radius:6px;overflow-x:auto
 details{margin:.8rem 0}summary{cursor:pointer;color:var(--link)}
 .warn{border-left:4px solid var(--down);background:var(--panel);padding:.6rem .9rem;border-radius:0 6px 6px 0}
 """
+_NAME_LENGTH = 120
+"""Characters of a figure's file name, without its suffix."""
 _INKS = {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER} | {f"c{i}": c for i, c in enumerate(COLOURS)}
 _DARK_COLOURS = (
     "#3fa0dd", "#f07c3e", "#2fc295", "#e39cc6", "#f0b340", "#7cc8f2", "#bd9c62", "#a78be0", "#d0679b", "#66ccbb",
@@ -69,6 +72,24 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
         f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{html.escape(title)}</title>\n'
         f"<style>{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
+
+
+def name_figures(blocks: Sequence[Block]) -> list[Figure]:
+    """Return all figures of a report, folded ones too, after giving a number to those named like an earlier one.
+
+    Different keys can give one name ("m[n=1]" and "m-n-1"), and many file systems ignore the case of letters.
+    """
+    figures: list[Figure] = []
+    for block in blocks:
+        figures += [block] if isinstance(block, Figure) else []
+        figures += name_figures(block.blocks) if isinstance(block, Details) else []
+    taken: set[str] = set()
+    for figure in figures:
+        numbered = (f"{figure.name}-{number}" for number in itertools.count(2))
+        names = itertools.chain([figure.name], numbered)
+        figure.name = next(name for name in names if name.lower() not in taken)
+        taken.add(figure.name.lower())
+    return figures
 
 
 def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, words: int) -> str:
@@ -193,19 +214,27 @@ class Code:
         return f"<pre><code>{html.escape(self.text)}</code></pre>"
 
 
-@dataclass(frozen=True)
 class Figure:
-    """A figure: its file without suffix, what it shows in words, and its SVG."""
+    """A figure with what it shows in words.
 
-    name: str
-    about: str
-    svg: str
+    Args:
+        chart: the matplotlib Figure.
+        about: what it shows, for those who do not see it.
+        key: what tells it from the report's other figures: its kind, then the evaluations; the files' name follows.
+    """
+
+    def __init__(self, chart: Any, about: str, *key: str) -> None:
+        self.about = about
+        self.name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(key)).strip("-")[:_NAME_LENGTH]
+        self.svg = render(chart, "svg")
+        self.png = render(chart, "png")
 
     def _markdown(self) -> str:
         return f"![{self.about}](figures/{self.name}.png)"
 
     def _html(self, key: str) -> str:
-        return f'<figure id="{html.escape(self.name)}">{_inline_svg(self.svg, f"f{key}-", self.about)}</figure>'
+        svg = _inline_svg(self.svg.decode(), f"f{key}-", self.about)
+        return f'<figure id="{html.escape(self.name)}">{svg}</figure>'
 
 
 @dataclass(frozen=True)

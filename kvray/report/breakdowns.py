@@ -1,149 +1,213 @@
 """The report's closer looks: by position, length, depth, subtask and condition, and the kinds of answers."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
 from kvray.report import published
-from kvray.report import text as words
-from kvray.report.blocks import Block, Details, Heading, Table, Text
-from kvray.report.charts.curves import NAMED
-from kvray.results import outcomes
-from kvray.results.comparisons import BY_CONDITION, BY_DEPTH, BY_LENGTH, BY_POSITION, BY_SUBTASK, along
-from kvray.results.frames import BASE
-from kvray.results.profile import Axis
-from kvray.results.snapshot import Found
+from kvray.report.blocks import Block, Details, Figure, Heading, Table, Text
+from kvray.report.charts import curves, grids
+from kvray.report.charts.style import Palette
+from kvray.report.findings import seeds_averaged
+from kvray.report.text import arrows, bold, change, count, counts, interval, marked, percent
+from kvray.results import outcomes, profile
+from kvray.results.axes import CONDITION, CURVES, DEPTH, LENGTH, POSITION, SUBTASK, Axis, along
+from kvray.results.frames import BASE, accuracy
+from kvray.results.snapshot import Snapshot
 
-ARROWS = {"better": " \u25b2", "worse": " \u25bc"}
-"""Behind a number that differs from the base's after Holm's correction."""
 _WIDE = 12
+"""Places on an axis up to which the table is open."""
 _CELLS = 400
-_FAMILIES: dict[Axis, str] = {"position": BY_POSITION, "length": BY_LENGTH, "depth": BY_DEPTH}
+"""Cells of a grid up to which their numbers are listed."""
 
 
-def by_axis(found: Found, evaluation: str, axis: Axis) -> list[Block]:
-    """Accuracy along an axis, a row per model, published rows under them; arrows mark what differs from the base."""
-    rows = along(found.scores, axis).filter(pl.col("evaluation") == evaluation)
-    places = rows[axis].unique().sort().to_list()
-    said = {"position": "position {}", "length": "{:,} tokens", "depth": "{:g} %"}[axis]
-    table = _models(found, rows, axis, places)
-    header = ["model", *(said.format(place) for place in places)]
-    others = published.lines(found, evaluation, axis, places)
-    if others:
-        header = ["model", "from", *header[1:]]
-        table = [*([line[0], "here", *line[1:]] for line in table), *others]
-    made = Table(header, table, left=2 if others else 1)
-    note = f"Accuracy at each {NAMED[axis][0]}. {_told(found, table, _FAMILIES[axis])}".rstrip()
-    if len(places) > _WIDE:
-        return [Details(f"Accuracy at all {len(places)} {axis}s", [made, Text(note, "sub")])]
-    return [made, Text(note, "sub")]
-
-
-def grid(found: Found, evaluation: str) -> list[Block]:
-    """The numbers behind the heatmaps, folded away; in scores.parquet alone where they are too many."""
-    rows = found.scores.filter(
-        (pl.col("evaluation") == evaluation) & pl.col("length").is_not_null() & pl.col("depth").is_not_null()
-    )
-    lengths, depths = (rows[axis].unique().sort().to_list() for axis in ("length", "depth"))
-    if len(lengths) * len(depths) > _CELLS:
-        return [Text(f"The numbers of all {len(lengths)} \u00d7 {len(depths)} cells are in scores.parquet.", "sub")]
+def by_axes(snapshot: Snapshot) -> list[Block]:
+    """Accuracy along each axis that an evaluation has several places on: a figure and a table."""
     blocks: list[Block] = []
-    for model in [m for m in [BASE, *found.models] if m in rows["model"]]:
-        cells = {(r["length"], r["depth"]): r for r in rows.filter(pl.col("model") == model).iter_rows(named=True)}
-        table = [[f"{depth:g} %", *(_cell(cells.get((length, depth)), 1) for length in lengths)] for depth in depths]
-        header = [f"{model}, depth", *(f"{length:,} tokens" for length in lengths)]
-        blocks.append(Table(header, table))
-    return [Details(f"Accuracy in each of {len(lengths)} \u00d7 {len(depths)} cells", blocks)]
-
-
-def by_subtask(found: Found, evaluation: str) -> list[Block]:
-    """Accuracy by subtask, a row per model."""
-    rows = along(found.scores, "subtask").filter(pl.col("evaluation") == evaluation)
-    return _split(found, rows, "subtask", BY_SUBTASK, "subtask", str)
-
-
-def by_condition(found: Found, evaluation: str) -> list[Block]:
-    """Accuracy by each condition, a table per condition with a row per model."""
-    blocks: list[Block] = []
-    for condition in found.kinds[evaluation].conditions:
-        asked = (pl.col("evaluation") == evaluation) & pl.col("condition").str.starts_with(f"{condition}=")
-        rows = along(found.scores, "condition").filter(asked)
-        blocks += _split(found, rows, "condition", BY_CONDITION, condition, lambda value: value.partition("=")[2])
+    for axis in CURVES:
+        evaluations = [name for name, each in snapshot.profiles.items() if axis in each.curves]
+        blocks += [Heading(f"By {axis.title}")] if evaluations else []
+        for evaluation in evaluations:
+            blocks += _title(snapshot, evaluation, evaluations)
+            blocks += [_curve(snapshot, evaluation, axis), *_table_along(snapshot, evaluation, axis)]
     return blocks
 
 
-def answers(found: Found, evaluation: str) -> list[Block]:
+def grids_by_depth(snapshot: Snapshot) -> list[Block]:
+    """Heatmaps of accuracy and of change by length and depth, their numbers folded away."""
+    evaluations = [name for name, each in snapshot.profiles.items() if each.grid]
+    blocks: list[Block] = [Heading("By context length and needle depth")] if evaluations else []
+    for evaluation in evaluations:
+        blocks += [*_title(snapshot, evaluation, evaluations), *_heatmaps(snapshot, evaluation)]
+        blocks += _grid_numbers(snapshot, evaluation)
+    return blocks
+
+
+def by_kind(snapshot: Snapshot) -> list[Block]:
+    """Accuracy by subtask and by each condition, tables with a row per model."""
+    blocks: list[Block] = []
+    for evaluation, each in snapshot.profiles.items():
+        tables = []
+        if each.by_subtask:
+            tables += _split(snapshot, along(snapshot.scores, SUBTASK), evaluation, SUBTASK, "subtask")
+        for condition in each.conditions:
+            rows = along(snapshot.scores, CONDITION).filter(pl.col("condition").str.starts_with(f"{condition}="))
+            tables += _split(snapshot, rows, evaluation, CONDITION, condition)
+        blocks += [Heading(each.title, 3), *tables] if tables else []
+    return [Heading("By kind of example"), *blocks] if blocks else []
+
+
+def answers(snapshot: Snapshot) -> list[Block]:
     """How each model's answers divide into kinds; for closed book, how many of the wrong ones are inventions."""
-    shares = outcomes.shares(found.predictions, evaluation)
+    evaluations = [name for name, each in snapshot.profiles.items() if each.outcomes]
+    blocks: list[Block] = [Heading("What the answers are")] if evaluations else []
+    for evaluation in evaluations:
+        blocks += [*_title(snapshot, evaluation, evaluations), *answers_in(snapshot, evaluation)]
+    return blocks
+
+
+def answers_in(snapshot: Snapshot, evaluation: str) -> list[Block]:
+    """The kinds of answers in one evaluation: a figure and a table, or a sentence where all are of one kind."""
+    shares = outcomes.shares(snapshot.predictions, evaluation)
     kinds = shares["outcome"].unique(maintain_order=True).to_list()
-    cells = {(row["model"], row["outcome"]): row for row in shares.iter_rows(named=True)}
-    models = shares["model"].unique(maintain_order=True).to_list()
-    table = [[_bold(m), *(words.percent(cells[m, kind]["share"]) for kind in kinds)] for m in models]
-    header = ["model", *kinds]
     if len(kinds) == 1:
         return [Text(f"Every answer of every model is of one kind: *{kinds[0]}*.")]
-    if outcomes.INVENTION not in kinds:
-        return [Table(header, table), Text("Shares of all answers; seeds averaged.", "sub")]
-    invented = {row["model"]: row for row in outcomes.inventions(found.predictions, evaluation).iter_rows(named=True)}
-    for line, model in zip(table, models, strict=True):
-        row = invented[model]
-        change = {"difference": row["difference"], "low": row["difference_low"], "high": row["difference_high"]}
-        line += [
-            words.count(row["wrong"]),
-            words.percent(row["share"]),
-            words.interval(row["low"], row["high"]),
-            words.change(change),
-        ]
-    header += ["wrong answers", "of these inventions", "95 % interval", "change, points"]
+    invented: dict[str, dict[str, Any]] = {}
+    about = f"{counts(shares['n'].unique().sort().to_list())} answers of each model"
+    about += seeds_averaged(snapshot, [evaluation])
+    if outcomes.INVENTION in kinds:
+        rows = outcomes.inventions(snapshot.predictions, evaluation)
+        invented = {row["model"]: row for row in rows.iter_rows(named=True)}
+        about += "; at the end: of the wrong answers, how many are inventions, with its 95 % interval"
+    ends = {
+        model: f"{percent(row['share'], 0)}  ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+        for model, row in invented.items()
+        if row["share"] is not None
+    }
+    chart = grids.outcome_bars(shares, evaluation, about, ends)
+    figure = Figure(chart, f"Kinds of answers on {evaluation}, per mixture", "answers", evaluation)
+    cells = {(row["model"], row["outcome"]): row["share"] for row in shares.iter_rows(named=True)}
+    models = shares["model"].unique(maintain_order=True).to_list()
+    table = [[bold(model), *(percent(cells[model, kind]) for kind in kinds)] for model in models]
+    if not invented:
+        return [figure, Table(["model", *kinds], table), Text("Shares of all answers; seeds averaged.", "sub")]
+    for line, row in zip(table, (invented[model] for model in models), strict=True):
+        shift = change(row["difference"], row["difference_low"], row["difference_high"])
+        line += [count(row["wrong"]), percent(row["share"]), interval(row["low"], row["high"]), shift]
+    header = ["model", *kinds, "wrong answers", "of these inventions", "95 % interval", "change, points"]
     note = (
         "*Invention*: a wrong answer given as if it were known; *refusal*: the model says that it does not know. The "
         "change compares the shares of two models on the same questions; it says how a model errs where it errs, and a "
         "model that knows more has fewer wrong answers to err in. It is not corrected for the number of comparisons."
     )
-    return [Table(header, table), Text(note, "sub")]
+    return [figure, Table(header, table), Text(note, "sub")]
 
 
-def arrows(table: Sequence[Sequence[str]], comparisons: int, which: str) -> str:
-    """Say what the arrows of a table mean, or that it has none; nothing where nothing was compared."""
-    if not comparisons:
-        return ""
-    after = f"after Holm's correction over all {comparisons:,} comparisons {which}."
-    if any(mark.strip() in cell for line in table for cell in line for mark in ARROWS.values()):
-        return f"\u25b2 and \u25bc: differs from the base {after}"
-    return f"No number here differs from the base {after}"
+def _title(snapshot: Snapshot, evaluation: str, among: Sequence[str]) -> list[Block]:
+    return [Heading(snapshot.profiles[evaluation].title, 3)] if len(among) > 1 else []
 
 
-def _told(found: Found, table: Sequence[Sequence[str]], family: str) -> str:
-    comparisons = found.comparisons.filter((pl.col("family") == family) & pl.col("p").is_not_null()).height
-    return arrows(table, comparisons, family.partition(", ")[2])
+def _curve(snapshot: Snapshot, evaluation: str, axis: Axis) -> Figure:
+    levels = bounds(snapshot, evaluation) if axis == POSITION else []
+    theirs = published.curves(snapshot, evaluation, axis)
+    subtitle = f"{_asked(snapshot, evaluation, axis)}; bands: 95 % intervals of each accuracy"
+    subtitle += "; thin lines: the same questions, grey areas: range of the finetunes" if levels else ""
+    subtitle += f"; hollow: {published.credit(snapshot, evaluation, axis)}" if theirs else ""
+    chart = curves.accuracy_along(axis, snapshot.scores, evaluation, Palette(snapshot.models), subtitle, levels, theirs)
+    about = f"Accuracy by {axis.title} on {evaluation}, per mixture"
+    return Figure(chart, about, f"accuracy-by-{axis.name}", evaluation)
 
 
-def _split(
-    found: Found, rows: pl.DataFrame, column: str, family: str, title: str, said: Callable[[str], str]
-) -> list[Block]:
-    values = rows[column].unique().sort().to_list()
-    table = _models(found, rows, column, values)
-    note = _told(found, table, family)
-    blocks: list[Block] = [Heading(f"By {title}", 4), Table(["model", *map(said, values)], table)]
-    return [*blocks, Text(note, "sub")] if note else blocks
+def bounds(snapshot: Snapshot, evaluation: str) -> list[curves.Level]:
+    """Return the floors and ceilings of an evaluation as a figure draws them: of the base, and of the finetunes."""
+    levels = []
+    for (name, measure), rows in profile.bounds(snapshot.predictions, snapshot.profiles, evaluation).items():
+        by_model = {row["model"]: row["accuracy"] for row in accuracy(rows, ["model"]).iter_rows(named=True)}
+        base = by_model.pop(BASE, None)
+        tuned = [each for each in by_model.values() if each is not None]
+        ends = (min(tuned), max(tuned)) if tuned else (None, None)
+        floor = measure == "knowledge"
+        levels.append(curves.Level(f"{name} ({'closed book' if floor else 'one document'})", floor, base, *ends))
+    return levels
 
 
-def _models(found: Found, rows: pl.DataFrame, column: str, values: list[Any]) -> list[list[str]]:
-    cells = {(row["model"], row[column]): row for row in rows.iter_rows(named=True)}
+def _asked(snapshot: Snapshot, evaluation: str, *axes: Axis) -> str:
+    """Return what was asked how often: "mdqa (20 documents), 200 questions at each position"."""
+    by = [axis.name for axis in axes]
+    rows = snapshot.of(evaluation).filter(pl.all_horizontal(pl.col(name).is_not_null() for name in by))
+    per = rows.group_by(by).agg(pl.col("question_id").n_unique())["question_id"].unique().sort().to_list()
+    noun = "question" if per == [1] else "questions"
+    name = snapshot.profiles[evaluation].title
+    subtasks = rows["subtask"].drop_nulls().unique().sort().to_list()
+    if len(axes) > 1 and len(subtasks) == 1:
+        name = f"{evaluation} ({subtasks[0]})"
+    return f"{name}, {counts(per)} {noun} at each {' and '.join(by)}{seeds_averaged(snapshot, [evaluation])}"
+
+
+def _table_along(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Block]:
+    """Accuracy along an axis, a row per model, published rows under them; arrows mark what differs from the base."""
+    rows = along(snapshot.scores, axis).filter(pl.col("evaluation") == evaluation)
+    places = rows[axis.name].unique().sort().to_list()
+    table = _models(snapshot, rows, axis, places)
+    header = ["model", *(axis.value.format(place) for place in places)]
+    theirs = published.lines(snapshot, evaluation, axis, places)
+    if theirs:
+        header = ["model", "from", *header[1:]]
+        table = [*([line[0], "here", *line[1:]] for line in table), *theirs]
+    made = Table(header, table, left=2 if theirs else 1)
+    note = Text(f"Accuracy at each {axis.title}. {_arrows(snapshot, table, axis)}".rstrip(), "sub")
+    if len(places) > _WIDE:
+        return [Details(f"Accuracy at all {len(places)} {axis.name}s", [made, note])]
+    return [made, note]
+
+
+def _heatmaps(snapshot: Snapshot, evaluation: str) -> list[Block]:
+    scores, palette, asked = snapshot.scores, Palette(snapshot.models), _asked(snapshot, evaluation, LENGTH, DEPTH)
+    by = f"by context length and needle depth on {evaluation}, per mixture"
+    chart = grids.accuracy_grid(scores, evaluation, palette, f"{asked}; numbers: accuracy in %")
+    figures: list[Block] = [Figure(chart, f"Accuracy {by}", "heatmap", evaluation)]
+    asked += "; numbers: points; bordered: differs from the base after Holm's correction"
+    if (chart := grids.change_grid(scores, evaluation, palette, asked)) is not None:
+        figures.append(Figure(chart, f"Change against the base {by}", "heatmap-change", evaluation))
+    return figures
+
+
+def _grid_numbers(snapshot: Snapshot, evaluation: str) -> list[Block]:
+    """The numbers behind the heatmaps, folded away; in scores.parquet alone where they are too many."""
+    rows = grids.cells(snapshot.scores, evaluation)
+    lengths, depths = (rows[axis.name].unique().sort().to_list() for axis in (LENGTH, DEPTH))
+    if len(lengths) * len(depths) > _CELLS:
+        return [Text(f"The numbers of all {len(lengths)} \u00d7 {len(depths)} cells are in scores.parquet.", "sub")]
+    tables: list[Block] = []
+    for model in [m for m in [BASE, *snapshot.models] if m in rows["model"]]:
+        at = {(r["length"], r["depth"]): r for r in rows.filter(pl.col("model") == model).iter_rows(named=True)}
+        header = [f"{model}, depth", *map(LENGTH.value.format, lengths)]
+        lines = [[DEPTH.value.format(d), *(marked(at.get((length, d)), 1) for length in lengths)] for d in depths]
+        tables.append(Table(header, lines))
+    return [Details(f"Accuracy in each of {len(lengths)} \u00d7 {len(depths)} cells", tables)]
+
+
+def _split(snapshot: Snapshot, rows: pl.DataFrame, evaluation: str, axis: Axis, title: str) -> list[Block]:
+    rows = rows.filter(pl.col("evaluation") == evaluation)
+    values = rows[axis.name].unique().sort().to_list()
+    table = _models(snapshot, rows, axis, values)
+    note = _arrows(snapshot, table, axis)
+    header = ["model", *(value.removeprefix(f"{title}=") for value in values)]
+    return [Heading(f"By {title}", 4), Table(header, table), *([Text(note, "sub")] if note else [])]
+
+
+def _models(snapshot: Snapshot, rows: pl.DataFrame, axis: Axis, values: list[Any]) -> list[list[str]]:
+    """Return a line per model: its name, then its accuracy at each value of an axis."""
+    cells = {(row["model"], row[axis.name]): row for row in rows.iter_rows(named=True)}
     table = []
-    for model in [BASE, *found.models]:
+    for model in [BASE, *snapshot.models]:
         line = [cells.get((model, value)) for value in values]
         if any(line):
-            table.append([_bold(model), *(_cell(cell, 0 if column != "subtask" else 1) for cell in line)])
+            table.append([bold(model), *(marked(cell, 1 if axis == SUBTASK else 0) for cell in line)])
     return table
 
 
-def _cell(row: dict[str, Any] | None, digits: int) -> str:
-    return "\u2013" if row is None else words.percent(row["accuracy"], digits) + ARROWS.get(row["verdict"] or "", "")
-
-
-def _bold(model: str) -> str:
-    return f"**{model}**" if model != BASE else BASE
+def _arrows(snapshot: Snapshot, table: Sequence[Sequence[str]], axis: Axis) -> str:
+    comparisons = snapshot.comparisons.filter((pl.col("family") == axis.family) & pl.col("p").is_not_null()).height
+    return arrows(table, comparisons, axis.family.partition(", ")[2])

@@ -1,7 +1,7 @@
 """Where a report goes: a folder of the store, a directory or a bucket, with a note of what the report was made from.
 
-The note is removed before anything else is written and comes back last, so a report with a note is whole. It lists the
-files: figures of an earlier report that the new one lacks are removed, and nothing else is.
+The note is removed before anything else is written and comes back last, so a report with a note is complete. It lists
+the files: figures of an earlier report that the new one lacks are removed, and nothing else is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Protocol
 
 import kvray
-from kvray.results.snapshot import There
+from kvray.results.snapshot import Progress
 from kvray.store.fingerprint import canonical_json
 from kvray.store.output import Place
 from kvray.store.store import Store
@@ -21,19 +21,19 @@ from kvray.store.store import Store
 NOTE = "made-from.json"
 """The note's file name."""
 FIGURES = "figures/"
-"""Where a report's figures are, in its folder."""
+"""Folder of a report's figures."""
 
 
-def made_from(store: Store, there: There) -> dict[str, str]:
-    """Return what a report of this shows, in digests: two reports made from the same need not both be written."""
-    times = {one: manifest.created for one, manifest in there.manifests.items()}
-    parts = {"plan": there.document, "committed": times, "states": there.states, "failures": there.failures}
+def made_from(store: Store, progress: Progress) -> dict[str, str]:
+    """Return what a report shows, in digests: two reports made from the same need not both be written."""
+    times = {one: manifest.created for one, manifest in progress.manifests.items()}
+    parts = {"plan": progress.document, "committed": times, "states": progress.states, "failures": progress.failures}
     digests = {name: hashlib.sha256(canonical_json(part)).hexdigest() for name, part in parts.items()}
     return {"kvray": kvray.__version__, "store": store.uri, **digests}
 
 
 def fill(folder: Folder, files: Mapping[str, bytes], source: Mapping[str, str]) -> None:
-    """Write a report's files in their order over an older report, and remove the figures that it had and this has not.
+    """Write a report's files in their order over an older report, and remove the figures that only the older one had.
 
     Args:
         folder: where to.
@@ -53,23 +53,23 @@ def fill(folder: Folder, files: Mapping[str, bytes], source: Mapping[str, str]) 
 
 
 def holds(folder: StoreFolder, source: Mapping[str, str]) -> bool:
-    """Return whether a folder holds a whole report made from this."""
+    """Return whether a folder holds a complete report made from this."""
     note = _note(folder)
     listed = note.get("files")
-    whole = isinstance(listed, list) and set(listed) <= set(folder.names())
-    return whole and {name: note.get(name) for name in source} == dict(source)
+    complete = isinstance(listed, list) and set(listed) <= set(folder.names())
+    return complete and {name: note.get(name) for name in source} == dict(source)
 
 
 def _note(folder: Folder) -> dict[str, object]:
     try:
-        said = json.loads(folder.read(NOTE) or b"{}")
+        note = json.loads(folder.read(NOTE) or b"{}")
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return note if isinstance(note, dict) else {}
 
 
 class Folder(Protocol):
-    """Where a report goes."""
+    """Where a report goes; :class:`StoreFolder` or :class:`Directory`."""
 
     place: str
     """As a user would open it: a path, or a URI."""
@@ -106,7 +106,7 @@ class StoreFolder:
         self._store.delete_document(f"{self._folder}/{name}")
 
     def figures(self) -> list[str]:
-        """See :meth:`Folder.figures`: reports of before have no note, but nobody else writes here."""
+        """See :meth:`Folder.figures`: reports of earlier versions have no note, but nobody else writes here."""
         return [name for name in self.names() if name.startswith(FIGURES)]
 
     def names(self) -> list[str]:
@@ -121,7 +121,5 @@ class Directory(Place):
     def figures(self) -> list[str]:
         """See :meth:`Folder.figures`: those that the note lists."""
         listed = _note(self).get("files")
-        names = listed if isinstance(listed, list) else []
-        return [
-            name for name in names if isinstance(name, str) and PurePosixPath(name).parent == PurePosixPath(FIGURES)
-        ]
+        names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+        return [name for name in names if PurePosixPath(name).parent == PurePosixPath(FIGURES)]

@@ -1,6 +1,4 @@
-"""The report's later sections: what was trained and evaluated, how to read it, where it comes from."""
-
-from __future__ import annotations
+"""The report's later sections: what was evaluated, how to read the numbers, where they come from."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,32 +7,22 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from kvray.report import text as words
 from kvray.report.blocks import Block, Bullets, Code, Details, Heading, Table, Text
+from kvray.report.text import DASH, count, duration, percent
 from kvray.report.training import written
 from kvray.results import stats
-from kvray.results.comparisons import OVERALL
-from kvray.results.snapshot import Found, cell_name
+from kvray.results.axes import CURVES
+from kvray.results.snapshot import Snapshot
 
 _LISTED = 7
+"""Places on an axis up to which each is listed."""
 
 
-def evaluated(found: Found) -> list[Block]:
+def evaluated(snapshot: Snapshot) -> list[Block]:
     """What each evaluation asked, how long its prompts were, and what a comparison on it could find."""
-    table = [_evaluation(found, evaluation) for evaluation in found.kinds]
-    header = [
-        "evaluation",
-        "task",
-        "asked at",
-        "questions",
-        "examples",
-        "prompt tokens",
-        "cached",
-        "engine time",
-        "answers cut",
-        "excluded",
-        "detectable",
-    ]
+    table = [_evaluation(snapshot, evaluation) for evaluation in snapshot.profiles]
+    header = ["evaluation", "task", "asked at", "questions", "examples", "prompt tokens", "cached", "engine time"]
+    header += ["answers cut", "excluded", "detectable"]
     note = (
         "*Prompt tokens*: median and longest. *Cached*: those served from the engine's prefix cache. *Engine time*: of "
         "all models together, start excluded. *Answers cut*: stopped by the output limit. *Excluded*: rows whose "
@@ -46,9 +34,9 @@ def evaluated(found: Found) -> list[Block]:
     return [Heading("What was evaluated"), Table(header, table, left=3), Text(note, "sub")] if table else []
 
 
-def reading(found: Found) -> list[Block]:
+def reading(snapshot: Snapshot) -> list[Block]:
     """How the numbers were made and how to read them."""
-    seeds = found.predictions["seed"].drop_nulls().n_unique()
+    seeds = snapshot.predictions["seed"].drop_nulls().n_unique()
     luck = (
         f"Here {seeds} seeds were trained; they are averaged question by question, and the tables show their spread."
         if seeds > 1
@@ -72,97 +60,85 @@ def reading(found: Found) -> list[Block]:
     return [Heading("How to read the numbers"), Bullets(lines)]
 
 
-def provenance(found: Found) -> list[Block]:
+def provenance(snapshot: Snapshot) -> list[Block]:
     """Versions, hardware, fingerprints, and the commands that make this report again."""
-    uri, sweep = shlex.quote(found.store.uri), shlex.quote(found.sweep)
-    cell = next((a["id"] for a in found.planned("predictions")), None)
+    uri, sweep = shlex.quote(snapshot.store.uri), shlex.quote(snapshot.sweep)
     commands = [f"kvray report {sweep} --store {uri}"]
-    commands += [f"kvray why {shlex.quote(cell)} --store {uri}"] if cell else []
-    versions = _distinct([m.measurements.get("versions", {}) for m in found.manifests.values()])
-    hardware = _distinct([m.measurements.get("hardware", {}) for m in found.manifests.values()])
-    times = {one: manifest.created for one, manifest in found.manifests.items()}
-    made = sorted(times.values())
+    commands += [f"kvray why {shlex.quote(cell['id'])} --store {uri}" for cell in snapshot.planned("predictions")[:1]]
+    blocks: list[Block] = [Heading("Provenance"), Code("\n".join(commands))]
+    manifests = snapshot.manifests
+    if manifests:
+        times = sorted(manifest.created for manifest in manifests.values())
+        blocks.append(Text(f"Artefacts were committed from {times[0]} to {times[-1]}.", "sub"))
+        environment = {
+            name: _distinct([manifest.measurements.get(name, {}) for manifest in manifests.values()])
+            for name in ("versions", "hardware")
+        }
+        table = [[name, values] for name, values in environment.items() if values]
+        blocks.append(Table(["what", "found in the manifests"], table, left=2))
+    blocks += written(snapshot)
     artefacts = [
         [
             f"`{a['id']}`",
-            cell_name(a, found.names),
-            found.states[a["id"]],
-            m.created if (m := found.manifests.get(a["id"])) else "\u2013",
+            snapshot.cell(a),
+            snapshot.states[a["id"]],
+            manifests[a["id"]].created if a["id"] in manifests else DASH,
         ]
-        for a in found.document["artefacts"]
+        for a in snapshot.document["artefacts"]
     ]
-    blocks: list[Block] = [Heading("Provenance"), Code("\n".join(commands))]
-    if made:
-        blocks.append(Text(f"Artefacts were committed from {made[0]} to {made[-1]}.", "sub"))
-        facts = [["versions", _pairs_of(versions)], ["hardware", _pairs_of(hardware)]]
-        blocks.append(Table(["what", "found in the manifests"], [line for line in facts if line[1]], left=2))
-    blocks += written(found)
     listing = Table(["id, with the fingerprint", "cell", "state", "committed"], artefacts, left=4)
     return [*blocks, Details(f"All {len(artefacts)} artefacts of the plan", [listing])]
 
 
-def _evaluation(found: Found, evaluation: str) -> list[str]:
-    rows = found.predictions.filter(pl.col("evaluation") == evaluation)
+def places(rows: pl.DataFrame) -> str:
+    """Return where an evaluation asks: "positions 1, 5, 10", "lengths 250 to 3,000 (5)"."""
+    lists = []
+    for axis in (curve.name for curve in CURVES):
+        values = rows[axis].drop_nulls().unique().sort().to_list()
+        if len(values) > 2 and values == list(range(int(values[0]), int(values[0]) + len(values))):
+            lists.append(f"{axis}s {values[0]:g} to {values[-1]:g}")
+        elif len(values) > _LISTED:
+            lists.append(f"{axis}s {values[0]:,g} to {values[-1]:,g} ({len(values)})")
+        elif values:
+            lists.append(f"{axis}{'s' if len(values) > 1 else ''} {', '.join(f'{value:,g}' for value in values)}")
+    return "; ".join(lists) or DASH
+
+
+def _evaluation(snapshot: Snapshot, evaluation: str) -> list[str]:
+    rows = snapshot.of(evaluation)
     run = rows.filter(pl.col("finish_reason") != "too_long")
     lengths = run["prompt_tokens"].to_numpy()
-    told = run.filter(pl.col("cached_tokens").is_not_null())
-    questions = rows["question_id"].n_unique()
-    family = found.comparisons.filter((pl.col("family") == OVERALL) & pl.col("p").is_not_null())
-    pairs = family.filter(pl.col("evaluation") == evaluation)
-    seen = [stats.detectable_from(low, high, family.height) for low, high in pairs.select("low", "high").iter_rows()]
-    detectable = max(seen, default=None)
-    cached = float(told["cached_tokens"].sum()) / float(told["prompt_tokens"].sum()) if told.height else None
-    cells = [a["id"] for a in found.planned("predictions") if a["labels"].get("evaluation") == evaluation]
-    seconds = [found.manifests[one].measurements["seconds"] for one in cells if _timed(found, one)]
+    counted = run.filter(pl.col("cached_tokens").is_not_null())
+    against = snapshot.against_base()
+    pairs = against.filter(pl.col("evaluation") == evaluation).select("low", "high").iter_rows()
+    detectable = max((stats.detectable_from(low, high, against.height) for low, high in pairs), default=None)
+    cached = float(counted["cached_tokens"].sum()) / float(counted["prompt_tokens"].sum()) if counted.height else None
+    cells = [a["id"] for a in snapshot.planned("predictions") if a["labels"].get("evaluation") == evaluation]
+    measured = [snapshot.manifests[one].measurements for one in cells if one in snapshot.manifests]
+    seconds = [each["seconds"] for each in measured if "seconds" in each]
     cut = float((run["finish_reason"] == "length").sum()) / run.height if run.height else None
     return [
         evaluation,
         str(rows["task"][0]),
-        _places(rows),
-        words.count(questions),
-        words.count(rows["example_id"].n_unique()),
-        f"{np.median(lengths):,.0f} / {lengths.max():,}" if lengths.size else "\u2013",
-        words.percent(cached, 0),
-        words.duration(sum(seconds) if seconds else None),
-        words.percent(cut),
-        words.count(rows["score"].null_count()),
-        f"{100 * detectable:.1f}" if detectable is not None else "\u2013",
+        places(rows),
+        count(rows["question_id"].n_unique()),
+        count(rows["example_id"].n_unique()),
+        f"{np.median(lengths):,.0f} / {lengths.max():,}" if lengths.size else DASH,
+        percent(cached, 0),
+        duration(sum(seconds) if seconds else None),
+        percent(cut),
+        count(rows["score"].null_count()),
+        f"{100 * detectable:.1f}" if detectable is not None else DASH,
     ]
 
 
-def _places(rows: pl.DataFrame) -> str:
-    """Return where an evaluation asks: "positions 1, 5, 10", "lengths 250 to 3,000 (5)"."""
-    said = []
-    for axis in ("position", "length", "depth"):
-        values = rows[axis].drop_nulls().unique().sort().to_list()
-        if len(values) > 2 and values == list(range(int(values[0]), int(values[0]) + len(values))):
-            said.append(f"{axis}s {values[0]:g} to {values[-1]:g}")
-        elif len(values) > _LISTED:
-            said.append(f"{axis}s {values[0]:,g} to {values[-1]:,g} ({len(values)})")
-        elif values:
-            said.append(f"{axis}{'s' if len(values) > 1 else ''} {', '.join(f'{value:,g}' for value in values)}")
-    return "; ".join(said) or "\u2013"
-
-
-def _timed(found: Found, artefact_id: str) -> bool:
-    return artefact_id in found.manifests and "seconds" in found.manifests[artefact_id].measurements
-
-
-def _distinct(facts: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    seen: dict[str, list[str]] = {}
-    for one in facts:
-        for name, value in one.items():
-            shown = _shown(name, value)
-            if shown and shown not in seen.setdefault(name, []):
-                seen[name].append(shown)
-    return {name: values for name, values in seen.items() if values}
-
-
-def _shown(name: str, value: Any) -> str:
-    if name.endswith("_bytes") and isinstance(value, int):
-        return f"{value / 2**30:.0f} GiB"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _pairs_of(values: Mapping[str, Sequence[str]]) -> str:
-    return ", ".join(f"{name.removesuffix('_bytes')} {' | '.join(sorted(seen))}" for name, seen in values.items())
+def _distinct(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return every value of each name that occurs: "kvray 0.3.0, ray 2.51.0 | 2.52.0"."""
+    seen: dict[str, set[str]] = {}
+    for name, value in (item for record in records for item in record.items()):
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if name.endswith("_bytes") and isinstance(value, int):
+            shown = f"{value / 2**30:.0f} GiB"
+        if shown:
+            seen.setdefault(name, set()).add(shown)
+    return ", ".join(f"{name.removesuffix('_bytes')} {' | '.join(sorted(values))}" for name, values in seen.items())

@@ -1,20 +1,18 @@
 """A sweep's results for a terminal, a row per model and a column per evaluation; and in plain values for programs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import polars as pl
 
-from kvray.report import findings
-from kvray.report import text as words
-from kvray.results.comparisons import AXES, whole
+from kvray.report.findings import absent
+from kvray.report.text import percent, signed
+from kvray.results.axes import AXES, unsplit
 from kvray.results.frames import BASE
-from kvray.results.snapshot import Found, collect
+from kvray.results.snapshot import Snapshot, collect
 from kvray.store.store import Store
 
 WIDTH = 158
-"""Characters of a line at most, as far as one evaluation fits beside the models' names."""
+"""Characters of a line at most, where one evaluation fits beside the models' names."""
 _GAP = "  "
 
 
@@ -26,15 +24,14 @@ def summary(store: Store, sweep: str) -> list[str]:
     Raises:
         InputError: the store knows no such sweep.
     """
-    found = collect(store, sweep)
-    cells = found.planned("predictions")
-    done = sum(cell["id"] in found.manifests for cell in cells)
-    head = f"{sweep}: {done} of {len(cells)} cells evaluated"
-    if not found.kinds:
+    snapshot = collect(store, sweep)
+    done, cells = snapshot.evaluated()
+    head = f"{sweep}: {done} of {cells} cells evaluated"
+    if not snapshot.profiles:
         return [head, "no predictions yet"]
     note = "accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction"
-    names = ["", BASE, *found.models]
-    columns = [_column(found, evaluation) for evaluation in found.kinds]
+    names = ["", BASE, *snapshot.models]
+    columns = [_column(snapshot, evaluation) for evaluation in snapshot.profiles]
     return [head, *blocks(names, columns, WIDTH), note]
 
 
@@ -44,19 +41,18 @@ def document(store: Store, sweep: str) -> dict[str, Any]:
     Raises:
         InputError: the store knows no such sweep.
     """
-    found = collect(store, sweep)
-    cells = found.planned("predictions")
-    rows = whole(found.scores).select(pl.col("model"), pl.exclude("sweep", "base_model", "model", *AXES))
-    lacking = [
-        {"id": a["id"], "kind": a["kind"], "state": state, "why": why} for a, state, why in findings.absent(found)
-    ]
+    snapshot = collect(store, sweep)
+    done, cells = snapshot.evaluated()
+    rows = unsplit(snapshot.scores).select(pl.col("model"), pl.exclude("sweep", "base_model", "model", *AXES))
     return {
         "sweep": sweep,
-        "base_model": found.document.get("base_model"),
-        "planned": len(cells),
-        "evaluated": sum(cell["id"] in found.manifests for cell in cells),
+        "base_model": snapshot.document.get("base_model"),
+        "planned": cells,
+        "evaluated": done,
         "scores": rows.to_dicts(),
-        "missing": lacking,
+        "missing": [
+            {"id": a["id"], "kind": a["kind"], "state": state, "why": why} for a, state, why in absent(snapshot)
+        ],
     }
 
 
@@ -72,12 +68,12 @@ def blocks(names: list[str], columns: list[list[str]], width: int) -> list[str]:
     groups: list[list[list[str]]] = [[]]
     used = first
     for column in columns:
-        wide = len(_GAP) + max(map(len, column))
-        if groups[-1] and used + wide > width:
+        needed = len(_GAP) + max(map(len, column))
+        if groups[-1] and used + needed > width:
             groups.append([])
             used = first
         groups[-1].append(column)
-        used += wide
+        used += needed
     lines: list[str] = []
     for group in groups:
         lines += [""] if lines else []
@@ -87,17 +83,14 @@ def blocks(names: list[str], columns: list[list[str]], width: int) -> list[str]:
     return lines
 
 
-def _column(found: Found, evaluation: str) -> list[str]:
-    rows = {r["model"]: r for r in whole(found.scores).iter_rows(named=True) if r["evaluation"] == evaluation}
-    column = [words.described(found.predictions, evaluation)]
-    for model in [BASE, *found.models]:
+def _column(snapshot: Snapshot, evaluation: str) -> list[str]:
+    rows = {r["model"]: r for r in unsplit(snapshot.scores).iter_rows(named=True) if r["evaluation"] == evaluation}
+    column = [snapshot.profiles[evaluation].title]
+    for model in [BASE, *snapshot.models]:
         row = rows.get(model)
-        if row is None:
-            column.append("missing")
-            continue
-        shown = words.percent(row["accuracy"])
-        if row["difference"] is not None:
-            low, high = words.signed(row["difference_low"]), words.signed(row["difference_high"])
-            shown += f"  {words.signed(row['difference'])} ({low} to {high}) {row['verdict']}"
+        shown = "missing" if row is None else percent(row["accuracy"])
+        if row is not None and row["difference"] is not None:
+            low, high = signed(row["difference_low"]), signed(row["difference_high"])
+            shown += f"  {signed(row['difference'])} ({low} to {high}) {row['verdict']}"
         column.append(shown)
     return column

@@ -1,6 +1,6 @@
-"""What a sweep found: predictions as polars frames, paired comparisons, figures, the report. Needs no Ray, no torch.
+"""Results of sweeps: predictions as polars frames, accuracies and paired comparisons. Needs neither Ray nor torch.
 
-``kvray.results.open("store").compare(sweep="quickstart")`` answers which mixture retrieves better, and at what cost.
+``kvray.results.open("store").compare(sweep="quickstart")`` compares the finetuned models with their base model.
 """
 
 from kvray.results.reader import EVERY, Results, open

@@ -18,8 +18,6 @@ from kvray.results import stats
 
 BASE = "base"
 """The base model in the column ``model``, in tables and in figures; :func:`with_models` gives it to nothing else."""
-
-_EXAMPLE = ["evaluation", "example_id"]
 COMPARED = {
     "a": pl.String,
     "b": pl.String,
@@ -38,14 +36,15 @@ COMPARED = {
     "excluded": pl.Int64,
 }
 """Columns of a comparison, behind those that it is split by."""
+_EXAMPLE = ["evaluation", "example_id"]
 
 
 def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
     """Add the column ``model``: "base", the mixture, or "mixture finetune" where it was finetuned in several ways.
 
     Seeds of one finetune share its label ``finetune``. Where all finetunes have one method only what is varied is kept:
-    "ours [learning_rate=1e-05]". The base model is what has no mixture, not what is called "base", and every name
-    stands for one model: a mixture called "base", which sweeps of before could have, is "base (mixture)".
+    "ours [learning_rate=1e-05]". The base model is what has no mixture, and every name stands for one model: a mixture
+    called "base", which earlier versions allowed, is "base (mixture)".
     """
     pairs = predictions.select("mixture", "finetune").unique(maintain_order=True)
     named = pairs.with_columns(pl.Series("model", _names(pairs.rows()), dtype=pl.String))
@@ -54,17 +53,17 @@ def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
 
 def _names(pairs: Sequence[tuple[str | None, str | None]]) -> list[str]:
     """Return a name per (mixture, finetune), no two alike."""
-    ways = {(mixture, finetune): finetune or "" for mixture, finetune in pairs if mixture is not None}
-    mixtures = [mixture for mixture, _ in ways]
-    if len({way.partition("[")[0] for way in ways.values()}) <= 1:  # one method: it tells nothing apart
-        ways = {pair: "".join(way.partition("[")[1:]) for pair, way in ways.items()}
+    labels = {(mixture, finetune): finetune or "" for mixture, finetune in pairs if mixture is not None}
+    mixtures = [mixture for mixture, _ in labels]
+    if len({label.partition("[")[0] for label in labels.values()}) <= 1:  # one method: keep what is varied alone
+        labels = {pair: "".join(label.partition("[")[1:]) for pair, label in labels.items()}
     taken = {BASE}
     names = []
     for mixture, finetune in pairs:
         if mixture is None:
             names.append(BASE)
             continue
-        name = f"{mixture} {ways[mixture, finetune]}".strip() if mixtures.count(mixture) > 1 else mixture
+        name = f"{mixture} {labels[mixture, finetune]}".strip() if mixtures.count(mixture) > 1 else mixture
         while name in taken:
             name += " (mixture)"
         taken.add(name)
@@ -101,17 +100,14 @@ def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
             "questions": scored["question_id"].n_unique(),
             "seeds": group["seed"].drop_nulls().n_unique(),
             "excluded": group["score"].null_count(),
-            "accuracy": None,
-            "low": None,
-            "high": None,
         }
         if scored.height:
             interval = stats.accuracy(scored["score"].to_numpy(), codes(scored))
             row |= {"accuracy": interval.mean, "low": interval.low, "high": interval.high}
         rows.append(row)
-    kinds = {name: predictions.schema[name] for name in by}
-    counts = dict.fromkeys(("n", "questions", "seeds", "excluded"), pl.Int64)
-    schema = kinds | counts | dict.fromkeys(("accuracy", "low", "high"), pl.Float64)
+    schema: dict[str, Any] = {name: predictions.schema[name] for name in by}
+    schema |= dict.fromkeys(("n", "questions", "seeds", "excluded"), pl.Int64)
+    schema |= dict.fromkeys(("accuracy", "low", "high"), pl.Float64)
     table = pl.DataFrame(rows, schema=schema)
     return table.sort(list(by), nulls_last=False, maintain_order=True) if by else table
 
@@ -128,7 +124,7 @@ def compare(predictions: pl.DataFrame, a: str, b: str, by: Sequence[str] = ()) -
     Returns:
         evaluation, ``by``, a, b, n (pairs), questions, a_accuracy, b_accuracy, difference, low, high, better and worse
         (discordant pairs), test, p, unmatched (examples that only one of the two answered, dropped), excluded (rows
-        without a score). Where there is no pair, the row is there with nulls. Holm and the verdict: :func:`judge`.
+        without a score); nulls where there is no pair. :func:`judge` adds Holm's p and the verdict.
 
     Raises:
         InputError: an unknown model or column.
@@ -137,21 +133,22 @@ def compare(predictions: pl.DataFrame, a: str, b: str, by: Sequence[str] = ()) -
     known = predictions["model"].unique(maintain_order=True).to_list()
     if missing := [name for name in (a, b) if name not in known]:
         raise InputError(f"no model {' and no '.join(map(repr, missing))}; expected one of: {', '.join(known)}")
-    return Sides(predictions.filter(pl.col("model").is_in([a, b])), by).compare(a, b)
+    return Pairs(predictions.filter(pl.col("model").is_in([a, b])), by).compare(a, b)
 
 
 def judge(comparisons: pl.DataFrame) -> pl.DataFrame:
     """Add p_holm, corrected over all rows given, and the verdict: better, worse, within noise or not compared."""
     p = comparisons["p"].fill_null(np.nan).to_numpy().astype(np.float64)
     corrected = stats.holm(p)
-    said = [
+    verdicts = [
         "not compared"
         if row["difference"] is None
         else stats.verdict(row["difference"], row["low"], row["high"], float(p_holm))
         for row, p_holm in zip(comparisons.iter_rows(named=True), corrected, strict=True)
     ]
     return comparisons.with_columns(
-        pl.Series("p_holm", corrected, dtype=pl.Float64).fill_nan(None), pl.Series("verdict", said, dtype=pl.String)
+        pl.Series("p_holm", corrected, dtype=pl.Float64).fill_nan(None),
+        pl.Series("verdict", verdicts, dtype=pl.String),
     )
 
 
@@ -172,8 +169,8 @@ def check_columns(predictions: pl.DataFrame, by: Sequence[str]) -> None:
         raise InputError(f"no column {', '.join(unknown)} in the predictions; found: {', '.join(predictions.columns)}")
 
 
-class Sides:
-    """Each model's score per example, averaged over seeds once for all the comparisons it takes part in."""
+class Pairs:
+    """Pairs the answers of two models; scores are averaged over seeds once, for all comparisons of a model."""
 
     def __init__(self, predictions: pl.DataFrame, by: Sequence[str]) -> None:
         self.split = ["evaluation", *(name for name in by if name != "evaluation")]
@@ -182,13 +179,13 @@ class Sides:
         averaged = predictions.group_by("model", *self.keys).agg(
             pl.col("score").mean(), pl.col("score").null_count().alias("excluded")
         )
-        self.nothing = averaged.clear().drop("model")
+        self.empty = averaged.clear().drop("model")
         parts = averaged.sort("model", *self.keys).partition_by("model", as_dict=True, include_key=False)
-        self.of = {str(key[0]): part for key, part in parts.items()}
+        self.models = {str(key[0]): part for key, part in parts.items()}
 
     def compare(self, a: str, b: str) -> pl.DataFrame:
         """Return the rows of :func:`compare` for two models."""
-        first, second = (self.of.get(model, self.nothing) for model in (a, b))
+        first, second = (self.models.get(model, self.empty) for model in (a, b))
         both = first.join(second, on=self.keys, how="full", coalesce=True, nulls_equal=True, suffix="_b")
         rows = []
         for key, group in both.sort(self.keys).group_by(self.split, maintain_order=True):
@@ -203,7 +200,7 @@ class Sides:
             }
             if pairs.height:
                 scores = pairs["score"].to_numpy(), pairs["score_b"].to_numpy()
-                found = stats.paired(*scores, codes(pairs))
-                row |= {"a_accuracy": float(scores[0].mean()), "b_accuracy": float(scores[1].mean())} | vars(found)
+                accuracies = {"a_accuracy": float(scores[0].mean()), "b_accuracy": float(scores[1].mean())}
+                row |= accuracies | vars(stats.paired(*scores, codes(pairs)))
             rows.append(row)
         return pl.DataFrame(rows, schema=self.types | COMPARED)

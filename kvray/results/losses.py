@@ -1,6 +1,6 @@
-"""How the loss of each finetune fell: of integers, of the words around them, of all answer tokens. Functions of frames.
+"""Loss curves of the finetunes: of tokens with digits, of the other answer tokens, and of all of them.
 
-Losses are mean cross entropies in nats, of each optimizer step before its update, as :mod:`kvray.finetune` logs them.
+Losses are mean cross entropies in nats of each optimizer step, before its update, as :mod:`kvray.finetune` logs them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read(
     Finetunes without such a log, or with an unreadable one, are left out.
 
     Args:
-        store: where they are.
+        store: holds the logs.
         planned: the plan's finetunes.
         manifests: of the committed artefacts, by id.
         predictions: rows with a ``model`` column, which name the models.
@@ -50,7 +50,7 @@ def read(
         model, seed, step, share (of the training done: 0 at the first step, 1 at the last), all, integers, words (null
         where a step has no such token): a row per optimizer step, in the plan's order.
     """
-    called = names(planned, predictions)
+    model = names(planned, predictions)
     parts = [pl.DataFrame(schema=_LOSSES)]
     for finetune in planned:
         manifest = manifests.get(finetune["id"])
@@ -64,7 +64,7 @@ def read(
         steps = pl.col("step").cast(pl.Int64)
         first, labels = steps.min(), finetune["labels"]
         frame = frame.rename(_LOGGED).with_columns(
-            pl.lit(called[labels.get("mixture"), labels.get("finetune")]).alias("model"),
+            pl.lit(model[labels.get("mixture"), labels.get("finetune")]).alias("model"),
             pl.lit(labels.get("seed"), dtype=pl.Int64).alias("seed"),
             ((steps - first) / pl.max_horizontal(steps.max() - first, 1)).alias("share"),
         )
@@ -80,9 +80,6 @@ def models(losses: pl.DataFrame) -> list[str]:
 def curves(losses: pl.DataFrame) -> pl.DataFrame:
     """Return loss by share of training done: each :data:`BINS`-th part averaged, then averaged over seeds.
 
-    Args:
-        losses: rows of :func:`read`.
-
     Returns:
         model, part, share (mean over the steps), loss, low, high (range over seeds), seeds; sorted by model, part and
         share. A part that a model's answers have no token of has no row.
@@ -92,23 +89,20 @@ def curves(losses: pl.DataFrame) -> pl.DataFrame:
     seeds = each.sort("model", "part", "bin", "seed", "step").group_by([*keys, "seed"], maintain_order=True)
     binned = seeds.agg(pl.col("share").mean(), pl.col("loss").mean()).group_by(keys, maintain_order=True)
     loss = pl.col("loss")
-    made = binned.agg(
+    curve = binned.agg(
         pl.col("share").mean(),
         loss.mean(),
         loss.min().alias("low"),
         loss.max().alias("high"),
         pl.len().cast(pl.Int64).alias("seeds"),
     )
-    return made.drop("bin").sort("model", "part", "share")
+    return curve.drop("bin").sort("model", "part", "share")
 
 
 def tenths(losses: pl.DataFrame) -> pl.DataFrame:
     """Return mean losses over the first and the last tenth of each training's steps (at least one), seeds averaged.
 
     The first tenth is close to the base model's own loss: little was learnt yet.
-
-    Args:
-        losses: rows of :func:`read`.
 
     Returns:
         model, part, first, last, sorted by model and part; null where the steps of a tenth have no such token.
@@ -141,10 +135,8 @@ def _long(losses: pl.DataFrame) -> pl.DataFrame:
 
 
 def names(planned: Sequence[Mapping[str, Any]], predictions: pl.DataFrame) -> dict[tuple[Any, Any], str]:
-    """Return what each (mixture, finetune) is called: as in the predictions; else as with all planned ones there."""
+    """Return the model per (mixture, finetune): as named in the predictions, else as among all planned ones."""
     labels = [{name: a["labels"].get(name) for name in ("mixture", "finetune")} for a in planned]
-    if not labels:
-        return {}
     every = with_models(pl.DataFrame(labels, schema={"mixture": pl.String, "finetune": pl.String}))
     known = predictions.select("mixture", "finetune", "model").unique(maintain_order=True)
     return {(mixture, finetune): model for mixture, finetune, model in [*every.rows(), *known.rows()]}

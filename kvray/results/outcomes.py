@@ -1,7 +1,5 @@
 """Kinds of answers: how often each was given, and of the wrong ones how many are inventions. Functions of frames."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import polars as pl
@@ -11,7 +9,7 @@ from kvray.results.ratios import ratio, ratio_difference
 
 RIGHT, INVENTION = "right", "invention"
 ORDER = (RIGHT, "partial", "refusal", "other", "wrong", INVENTION)
-"""From what one wants to what one fears; a kind that is not named stands before the last."""
+"""From what one wants to what one fears; a kind not named here stands before the last."""
 _INVENTED = {
     "model": pl.String,
     "wrong": pl.Int64,
@@ -25,11 +23,11 @@ def ordered(outcomes: list[str]) -> list[str]:
 
 
 def shares(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
-    """Return how often each kind of answer was given, over the rows that were run.
+    """Return how often each kind of answer was given, over the rows that were run, seeds averaged per example.
 
     Returns:
-        model, outcome, share, n (rows): a row per model and kind that any model gave, in the order of
-        :func:`ordered`; the base first. Seeds are averaged example by example.
+        model, outcome, share, n (rows): a row per model, the base first, and kind that any model gave, in the order of
+        :func:`ordered`.
     """
     rows = _run(predictions, evaluation)
     kinds = ordered(rows["outcome"].unique().to_list())
@@ -58,17 +56,14 @@ def inventions(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
     for model, answered in of.items():
         wrong = rows.filter((pl.col("model") == model) & (pl.col("outcome") != RIGHT)).height
         line: dict[str, Any] = {"model": model, "wrong": wrong}
-        found = ratio(answered["invented"].to_numpy(), answered["wrong"].to_numpy(), codes(answered))
-        if found is not None:
-            line |= {"share": found.mean, "low": found.low, "high": found.high}
+        share = ratio(answered["invented"].to_numpy(), answered["wrong"].to_numpy(), codes(answered))
+        if share is not None:
+            line |= {"share": share.mean, "low": share.low, "high": share.high}
         if model != BASE and BASE in of:
             both = of[BASE].join(answered, on=["question_id", "example_id"], suffix="_b").sort("example_id")
-            change = None
-            if both.height:
-                base = both["invented"].to_numpy(), both["wrong"].to_numpy()
-                theirs = both["invented_b"].to_numpy(), both["wrong_b"].to_numpy()
-                change = ratio_difference(base, theirs, codes(both))
-            if change is not None:
+            base = both["invented"].to_numpy(), both["wrong"].to_numpy()
+            tuned = both["invented_b"].to_numpy(), both["wrong_b"].to_numpy()
+            if (change := ratio_difference(base, tuned, codes(both))) is not None:
                 line |= {"difference": change.mean, "difference_low": change.low, "difference_high": change.high}
         table.append(line)
     return pl.DataFrame(table, schema=_INVENTED)

@@ -1,53 +1,48 @@
-"""What an evaluation measures and along what it can be drawn, told from its predictions alone."""
+"""What an evaluation measures, what its units are called, and along which axes its accuracy can be shown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import polars as pl
 
-Measure = Literal["retrieval", "length", "knowledge", "ceiling", "benchmark", "other"]
-Axis = Literal["position", "length", "depth"]
+from kvray.results.axes import AXES, DEPTH, LENGTH, POSITION, Axis
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY, Measure, Task
 
 MOST_SUBTASKS = 12
-"""Subtasks or values of a condition that a table shows; more (the subjects of MMLU) stay together."""
-MOST_ALONG = 50
-"""Lengths, and depths, of a grid; where there are more they were drawn at random, and are no axis."""
+"""Subtasks, or values of a condition, that a table shows; more (the subjects of MMLU) stay together."""
+MOST_PLACES = 50
+"""Lengths, and depths, of a grid; more were drawn at random and are no axis."""
 _FILLED = 0.6
-"""Share of a grid's cells that have rows at least: depths drawn at random fill none."""
-_MDQA = "mdqa"
-_RECALL = "recall"
-_RULER = "ruler"
-_BENCHMARK = "lm_eval"
+"""Share of a grid's cells that have rows at least: depths drawn at random fill hardly any."""
 
 
-def kinds(predictions: pl.DataFrame) -> dict[str, Kind]:
-    """Return the kind of every evaluation of the predictions, in the order of their first rows."""
+def profiles(predictions: pl.DataFrame) -> dict[str, Profile]:
+    """Return the profile of every evaluation of the predictions, by name, in the order of their first rows."""
     parts = predictions.partition_by("evaluation", maintain_order=True, as_dict=True)
-    return {str(key[0]): _kind(rows) for key, rows in parts.items()}
+    return {str(key[0]): _profile(str(key[0]), rows) for key, rows in parts.items()}
 
 
-def bounds(predictions: pl.DataFrame, found: Mapping[str, Kind], evaluation: str) -> dict[str, pl.DataFrame]:
-    """Return what the floors and ceilings of an evaluation of documents by position are told by.
-
-    They are evaluations that ask some of the same questions with no document, or with the gold one alone.
+def bounds(
+    predictions: pl.DataFrame, profiles: Mapping[str, Profile], evaluation: str
+) -> dict[tuple[str, Measure], pl.DataFrame]:
+    """Return what bounds an evaluation of gold positions: the same questions closed book, or with one document alone.
 
     Returns:
-        The predictions of those questions, under "evaluation (closed book)" or "evaluation (one document)".
+        The predictions of the shared questions by (evaluation, "knowledge" or "ceiling").
     """
-    rows = predictions.filter(pl.col("evaluation") == evaluation)
-    if found[evaluation].measures != "retrieval" or not (rows["task"] == _MDQA).any():
+    rows = predictions.filter((pl.col("evaluation") == evaluation) & pl.col("position").is_not_null())
+    if profiles[evaluation].measures != "retrieval" or not rows.height:
         return {}
     asked = rows["question_id"].unique().to_list()
-    said: dict[str, pl.DataFrame] = {}
-    for other, kind in found.items():
-        if kind.measures in ("knowledge", "ceiling"):
-            theirs = predictions.filter((pl.col("evaluation") == other) & pl.col("question_id").is_in(asked))
-            if theirs.height:
-                said[f"{other} ({'closed book' if kind.measures == 'knowledge' else 'one document'})"] = theirs
-    return said
+    shared = {
+        (name, other.measures): predictions.filter((pl.col("evaluation") == name) & pl.col("question_id").is_in(asked))
+        for name, other in profiles.items()
+        if other.measures in ("knowledge", "ceiling")
+    }
+    return {key: theirs for key, theirs in shared.items() if theirs.height}
 
 
 def by_condition(rows: pl.DataFrame) -> pl.DataFrame:
@@ -56,79 +51,94 @@ def by_condition(rows: pl.DataFrame) -> pl.DataFrame:
     return split.filter(pl.col("condition").is_not_null() & (pl.col("condition") != ""))
 
 
-def _kind(rows: pl.DataFrame) -> Kind:
-    several = {axis: _values(rows, axis) for axis in ("position", "length", "depth")}
-    placed = 1 < several["depth"] <= MOST_ALONG
+def _profile(name: str, rows: pl.DataFrame) -> Profile:
+    values = {axis: rows[axis].drop_nulls().n_unique() for axis in AXES}
+    placed = 1 < values["depth"] <= MOST_PLACES
     cells = rows.select("length", "depth").drop_nulls().n_unique()
-    filled = cells > _FILLED * several["length"] * several["depth"]
-    grid = placed and filled and 1 < several["length"] <= MOST_ALONG
-    # Of RULER's variants one alone has depths: its lengths are drawn for all of them, and the grid beside.
-    whole = grid and rows["depth"].null_count() == 0
-    axes: list[Axis] = []
-    if several["position"] > 1:
-        axes.append("position")
-    if several["length"] > 1 and not whole:
-        axes.append("length")
-    if placed and several["length"] <= 1:
-        axes.append("depth")
+    filled = cells > _FILLED * values["length"] * values["depth"]
+    grid = placed and filled and 1 < values["length"] <= MOST_PLACES
+    # Of RULER's variants only one has depths: the lengths are drawn for all of them, and the grid beside.
+    every_row_in_grid = grid and rows["depth"].null_count() == 0
+    curves = {
+        POSITION: values["position"] > 1,
+        LENGTH: values["length"] > 1 and not every_row_in_grid,
+        DEPTH: placed and values["length"] <= 1,
+    }
     outcomes = rows["outcome"].drop_nulls().unique().sort().to_list()
-    subtasks = _values(rows, "subtask")
-    return Kind(
-        measures=_measure(rows),
-        axes=tuple(axes),
+    task, units = _task(rows), rows["units"].unique().sort().to_list()
+    return Profile(
+        name=name,
+        measures=task.measures(units) if task else _seen_measure(rows),
+        unit=task.UNIT if task else "units",
+        units=tuple(number for number in units if number),
+        curves=tuple(axis for axis, drawn in curves.items() if drawn),
         grid=grid,
-        subtasks=subtasks if subtasks > 1 else 0,
+        subtasks=values["subtask"] if values["subtask"] > 1 else 0,
         conditions=_conditions(rows),
         outcomes=tuple(outcomes) if set(outcomes) - {"right", "wrong"} else (),
     )
 
 
-def _measure(rows: pl.DataFrame) -> Measure:
-    task, units = rows["task"][0], set(rows["units"].unique().to_list())
-    if task == _BENCHMARK:
-        return "benchmark"
-    if task == _RECALL or (task == _MDQA and units == {0}):
-        return "knowledge"
-    if task == _MDQA and units == {1}:
-        return "ceiling"
-    if task == _RULER or rows["position"].is_not_null().any() or rows["depth"].is_not_null().any():
+def _task(rows: pl.DataFrame) -> type[Task] | None:
+    """Return the task of an evaluation; None where this process does not know it."""
+    load_all()
+    return REGISTRY.get(rows["task"][0])
+
+
+def _seen_measure(rows: pl.DataFrame) -> Measure:
+    """Return what an evaluation of an unknown task seems to measure."""
+    if rows["position"].is_not_null().any() or rows["depth"].is_not_null().any():
         return "retrieval"
-    return "length" if _values(rows, "length") > 1 else "other"
-
-
-def _values(rows: pl.DataFrame, column: str) -> int:
-    return rows[column].drop_nulls().n_unique()
+    return "length" if rows["length"].drop_nulls().n_unique() > 1 else "other"
 
 
 def _conditions(rows: pl.DataFrame) -> tuple[str, ...]:
-    """Return the names of the conditions that take several values, not too many."""
-    said = by_condition(rows.select("condition").unique())["condition"].unique().sort().to_list()
-    names = [condition.partition("=")[0] for condition in said]
+    values = by_condition(rows.select("condition").unique())["condition"].unique().sort().to_list()
+    names = [value.partition("=")[0] for value in values]
     return tuple(name for name in dict.fromkeys(names) if 1 < names.count(name) <= MOST_SUBTASKS)
 
 
 @dataclass(frozen=True)
-class Kind:
+class Profile:
     """What an evaluation is.
 
     Attributes:
-        measures: "retrieval" (gold positions, needles), "length" (has lengths alone), "knowledge" (closed book),
-            "ceiling" (the gold document alone), "benchmark" (of lm-evaluation-harness) or "other".
-        axes: what its accuracy is drawn along as curves: those with several values.
-        grid: whether it has several depths at several lengths, a heatmap.
-        subtasks: how many subtasks there are; 0 where all is one.
-        conditions: names of the conditions that a table is split by.
+        name: in the sweep.
+        measures: "retrieval" (gold positions, needles), "length" (accuracy by context length), "knowledge" (closed
+            book), "ceiling" (the gold document alone), "benchmark" (of lm-evaluation-harness) or "other".
+        unit: plural noun for what the prompts hold: "documents".
+        units: how many of them, every number that occurs; empty where there are none.
+        curves: the axes that accuracy is drawn along: those with several places.
+        grid: whether there are several depths at several lengths: a heatmap.
+        subtasks: how many there are; 0 where all examples are of one.
+        conditions: names of the conditions that have several values, few enough for a table.
         outcomes: kinds of answers, where there are more than right and wrong.
     """
 
+    name: str
     measures: Measure
-    axes: tuple[Axis, ...] = ()
+    unit: str = "units"
+    units: tuple[int, ...] = ()
+    curves: tuple[Axis, ...] = ()
     grid: bool = False
     subtasks: int = 0
     conditions: tuple[str, ...] = ()
     outcomes: tuple[str, ...] = ()
 
     @property
+    def title(self) -> str:
+        """The name with the size: "mdqa (20 documents)"."""
+        if not self.units:
+            return self.name
+        unit = self.unit.removesuffix("s") if self.units == (1,) else self.unit
+        return f"{self.name} ({' to '.join(map(str, dict.fromkeys([self.units[0], self.units[-1]])))} {unit})"
+
+    @property
     def by_subtask(self) -> bool:
-        """Whether a table is split by subtask."""
+        """Whether its subtasks are few enough for a table."""
         return 1 < self.subtasks <= MOST_SUBTASKS
+
+    def splits(self, axis: Axis) -> bool:
+        """Return whether models are compared along an axis of this evaluation."""
+        split = {"subtask": self.by_subtask, "condition": bool(self.conditions), "position": False}
+        return axis in self.curves or split.get(axis.name, self.grid)

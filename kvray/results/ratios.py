@@ -1,14 +1,10 @@
-"""Shares of a share, with clustered intervals: of the wrong answers, how many are inventions. Pure numpy."""
-
-from __future__ import annotations
+"""A ratio of two sums with clustered intervals: of the wrong answers, the share that are inventions. Pure numpy."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.results.resampling import totals
-from kvray.results.stats import LEVEL, Interval, wilson
-
-Floats = NDArray[np.float64]
+from kvray.results.resampling import Floats, percentiles, totals
+from kvray.results.stats import Interval, wilson
 
 
 def ratio(part: Floats, whole: Floats, questions: NDArray[np.int64]) -> Interval | None:
@@ -24,12 +20,12 @@ def ratio(part: Floats, whole: Floats, questions: NDArray[np.int64]) -> Interval
     """
     if whole.sum() <= 0:
         return None
-    parts, wholes = _sums(part, questions), _sums(whole, questions)
+    parts, wholes = (np.bincount(questions, weights=values) for values in (part, whole))
     mean = float(parts.sum() / wholes.sum())
     counted = wholes > 0
     if bool(np.allclose(parts[counted], mean * wholes[counted])):
         return Interval(mean, *wilson(min(1.0, mean), int(counted.sum())))
-    return Interval(mean, *_percentiles(_quotients(parts, wholes)))
+    return Interval(mean, *percentiles(_quotients(*totals(np.stack([parts, wholes])))))
 
 
 def ratio_difference(
@@ -47,34 +43,19 @@ def ratio_difference(
     """
     if min(a[1].sum(), b[1].sum()) <= 0:
         return None
-    sums = [_sums(values, questions) for values in (*a, *b)]
-    seen = float(sums[2].sum() / sums[3].sum() - sums[0].sum() / sums[1].sum())
+    sums = [np.bincount(questions, weights=values) for values in (*a, *b)]
+    difference = float(sums[2].sum() / sums[3].sum() - sums[0].sum() / sums[1].sum())
     total = totals(np.stack(sums))
-    drawn = _over(total[2], total[3]) - _over(total[0], total[1])
+    drawn = _quotients(total[2], total[3]) - _quotients(total[0], total[1])
     drawn = drawn[~np.isnan(drawn)]
     if drawn.size == 0 or float(np.ptp(drawn)) < 1e-12:
         bound = wilson(0.0, int(min((sums[1] > 0).sum(), (sums[3] > 0).sum())))[1]
-        return Interval(seen, max(-1.0, seen - bound), min(1.0, seen + bound))
-    return Interval(seen, *_percentiles(drawn))
+        return Interval(difference, max(-1.0, difference - bound), min(1.0, difference + bound))
+    return Interval(difference, *percentiles(drawn))
 
 
-def _sums(values: Floats, questions: NDArray[np.int64]) -> Floats:
-    sums: Floats = np.bincount(questions, weights=values).astype(np.float64)
-    return sums
-
-
-def _quotients(parts: Floats, wholes: Floats) -> Floats:
+def _quotients(part: Floats, whole: Floats) -> Floats:
     """Return the ratio of each resample, NaN where it has no whole."""
-    part, whole = totals(np.stack([parts, wholes]))
-    return _over(part, whole)
-
-
-def _over(part: Floats, whole: Floats) -> Floats:
     quotients: Floats = np.full(whole.shape, np.nan)
     np.divide(part, whole, out=quotients, where=whole > 1e-6)
     return quotients
-
-
-def _percentiles(drawn: Floats) -> tuple[float, float]:
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)

@@ -1,9 +1,13 @@
-"""Reading predictions: only committed artefacts that a sweep's document names, with the labels of that document."""
+"""Predictions of a store's sweeps: those of committed artefacts, under the labels of the sweep's plan document.
+
+Predictions are shared between sweeps, which may name them differently, so the labels in the files are never read.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +22,8 @@ from kvray.store.store import Store
 
 EVERY = "*"
 """Every model, in :meth:`Results.compare`."""
+EMPTY = pl.DataFrame(PREDICTIONS_SCHEMA.append(ARTEFACT).empty_table())
+"""Predictions without rows."""
 _DOCUMENTS = "sweeps/"
 _LABELS = ("evaluation", "mixture", "finetune", "seed")
 
@@ -29,13 +35,6 @@ def open(store: Store | str | os.PathLike[str]) -> Results:
         InputError: the URI cannot be a store.
     """
     return Results(store if isinstance(store, Store) else Store(store))
-
-
-def empty() -> pl.DataFrame:
-    """Return predictions without rows."""
-    frame = pl.from_arrow(PREDICTIONS_SCHEMA.append(ARTEFACT).empty_table())
-    assert isinstance(frame, pl.DataFrame)
-    return frame
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,9 @@ class Results:
     def predictions(self, sweep: str | None = None, *, skip_damaged: bool = False) -> pl.LazyFrame:
         """Return the predictions of a sweep, lazily; None takes every sweep of the store.
 
-        Predictions are artefacts shared between sweeps; ``sweep``, ``evaluation``, ``mixture``, ``finetune``, ``seed``
-        and ``adapter`` are those of the sweep's document. An artefact in two sweeps gives its rows under both names, so
-        that each sweep is whole; ``artefact`` and ``example_id`` tell rows apart, ``.unique(["artefact",
-        "example_id"])`` leaves each once. What is not committed yet is left out.
+        An artefact in two sweeps gives its rows under both names, so that each sweep is complete;
+        ``.unique(["artefact", "example_id"])`` leaves each row once. What is not committed yet is left out. A column
+        that a stored file lacks, written by an earlier kvray, is null.
 
         Args:
             sweep: name of the sweep.
@@ -99,18 +97,14 @@ class Results:
                     raise DamagedArtefactError(f"{artefact['id']} is damaged; kvray run makes it again")
                 if states[artefact["id"]] == "committed":
                     parts.append(self._scan(name, artefact))
-        return pl.concat(parts, how="diagonal_relaxed") if parts else empty().lazy()
+        return pl.concat(parts, how="diagonal_relaxed") if parts else EMPTY.lazy()
 
     def accuracy(self, by: Sequence[str] = ("evaluation", "model"), sweep: str | None = None) -> pl.DataFrame:
         """Return accuracies by any columns of the predictions, or ``model``; see :func:`kvray.results.frames.accuracy`.
 
-        The columns that examples differ by are ``position`` (gold position), ``length`` (context in tokens), ``depth``
-        (percent), ``subtask`` and ``condition``; one that an evaluation does not have is null there:
-        ``accuracy(by=["evaluation", "model", "length", "depth"])`` is a heatmap of each evaluation with needles and
-        ``accuracy(by=["evaluation", "model", "subtask"])`` tells FLenQA's tasks apart. ``outcome`` counts how often
-        each kind of answer was given (in ``n``).
-
-        Over several sweeps a row counts once in each number, however many of the sweeps have it.
+        ``accuracy(by=["model", "position"])`` is a curve over gold positions, ``by=["evaluation", "model", "length",
+        "depth"]`` a heatmap; an axis (:data:`kvray.results.axes.AXES`) is null where an evaluation lacks it. By
+        ``outcome``, ``n`` counts each kind of answer. Over several sweeps a row counts once, however many have it.
 
         Args:
             by: columns to group by; empty for all rows together.
@@ -132,13 +126,12 @@ class Results:
     ) -> pl.DataFrame:
         """Return paired differences b - a per evaluation, with interval, p, Holm's p over the table, and verdict.
 
-        ``compare()`` alone gives all comparisons of a report (:func:`kvray.results.comparisons.family`): every
-        model against the base, overall and by position, length, depth, subtask and condition, and all pairs;
-        Holm's correction then runs within each of these families.
+        ``compare("base", "kv")`` compares two models; ``compare()`` alone makes all comparisons of a report, with
+        Holm's correction within each family of them (:func:`kvray.results.comparisons.compare_all`).
 
         Args:
-            a: the reference: a model's name, None or "base" for the base model; "*" for the base where b is named.
-            b: the model compared with it, None or "base" for the base model; "*" for every other finetuned one.
+            a: the reference: a model's name; None, "base" or "*" for the base model.
+            b: the model compared with it; None or "base" for the base model, "*" for every other finetuned one.
             by: further columns to split by, such as ``position``, ``length`` or ``subtask``.
             sweep: name of the sweep; None takes the only one.
 
@@ -148,7 +141,7 @@ class Results:
         """
         rows = self._models(self._one(sweep))
         if a == EVERY and b == EVERY and not by:
-            return comparisons.family(rows)
+            return comparisons.compare_all(rows)
         first = frames.BASE if a in (None, EVERY) else str(a)
         others = (
             [m for m in frames.models(rows) if m != first] if b == EVERY else [frames.BASE if b is None else str(b)]
@@ -165,9 +158,9 @@ class Results:
         return sweep or known[0]
 
     def _check_labels(self, sweep: str, planned: Sequence[dict[str, Any]]) -> None:
-        """Refuse a plan of an earlier kvray that calls alike what is matched to variants of the first mixture."""
-        of = [tuple(artefact["labels"].get(name) for name in _LABELS) for artefact in planned]
-        twice = next((labels for labels in of if of.count(labels) > 1), None) if len(set(of)) < len(of) else None
+        """Refuse a plan of an earlier kvray that gives two predictions the same labels."""
+        counts = Counter(tuple(artefact["labels"].get(name) for name in _LABELS) for artefact in planned)
+        twice = next((labels for labels, number in counts.items() if number > 1), None)
         if twice:
             raise InputError(
                 f"the plan of sweep {sweep!r} in {self.store.uri} calls two models {twice[1]} on {twice[0]}: kvray run "
@@ -177,9 +170,9 @@ class Results:
     def _check_names(self) -> None:
         clashes = ambiguous({name: self.document(name) for name in self.sweeps()})
         if clashes:
-            said = ", ".join(f"{what} (in {first} and {second})" for what, first, second in clashes)
+            listed = ", ".join(f"{name} (in {first} and {second})" for name, first, second in clashes)
             raise InputError(
-                f"one name stands for different things in different sweeps: {said}; name a sweep "
+                f"one name stands for different things in different sweeps: {listed}; name a sweep "
                 f"(sweep={clashes[0][1]!r}), or tell them apart (by=[…, 'sweep'])"
             )
 
@@ -192,16 +185,13 @@ class Results:
         manifest = self.store.manifest(artefact["id"])
         if manifest is None:
             raise StoreError(f"{artefact['id']} was discarded while it was read; try again")
-        paths = [
-            self.store.path(artefact["id"], file.name) for file in manifest.files if file.name.endswith(".parquet")
-        ]
-        labels = {name: artefact["labels"].get(name) for name in _LABELS}
+        files = [file.name for file in manifest.files if file.name.endswith(".parquet")]
+        if not files:
+            return EMPTY.lazy()
+        paths = [self.store.path(artefact["id"], name) for name in files]
+        stored = pads.dataset(paths, schema=PREDICTIONS_SCHEMA, filesystem=self.store.fs, format="parquet")
         adapter = next((need for need in artefact["needs"] if need.startswith("finetunes/")), None)
-        labels |= {"sweep": sweep, "adapter": adapter.rpartition("/")[2] if adapter else None}
-        labels |= {"artefact": artefact["id"]}
-        if not paths:
-            return empty().lazy()
-        types = dict(empty().schema)
-        scanned = pl.scan_pyarrow_dataset(pads.dataset(paths, filesystem=self.store.fs, format="parquet"))
-        rewritten = [pl.lit(value, dtype=types[name]).alias(name) for name, value in labels.items()]
-        return scanned.with_columns(rewritten).cast({name: types[name] for name in types})
+        labels = {name: artefact["labels"].get(name) for name in _LABELS}
+        labels |= {"sweep": sweep, "adapter": adapter and adapter.rpartition("/")[2], "artefact": artefact["id"]}
+        columns = [pl.lit(value, dtype=EMPTY.schema[name]).alias(name) for name, value in labels.items()]
+        return pl.scan_pyarrow_dataset(stored).with_columns(columns)

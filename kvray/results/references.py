@@ -5,8 +5,6 @@ its code or its data card, *secondary* in notes or reviews that quote it; *deriv
 numbers, and *recalled* is a hypothesis. Nothing here is a measurement of kvray's.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from kvray.errors import InputError
+from kvray.results.axes import AXES
 from kvray.results.frames import BASE
 from kvray.store.schemas import column
 
@@ -32,7 +31,7 @@ REFERENCE_SCHEMA = pa.schema(
         column("length", pa.int32(), "nominal context length in tokens; null for all together", nullable=True),
         column("metric", pa.string(), "accuracy or f1 in percent, or change: accuracy minus the base's, in points"),
         column("value", pa.float64(), "the number, in percent or points"),
-        column("n", pa.int64(), "questions behind it; null where untold", nullable=True),
+        column("n", pa.int64(), "questions behind it; null where unknown", nullable=True),
         column("source", pa.string(), "table, figure or place in the work"),
         column("certainty", pa.string(), "primary | secondary | derived | recalled"),
         column("note", pa.string(), "what to know before comparing; empty if nothing"),
@@ -42,7 +41,9 @@ REFERENCE_SCHEMA = pa.schema(
 METRICS = ("accuracy", "change", "f1")
 CERTAINTIES = ("primary", "secondary", "derived", "recalled")
 _FILE = "reference.csv"
-_CELL = ("set", "work", "base_model", "mixture", "evaluation", "subtask", "position", "length", "metric")
+PLACES = tuple(name for name in AXES if name in REFERENCE_SCHEMA.names)
+"""The axes on which a number may have a place."""
+_CELL = ("set", "work", "base_model", "mixture", "evaluation", *PLACES, "metric")
 
 
 @cache
@@ -85,9 +86,6 @@ def of_sweep(document: Mapping[str, object]) -> tuple[pl.DataFrame, list[str]]:
     """Return the published numbers of the sets that a sweep names, and those of its names that are no set.
 
     Where a set has numbers of the sweep's own base model for an evaluation, those of other models are left out of it.
-
-    Args:
-        document: of the sweep, as the store has it.
 
     Returns:
         Columns of :data:`REFERENCE_SCHEMA` and ``same_base`` (bool: measured on the sweep's base model), in the order

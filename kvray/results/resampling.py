@@ -1,7 +1,5 @@
 """Resampling of questions: seeded, drawn once per number of questions, cheap for many questions. Pure numpy."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -11,7 +9,10 @@ from numpy.typing import NDArray
 RESAMPLES = 10_000
 """Bootstrap resamples: the ends of a 95 % interval then move by about 1 % of its width between seeds."""
 SEED = 20240627
-"""Of the resampling; fixed, so that a report read twice says the same."""
+"""Of the resampling; fixed, so that the same results give the same report."""
+
+LEVEL = 0.95
+"""Coverage of every interval."""
 
 Floats = NDArray[np.float64]
 _CHUNK_ENTRIES = 4_000_000
@@ -27,11 +28,15 @@ def means(sums: Floats, counts: Floats) -> Floats:
         counts: rows of each question; same shape.
     """
     if bool(np.all(counts == counts[0])):
-        even: Floats = totals(sums[None])[0] / (counts[0] * sums.size)
-        return even
+        return np.asarray(totals(sums[None])[0] / (counts[0] * sums.size))
     total = totals(np.stack([sums, counts]))
-    ratios: Floats = total[0] / total[1]
-    return ratios
+    return np.asarray(total[0] / total[1])
+
+
+def percentiles(resampled: Floats) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval of resampled values; NaN are left out."""
+    low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def totals(values: Floats) -> Floats:
@@ -51,12 +56,10 @@ def totals(values: Floats) -> Floats:
         different, times = np.unique(np.round(values, 9), axis=1, return_counts=True)
         if times.size <= _FEW_VALUES:
             drawn = np.random.default_rng([SEED, size]).multinomial(size, times / size, RESAMPLES)
-            by_value: Floats = np.einsum("rv,kv->kr", drawn.astype(np.float64), different)
-            return by_value
+            return np.asarray(np.einsum("rv,kv->kr", drawn.astype(np.float64), different))
     # einsum, not ``@``: threaded BLAS is 20 times slower on a busy machine.
     parts = [np.einsum("rq,kq->kr", weights, values.astype(np.float32)) for weights in _resamples(size)]
-    summed: Floats = np.concatenate(parts, axis=1).astype(np.float64)
-    return summed
+    return np.asarray(np.concatenate(parts, axis=1), dtype=np.float64)
 
 
 def chunks(total: int, width: int) -> Iterator[int]:
@@ -69,8 +72,8 @@ def chunks(total: int, width: int) -> Iterator[int]:
 def _resamples(size: int) -> Iterator[NDArray[np.float32]]:
     """Yield how often each of ``size`` questions is drawn, shape ``(resamples of the chunk, size)``.
 
-    The draws depend on ``size`` alone, so all cells over the same questions are resampled alike, and are kept: a report
-    computes hundreds of intervals over one set of questions, and drawing is by far the dearest part.
+    The draws depend on ``size`` alone and are kept: a report computes hundreds of intervals over one set of questions,
+    and drawing is by far the most expensive part.
     """
     if RESAMPLES * size <= _CACHED_ENTRIES:
         yield from _kept_resamples(size)

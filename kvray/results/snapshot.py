@@ -1,4 +1,4 @@
-"""Everything that a report speaks of, read once from the store: plan, states, manifests, failures, predictions."""
+"""A sweep as the store has it at one moment: plan, states, manifests, failures, predictions, comparisons."""
 
 from __future__ import annotations
 
@@ -9,50 +9,46 @@ from typing import Any
 import polars as pl
 
 from kvray.errors import DamagedArtefactError
-from kvray.results import comparisons as family
-from kvray.results import frames, losses, profile, references
-from kvray.results.profile import Kind, Measure
+from kvray.results import comparisons, frames, losses, profile, references
+from kvray.results.axes import OVERALL
+from kvray.results.profile import Profile
 from kvray.results.reader import Results
 from kvray.store import failures
 from kvray.store.store import Manifest, Store
+from kvray.tasks.base import Measure
 
 
-def collect(store: Store, sweep: str) -> Found:
+def collect(store: Store, sweep: str) -> Snapshot:
     """Read a sweep's plan and all of it that is committed, and compare the models.
 
-    Damaged artefacts are left out here and listed with what is missing: a report shows what there is.
+    Damaged artefacts are left out of the predictions; their state says so.
 
     Raises:
         InputError: the store knows no such sweep.
     """
-    results = Results(store)
-    there = look(store, sweep)
-    document, manifests = there.document, there.manifests
-    predictions = frames.with_models(results.predictions(sweep, skip_damaged=True).collect())
-    told = profile.kinds(predictions)
-    comparisons = family.family(predictions, told)
-    published, unknown = references.of_sweep(document)
-    tuned = [artefact for artefact in document["artefacts"] if artefact["kind"] == "finetune"]
-    return Found(
+    progress = look(store, sweep)
+    predictions = frames.with_models(Results(store).predictions(sweep, skip_damaged=True).collect())
+    profiles = profile.profiles(predictions)
+    compared = comparisons.compare_all(predictions, profiles)
+    published, unknown_sets = references.of_sweep(progress.document)
+    finetunes = progress.planned("finetune")
+    return Snapshot(
+        **vars(progress),
         store=store,
         sweep=sweep,
-        document=document,
-        states=there.states,
-        manifests=manifests,
-        failures=there.failures,
         predictions=predictions,
-        comparisons=comparisons,
-        scores=family.scores(predictions, comparisons, told),
-        names=losses.names(tuned, predictions),
-        losses=losses.read(store, tuned, manifests, predictions),
+        comparisons=compared,
+        scores=comparisons.scores(predictions, compared, profiles),
+        names=losses.names(finetunes, predictions),
+        losses=losses.read(store, finetunes, progress.manifests, predictions),
         published=published,
-        unknown_sets=unknown,
-        kinds=told,
+        unknown_sets=unknown_sets,
+        profiles=profiles,
         models=frames.models(predictions),
     )
 
 
-def look(store: Store, sweep: str) -> There:
+def look(store: Store, sweep: str) -> Progress:
     """Read a sweep's plan and what the store has of it, without the predictions.
 
     Raises:
@@ -60,32 +56,11 @@ def look(store: Store, sweep: str) -> There:
     """
     document = Results(store).document(sweep)
     states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
-    manifests = {}
-    for one, state in states.items():
-        if state == "committed" and (manifest := _manifest(store, one)) is not None:
-            manifests[one] = manifest
+    read = {one: _manifest(store, one) for one, state in states.items() if state == "committed"}
+    manifests = {one: manifest for one, manifest in read.items() if manifest is not None}
     noted = failures.noted(store)
     reasons = {one: _failure(store, one) for one in states if one not in manifests and one in noted}
-    shown = {one: "failed" if one in reasons else state for one, state in states.items()}
-    return There(document, shown, manifests, reasons)
-
-
-def cell_name(artefact: Mapping[str, Any], names: Mapping[tuple[Any, Any], str]) -> str:
-    """Return what a planned artefact is, in the sweep's names: "ours, seed 0 on mdqa".
-
-    Args:
-        artefact: of the plan.
-        names: of the finetuned models, :attr:`Found.names`.
-    """
-    labels = artefact["labels"]
-    if artefact["kind"] == "writing":
-        return f"text written for {labels.get('dataset')}"
-    if artefact["kind"] == "dataset":
-        return f"{labels.get('dataset')} ({labels.get('role', 'dataset')})"
-    model = frames.BASE
-    if labels.get("mixture") is not None:
-        model = f"{names[labels['mixture'], labels.get('finetune')]}, seed {labels.get('seed')}"
-    return model if artefact["kind"] == "finetune" else f"{model} on {labels.get('evaluation')}"
+    return Progress(document, states | dict.fromkeys(reasons, "failed"), manifests, reasons)
 
 
 def _manifest(store: Store, artefact_id: str) -> Manifest | None:
@@ -101,34 +76,46 @@ def _failure(store: Store, artefact_id: str) -> str:
 
 
 @dataclass(frozen=True)
-class There:
-    """What the store has of a sweep; attributes as in :class:`Found`."""
+class Progress:
+    """How far a sweep is.
+
+    Attributes:
+        document: its plan document.
+        states: committed, missing, damaged or failed, per artefact id of the plan.
+        manifests: of the committed artefacts, by id.
+        failures: why, by id, of those that failed when last tried.
+    """
 
     document: Mapping[str, Any]
     states: Mapping[str, str]
     manifests: Mapping[str, Manifest]
     failures: Mapping[str, str]
 
+    def planned(self, kind: str) -> list[dict[str, Any]]:
+        """Return the plan's artefacts of a kind, in its order."""
+        return [artefact for artefact in self.document["artefacts"] if artefact["kind"] == kind]
+
+    def evaluated(self) -> tuple[int, int]:
+        """Return how many of the plan's predictions are committed, and how many there are."""
+        cells = self.planned("predictions")
+        return sum(cell["id"] in self.manifests for cell in cells), len(cells)
+
 
 @dataclass(frozen=True)
-class Found(There):
-    """What there is of a sweep.
+class Snapshot(Progress):
+    """What a report is made from.
 
     Attributes:
         store: where it was read.
         sweep: the sweep's name.
-        document: its plan document.
-        states: committed, missing, damaged or failed, per artefact id of the plan.
-        manifests: of the committed artefacts, by id.
-        failures: why, by id, of those that failed when last tried.
         predictions: all rows, with the column ``model``.
-        comparisons: :func:`kvray.results.comparisons.family`.
-        scores: :func:`kvray.results.comparisons.scores`.
-        names: of the finetuned models, those of :attr:`predictions` among them, by (mixture, finetune).
+        comparisons: of :func:`kvray.results.comparisons.compare_all`.
+        scores: of :func:`kvray.results.comparisons.scores`.
+        names: of the finetuned models, with or without predictions, by (mixture, finetune).
         losses: of the finetunes, :func:`kvray.results.losses.read`.
         published: numbers of the sets that the sweep names, of :func:`kvray.results.references.of_sweep`.
         unknown_sets: names under ``reference`` that are no set.
-        kinds: what each evaluation that has predictions measures.
+        profiles: of the evaluations that have predictions, by name, in the plan's order.
         models: the finetuned models that have predictions, in the plan's order.
     """
 
@@ -141,13 +128,29 @@ class Found(There):
     losses: pl.DataFrame
     published: pl.DataFrame
     unknown_sets: list[str]
-    kinds: Mapping[str, Kind]
+    profiles: Mapping[str, Profile]
     models: list[str]
 
-    def planned(self, kind: str) -> list[dict[str, Any]]:
-        """Return the plan's artefacts of a kind, in its order."""
-        return [artefact for artefact in self.document["artefacts"] if artefact["kind"] == kind]
+    def of(self, evaluation: str) -> pl.DataFrame:
+        """Return the predictions of an evaluation."""
+        return self.predictions.filter(pl.col("evaluation") == evaluation)
 
-    def measuring(self, *measures: Measure) -> list[str]:
-        """Return the evaluations that measure one of these and have predictions, in the plan's order."""
-        return [evaluation for evaluation, kind in self.kinds.items() if kind.measures in measures]
+    def against_base(self) -> pl.DataFrame:
+        """Return the comparisons of the models with the base over whole evaluations, those without pairs left out."""
+        return self.comparisons.filter((pl.col("family") == OVERALL) & pl.col("difference").is_not_null())
+
+    def measuring(self, measure: Measure) -> list[str]:
+        """Return the evaluations that measure this and have predictions, in the plan's order."""
+        return [name for name, each in self.profiles.items() if each.measures == measure]
+
+    def cell(self, artefact: Mapping[str, Any]) -> str:
+        """Return what an artefact of the plan is, in the sweep's names: "ours, seed 0 on mdqa"."""
+        labels = artefact["labels"]
+        if artefact["kind"] == "writing":
+            return f"text written for {labels.get('dataset')}"
+        if artefact["kind"] == "dataset":
+            return f"{labels.get('dataset')} ({labels.get('role', 'dataset')})"
+        model = frames.BASE
+        if labels.get("mixture") is not None:
+            model = f"{self.names[labels['mixture'], labels.get('finetune')]}, seed {labels.get('seed')}"
+        return model if artefact["kind"] == "finetune" else f"{model} on {labels.get('evaluation')}"

@@ -1,9 +1,9 @@
 """Intervals and tests for paired, clustered scores. Pure numpy; nothing here knows frames or stores.
 
 The unit that varies is the *question*: its rows at several gold positions stand or fall together, so intervals resample
-questions, never rows, and tests flip whole questions (Miller 2024, arXiv 2411.00640: ignoring this can understate the
-standard error threefold). What the intervals cover is the choice of questions. They do not cover the luck of one
-finetuning run: for that, train several seeds and look at their spread.
+questions and tests flip the signs of questions, never of rows (Miller 2024, arXiv 2411.00640: ignoring this can
+understate the standard error threefold). The intervals cover the choice of questions, not the luck of one finetuning
+run: for that, train several seeds and look at their spread.
 """
 
 from __future__ import annotations
@@ -15,19 +15,15 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.results.resampling import RESAMPLES, SEED, chunks, means
+from kvray.results.resampling import LEVEL, RESAMPLES, SEED, Floats, chunks, means, percentiles
 
-LEVEL = 0.95
-"""Coverage of every interval."""
-
-Floats = NDArray[np.float64]
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 _LATTICE_WORK = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval."""
+    """A mean with the ends of its 95 % interval."""
 
     mean: float
     low: float
@@ -96,7 +92,7 @@ def accuracy(scores: Floats, questions: NDArray[np.int64]) -> Interval:
     alone = counts.size == scores.size
     if counts.size == 1 or bool(np.all(scores == scores[0])) or (alone and bool(np.isin(scores, (0.0, 1.0)).all())):
         return Interval(mean, *wilson(mean, counts.size))
-    return Interval(mean, *_percentiles(means(sums, counts)))
+    return Interval(mean, *percentiles(means(sums, counts)))
 
 
 def paired(a: Floats, b: Floats, questions: NDArray[np.int64]) -> Difference:
@@ -125,7 +121,7 @@ def paired(a: Floats, b: Floats, questions: NDArray[np.int64]) -> Difference:
         bound = wilson(0.0, counts.size)[1] if counts.size > 1 else 2.0
         low, high = max(-1.0, float(gap.mean()) - bound), min(1.0, float(gap.mean()) + bound)
     else:
-        low, high = _percentiles(means(sums, counts))
+        low, high = percentiles(means(sums, counts))
     better, worse = int((gap > 0).sum()), int((gap < 0).sum())
     if counts.size == gap.size and bool(np.isin(gap, (-1.0, 0.0, 1.0)).all()):
         p, test = mcnemar(better, worse), "McNemar"
@@ -154,13 +150,13 @@ def sign_flip(sums: Floats) -> tuple[float, bool]:
     size = np.abs(sums[np.abs(sums) > 1e-12])
     if size.size == 0:
         return 1.0, True
-    seen = abs(float(sums.sum()))
+    total_seen = abs(float(sums.sum()))
     scale = next((m for m in range(1, 65) if np.abs(size * m - np.round(size * m)).max() < 1e-6), None)
     if scale is not None:
         steps = np.round(size * scale).astype(np.int64)
         total = int(steps.sum())
         if total * steps.size <= _LATTICE_WORK:
-            # Signed total = 2 * (subset sum) - total, every subset alike likely.
+            # Signed total = 2 * (subset sum) - total; all subsets are equally likely.
             chance = np.zeros(total + 1)
             chance[0] = 1.0
             reach = 0
@@ -170,12 +166,12 @@ def sign_flip(sums: Floats) -> tuple[float, bool]:
                 reach += step
                 chance[step : reach + 1] += shifted
             signed = np.abs(2 * np.arange(total + 1) - total)
-            return min(1.0, float(chance[signed >= round(seen * scale)].sum())), True
+            return min(1.0, float(chance[signed >= round(total_seen * scale)].sum())), True
     rng = np.random.default_rng(SEED)
     hits = 0
     for rows in chunks(RESAMPLES, size.size):
         signs = rng.integers(0, 2, (rows, size.size), dtype=np.int8) * 2.0 - 1.0
-        hits += int((np.abs(signs @ size) >= seen - 1e-9).sum())
+        hits += int((np.abs(signs @ size) >= total_seen - 1e-9).sum())
     return (1 + hits) / (1 + RESAMPLES), False
 
 
@@ -222,37 +218,25 @@ def detectable_difference(n: int, discordant: float = 0.2, power: float = 0.8, c
     for _ in range(60):
         middle = (low + high) / 2
         psi = max(discordant, middle)
-        found = math.sqrt(n) * middle >= z_level * math.sqrt(psi) + z_power * math.sqrt(psi - middle**2)
-        low, high = (low, middle) if found else (middle, high)
+        detected = math.sqrt(n) * middle >= z_level * math.sqrt(psi) + z_power * math.sqrt(psi - middle**2)
+        low, high = (low, middle) if detected else (middle, high)
     return high
 
 
 def detectable_from(low: float, high: float, comparisons: int = 1, power: float = 0.8) -> float:
-    """Smallest true difference that a comparison as precise as this one finds: :func:`detectable_difference`, measured.
+    """Return the smallest true difference, in [0, 1], that a comparison with this 95 % interval finds.
 
-    Args:
-        low: lower end of the interval of a difference that was seen.
-        high: upper end.
-        comparisons: tested together with Holm's correction.
-        power: probability of finding it.
-
-    Returns:
-        A difference in accuracy, in [0, 1].
+    :func:`detectable_difference` from a measured precision instead of a number of questions; arguments as there.
     """
     return min(1.0, (high - low) / (2 * _Z) * sum(_quantiles(power, comparisons)))
 
 
 def _quantiles(power: float, comparisons: int) -> tuple[float, float]:
-    """Return how many standard errors a difference must reach, and how many more so that it mostly does."""
+    """Return the normal quantiles of the corrected level and of the power."""
     return NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / max(1, comparisons)), NormalDist().inv_cdf(power)
 
 
 def _by_question(values: Floats, questions: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    counts: Floats = np.bincount(questions).astype(np.float64)
-    sums: Floats = np.bincount(questions, weights=values).astype(np.float64)
+    counts = np.bincount(questions).astype(np.float64)
+    sums = np.bincount(questions, weights=values).astype(np.float64)
     return sums[counts > 0], counts[counts > 0]
-
-
-def _percentiles(means: Floats) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)

@@ -21,10 +21,6 @@ from kvray.errors import InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.problems import explain, misread_booleans
 
-OPENAI_SYSTEM = "Write a response that appropriately completes the request."
-"""System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
-
-
 EXAMPLE_FORMAT = 2
 """Version of these columns; part of every dataset's identity."""
 Measure = Literal["retrieval", "length", "knowledge", "ceiling", "benchmark", "other"]

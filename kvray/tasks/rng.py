@@ -13,7 +13,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-Words = NDArray[np.uint64]
+Draws = NDArray[np.uint64]
 
 
 def key_of(*parts: str | int) -> int:
@@ -22,14 +22,14 @@ def key_of(*parts: str | int) -> int:
     return int.from_bytes(digest[:16], "little")
 
 
-def draws(key: int, start: int, stop: int, width: int, stream: int = 0) -> Words:
-    """Return random words for rows ``[start, stop)``.
+def draws(key: int, start: int, stop: int, width: int, stream: int = 0) -> Draws:
+    """Return uniform 64-bit draws for rows ``[start, stop)``.
 
     Args:
         key: from :func:`key_of`.
         start: first row, >= 0.
         stop: one past the last row.
-        width: words per row; must be constant for one (key, stream), since a row's counters start at row * width / 4.
+        width: draws per row; must be constant for one (key, stream), since a row's counters start at row * width / 4.
         stream: an independent sequence for the same rows (a redraw, another purpose).
 
     Returns:
@@ -38,16 +38,24 @@ def draws(key: int, start: int, stop: int, width: int, stream: int = 0) -> Words
     padded = -(-width // 4) * 4
     # The counter is 256 bits: the low 192 count blocks, the top 64 name the stream.
     counter = start * (padded // 4) + (stream << 192)
-    words = np.random.Philox(key=key, counter=counter).random_raw((stop - start) * padded)
-    return words.reshape(stop - start, padded)[:, :width]
+    raw = np.random.Philox(key=key, counter=counter).random_raw((stop - start) * padded)
+    return raw.reshape(stop - start, padded)[:, :width]
 
 
-def below(words: Words, bound: int | NDArray[np.integer]) -> NDArray[np.int64]:
-    """Map words to integers uniform on ``[0, bound)``; the bias is below ``bound / 2**32``."""
-    high = words >> np.uint64(32)
+def below(drawn: Draws, bound: int | NDArray[np.integer]) -> NDArray[np.int64]:
+    """Map draws to integers uniform on ``[0, bound)``; the bias is below ``bound / 2**32``."""
+    high = drawn >> np.uint64(32)
     return ((high * np.asarray(bound, dtype=np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
-def unit(words: Words) -> NDArray[np.float64]:
-    """Map words to floats uniform on ``[0, 1)`` (53 bits)."""
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def unit(drawn: Draws) -> NDArray[np.float64]:
+    """Map draws to floats uniform on ``[0, 1)`` (53 bits)."""
+    return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def uuids(drawn: Draws) -> list[str]:
+    """Return random UUIDs (version 4) from draws of shape ``(n, 2)``."""
+    high = (drawn[:, 0] & np.uint64(0xFFFFFFFFFFFF0FFF)) | np.uint64(0x4000)
+    low = (drawn[:, 1] & np.uint64(0x3FFFFFFFFFFFFFFF)) | np.uint64(0x8000000000000000)
+    texts = [f"{a:016x}{b:016x}" for a, b in zip(high.tolist(), low.tolist(), strict=True)]
+    return [f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}" for text in texts]

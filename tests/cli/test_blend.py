@@ -14,6 +14,7 @@ from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune import selection
 from kvray.finetune.storage import load_rows
 from kvray.generate.shards import build
+from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.inputs import gather
@@ -21,7 +22,7 @@ from kvray.planning.plan import plan
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.model import Sweep
-from kvray.tasks.base import OPENAI_SYSTEM, Task
+from kvray.tasks.base import Task
 
 BLOCKS: dict[str, Any] = {
     "name": "s",

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 
 from kvray.cli.export import make
 from kvray.generate.shards import build
+from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import resolve
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.tasks.base import OPENAI_SYSTEM
 from kvray.tasks.kv.simple import SimpleKV
 
 BASE = resolve("kvray-tiny")

@@ -213,7 +213,7 @@ def test_a_sweep_without_predictions_gives_no_rows(tmp_path: Path) -> None:
     rows = kvray.results.open(store).predictions("new").collect()
     assert rows.height == 0
     assert rows.columns == [*kvray.results.PREDICTIONS_SCHEMA.names, "artefact"]
-    assert comparisons.family(frames.with_models(rows)).height == 0
+    assert comparisons.compare_all(frames.with_models(rows)).height == 0
 
 
 def test_an_object_store_reads_like_a_directory(s3_uri: str, store: Store, make_sweep) -> None:

@@ -167,7 +167,7 @@ def test_text_of_ones_own_is_read_from_files_and_rows(tmp_path: Path) -> None:
         "\n\nFirst.", " Second.", "\n\nThird.", " Fourth.",
     ]  # fmt: skip
     assert haystack.read(str(rows), count_words, "test", 0).pieces == ["\n\nOne.", " Two.", "\n\nThree."]
-    assert haystack.identity(str(rows)) != haystack.identity(str(tmp_path / "a.txt"))
+    assert world.source_identity(str(rows)) != world.source_identity(str(tmp_path / "a.txt"))
 
 
 def test_a_text_without_sentences_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from kvray.errors import InputError, InvalidValueError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.tasks.kv.retrieval import KVRetrieval, uuids
+from kvray.tasks.kv.retrieval import KVRetrieval
+from kvray.tasks.rng import uuids
 
 GOLDEN = {
     "drawn": "c8c19a0ce42375eb0ad763d182400523244bb87d62cf37fc022851009a52fcac",

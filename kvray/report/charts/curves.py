@@ -9,17 +9,22 @@ from typing import Any
 import polars as pl
 
 from kvray.report.charts import labels
-from kvray.report.charts.style import DASHES, GREY, MUTED, PAPER, WIDTH, Palette, panels, style, tokens
-from kvray.results.comparisons import along
+from kvray.report.charts.style import (
+    DASHES,
+    GREY,
+    MUTED,
+    ON_LINE,
+    PAPER,
+    WIDTH,
+    Palette,
+    facets,
+    panels,
+    style,
+    tokens,
+)  # fmt: skip
+from kvray.results.axes import LENGTH, Axis, along
 from kvray.results.frames import BASE
-from kvray.results.profile import Axis
 
-NAMED: dict[Axis, tuple[str, str]] = {
-    "position": ("gold position", "gold position (1 = first)"),
-    "length": ("context length", "context length, tokens"),
-    "depth": ("needle depth", "depth of the needle, % of the context"),
-}
-"""Each axis in a title and under a figure."""
 _TOGETHER = 4
 """Models drawn in one panel; more get a panel each, beside the base, since their bands would hide each other."""
 _DOTS = (0, (1, 1.6))
@@ -27,11 +32,11 @@ _DOTS = (0, (1, 1.6))
 
 @dataclass(frozen=True)
 class Level:
-    """A floor or a ceiling: what the same questions give without a document, or with the gold one alone.
+    """A floor or a ceiling: the accuracy on the same questions without a document, or with the gold one alone.
 
     Attributes:
         name: of the evaluation, and what it is.
-        floor: whether it lies under the curves; named under its line then.
+        floor: whether it lies under the curves; it is named under its line then.
         base: accuracy of the base model; None where it has none.
         low: lowest accuracy of a finetune; None where there is none.
         high: highest accuracy of a finetune.
@@ -71,102 +76,66 @@ def accuracy_along(
     """Draw accuracy along an axis, a line with its 95 % band per model, the base dashed and grey.
 
     Args:
-        axis: "position", "length" (a logarithmic axis where it spans eightfold or more) or "depth".
+        axis: lengths that span eightfold or more have a logarithmic axis.
         scores: rows of :func:`kvray.results.comparisons.scores`.
         evaluation: which evaluation.
         palette: colours of the models.
         subtitle: what n and the bands mean, in words.
         levels: floors and ceilings, thin horizontal lines.
-        published: drawn dashed with hollow markers, in the colour of the model that each stands beside.
-
-    Returns:
-        A matplotlib Figure.
+        published: drawn dotted with hollow markers, in the colour of the model that each stands beside.
     """
     rows = along(scores, axis).filter((pl.col("evaluation") == evaluation) & pl.col("accuracy").is_not_null())
-    rows = rows.sort(axis).with_columns(pl.col(axis).cast(pl.Float64).alias("x"))
+    rows = rows.sort(axis.name).with_columns(pl.col(axis.name).cast(pl.Float64).alias("x"))
     finetuned = sorted((m for m in rows["model"].unique() if m != BASE), key=palette.place)
     alone = len(finetuned) <= _TOGETHER
-    groups = [finetuned] if alone else [[m] for m in finetuned]
-    columns = min(3, len(groups))
-    lines = -(-len(groups) // columns)
-    size = (WIDTH, 4.4) if alone else (3.5 * columns + 0.6, 2.7 * lines + 0.4)
+    head = (f"Accuracy by {axis.title}: {evaluation}", subtitle)
     with style():
-        title = f"Accuracy by {NAMED[axis][0]}: {evaluation}"
-        figure, made = panels(size, (lines, columns), (title, subtitle))
-        for panel, group in zip(made, groups, strict=False):
+        if alone:
+            groups, (figure, made) = [finetuned], panels((WIDTH, 4.4), (1, 1), head)
+            made[0].set_xlabel(axis.scale)
+        else:
+            groups, (figure, made) = [[m] for m in finetuned], facets(len(finetuned), (11.1, 2.7), head, axis.scale)
+        for place, (panel, group) in enumerate(zip(made, groups, strict=True)):
             beside = [each for each in published if each.model in (BASE, *group)]
-            ends = _panel(panel, rows, group, palette, alone, beside)
+            ends = _curves(panel, rows, group, palette, alone) + _published(panel, beside, palette, alone)
             _scale(panel, axis, rows["x"].unique().sort().to_list(), beside, 0.013 if alone else 0.032)
             labels.at_ends(panel, ends, 3.8 if alone else 2.1)
             _levels(panel, levels, alone)
-        for panel in made[len(groups) :]:
-            panel.set_visible(False)
-        for place, panel in enumerate(made):
-            if place % columns == 0:
-                panel.set_ylabel("accuracy")
-            if place + columns >= len(groups):
-                panel.set_xlabel(NAMED[axis][1])
+            panel.set_ylabel("accuracy" if place % 3 == 0 else "")
+            if not alone:
+                labels.name_panel(panel, group[0], palette.colour(group[0]))
     return figure
 
 
-def _panel(
-    panel: Any,
-    rows: pl.DataFrame,
-    models: Sequence[str],
-    palette: Palette,
-    alone: bool,
-    published: Sequence[Published],
-) -> list[labels.End]:
-    """Draw the lines of a panel and return their ends."""
+def _curves(panel: Any, rows: pl.DataFrame, models: Sequence[str], palette: Palette, alone: bool) -> list[labels.End]:
+    """Draw the base and some models; return the ends of the lines that are to be named."""
     ends = []
     for model in [BASE, *models]:
         line = rows.filter(pl.col("model") == model)
         if not line.height:
             continue
-        x, y = line["x"].to_list(), line["accuracy"].to_list()
-        base = model == BASE
-        colour = palette.colour(model)
-        panel.fill_between(
-            x, line["low"].to_list(), line["high"].to_list(), color=colour, alpha=0.13, linewidth=0, zorder=1
-        )
-        panel.plot(
-            x,
-            y,
-            color=colour,
-            linestyle=DASHES if base else "-",
-            linewidth=1.8 if base else 2.1,
-            marker=palette.marker(model),
-            markersize=4 if base else 6,
-            markeredgecolor=PAPER,
-            markeredgewidth=0.7,
-            zorder=2 if base else 3,
-            clip_on=False,  # a marker at 0 or 100 % is shown whole
-        )
+        base, colour = model == BASE, palette.colour(model)
+        x, y, low, high = (line[name].to_list() for name in ("x", "accuracy", "low", "high"))
+        panel.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
+        look = {"linestyle": DASHES, "linewidth": 1.8, "markersize": 4, "zorder": 2} if base else {"linewidth": 2.1}
+        look = {"markersize": 6, "zorder": 3, **look, **ON_LINE}
+        panel.plot(x, y, color=colour, marker=palette.marker(model), **look)
         if alone or base:
-            told = MUTED if base else colour
-            ends.append(labels.End((x[-1], y[-1]), model, told, colour, 9.5 if alone else 8, bold=not base))
+            ink = MUTED if base else colour
+            ends.append(labels.End((x[-1], y[-1]), model, ink, colour, 9.5 if alone else 8, bold=not base))
+    return ends
+
+
+def _published(panel: Any, published: Sequence[Published], palette: Palette, alone: bool) -> list[labels.End]:
+    ends = []
+    look = {"linestyle": _DOTS, "linewidth": 1.3, "markersize": 6.5, "markeredgewidth": 1.3, "zorder": 4}
     for each in published:
         colour = palette.colour(each.model)
         x, y = [point[0] for point in each.points], [point[1] for point in each.points]
-        panel.plot(
-            x,
-            y,
-            color=colour,
-            linestyle=_DOTS,
-            linewidth=1.3,
-            marker=palette.marker(each.model),
-            markersize=6.5,
-            markerfacecolor="none",
-            markeredgewidth=1.3,
-            zorder=4,
-        )
+        panel.plot(x, y, color=colour, marker=palette.marker(each.model), markerfacecolor="none", **look)
         name = f"{each.model}, {each.name}" if alone or each.model == BASE else each.name
-        told, size, width = MUTED if each.model == BASE else colour, 8 if alone else 6.5, 26 if alone else 18
-        ends.append(labels.End((x[-1], y[-1]), name, told, colour, size, width=width))
-    if not alone:
-        panel.set_title(
-            labels.two_lines(models[0], 30), loc="left", fontsize=10, color=palette.colour(models[0]), fontweight="bold"
-        )
+        ink, size, width = MUTED if each.model == BASE else colour, 8 if alone else 6.5, 26 if alone else 18
+        ends.append(labels.End((x[-1], y[-1]), name, ink, colour, size, width=width))
     return ends
 
 
@@ -176,7 +145,7 @@ def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[
 
     every = sorted({*places, *(point[0] for each in published for point in each.points)})
     first, last = every[0], every[-1]
-    if axis == "length" and last >= 8 * first > 0:
+    if axis == LENGTH and last >= 8 * first > 0:
         panel.set_xscale("log")
         panel.xaxis.set_minor_locator(NullLocator())
         margin = (last / first) ** 0.03
@@ -184,17 +153,17 @@ def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[
     else:
         margin = 0.03 * max(1, last - first)
         panel.set_xlim(first - margin, last + margin)
-    said = {place: tokens(place) if axis == "length" else f"{place:g}" for place in places}
+    names = {place: tokens(place) if axis == LENGTH else f"{place:g}" for place in places}
     across = panel.transData + panel.transAxes.inverted()
     at = {place: float(across.transform((place, 0))[0]) for place in places}
     ticks: list[float] = []
     for place in reversed(places):
-        room = letter * (0.5 * (len(said[place]) + len(said[ticks[-1]])) + 0.6) if ticks else 0.0
+        room = letter * (0.5 * (len(names[place]) + len(names[ticks[-1]])) + 0.6) if ticks else 0.0
         if not ticks or at[ticks[-1]] - at[place] >= room:
             ticks.append(place)
     ticks.reverse()
     panel.xaxis.set_major_locator(FixedLocator(ticks))
-    panel.set_xticks(ticks, [said[tick] for tick in ticks])
+    panel.set_xticks(ticks, [names[tick] for tick in ticks])
     panel.set_ylim(0, 1)
     panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -204,21 +173,21 @@ def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
     from matplotlib.patheffects import withStroke
 
     for level in levels:
-        said = []
+        numbers = []
+        if level.base is not None:
+            panel.axhline(level.base, color=GREY, linewidth=0.9, zorder=1)
+            numbers.append(f"base {100 * level.base:.0f} %")
         if level.low is not None and level.high is not None:
             panel.axhspan(level.low, level.high, color=MUTED, alpha=0.10, linewidth=0, zorder=0)
             ends = list(dict.fromkeys(f"{100 * share:.0f}" for share in (level.low, level.high)))
-            said.append(f"finetunes {' to '.join(ends)} %")
-        if level.base is not None:
-            panel.axhline(level.base, color=GREY, linewidth=0.9, zorder=1)
-            said.insert(0, f"base {100 * level.base:.0f} %")
+            numbers.append(f"finetunes {' to '.join(ends)} %")
         drawn = [end for end in (level.base, level.low, level.high) if end is not None]
         if not drawn:
             continue
         # A floor is named under its line and a ceiling over it, where no curve should be.
         below = level.floor and min(drawn) > 0.06
         panel.annotate(
-            f"{level.name}: {', '.join(said)}" if alone else f"{level.name}, {said[0]}",
+            f"{level.name}: {', '.join(numbers)}" if alone else f"{level.name}, {numbers[0]}",
             (0.006, min(drawn) if below else max(drawn)),
             (0, -3 if below else 3),
             xycoords=panel.get_yaxis_transform(),

@@ -1,6 +1,7 @@
-"""Paired changes against the base: in knowledge, in benchmarks, and retrieval gained against knowledge lost."""
+"""Paired changes against the base: in knowledge, on benchmarks, and retrieval gained against knowledge lost.
 
-from __future__ import annotations
+Comparisons are those with the base over whole evaluations, :meth:`kvray.results.snapshot.Snapshot.against_base`.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +9,22 @@ from typing import Any
 import polars as pl
 
 from kvray.report.charts import labels
-from kvray.report.charts.style import GREY, INK, MUTED, PAPER, WIDTH, Palette, limits, panels, reach, style
-from kvray.report.text import signed
-from kvray.results.comparisons import OVERALL
+from kvray.report.charts.style import (
+    DOT,
+    GREY,
+    INK,
+    MUTED,
+    PAPER,
+    WIDTH,
+    ZERO,
+    Palette,
+    facets,
+    limits,
+    panels,
+    reach,
+    style,
+)  # fmt: skip
+from kvray.report.text import change
 from kvray.results.frames import BASE
 
 Places = Mapping[tuple[str, str], Sequence[float]]
@@ -20,26 +34,32 @@ _CORNER = (0.24, 0.07)
 
 
 def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], palette: Palette, subtitle: str) -> Any:
-    """Draw the paired change to the base of each model in the closed-book evaluations, a panel each.
+    """Draw the change of each model in the closed-book evaluations, a panel each, the greatest gain on top.
 
     Args:
-        comparisons: rows of :func:`kvray.results.comparisons.family`.
+        comparisons: of the models with the base.
         evaluations: the closed-book ones.
         palette: colours of the models.
         subtitle: what n and the bars mean, in words.
-
-    Returns:
-        A matplotlib Figure.
     """
     # From below upward; of equals the sweep's first stands highest.
-    tables = [against(comparisons, e).reverse().sort("difference", maintain_order=True) for e in evaluations]
-    height = sum(0.42 * table.height + 0.9 for table in tables) + 0.2
+    parts = [comparisons.filter(pl.col("evaluation") == evaluation) for evaluation in evaluations]
+    tables = [part.reverse().sort("difference", maintain_order=True).to_dicts() for part in parts]
+    height = sum(0.42 * len(table) + 0.9 for table in tables) + 0.2
+    head = (f"Change in knowledge: {', '.join(evaluations)}", subtitle)
     with style():
-        title = f"Change in knowledge: {', '.join(evaluations)}"
-        shape, heights = (len(tables), 1), [table.height + 1.0 for table in tables]
-        figure, made = panels((WIDTH, height), shape, (title, subtitle), heights)
+        figure, made = panels((WIDTH, height), (len(tables), 1), head, [len(table) + 1.0 for table in tables])
         for panel, table, evaluation in zip(made, tables, evaluations, strict=True):
-            _forest(panel, table, palette)
+            panel.axvline(0, **ZERO)
+            beside = {"xycoords": panel.get_yaxis_transform(), "va": "center", "fontsize": 9, "annotation_clip": False}
+            for y, row in enumerate(table):
+                _dot(panel, row, y, palette)
+                points = change(row["difference"], row["low"], row["high"]).replace(" (", "  (", 1)
+                panel.annotate(f"{points}  {row['verdict']}", (1.015, y), **beside)
+            panel.set_yticks(range(len(table)), [row["b"] for row in table], color=INK)
+            panel.set_ylim(-0.6, len(table) - 0.4)
+            panel.grid(axis="y", visible=False)
+            panel.set_xlim(*limits(table))
             if len(evaluations) > 1:
                 panel.set_title(evaluation, loc="left", fontsize=10, color=INK)
         made[-1].set_xlabel("change in accuracy against the base model, points")
@@ -53,126 +73,81 @@ def benchmark_changes(
     subtitle: str,
     published: Places | None = None,
 ) -> Any:
-    """Draw the paired change to the base of every model on every benchmark, a panel each on one scale.
+    """Draw the change of every model on every benchmark, a panel each on one scale, published ones hollow under ours.
 
     Args:
-        comparisons: rows of :func:`kvray.results.comparisons.family`.
+        comparisons: of the models with the base.
         evaluations: the benchmarks.
         palette: colours of the models.
         subtitle: what n and the bars mean, in words.
-        published: drawn hollow, under ours.
-
-    Returns:
-        A matplotlib Figure.
+        published: changes that others print.
     """
-    tables = {e: against(comparisons, e) for e in evaluations}
-    models = sorted({m for table in tables.values() for m in table["b"]}, key=palette.place, reverse=True)
-    others = published or {}
-    theirs = [change for (e, m), each in others.items() if e in tables and m in models for change in each]
-    low, high = limits([row for table in tables.values() for row in table.iter_rows(named=True)], theirs)
-    columns = min(5, len(tables))
-    lines = -(-len(tables) // columns)
-    height = lines * (0.46 * len(models) + 0.75) + 0.2
+    rows = comparisons.filter(pl.col("evaluation").is_in(list(evaluations))).to_dicts()
+    models = sorted({row["b"] for row in rows}, key=palette.place, reverse=True)
+    theirs = {key: each for key, each in (published or {}).items() if key[0] in evaluations and key[1] in models}
+    low, high = limits(rows, [each for several in theirs.values() for each in several])
+    columns = min(5, len(evaluations))
+    size = (max(WIDTH, 1.75 * columns + 0.9), 0.46 * len(models) + 0.75)
+    head = (f"Change on general benchmarks: {', '.join(evaluations)}", subtitle)
+    hollow = {"markerfacecolor": "none", "markersize": 6, "markeredgewidth": 1.2, "zorder": 3}
     with style():
-        head = (f"Change on general benchmarks: {', '.join(evaluations)}", subtitle)
-        figure, made = panels((max(WIDTH, 1.75 * columns + 0.9), height), (lines, columns), head)
-        for panel, (evaluation, table) in zip(made, tables.items(), strict=False):
-            panel.axvline(0, color=GREY, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
-            rows = {row["b"]: row for row in table.iter_rows(named=True)}
+        figure, made = facets(len(evaluations), size, head, "points", columns, margin=0.2)
+        for place, (panel, evaluation) in enumerate(zip(made, evaluations, strict=True)):
+            panel.axvline(0, **ZERO)
+            of = {row["b"]: row for row in rows if row["evaluation"] == evaluation}
             for y, model in enumerate(models):
-                if model in rows:
-                    _dot(panel, rows[model], y, palette)
-                for change in others.get((evaluation, model), ()):
-                    panel.plot(
-                        100 * change,
-                        y - 0.27,
-                        palette.marker(model),
-                        color=palette.colour(model),
-                        markerfacecolor="none",
-                        markersize=6,
-                        markeredgewidth=1.2,
-                        zorder=3,
-                    )
+                if model in of:
+                    _dot(panel, of[model], y, palette)
+                for each in theirs.get((evaluation, model), ()):
+                    marker, colour = palette.marker(model), palette.colour(model)
+                    panel.plot(100 * each, y - 0.27, marker, color=colour, **hollow)
             panel.set_title(evaluation, loc="left", fontsize=10, color=INK)
             panel.set_xlim(low, high)
             panel.set_ylim(-0.6, len(models) - 0.4)
             panel.grid(axis="y", visible=False)
-        for place, panel in enumerate(made):
-            panel.set_visible(place < len(tables))
-            named = models if place % columns == 0 else [""] * len(models)
-            panel.set_yticks(range(len(models)), named, color=INK)
-            if place + columns >= len(tables):
-                panel.set_xlabel("points")
+            panel.set_yticks(range(len(models)), [""] * len(models) if place % columns else models, color=INK)
     return figure
 
 
-def gain_against_loss(
-    comparisons: pl.DataFrame, retrieval: str, knowledge: str, palette: Palette, subtitle: str
-) -> Any:
+def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str, palette: Palette) -> Any:
     """Draw each model at (change in retrieval, change in knowledge), with 95 % intervals both ways.
 
     Args:
-        comparisons: rows of :func:`kvray.results.comparisons.family`.
+        comparisons: of the models with the base.
         retrieval: evaluation on the horizontal axis.
         knowledge: evaluation on the vertical axis.
         palette: colours of the models.
-        subtitle: what n and the bars mean, in words.
-
-    Returns:
-        A matplotlib Figure.
     """
     from matplotlib.patheffects import withStroke
 
-    across = {row["b"]: row for row in against(comparisons, retrieval).iter_rows(named=True)}
-    upward = {row["b"]: row for row in against(comparisons, knowledge).iter_rows(named=True)}
+    across, upward = (
+        {row["b"]: row for row in comparisons.filter(pl.col("evaluation") == evaluation).iter_rows(named=True)}
+        for evaluation in (retrieval, knowledge)
+    )
     both = [model for model in across if model in upward]
+    subtitle = "bars: 95 % intervals of the paired differences to the base, questions resampled"
     with style():
         head = (f"Retrieval gained, knowledge lost: {retrieval}, {knowledge}", subtitle)
         figure, (panel,) = panels((WIDTH, 5.0), (1, 1), head)
-        for line in (panel.axhline, panel.axvline):
-            line(0, color=GREY, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
-        for model in both:
-            x, y = across[model], upward[model]
-            panel.errorbar(
-                100 * x["difference"],
-                100 * y["difference"],
-                xerr=reach(x),
-                yerr=reach(y),
-                fmt=palette.marker(model),
-                color=palette.colour(model),
-                markersize=8,
-                markeredgecolor=PAPER,
-                markeredgewidth=0.8,
-                elinewidth=1.4,
-                zorder=3,
-            )
+        panel.axhline(0, **ZERO)
+        panel.axvline(0, **ZERO)
+        points = {model: (100 * across[model]["difference"], 100 * upward[model]["difference"]) for model in both}
+        for model, point in points.items():
+            errors = {"xerr": reach(across[model]), "yerr": reach(upward[model]), "elinewidth": 1.4}
+            panel.errorbar(*point, fmt=palette.marker(model), color=palette.colour(model), **errors, **DOT)
         (left, right), (low, high) = limits([across[m] for m in both]), limits([upward[m] for m in both])
         panel.set_xlim(left, right)
         panel.set_ylim(low, high)
         width, height = right - left, high - low
-        points = [
-            ((100 * across[m]["difference"] - left) / width, (100 * upward[m]["difference"] - low) / height)
-            for m in both
-        ]
-        for model, (x_text, y_text) in zip(
-            both, labels.places(both, points, (-left / width, -low / height)), strict=True
-        ):
-            panel.text(
-                x_text,
-                y_text,
-                model,
-                transform=panel.transAxes,
-                color=palette.colour(model),
-                fontsize=9.5,
-                fontweight="bold",
-                va="center",
-                zorder=4,
-                path_effects=[withStroke(linewidth=2.5, foreground=PAPER)],
-            )
+        shares = [((x - left) / width, (y - low) / height) for x, y in points.values()]
+        look = {"fontsize": 9.5, "fontweight": "bold", "va": "center", "zorder": 4, "transform": panel.transAxes}
+        look["path_effects"] = [withStroke(linewidth=2.5, foreground=PAPER)]
+        for model, place in zip(both, labels.places(both, shares, (-left / width, -low / height)), strict=True):
+            panel.text(*place, model, color=palette.colour(model), **look)
         panel.scatter([0], [0], color=GREY, s=34, zorder=2)
         panel.annotate(BASE, (0, 0), (-6, -12), textcoords="offset points", color=MUTED, fontsize=9, ha="right")
         corner = {"transform": panel.transAxes, "fontsize": 8.5, "color": MUTED, "style": "italic"}
-        # Each where its quarter has room for it: it would speak of another one across the lines of zero.
+        # Each where its quarter has room for it: across the lines of zero it would describe another one.
         if right > _CORNER[0] * width and high > _CORNER[1] * height:
             panel.text(0.985, 0.98, "retrieves more, knows more", ha="right", va="top", **corner)
         if -left > _CORNER[0] * width and -low > _CORNER[1] * height:
@@ -182,36 +157,7 @@ def gain_against_loss(
     return figure
 
 
-def against(comparisons: pl.DataFrame, evaluation: str) -> pl.DataFrame:
-    """Return the comparisons of every model with the base over a whole evaluation, those without pairs left out."""
-    wanted = (pl.col("family") == OVERALL) & (pl.col("evaluation") == evaluation)
-    return comparisons.filter(wanted & pl.col("difference").is_not_null())
-
-
-def _forest(panel: Any, table: pl.DataFrame, palette: Palette) -> None:
-    panel.axvline(0, color=GREY, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
-    for y, row in enumerate(table.iter_rows(named=True)):
-        _dot(panel, row, y, palette)
-        words = f"{signed(row['difference'])}  ({signed(row['low'])} to {signed(row['high'])})  {row['verdict']}"
-        panel.annotate(
-            words, (1.015, y), xycoords=panel.get_yaxis_transform(), va="center", fontsize=9, annotation_clip=False
-        )
-    panel.set_yticks(range(table.height), table["b"].to_list(), color=INK)
-    panel.set_ylim(-0.6, table.height - 0.4)
-    panel.grid(axis="y", visible=False)
-    panel.set_xlim(*limits(list(table.iter_rows(named=True))))
-
-
-def _dot(panel: Any, row: dict[str, Any], y: float, palette: Palette) -> None:
-    panel.errorbar(
-        100 * row["difference"],
-        y,
-        xerr=reach(row),
-        fmt=palette.marker(row["b"]),
-        color=palette.colour(row["b"]),
-        markersize=8,
-        markeredgecolor=PAPER,
-        markeredgewidth=0.8,
-        elinewidth=2.0,
-        zorder=3,
-    )
+def _dot(panel: Any, row: Mapping[str, Any], y: float, palette: Palette) -> None:
+    """Draw a model's change with its interval at a height."""
+    marker, colour = palette.marker(row["b"]), palette.colour(row["b"])
+    panel.errorbar(100 * row["difference"], y, xerr=reach(row), fmt=marker, color=colour, elinewidth=2.0, **DOT)

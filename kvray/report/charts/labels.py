@@ -52,11 +52,11 @@ def at_ends(panel: Any, ends: Sequence[End], inches: float) -> None:
     points = [tuple(map(float, across.transform(end.at))) for end in ends]
     for outside in (True, False):
         here = [(end, point) for end, point in zip(ends, points, strict=True) if (point[0] >= _BESIDE) == outside]
-        said = [two_lines(end.name, end.width) for end, _ in here]
-        heights = [
-            end.size * 1.3 * (1 + text.count("\n")) / (72 * inches) for (end, _), text in zip(here, said, strict=True)
-        ]
-        for (end, (x, _)), text, y in zip(here, said, spread([p[1] for _, p in here], heights, (0, 1)), strict=True):
+        names = [two_lines(end.name, end.width) for end, _ in here]
+        lines = [1 + name.count("\n") for name in names]
+        heights = [end.size * 1.3 * n / (72 * inches) for (end, _), n in zip(here, lines, strict=True)]
+        for (end, (x, _)), text, y in zip(here, names, spread([p[1] for _, p in here], heights, (0, 1)), strict=True):
+            leader = {"arrowstyle": "-", "color": end.leader, "linewidth": 0.6}
             panel.annotate(
                 text,
                 end.at,
@@ -68,15 +68,13 @@ def at_ends(panel: Any, ends: Sequence[End], inches: float) -> None:
                 va="center",
                 linespacing=1.05,
                 annotation_clip=False,
-                arrowprops={
-                    "arrowstyle": "-",
-                    "color": end.leader,
-                    "linewidth": 0.6,
-                    "relpos": (0, 0.5),
-                    "shrinkA": 1,
-                    "shrinkB": 3,
-                },
+                arrowprops={**leader, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
             )
+
+
+def name_panel(panel: Any, name: str, colour: str) -> None:
+    """Write a model's name over a panel of its own."""
+    panel.set_title(two_lines(name, 30), loc="left", fontsize=10, color=colour, fontweight="bold")
 
 
 def places(

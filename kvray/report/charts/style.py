@@ -1,7 +1,7 @@
 """What all figures share: colours, markers, style, the head, rendering. matplotlib without pyplot.
 
 Colours are Okabe and Ito's, safe for colour-blind readers, and stay with their model through all figures; each model
-has a marker of its own besides, so nothing is told by colour alone. Colours named here follow the page's theme
+has a marker of its own besides, so no meaning rests on colour alone. Colours named here follow the page's theme
 (:mod:`kvray.report.blocks`); fills of heatmaps and bars bring the colour of the text on them and stay as they are.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,22 +19,17 @@ INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#fffffe"
 """Colours of text, secondary text, grid and ground; :mod:`kvray.report.blocks` swaps them in a dark theme."""
 GREY = "#818b98"
 """The base model, in every figure."""
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#8C6D31",
-    "#5D3A9B",
-    "#882255",
-    "#44AA99",
-)
+COLOURS = tuple("#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #8C6D31 #5D3A9B #882255 #44AA99".split())
 """Of the models, in the order of the sweep; the eleventh starts again, with another marker."""
 WIDTH = 8.6
 """Inches of a figure that fills the page."""
 DASHES = (0, (4, 2.5))
+ZERO: dict[str, Any] = {"color": GREY, "linewidth": 1.1, "linestyle": (0, (4, 3)), "zorder": 1}
+"""Keywords of a line at no change."""
+DOT: dict[str, Any] = {"markersize": 8, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
+"""Keywords of a point with error bars."""
+ON_LINE: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.7, "clip_on": False}
+"""Keywords of a line with markers; one at 0 or 100 % is shown in full."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 _DPI = 150
 _ON_DARK, _ON_LIGHT = "#fdfdfd", "#14181d"  # not PAPER and INK: the page would swap them
@@ -51,7 +46,7 @@ class Palette:
         return GREY if model == BASE else COLOURS[self._place[model] % len(COLOURS)]
 
     def marker(self, model: str) -> str:
-        """Return the model's marker."""
+        """Return the model's marker; a circle for the base."""
         return "o" if model == BASE else _MARKERS[self._place[model] % len(_MARKERS)]
 
     def place(self, model: str) -> int:
@@ -60,12 +55,12 @@ class Palette:
 
 
 def render(figure: Any, kind: str) -> bytes:
-    """Return a figure as the bytes of a "png" (150 dpi) or "svg"; the same figure gives the same SVG."""
+    """Return a figure as a "png" (150 dpi) or "svg"; the same figure gives the same SVG."""
     stream = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
     with style():
         figure.savefig(stream, format=kind, dpi=_DPI, facecolor=PAPER, metadata=metadata)
-    # Laid out once: a third of the time of the next rendering, and both show the same.
+    # Laid out once: it is a third of the time of the next rendering, and both show the same.
     figure.set_layout_engine("none")
     return stream.getvalue()
 
@@ -104,40 +99,56 @@ def style() -> AbstractContextManager[None]:
 
 
 def panels(
-    size: tuple[float, float],
-    shape: tuple[int, int],
-    head: tuple[str, str],
-    heights: Sequence[float] | None = None,
+    size: tuple[float, float], shape: tuple[int, int], head: tuple[str, str], heights: Sequence[float] | None = None
 ) -> tuple[Any, list[Any]]:
-    """Make a figure with a head and a grid of panels.
+    """Return a matplotlib Figure with a head, and its panels line by line.
 
     Args:
         size: width, and height without the head, in inches.
         shape: lines and columns.
         head: title and subtitle; the subtitle is broken where it is wider than the figure.
         heights: of the lines, relative to each other.
-
-    Returns:
-        The figure, and its panels line by line.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    title, *more = textwrap.wrap(head[0], int(10.2 * size[0])) or [""]
-    said = [line for part in head[1].split("\n") for line in textwrap.wrap(part, int(15.2 * size[0]))]
-    top = 0.34 + 0.22 * len(more) + 0.165 * len(said) + 0.08
+    title = textwrap.wrap(head[0], int(10.2 * size[0])) or [""]
+    subtitle = [line for part in head[1].split("\n") for line in textwrap.wrap(part, int(15.2 * size[0]))]
+    below = 0.14 + 0.22 * len(title)
+    top = below + 0.165 * len(subtitle) + 0.06
     height = size[1] + top
     figure = Figure(figsize=(size[0], height))
     # Constrained layout does not know of the head.
     inside = (0.008, 0.01, 0.984, 0.99 - top / height)
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=inside, hspace=0.06, wspace=0.05))
     FigureCanvasAgg(figure)
-    figure.text(0.012, 1 - 0.10 / height, "\n".join([title, *more]), fontsize=13, fontweight="bold", va="top")
-    below = 0.36 + 0.22 * len(more)
-    figure.text(0.012, 1 - below / height, "\n".join(said), fontsize=9.2, va="top", color=MUTED, linespacing=1.25)
-    made = figure.subplots(*shape, squeeze=False, height_ratios=heights)
-    return figure, list(made.flat)
+    figure.text(0.012, 1 - 0.10 / height, "\n".join(title), fontsize=13, fontweight="bold", va="top")
+    subtitle_at = (0.012, 1 - below / height)
+    figure.text(*subtitle_at, "\n".join(subtitle), fontsize=9.2, va="top", color=MUTED, linespacing=1.25)
+    return figure, list(figure.subplots(*shape, squeeze=False, height_ratios=heights).flat)
+
+
+def facets(
+    number: int, size: tuple[float, float], head: tuple[str, str], below: str, columns: int = 3, margin: float = 0.4
+) -> tuple[Any, list[Any]]:
+    """Return a matplotlib Figure of panels line by line, the lowest ones named below.
+
+    Args:
+        number: of panels.
+        size: width, and height of a line, in inches.
+        head: title and subtitle.
+        below: name of the horizontal axis.
+        columns: panels in a line.
+        margin: added to the height, in inches.
+    """
+    lines = -(-number // columns)
+    figure, made = panels((size[0], size[1] * lines + margin), (lines, columns), head)
+    for place, panel in enumerate(made):
+        panel.set_visible(place < number)
+        if place + columns >= number:
+            panel.set_xlabel(below)
+    return figure, made[:number]
 
 
 def on(fill: Any) -> str:
@@ -149,13 +160,13 @@ def on(fill: Any) -> str:
     return _ON_LIGHT if luminance > 0.19 else _ON_DARK
 
 
-def reach(row: dict[str, Any]) -> list[list[float]]:
+def reach(row: Mapping[str, Any]) -> list[list[float]]:
     """Return the two lengths of an error bar, in points. A percentile interval always holds its mean up to rounding."""
     low, high = row["difference"] - row["low"], row["high"] - row["difference"]
     return [[100 * max(0.0, low)], [100 * max(0.0, high)]]
 
 
-def limits(rows: Sequence[dict[str, Any]], others: Sequence[float] = ()) -> tuple[float, float]:
+def limits(rows: Sequence[Mapping[str, Any]], others: Sequence[float] = ()) -> tuple[float, float]:
     """Return limits, in points, that hold all intervals, ``others`` and zero, at least five points to either side."""
     low = min([-5.0, *(100 * float(row["low"]) for row in rows), *(100 * other for other in others)])
     high = max([5.0, *(100 * float(row["high"]) for row in rows), *(100 * other for other in others)])
@@ -164,7 +175,7 @@ def limits(rows: Sequence[dict[str, Any]], others: Sequence[float] = ()) -> tupl
 
 
 def tokens(length: float) -> str:
-    """Return a length as people write it: "250", "3,000", "4K" for 4,096."""
+    """Return a number of tokens as "250", "3,000", "4K" for 4,096."""
     return f"{length / 1024:.0f}K" if length >= 1024 and length % 1024 == 0 else f"{length:,.0f}"
 
 

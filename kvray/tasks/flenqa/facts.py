@@ -24,7 +24,7 @@ import numpy as np
 from kvray.errors import InputError
 from kvray.tasks import world
 from kvray.tasks.flenqa.prompts import TEXTS, Question, Subtask
-from kvray.tasks.rng import Words, below, unit
+from kvray.tasks.rng import Draws, below, unit
 
 _HEAD, _SIDE = 32, 28
 WIDTH = _HEAD + 2 * _SIDE
@@ -75,7 +75,7 @@ class Instance(Question):
 class Cast:
     """Endless supply of people and rooms that are used once each; a pure function of two random draws."""
 
-    def __init__(self, drawn: Words) -> None:
+    def __init__(self, drawn: Draws) -> None:
         self._people = _walk(drawn[0], world.group_size("test"), "people")
         self._rooms = _walk(drawn[1], len(world.FIRST_NAMES) * len(ROOMS), "rooms")
 
@@ -91,7 +91,7 @@ class Cast:
                 return f"{world.FIRST_NAMES[owner]}'s {ROOMS[kind]}"
 
 
-def make(subtask: Subtask, drawn: Words, cast: Cast, label: bool) -> Instance:
+def make(subtask: Subtask, drawn: Draws, cast: Cast, label: bool) -> Instance:
     """Make a base instance.
 
     Args:
@@ -103,19 +103,19 @@ def make(subtask: Subtask, drawn: Words, cast: Cast, label: bool) -> Instance:
     Raises:
         InputError: the cast is used up.
     """
-    makers: dict[Subtask, Callable[[Words, Cast, bool], Instance]]
+    makers: dict[Subtask, Callable[[Draws, Cast, bool], Instance]]
     makers = {"MonoRel": _monorel, "PIR": _people_in_rooms, "RuleTaker": _ruletaker}
     return makers[subtask](drawn, cast, label)
 
 
-def slots(drawn: Words) -> dict[str, str]:
+def slots(drawn: Draws) -> dict[str, str]:
     """Fill the slots of one paragraph's templates, each from a draw of its own."""
     return {
         name: values[int(below(drawn[-2 - index], len(values)))] for index, (name, values) in enumerate(_SLOTS.items())
     }
 
 
-def _monorel(drawn: Words, cast: Cast, label: bool) -> Instance:
+def _monorel(drawn: Draws, cast: Cast, label: bool) -> Instance:
     relation = RELATIONS[int(below(drawn[1], len(RELATIONS)))]
     top, middle, bottom = cast.person(), cast.person(), cast.person()
     upper, lower = (f"{x} is {relation} than {y}." for x, y in ((top, middle), (middle, bottom)))
@@ -128,7 +128,7 @@ def _monorel(drawn: Words, cast: Cast, label: bool) -> Instance:
     return Instance(f"Is {first} {relation} than {second}?", label, steps, "", _ordered(facts, drawn))
 
 
-def _people_in_rooms(drawn: Words, cast: Cast, label: bool) -> Instance:
+def _people_in_rooms(drawn: Draws, cast: Cast, label: bool) -> Instance:
     kinds = PROPERTIES[int(below(drawn[1], len(PROPERTIES)))]
     at = int(below(drawn[2], len(kinds)))
     own, other = kinds[at], kinds[(at + 1 + int(below(drawn[3], len(kinds) - 1))) % len(kinds)]
@@ -144,7 +144,7 @@ def _people_in_rooms(drawn: Words, cast: Cast, label: bool) -> Instance:
     return Instance(question, label, steps, "", _ordered(facts, drawn))
 
 
-def _ruletaker(drawn: Words, cast: Cast, label: bool) -> Instance:
+def _ruletaker(drawn: Draws, cast: Cast, label: bool) -> Instance:
     order = np.argsort(drawn[4 : 4 + len(ATTRIBUTES)], kind="stable")[:4].tolist()
     one, two, then, beside = (ATTRIBUTES[index] for index in order)
     has = [one, two]
@@ -162,7 +162,7 @@ def _ruletaker(drawn: Words, cast: Cast, label: bool) -> Instance:
     return Instance(f"{person} is {then}.", label, (*sentences, rule, so), rule, _ordered(facts, drawn))
 
 
-def _fact(sentence: str, kind: str, drawn: Words, side: int, names: dict[str, str], least: int = 0) -> Fact:
+def _fact(sentence: str, kind: str, drawn: Draws, side: int, names: dict[str, str], least: int = 0) -> Fact:
     """Surround a fact; the two facts of an instance that share a kind of filler share none of its sentences."""
     own = drawn[_HEAD + side * _SIDE : _HEAD + (side + 1) * _SIDE]
     shared, always = FILLERS[kind], FILLERS["always"] if least else []
@@ -175,7 +175,7 @@ def _fact(sentence: str, kind: str, drawn: Words, side: int, names: dict[str, st
     return Fact(sentence, tuple(template.format(**filled) for template in chosen), least, float(unit(own[_SIDE - 1])))
 
 
-def _ordered(facts: tuple[Fact, Fact], drawn: Words) -> tuple[Fact, Fact]:
+def _ordered(facts: tuple[Fact, Fact], drawn: Draws) -> tuple[Fact, Fact]:
     return facts if int(below(drawn[0], 2)) else (facts[1], facts[0])
 
 

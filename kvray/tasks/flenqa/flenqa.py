@@ -24,8 +24,8 @@ from kvray.tasks.flenqa.make import Maker
 from kvray.tasks.flenqa.padding import split
 from kvray.tasks.flenqa.prompts import Condition, Dispersion, Padding, Question, Subtask, conditions, prompt, verdict
 from kvray.tasks.sources import read
+from kvray.tasks.world import TINY, source_identity
 
-TINY = "tiny"
 OTHER = "other"
 
 
@@ -76,7 +76,7 @@ class Flenqa(Task):
 
     def sources(self) -> dict[str, str]:
         """Return what identifies the published rows, or the version of the tiny world, and the padding's text."""
-        found = {"source": "tiny-world-1" if self.source == TINY else read.digest(self.source)}
+        found = {"source": source_identity(self.source)}
         if self.padding_source is not None:
             found["padding_source"] = read.digest(self.padding_source)
         return found

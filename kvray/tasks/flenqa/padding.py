@@ -14,7 +14,7 @@ from itertools import count
 from kvray.errors import InputError
 from kvray.tasks.flenqa.facts import WIDTH, Cast, make
 from kvray.tasks.flenqa.prompts import TEXTS, Subtask
-from kvray.tasks.rng import Words, below, draws
+from kvray.tasks.rng import Draws, below, draws
 from kvray.tasks.sources.sentences import cut_after
 
 Paragraphs = Iterator[list[str]]
@@ -78,13 +78,13 @@ def split(texts: Sequence[str], source: str) -> list[list[str]]:
     return paragraphs
 
 
-def _drawn(key: int, row: int, width: int) -> Iterator[Words]:
+def _drawn(key: int, row: int, width: int) -> Iterator[Draws]:
     """Yield random draws of shape ``(width,)`` without end, in the stream of one instance."""
     for start in count(0, _AT_ONCE):
         yield from draws(key, start, start + _AT_ONCE, width, stream=row)
 
 
-def _two(choices: list[str], first: Words, second: Words) -> tuple[str, str]:
+def _two(choices: list[str], first: Draws, second: Draws) -> tuple[str, str]:
     """Draw two different ones."""
     at = int(below(first, len(choices)))
     return choices[at], choices[(at + 1 + int(below(second, len(choices) - 1))) % len(choices)]

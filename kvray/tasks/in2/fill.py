@@ -13,7 +13,7 @@ import numpy as np
 
 from kvray.errors import InputError
 from kvray.tasks.base import CountTokens
-from kvray.tasks.rng import Words
+from kvray.tasks.rng import Draws
 
 LAYOUT = (
     "Below is a context and an instruction. Based on the information provided in the context, write a response for the "
@@ -52,7 +52,7 @@ class Draft:
     references: tuple[str, ...]
     gold: tuple[Segment, ...]
     fillers: Iterable[Segment]
-    places: Words
+    places: Draws
 
 
 @dataclass(frozen=True)

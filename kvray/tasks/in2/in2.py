@@ -26,9 +26,10 @@ from kvray.tasks.in2.corpus import Asked, Corpus
 from kvray.tasks.in2.fill import fill
 from kvray.tasks.in2.tiny import Tiny
 from kvray.tasks.qa import questions
-from kvray.tasks.qa.base import TINY, DocumentsTask, QuestionTask
+from kvray.tasks.qa.base import DocumentsTask, QuestionTask
 from kvray.tasks.rng import draws, key_of, unit
 from kvray.tasks.sources import read as sources
+from kvray.tasks.world import TINY, source_identity
 
 _STEPS = np.sqrt(np.array([2.0, 3.0, 5.0]))
 """Independent of one another, so that kinds and lengths spread evenly in every combination."""
@@ -79,7 +80,7 @@ class In2(Task):
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of the source, or the version of the tiny world."""
-        return {"source": "tiny-world-1" if self.source == TINY else sources.digest(self.source)}
+        return {"source": source_identity(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
         """Refuse training data that shares people, or the source, with an evaluation."""

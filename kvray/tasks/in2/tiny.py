@@ -16,7 +16,7 @@ from kvray.errors import InputError
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
 from kvray.tasks.in2.fill import Draft, Segment
-from kvray.tasks.rng import Words, below, draws
+from kvray.tasks.rng import Draws, below, draws
 
 BOTH = "What is the {first} of {a} and the {second} of {b}?"
 SAME = (
@@ -133,7 +133,7 @@ class Tiny:
         return counts
 
 
-def _second(drawn: Words, names: Sequence[str], first: list[Fact]) -> tuple[list[Fact], str, str]:
+def _second(drawn: Draws, names: Sequence[str], first: list[Fact]) -> tuple[list[Fact], str, str]:
     """Draw the facts of a second person and a question on both; return facts, question, and conclusion (or "")."""
     a, b = names
     relation, value = first[0]
@@ -150,7 +150,7 @@ def _second(drawn: Words, names: Sequence[str], first: list[Fact]) -> tuple[list
     return facts, question, f"It is {names[coin]}"
 
 
-def _facts(drawn: Words, avoided: Mapping[str, set[str]], relation: str | None = None) -> list[Fact]:
+def _facts(drawn: Draws, avoided: Mapping[str, set[str]], relation: str | None = None) -> list[Fact]:
     """Return two facts of different relations by three draws; the first is the one that a question may ask."""
     first = int(below(drawn[0], 3)) if relation is None else world.RELATION_NAMES.index(relation)
     second = (first + 1 + int(drawn[0] & np.uint64(1))) % 3

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kvray.errors import InputError
 from kvray.tasks.base import examples
 from kvray.tasks.kv import text as canvas
-from kvray.tasks.rng import Words, below, draws
+from kvray.tasks.rng import Draws, below, draws
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -34,7 +34,7 @@ _POSITIONS, _FORCED = 1 << 20, 2 << 20
 _SLOT_BITS = np.int64(20)
 
 
-def again(words: Words) -> Words:
+def again(words: Draws) -> Draws:
     """Return the next words of a redraw: splitmix64's output function (Steele et al. 2014), one word for each word.
 
     A redraw that hangs on its own first word needs no reserve of words and no bound, whatever the row or the batch.
@@ -58,12 +58,12 @@ def integer_law(digits_min: int, digits_max: int) -> Ints:
     )
 
 
-def high(words: Words, law: Ints) -> Ints:
+def high(words: Draws, law: Ints) -> Ints:
     """Draw from ``law`` by the upper halves of the words."""
     return law.take((((words >> np.uint64(32)) * np.uint64(law.size)) >> np.uint64(32)).view(np.int64))
 
 
-def low(words: Words, law: Ints) -> Ints:
+def low(words: Draws, law: Ints) -> Ints:
     """Draw from ``law`` by the lower halves of the words."""
     return law.take((((words & np.uint64(0xFFFFFFFF)) * np.uint64(law.size)) >> np.uint64(32)).view(np.int64))
 
@@ -78,7 +78,7 @@ def repeats(keys: Ints) -> Mask:
     return marked
 
 
-def words_of(key: int, rows: Ints, width: int, stream: int) -> Words:
+def words_of(key: int, rows: Ints, width: int, stream: int) -> Draws:
     """Return :func:`kvray.tasks.rng.draws` for any ascending rows. Shape ``(len(rows), width)``."""
     ends = np.flatnonzero(np.diff(rows) != 1) + 1
     runs = [run for run in np.split(rows, ends) if run.size]

@@ -28,9 +28,9 @@ from kvray.tasks.base import (
     register,
     runtime,
 )
-from kvray.tasks.qa.base import TINY
-from kvray.tasks.rng import Words, draws, key_of
+from kvray.tasks.rng import draws, key_of, uuids
 from kvray.tasks.sources import read
+from kvray.tasks.world import TINY
 
 PROMPT = (
     "Extract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -200,11 +200,3 @@ def prompt(records: Sequence[Record], key: str) -> str:
     """
     lines = ",\n ".join(f'"{name}": "{value}"' for name, value in records)
     return PROMPT.format(records=f"{{{lines}}}", key=key)
-
-
-def uuids(words: Words) -> list[str]:
-    """Return random UUIDs (version 4) from words of shape ``(n, 2)``."""
-    high = (words[:, 0] & np.uint64(0xFFFFFFFFFFFF0FFF)) | np.uint64(0x4000)
-    low = (words[:, 1] & np.uint64(0x3FFFFFFFFFFFFFFF)) | np.uint64(0x8000000000000000)
-    texts = [f"{a:016x}{b:016x}" for a, b in zip(high.tolist(), low.tolist(), strict=True)]
-    return [f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}" for text in texts]

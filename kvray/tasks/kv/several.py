@@ -22,7 +22,7 @@ from kvray.errors import InputError
 from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register
 from kvray.tasks.kv.drafts import REDRAWS, Ints, again, high, integer_law, low, repeats, words_of
 from kvray.tasks.prompts import KV_ANSWER, KV_HEAD
-from kvray.tasks.rng import Words, below, key_of
+from kvray.tasks.rng import Draws, below, key_of
 
 SEVERAL_TAIL = (
     "\n\nAbove is a list of dictionaries such that each key and value is an integer. "
@@ -154,7 +154,7 @@ class SeveralKV(Task):
         """Random words per row: a size and a rank per dictionary, a slot per asked key, a word per pair."""
         return self.dictionaries * (2 + self.keys_max) + self.keys_asked
 
-    def _draft(self, words: Words, law: Ints) -> list[tuple[str, str]]:
+    def _draft(self, words: Draws, law: Ints) -> list[tuple[str, str]]:
         """Draw (prompt, answer) for each row of ``words``, shape ``(rows, width)``."""
         count, most, asked = self.dictionaries, self.keys_max, self.keys_asked
         each = np.arange(len(words))[:, None]

@@ -43,7 +43,7 @@ from kvray.tasks.kv.drafts import (
     words_of,
 )
 from kvray.tasks.prompts import KV_ANSWER, KV_HEAD, KV_TAIL, KV_TEMPLATE
-from kvray.tasks.rng import Words, below, key_of
+from kvray.tasks.rng import Draws, below, key_of
 
 GOLD_KEYS = 3
 """Keys of the gold dictionary under law paper (``gold_dict_size``)."""
@@ -257,7 +257,7 @@ class _Builder:
     def _attempt(self, rows: Ints, number: int) -> Draft:
         return self._draft(words_of(self.key, rows, self.width, number))
 
-    def _draft(self, words: Words) -> Draft:
+    def _draft(self, words: Draws) -> Draft:
         """Draw one draft per row of ``words``, shape ``(rows, width)``."""
         task, rows = self.task, len(words)
         sizes = task.keys_min + below(words[:, 1 : 1 + self.dictionaries], task.keys_max - task.keys_min + 1)

@@ -38,7 +38,7 @@ from kvray.tasks.kv.drafts import (
     words_of,
 )
 from kvray.tasks.prompts import KV_HEAD, SUBKEY_ANSWER, SUBKEY_TAIL, SUBKEY_TEMPLATE
-from kvray.tasks.rng import Words, below, key_of, unit
+from kvray.tasks.rng import Draws, below, key_of, unit
 
 SECTIONS = (("(", ", "), ("", ", "), ("", "): "), ("", ", "), ("", "}\n"))
 """What stands around an integer: first, further and last subkey of a key, a value, a dictionary's last value."""
@@ -142,7 +142,7 @@ class _Builder:
         self.key = key_of("multi_subkey_kv", task.VERSION, task.seed)
         self.positions = GoldPositions(self.key, task.rows, task.forced_first, task.early, by_samples=False)
         self.question = SUBKEY_TAIL.removeprefix("\n") + (SUBKEY_TEMPLATE if task.template else "")
-        # Words: the gold pair's slot; gold subkeys, their order in the key and in the question; sizes; then per pair
+        # Draws: the gold pair's slot; gold subkeys, their order in the key and in the question; sizes; then per pair
         # its size, whether it shares, where a shared run starts, its value; which it shares; its subkeys and slots.
         self.gold_words = 1 + 3 * task.gold_key_size
         self.pair_words = 4 + task.common_subkeys + 2 * self.size
@@ -175,7 +175,7 @@ class _Builder:
     def _attempt(self, rows: Ints, number: int) -> Draft:
         return self._draft(words_of(self.key, rows, self.width, number))
 
-    def _draft(self, words: Words) -> Draft:
+    def _draft(self, words: Draws) -> Draft:
         """Draw one draft per row of ``words``, shape ``(rows, width)``."""
         task, each = self.task, np.arange(len(words))
         shape = (len(words), task.dictionaries, task.keys_max)
@@ -198,7 +198,7 @@ class _Builder:
         query = np.take_along_axis(gold_key, own[:, 2].argsort(axis=1), axis=1) if task.shuffle_query else gold_key
         return Draft(index, query, gold_key, values[each, 0, at], np.full(len(words), task.dictionaries), 0 * at)
 
-    def _fresh(self, words: Words, taken: Ints) -> Ints:
+    def _fresh(self, words: Draws, taken: Ints) -> Ints:
         """Draw distinct subkeys that are none of ``taken``.
 
         Args:
@@ -217,7 +217,7 @@ class _Builder:
             touched = np.unique(row)
         return subkeys
 
-    def _gold_key(self, gold: Ints, words: Words) -> Ints:
+    def _gold_key(self, gold: Ints, words: Draws) -> Ints:
         """Order the gold subkeys: at random, or with the shared run together in its order."""
         if not self.task.common_ordered:
             return np.take_along_axis(gold, words.argsort(axis=1), axis=1)
@@ -228,7 +228,7 @@ class _Builder:
         source = np.where(inside, slot - start, np.where(slot < start, slot + run, slot))
         return np.take_along_axis(gold, source, axis=1)
 
-    def _keys(self, pairs: Words, gold: Ints, common: Ints) -> tuple[Ints, Ints]:
+    def _keys(self, pairs: Draws, gold: Ints, common: Ints) -> tuple[Ints, Ints]:
         """Draw every key as if it were not gold.
 
         Returns:
@@ -254,7 +254,7 @@ class _Builder:
         keys[slot >= size[:, None]] = 0
         return keys.reshape(*pairs.shape[:3], self.size), size.reshape(pairs.shape[:3])
 
-    def _values(self, words: Words, at: Ints) -> Ints:
+    def _values(self, words: Draws, at: Ints) -> Ints:
         """Draw the values; none but the gold one equals it. Shape of ``words``: ``(rows, dictionaries, slots)``."""
         shape = words.shape
         words = words.reshape(len(words), -1).copy()

@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from kvray.errors import InputError
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
-from kvray.tasks.qa.base import TINY
 from kvray.tasks.qa.questions import normalise
 from kvray.tasks.rng import below, draws, key_of
 from kvray.tasks.sources import read as sources
 from kvray.tasks.sources.sentences import LONGEST, split_sentences
-
-TINY_VERSION = "tiny-world-1"
+from kvray.tasks.world import TINY
 
 Ints = NDArray[np.int64]
 Supply = Callable[[int], tuple[list[str], Ints]]
@@ -32,11 +30,6 @@ Supply = Callable[[int], tuple[list[str], Ints]]
 
 _BLOCK_TOKENS = 2**21
 _ANCHOR = "So it is."
-
-
-def identity(source: str) -> str:
-    """Return what identifies a haystack's text: the version of the tiny world, or the source's sha256."""
-    return TINY_VERSION if source == TINY else sources.digest(source)
 
 
 def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) -> Haystack:

@@ -23,9 +23,10 @@ from kvray.tasks.base import Context, CountTokens, Many, Task, distinct, example
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.facts import FAMILIES
 from kvray.tasks.needle.haystack import Frame, Haystack
-from kvray.tasks.qa.base import TINY, DocumentsTask
+from kvray.tasks.qa.base import DocumentsTask
 from kvray.tasks.qa.questions import normalise
 from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.world import TINY
 
 TAIL = "\n\n{question} Don't give information outside the document or repeat your findings"
 CLASSIC = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
@@ -100,7 +101,7 @@ class NeedleInHaystack(Task):
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of the haystack's text, or the version of the tiny world."""
-        return {"source": haystack.identity(self.source)}
+        return {"source": world.source_identity(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
         """Refuse training data with needles that an evaluation asks about, or about the tiny world's test people.

@@ -21,11 +21,10 @@ import pyarrow as pa
 
 from kvray.errors import InputError
 from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, examples, recipe, register, runtime
-from kvray.tasks.kv.retrieval import uuids
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.haystack import Frame, Haystack, Ints, Supply, added
-from kvray.tasks.qa.base import TINY
-from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.rng import below, draws, key_of, uuids
+from kvray.tasks.world import TINY, source_identity
 
 Variant = Literal["single", "multikey", "multivalue", "multiquery"]
 Kind = Literal["words", "numbers", "uuid"]
@@ -92,7 +91,7 @@ class Ruler(Task):
 
     def sources(self) -> dict[str, str]:
         """Return the sha256 of the haystack's text, or the version of the tiny world; nothing without text."""
-        return {"source": haystack.identity(self.source)} if self.haystack == "essay" else {}
+        return {"source": source_identity(self.source)} if self.haystack == "essay" else {}
 
     def with_rows(self, rows: int) -> Ruler:
         """Return the task with just enough rows of each variant for ``rows`` examples."""

@@ -19,9 +19,8 @@ from kvray.tasks.base import Task, recipe, runtime
 from kvray.tasks.qa import questions
 from kvray.tasks.qa.questions import Question, Split
 from kvray.tasks.rng import below, draws, key_of
-from kvray.tasks.sources import read
+from kvray.tasks.world import TINY
 
-TINY = "tiny"
 NQ_OPEN = 2655
 """Questions of lost-in-the-middle's files; what a plan takes a file to have that it cannot reach."""
 _STREAM_POSITION = 2**32
@@ -93,7 +92,7 @@ class QuestionTask(Task):
 
     def sources(self) -> dict[str, str]:
         """Return what identifies the questions' file, or the version of the tiny world."""
-        return {"source": "tiny-world-1" if self.source == TINY else read.digest(self.source)}
+        return {"source": world.source_identity(self.source)}
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score as lost-in-the-middle does: any accepted answer contained in the answer's first line."""

@@ -9,9 +9,10 @@ import numpy as np
 
 from kvray.errors import InputError
 from kvray.tasks import world
-from kvray.tasks.qa.base import TINY, Asked, DocumentsTask
+from kvray.tasks.qa.base import Asked, DocumentsTask
 from kvray.tasks.qa.questions import Question
 from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.world import TINY
 
 
 class TinyQuestions:

@@ -19,10 +19,11 @@ from kvray.errors import InputError
 from kvray.tasks import prompts
 from kvray.tasks.base import Context, CountTokens, Measure, examples, recipe, register
 from kvray.tasks.qa import questions, refusals, sentences
-from kvray.tasks.qa.base import NQ_OPEN, TINY, Asks, DocumentsTask, Material, listed, target
+from kvray.tasks.qa.base import NQ_OPEN, Asks, DocumentsTask, Material, listed, target
 from kvray.tasks.qa.distractors import RandomDistractors, RetrievedDistractors
 from kvray.tasks.qa.distractors_tiny import TinyQuestions
 from kvray.tasks.qa.questions import Question
+from kvray.tasks.world import TINY
 
 _QUERY_AWARE = prompts.MDQA.replace("{documents}", "Question: {question}\n\n{documents}")
 

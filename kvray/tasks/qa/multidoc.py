@@ -30,12 +30,13 @@ import pyarrow as pa
 from kvray.errors import InputError
 from kvray.tasks.base import Context, CountTokens, Measure, examples, recipe, register
 from kvray.tasks.qa import instructions, questions
-from kvray.tasks.qa.base import TINY, Asked, DocumentsTask, Material, listed
+from kvray.tasks.qa.base import Asked, DocumentsTask, Material, listed
 from kvray.tasks.qa.distractors import RandomDistractors
 from kvray.tasks.qa.distractors_tiny import TinyQuestions
 from kvray.tasks.qa.questions import Question, Split, best_subspan_em
 from kvray.tasks.rng import draws, key_of
 from kvray.tasks.sources import read
+from kvray.tasks.world import TINY
 
 PROMPT = (
     "Below are documents, of which one answers the question. Name it, repeat what it says about the question, "

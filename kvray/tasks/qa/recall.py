@@ -16,8 +16,9 @@ from kvray.tasks import prompts as wording
 from kvray.tasks import world
 from kvray.tasks.base import Context, CountTokens, examples, recipe, register
 from kvray.tasks.qa import questions, refusals
-from kvray.tasks.qa.base import NQ_OPEN, TINY, QuestionTask, target
+from kvray.tasks.qa.base import NQ_OPEN, QuestionTask, target
 from kvray.tasks.qa.questions import Question
+from kvray.tasks.world import TINY
 
 
 @register("recall")

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 from paper_store import tables as made
 
-from kvray.report import figures
-from kvray.report.charts import bars, curves, differences, heatmaps, labels, style
-from kvray.results import comparisons as family
-from kvray.results import frames, outcomes
+from kvray.report.blocks import Details, Figure, name_figures
+from kvray.report.charts import curves, differences, grids, labels, style
+from kvray.results import comparisons, frames, outcomes
+from kvray.results.axes import LENGTH, OVERALL, POSITION, along
 
 Tables = tuple[pl.DataFrame, pl.DataFrame]
 
@@ -20,8 +20,8 @@ Tables = tuple[pl.DataFrame, pl.DataFrame]
 @pytest.fixture(scope="module")
 def tables(whole: pl.DataFrame) -> Tables:
     rows = frames.with_models(whole)
-    comparisons = family.family(rows)
-    return family.scores(rows, comparisons), comparisons
+    compared = comparisons.compare_all(rows)
+    return comparisons.scores(rows, compared), compared.filter(pl.col("family") == OVERALL)
 
 
 def palette(scores: pl.DataFrame) -> style.Palette:
@@ -30,7 +30,7 @@ def palette(scores: pl.DataFrame) -> style.Palette:
 
 def test_lines_are_the_accuracies_on_an_axis_from_zero_to_one(tables: Tables) -> None:
     scores, _ = tables
-    figure = curves.accuracy_along("position", scores, "mdqa20", palette(scores), "words")
+    figure = curves.accuracy_along(POSITION, scores, "mdqa20", palette(scores), "words")
     (panel,) = figure.axes
     assert panel.get_ylim() == (0.0, 1.0)
     assert [tick for tick in panel.get_xticks()] == [1, 2, 5, 10, 15, 20]
@@ -46,8 +46,8 @@ def test_many_mixtures_get_a_panel_each_beside_the_base(make_cell) -> None:
     names = [f"mix-{i}" for i in range(6)]
     parts = [pl.from_arrow(make_cell("mdqa20", name, 0, questions=8)) for name in names]
     rows = frames.with_models(pl.concat([pl.from_arrow(make_cell("mdqa20", questions=8)), *parts]))
-    scores = family.scores(rows, family.family(rows))
-    figure = curves.accuracy_along("position", scores, "mdqa20", palette(rows), "words")
+    scores = comparisons.scores(rows, comparisons.compare_all(rows))
+    figure = curves.accuracy_along(POSITION, scores, "mdqa20", palette(rows), "words")
     assert [panel.get_title(loc="left") for panel in figure.axes] == names
     assert all(len(panel.lines) == 2 for panel in figure.axes)
 
@@ -60,10 +60,10 @@ def test_colour_and_marker_stay_with_a_model_and_tell_models_apart() -> None:
 
 
 def test_forest_and_scatter_hold_every_interval_and_zero(tables: Tables) -> None:
-    scores, comparisons = tables
-    forest = differences.knowledge_change(comparisons, ["recall"], palette(scores), "words")
-    scatter = differences.gain_against_loss(comparisons, "mdqa20", "recall", palette(scores), "words")
-    recall = comparisons.filter((pl.col("family") == family.OVERALL) & (pl.col("evaluation") == "recall"))
+    scores, against = tables
+    forest = differences.knowledge_change(against, ["recall"], palette(scores), "words")
+    scatter = differences.gain_against_loss(against, "mdqa20", "recall", palette(scores))
+    recall = against.filter(pl.col("evaluation") == "recall")
     low, high = 100 * recall["low"].min(), 100 * recall["high"].max()  # type: ignore[operator]
     for left, right in (forest.axes[0].get_xlim(), scatter.axes[0].get_ylim()):
         assert left < min(low, 0) <= max(high, 0) < right
@@ -83,43 +83,43 @@ def test_names_never_cover_each_other() -> None:
 
 
 def test_rendering_is_reproducible_and_honest_about_its_kind(tables: Tables) -> None:
-    scores, comparisons = tables
+    scores, against = tables
     twice = [
-        style.render(differences.knowledge_change(comparisons, ["recall"], palette(scores), "words"), "svg")
+        style.render(differences.knowledge_change(against, ["recall"], palette(scores), "words"), "svg")
         for _ in range(2)
     ]
     assert twice[0] == twice[1]
     assert not re.search(rb"<dc:date>", twice[0])
-    png = style.render(differences.knowledge_change(comparisons, ["recall"], palette(scores), "words"), "png")
+    png = style.render(differences.knowledge_change(against, ["recall"], palette(scores), "words"), "png")
     assert png.startswith(b"\x89PNG")
 
 
 @pytest.fixture(scope="module")
 def paper() -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Predictions, comparisons and scores of the base and two mixtures on evaluations of other kinds."""
+    """Predictions, comparisons with the base and scores of the base and two mixtures on evaluations of other kinds."""
     evaluations = ("flenqa-direct", "needle", "recall", "triviaqa", "gsm8k")
     parts = [pl.from_arrow(table) for table in made(24, evaluations, ("kv", "needle"), (0,))]
     rows = frames.with_models(pl.concat(parts))  # type: ignore[type-var,arg-type]
-    compared = family.family(rows)
-    return rows, compared, family.scores(rows, compared)
+    compared = comparisons.compare_all(rows)
+    return rows, compared.filter(pl.col("family") == OVERALL), comparisons.scores(rows, compared)
 
 
 def test_lengths_are_spaced_by_their_ratio_and_named(paper: tuple[pl.DataFrame, ...]) -> None:
     rows, _, scores = paper
-    figure = curves.accuracy_along("length", scores, "flenqa-direct", palette(rows), "words")
+    figure = curves.accuracy_along(LENGTH, scores, "flenqa-direct", palette(rows), "words")
     (panel,) = figure.axes
     assert panel.get_xscale() == "log"
     assert [label.get_text() for label in panel.get_xticklabels()] == ["250", "500", "1,000", "2,000", "3,000"]
     of = (pl.col("model") == "kv") & (pl.col("evaluation") == "flenqa-direct")
     drawn = [list(line.get_ydata()) for line in panel.lines]
-    assert family.along(scores, "length").filter(of).sort("length")["accuracy"].to_list() in drawn
+    assert along(scores, LENGTH).filter(of).sort("length")["accuracy"].to_list() in drawn
 
 
 def test_floors_ceilings_and_published_points_are_drawn_and_named(tables: Tables) -> None:
     scores, _ = tables
     levels = [curves.Level("closed (closed book)", True, 0.21, 0.18, 0.24), curves.Level("oracle", False, 0.9)]
     beside = [curves.Published("base", "published", ((1.0, 0.758), (10.0, 0.538)))]
-    figure = curves.accuracy_along("position", scores, "mdqa20", palette(scores), "words", levels, beside)
+    figure = curves.accuracy_along(POSITION, scores, "mdqa20", palette(scores), "words", levels, beside)
     (panel,) = figure.axes
     said = [text.get_text() for text in panel.texts]
     assert "closed (closed book): base 21 %, finetunes 18 to 24 %" in said
@@ -133,7 +133,7 @@ def test_floors_ceilings_and_published_points_are_drawn_and_named(tables: Tables
 
 def test_every_cell_of_a_heatmap_shows_its_number_in_a_readable_colour(paper: tuple[pl.DataFrame, ...]) -> None:
     rows, _, scores = paper
-    figure = heatmaps.accuracy_grid(scores, "needle", palette(rows), "words")
+    figure = grids.accuracy_grid(scores, "needle", palette(rows), "words")
     panels = [panel for panel in figure.axes if panel.patches]
     assert [panel.get_title(loc="left") for panel in panels] == ["base", "kv", "needle"]
     cells = scores.filter((pl.col("evaluation") == "needle") & pl.col("depth").is_not_null())
@@ -144,10 +144,10 @@ def test_every_cell_of_a_heatmap_shows_its_number_in_a_readable_colour(paper: tu
         assert [shown[(x, y)] for x in range(5) for y in range(5)] == wanted
         for text, patch in zip(panel.texts, panel.patches, strict=True):
             assert contrast(text.get_color(), patch.get_facecolor()) > 4.4
-    change = heatmaps.change_grid(scores, "needle", palette(rows), "words")
+    change = grids.change_grid(scores, "needle", palette(rows), "words")
     titles = [panel.get_title(loc="left") for panel in change.axes if panel.texts]
     assert titles == ["kv", "needle"]
-    assert heatmaps.change_grid(scores.filter(pl.col("model") == "base"), "needle", palette(rows), "words") is None
+    assert grids.change_grid(scores.filter(pl.col("model") == "base"), "needle", palette(rows), "words") is None
 
 
 def contrast(one: object, other: object) -> float:
@@ -176,7 +176,7 @@ def test_benchmarks_share_a_scale_that_holds_ours_and_theirs(paper: tuple[pl.Dat
 
 def test_bars_fill_the_whole_and_name_their_kinds(paper: tuple[pl.DataFrame, ...]) -> None:
     rows, _, _ = paper
-    figure = bars.outcome_bars(outcomes.shares(rows, "recall"), "recall", "words", {"kv": "at the end"})
+    figure = grids.outcome_bars(outcomes.shares(rows, "recall"), "recall", "words", {"kv": "at the end"})
     (panel,) = figure.axes
     said = [text.get_text() for text in panel.texts]
     assert {"right", "refusal", "invention", "at the end"} <= set(said)
@@ -185,7 +185,7 @@ def test_bars_fill_the_whole_and_name_their_kinds(paper: tuple[pl.DataFrame, ...
         if patch.get_y() > -0.5:
             widths[patch.get_y()] = widths.get(patch.get_y(), 0.0) + patch.get_width()
     assert list(widths.values()) == pytest.approx([1.0, 1.0, 1.0])
-    assert len({*bars.FILLS.values(), *style.COLOURS, style.GREY}) == len(bars.FILLS) + len(style.COLOURS) + 1
+    assert len({*grids.FILLS.values(), *style.COLOURS, style.GREY}) == len(grids.FILLS) + len(style.COLOURS) + 1
 
 
 def test_names_of_lines_that_end_together_stay_apart_and_inside() -> None:
@@ -220,18 +220,18 @@ def test_too_many_labels_are_spread_evenly_about_the_middle() -> None:
 
 def test_markers_at_the_ends_of_the_axis_are_whole(tables: Tables) -> None:
     scores, _ = tables
-    figure = curves.accuracy_along("position", scores, "mdqa20", palette(scores), "words")
+    figure = curves.accuracy_along(POSITION, scores, "mdqa20", palette(scores), "words")
     assert all(not line.get_clip_on() for line in figure.axes[0].lines if line.get_marker() != "None")
 
 
 def test_a_corner_is_named_only_where_its_quarter_has_room(tables: Tables) -> None:
-    scores, comparisons = tables
+    scores, against = tables
     of = pl.col("evaluation")
     gained = pl.when(of == "mdqa20").then(0.5).otherwise(pl.col("difference"))
-    right = comparisons.with_columns(gained.alias("difference"), low=gained - 0.02, high=gained + 0.02)
+    right = against.with_columns(gained.alias("difference"), low=gained - 0.02, high=gained + 0.02)
 
     def said(rows: pl.DataFrame) -> set[str]:
-        figure = differences.gain_against_loss(rows, "mdqa20", "recall", palette(scores), "words")
+        figure = differences.gain_against_loss(rows, "mdqa20", "recall", palette(scores))
         return {text.get_text() for text in figure.axes[0].texts}
 
     assert "retrieves less, knows less" not in said(right)
@@ -243,7 +243,7 @@ def test_a_corner_is_named_only_where_its_quarter_has_room(tables: Tables) -> No
 def test_a_bar_says_100_of_all_alone(share: float, said: str) -> None:
     rows = [{"model": "base", "outcome": "right", "share": share}]
     rows += [{"model": "base", "outcome": "wrong", "share": 1 - share}] if share < 1 else []
-    (panel,) = bars.outcome_bars(pl.DataFrame(rows), "recall", "words", {}).axes
+    (panel,) = grids.outcome_bars(pl.DataFrame(rows), "recall", "words", {}).axes
     assert said in {text.get_text() for text in panel.texts}
 
 
@@ -256,9 +256,10 @@ def test_no_two_figures_have_one_file_whatever_evaluations_are_called() -> None:
         ("answers", "m-n-1"),
     ]
     keys += [("answers", "x" * 200 + end) for end in "abc"]
-    names: list[str] = []
-    for key in keys:
-        names.append(figures.file_name(key, names))
+    figure = style.panels((1, 1), (1, 1), ("", ""))[0]
+    figures = [Figure(figure, "about", *key) for key in keys]
+    assert name_figures([*figures[:2], Details("folded", figures[2:])]) == figures
+    names = [figure.name for figure in figures]
     assert len({name.lower() for name in names}) == len(keys)
     assert names[:2] == ["heatmap-change-x", "heatmap-change-x-2"]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,130}", name) for name in names)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import paper_store
 
-from kvray.report import build, terminal
+from kvray.report import terminal
 from kvray.store.store import Store
 
 
 def test_many_evaluations_follow_in_blocks_that_fit(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     paper_store.commit(store, questions=12, mixtures=("kv-template", "in2"))
-    lines = build.summary(store, "paper")
+    lines = terminal.summary(store, "paper")
     assert max(map(len, lines)) < 160
     heads = " ".join(line for line in lines if line.startswith(" "))
     assert [evaluation for evaluation in paper_store.cells(1) if evaluation not in heads] == []

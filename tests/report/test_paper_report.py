@@ -104,10 +104,10 @@ def test_a_sweep_that_names_no_set_shows_nothing_published(tmp_path: Path) -> No
 
 
 def test_floors_and_ceilings_are_drawn_for_the_same_questions(store: Store) -> None:
-    from kvray.report import figures
+    from kvray.report import breakdowns
     from kvray.results.snapshot import collect
 
-    levels = figures._levels(collect(store, "paper"), "mdqa-20")
+    levels = breakdowns.bounds(collect(store, "paper"), "mdqa-20")
     assert [(level.name, level.floor) for level in levels] == [
         ("mdqa-closed (closed book)", True),
         ("mdqa-oracle (one document)", False),
@@ -140,13 +140,13 @@ def test_mixtures_tell_their_tokens_by_dataset_and_that_they_match(text: str) ->
 
 
 def test_unequal_mixtures_are_said_to_be_unequal() -> None:
-    from kvray.report.training import _matched
+    from kvray.report.training import matched
 
-    assert _matched({"a": 1000.0, "b": 1100.0}, True).startswith("**Not token-matched:**")
-    assert _matched({"a": 1000.0, "b": 1010.0}, False).startswith("**Token-matched** (by the size")
+    assert matched({"a": 1000.0, "b": 1100.0}, True).startswith("**Not token-matched:**")
+    assert matched({"a": 1000.0, "b": 1010.0}, False).startswith("**Token-matched** (by the size")
     # Each against the first, to which they were cut: 1,040 and 960 are eight percent apart.
-    assert "at most 4.0 % off the first one's" in _matched({"a": 1000.0, "b": 1040.0, "c": 960.0}, True)
-    assert _matched({"a": 1000.0}, False) == "One mixture, 1,000 tokens per epoch."
+    assert "at most 4.0 % off the first one's" in matched({"a": 1000.0, "b": 1040.0, "c": 960.0}, True)
+    assert matched({"a": 1000.0}, False) == "One mixture, 1,000 tokens per epoch."
 
 
 def test_writings_are_in_the_provenance(text: str) -> None:
@@ -165,14 +165,14 @@ def test_pairs_of_benchmarks_alone_have_a_heading_of_their_own(tmp_path: Path) -
 
 
 def test_answers_of_one_kind_are_a_sentence(store: Store) -> None:
-    from kvray.report import breakdowns, figures
+    from kvray.report import breakdowns
     from kvray.results.snapshot import collect
 
-    found = collect(store, "paper")
-    same = found.predictions.with_columns(pl.lit("other").alias("outcome"))
-    one = dataclasses.replace(found, predictions=same)
-    assert figures._answers(one, "flenqa-direct") is None
-    assert breakdowns.answers(one, "flenqa-direct") == [Text("Every answer of every model is of one kind: *other*.")]
+    snapshot = collect(store, "paper")
+    same = snapshot.predictions.with_columns(pl.lit("other").alias("outcome"))
+    one = dataclasses.replace(snapshot, predictions=same)
+    sentence = Text("Every answer of every model is of one kind: *other*.")
+    assert breakdowns.answers_in(one, "flenqa-direct") == [sentence]
 
 
 def test_published_accuracies_alone_have_no_columns_of_changes(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_published_accuracies_alone_have_no_columns_of_changes(tmp_path: Path) -
      (list(range(0, 40, 2)), "positions 0 to 38 (20)")],
 )  # fmt: skip
 def test_places_in_a_row_are_a_range(values: list[int], said: str) -> None:
-    from kvray.report.methods import _places
+    from kvray.report.methods import places
 
     rows = pl.DataFrame({"position": values}).with_columns(length=pl.lit(None), depth=pl.lit(None))
-    assert _places(rows) == said
+    assert places(rows) == said

@@ -7,6 +7,7 @@ import pytest
 from paper_store import tables
 
 from kvray.results import frames, profile
+from kvray.results.axes import DEPTH, LENGTH, POSITION
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,8 @@ def rows() -> pl.DataFrame:
 
 
 def test_each_kind_is_told_from_the_rows(rows: pl.DataFrame) -> None:
-    found = profile.kinds(rows)
-    assert {evaluation: kind.measures for evaluation, kind in found.items()} == {
+    profiles = profile.profiles(rows)
+    assert {evaluation: each.measures for evaluation, each in profiles.items()} == {
         "mdqa-20": "retrieval",
         "mdqa-closed": "knowledge",
         "mdqa-oracle": "ceiling",
@@ -28,36 +29,38 @@ def test_each_kind_is_told_from_the_rows(rows: pl.DataFrame) -> None:
         "needle": "retrieval",
         "mmlu": "benchmark",
     }
-    assert {evaluation: (kind.axes, kind.grid) for evaluation, kind in found.items() if kind.axes or kind.grid} == {
-        "mdqa-20": (("position",), False),
-        "flenqa-direct": (("length",), False),
-        "ruler": (("length",), True),  # one variant alone has depths
+    assert {
+        evaluation: (each.curves, each.grid) for evaluation, each in profiles.items() if each.curves or each.grid
+    } == {
+        "mdqa-20": ((POSITION,), False),
+        "flenqa-direct": ((LENGTH,), False),
+        "ruler": ((LENGTH,), True),  # one variant alone has depths
         "needle": ((), True),
     }
-    assert {evaluation for evaluation, kind in found.items() if kind.by_subtask} == {"flenqa-direct", "ruler"}
-    assert found["mmlu"].subtasks == 14
-    assert found["flenqa-direct"].conditions == ("padding",)
-    assert found["recall"].outcomes == ("invention", "refusal", "right")
-    assert found["mdqa-20"].outcomes == ()
+    assert {evaluation for evaluation, each in profiles.items() if each.by_subtask} == {"flenqa-direct", "ruler"}
+    assert profiles["mmlu"].subtasks == 14
+    assert profiles["flenqa-direct"].conditions == ("padding",)
+    assert profiles["recall"].outcomes == ("invention", "refusal", "right")
+    assert profiles["mdqa-20"].outcomes == ()
 
 
 def test_depths_at_one_length_are_a_curve_and_depths_drawn_at_random_no_axis(rows: pl.DataFrame) -> None:
     needle = rows.filter(pl.col("evaluation") == "needle")
-    assert profile.kinds(needle.filter(pl.col("length") == 4096))["needle"].axes == ("depth",)
+    assert profile.profiles(needle.filter(pl.col("length") == 4096))["needle"].curves == (DEPTH,)
     scattered = needle.with_columns(pl.int_range(pl.len(), dtype=pl.Int64).cast(pl.Float32).alias("depth"))
     for some in (scattered, scattered.head(12)):
-        found = profile.kinds(some)["needle"]
-        assert (found.grid, found.axes) == (False, ("length",))
+        profiles = profile.profiles(some)["needle"]
+        assert (profiles.grid, profiles.curves) == (False, (LENGTH,))
 
 
 def test_bounds_are_evaluations_over_the_same_questions_and_those_questions_alone(rows: pl.DataFrame) -> None:
-    found = profile.kinds(rows)
-    bounds = profile.bounds(rows, found, "mdqa-20")
-    assert list(bounds) == ["mdqa-closed (closed book)", "mdqa-oracle (one document)"]  # recall asks other questions
+    profiles = profile.profiles(rows)
+    bounds = profile.bounds(rows, profiles, "mdqa-20")
+    assert list(bounds) == [("mdqa-closed", "knowledge"), ("mdqa-oracle", "ceiling")]  # recall asks other questions
     some = rows.filter((pl.col("evaluation") != "mdqa-20") | (pl.col("question_id") < "q0005"))
-    fewer = profile.bounds(some, found, "mdqa-20")["mdqa-closed (closed book)"]
+    fewer = profile.bounds(some, profiles, "mdqa-20")["mdqa-closed", "knowledge"]
     assert sorted(fewer["question_id"].unique()) == [f"q{i:04d}" for i in range(5)]
-    assert profile.bounds(rows, found, "needle") == {}
+    assert profile.bounds(rows, profiles, "needle") == {}
 
 
 def test_conditions_are_taken_one_at_a_time() -> None:
@@ -66,5 +69,5 @@ def test_conditions_are_taken_one_at_a_time() -> None:
     assert said.rows() == [("dispersion=first", 1), ("padding=books", 1), ("padding=same", 3)]
 
 
-def test_no_rows_have_no_kinds(rows: pl.DataFrame) -> None:
-    assert profile.kinds(rows.clear()) == {}
+def test_no_rows_have_no_profiles(rows: pl.DataFrame) -> None:
+    assert profile.profiles(rows.clear()) == {}

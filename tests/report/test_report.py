@@ -13,7 +13,7 @@ import pytest
 
 from kvray.errors import InputError
 from kvray.report import blocks as page
-from kvray.report import build
+from kvray.report import build, terminal
 from kvray.store.schemas import SCORES_SCHEMA
 from kvray.store.store import Store
 
@@ -125,7 +125,7 @@ def test_the_same_results_give_the_same_report(partial: Store, written: build.Pa
 
 
 def test_summary_has_a_row_per_model_and_a_verdict_per_evaluation(partial: Store) -> None:
-    lines = build.summary(partial, "first")
+    lines = terminal.summary(partial, "first")
     assert lines[0] == "first: 16 of 18 cells evaluated"
     ours = next(line for line in lines if line.startswith("ours "))
     assert "better" in ours
@@ -140,7 +140,7 @@ def test_a_sweep_with_nothing_evaluated_still_reports(tmp_path: Path, make_sweep
     assert "0 of 18 cells evaluated" in text
     assert paths.figures == ()
     assert pl.read_parquet(paths.scores).height == 0
-    assert build.summary(store, "first")[-1] == "no predictions yet"
+    assert terminal.summary(store, "first")[-1] == "no predictions yet"
 
 
 def test_missing_cells_of_one_mixture_finetuned_in_two_ways_are_told_apart(tmp_path: Path, make_sweep) -> None:
@@ -195,7 +195,7 @@ def test_text_is_escaped_and_marked() -> None:
 
 
 def test_arrows_are_explained_where_there_are_any() -> None:
-    from kvray.report.breakdowns import arrows
+    from kvray.report.text import arrows
 
     assert arrows([["kv", "57 % \u25b2"]], 1200, "by length") == (
         "\u25b2 and \u25bc: differs from the base after Holm's correction over all 1,200 comparisons by length."
@@ -218,21 +218,26 @@ def test_words_are_verdicts_in_their_columns_alone() -> None:
 
 
 def test_headlines_count_models_where_a_mixture_has_several_and_benchmarks_have_a_verb(make_cell) -> None:
-    from kvray.report import text as words
+    from kvray.report.headlines import benchmark_line, headlines
     from kvray.results import comparisons, frames, profile
+    from kvray.results.axes import OVERALL
 
     ways = [f"lora[learning_rate={rate}]" for rate in (1, 2)]
     cells = [make_cell("recall", questions=8), *(make_cell("recall", "ours", 0, questions=8, finetune=w) for w in ways)]
     parts = [pl.from_arrow(cell) for cell in cells]
     rows = frames.with_models(pl.concat(parts))  # type: ignore[type-var,arg-type]
-    told = profile.kinds(rows)
-    assert "2 of 2 finetuned models" in words.headlines(rows, comparisons.family(rows, told), told)[0]
-    same = rows.filter(pl.col("model") != "ours [learning_rate=2]")
-    assert "1 of 1 mixture " in words.headlines(same, comparisons.family(same, told), told)[0]
+    profiles = profile.profiles(rows)
+
+    def first(rows: pl.DataFrame) -> str:
+        against = comparisons.compare_all(rows, profiles).filter(pl.col("family") == OVERALL)
+        return headlines(rows, against, profiles)[0]
+
+    assert "2 of 2 finetuned models" in first(rows)
+    assert "1 of 1 mixture " in first(rows.filter(pl.col("model") != "ours [learning_rate=2]"))
     noise = {"difference": 0.0, "verdict": "within noise"}
     both = [{"evaluation": "mmlu", **noise}, {"evaluation": "gsm8k", **noise}]
-    assert words._general(both, first=True) == "is within noise on all 2 general benchmarks"
-    assert words._general(both[:1], first=False) == "general benchmarks: within noise on mmlu"
+    assert benchmark_line(both, first=True) == "is within noise on all 2 general benchmarks"
+    assert benchmark_line(both[:1], first=False) == "general benchmarks: within noise on mmlu"
     worse = {"evaluation": "gsm8k", "difference": -0.02, "verdict": "worse"}
     said = "on general benchmarks: worse on gsm8k (\u22122.0), within noise on mmlu"
-    assert words._general([both[0], worse], first=True) == said
+    assert benchmark_line([both[0], worse], first=True) == said

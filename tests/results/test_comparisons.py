@@ -10,6 +10,7 @@ import pytest
 from paper_store import tables
 
 from kvray.results import comparisons, frames, stats
+from kvray.results.axes import AXES, CONDITION, DEPTH, LENGTH, OVERALL, PAIRWISE, POSITION, SUBTASK, along, unsplit
 
 
 def as_frame(*parts: pa.Table) -> pl.DataFrame:
@@ -27,14 +28,14 @@ def every() -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def compared(every: pl.DataFrame) -> pl.DataFrame:
-    return comparisons.family(every)
+    return comparisons.compare_all(every)
 
 
 def test_family_finds_the_true_effects_and_no_others(make_cell) -> None:
     cells = [make_cell(e, questions=300) for e in ("mdqa20", "recall")]
     cells += [make_cell(e, m, s, questions=300) for e in ("mdqa20", "recall") for m in ("ours", "mdqa") for s in (0, 1)]
-    table = comparisons.family(as_frame(*cells))
-    overall = table.filter(pl.col("family") == comparisons.OVERALL)
+    table = comparisons.compare_all(as_frame(*cells))
+    overall = table.filter(pl.col("family") == OVERALL)
     verdicts = {(r["evaluation"], r["b"]): r["verdict"] for r in overall.iter_rows(named=True)}
     assert verdicts == {
         ("mdqa20", "ours"): "better",
@@ -49,39 +50,39 @@ def test_family_finds_the_true_effects_and_no_others(make_cell) -> None:
 
 
 def test_holm_runs_within_each_family(whole: pl.DataFrame) -> None:
-    table = comparisons.family(frames.with_models(whole))
+    table = comparisons.compare_all(frames.with_models(whole))
     assert table.group_by("family").len().sort("family").rows() == [
-        (comparisons.OVERALL, 8),
-        (comparisons.BY_POSITION, 24),
-        (comparisons.PAIRWISE, 12),
+        (OVERALL, 8),
+        (POSITION.family, 24),
+        (PAIRWISE, 12),
     ]
     for _, rows in table.group_by("family"):
         assert stats.holm(rows["p"].to_numpy()).tolist() == pytest.approx(rows["p_holm"].to_list())
-    assert table.filter(pl.col("family") == comparisons.BY_POSITION)["position"].null_count() == 0
+    assert table.filter(pl.col("family") == POSITION.family)["position"].null_count() == 0
 
 
 def test_evaluations_are_split_by_the_axes_that_they_have_several_values_of(compared: pl.DataFrame) -> None:
     found = {(row["family"], row["evaluation"]) for row in compared.iter_rows(named=True)}
     assert found == {
-        *((comparisons.OVERALL, e) for e in ("mdqa-20", "mdqa-oracle", "flenqa-direct", "ruler", "needle", "mmlu")),
-        (comparisons.BY_POSITION, "mdqa-20"),  # not the oracle: its one position is the whole
-        (comparisons.BY_LENGTH, "flenqa-direct"),
-        (comparisons.BY_LENGTH, "ruler"),
-        (comparisons.BY_LENGTH, "needle"),
-        (comparisons.BY_DEPTH, "needle"),
-        (comparisons.BY_DEPTH, "ruler"),
-        (comparisons.BY_SUBTASK, "flenqa-direct"),
-        (comparisons.BY_SUBTASK, "ruler"),  # not the subjects of mmlu: too many for a table
-        (comparisons.BY_CONDITION, "flenqa-direct"),
+        *((OVERALL, e) for e in ("mdqa-20", "mdqa-oracle", "flenqa-direct", "ruler", "needle", "mmlu")),
+        (POSITION.family, "mdqa-20"),  # not the oracle: its one position is the whole
+        (LENGTH.family, "flenqa-direct"),
+        (LENGTH.family, "ruler"),
+        (LENGTH.family, "needle"),
+        (DEPTH.family, "needle"),
+        (DEPTH.family, "ruler"),
+        (SUBTASK.family, "flenqa-direct"),
+        (SUBTASK.family, "ruler"),  # not the subjects of mmlu: too many for a table
+        (CONDITION.family, "flenqa-direct"),
     }
-    grid = compared.filter((pl.col("family") == comparisons.BY_DEPTH) & (pl.col("evaluation") == "needle"))
+    grid = compared.filter((pl.col("family") == DEPTH.family) & (pl.col("evaluation") == "needle"))
     assert grid.select("length", "depth").n_unique() == grid.height == 25
-    padding = compared.filter(pl.col("family") == comparisons.BY_CONDITION)["condition"].to_list()
+    padding = compared.filter(pl.col("family") == CONDITION.family)["condition"].to_list()
     assert sorted(padding) == ["padding=books", "padding=same"]  # dispersion has one value alone
 
 
 def test_a_split_compares_the_rows_of_its_value_alone(every: pl.DataFrame, compared: pl.DataFrame) -> None:
-    wanted = (pl.col("family") == comparisons.BY_DEPTH) & (pl.col("evaluation") == "needle")
+    wanted = (pl.col("family") == DEPTH.family) & (pl.col("evaluation") == "needle")
     cell = compared.filter(wanted & (pl.col("length") == 8192) & (pl.col("depth") == 50.0)).row(0, named=True)
     rows = every.filter((pl.col("evaluation") == "needle") & (pl.col("length") == 8192) & (pl.col("depth") == 50.0))
     means = dict(rows.group_by("model").agg(pl.col("score").mean()).iter_rows())
@@ -93,24 +94,24 @@ def test_a_split_compares_the_rows_of_its_value_alone(every: pl.DataFrame, compa
 
 def test_scores_are_told_apart_by_axis_and_the_whole_is_told_once(every: pl.DataFrame, compared: pl.DataFrame) -> None:
     table = comparisons.scores(every, compared)
-    whole = comparisons.whole(table)
+    whole = unsplit(table)
     assert whole.group_by("evaluation", "model").len()["len"].unique().to_list() == [1]
     assert whole.height == 2 * 6
-    subjects = comparisons.along(table, "subtask").filter(pl.col("evaluation") == "mmlu")
+    subjects = along(table, SUBTASK).filter(pl.col("evaluation") == "mmlu")
     assert subjects.height == 2 * 14
     assert subjects["verdict"].null_count() == subjects.height
-    lengths = comparisons.along(table, "length").filter(pl.col("evaluation") == "needle")
+    lengths = along(table, LENGTH).filter(pl.col("evaluation") == "needle")
     assert lengths["depth"].null_count() == lengths.height == 2 * 5
     # What is split adds up to the whole.
     for axis, evaluation in itertools.product(("position", "length", "subtask", "condition"), whole["evaluation"]):
-        parts = comparisons.along(table, axis).filter((pl.col("evaluation") == evaluation) & (pl.col("model") == "kv"))
+        parts = along(table, AXES[axis]).filter((pl.col("evaluation") == evaluation) & (pl.col("model") == "kv"))
         all_of_it = whole.filter((pl.col("evaluation") == evaluation) & (pl.col("model") == "kv"))["n"][0]
         assert parts["n"].sum() in (0, all_of_it)
 
 
 def test_an_evaluation_that_the_base_lacks_is_not_compared(every: pl.DataFrame) -> None:
     rows = every.filter((pl.col("model") == "kv") | (pl.col("evaluation") != "mdqa-20"))
-    overall = comparisons.family(rows).filter(pl.col("family") == comparisons.OVERALL)
+    overall = comparisons.compare_all(rows).filter(pl.col("family") == OVERALL)
     said = dict(overall.select("evaluation", "verdict").iter_rows())
     assert said["mdqa-20"] == "not compared"
     assert said["needle"] != "not compared"
@@ -118,7 +119,7 @@ def test_an_evaluation_that_the_base_lacks_is_not_compared(every: pl.DataFrame) 
 
 def test_scores_hold_every_cell_overall_and_by_position(whole: pl.DataFrame) -> None:
     rows = frames.with_models(whole)
-    table = comparisons.scores(rows, comparisons.family(rows))
+    table = comparisons.scores(rows, comparisons.compare_all(rows))
     assert table.height == 5 * 2 + 5 * 6
     base = table.filter(pl.col("mixture").is_null())
     assert base["difference"].null_count() == base.height

@@ -1,0 +1,176 @@
+"""Heatmaps of accuracy and of change by length and depth; kinds of answers as stacked bars."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from kvray.report.charts.labels import name_panel
+from kvray.report.charts.style import INK, MUTED, PAPER, WIDTH, Palette, facets, on, panels, style, thinned, tokens
+from kvray.results.frames import BASE
+
+_ACROSS = 3
+_PRINTED = 16
+"""Lengths or depths up to which every cell shows its number."""
+_SEQUENTIAL = ("#f3f7fb", "#c6dbec", "#86b6d8", "#3f87bd", "#0b559b", "#08306b")
+_DIVERGING = ("#8c3a00", "#d55e00", "#f0a875", "#f6f4f1", "#85b7dc", "#0072b2", "#003f6b")
+FILLS = {
+    "right": "#4a6d8c",
+    "partial": "#9db4c7",
+    "refusal": "#d9d3c3",
+    "other": "#c3b091",
+    "wrong": "#d19a8a",
+    "invention": "#b03a2e",
+}
+"""Colour of each kind of answer; apart from the models' colours, and from each other in grey as well."""
+_FURTHER = "#a99bb5"
+_NARROW = 0.055
+"""Share of the answers from which a part of a bar shows its number."""
+
+
+def accuracy_grid(scores: pl.DataFrame, evaluation: str, palette: Palette, subtitle: str) -> Any:
+    """Draw accuracy by context length and needle depth, a heatmap per model, the base first.
+
+    Args:
+        scores: rows of :func:`kvray.results.comparisons.scores`.
+        evaluation: which evaluation.
+        palette: colours of the models.
+        subtitle: what n means, in words.
+    """
+    rows = cells(scores, evaluation).filter(pl.col("accuracy").is_not_null())
+    head = (f"Accuracy by context length and needle depth: {evaluation}", subtitle)
+    return _heatmaps(rows, "accuracy", head, palette, (0.0, 1.0), "accuracy, %")
+
+
+def change_grid(scores: pl.DataFrame, evaluation: str, palette: Palette, subtitle: str) -> Any:
+    """Draw each finetune's change against the base like :func:`accuracy_grid`; None where nothing was compared.
+
+    Cells that differ from the base after Holm's correction have a border.
+    """
+    rows = cells(scores, evaluation).filter(pl.col("difference").is_not_null())
+    if not rows.height:
+        return None
+    # Rounded up, so that the scale reads well: 20, 40, 60, 80 or 100 points.
+    far = max(0.2, math.ceil(5 * max(abs(float(change)) for change in rows["difference"]) - 1e-9) / 5)
+    head = (f"Change against the base by context length and needle depth: {evaluation}", subtitle)
+    return _heatmaps(rows, "difference", head, palette, (-far, far), "change, points")
+
+
+def cells(scores: pl.DataFrame, evaluation: str) -> pl.DataFrame:
+    """Return the scores of an evaluation at each length and depth."""
+    placed = pl.col("length").is_not_null() & pl.col("depth").is_not_null()
+    return scores.filter((pl.col("evaluation") == evaluation) & placed)
+
+
+def outcome_bars(shares: pl.DataFrame, evaluation: str, subtitle: str, ends: Mapping[str, str]) -> Any:
+    """Draw how each model's answers divide into kinds, a bar per model, the base first.
+
+    Args:
+        shares: rows of :func:`kvray.results.outcomes.shares`.
+        evaluation: which evaluation.
+        subtitle: what n means, in words.
+        ends: words at the end of a model's bar, by model.
+    """
+    models = shares["model"].unique(maintain_order=True).to_list()
+    with style():
+        head = (f"What the answers are: {evaluation}", subtitle)
+        figure, (panel,) = panels((WIDTH, 0.40 * len(models) + 0.95), (1, 1), head)
+        for y, model in enumerate(models):
+            left = 0.0
+            for row in shares.filter(pl.col("model") == model).iter_rows(named=True):
+                share, fill = row["share"], FILLS.get(row["outcome"], _FURTHER)
+                panel.barh(y, share, left=left, height=0.74, color=fill, edgecolor=PAPER, linewidth=0.8)
+                if share >= _NARROW:
+                    centre = {"ha": "center", "va": "center", "fontsize": 9, "color": on(fill)}
+                    panel.text(left + share / 2, y, _whole_percent(share), **centre)
+                left += share
+            panel.annotate(ends.get(model, ""), (1.012, y), va="center", fontsize=9, color=INK, annotation_clip=False)
+        _legend(panel, shares["outcome"].unique(maintain_order=True).to_list())
+        panel.set_xlim(0, 1)
+        panel.set_ylim(len(models) - 0.5, -1.15)
+        panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0], ["0", "20", "40", "60", "80", "100"])
+        panel.set_xlabel("share of the answers, %")
+        panel.set_yticks(range(len(models)), models)
+        for label, model in zip(panel.get_yticklabels(), models, strict=True):
+            label.set_color(MUTED if model == BASE else INK)
+        panel.grid(visible=False)
+        panel.spines["left"].set_visible(False)
+    return figure
+
+
+def _heatmaps(
+    rows: pl.DataFrame, value: str, head: tuple[str, str], palette: Palette, ends: tuple[float, float], unit: str
+) -> Any:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    models = sorted(rows["model"].unique().to_list(), key=palette.place)
+    lengths, depths = (rows[axis].unique().sort().to_list() for axis in ("length", "depth"))
+    columns = min(_ACROSS, len(models))
+    width = max(WIDTH, columns * (0.42 * min(len(lengths), _PRINTED) + 0.5) + 1.2) if columns == _ACROSS else WIDTH
+    height = min(4.4, max(1.5, 0.25 * len(depths))) + 0.42
+    colours = LinearSegmentedColormap.from_list("kvray", _SEQUENTIAL if value == "accuracy" else _DIVERGING)
+    shade = ScalarMappable(Normalize(*ends), colours)
+    with style():
+        figure, made = facets(len(models), (width, height), head, "context length, tokens", columns, margin=0.45)
+        for place, (panel, model) in enumerate(zip(made, models, strict=True)):
+            _heatmap(panel, rows.filter(pl.col("model") == model), value, shade, lengths, depths)
+            name_panel(panel, model, MUTED if model == BASE else palette.colour(model))
+            panel.set_yticklabels([]) if place % columns else panel.set_ylabel("depth, %")
+        bar = figure.colorbar(shade, ax=figure.axes, fraction=0.02, pad=0.012, aspect=28)
+        bar.outline.set_visible(False)
+        bar.solids.set_rasterized(False)
+        bar.set_label(unit, fontsize=9, color=MUTED)
+        ticks = [ends[0] + i * (ends[1] - ends[0]) / 4 for i in range(5)]
+        bar.set_ticks(ticks, labels=[_points(tick, value) for tick in ticks])
+    return figure
+
+
+def _heatmap(
+    panel: Any, rows: pl.DataFrame, value: str, shade: Any, lengths: Sequence[int], depths: Sequence[float]
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    printed = len(lengths) <= _PRINTED and len(depths) <= _PRINTED
+    size = 8.5 if len(lengths) <= 8 else 7 if len(lengths) <= 12 else 6
+    for row in rows.iter_rows(named=True):
+        x, y = lengths.index(row["length"]), depths.index(row["depth"])
+        fill = shade.to_rgba(row[value])
+        panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor=PAPER, linewidth=1.0))
+        if value == "difference" and row["verdict"] in ("better", "worse"):
+            inner = Rectangle((x - 0.44, y - 0.44), 0.88, 0.88, fill=False, edgecolor=on(fill[:3]), linewidth=1.4)
+            panel.add_patch(inner)
+        if printed:
+            centre = {"ha": "center", "va": "center", "fontsize": size, "color": on(fill[:3])}
+            panel.text(x, y, _points(row[value], value), **centre)
+    panel.set_xlim(-0.5, len(lengths) - 0.5)
+    panel.set_ylim(len(depths) - 0.5, -0.5)
+    panel.grid(visible=False)
+    for side in panel.spines.values():
+        side.set_visible(False)
+    shown = [lengths.index(length) for length in thinned(lengths, 8)]
+    panel.set_xticks(shown, [tokens(lengths[i]) for i in shown], fontsize=8.5 if len(shown) < 7 else 7.5)
+    shown = [depths.index(depth) for depth in thinned(depths, 11)]
+    panel.set_yticks(shown, [f"{depths[i]:.3g}" for i in shown], fontsize=8.5)
+
+
+def _points(share: float, value: str) -> str:
+    """Return a number for a cell, without decimals: a change has its sign."""
+    points = round(100 * share)
+    return f"{points:+d}".replace("-", "\u2212") if value == "difference" and points else f"{points}"
+
+
+def _whole_percent(share: float) -> str:
+    """Return a share in %, without decimals; but only all is 100."""
+    rounded = f"{100 * share:.0f}"
+    return rounded if rounded != "100" or share == 1 else f"{min(100 * share, 99.9):.1f}"
+
+
+def _legend(panel: Any, kinds: list[str]) -> None:
+    """Name the kinds over the first bar, each behind a patch of its colour."""
+    at = 0.0
+    for kind in kinds:
+        panel.barh(-0.8, 0.016, left=at, height=0.34, color=FILLS.get(kind, _FURTHER), linewidth=0)
+        panel.text(at + 0.022, -0.8, kind, va="center", fontsize=9, color=INK)
+        at += 0.055 + 0.0145 * len(kind)

@@ -1,0 +1,108 @@
+"""The findings in sentences, careful ones: what was shown, by how much, and what remains possible."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from kvray.report.text import change, listed, plural, signed
+from kvray.results.frames import BASE
+from kvray.results.profile import Profile
+from kvray.tasks.base import Measure
+
+_ORDER: tuple[Measure, ...] = ("retrieval", "length", "other", "ceiling", "knowledge", "benchmark")
+_VERBS = {
+    ("retrieval", "better"): "retrieves better than",
+    ("retrieval", "worse"): "retrieves worse than",
+    ("knowledge", "better"): "knows more than",
+    ("knowledge", "worse"): "knows less than",
+    ("length", "better"): "holds up better than",
+    ("length", "worse"): "holds up worse than",
+}
+_VERDICTS = ("better", "worse", "within noise")
+
+
+def headlines(predictions: pl.DataFrame, against: pl.DataFrame, profiles: Mapping[str, Profile]) -> list[str]:
+    """Return one sentence per evaluation on all mixtures, joined, then one line per model against the base.
+
+    Args:
+        predictions: rows with a ``model`` column.
+        against: comparisons with the base over whole evaluations.
+        profiles: of the evaluations, by name.
+    """
+    if BASE not in predictions["model"]:
+        return ["The base model has no predictions yet, so nothing can be compared with it."]
+    if not against.height:
+        return ["No finetune has predictions yet, so nothing can be compared with the base model."]
+    compared = [profile for name, profile in profiles.items() if name in against["evaluation"]]
+    compared.sort(key=lambda profile: _ORDER.index(profile.measures))
+    tuned = predictions.filter(pl.col("model") != BASE)
+    noun = "mixture" if tuned["model"].n_unique() == tuned["mixture"].n_unique() else "finetuned model"
+    lines = [_overall(against, compared, noun)]
+    first = against.filter(pl.col("evaluation") == compared[0].name)
+    best = first.sort("difference", descending=True, maintain_order=True)["b"]
+    for model in dict.fromkeys([*best, *against["b"]]):
+        rows = {row["evaluation"]: row for row in against.filter(pl.col("b") == model).iter_rows(named=True)}
+        asked = [profile for profile in compared if profile.name in rows]
+        single = [profile for profile in asked if profile.measures != "benchmark"]
+        parts = [_finding(rows[each.name], each, first=each is single[0]) for each in single]
+        benchmarks = [rows[each.name] for each in asked if each.measures == "benchmark"]
+        parts += [benchmark_line(benchmarks, first=not parts)] if benchmarks else []
+        lines.append(f"**{model}** {'; '.join(parts)}.")
+    return lines
+
+
+def benchmark_line(rows: Sequence[Mapping[str, Any]], first: bool) -> str:
+    """Return one clause on the benchmarks of one model: those that changed with their change, the others by name."""
+    parts = []
+    for verdict in ("better", "worse"):
+        changed = [f"{row['evaluation']} ({signed(row['difference'])})" for row in rows if row["verdict"] == verdict]
+        parts += [f"{verdict} on {listed(changed)}"] if changed else []
+    noise = [row["evaluation"] for row in rows if row["verdict"] == "within noise"]
+    if len(noise) == len(rows) > 1:
+        return f"{'is ' if first else ''}within noise on all {len(rows)} general benchmarks"
+    parts += [f"within noise on {listed(noise)}"] if noise else []
+    return f"{'on ' if first else ''}general benchmarks: {', '.join(parts)}"
+
+
+def _overall(against: pl.DataFrame, compared: Sequence[Profile], noun: str) -> str:
+    benchmarks = [profile.name for profile in compared if profile.measures == "benchmark"]
+    sentences = []
+    for profile in compared:
+        if profile.name in benchmarks and len(benchmarks) > 1:
+            continue
+        verdicts = against.filter(pl.col("evaluation") == profile.name)["verdict"].to_list()
+        parts: list[str] = []
+        for verdict in (each for each in _VERDICTS if each in verdicts):
+            n = verdicts.count(verdict)
+            many = f"{n} of {len(verdicts)} {plural(len(verdicts), noun)}" if not parts else f"{n}"
+            parts.append(f"{many} {_verb(profile, verdict, n)}")
+        sentences.append(f"On {profile.title}, {listed(parts)}.")
+    if len(benchmarks) > 1:
+        verdicts = against.filter(pl.col("evaluation").is_in(benchmarks))["verdict"].to_list()
+        numbers = {verdict: verdicts.count(verdict) for verdict in _VERDICTS if verdict in verdicts}
+        parts = [
+            f"{'all' if n == len(verdicts) > 1 else n} {'is' if n == 1 else 'are'} {verdict}"
+            for verdict, n in numbers.items()
+        ]
+        of = f"Of {len(verdicts)} comparisons with the base model on {len(benchmarks)} general benchmarks"
+        sentences.append(f"{of}, {listed(parts)}.")
+    return " ".join(sentences)
+
+
+def _verb(profile: Profile, verdict: str, models: int = 1) -> str:
+    """Return the predicate of a verdict for this many models: "knows more than the base model", "are within noise"."""
+    if verdict == "within noise":
+        return f"{'is' if models == 1 else 'are'} within noise"
+    verb, rest = _VERBS.get((profile.measures, verdict), f"scores {verdict} than").split(" ", 1)
+    return f"{verb if models == 1 else verb.removesuffix('s')} {rest} the base model"
+
+
+def _finding(row: Mapping[str, Any], profile: Profile, first: bool) -> str:
+    difference, low, high = row["difference"], row["low"], row["high"]
+    points = f"{signed(difference)} points (95 % interval {signed(low)} to {signed(high)})"
+    if not first:
+        return f"{profile.title}: {change(difference, low, high)}, {row['verdict']}"
+    if row["verdict"] == "within noise":
+        return f"is not shown to differ from the base model on {profile.title}: {points}, within noise"
+    return f"{_verb(profile, row['verdict'])} on {profile.title}: {points}"
