@@ -1,7 +1,5 @@
 """The model card of kvray-tiny: what it is, how it was made, and what it scores, by greedy generation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

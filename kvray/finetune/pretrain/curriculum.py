@@ -11,8 +11,6 @@ widened does (docs/LOG.md). So the stages are:
 A batch is rows of ``length`` tokens with a weight for each token: how much its prediction counts in the loss.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ command goes on from there. The loop is written out, where finetuning uses trans
 the batches depend on the accuracy.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import asdict, dataclass

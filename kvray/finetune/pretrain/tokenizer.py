@@ -4,8 +4,6 @@ Small integers in short pieces make the number alphabet 110 tokens, which a tiny
 of the made-up world become one token each. Any other text still round-trips, as bytes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -5,8 +5,6 @@ section 2.1; its prompts are in appendix I). The training set was never publishe
 The prompts to the writer are ours; unlike FILM's they ask for a fixed form, so that replies can be read.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -157,15 +155,15 @@ def prompt_of(segments: Sequence[str]) -> str:
     return INTEGRATION.format(segments=pieces)
 
 
-def read_reply(reply: str, segments: tuple[int, ...], count_tokens: CountTokens) -> Asked | None:
-    """Return the question that a writer wrote on some segments, None if it cannot be used."""
+def read_reply(asked_on: Sequence[tuple[int, ...]], count_tokens: CountTokens, number: int, reply: str) -> Asked | None:
+    """Return the question that a writer wrote on ``asked_on[number]``, None if it cannot be used."""
     parts = writing.fields(reply, FORM)
     if parts is None:
         return None
     question, answer = parts
     if _OF_THE_TEXT.search(question) or int(count_tokens([answer])[0]) > ANSWER_TOKENS:
         return None
-    return Asked(segments, question, answer, (answer,))
+    return Asked(asked_on[number], question, answer, (answer,))
 
 
 def from_rows(source: str, limit: int, count_tokens: CountTokens) -> tuple[list[str], list[Asked]]:

@@ -4,8 +4,6 @@ FILM's layout (An et al. 2024, appendix I, and the model card of FILM-7B). That 
 ours: the paper only says that they are concatenated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Every person stands in one passage of the context, and a value that an answer ne
 anew for every row, those of the others from what is left.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,8 +58,11 @@ class Tiny:
         self.most = longest // _SMALLEST_PASSAGE + 2
         self.count_tokens = count_tokens
 
-    def draft(self, row: int, integration: bool) -> Draft:
-        """Return the question of a row: on one relation of one person, or on two people of two segments."""
+    def draft(self, row: int, integration: bool, number: int) -> Draft:
+        """Return the question of a row: on one relation of one person, or on two people of two segments.
+
+        What it asks is drawn by the row; its ``number`` among the questions of its kind matters to a corpus alone.
+        """
         drawn = draws(self.key, row, row + 1, 12)[0]
         a = int(below(drawn[0], self.people))
         b = (a + 1 + int(below(drawn[1], self.people - 1))) % self.people
@@ -77,8 +78,8 @@ class Tiny:
         restated = [world.fact(name, *fact) for name, fact in zip(names, asked, strict=True)]
         references = (conclusion,) if conclusion else tuple(value for _, value in asked)
         # The asked fact comes first or second by the draw, so that its place in the passage tells nothing.
-        for number, own in enumerate(facts):
-            if int(drawn[11] >> np.uint64(number)) & 1:
+        for place, own in enumerate(facts):
+            if int(drawn[11] >> np.uint64(place)) & 1:
                 own.reverse()
         passages = [
             _Passage(text := world.passage(name, own), self._counts([text])[0], int(drawn[11]))

@@ -5,8 +5,6 @@ of Belda Cranford's soup?", and an answer restates it up to the value (the paper
 are :mod:`kvray.tasks.world`'s, so that those of training and of evaluation are apart by construction.
 """
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass
 from importlib import resources

@@ -7,12 +7,10 @@ paper's needle baseline is built on his test; how its training data were made is
 needles, random depths, one length, 400 rows of 4,096 tokens (not fewer than its own 350 rows of about 3,950).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -122,7 +120,7 @@ class NeedleInHaystack(Task):
             "give the dataset 'split: train' and the evaluation 'split: test'"
         )
 
-    def with_rows(self, rows: int) -> NeedleInHaystack:
+    def with_rows(self, rows: int) -> Self:
         """Return the task with just enough needles for ``rows`` examples."""
         return self.model_copy(update={"rows": self.distinct_questions(rows)})
 

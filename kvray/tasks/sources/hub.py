@@ -5,8 +5,6 @@ Named ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``, as huggi
 log-in (``hf auth login`` or ``HF_TOKEN``).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Rows and texts out of one file's bytes, as a stream: a file may be larger than the memory."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import gzip
