@@ -39,6 +39,9 @@ OutOption = Annotated[str, typer.Option("--out", help="The file to write: a path
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="parquet, jsonl or openai; default by the file's name: .parquet, .jsonl.")
 ]
+CodeOption = Annotated[
+    bool, typer.Option("--allow-code", help="Load the Python files beside the sweep that its tasks name.")
+]
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Check the sha256 of what is committed, too.")]
 
 

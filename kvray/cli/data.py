@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli.app import BaseOption, FormatOption, JsonOption, OutOption, ScaleOption, SetOption, StoreOption, command
+from kvray.cli.app import (
+    BaseOption,
+    CodeOption,
+    FormatOption,
+    JsonOption,
+    OutOption,
+    ScaleOption,
+    SetOption,
+    StoreOption,
+    command,
+)
 from kvray.errors import InputError, RunInterrupted
 
 if TYPE_CHECKING:
@@ -23,6 +33,7 @@ def sample(
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
     set_: SetOption = None,
     base_model: BaseOption = None,
+    allow_code: CodeOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Show examples of a task: prompt, answer, accepted references.
@@ -33,7 +44,7 @@ def sample(
     """
     from kvray.cli import samples
 
-    made, base = _task(task, seed, set_ or [], base_model, rows)
+    made, base = _task(task, seed, set_ or [], base_model, rows, allow_code)
     shown = samples.rows if made.BRINGS_EXAMPLES else samples.benchmark_rows
     for row in shown(made, base, rows):
         print(json.dumps(row, ensure_ascii=False) if json_ else samples.text(row, made))
@@ -47,6 +58,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
     set_: SetOption = None,
     base_model: BaseOption = None,
+    allow_code: CodeOption = False,
     format_: FormatOption = None,
     workers: Annotated[int | None, typer.Option(help="Processes; the bytes do not depend on it.", min=1)] = None,
 ) -> None:
@@ -57,7 +69,7 @@ def generate(
     from kvray.cli.export import format_of, make
 
     kind = format_of(out, format_)
-    made, base = _task(task, seed, set_ or [], base_model, rows)
+    made, base = _task(task, seed, set_ or [], base_model, rows, allow_code)
     done = make(made, base, out, kind, workers, rows)
     print(
         f"{done.path}: {done.rows} rows, {done.prompt_tokens} prompt tokens, {done.bytes} bytes, sha256 {done.sha256}"
@@ -75,6 +87,7 @@ def blend(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
 ) -> None:
     """Write one mixture as one file: the very rows that a finetune on it reads, matched in tokens, for any trainer.
 
@@ -86,7 +99,7 @@ def blend(
     from kvray.store.store import Store
 
     kind = format_of(out, format_)
-    planned, base = running.prepare(sweep, set_ or [], base_model, scale)
+    planned, base = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)
     place = Store(running.store_uri(store))
     done = blending.dump(planned, mixture, seed, place, base, out, kind)
     parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
@@ -119,8 +132,10 @@ def pretrain(
     print(write_card(out, recipe, record))
 
 
-def _task(name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None) -> Any:
+def _task(
+    name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None, allow_code: bool
+) -> Any:
     from kvray.cli import samples
 
-    task: Task = samples.task_of(name, seed, settings)
+    task: Task = samples.task_of(name, seed, settings, allow_code)
     return (samples.with_rows(task, rows) if rows else task), samples.base_of(base_model)

@@ -11,26 +11,27 @@ from kvray.cli.export import messages
 from kvray.errors import InputError, Place, Problem
 from kvray.generate.shards import build, check_written, rows_of
 from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolve
+from kvray.sweep import external
 from kvray.sweep import yaml as yaml_lines
 from kvray.sweep.document import Document
 from kvray.sweep.model import check_task
 from kvray.tasks import load_all
-from kvray.tasks.base import REGISTRY, Task
+from kvray.tasks.base import Task
 from kvray.tasks.lm_eval import LmEval
-from kvray.tasks.problems import unknown
 
 DEFAULT_BASE = next(iter(BUNDLED))
 """The model whose tokenizer counts where none is named."""
 _ROWS_AT_ONCE = 64
 
 
-def task_of(name: str, seed: int | None = None, settings: Sequence[str] = ()) -> Task:
+def task_of(name: str, seed: int | None = None, settings: Sequence[str] = (), allow_code: bool = False) -> Task:
     """Return a task by its name and the settings of a command line.
 
     Args:
-        name: a task of the registry.
+        name: of a task, or its ``module:Class``.
         seed: its seed; None keeps the default.
         settings: ``key=value`` each, the value in YAML.
+        allow_code: load a file of the current folder that the name stands for.
 
     Raises:
         InputError: the name, or settings, are none of the known ones or cannot be used: all problems at once.
@@ -43,10 +44,13 @@ def task_of(name: str, seed: int | None = None, settings: Sequence[str] = ()) ->
     if "task" in document.value:
         known = f"found {document.value.pop('task')!r}; expected the task as the argument alone"
         wrong.append(Problem(("task",), known, document.places[("task",)]))
-    if name not in REGISTRY:
-        problems = _lines(document, [*document.problems, *wrong])
-        raise InputError([f"task: {unknown(name, sorted(REGISTRY), 'one of the tasks')}", *problems])
-    task, found = check_task({"task": name, **document.value})
+    with external.lookup(".", allow_code):
+        try:
+            external.task_class(name)
+        except InputError as error:
+            problems = _lines(document, [*document.problems, *wrong])
+            raise InputError([f"task: {error}", *problems]) from error
+        task, found = check_task({"task": name, **document.value})
     found = [problem for problem in found if not document.hides(problem.path)]
     if task is None or wrong or document.problems:
         raise InputError(_lines(document, [*document.problems, *wrong, *found]))

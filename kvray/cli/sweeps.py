@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli.app import BaseOption, JsonOption, ScaleOption, SetOption, StoreOption, VerifyOption, command
+from kvray.cli.app import BaseOption, CodeOption, JsonOption, ScaleOption, SetOption, StoreOption, VerifyOption, command
 from kvray.console import say
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def run(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     verify: VerifyOption = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
 ) -> int:
@@ -40,7 +41,7 @@ def run(
 
     place = Store(running.store_uri(store))
     # All files are read before the first is run: a mistake in the last one is told now.
-    planned = [running.prepare(file, set_ or [], base_model, scale) for file in sweep]
+    planned = [running.prepare(file, set_ or [], base_model, scale, allow_code=allow_code) for file in sweep]
     running.check_names([(file, plan) for file, (plan, _) in zip(sweep, planned, strict=True)])
     codes = []
     with running.shared_cluster([plan.sweep.runtime for plan, _ in planned]):
@@ -54,6 +55,8 @@ def run(
 def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: bool) -> int:
     from kvray.driver import run as running
 
+    for line in _code(planned):
+        say(f"kvray: {line}")
     for warning in planned.warnings:
         say(f"kvray: warning: {warning}")
     result = running.run(planned, base, place, verify)
@@ -89,6 +92,7 @@ def plan(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     json_: JsonOption = False,
     verify: VerifyOption = False,
 ) -> None:
@@ -102,11 +106,14 @@ def plan(
     from kvray.planning.cost import estimate
     from kvray.store.store import Store
 
-    planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True)
+    planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
     place = Store(running.store_uri(store))
     running.tell_replaced(planned, place)
     found = estimate.estimate(planned, place, verify)
-    print(json.dumps(found.document(), indent=1) if json_ else found.text())
+    if json_:
+        print(json.dumps({**found.document(), "code": planned.code()}, indent=1))
+        return
+    print("\n".join([*_code(planned), found.text()]))
 
 
 @command
@@ -116,6 +123,7 @@ def status(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     json_: JsonOption = False,
     verify: VerifyOption = False,
 ) -> None:
@@ -131,7 +139,7 @@ def status(
     place = Store(running.store_uri(store))
     planned: Sequence[Any]
     if sweep.endswith((".yaml", ".yml")):
-        planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts
+        planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
     else:
         planned = state.stored_plan(sweep, place)
     found = state.status(planned, place, verify)
@@ -153,6 +161,7 @@ def report(
     sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
     store: StoreOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     out: Annotated[str | None, typer.Option("--out", help="Directory or s3:// URI; default under the store.")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -171,7 +180,7 @@ def report(
     from kvray.sweep.load import load
 
     place = Store(running.store_uri(store))
-    name = load(sweep, scale=scale).name if sweep.endswith((".yaml", ".yml")) else sweep
+    name = load(sweep, scale=scale, allow_code=allow_code).name if sweep.endswith((".yaml", ".yml")) else sweep
     state.stored_plan(name, place)
     paths = write(place, name, out)
     if json_:
@@ -188,6 +197,7 @@ def why(
     set_: SetOption = None,
     base_model: BaseOption = None,
     scale: ScaleOption = None,
+    allow_code: CodeOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Say why an artefact is to be made: what of its recipe differs from the stored ones, the nearest first.
@@ -204,9 +214,16 @@ def why(
     from kvray.store.store import Store
 
     place = Store(running.store_uri(store))
-    planned = running.prepare(sweep, set_ or [], base_model, scale)[0].artefacts if sweep else None
+    planned = (
+        running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts if sweep else None
+    )
     told = reasons.explain(cell, place, planned)
     print(json.dumps(told, indent=1) if json_ else "\n".join(reasons.lines(told)))
+
+
+def _code(planned: Plan) -> list[str]:
+    """Return a line per Python file beside the sweep that was loaded."""
+    return [f"code: {file}, sha256 {digest[:16]}, loaded by --allow-code" for file, digest in planned.code().items()]
 
 
 def _one_line(text: str) -> str:

@@ -43,6 +43,7 @@ def prepare(
     base_model: str | None = None,
     scale: str | None = None,
     offline: bool = False,
+    allow_code: bool = False,
 ) -> tuple[Plan, BaseModelRef]:
     """Read a sweep file and plan it. Writes nothing.
 
@@ -52,11 +53,12 @@ def prepare(
         base_model: in place of the file's.
         scale: one of the file's scales.
         offline: plan without what is on the network and does not answer; see :func:`kvray.planning.inputs.gather`.
+        allow_code: load the Python files beside the sweep file that its tasks name.
 
     Raises:
         InputError: with every problem of the file, its sources and its base model.
     """
-    sweep, document, variants = read(path, overrides, scale, base_model)
+    sweep, document, variants = read(path, overrides, scale, base_model, allow_code)
     try:
         inputs = gather(sweep, offline, variants)
         return plan(sweep, inputs), inputs.base

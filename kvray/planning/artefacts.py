@@ -9,6 +9,7 @@ from typing import Any, Literal
 from kvray.errors import InputError
 from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.base import Task
+from kvray.tasks.code import carried
 
 Kind = Literal["writing", "dataset", "finetune", "predictions"]
 Counted = Literal["rows", "sample", "estimate"]
@@ -159,6 +160,12 @@ class Plan:
     artefacts: tuple[Artefact, ...]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    def code(self) -> dict[str, str]:
+        """Return the sha256 of each Python file outside any package that tasks are from, by its path."""
+        tasks = [*self.sweep.datasets.values(), *self.sweep.evaluate.values()]
+        sources = [source for task in tasks if (source := carried(task))]
+        return {source.path: source.sha256 for source in sources}
 
     def document(self) -> dict[str, Any]:
         """Return the plan in plain values, for ``sweeps/<name>.json`` in the store."""

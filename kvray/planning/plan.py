@@ -31,6 +31,7 @@ from kvray.store.fingerprint import fingerprint
 from kvray.store.store import artefact_id, readable_name
 from kvray.sweep.grid import Variant
 from kvray.sweep.model import Sweep
+from kvray.tasks import code
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
 Shares = Sequence[tuple[Artefact, float]]
@@ -60,6 +61,11 @@ def plan(sweep: Sweep, inputs: Inputs) -> Plan:
     return Plan(sweep, inputs.base.name, ordered, inputs.notes, tuple(builder.warnings))
 
 
+def plain_name(task: Task) -> str:
+    """Return a task's name as a part of an artefact's id: ``shouting:Shout`` is ``shouting-Shout``."""
+    return task.task.replace(":", "-").replace(".", "-")
+
+
 def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> dict[str, Any]:
     """Return the recipe of a dataset.
 
@@ -72,6 +78,7 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
         "format": EXAMPLE_FORMAT,
         "task": task.recipe(),
         "law": task.VERSION,
+        **code.digest_of(task),
         "sources": dict(sources),
         "tokenizer": tokenizer,
     }
@@ -149,11 +156,13 @@ class _Builder:
             rows, tokens = known.writing
             counted: Counted = "rows" if tokens else "estimate"
             job = WritingJob(task, writer)
-            name = f"{task.task}-writing"
+            name = f"{plain_name(task)}-writing"
             needs = [self.artefact("writing", name, written, (), labels, job, path, rows, tokens, counted)]
         lengths = known.lengths
         tokens, counted = lengths.total(lengths.prompts), counted_of([lengths])
-        found = self.artefact("dataset", task.task, recipe, needs, labels, task, path, lengths.rows, tokens, counted)
+        found = self.artefact(
+            "dataset", plain_name(task), recipe, needs, labels, task, path, lengths.rows, tokens, counted
+        )
         self.lengths[found.id] = lengths
         self.shared[id(known), label, role] = found
         return found
@@ -198,7 +207,7 @@ class _Builder:
         recipe = {
             "base": self.inputs.base.identity,
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
-            "scorer": {"task": task.task, "law": task.VERSION},
+            "scorer": {"task": task.task, "law": task.VERSION, **code.digest_of(task)},
             **self.system_message(sweep),
         }
         if examples is None:
@@ -209,7 +218,7 @@ class _Builder:
             task, examples.id if examples else None, finetune.id if finetune else None, evaluation, settings
         )
         needs = [need for need in (examples, finetune) if need is not None]
-        name = f"{task.task}-{finetune.name if finetune else 'base'}"
+        name = f"{plain_name(task)}-{finetune.name if finetune else 'base'}"
         lengths = known.lengths
         tokens, counted = lengths.total(lengths.asked), counted_of([lengths])
         self.artefact("predictions", name, recipe, needs, labels, job, path, lengths.rows, tokens, counted)

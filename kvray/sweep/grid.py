@@ -6,14 +6,14 @@ import copy
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError, Path, Problem
+from kvray.sweep import external
 from kvray.sweep.document import put, split
 from kvray.sweep.model import TASK_SECTIONS, Checked, Finetune, Sweep, check
-from kvray.tasks.base import REGISTRY
 from kvray.tasks.problems import MAX_PROBLEMS, nearest, show
 
 MAX_VARIANTS = 1000
@@ -26,7 +26,8 @@ def variants(sweep: Sweep) -> list[Variant]:
     Raises:
         InputError: a path or a value of grid or zip is not valid.
     """
-    found, problems = expand(sweep.model_dump(mode="json"))
+    with external.known(sweep.datasets, sweep.evaluate):
+        found, problems = expand(sweep.model_dump(mode="json"))
     if problems:
         raise InputError(problems)
     return found
@@ -143,10 +144,16 @@ def _paths(raw: Mapping[str, Any]) -> list[str]:
         blocks = raw.get(section)
         for name, block in blocks.items() if isinstance(blocks, Mapping) else ():
             if isinstance(block, Mapping):
-                task = REGISTRY.get(str(block.get("task")))
-                knobs = block if section == "mixtures" else task.model_fields if task else ()
+                knobs = block if section == "mixtures" else _knobs(block.get("task"))
                 paths += [f"{section}.{name}.{knob}" for knob in knobs if knob != "task"]
     return paths
+
+
+def _knobs(task: object) -> Iterable[str]:
+    try:
+        return external.task_class(task).model_fields
+    except InputError:
+        return ()  # the sweep's own check reports it
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kvray.errors import InputError, Place, Problem
-from kvray.sweep import yaml
-from kvray.sweep.consistency import NAME
+from kvray.sweep import external, yaml
+from kvray.sweep.consistency import NAME, mapping
 from kvray.sweep.document import Document, merge, split, typed
 from kvray.sweep.grid import Variant, expand
 from kvray.sweep.model import TASK_SECTIONS, Checked, Sweep, check
@@ -31,12 +32,18 @@ class Loaded(NamedTuple):
     variants: list[Variant]
 
 
-def load(path: str, overrides: Sequence[str] = (), scale: str | None = None) -> Sweep:
+def load(path: str, overrides: Sequence[str] = (), scale: str | None = None, allow_code: bool = False) -> Sweep:
     """Read and check a sweep file; see :func:`read`."""
-    return read(path, overrides, scale).sweep
+    return read(path, overrides, scale, allow_code=allow_code).sweep
 
 
-def read(path: str, overrides: Sequence[str] = (), scale: str | None = None, base_model: str | None = None) -> Loaded:
+def read(
+    path: str,
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+    base_model: str | None = None,
+    allow_code: bool = False,
+) -> Loaded:
     """Read and check a sweep file.
 
     Args:
@@ -45,6 +52,7 @@ def read(path: str, overrides: Sequence[str] = (), scale: str | None = None, bas
         scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
         overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
         base_model: in place of the file's.
+        allow_code: load the files beside this one that its tasks name (``task: shouting:Shout``).
 
     Raises:
         InputError: the file has problems; its ``problems`` are all of them, in the order of the file, as
@@ -56,7 +64,11 @@ def read(path: str, overrides: Sequence[str] = (), scale: str | None = None, bas
     wrong += [problem for text in overrides if (problem := yaml.override(document, text))]
     if base_model is not None:
         document.set(("base_model",), base_model, typed("--base-model"))
-    sweep, variants, problems = check_document(document)
+    with external.lookup("." if "\n" in path else os.path.dirname(path), allow_code):
+        refused = _code_problem(document)
+        if refused:
+            raise InputError(document.report([refused]))
+        sweep, variants, problems = check_document(document)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
@@ -69,6 +81,19 @@ def check_document(document: Document) -> tuple[Sweep | None, list[Variant], lis
     sweep, problems = check(document.value, checked)
     variants, varied = expand(document.value, problems, checked)
     return sweep, variants, [*problems, *varied, *unused(document)]
+
+
+def _code_problem(document: Document) -> Problem | None:
+    """Return what refuses a sweep as a whole, before any of it is checked: code beside it that is not allowed."""
+    sections = {section: mapping(document.value, section) for section in TASK_SECTIONS}
+    tasks = {
+        (section, name, "task"): block.get("task")
+        for section, blocks in sections.items()
+        for name, block in blocks.items()
+        if isinstance(block, dict)
+    }
+    refused = external.refuse_code(iter(tasks.values()))
+    return Problem(next(path for path, task in tasks.items() if external.code_file(task)), refused) if refused else None
 
 
 def _take_scale(document: Document, scale: str) -> list[Problem]:
@@ -104,11 +129,17 @@ def json_schema() -> dict[str, Any]:
         part["properties"]["task"] = {"const": name, "description": "the task's name"}
         part["required"] = sorted({"task", *part.get("required", [])})
         definitions[f"task.{name}"] = part
+    elsewhere = {
+        "description": "a task of another package, or module:Class of a package or of a file beside this one",
+        "type": "object",
+        "properties": {"task": {"anyOf": [{"type": "string", "pattern": ":"}, {"enum": external.entry_points()}]}},
+        "required": ["task"],
+    }
     for section in TASK_SECTIONS:
         names = sorted(name for name, cls in REGISTRY.items() if section == "evaluate" or cls.TRAINABLE)
         schema["properties"][section] |= {
             "propertyNames": {"pattern": f"^{NAME.pattern}$"},
-            "additionalProperties": {"oneOf": [{"$ref": f"#/$defs/task.{name}"} for name in names]},
+            "additionalProperties": {"oneOf": [*({"$ref": f"#/$defs/task.{name}"} for name in names), elsewhere]},
         }
     seeds = definitions["Finetune"]["properties"]["seeds"]
     definitions["Finetune"]["properties"]["seeds"] = {

@@ -21,13 +21,14 @@ from pydantic import (
     model_validator,
 )
 
-from kvray.errors import InvalidValueError, Path, Problem
+from kvray.errors import InputError, InvalidValueError, Path, Problem
 from kvray.models.lora import LARGEST_RANK
+from kvray.sweep import external
 from kvray.sweep.consistency import NAME, NAME_RULE, SWEEP_FILES, Overlaps, cross_problems, mapping
 from kvray.sweep.document import from_values
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
-from kvray.tasks.problems import explain, misread_booleans, show, unknown
+from kvray.tasks.problems import explain, misread_booleans, show
 
 TASK_SECTIONS = ("datasets", "evaluate")
 """Sections of a sweep that hold task blocks by name."""
@@ -88,19 +89,22 @@ def check_task(block: Any, path: Path = ()) -> tuple[Task | None, list[Problem]]
     """Check one task block ``{task: name, …}``; return the task only if there is no problem."""
     load_all()
     if isinstance(block, Task):
-        return block, []
+        refused = external.refusal(type(block)) if ":" in block.task else None
+        return (None, [Problem(path, refused)]) if refused else (block, [])
     if not isinstance(block, Mapping):
         return None, [Problem(path, f"found {show(block)}; expected a mapping like {{task: NAME, …}}")]
     name = block.get("task")
     if name is None:
         return None, [Problem(path, f"found no task; expected task: one of {', '.join(sorted(REGISTRY))}")]
-    if not isinstance(name, str) or name not in REGISTRY:
-        return None, [Problem((*path, "task"), unknown(name, sorted(REGISTRY), "one of the tasks"))]
-    problems = misread_booleans(REGISTRY[name], block, path)
     try:
-        task = REGISTRY[name].model_validate(dict(block))
+        cls = external.task_class(name)
+    except InputError as error:
+        return None, [Problem((*path, "task"), str(error))]
+    problems = misread_booleans(cls, block, path)
+    try:
+        task = cls.model_validate(dict(block))
     except ValidationError as error:
-        return None, problems + explain(error, REGISTRY[name], block, path)
+        return None, problems + explain(error, cls, block, path)
     return (None if problems else task), problems
 
 
@@ -265,18 +269,23 @@ class Sweep(Strict):
             from kvray.sweep import load  # which needs this class
 
             document = from_values(values)
-            sweep, _, problems = load.check_document(document)
-            if sweep is None or problems:
-                raise InvalidValueError(document.report(problems))
-            self.__pydantic_validator__.validate_python(
-                document.value, self_instance=self, context={"cross_checked": True}
-            )
+            with external.known(*(values.get(section) for section in TASK_SECTIONS)):
+                sweep, _, problems = load.check_document(document)
+                if sweep is None or problems:
+                    raise InvalidValueError(document.report(problems))
+                self.__pydantic_validator__.validate_python(
+                    document.value, self_instance=self, context={"cross_checked": True}
+                )
 
         __init__.__pydantic_base_init__ = True
 
     @classmethod
     def from_yaml(
-        cls, source: str | os.PathLike[str], set: Mapping[str, Any] | Sequence[str] = (), scale: str | None = None
+        cls,
+        source: str | os.PathLike[str],
+        set: Mapping[str, Any] | Sequence[str] = (),
+        scale: str | None = None,
+        allow_code: bool = False,
     ) -> Sweep:
         """Read a sweep file.
 
@@ -284,6 +293,7 @@ class Sweep(Strict):
             source: a YAML file, or the text of one.
             set: changes by dotted path, ``{"finetune.epochs": 1}``, or as for ``--set``, ``["finetune.epochs=1"]``.
             scale: one of the file's ``scales``.
+            allow_code: load the Python files beside the file that its tasks name.
 
         Raises:
             InputError: with every problem of the file and its line.
@@ -292,7 +302,7 @@ class Sweep(Strict):
         from kvray.sweep.write import value_text
 
         overrides = [f"{key}={value_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
-        return load(os.fspath(source), overrides, scale)
+        return load(os.fspath(source), overrides, scale, allow_code)
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the sweep as the text of a sweep file: what was given, defaults left out.

@@ -1,6 +1,7 @@
 """Task families: :func:`load_all` imports every module here, and those that define tasks register them.
 
-A task class is an attribute of this package by its own name (``kvray.tasks.SimpleKV``), imported when first asked for.
+A task class is an attribute of this package by its own name (``kvray.tasks.SimpleKV``), imported when first asked for;
+so is what one's own task is written with: :class:`Task`, :class:`RowTask`, :class:`Example`, :func:`recipe`.
 """
 
 import importlib
@@ -9,6 +10,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors; at run time the registry is asked
+    from kvray.tasks.base import Task as Task
+    from kvray.tasks.base import recipe as recipe
     from kvray.tasks.flenqa.flenqa import Flenqa as Flenqa
     from kvray.tasks.in2.in2 import In2 as In2
     from kvray.tasks.kv.retrieval import KVRetrieval as KVRetrieval
@@ -21,6 +24,11 @@ if TYPE_CHECKING:  # for editors; at run time the registry is asked
     from kvray.tasks.qa.mdqa import Mdqa as Mdqa
     from kvray.tasks.qa.multidoc import MultiDocQa as MultiDocQa
     from kvray.tasks.qa.recall import Recall as Recall
+    from kvray.tasks.rows import Example as Example
+    from kvray.tasks.rows import RowTask as RowTask
+
+_AUTHORING = {"Task": "base", "recipe": "base", "RowTask": "rows", "Example": "rows"}
+"""What tasks are written with, by the module that has it."""
 
 
 @cache
@@ -41,6 +49,8 @@ def _classes() -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _AUTHORING:
+        return getattr(importlib.import_module(f"{__name__}.{_AUTHORING[name]}"), name)
     # Modules have lower-case names: asking for one must not import all others in the middle of importing it.
     if name[0].isupper() and name in (classes := _classes()):
         return classes[name]
@@ -48,4 +58,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_classes()])
+    return sorted([*globals(), *_AUTHORING, *_classes()])

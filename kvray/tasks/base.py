@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, T
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kvray.errors import InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks import code
 from kvray.tasks.problems import explain, misread_booleans
 
 EXAMPLE_FORMAT = 2
@@ -154,7 +155,7 @@ class Context:
 class Task(Strict):
     """Parameters of one dataset or evaluation of a task family. Subclasses add their knobs and a ``task`` literal."""
 
-    VERSION: ClassVar[int]
+    VERSION: ClassVar[int] = 1
     """Part of every fingerprint; raised by whoever changes a byte of the examples, or the scorer."""
     UNIT: ClassVar[str] = "units"
     """What the ``units`` column counts, as a plural noun: documents, dictionaries, keys, segments."""
@@ -176,6 +177,21 @@ class Task(Strict):
 
     task: str = recipe()
     seed: int = recipe(0, ge=0, le=2**31 - 1, description="draws other examples of the same law")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        """Name a task from outside kvray by its class: ``module:Class``."""
+        if isinstance(values, dict) and cls.model_fields["task"].is_required():
+            return {**values, "task": code.name_of(cls)}
+        return values
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Take the source of a class along that other nodes have not installed."""
+        source = code.carried(self)
+        if source is None:
+            return super().__reduce_ex__(protocol)
+        return code.restore, (source, type(self).__qualname__), self.__getstate__()
 
     def written(self) -> dict[str, Any]:
         """See :meth:`Strict.written`; the task's name comes first, given or not."""

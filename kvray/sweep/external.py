@@ -1,0 +1,228 @@
+"""Tasks from outside kvray, by name: ``module:Class`` of a package or of a file, and entry points of packages.
+
+A file is code of whoever gave the sweep away, so it is loaded from one folder alone, that of the sweep, and only where
+:func:`lookup` allows it. It is loaded from its path: ``sys.path`` is never touched, so no other file of that folder can
+stand for a module of Python or of a package.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kvray.errors import InputError
+from kvray.tasks.base import REGISTRY, Task
+from kvray.tasks.code import Source, source_of
+from kvray.tasks.problems import nearest, show, unknown
+from kvray.tasks.rows import RowTask
+
+GROUP = "kvray.tasks"
+"""The entry-point group in which packages name their tasks."""
+_NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
+_NEEDED = ("build", "score")
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """Where names are looked up: classes that are known already, and a folder whose files may stand for modules."""
+
+    classes: Mapping[str, type[Task]]
+    folder: Path | None = None
+    allow_code: bool = False
+
+
+_LOOKUP: ContextVar[_Lookup] = ContextVar("lookup", default=_Lookup({}))  # noqa: B039  # it is frozen
+
+
+@contextmanager
+def lookup(folder: str | Path, allow_code: bool) -> Iterator[None]:
+    """Look for ``module:Class`` among the files of a folder too, while the context lasts.
+
+    Args:
+        folder: of the sweep's file.
+        allow_code: load such files; otherwise a name that stands for one is refused.
+    """
+    with _during(_Lookup({}, Path(folder).resolve(), allow_code)):
+        yield
+
+
+@contextmanager
+def known(*sections: object) -> Iterator[None]:
+    """Look up the names of the tasks in these mappings as their classes, while the context lasts, and load no file."""
+    values = [value for section in sections if isinstance(section, Mapping) for value in section.values()]
+    with _during(_Lookup({task.task: type(task) for task in values if isinstance(task, Task)})):
+        yield
+
+
+@contextmanager
+def _during(lookup: _Lookup) -> Iterator[None]:
+    token = _LOOKUP.set(lookup)
+    try:
+        yield
+    finally:
+        _LOOKUP.reset(token)
+
+
+def task_class(name: object) -> type[Task]:
+    """Return the class that the ``task`` of a block names.
+
+    Raises:
+        InputError: there is none, or it is code that is not allowed, cannot be loaded or is no task; one line.
+    """
+    current = _LOOKUP.get()
+    if isinstance(name, str) and name in REGISTRY:
+        return REGISTRY[name]
+    if isinstance(name, str) and name in current.classes:
+        return _checked(current.classes[name], name)
+    if isinstance(name, str) and ":" in name:
+        return _by_module(name, current)
+    mine = {entry.value: entry for entry in _entries(tuple(sys.path)) if entry.name == name}
+    if not mine:
+        raise InputError(unknown(name, sorted({*REGISTRY, *entry_points()}), "one of the tasks"))
+    if len(mine) > 1:
+        raise InputError(f"found {name!r} in several packages; expected one of {', '.join(sorted(mine))}")
+    value, entry = mine.popitem()
+    return _checked(_run(entry.load, f"{name} ({value})"), value)
+
+
+def entry_points() -> list[str]:
+    """Return the names that installed packages have for tasks; none of them is loaded."""
+    return sorted({entry.name for entry in _entries(tuple(sys.path))})
+
+
+def code_file(name: object) -> Path | None:
+    """Return the file beside the sweep that the ``task`` of a block stands for; None where there is none."""
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    folder = _LOOKUP.get().folder
+    if match is None or folder is None:
+        return None
+    file = folder / f"{match[1]}.py"
+    return file if file.is_file() else None
+
+
+def refuse_code(names: Iterator[object]) -> str | None:
+    """Return the one sentence that refuses the files that names stand for; None where they are allowed or none."""
+    files = dict.fromkeys(file.name for name in names if (file := code_file(name)))
+    if not files or _LOOKUP.get().allow_code:
+        return None
+    return f"found code beside the sweep ({', '.join(files)}), which is not loaded; type --allow-code to load it"
+
+
+def refusal(cls: type[Task]) -> str | None:
+    """Return why a task class cannot be used, None if it can."""
+    if cls.__module__ == "__main__":
+        return (
+            f"found {cls.__name__}, a class of a script or notebook, which no worker can load; put it into a file, "
+            f"my_tasks.py say, and type: from my_tasks import {cls.__name__}"
+        )
+    if "." in cls.__qualname__:
+        return f"found {cls.__qualname__}; expected a class at the top of its module, so that workers can load it"
+    if issubclass(cls, RowTask):
+        lacking = ["example()"] if (cls.example, cls.build) == (RowTask.example, RowTask.build) else []
+    else:
+        lacking = [f"{name}()" for name in _NEEDED if getattr(cls, name) is getattr(Task, name)]
+    if lacking:
+        return f"found the task {cls.__name__} without {' and '.join(lacking)}; expected methods of these names"
+    try:
+        for name in cls.model_fields:
+            cls.identity(name)
+    except TypeError as error:
+        return f"found a knob of unknown use: {error}"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _entries(path: tuple[str, ...]) -> list[metadata.EntryPoint]:
+    """Return the entry points of all packages on ``sys.path``, none of them loaded: every package is looked at."""
+    return list(metadata.entry_points(group=GROUP))
+
+
+def _by_module(name: str, current: _Lookup) -> type[Task]:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise InputError(f"found {show(name)}; expected module:Class, as in shouting:Shout")
+    module, cls = match.groups()
+    file = code_file(name)
+    if file is None:
+        return _member(_import(module, current.folder), cls, module)
+    refused = refuse_code(iter([name]))
+    if refused:
+        raise InputError(refused)
+    if module in sys.stdlib_module_names:
+        raise InputError(f"found {file.name}, named as a module of Python itself; expected another name")
+    source = Source(module, str(file), file.read_bytes())
+    return _member(_run(source.load, file.name, str(file)), cls, file.name)
+
+
+def _import(name: str, folder: Path | None) -> object:
+    """Import a module; without loading a file that only ``python -m`` in the current folder has put in reach."""
+    top = name.partition(".")[0]
+    if top not in sys.modules:
+        spec = importlib.util.find_spec(top)
+        here = Path.cwd()
+        started_here = sys.path[0] in ("", str(here)) and str(here) not in sys.path[1:]
+        origin = Path(spec.origin) if spec is not None and spec.origin else None
+        if spec is None or (folder and started_here and origin and here in list(origin.parents)[:2]):
+            beside = sorted(file.stem for file in folder.glob("*.py")) if folder else []
+            near = nearest(top, beside)
+            place = f"{top}.py in {folder}, or a module of an installed package" if folder else "an installed module"
+            raise InputError(f"found no module {top}; expected {place}" + (f"; did you mean {near!r}?" if near else ""))
+    return _run(lambda: importlib.import_module(name), name)
+
+
+def _run(load: Callable[[], Any], what: str, file: str = "") -> Any:
+    """Run code of somebody else's module; whatever it raises, ``SystemExit`` too, becomes one line with its cause."""
+    try:
+        return load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if isinstance(error, SyntaxError):
+            line, why = error.lineno, f"{error.msg}"
+        else:
+            frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+            line, why = frames[-1] if frames else None, " ".join(f"{type(error).__name__}: {error}".split())
+        at = f"line {line}: " if line else ""
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and file and Path(file).with_name(f"{error.name}.py").is_file():
+            hint = "; a task's file is loaded alone: put what it needs into it, or install that as a package"
+        raise InputError(f"found {what}, which cannot be loaded: {at}{why}{hint}") from error
+
+
+def _member(module: object, name: str, where: str) -> type[Task]:
+    """Return the task class of a name in a module."""
+    found = getattr(module, name, None)
+    if found is None:
+        own = sorted(key for key, value in vars(module).items() if _is_task(value))
+        raise InputError(unknown(name, own, f"one of the tasks in {where}"))
+    checked = _checked(found, f"{where}:{name}")
+    if where.endswith(".py") and source_of(checked) != getattr(module, "__kvray_source__", None):
+        raise InputError(f"found {name}, which {where} imports; expected {checked.__module__}:{checked.__qualname__}")
+    return checked
+
+
+def _is_task(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Task) and value not in (Task, RowTask)
+
+
+def _checked(value: Any, where: str) -> type[Task]:
+    """Return a class that is a task with all that a task needs."""
+    if not _is_task(value):
+        kind = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise InputError(f"found {where}, {kind}; expected a subclass of kvray.tasks.Task or kvray.tasks.RowTask")
+    cls: type[Task] = value
+    refused = refusal(cls)
+    if refused:
+        raise InputError(refused)
+    return cls

@@ -1,0 +1,80 @@
+"""A task made row by row: the short way to a task of one's own, where a million rows a minute are not needed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from kvray.tasks import scorers
+from kvray.tasks.base import Context, CountTokens, Task, examples, recipe
+from kvray.tasks.rng import key_of
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example; the columns of :data:`~kvray.tasks.base.EXAMPLE_SCHEMA` that need no counting.
+
+    Attributes:
+        prompt: the user message.
+        answer: the assistant message to train on.
+        references: accepted answers, for the scorer; the answer itself where empty.
+        question_id: pairs examples that ask the same question; one of its own where empty.
+        position: 1-based place of what is asked for, of ``units`` (documents, keys).
+        length: nominal context length in tokens, where it is varied.
+        depth: place of what is asked for, in percent of the context, where it is varied.
+        subtask: kind of example within the task, where there are several.
+        condition: further conditions, ``"padding=books"``.
+    """
+
+    prompt: str
+    answer: str
+    references: tuple[str, ...] = ()
+    question_id: str = ""
+    position: int | None = None
+    units: int = 0
+    length: int | None = None
+    depth: float | None = None
+    subtask: str | None = None
+    condition: str | None = None
+
+
+class RowTask(Task):
+    """A task that makes each example alone. Subclasses add knobs and :meth:`example`, and a scorer if they like."""
+
+    rows: int = recipe(100, ge=1, le=10_000_000, description="examples")
+
+    def example(self, row: int, rng: random.Random) -> Example:
+        """Make one example: a pure function of the knobs, the row, and what ``rng`` draws.
+
+        Args:
+            row: from 0.
+            rng: of this row alone, seeded by the task, its version, its seed and the row.
+        """
+        raise NotImplementedError
+
+    def score(self, answer: str, references: Sequence[str]) -> float:
+        """Right if the answer is an accepted one, apart from case, punctuation, articles and white space."""
+        return scorers.exact(answer, references)
+
+    def build(self, start: int, stop: int, context: Context) -> pa.Table:
+        """Make examples ``[start, stop)`` one by one."""
+        key = (self.task, self.VERSION, self.seed)
+        made = [self.example(row, random.Random(key_of(*key, row))) for row in range(start, stop)]
+        return table(made, range(start, stop), context.count_tokens)
+
+
+def table(made: Sequence[Example], numbers: Sequence[int], count_tokens: CountTokens) -> pa.Table:
+    """Return examples as a table of :data:`~kvray.tasks.base.EXAMPLE_SCHEMA`, called by their numbers."""
+    optional = ("position", "length", "depth", "subtask", "condition")
+    return examples(
+        {
+            "example_id": [str(number) for number in numbers],
+            "question_id": [each.question_id or str(number) for each, number in zip(made, numbers, strict=True)],
+            **{name: [getattr(each, name) for each in made] for name in ("units", "prompt", "answer", *optional)},
+            "references": [list(each.references or (each.answer,)) for each in made],
+            "prompt_tokens": count_tokens([each.prompt for each in made]),
+        }
+    )
