@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +24,6 @@ SCORED: dict[str, dict[str, Any]] = {
     "8 dictionaries": {"task": "simple_kv", "rows": 100, "dictionaries": 8, "law": "strict"},
 }
 """What the card reports: test questions about people that no training shows, at several gold positions."""
-_CARD = """---
-license: apache-2.0
-library_name: transformers
-tags: [kvray, tiny, retrieval]
----
-# kvray-tiny
-
-A Mistral-architecture model of {parameters:,} parameters, made from scratch by `kvray pretrain`, so that a whole kvray
-sweep runs on a laptop. It knows 480 facts of a made-up world by heart and answers questions from a few short documents;
-at 20 documents it is worse, which is what finetuning is to mend. It knows nothing of the real world.
-
-Seed {seed}; {tokens:,} training tokens in {minutes:.0f} minutes on {device}. Recipe: `{recipe}`.
-Curriculum at the end: `{stage}` (kvray/finetune/pretrain/curriculum.py says what these mean).
-
-| greedy, whole answer scored by the task's own rule | examples | accuracy |
-|---|---|---|
-{rows}
-
-| 20 documents, by gold position | {positions} |
-|---|{rule}|
-| accuracy | {by_position} |
-"""
 
 
 def write_card(directory: Path, recipe: Recipe, record: dict[str, Any]) -> str:
@@ -71,7 +50,8 @@ def write_card(directory: Path, recipe: Recipe, record: dict[str, Any]) -> str:
         if block.get("documents") == 20:
             at = table["position"].to_numpy()
             positions = {int(position): float(scores[at == position].mean()) for position in np.unique(at)}
-    card = _CARD.format(
+    template = resources.files("kvray.finetune.pretrain").joinpath("card.md").read_text("utf-8")
+    card = template.format(
         parameters=model.num_parameters(),
         seed=recipe.seed,
         tokens=record["tokens"],

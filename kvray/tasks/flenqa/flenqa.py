@@ -74,10 +74,10 @@ class Flenqa(Task):
 
     def sources(self) -> dict[str, str]:
         """Return what identifies the published rows, or the version of the tiny world, and the padding's text."""
-        found = {"source": source_identity(self.source)}
+        identities = {"source": source_identity(self.source)}
         if self.padding_source is not None:
-            found["padding_source"] = read.digest(self.padding_source)
-        return found
+            identities["padding_source"] = read.digest(self.padding_source)
+        return identities
 
     def conditions(self) -> list[Condition]:
         """Return the conditions that each base instance is asked under."""
@@ -154,8 +154,8 @@ class Flenqa(Task):
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
         """Tell right, wrong and "other": answers with neither "true" nor "false", which count as wrong."""
-        said = verdict(answer)
-        return OTHER if said == "other" else RIGHT if said == references[0].lower() else WRONG
+        last = verdict(answer)
+        return OTHER if last == "other" else RIGHT if last == references[0].lower() else WRONG
 
 
 @dataclass(frozen=True)
