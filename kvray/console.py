@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import sys
 import time
@@ -110,6 +111,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """Return an HTML table for a notebook; None shows as ``-``, as in :func:`table`."""
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        shown = (html.escape("-" if cell is None else str(cell)) for cell in cells)
+        return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in shown)}</tr>"
+
+    head = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    body = "".join(line(row, "td") for row in rows)
+    return f"<table>{head}<thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def count(number: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ Path = tuple[str | int, ...]
 
 _SHOWN_PART = 60
 _PACKAGE = os.path.dirname(__file__)
+_LIBRARY = re.compile(r"[\\/](site-packages|dist-packages|IPython)[\\/]")
 
 
 def dotted(path: Iterable[str | int]) -> str:
@@ -87,7 +89,7 @@ class KvrayError(Exception):
     def _render_traceback_(self, *_: object) -> list[str]:
         """Show the error in a notebook, where IPython asks for this: the user's own lines, then the message."""
         frames = traceback.extract_tb(self.__traceback__)
-        own = [at for at in frames if not at.filename.startswith(_PACKAGE) and "site-packages" not in at.filename]
+        own = [at for at in frames if not at.filename.startswith(_PACKAGE) and not _LIBRARY.search(at.filename)]
         return [*(f"line {at.lineno}: {at.line}" for at in own), f"{type(self).__name__}: {self}"]
 
 

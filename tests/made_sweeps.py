@@ -11,8 +11,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import PREDICTIONS_SCHEMA
-from kvray.store.store import Store, artefact_id, fingerprint
+from kvray.store.store import Store, artefact_id
 
 POSITIONS = (1, 2, 5, 10, 15, 20)
 GAINS = {"ours": (0.16, -0.01), "ours-no-template": (0.10, 0.0), "multi-subkey": (0.02, 0.005), "mdqa": (0.13, -0.12)}

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import PREDICTIONS_SCHEMA
-from kvray.store.store import Store, artefact_id, fingerprint
+from kvray.store.store import Store, artefact_id
 
 MIXTURES: Mapping[str, tuple[float, float]] = {
     "kv-template": (0.15, 0.0),

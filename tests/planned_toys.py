@@ -10,7 +10,8 @@ from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, Plan
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
-from kvray.store.store import Manifest, Store
+from kvray.store.manifest import Manifest
+from kvray.store.store import Store
 from kvray.sweep.model import Sweep
 
 BASE = BaseModelRef("tiny", "/models/tiny", None, "sha256:abc")

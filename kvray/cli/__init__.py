@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from kvray.cli import sweeps  # isort: skip  # in the order of --help: what is typed most comes first
-from kvray.cli import data, doctor  # isort: skip
+from kvray.cli import tools  # isort: skip
 from kvray.cli.app import app
 
-__all__ = ["app", "data", "doctor", "main", "sweeps"]
+__all__ = ["app", "main", "sweeps", "tools"]
 
 
 def main() -> None:

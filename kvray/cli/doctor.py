@@ -1,28 +1,228 @@
-"""The command that looks at the machines before money is spent."""
+"""Check every node of a cluster before money is spent: versions, devices, and whether all reach one store."""
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import typer
+from kvray.console import table
+from kvray.driver.connection import connect
+from kvray.errors import KvrayError, install_command, last_line
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
 
-from kvray.cli.app import JsonOption, StoreOption, command
+TIMEOUT_S = 60.0
+"""After this long without an answer a node is reported as silent."""
+PACKAGES = ("kvray", "ray", "torch", "transformers", "peft", "vllm", "pyarrow")
+"""What every node needs, in the same version."""
 
 
-@command
-def doctor(
-    store: StoreOption = None,
-    address: Annotated[str | None, typer.Option(help="A running Ray; default $RAY_ADDRESS, else this machine.")] = None,
-    json_: JsonOption = False,
-) -> int:
-    """Look at every node: versions, devices, whether it reaches the store. Do it before spending money.
+def check(store_uri: str, address: str | None = None) -> Report:
+    """Run one small task on every live node of a Ray and compare the answers.
 
-    kvray doctor --store s3://bucket/kvray --address auto
+    Args:
+        store_uri: the store that a sweep is to use; a small document is written there, read by each node, and removed.
+        address: a running Ray; None takes RAY_ADDRESS, or else starts one here.
+
+    Raises:
+        ResourceError: that Ray does not answer.
     """
-    from kvray.cli import checkup
-    from kvray.driver import run as running
+    store = Store(store_uri)
+    name, problems = f"doctor/{uuid.uuid4().hex}", []
+    try:
+        store.write_document(f"{name}-driver", name.encode())
+    except KvrayError as error:
+        problems.append(f"store {store.uri}: cannot be written from here: {error}")
+    try:
+        with connect(Runtime(address=address)):
+            nodes, silent = _ask(store.uri, name)
+    finally:
+        written = _remove_documents(store, name)
+    problems += silent + judge(nodes)
+    for node in nodes:
+        if node.store is None and f"{name}-{node.id}" not in written:
+            problems.append(
+                f"store {store.uri}: what {node.name} wrote there does not show here, so it is another place; "
+                "use s3:// or a file system that all nodes share"
+            )
+    return Report(store.uri, tuple(nodes), tuple(dict.fromkeys(problems)))
 
-    found = checkup.look(running.store_uri(store), address)
-    print(json.dumps(found.document(), indent=1) if json_ else found.text())
-    return 1 if found.problems else 0
+
+def judge(nodes: Sequence[Node]) -> list[str]:
+    """Return what is wrong with the nodes that answered, each alone and compared."""
+    problems = []
+    for node in nodes:
+        problems += [
+            f"{node.name}: {name} is missing: type {install_command('gpu' if node.gpus else 'cpu')}"
+            for name in PACKAGES
+            if node.versions.get(name) is None
+        ]
+        if node.gpus and node.versions.get("torch") is not None and not node.cuda:
+            todo = install_command("gpu")
+            problems.append(f"{node.name}: has {len(node.gpus)} GPUs but its torch sees none: type {todo}")
+        if node.store is not None:
+            problems.append(f"{node.name}: does not reach the store: {node.store}")
+    for name in ("python", *PACKAGES):
+        by_version: dict[str, list[str]] = {}
+        for node in nodes:
+            version = node.versions.get(name)
+            if version is not None:
+                by_version.setdefault(version, []).append(node.name)
+        if len(by_version) > 1:
+            where = "; ".join(f"{version} on {', '.join(names)}" for version, names in sorted(by_version.items()))
+            problems.append(f"{name} differs between nodes: {where}")
+    return problems
+
+
+def _ask(uri: str, name: str) -> tuple[list[Node], list[str]]:
+    """Ask every live node; return the answers, and a line for each node that gave none."""
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = ray.remote(num_cpus=0, max_retries=0)(_probe())
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            reference = probe.options(scheduling_strategy=on_node).remote(uri, name, node["NodeID"], PACKAGES)
+            asked[reference] = node
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT_S)
+    nodes, silent = [], []
+    for reference, node in asked.items():
+        label = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+        if reference not in done:
+            silent.append(f"{label}: did not answer within {TIMEOUT_S:.0f} s")
+            continue
+        try:
+            resources = {key: node["Resources"][key] for key in ("CPU", "GPU") if key in node["Resources"]}
+            nodes.append(Node(id=node["NodeID"], name=label, resources=resources, **ray.get(reference)))
+        except RayError as error:
+            silent.append(f"{label}: its task failed: {last_line(error)}")
+    return nodes, silent
+
+
+def _probe() -> Callable[..., dict[str, Any]]:
+    """Return the function that a node runs; a local one is pickled by value, since the node may lack kvray."""
+
+    def probe(uri: str, name: str, node: str, packages: Sequence[str]) -> dict[str, Any]:
+        import importlib.metadata
+        import os
+        import platform
+        import subprocess
+
+        versions: dict[str, str | None] = {"python": platform.python_version()}
+        for package in packages:
+            versions[package] = None
+            for distribution in (package, f"{package}-cpu"):
+                try:
+                    versions[package] = importlib.metadata.version(distribution)
+                except importlib.metadata.PackageNotFoundError:
+                    continue
+                break
+        try:
+            query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+            gpus = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+        except (OSError, subprocess.SubprocessError):
+            gpus = []
+        cuda = False
+        if gpus and versions["torch"] is not None:
+            try:
+                import torch
+
+                cuda = torch.version.cuda is not None and torch.cuda.is_available()
+            except (ImportError, OSError, RuntimeError):
+                cuda = False
+        problem = None
+        try:
+            from kvray.store.store import Store
+
+            store = Store(uri)
+            if store.read_document(f"{name}-driver") is None:
+                problem = "it does not see what the driver wrote there, so it is another place"
+            store.write_document(f"{name}-{node}", node.encode())
+        except Exception as error:
+            # Whatever it is (no kvray, no credentials, no route), it is this node's answer.
+            problem = f"{type(error).__name__}: {error}"
+        return {
+            "versions": versions,
+            "cpus": os.cpu_count() or 0,
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "gpus": gpus,
+            "cuda": cuda,
+            "store": problem,
+        }
+
+    return probe
+
+
+def _remove_documents(store: Store, name: str) -> set[str]:
+    """Remove what the nodes wrote; return the names."""
+    try:
+        documents = set(store.documents(f"{name}-"))
+        for document in documents:
+            store.delete_document(document)
+    except KvrayError:
+        return set()  # the store is out of reach, which is reported already
+    return documents
+
+
+@dataclass(frozen=True)
+class Node:
+    """The answer of a node.
+
+    Attributes:
+        id: Ray's.
+        name: address and the start of the id.
+        resources: CPUs and GPUs that Ray hands out there.
+        versions: of python and of each package; None where it is not installed.
+        cpus: of the machine.
+        memory_bytes: of the machine.
+        gpus: name and memory of each, by nvidia-smi.
+        cuda: whether its torch can use them.
+        store: why the store is not reachable, None if it is.
+    """
+
+    id: str
+    name: str
+    resources: dict[str, float]
+    versions: dict[str, str | None]
+    cpus: int
+    memory_bytes: int
+    gpus: list[str]
+    cuda: bool
+    store: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of :func:`check`.
+
+    Attributes:
+        store: URI.
+        nodes: those that answered.
+        problems: one line each; none means that a sweep can run.
+    """
+
+    store: str
+    nodes: tuple[Node, ...]
+    problems: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Return the report in plain values, for JSON."""
+        return {"store": self.store, "nodes": [asdict(node) for node in self.nodes], "problems": list(self.problems)}
+
+    def text(self) -> str:
+        """Return the report for a terminal: a column per node, then the problems."""
+        packages = ("python", *PACKAGES)
+        rows: list[list[object]] = [[name, *(node.versions.get(name) for node in self.nodes)] for name in packages]
+        rows.append(["CPUs", *(f"{node.cpus} (Ray: {node.resources.get('CPU', 0):g})" for node in self.nodes)])
+        rows.append(["memory", *(f"{node.memory_bytes / 2**30:.0f} GiB" for node in self.nodes)])
+        rows.append(["GPUs", *("; ".join(node.gpus) or "none" for node in self.nodes)])
+        rows.append(["store", *("reached" if node.store is None else "NOT REACHED" for node in self.nodes)])
+        problems = [f"problem: {problem}" for problem in self.problems] or ["no problems"]
+        nodes = table(["", *(node.name for node in self.nodes)], rows)
+        return "\n".join([f"store {self.store}", "", nodes, "", *problems])

@@ -1,11 +1,10 @@
-"""One dataset as one file, outside any store: Parquet, or the JSON lines that other trainers read."""
+"""Datasets and mixtures as one file outside any store: Parquet, or the JSON lines that other trainers read."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,22 +16,58 @@ import pyarrow.parquet as pq
 
 from kvray.console import track
 from kvray.driver.connection import local_ray
-from kvray.errors import InputError
+from kvray.errors import DamagedArtefactError, InputError
+from kvray.finetune.storage import select
 from kvray.generate.job import Row, stream
-from kvray.generate.shards import build, check_written, rows_of, shard_count, shard_rows
+from kvray.generate.shards import Written, build, check_written, rows_of, shard_count, shard_rows
+from kvray.models.chat import json_lines
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
+from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
+from kvray.planning.mixture import Mixture
+from kvray.store import parquet
 from kvray.store.output import replacing, shown
-from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA, column
+from kvray.store.store import Store
 from kvray.tasks.base import Task
+from kvray.tasks.problems import unknown
 
 Format = Literal["parquet", "jsonl", "openai"]
-FORMATS: Mapping[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": "openai"}
+FORMATS: dict[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": "openai"}
 _CHOICES = "parquet, jsonl or openai"
-_SUFFIXES: Mapping[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
+_SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
 
+DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")
+BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)
+"""Columns of a mixture as a file."""
 IN_PROCESS_ROWS = 20_000
 """Below this many rows starting Ray takes longer than making them."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was written.
+
+    Attributes:
+        path: the file, or its URI.
+        rows: examples.
+        prompt_tokens: of all prompts together.
+        bytes: of the file.
+        sha256: of the file, in hex.
+    """
+
+    path: str
+    rows: int
+    prompt_tokens: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Blend(Export):
+    """A mixture that was written: its rows and tokens by dataset (ids), and the budget that it was cut to."""
+
+    mixture: Mixture
 
 
 def make(
@@ -42,14 +77,14 @@ def make(
     format: Format,
     workers: int | None = None,
     limit: int | None = None,
-) -> Made:
+) -> Export:
     """Make a dataset as one file; the same bytes for any number of workers.
 
     Shards are made in parallel, put one after another in their order and written as they come, so memory stays flat.
     The file appears whole or not at all.
 
     Args:
-        task: what to make.
+        task: the task to make examples of.
         base: the model whose tokenizer counts.
         out: the file, or its URI; a directory is made if need be.
         format: ``parquet`` (all columns), ``jsonl`` (``{"messages": [user, assistant]}``), or ``openai`` (the same with
@@ -87,21 +122,71 @@ def make(
         size = file.tell()
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed asks for more
-    return Made(shown(out), rows, tokens, size, digest)
+    return Export(shown(out), rows, tokens, size, digest)
+
+
+def blend(
+    planned: Plan, mixture: str, seed: int, store: Store, base: BaseModelRef, out: Path | str, format: Format
+) -> Blend:
+    """Write the rows of one epoch of a mixture to one file; the same bytes on any machine.
+
+    Rows come dataset by dataset, each in its own order, as a finetune reads them before it shuffles. Datasets that are
+    committed are read from the store, others are made in memory; nothing is written into the store, and no Ray runs.
+
+    Args:
+        planned: the sweep's plan.
+        mixture: one of its mixtures; with a grid over it, its label in the plan, ``blend[other=3]`` say.
+        seed: of the finetune, which decides the rows that a cut dataset keeps.
+        store: holds committed datasets, and what a model wrote for one.
+        base: the model whose template and tokenizer count, as in training.
+        out: the file, or its URI; a directory is made if need be.
+        format: ``parquet`` (:data:`BLEND_SCHEMA`), ``jsonl`` (``{"messages": [user, assistant], "dataset": …}``), or
+            ``openai`` (messages alone, with the sweep's system message, else the paper's, first).
+
+    Raises:
+        InputError: no such mixture or seed, its data cannot be made or blended, or ``out`` cannot be written.
+        DamagedArtefactError: a committed dataset does not match its manifest.
+    """
+    job = _job(planned, mixture, seed)
+    datasets = {artefact.id: artefact for artefact in planned.artefacts if artefact.kind == "dataset"}
+    tables: dict[str, pa.Table] = {}
+
+    def read(dataset: str) -> pa.Table:
+        if dataset not in tables:
+            tables[dataset] = _table(datasets[dataset], store, base)
+        return tables[dataset]
+
+    mixed = select(job, base, read)
+    parts = []
+    for part in mixed.parts:
+        rows = read(part.name).take(pa.array(part.rows))
+        names = pa.array([str(datasets[part.name].labels["dataset"])] * rows.num_rows, pa.string())
+        parts.append(rows.append_column(DATASET, names).cast(BLEND_SCHEMA))
+    table = pa.concat_tables(parts)
+    if format == "parquet":
+        content: bytes = parquet.encode(table).to_pybytes()
+    elif format == "jsonl":
+        content = json_lines(table, further=["dataset"])
+    else:  # the fine-tuning API refuses keys that it does not know
+        content = json_lines(table, planned.sweep.system_message or OPENAI_SYSTEM)
+    with replacing(out) as file:
+        file.write(content)
+    tokens = _prompt_tokens(table)
+    return Blend(shown(out), table.num_rows, tokens, len(content), hashlib.sha256(content).hexdigest(), mixed)
 
 
 def format_of(out: str, given: str | None) -> Format:
-    """Return the format of a file: the one given, else the one that its name ends in.
+    """Return the format of a file: the given one, else that of the name's suffix.
 
     Raises:
-        InputError: there is no such format, or the name tells none.
+        InputError: there is no such format, or the name has another suffix.
     """
     if given is not None:
         if given not in FORMATS:
             raise InputError(f"--format: found {given!r}; expected {_CHOICES}")
         return FORMATS[given]
     name = out.partition("?")[0]
-    if not name.endswith("/") and not Path(name).is_dir():  # of a directory, the writer tells more
+    if not name.endswith("/") and not Path(name).is_dir():  # replacing() refuses a directory
         suffix = PurePath(name).suffix
         if suffix.lower() not in _SUFFIXES:
             found = f"ends in {suffix}" if suffix else "has no suffix"
@@ -110,48 +195,50 @@ def format_of(out: str, given: str | None) -> Format:
     return "parquet"
 
 
-def messages(prompt: str, answer: str, system: str | None = None) -> list[dict[str, str]]:
-    """Return an example as chat messages."""
-    first = [{"role": "system", "content": system}] if system else []
-    return [*first, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+def _job(planned: Plan, mixture: str, seed: int) -> FinetuneJob:
+    """Return what a finetune on a mixture reads; the finetunes of a grid over other things read the same."""
+    jobs: dict[str, dict[int, list[FinetuneJob]]] = {}
+    for artefact in planned.artefacts:
+        if isinstance(artefact.params, FinetuneJob):
+            seeds = jobs.setdefault(str(artefact.labels["mixture"]), {})
+            seeds.setdefault(int(artefact.labels["seed"]), []).append(artefact.params)
+    if mixture not in jobs:
+        raise InputError(f"mixture: {unknown(mixture, sorted(jobs), 'one of the mixtures')}")
+    if seed not in jobs[mixture]:
+        known = ", ".join(str(each) for each in sorted(jobs[mixture]))
+        raise InputError(f"--seed: found {seed}; expected one of finetune.seeds: {known}")
+    same = jobs[mixture][seed]
+    if len({(job.mixture, job.budget, job.finetune.match) for job in same}) > 1:
+        raise InputError(
+            f"mixture: {mixture} has other rows in other variants of the grid; expected one: set the value that is "
+            "varied with --set and leave it out of the grid"
+        )
+    return same[0]
 
 
-def lines(table: pa.Table, format: Format) -> bytes:
-    """Return a table of examples as JSON lines (``jsonl`` or ``openai``)."""
-    system = OPENAI_SYSTEM if format == "openai" else None
-    pairs = zip(table["prompt"].to_pylist(), table["answer"].to_pylist(), strict=True)
-    dumped = (json.dumps({"messages": messages(*pair, system)}, ensure_ascii=False) for pair in pairs)
-    return "".join(f"{line}\n" for line in dumped).encode()
+def _table(artefact: Artefact, store: Store, base: BaseModelRef) -> pa.Table:
+    """Return all rows of a dataset, from the store or made here."""
+    if store.manifest(artefact.id) is not None:
+        problems = store.problems(artefact.id, verify=True)
+        if problems:
+            raise DamagedArtefactError(f"{artefact.id} cannot be read: {'; '.join(problems)}; kvray run makes it again")
+        return store.read_table(artefact.id)
+    if not isinstance(artefact.params, Task):
+        raise TypeError(f"{artefact.id} is no dataset: its params are a {type(artefact.params).__name__}")
+    writings = [need for need in artefact.needs if store.manifest(need) is not None]
+    written = Written(store, writings[0]) if writings else None
+    return build(artefact.params, base, range(artefact.rows), written)
 
 
 @contextmanager
-def _writer(file: IO[bytes], format: Format) -> Iterator[Any]:
+def _writer(file: IO[bytes], format: Format) -> Iterator[Callable[[bytes], Any]]:
     """Yield a function that appends the payload of one shard."""
     if format != "parquet":
         yield file.write
         return
-    with pq.ParquetWriter(file, EXAMPLE_SCHEMA, version="2.6", compression="zstd", compression_level=1) as parquet:
+    with pq.ParquetWriter(file, EXAMPLE_SCHEMA, version="2.6", compression="zstd", compression_level=1) as writer:
         # One row group per shard, whatever the blocks that Ray handed over.
-        yield lambda payload: parquet.write_table(pa.ipc.open_stream(payload).read_all().combine_chunks())
-
-
-@dataclass(frozen=True)
-class Made:
-    """A dataset made as one file.
-
-    Attributes:
-        path: the file, or its URI.
-        rows: examples.
-        prompt_tokens: of all prompts together.
-        bytes: of the file.
-        sha256: of the file, in hex.
-    """
-
-    path: str
-    rows: int
-    prompt_tokens: int
-    bytes: int
-    sha256: str
+        yield lambda payload: writer.write_table(pa.ipc.open_stream(payload).read_all().combine_chunks())
 
 
 @dataclass(frozen=True)
@@ -167,10 +254,13 @@ class _Payload:
         table = build(self.task, self.base, shard_rows(shard, self.rows))
         if self.format == "parquet":
             sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as stream_:
-                stream_.write_table(table)
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
             payload = sink.getvalue().to_pybytes()
         else:
-            payload = lines(table, self.format)
-        tokens = int(pc.sum(table["prompt_tokens"]).as_py() or 0)
-        return {"rows": table.num_rows, "tokens": tokens, "payload": payload}
+            payload = json_lines(table, OPENAI_SYSTEM if self.format == "openai" else None)
+        return {"rows": table.num_rows, "tokens": _prompt_tokens(table), "payload": payload}
+
+
+def _prompt_tokens(table: pa.Table) -> int:
+    return int(pc.sum(table["prompt_tokens"]).as_py() or 0)

@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kvray.cli.export import messages
 from kvray.errors import InputError, Place, Problem
 from kvray.generate.shards import build, check_written, rows_of
+from kvray.models.chat import messages
 from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolve
 from kvray.sweep import external
 from kvray.sweep import yaml as yaml_lines

@@ -24,7 +24,7 @@ from kvray.planning.plan import plan
 from kvray.planning.state import STAGE_NAMES, document_name, replaced
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
-from kvray.sweep.load import read
+from kvray.sweep.load import Loaded, read
 from kvray.sweep.model import Runtime
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
@@ -58,7 +58,12 @@ def prepare(
     Raises:
         InputError: with every problem of the file, its sources and its base model.
     """
-    sweep, document, variants = read(path, overrides, scale, base_model, allow_code)
+    return prepare_loaded(read(path, overrides, scale, base_model, allow_code), offline)
+
+
+def prepare_loaded(loaded: Loaded, offline: bool = False) -> tuple[Plan, BaseModelRef]:
+    """Plan a sweep that was read, or made in Python; otherwise as :func:`prepare`."""
+    sweep, document, variants = loaded
     try:
         inputs = gather(sweep, offline, variants)
         return plan(sweep, inputs), inputs.base

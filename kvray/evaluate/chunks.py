@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvray.planning.artefacts import Artefact
+from kvray.store.manifest import FileEntry
 from kvray.store.schemas import PREDICTIONS_SCHEMA
-from kvray.store.store import FileEntry, Store
+from kvray.store.store import Store
 from kvray.tasks.base import Task
 
 CHUNK_ROWS = 256

@@ -17,8 +17,9 @@ from kvray.models.reference import BaseModelRef
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, WritingJob
 from kvray.store import failures
+from kvray.store.manifest import FileEntry
 from kvray.store.schemas import WRITING_SCHEMA
-from kvray.store.store import FileEntry, Store
+from kvray.store.store import Store
 
 _FACTS = b"kvray"
 

@@ -83,14 +83,16 @@ def encode(
         InputError: no chat template; the template breaks the prefix property or never ends an answer; rows are over
             ``max_length`` (they are named, never cut).
     """
-    _check_template(tokenizer)
+    ends = _ends(tokenizer, end_ids)
     names = names if names is not None else [f"row {i}" for i in range(len(prompts))]
-    ends = {tokenizer.eos_token_id, *end_ids} - {None}
     ids: list[list[int]] = []
     counts: list[int] = []
-    for at, prefix, full in _templated(tokenizer, prompts, answers):
-        ids.append(_up_to_end(prefix, full, ends, names[at], tokenizer))
-        counts.append(len(ids[-1]) - len(prefix))
+    for start, users in _batches(prompts):
+        prefixes = tokenizer.apply_chat_template(users, add_generation_prompt=True, return_dict=True)["input_ids"]
+        chats = _whole(tokenizer, users, answers[start : start + len(users)])
+        for at, (prefix, chat) in enumerate(zip(prefixes, chats, strict=True), start):
+            ids.append(_up_to_end(prefix, chat, ends, names[at], tokenizer))
+            counts.append(len(ids[-1]) - len(prefix))
     lengths = [len(row) for row in ids]
     if max_length is not None:
         _check_lengths(lengths, names, max_length)
@@ -109,8 +111,7 @@ def count(
     Raises:
         InputError: no chat template, or it never ends an answer.
     """
-    _check_template(tokenizer)
-    ends = {tokenizer.eos_token_id, *end_ids} - {None}
+    ends = _ends(tokenizer, end_ids)
     lengths = np.zeros(len(prompts), np.int64)
     for start, users in _batches(prompts):
         for at, full in enumerate(_whole(tokenizer, users, answers[start : start + len(users)]), start):
@@ -121,9 +122,11 @@ def count(
     return lengths
 
 
-def _check_template(tokenizer: Any) -> None:
+def _ends(tokenizer: Any, end_ids: Collection[int]) -> set[int]:
+    """Return the ids that end an answer; InputError if the tokenizer has no chat template."""
     if not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
+    return {tokenizer.eos_token_id, *end_ids} - {None}
 
 
 def _batches(prompts: Sequence[str]) -> Iterator[tuple[int, list[list[dict[str, str]]]]]:
@@ -136,17 +139,6 @@ def _whole(tokenizer: Any, users: Sequence[list[dict[str, str]]], answers: Seque
     chats = [[*user, {"role": "assistant", "content": text}] for user, text in zip(users, answers, strict=True)]
     ids: list[list[int]] = tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"]
     return ids
-
-
-def _templated(
-    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]
-) -> Iterator[tuple[int, list[int], list[int]]]:
-    """Yield (row, prefix ids, full ids)."""
-    for start, users in _batches(prompts):
-        prefixes = tokenizer.apply_chat_template(users, add_generation_prompt=True, return_dict=True)["input_ids"]
-        fulls = _whole(tokenizer, users, answers[start : start + len(users)])
-        for i, (prefix, full) in enumerate(zip(prefixes, fulls, strict=True)):
-            yield start + i, prefix, full
 
 
 def _up_to_end(prefix: list[int], full: list[int], ends: set[int], name: str, tokenizer: Any) -> list[int]:

@@ -1,32 +1,36 @@
 """Finetunes on Ray Train: one TorchTrainer per artefact, as many at a time as the cluster holds.
 
 A run's name is the artefact's fingerprint and its scratch lies under the store's hidden ``.work``, so that a run that
-was cut off anywhere (a worker, a node, the driver itself) is found again and goes on at its last checkpoint. Whether a
-finetune is done is decided by its commit alone: rank 0 makes it, and a run that finds it made trains nothing.
+was cut off anywhere (a worker, a node, the driver itself) is found again and goes on at its last checkpoint. Its commit
+alone, which rank 0 makes, decides whether a finetune is done; a run of a committed one trains nothing.
 Retries are Ray Train's, within bounds; errors of the input are not retried.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 
 from kvray.console import track
 from kvray.errors import CellError, InputError, KvrayError, first_line
-from kvray.finetune.placement import Shape, place
-from kvray.finetune.train import batch_shape
+from kvray.finetune.placement import Shape, batch_shape, place
+from kvray.finetune.storage import commit, here, job_of, load_rows
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.planning.artefacts import Artefact
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
+
+if TYPE_CHECKING:
+    from kvray.finetune.callbacks import LossRow
 
 PREEMPTIONS = 20
 """Node preemptions that one finetune survives; they are no failures of its own."""
@@ -39,13 +43,16 @@ _SETTINGS = {
 _DAMAGED = "CheckpointManagerInitializationError"
 _POLL_S = 0.5
 
+Progress = dict[str, tuple[float, float]]
+"""Share done and loss by artefact id."""
+
 
 def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
     """Make finetunes and commit them. Ray must be initialised.
 
     Args:
         artefacts: finetunes to make; their datasets are committed.
-        store: where datasets are and adapters go.
+        store: holds the datasets and takes the adapters.
         base: the base model.
         runtime: where and how fast.
 
@@ -60,10 +67,49 @@ def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
         return []
     shape, slots = _place(runtime)
     for artefact in artefacts:
-        batch_shape(_params(artefact).finetune.batch_size, shape.workers, runtime.per_device_batch_size)
-    runner = _runner(min(slots, len(artefacts)), runtime.retries)
-    errors = _watch(runner, slots, artefacts, (store, base, runtime, shape))
+        batch_shape(job_of(artefact).finetune.batch_size, shape.workers, runtime.per_device_batch_size)
+    runner = _start_runner(min(slots, len(artefacts)), runtime.retries)
+    runs = [Run(artefact, store, base, runtime, shape) for artefact in artefacts]
+    errors = _run_all(runner, slots, runs)
     return [Outcome(artefact.id, errors[artefact.id]) for artefact in artefacts]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finetune on its way to a worker group."""
+
+    artefact: Artefact
+    store: Store
+    base: BaseModelRef
+    runtime: Runtime
+    shape: Shape
+
+
+class Runner:
+    """Runs finetunes and keeps their progress; a Ray actor of no CPU.
+
+    An actor and not threads of the driver: an interrupted driver then has nothing to wait for, and whatever it ran ends
+    with it. A thread that still waits for Ray when Ray is shut down takes the driver's process with it.
+    """
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        """Take settings of Ray Train, environment variables that must be set before it is imported."""
+        os.environ.update(settings)
+        self._progress: Progress = {}
+
+    def run(self, run: Run) -> str | None:
+        """Run one finetune to its end; return None or what went wrong."""
+        import ray
+
+        return _run(run, ray.get_runtime_context().current_actor)
+
+    def note(self, artefact_id: str, share: float, loss: float) -> None:
+        """Note that ``share`` of a finetune is done."""
+        self._progress[artefact_id] = (share, loss)
+
+    def progress(self) -> Progress:
+        """Return the progress of all finetunes."""
+        return self._progress
 
 
 def _place(runtime: Runtime) -> tuple[Shape, int]:
@@ -78,145 +124,97 @@ def _place(runtime: Runtime) -> tuple[Shape, int]:
     return place(runtime, nodes, most or {})
 
 
-def _params(artefact: Artefact) -> FinetuneJob:
-    if not isinstance(artefact.params, FinetuneJob):
-        raise TypeError(f"{artefact.id} is no finetune: its params are {type(artefact.params).__name__}")
-    return artefact.params
-
-
-class Runner:
-    """Runs finetunes, and keeps how far each is; a Ray actor of no CPU.
-
-    An actor and not threads of the driver: an interrupted driver has nothing to wait for then, and whatever it ran
-    ends with it. A thread that still waits for Ray when Ray is shut down takes the driver's process with it.
-    """
-
-    def __init__(self, settings: dict[str, str]) -> None:
-        """Take settings of Ray Train, environment variables that must be there before it is imported."""
-        os.environ.update(settings)
-        self._steps: dict[str, tuple[float, float]] = {}
-
-    def run(self, artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape) -> str | None:
-        """Run one finetune to its end; return None or what went wrong."""
-        import ray
-
-        return _run(artefact, store, base, runtime, shape, ray.get_runtime_context().current_actor)
-
-    def tell(self, artefact_id: str, share: float, loss: float) -> None:
-        """Note that ``share`` of a finetune is done."""
-        self._steps[artefact_id] = (share, loss)
-
-    def read(self) -> dict[str, tuple[float, float]]:
-        """Return (share done, loss) by artefact id."""
-        return self._steps
-
-
-def _runner(at_once: int, retries: int) -> Any:
+def _start_runner(at_once: int, retries: int) -> Any:
     """Start a runner on this node: Ray Train pins the controller of a run to the node of whoever starts it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     chosen = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
-    actor = ray.remote(num_cpus=0, max_restarts=retries, max_task_retries=retries, scheduling_strategy=here)(Runner)
-    # One more thread than finetunes, for those who tell and read.
-    return actor.options(max_concurrency=at_once + 1).remote({**_SETTINGS, **chosen})
+    options = {"max_restarts": retries, "max_task_retries": retries, "scheduling_strategy": this_node}
+    # One more thread than finetunes, for notes and progress.
+    actor = ray.remote(Runner).options(num_cpus=0, max_concurrency=at_once + 1, **options)
+    return actor.remote({**_SETTINGS, **chosen})
 
 
-def _watch(
-    runner: Any, slots: int, artefacts: Sequence[Artefact], where: tuple[Store, BaseModelRef, Runtime, Shape]
-) -> dict[str, str | None]:
-    """Run finetunes, ``slots`` at a time, and show how far they are; return what went wrong by artefact id."""
+def _run_all(runner: Any, slots: int, runs: Sequence[Run]) -> dict[str, str | None]:
+    """Run finetunes, ``slots`` at a time, and show their progress; return what went wrong by artefact id."""
     import ray
     from ray.exceptions import RayError
 
-    waiting = deque(artefacts)
-    running: dict[Any, Artefact] = {}
+    waiting = deque(runs)
+    running: dict[Any, str] = {}
     errors: dict[str, str | None] = {}
-    with track("finetune", len(artefacts), "finetunes") as advance:
+    with track("finetune", len(runs), "finetunes") as advance:
         while waiting or running:
             while waiting and len(running) < slots:
-                artefact = waiting.popleft()
-                running[runner.run.remote(artefact, *where)] = artefact
+                run = waiting.popleft()
+                running[runner.run.remote(run)] = run.artefact.id
             done, _ = ray.wait(list(running), timeout=_POLL_S)
             for reference in done:
-                artefact = running.pop(reference)
+                artefact_id = running.pop(reference)
                 try:
-                    errors[artefact.id] = ray.get(reference)
+                    errors[artefact_id] = ray.get(reference)
                 except RayError as failure:
-                    errors[artefact.id] = _line(failure)
-            told = _told(runner)
-            under_way = {each.id: told[each.id] for each in running.values() if each.id in told}
-            notes = [f"{100 * share:.0f}% loss {loss:.3f}" for share, loss in under_way.values()]
+                    errors[artefact_id] = _line(failure)
+            try:
+                progress: Progress = ray.get(runner.progress.remote())
+            except RayError:  # the runner is being started again
+                progress = {}
+            under_way = [progress[each] for each in running.values() if each in progress]
+            notes = [f"{100 * share:.0f}% loss {loss:.3f}" for share, loss in under_way]
             # What has not ended never counts as whole: its commit is still to come.
-            share_done = sum(min(share, 0.99) for share, _ in under_way.values())
-            advance(min(len(errors) + share_done, len(artefacts) - 0.01), ", ".join(notes))
+            share_done = sum(min(share, 0.99) for share, _ in under_way)
+            advance(min(len(errors) + share_done, len(runs) - 0.01), ", ".join(notes))
         failed = sum(error is not None for error in errors.values())
-        advance(len(artefacts), f"{failed} failed" if failed else "")
+        advance(len(runs), f"{failed} failed" if failed else "")
     return errors
 
 
-def _told(runner: Any) -> dict[str, tuple[float, float]]:
-    """Return how far the finetunes are; nothing while the runner is being started again."""
-    import ray
-    from ray.exceptions import RayError
-
-    try:
-        told: dict[str, tuple[float, float]] = ray.get(runner.read.remote())
-    except RayError:
-        return {}
-    return told
-
-
-def _run(
-    artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, runner: Any
-) -> str | None:
+def _run(run: Run, runner: Any) -> str | None:
     """Run one finetune to its end; return None or what went wrong."""
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    work = store.path(".work", "finetunes")
+    work = run.store.path(".work", "finetunes")
+    scratch = f"{work}/{run.artefact.fingerprint}"
     for attempt in range(2):
         try:
-            error = _fit(artefact, store, base, runtime, shape, runner, work)
+            error = _fit(run, runner, work)
         except (TrainingFailedError, RayError) as failure:
             if _DAMAGED in str(failure) and attempt == 0:
                 # Ray Train overwrites its snapshot in place, so a kill can tear it. The run starts afresh.
-                _clear(store, f"{work}/{artefact.fingerprint}")
+                _clear(run.store, scratch)
                 continue
             error = _reason(failure)
-        if error is None and store.manifest(artefact.id) is None:
+        if error is None and run.store.manifest(run.artefact.id) is None:
             error = "it ended without a commit"
         if error is None:
-            _clear(store, f"{work}/{artefact.fingerprint}")
+            _clear(run.store, scratch)
         return error
     return f"its checkpoints under {work} are damaged and could not be cleared"
 
 
-def _fit(
-    artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, runner: Any, work: str
-) -> str | None:
+def _fit(run: Run, runner: Any, work: str) -> str | None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    shape, retries = run.shape, run.runtime.retries
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"artefact": artefact, "store": store, "base": base, "runtime": runtime, "shape": shape}
-        | {"runner": runner},
+        train_loop_config={"run": run, "runner": runner},
         scaling_config=ScalingConfig(
             num_workers=shape.workers,
             use_gpu=shape.gpus > 0,
             resources_per_worker={"CPU": shape.cpus} | ({"GPU": shape.gpus} if shape.gpus else {}),
         ),
         run_config=RunConfig(
-            name=artefact.fingerprint,
+            name=run.artefact.fingerprint,
             storage_path=work,
-            storage_filesystem=store.fs,
+            storage_filesystem=run.store.fs,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(
-                max_failures=runtime.retries,
-                controller_failure_limit=runtime.retries,
-                max_preemption_failures=PREEMPTIONS,
+                max_failures=retries, controller_failure_limit=retries, max_preemption_failures=PREEMPTIONS
             ),
         ),
     )
@@ -230,7 +228,7 @@ def _worker(config: dict[str, Any]) -> str | None:
     A worker that returns early must not leave others waiting for it: of several, only errors that all meet alike are
     returned (those of the input, and of the loss, which all share); the rest is raised, which ends the whole group.
     """
-    final = KvrayError if config["shape"].workers == 1 else (InputError, CellError)
+    final = KvrayError if config["run"].shape.workers == 1 else (InputError, CellError)
     try:
         _train(**config)
     except final as error:
@@ -238,27 +236,26 @@ def _worker(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtime, shape: Shape, runner: Any) -> None:
+def _train(run: Run, runner: Any) -> None:
     import ray.train
 
-    from kvray.finetune.callbacks import LossRow
-    from kvray.finetune.storage import commit, here, load_rows
     from kvray.finetune.train import Execution, train
 
+    artefact, store, runtime, shape = run.artefact, run.store, run.runtime, run.shape
     if store.manifest(artefact.id) is not None:
         return
-    job = _params(artefact)
-    base = here(base)
+    job = job_of(artefact)
+    base = here(run.base)
     rows, mixture = load_rows(store, job, base)
     first = ray.train.get_context().get_world_rank() == 0
     steps = -(-len(rows) // job.finetune.batch_size) * job.finetune.epochs
-    told = 0.0
+    noted = 0.0
 
     def on_log(row: LossRow) -> None:
-        nonlocal told
-        if time.monotonic() - told > _POLL_S:
-            told = time.monotonic()
-            runner.tell.remote(artefact.id, min(1.0, row["step"] / steps), row["loss"])
+        nonlocal noted
+        if time.monotonic() - noted > _POLL_S:
+            noted = time.monotonic()
+            runner.note.remote(artefact.id, min(1.0, row["step"] / steps), row["loss"])
 
     def on_checkpoint(path: Path, step: int) -> None:
         # A barrier over all ranks; the files are rank 0's.
@@ -275,9 +272,9 @@ def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtim
         threads=max(1, int(shape.cpus)),
     )
     latest = ray.train.get_checkpoint()
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvray-finetune-")))
-        done = train(
+        trained = train(
             base,
             rows,
             job.finetune,
@@ -289,9 +286,9 @@ def _train(artefact: Artefact, store: Store, base: BaseModelRef, runtime: Runtim
             on_log=on_log,
         )
         if first:
-            strategy = "fsdp" if done.sharded else "ddp"
-            facts = {"workers": shape.workers, "strategy": strategy, **mixture.facts()}
-            commit(store, artefact, rows, done, scratch / "model", facts)
+            strategy = "fsdp" if trained.sharded else "ddp"
+            measurements = {"workers": shape.workers, "strategy": strategy, **mixture.facts()}
+            commit(store, artefact, rows, trained, scratch / "model", measurements)
 
 
 def _clear(store: Store, directory: str) -> None:
@@ -310,6 +307,4 @@ def _reason(failure: Exception) -> str:
 
 
 def _line(error: BaseException) -> str:
-    if isinstance(error, KvrayError):
-        return str(error)
-    return f"{type(error).__name__}: {first_line(error)}"
+    return str(error) if isinstance(error, KvrayError) else f"{type(error).__name__}: {first_line(error)}"

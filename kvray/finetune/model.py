@@ -1,4 +1,4 @@
-"""The model of a finetune: how the base is loaded, which weights train, and how the result is saved for vLLM."""
+"""The model of a finetune: loaded, prepared to train, sharded, and saved such that vLLM loads it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from peft import LoraConfig, TaskType, get_peft_model
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from kvray.errors import CellError, InputError
 from kvray.models.lora import LARGEST_RANK
 from kvray.models.reference import BaseModelRef, load_tokenizer
-
-if TYPE_CHECKING:
-    from kvray.sweep.model import Finetune
+from kvray.sweep.model import Finetune
 
 _VLLM_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 _VLLM_REFUSES = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
@@ -28,10 +37,6 @@ def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
     Raises:
         InputError: the model's forward takes no ``logits_to_keep``.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
     base = base.here()
     logging.disable_progress_bar()
     keep_type = gpu and not fsdp and method != "full"
@@ -75,8 +80,6 @@ def prepare(model: Any, recipe: Finetune) -> Any:
 
 def attention_projections(model: Any) -> dict[str, Any]:
     """Return the linear modules inside attention blocks (classes named ``*Attention``), by qualified name."""
-    from torch import nn
-
     blocks = [name for name, module in model.named_modules() if type(module).__name__.endswith("Attention")]
     inside = tuple(f"{name}." for name in blocks)
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -84,7 +87,7 @@ def attention_projections(model: Any) -> dict[str, Any]:
 
 
 def vllm_problems(config: Mapping[str, Any]) -> list[str]:
-    """Say what vLLM 0.32 would refuse in a peft LoRA configuration; [] if nothing (vllm/lora/peft_helper.py)."""
+    """Return what vLLM 0.32 refuses in a peft LoRA configuration; [] if nothing (vllm/lora/peft_helper.py)."""
     problems = []
     if config["r"] > LARGEST_RANK:
         problems.append(f"lora_rank {config['r']}: vLLM serves ranks up to {LARGEST_RANK}")
@@ -101,8 +104,6 @@ def vllm_problems(config: Mapping[str, Any]) -> list[str]:
 
 
 def _with_lora(model: Any, recipe: Finetune) -> Any:
-    from peft import LoraConfig, TaskType, get_peft_model
-
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=recipe.lora_rank,
@@ -121,8 +122,6 @@ def _with_lora(model: Any, recipe: Finetune) -> Any:
 
 def _target_problems(model: Any, targets: tuple[str, ...]) -> list[str]:
     """Every target must name linear modules of the decoder: vLLM serves the base in silence where nothing matches."""
-    from torch import nn
-
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     linear = {
         name.rsplit(".", 1)[-1]
@@ -139,6 +138,35 @@ def _target_problems(model: Any, targets: tuple[str, ...]) -> list[str]:
     ]
 
 
+def shard(trainer: Any) -> None:
+    """Let a transformers Trainer whose arguments ask for FSDP shard on any device. Call it before training.
+
+    accelerate shards on accelerators alone: for CPU workers it drops the FSDP plugin, checkpointing of activations with
+    it, and trains data-parallel without a word. torch's FSDP2 and gloo do shard on CPUs, so that the very path that a
+    cluster takes can be run, and tested, on a laptop.
+    """
+    if trainer.is_fsdp_enabled:
+        return
+    state = trainer.accelerator.state
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+    state.distributed_type = DistributedType.FSDP
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    trainer.is_fsdp_enabled = True
+
+
+def without_checkpointing(model: Any) -> Any:
+    """Unwrap the layers that recompute activations: peft would save no weight inside a wrapper."""
+    wrapped = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, CheckpointWrapper)]
+    for name, layer in wrapped:
+        model.set_submodule(name, layer._checkpoint_wrapped_module)
+    return model
+
+
+def is_sharded(model: Any) -> bool:
+    """Return whether every weight of a model is spread over the workers."""
+    return all(isinstance(weight, DTensor) for weight in model.parameters())
+
+
 def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, out_dir: Path) -> None:
     """Write the finished model to ``out_dir`` such that vLLM loads the directory as it is.
 
@@ -152,8 +180,6 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
     Raises:
         CellError: peft did not write the whole adapter.
     """
-    import torch
-
     out_dir.mkdir(parents=True, exist_ok=True)
     if method == "lora":
         # peft would ask the hub whether the vocabulary grew, and name a path of this machine as the base.
@@ -162,7 +188,10 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
         _check_adapter(out_dir / "adapter_model.safetensors", sum("lora_" in name for name in state))
         (out_dir / "README.md").unlink(missing_ok=True)
         return
-    own = _config(base).dtype or torch.float32
+    base = base.here()
+    trust = base.trust_remote_code
+    own = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust).dtype
+    own = own or torch.float32
     model.save_pretrained(out_dir, state_dict={name: tensor.to(own) for name, tensor in state.items()})
     config = json.loads((out_dir / "config.json").read_text())
     config["dtype"] = str(own).removeprefix("torch.")
@@ -175,16 +204,7 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
 
 def _check_adapter(path: Path, trained: int) -> None:
     """Check that a saved adapter is whole: peft writes the weights whose names it knows and leaves out the others."""
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as saved:
         found = len(saved.keys())
     if found != trained:
         raise CellError(f"{path.name} has {found} of the {trained} weights that were trained; the finetune is lost")
-
-
-def _config(base: BaseModelRef) -> Any:
-    from transformers import AutoConfig
-
-    base = base.here()
-    return AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=base.trust_remote_code)

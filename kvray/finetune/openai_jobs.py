@@ -28,7 +28,7 @@ _ABSENT = (404, 405)
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A job to be made.
+    """A job to create.
 
     Attributes:
         model: the base model's name at the API.
@@ -54,7 +54,7 @@ class JobSpec:
 
     @property
     def suffix(self) -> str:
-        """What the model's name is to hold: 18 characters, the fewest that a server of this kind takes."""
+        """The part of the model's name that we choose: 18 characters, the fewest that a server of this kind takes."""
         return f"kvray-{self.fingerprint[:12]}"
 
     def body(self, file: str) -> dict[str, Any]:
@@ -73,8 +73,8 @@ class JobSpec:
             "metadata": {METADATA: self.fingerprint},
         }
 
-    def made(self, job: Mapping[str, Any]) -> bool:
-        """Return whether a job is this one, and may still give a model."""
+    def matches(self, job: Mapping[str, Any]) -> bool:
+        """Return whether a job of the API is this one and has not failed."""
         if job.get("status") in GONE:
             return False
         noted = (job.get("metadata") or {}).get(METADATA)
@@ -135,7 +135,7 @@ class Tuning:
         job = await self._call(send)
         epochs = hyperparameters(job).get("n_epochs", spec.epochs)
         if epochs not in (spec.epochs, "auto"):
-            await self._call(_one("cancel", job["id"]))
+            await self._call(lambda client: _one(client.fine_tuning.jobs.with_raw_response.cancel, job["id"]))
             raise CellError(
                 f"fine-tuning job {job['id']}: the API would train {epochs} epochs, expected {spec.epochs}; cancelled"
             )
@@ -148,7 +148,7 @@ class Tuning:
             RejectedError: the API knows no such job (status 404).
             ApiError: it serves nothing of this run.
         """
-        return await self._api.call(_one("retrieve", job_id))
+        return await self._api.call(lambda client: _one(client.fine_tuning.jobs.with_raw_response.retrieve, job_id))
 
     async def _call(self, send: Callable[[AsyncOpenAI], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         try:
@@ -160,22 +160,18 @@ class Tuning:
 
 
 def hyperparameters(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters that a job tells of itself; {} if it tells none."""
+    """Return the hyperparameters that a job states; {} if it states none."""
     supervised = (job.get("method") or {}).get("supervised") or {}
     return dict(supervised.get("hyperparameters") or job.get("hyperparameters") or {})
 
 
-def _one(action: str, job_id: str) -> Callable[[AsyncOpenAI], Awaitable[dict[str, Any]]]:
-    async def send(client: AsyncOpenAI) -> dict[str, Any]:
-        jobs = client.fine_tuning.jobs.with_raw_response
-        return plain(await (jobs.cancel if action == "cancel" else jobs.retrieve)(job_id), "id", "status")
-
-    return send
+async def _one(action: Callable[[str], Awaitable[Any]], job_id: str) -> dict[str, Any]:
+    return plain(await action(job_id), "id", "status")
 
 
 async def _find(client: AsyncOpenAI, spec: JobSpec) -> dict[str, Any] | None:
     async for job in _each(client.fine_tuning.jobs.with_raw_response.list):
-        if spec.made(job):
+        if spec.matches(job):
             return job
     return None
 

@@ -1,4 +1,4 @@
-"""What one finetune takes of a cluster, and how many fit at a time. Pure."""
+"""What one finetune takes of a cluster, how many fit at a time, and how workers share a batch. Pure."""
 
 from __future__ import annotations
 
@@ -71,3 +71,20 @@ def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]], most: Mapping[
             f"node; the nodes have {sizes}, which hold {fits}"
         )
     return shape, min(fits // shape.workers, runtime.concurrent_finetunes or fits)
+
+
+def batch_shape(batch_size: int, workers: int, per_device: int) -> tuple[int, int]:
+    """Return (rows per micro-batch, gradient accumulation steps) that make up the recipe's batch exactly.
+
+    Raises:
+        InputError: the batch cannot be shared evenly.
+    """
+    if batch_size % workers:
+        fits = ", ".join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)
+        raise InputError(
+            f"finetune.batch_size {batch_size} cannot be shared evenly by runtime.workers_per_finetune {workers}; "
+            f"use {fits} workers, or a batch_size that is a multiple of {workers}"
+        )
+    share = batch_size // workers
+    rows = max(n for n in range(1, min(share, per_device) + 1) if share % n == 0)
+    return rows, share // rows

@@ -1,25 +1,97 @@
-"""From committed datasets to encoded rows, and from a finished finetune to a committed artefact. No Ray here."""
+"""Between a finetune and the store: which rows of committed datasets it reads, and its files as an artefact. No Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kvray.errors import InputError
-from kvray.finetune.callbacks import LossRow
-from kvray.finetune.encode import Encoded, encode, join
-from kvray.finetune.selection import count, limits, read_whole
-from kvray.finetune.train import Trained
+from kvray.errors import DamagedArtefactError, InputError
+from kvray.finetune import encode
 from kvray.models.reference import BaseModelRef, load_tokenizer
+from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.mixture import Mixture, mix
+from kvray.store.manifest import Manifest
 from kvray.store.schemas import LOSS_SCHEMA
-from kvray.store.store import Manifest, Store
+from kvray.store.store import Store
+
+if TYPE_CHECKING:
+    from kvray.finetune.callbacks import LossRow
+    from kvray.finetune.train import Trained
+
+COLUMNS = ("example_id", "prompt", "answer")
+"""What training reads of a dataset."""
+
+Read = Callable[[str], pa.Table]
+"""Returns :data:`COLUMNS` of a dataset by its id, all rows."""
+
+_counted: dict[tuple[str, str], NDArray[np.int64]] = {}
+
+
+def job_of(artefact: Artefact) -> FinetuneJob:
+    """Return what a finetune's artefact is to be made of.
+
+    Raises:
+        TypeError: the artefact is no finetune.
+    """
+    if not isinstance(artefact.params, FinetuneJob):
+        raise TypeError(f"{artefact.id} is no finetune: its params are {type(artefact.params).__name__}")
+    return artefact.params
+
+
+def select(job: FinetuneJob, base: BaseModelRef, read: Read) -> Mixture:
+    """Choose the rows of a finetune by their tokens. A function of the job and the data alone, wherever it runs.
+
+    Raises:
+        InputError: the rows do not fit the chat template, or the mixture cannot be blended or has too few tokens.
+    """
+    return mix(job, lambda dataset: count(dataset, base, read))
+
+
+def count(dataset: str, base: BaseModelRef, read: Read) -> NDArray[np.int64]:
+    """Return the tokens of every row of a dataset, prompt and answer, encoded as for training; once per process.
+
+    A model behind an API keeps its template to itself: its rows count as the plain tokens of prompt and answer.
+    """
+    key = dataset, base.token_identity
+    if key not in _counted:
+        table = read(dataset)
+        texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
+        if base.api:
+            counter = token_counter(base)
+            _counted[key] = counter(texts[0]) + counter(texts[1])
+        else:
+            _counted[key] = encode.count(load_tokenizer(base), *texts, end_ids=limits(base)[1])
+    return _counted[key]
+
+
+def limits(base: BaseModelRef) -> tuple[int | None, set[int]]:
+    """Return the model's context length, None if its configuration names none, and the ids that end its answers."""
+    from transformers import AutoConfig
+
+    base = base.here()
+    trust = base.trust_remote_code
+    whole = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust)
+    config = whole.get_text_config().to_dict()
+    ends = config.get("eos_token_id")
+    return config.get("max_position_embeddings"), set(ends if isinstance(ends, list) else [ends]) - {None}
+
+
+def read_whole(store: Store, dataset: str) -> pa.Table:
+    """Return what training reads of a committed dataset.
+
+    Raises:
+        DamagedArtefactError: it does not match its manifest (sha256 of every file).
+    """
+    problems = store.problems(dataset, verify=True)
+    if problems:
+        raise DamagedArtefactError(f"{dataset} cannot be trained on: {'; '.join(problems)}")
+    return store.read_table(dataset, columns=COLUMNS)
 
 
 def here(base: BaseModelRef) -> BaseModelRef:
@@ -28,15 +100,15 @@ def here(base: BaseModelRef) -> BaseModelRef:
     Raises:
         InputError: it is a directory that this machine lacks.
     """
-    found = base.here()
-    if found.revision is None and not Path(found.location).is_dir():
+    local = base.here()
+    if local.revision is None and not Path(local.location).is_dir():
         raise InputError(
-            f"base_model: {found.location} is not on this node; use a path that every node sees, or a hub id"
+            f"base_model: {local.location} is not on this node; use a path that every node sees, or a hub id"
         )
-    return found
+    return local
 
 
-def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[Encoded, Mixture]:
+def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[encode.Encoded, Mixture]:
     """Read, verify, encode and blend the datasets of a finetune. Every worker comes to the same rows.
 
     Returns:
@@ -48,13 +120,13 @@ def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[Encod
     """
     tokenizer = load_tokenizer(base)
     limit, ends = limits(base)
-    encoded: dict[str, Encoded] = {}
+    encoded: dict[str, encode.Encoded] = {}
     for dataset, _ in job.mixture:
         table = read_whole(store, dataset)
         names = [f"{dataset}: {name}" for name in table["example_id"].to_pylist()]
         texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
-        most = job.finetune.max_length or limit
-        encoded[dataset] = encode(tokenizer, *texts, names=names, max_length=most, end_ids=ends)
+        longest = job.finetune.max_length or limit
+        encoded[dataset] = encode.encode(tokenizer, *texts, names=names, max_length=longest, end_ids=ends)
 
     def tokens(dataset: str) -> NDArray[np.int64]:
         # Datasets of the budget alone are only counted.
@@ -63,7 +135,7 @@ def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[Encod
         return count(dataset, base, lambda name: read_whole(store, name))
 
     mixture = mix(job, tokens)
-    return join([encoded[part.name].take(part.rows) for part in mixture.parts]), mixture
+    return encode.join([encoded[part.name].take(part.rows) for part in mixture.parts]), mixture
 
 
 def loss_table(log: list[LossRow]) -> pa.Table:
@@ -72,9 +144,14 @@ def loss_table(log: list[LossRow]) -> pa.Table:
 
 
 def commit(
-    store: Store, artefact: Artefact, rows: Encoded, trained: Trained, model: Path, facts: Mapping[str, Any]
+    store: Store,
+    artefact: Artefact,
+    rows: encode.Encoded,
+    trained: Trained,
+    model: Path,
+    measurements: Mapping[str, Any],
 ) -> Manifest:
-    """Write a finished finetune's files into the store, and its manifest last."""
+    """Write a finished finetune's files into the store, and its manifest, with further measurements, last."""
     files = [store.write_file(artefact.id, path.name, path) for path in sorted(model.iterdir())]
     files.append(store.write_table(artefact.id, "loss.parquet", loss_table(trained.log)))
     last = trained.log[-1]
@@ -95,8 +172,5 @@ def commit(
         "peak_gpu_bytes": trained.peak_gpu_bytes,
     }
     return store.commit(
-        **artefact.identity(),
-        files=files,
-        schema=LOSS_SCHEMA,
-        measurements={**measured, **facts},
+        **artefact.identity(), files=files, schema=LOSS_SCHEMA, measurements={**measured, **measurements}
     )

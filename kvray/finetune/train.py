@@ -1,7 +1,7 @@
 """One finetune, on this process' share of the devices: transformers' Trainer with peft inside. No Ray here.
 
 What decides the result (rows, recipe, seed) is kept apart from how it is run (:class:`Execution`): the rows of every
-optimizer step come from :func:`kvray.finetune.schedule.schedule` and every answer token of a step weighs the same, so
+optimizer step come from :func:`kvray.finetune.batches.schedule` and every answer token of a step weighs the same, so
 the number of workers and the micro-batch change rounding alone.
 """
 
@@ -10,24 +10,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from kvray.errors import CellError, InputError
+import torch
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers.utils import logging
+
+from kvray.errors import CellError
 from kvray.finetune import model as models
-from kvray.finetune.callbacks import Log, LossRow, callback
+from kvray.finetune.batches import ScheduledRows, collate, schedule
+from kvray.finetune.callbacks import LossRow, Progress
 from kvray.finetune.encode import Encoded
-from kvray.finetune.loss import ScheduledRows, SplitLoss, collate, holds_digit
-from kvray.finetune.schedule import schedule
-from kvray.finetune.sharding import is_sharded, shard, without_checkpointing
+from kvray.finetune.loss import SplitLoss, holds_digit
+from kvray.finetune.placement import batch_shape
 from kvray.models.reference import BaseModelRef, load_tokenizer
-
-if TYPE_CHECKING:
-    from kvray.sweep.model import Finetune
+from kvray.sweep.model import Finetune
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a finetune is run; never part of its identity.
+    """How a finetune runs; never part of its identity.
 
     Attributes:
         workers: processes that train it together (torch.distributed's world size).
@@ -50,12 +52,12 @@ class Execution:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a finetune came to.
+    """The outcome of a finetune.
 
     Attributes:
         log: one row per optimizer step, those before a resume included.
         resumed_at: the step of the checkpoint that this call began at; 0 for the start.
-        device: what it ran on, in words.
+        device: the GPU's name, or "cpu, 8 threads".
         precision: "bf16" (autocast) or "fp32".
         trained_parameters: how many weights were trained.
         peak_gpu_bytes: most memory that was allocated on this worker's GPU; 0 on CPU.
@@ -69,23 +71,6 @@ class Trained:
     trained_parameters: int
     peak_gpu_bytes: int
     sharded: bool
-
-
-def batch_shape(batch_size: int, workers: int, per_device: int) -> tuple[int, int]:
-    """Return (rows per micro-batch, gradient accumulation steps) that make up the recipe's batch exactly.
-
-    Raises:
-        InputError: the batch cannot be shared evenly.
-    """
-    if batch_size % workers:
-        fits = ", ".join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)
-        raise InputError(
-            f"finetune.batch_size {batch_size} cannot be shared evenly by runtime.workers_per_finetune {workers}; "
-            f"use {fits} workers, or a batch_size that is a multiple of {workers}"
-        )
-    share = batch_size // workers
-    rows = max(n for n in range(1, min(share, per_device) + 1) if share % n == 0)
-    return rows, share // rows
 
 
 def train(
@@ -121,10 +106,6 @@ def train(
         InputError: the recipe does not fit the model, vLLM or the number of workers.
         CellError: the loss is no number.
     """
-    import torch
-    from transformers import PrinterCallback, Trainer, set_seed
-    from transformers.utils import logging
-
     logging.set_verbosity_error()
     if execution.threads:
         torch.set_num_threads(execution.threads)
@@ -138,37 +119,38 @@ def train(
     model = models.load(base, recipe.method, gpu=execution.gpu, fsdp=fsdp)
     set_seed(seed)
     model = models.prepare(model, recipe)
-    filler = _filler(model)
+    pad = model.config.get_text_config().pad_token_id
+    filler = int(pad) if pad is not None else 0  # any valid token: padding is masked, and never a label
     loss = SplitLoss(holds_digit(load_tokenizer(base), model.config.get_text_config().vocab_size))
-    log = Log(order, rows.lengths, per_epoch, on_log, loss.take)
+    progress = Progress(order, rows.lengths, per_epoch, seed, loss.take, on_log, on_checkpoint)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=ScheduledRows(rows, order.reshape(-1), filler),
         data_collator=lambda items: collate(items, filler),
         compute_loss_func=loss,
-        callbacks=[callback(log, seed, on_checkpoint)],
+        callbacks=[progress],
     )
     trainer.remove_callback(PrinterCallback)
     # The schedule is the order; a sampler of the Trainer's own would shuffle it again.
     trainer._get_train_sampler = lambda dataset=None: torch.utils.data.SequentialSampler(dataset)
     if fsdp:
-        shard(trainer)
+        models.shard(trainer)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if execution.gpu:
         torch.cuda.reset_peak_memory_stats()
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    history = log.rows(trainer.state.log_history)
+    history = progress.rows(trainer.state.log_history)
     if len(history) != len(order):
         raise CellError(f"the loss log has {len(history)} steps, expected {len(order)}")
-    sharded = is_sharded(trainer.model)
+    sharded = models.is_sharded(trainer.model)
     state = trainer.accelerator.get_state_dict(trainer.model)
     if trainer.is_world_process_zero():
-        plain = without_checkpointing(trainer.accelerator.unwrap_model(trainer.model))
+        plain = models.without_checkpointing(trainer.accelerator.unwrap_model(trainer.model))
         models.save(plain, state, base, recipe.method, out_dir / "model")
     return Trained(
         log=history,
-        resumed_at=log.resumed_at,
+        resumed_at=progress.resumed_at,
         device=torch.cuda.get_device_name() if execution.gpu else f"cpu, {torch.get_num_threads()} threads",
         precision="bf16" if arguments.bf16 else "fp32",
         trained_parameters=trainable,
@@ -177,15 +159,14 @@ def train(
     )
 
 
-def training_arguments(recipe: Finetune, seed: int, out_dir: Path, execution: Execution, steps: int) -> Any:
-    """Return transformers' TrainingArguments for a finetune of ``steps`` optimizer steps.
+def training_arguments(
+    recipe: Finetune, seed: int, out_dir: Path, execution: Execution, steps: int
+) -> TrainingArguments:
+    """Return the arguments of a finetune of ``steps`` optimizer steps.
 
     Raises:
         InputError: the batch cannot be shared evenly by the workers.
     """
-    import torch
-    from transformers import TrainingArguments
-
     micro, accumulation = batch_shape(recipe.batch_size, execution.workers, execution.per_device_batch_size)
     fsdp = execution.strategy == "fsdp" and execution.workers > 1
     scheduler: str = recipe.scheduler
@@ -234,9 +215,3 @@ def training_arguments(recipe: Finetune, seed: int, out_dir: Path, execution: Ex
         log_level="error",
         **sharding,
     )
-
-
-def _filler(model: Any) -> int:
-    """Any valid token does for padding: it is masked, and never a label."""
-    pad = model.config.get_text_config().pad_token_id
-    return int(pad) if pad is not None else 0

@@ -11,7 +11,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,10 @@ from kvray.errors import KvrayError, last_line
 from kvray.generate.shards import Written, build, shard_count, shard_name, shard_rows
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
+from kvray.store.manifest import FileEntry
+from kvray.store.root import FOLDERS
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.store.store import FOLDERS, FileEntry, Outcome, Store
+from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.base import Task
 
@@ -38,31 +40,29 @@ Row = dict[str, Any]
 def generate(
     artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime | None = None
 ) -> list[Outcome]:
-    """Make datasets on an initialised Ray and commit each as soon as its last shard is there.
+    """Make datasets on an initialised Ray and commit each as soon as its last shard is written.
 
-    Shards that are there already and whole are kept: a rerun after a kill does the rest.
+    Whole shards of an earlier, killed run are kept.
 
     Returns:
         One outcome per artefact, in their order. One that fails does not stop the others.
     """
-    datasets = [_Dataset(artefact) for artefact in artefacts]
-    units = [(index, shard) for index, dataset in enumerate(datasets) for shard in range(dataset.shards)]
-    jobs = [_Job(artefact.id, _task(artefact), artefact.rows, _written(artefact, store)) for artefact in artefacts]
+    datasets = [_Dataset(artefact, shard_count(artefact.rows)) for artefact in artefacts]
+    units = tuple((index, shard) for index, dataset in enumerate(datasets) for shard in range(dataset.shards))
+    jobs = tuple(_Job(artefact.id, _task(artefact), artefact.rows, _written(artefact, store)) for artefact in artefacts)
     retries = (runtime or Runtime()).retries
     done = 0
     try:
         with track("generate", sum(artefact.rows for artefact in artefacts)) as advance:
-            for row in stream(len(units), _ShardWork(tuple(units), tuple(jobs), store, base), retries=retries):
+            for row in stream(len(units), _ShardWork(units, jobs, store, base), retries=retries):
                 dataset = datasets[units[row["unit"]][0]]
-                dataset.add(row)
+                dataset.add(row, store)
                 done += row["rows"]
                 advance(done, dataset.artefact.name)
-                if dataset.complete and dataset.error is None:
-                    dataset.error = _commit(dataset, store)
     except Exception as error:
         # Ray Data gave up (a worker died more often than retries allow): whatever is not committed has failed.
         for dataset in datasets:
-            if not dataset.complete and dataset.error is None:
+            if len(dataset.rows) < dataset.shards and dataset.error is None:
                 dataset.error = f"{type(error).__name__}: {last_line(error)}"
     return [Outcome(dataset.artefact.id, dataset.error) for dataset in datasets]
 
@@ -73,11 +73,11 @@ def stream(
     """Run ``work(0)`` … ``work(units - 1)`` on Ray Data and yield the rows that they return, as they come.
 
     Args:
-        units: how many.
-        work: picklable; returns a flat row, whose ``unit`` is filled in here.
+        units: the number of units.
+        work: picklable; returns a flat row, to which ``unit`` is added.
         retries: further attempts at a task whose worker died. Ray Data's own default has no bound.
-        ordered: yield in the order of the units; the results that wait are held by Ray's object store.
-        workers: tasks at a time, on fractions of CPUs if there are fewer of them; None leaves it to Ray.
+        ordered: yield in the order of the units; waiting results are held by Ray's object store.
+        workers: tasks at a time, on fractions of CPUs if there are fewer CPUs; None leaves it to Ray.
     """
     import ray
 
@@ -114,26 +114,9 @@ def _task(artefact: Artefact) -> Task:
 
 
 def _written(artefact: Artefact, store: Store) -> Written | None:
-    """Return where the replies of a dataset's writer are: the one writing that it needs."""
+    """Return the writing that a dataset needs, if it needs one."""
     needed = [need for need in artefact.needs if need.startswith(f"{FOLDERS['writing']}/")]
     return Written(store, needed[0]) if needed else None
-
-
-def _commit(dataset: _Dataset, store: Store) -> str | None:
-    artefact = dataset.artefact
-    try:
-        store.commit(
-            **artefact.identity(),
-            files=list(dataset.entries.values()),
-            schema=EXAMPLE_SCHEMA,
-            measurements={
-                "prompt_tokens": sum(dataset.tokens.values()),
-                "seconds": round(sum(dataset.seconds.values()), 3),
-            },
-        )
-    except KvrayError as error:
-        return str(error)
-    return None
 
 
 @dataclass(frozen=True)
@@ -143,12 +126,12 @@ class _Job:
     artefact_id: str
     task: Task
     rows: int
-    written: Written | None = None
+    written: Written | None
 
 
 @dataclass(frozen=True)
 class _ShardWork:
-    """Makes one shard, or finds it whole, and reports its entry; an error is reported, not raised."""
+    """Makes one shard, or finds it whole, and returns its entry; an error is returned, not raised."""
 
     units: tuple[tuple[int, int], ...]
     jobs: tuple[_Job, ...]
@@ -157,15 +140,15 @@ class _ShardWork:
 
     def __call__(self, unit: int) -> Row:
         index, shard = self.units[unit]
-        job = self.jobs[index]
         started = time.monotonic()
         try:
-            entry, tokens = self._shard(job, shard)
+            entry, tokens = self._shard(self.jobs[index], shard)
         except Exception as error:
-            # Reported with its kind to the driver, which fails this dataset and no other.
+            # Returned with its kind to the driver, which fails this dataset and no other.
             kind = "" if isinstance(error, KvrayError) else f"{type(error).__name__}: "
-            return {**_row(FileEntry(shard_name(shard), 0, 0, "")), "error": f"{kind}{last_line(error)}"}
-        return {**_row(entry), "tokens": tokens, "seconds": time.monotonic() - started}
+            entry = FileEntry(shard_name(shard), 0, 0, "")
+            return {**asdict(entry), "tokens": 0, "seconds": 0.0, "error": f"{kind}{last_line(error)}"}
+        return {**asdict(entry), "tokens": tokens, "seconds": time.monotonic() - started, "error": ""}
 
     def _shard(self, job: _Job, shard: int) -> tuple[FileEntry, int]:
         name, rows = shard_name(shard), shard_rows(shard, job.rows)
@@ -177,14 +160,6 @@ class _ShardWork:
             table = build(job.task, self.base, rows, job.written)
             entry = self.store.write_table(job.artefact_id, name, table)
         return entry, int(pc.sum(table["prompt_tokens"]).as_py() or 0)
-
-
-def _row(entry: FileEntry) -> Row:
-    rows = entry.rows or 0
-    return {
-        **{"name": entry.name, "rows": rows, "bytes": entry.bytes, "sha256": entry.sha256},
-        **{"tokens": 0, "seconds": 0.0, "error": ""},
-    }
 
 
 @dataclass(frozen=True)
@@ -200,26 +175,26 @@ class _Each:
 
 @dataclass
 class _Dataset:
-    """How far one dataset is. Keyed by file name, since a retried task may report a shard twice."""
+    """The progress of one dataset; its rows are keyed by file name, since a retried task may return a shard twice."""
 
     artefact: Artefact
+    shards: int
     error: str | None = None
-    entries: dict[str, FileEntry] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
 
-    @property
-    def shards(self) -> int:
-        return shard_count(self.artefact.rows)
-
-    @property
-    def complete(self) -> bool:
-        return len(self.entries) == self.shards
-
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, store: Store) -> None:
+        """Take the entry of a shard; the last one commits the dataset."""
         if row["error"]:
             self.error = self.error or row["error"]
             return
-        self.entries[row["name"]] = FileEntry(row["name"], row["rows"], row["bytes"], row["sha256"])
-        self.tokens[row["name"]] = row["tokens"]
-        self.seconds[row["name"]] = row["seconds"]
+        self.rows[row["name"]] = row
+        if len(self.rows) < self.shards or self.error is not None:
+            return
+        rows = self.rows.values()
+        files = [FileEntry(each["name"], each["rows"], each["bytes"], each["sha256"]) for each in rows]
+        seconds = round(sum(each["seconds"] for each in rows), 3)
+        measurements = {"prompt_tokens": sum(each["tokens"] for each in rows), "seconds": seconds}
+        try:
+            store.commit(**self.artefact.identity(), files=files, schema=EXAMPLE_SCHEMA, measurements=measurements)
+        except KvrayError as error:
+            self.error = str(error)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import pyarrow as pa
 
@@ -17,6 +17,9 @@ from kvray.tasks.base import Context, Task
 
 ROWS_PER_SHARD = 1024
 """Rows of every shard but the last. A constant: the same rows are in the same file whatever the number of workers."""
+CONTEXTS_KEPT = 8
+"""Contexts that a process holds at once; the oldest goes first."""
+_contexts: dict[Hashable, Context] = {}
 
 
 def shard_count(rows: int) -> int:
@@ -34,15 +37,35 @@ def shard_rows(shard: int, rows: int) -> range:
     return range(shard * ROWS_PER_SHARD, min((shard + 1) * ROWS_PER_SHARD, rows))
 
 
+@dataclass(frozen=True)
+class Written:
+    """A writer's replies: a committed artefact of kind "writing"."""
+
+    store: Store
+    artefact_id: str
+
+    def texts(self) -> list[str]:
+        """Read the replies, by number of the prompt; an unusable reply is empty."""
+        return writing.texts(self.store.read_table(self.artefact_id))
+
+
 def context_of(task: Task, base: BaseModelRef, written: Written | None = None) -> Context:
     """Return what building needs, made once per process and task: it may read sources and measure a tokenizer.
 
     Args:
-        task: what is made.
+        task: the task to build.
         base: the model whose tokenizer counts.
-        written: where the replies of the task's writer are; None is enough to count its examples.
+        written: the replies of the task's writer; None is enough to count its examples.
     """
-    return _context(_Ingredients(task, base, written))
+    # A task itself need not be hashable.
+    replies = (written.store.uri, written.artefact_id) if written else None
+    key = (type(task), task.model_dump_json(), base, replies)
+    context = _contexts.get(key)
+    if context is None:
+        while len(_contexts) >= CONTEXTS_KEPT:
+            _contexts.pop(next(iter(_contexts)), None)
+        context = _contexts[key] = task.context(token_counter(base), written.texts() if written else None)
+    return context
 
 
 def rows_of(task: Task, base: BaseModelRef) -> int:
@@ -51,10 +74,10 @@ def rows_of(task: Task, base: BaseModelRef) -> int:
 
 
 def check_written(task: Task, written: Written | None) -> None:
-    """Make sure that what a model writes for a task is there.
+    """Refuse a task whose writer has not written: only a sweep has a model write.
 
     Raises:
-        InputError: it is not; only a sweep has a model write.
+        InputError: the task has a writer, and ``written`` is None.
     """
     if task.writer() is not None and written is None:
         raise InputError(
@@ -68,7 +91,7 @@ def build(task: Task, base: BaseModelRef, rows: range, written: Written | None =
 
     Raises:
         InputError: the task's parameters cannot be met, or a model is to write for it and has not.
-        KvrayError: the task breaks its promise: other columns, or another number of rows.
+        KvrayError: the task returned other columns, or another number of rows.
     """
     check_written(task, written)
     table = task.build(rows.start, rows.stop, context_of(task, base, written))
@@ -79,38 +102,3 @@ def build(task: Task, base: BaseModelRef, rows: range, written: Written | None =
             f"kvray.store.schemas.EXAMPLE_SCHEMA"
         )
     return table
-
-
-@lru_cache(maxsize=8)
-def _context(ingredients: _Ingredients) -> Context:
-    written = ingredients.written
-    return ingredients.task.context(token_counter(ingredients.base), written.texts() if written else None)
-
-
-@dataclass(frozen=True)
-class Written:
-    """Where a writer's replies are: a committed artefact of kind "writing"."""
-
-    store: Store
-    artefact_id: str
-
-    def texts(self) -> list[str]:
-        """Read them, by number of the prompt; a reply that is of no use is empty."""
-        return writing.texts(self.store.read_table(self.artefact_id))
-
-
-class _Ingredients:
-    """A task, a base model and what was written as a key of the cache; a task itself need not be hashable."""
-
-    def __init__(self, task: Task, base: BaseModelRef, written: Written | None) -> None:
-        self.task = task
-        self.base = base
-        self.written = written
-        replies = (written.store.uri, written.artefact_id) if written else None
-        self._key = (type(task), task.model_dump_json(), base, replies)
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Ingredients) and self._key == other._key

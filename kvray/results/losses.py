@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import polars as pl
 
 from kvray.results.frames import with_models
-from kvray.store.store import Manifest, Store
+from kvray.store.manifest import Manifest
+from kvray.store.store import Store
 
 Part = Literal["all", "integers", "words"]
 PARTS: tuple[Part, ...] = get_args(Part)

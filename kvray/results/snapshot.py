@@ -14,7 +14,8 @@ from kvray.results.axes import OVERALL
 from kvray.results.profile import Profile
 from kvray.results.reader import Results
 from kvray.store import failures
-from kvray.store.store import Manifest, Store
+from kvray.store.manifest import Manifest
+from kvray.store.store import Store
 from kvray.tasks.base import Measure
 
 

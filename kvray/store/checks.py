@@ -17,30 +17,26 @@ from kvray.store.manifest import FileEntry
 
 
 def rows(files: Files, path: str) -> int:
-    """Return the rows that a Parquet file's footer states.
-
-    Raises:
-        UnreadableError: it has no whole footer.
-    """
+    """Return the rows that a Parquet file's footer states; UnreadableError if it has no whole footer."""
     return parquet.footer_rows(lambda count: files.tail(path, count))
 
 
 def problem(files: Files, directory: str, entry: FileEntry, size: int | None, verify: bool) -> str | None:
-    """Return what is wrong with a listed file, None if nothing.
+    """Return what is wrong with a file that a manifest lists, None if nothing.
 
     Args:
         files: the file system.
         directory: the artefact's.
-        entry: the file as its manifest says.
-        size: its bytes as found, None if it is not there.
+        entry: the file as the manifest lists it.
+        size: its actual size in bytes, None if it is missing.
         verify: whether to read every byte for the sha256.
     """
     path = f"{directory}/{entry.name}"
     if size != entry.bytes:
         return f"{path} " + ("is missing" if size is None else f"has {size} bytes, not {entry.bytes}")
     try:
-        if entry.rows is not None and (found := rows(files, path)) != entry.rows:
-            return f"{path} has {found} rows, not {entry.rows}"
+        if entry.rows is not None and (counted := rows(files, path)) != entry.rows:
+            return f"{path} has {counted} rows, not {entry.rows}"
     except parquet.UnreadableError as error:
         return f"{path} {error}"
     if verify and sha256(files, path) != entry.sha256:
@@ -49,14 +45,10 @@ def problem(files: Files, directory: str, entry: FileEntry, size: int | None, ve
 
 
 def verify(files: Files, directory: str, entry: FileEntry) -> None:
-    """Check a listed file to the last byte.
-
-    Raises:
-        DamagedArtefactError: it is missing or not what its manifest says.
-    """
-    found = problem(files, directory, entry, files.size(f"{directory}/{entry.name}"), verify=True)
-    if found:
-        raise DamagedArtefactError(found)
+    """Check a listed file to the last byte; DamagedArtefactError if it is missing or differs from its manifest."""
+    text = problem(files, directory, entry, files.size(f"{directory}/{entry.name}"), verify=True)
+    if text:
+        raise DamagedArtefactError(text)
 
 
 def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str] | None) -> pa.Table:
@@ -71,21 +63,19 @@ def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str]
     if data is None:
         raise DamagedArtefactError(f"{path} is missing")
     try:
-        found = parquet.decode(data, columns)
+        decoded = parquet.decode(data, columns)
     except parquet.UnreadableError as error:
         raise DamagedArtefactError(f"{path} {error}") from error
-    if found.num_rows != entry.rows:
-        raise DamagedArtefactError(f"{path} has {found.num_rows} rows, not {entry.rows}")
-    return found
+    if decoded.num_rows != entry.rows:
+        raise DamagedArtefactError(f"{path} has {decoded.num_rows} rows, not {entry.rows}")
+    return decoded
 
 
 def copy(files: Files, directory: str, entry: FileEntry, into: Path) -> None:
-    """Copy a listed file to a local directory, hashing on the way; it gets its name once its sha256 is right.
-
-    A file that is there already and whole is kept.
+    """Copy a listed file to a local directory; it gets its name once its sha256 is right. A whole copy is kept.
 
     Raises:
-        DamagedArtefactError: it is missing or its sha256 is another.
+        DamagedArtefactError: it is missing or its sha256 differs.
     """
     source, target = f"{directory}/{entry.name}", into / entry.name
     with naming(str(target), f"write {entry.bytes:,} bytes"):
@@ -109,11 +99,7 @@ def copy(files: Files, directory: str, entry: FileEntry, into: Path) -> None:
 
 
 def mapped(local: Path) -> memoryview:
-    """Return a local file's bytes, mapped into memory and not read.
-
-    Raises:
-        StoreError: it cannot be opened.
-    """
+    """Map a local file into memory without reading it; StoreError if it cannot be opened."""
     with naming(str(local), "read"), local.open("rb") as stream:
         empty = os.fstat(stream.fileno()).st_size == 0
         return memoryview(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))

@@ -30,7 +30,7 @@ _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class Files(Protocol):
-    """What the store asks of a file system. Paths are inside ``fs``; every failure is a StoreError naming the path."""
+    """What the store needs of a file system. Paths are inside ``fs``; every failure is a StoreError with the path."""
 
     @property
     def fs(self) -> pafs.FileSystem:
@@ -38,10 +38,10 @@ class Files(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether every read is a round trip, so that many at once, or none at all, are worth some trouble."""
+        """Whether every read is a round trip, so that reads are worth saving or sending at once."""
 
     def put(self, path: str, data: memoryview) -> None:
-        """Write a whole file; whoever reads meanwhile sees the old one or the new one."""
+        """Write a whole file; concurrent readers see the old one or the new one."""
 
     def put_new(self, path: str, data: memoryview) -> bool:
         """Write a whole file unless there is one; return whether it was written."""
@@ -97,7 +97,6 @@ class LocalFiles:
         self.fs = pafs.LocalFileSystem()
 
     def put(self, path: str, data: memoryview) -> None:
-        """See :meth:`Files.put`."""
         with naming(path, f"write {data.nbytes:,} bytes"):
             temporary = _write_temporary(path, data)
             with _removed_on_failure(temporary):
@@ -105,7 +104,7 @@ class LocalFiles:
             _flush_directory(os.path.dirname(path))
 
     def put_new(self, path: str, data: memoryview) -> bool:
-        """See :meth:`Files.put_new`: a hard link, which fails if the name is taken, of a file that is already whole.
+        """Link a file that is already whole to its name, which fails if the name is taken.
 
         Where the file system has no hard links (exFAT, some FUSE mounts) the check comes first and the rename after:
         of two writers within the same millisecond the later one wins there.
@@ -131,11 +130,10 @@ class LocalFiles:
         return True
 
     def read(self, path: str) -> bytes | None:
-        """See :meth:`Files.read`."""
         return self.tail(path, -1)
 
     def tail(self, path: str, count: int) -> bytes | None:
-        """See :meth:`Files.tail`; a negative count is the whole file."""
+        """Return the last bytes of a file; a negative count is the whole file."""
         with naming(path, "read"):
             try:
                 with open(path, "rb") as stream:
@@ -146,13 +144,11 @@ class LocalFiles:
                 return None
 
     def chunks(self, path: str) -> Iterator[bytes]:
-        """See :meth:`Files.chunks`."""
         with naming(path, "read"), open(path, "rb") as stream:
             while chunk := stream.read(_CHUNK):
                 yield chunk
 
     def size(self, path: str) -> int | None:
-        """See :meth:`Files.size`."""
         with naming(path, "look up"):
             try:
                 return os.stat(path).st_size
@@ -160,23 +156,20 @@ class LocalFiles:
                 return None
 
     def listing(self, path: str, hidden: bool = False) -> dict[str, int]:
-        """See :meth:`Files.listing`."""
         with naming(path, "list"):
             return {name[len(path) + 1 :]: size for name, size in _walk(path, hidden)}
 
     def delete(self, path: str) -> None:
-        """See :meth:`Files.delete`."""
         with naming(path, "delete"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
             _flush_directory(os.path.dirname(path))
 
     def delete_tree(self, path: str) -> None:
-        """See :meth:`Files.delete_tree`."""
         with naming(path, "delete"):
             _delete_tree(path)
 
     def clean(self, path: str) -> None:
-        """See :meth:`Files.clean`. Fresh files of a live process, or of another host, are somebody's work and stay."""
+        """Remove temporary files of dead writers; those of a live process, or fresh ones of another host, stay."""
         with naming(path, "clean up"):
             for name, _ in _walk(path, hidden=True):
                 if os.path.basename(name).startswith(TEMPORARY) and _abandoned(name):
@@ -238,11 +231,11 @@ def _flush_directory(path: str) -> None:
 
 def _walk(path: str, hidden: bool) -> Iterator[tuple[str, int]]:
     try:
-        with os.scandir(path) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+        with os.scandir(path) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return
-    for entry in found:
+    for entry in entries:
         if entry.name.startswith(".") and not hidden:
             continue
         if entry.is_dir():
@@ -254,11 +247,11 @@ def _walk(path: str, hidden: bool) -> Iterator[tuple[str, int]]:
 
 def _delete_tree(path: str) -> None:
     try:
-        with os.scandir(path) as entries:
-            found = list(entries)
+        with os.scandir(path) as scan:
+            entries = list(scan)
     except FileNotFoundError:
         return
-    for entry in found:
+    for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             _delete_tree(entry.path)
         else:
@@ -281,7 +274,5 @@ def _abandoned(path: str) -> bool:
         return time.time() - os.stat(path).st_mtime > STALE_S
     except ProcessLookupError:
         return True
-    except PermissionError:  # alive, somebody else's
-        return False
-    except FileNotFoundError:
+    except (PermissionError, FileNotFoundError):  # alive and another user's; or gone by now
         return False

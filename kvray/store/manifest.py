@@ -1,29 +1,22 @@
-"""The manifest: the file written last, whose presence means that an artefact is whole, and what it says."""
+"""The manifest: the file written last, whose presence means that an artefact is whole."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.metadata
 import json
-import math
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from kvray.errors import DamagedArtefactError
-from kvray.store.fingerprint import canonical_json, plain
+from kvray.store.fingerprint import canonical_json
 
 MANIFEST = "manifest.json"
 """Name of the manifest in its artefact's directory."""
 _SEAL = ".sizes-"
-_DISTRIBUTIONS = ("kvray", "numpy", "peft", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers", "vllm")
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artefact is, how it was made, and every file of it.
+    """What an artefact is, how it was made, and every one of its files.
 
     Attributes:
         id: ``<kind folder>/<name>-<fingerprint[:16]>``.
@@ -84,7 +77,7 @@ def parse(data: bytes, artefact_id: str) -> Manifest:
     """Read a manifest's bytes.
 
     Raises:
-        DamagedArtefactError: it is no manifest, was changed after it was written, or belongs to another id.
+        DamagedArtefactError: the bytes are no manifest, were changed after they were written, or are another id's.
     """
     where = f"{artefact_id}/{MANIFEST}"
     try:
@@ -114,22 +107,8 @@ def seal(sizes: Mapping[str, int]) -> str:
 
 def describe(schema: pa.Schema) -> list[dict[str, str]]:
     """Return name, type and description of every column of an Arrow schema, for a manifest."""
-    return [
-        {
-            "name": field.name,
-            "type": str(field.type),
-            "description": (field.metadata or {}).get(b"description", b"").decode(),
-        }
-        for field in schema
-    ]
-
-
-def with_provenance(measurements: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a stage's measurements with versions and hardware; a number that is not finite becomes text ("nan")."""
-    given = _finite(dict(measurements or {}))
-    merged = {**given, "versions": {**versions(), **given.get("versions", {})}}
-    merged["hardware"] = {**hardware(), **given.get("hardware", {})}
-    return dict(plain(merged))
+    about = {field.name: (field.metadata or {}).get(b"description", b"").decode() for field in schema}
+    return [{"name": field.name, "type": str(field.type), "description": about[field.name]} for field in schema]
 
 
 def now() -> str:
@@ -137,45 +116,5 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@functools.cache
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that shape results; nothing is imported for it."""
-    found = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        for distribution in (name, f"{name}-cpu"):
-            try:
-                found[name] = importlib.metadata.version(distribution)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            break
-    return found
-
-
-@functools.cache
-def hardware() -> dict[str, Any]:
-    """Return processor, cores, memory in bytes and NVIDIA devices of this host, read without any driver library."""
-    models = [
-        line.split(":", 1)[1].strip()
-        for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-        for line in information.read_text(errors="replace").splitlines()
-        if line.startswith("Model:")
-    ]
-    return {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cpus": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": models,
-    }
-
-
 def _checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(values)).hexdigest()
-
-
-def _finite(value: Any) -> Any:
-    if type(value) is float and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

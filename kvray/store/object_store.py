@@ -34,6 +34,7 @@ PARAMETERS = {
     "s3": ("endpoint_override", "scheme", "region", "anonymous"),
     "gs": ("endpoint_override", "scheme", "anonymous"),
 }
+_EXPECTED = "a directory, s3://bucket/prefix or gs://bucket/prefix"
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
 _CHUNK = 8 * 2**20
@@ -42,7 +43,7 @@ _PIECE = 64 * 2**20
 
 @dataclass(frozen=True)
 class Location:
-    """A store URI, read: absolute, and free of credentials by construction.
+    """A parsed store URI: absolute, and free of credentials by construction.
 
     Attributes:
         scheme: local, s3 or gs.
@@ -67,18 +68,14 @@ def locate(uri: str, named: str = "store") -> Location:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
     kind = scheme[1].lower() if scheme else "local"
     if not uri.strip() or "\0" in uri:
-        raise InputError(
-            f"{named}: found an empty name; expected a directory, s3://bucket/prefix or gs://bucket/prefix"
-        )
+        raise InputError(f"{named}: found an empty name; expected {_EXPECTED}")
     if kind == "file" and uri[5:].startswith("///"):
         kind, uri = "local", uri[7:]
     if kind == "local":
         path = os.path.abspath(os.path.expanduser(uri))
         return Location("local", path, path)
     if kind not in ("s3", "gs"):
-        raise InputError(
-            f"{named}: found scheme {kind}://; expected a directory, s3://bucket/prefix or gs://bucket/prefix"
-        )
+        raise InputError(f"{named}: found scheme {kind}://; expected {_EXPECTED}")
     return _locate_bucket("s3" if kind == "s3" else "gs", uri, named)
 
 
@@ -97,6 +94,7 @@ def _locate_bucket(kind: Literal["s3", "gs"], uri: str, named: str) -> Location:
     options = parse_qsl(parts.query, keep_blank_values=True)
     known = PARAMETERS[kind]
     names = [name for name, _ in options]
+    values = dict(options)
     problems = [
         f"{named}: unknown parameter {name[:40]!r} in the {kind}:// URI; allowed: {', '.join(known)} "
         "(keys belong into the environment)"
@@ -107,11 +105,10 @@ def _locate_bucket(kind: Literal["s3", "gs"], uri: str, named: str) -> Location:
     problems += [
         f"{named}: parameter {name}: expected {' or '.join(allowed)}"
         for name, allowed in (("scheme", ("http", "https")), ("anonymous", ("true", "false")))
-        if name in names and dict(options)[name] not in allowed
+        if values.get(name, allowed[0]) not in allowed
     ]
     if problems:
         raise InputError(problems)
-    values = dict(options)
     endpoint = re.fullmatch(r"(?:(https?)://)?([A-Za-z0-9._\[\]:-]+)/?", values.get("endpoint_override", "host"))
     if endpoint is None:
         raise InputError(f"{named}: parameter endpoint_override: expected http://host:port or host:port")
@@ -129,11 +126,11 @@ def connect(location: Location, named: str = "store") -> Files:
         InputError: the bucket is missing, refused or out of reach; found within about half a minute at most.
     """
     if location.scheme == "local":
-        there = location.root
-        while not os.path.lexists(there):
-            there = os.path.dirname(there)
-        if not os.path.isdir(there):
-            raise InputError(f"{named}: {there} is a file; expected a directory")
+        nearest = location.root
+        while not os.path.lexists(nearest):
+            nearest = os.path.dirname(nearest)
+        if not os.path.isdir(nearest):
+            raise InputError(f"{named}: {nearest} is a file; expected a directory")
         return LocalFiles()
     options = dict(location.options)
     bucket = location.root.split("/", 1)[0]
@@ -142,11 +139,11 @@ def connect(location: Location, named: str = "store") -> Files:
     )
     try:
         fs = _s3(bucket, options) if location.scheme == "s3" else _gcs(options)
-        found = fs.get_file_info(bucket).type
+        kind = fs.get_file_info(bucket).type
     except (OSError, pa.ArrowException) as error:
         hint = "check endpoint_override, the network and the credentials in the environment"
         raise InputError(f"{named}: cannot reach {where}: {_clean_text(error)}; {hint}") from None
-    if found == pafs.FileType.NotFound:
+    if kind == pafs.FileType.NotFound:
         raise InputError(f"{named}: there is no bucket {where}, or these credentials may not see it; create it first")
     return ObjectFiles(fs, location.scheme)
 
@@ -161,12 +158,9 @@ class ObjectFiles:
         self._scheme = scheme
 
     def put(self, path: str, data: memoryview) -> None:
-        """See :meth:`Files.put`.
-
-        pyarrow cannot abandon a stream: dropped half written, it finishes the upload with what it has. Two things keep
-        half an object from appearing. Parts go out in the background, for only then does a failed part mark the whole
-        upload as failed. And the writing runs in a thread of its own, where no KeyboardInterrupt can cut it short.
-        """
+        # pyarrow cannot abandon a stream: dropped half written, it finishes the upload with what it has. Two things
+        # keep half an object from appearing. Parts go out in the background, for only then does a failed part mark the
+        # whole upload as failed. And the writing runs in its own thread, where no KeyboardInterrupt can cut it short.
         with self._naming(path, f"write {data.nbytes:,} bytes"), ThreadPoolExecutor(1) as thread:
             thread.submit(self._upload, path, data.cast("B")).result()
 
@@ -179,45 +173,38 @@ class ObjectFiles:
         stream.close()
 
     def put_new(self, path: str, data: memoryview) -> bool:
-        """See :meth:`Files.put_new`, and the trade-off in the module's docstring."""
+        """Write a file unless there is one: a check, then a PUT (the trade-off in the module's docstring)."""
         if self.size(path) is not None:
             return False
         self.put(path, data)
         return True
 
     def read(self, path: str) -> bytes | None:
-        """See :meth:`Files.read`."""
-        with self._naming(path, "read"):
-            try:
-                with self.fs.open_input_file(path) as stream:
-                    return bytes(stream.read())
-            except FileNotFoundError:
-                return None
+        return self.tail(path, -1)
 
     def tail(self, path: str, count: int) -> bytes | None:
-        """See :meth:`Files.tail`."""
+        """Return the last bytes of an object; a negative count is the whole object."""
         with self._naming(path, "read"):
             try:
                 with self.fs.open_input_file(path) as stream:
+                    if count < 0:
+                        return bytes(stream.read())
                     start = max(0, stream.size() - count)
                     return bytes(stream.read_at(stream.size() - start, start))
             except FileNotFoundError:
                 return None
 
     def chunks(self, path: str) -> Iterator[bytes]:
-        """See :meth:`Files.chunks`."""
         with self._naming(path, "read"), self.fs.open_input_file(path) as stream:
             while chunk := stream.read(_CHUNK):
                 yield chunk
 
     def size(self, path: str) -> int | None:
-        """See :meth:`Files.size`."""
         with self._naming(path, "look up"):
             info = self.fs.get_file_info(path)
             return int(info.size) if info.type == pafs.FileType.File else None
 
     def listing(self, path: str, hidden: bool = False) -> dict[str, int]:
-        """See :meth:`Files.listing`: 1,000 objects per request."""
         selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
         with self._naming(path, "list"):
             infos = self.fs.get_file_info(selector)
@@ -225,17 +212,15 @@ class ObjectFiles:
         return {name: int(info.size) for name, info in names if hidden or "/." not in f"/{name}"}
 
     def delete(self, path: str) -> None:
-        """See :meth:`Files.delete`."""
         with self._naming(path, "delete"), contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(path)
 
     def delete_tree(self, path: str) -> None:
-        """See :meth:`Files.delete_tree`."""
         with self._naming(path, "delete"), contextlib.suppress(FileNotFoundError):
             self.fs.delete_dir(path)
 
     def clean(self, path: str) -> None:
-        """See :meth:`Files.clean`: an unfinished write leaves no object, so there is nothing to remove."""
+        """Do nothing: an unfinished write leaves no object."""
 
     @contextlib.contextmanager
     def _naming(self, path: str, doing: str) -> Iterator[None]:
@@ -279,7 +264,6 @@ def _clean_text(error: BaseException) -> str:
     """Return an error's text on one line, without any credential of the environment."""
     text = " ".join(str(error).split())
     for name in _SECRETS:
-        secret = os.environ.get(name)
-        if secret:
+        if secret := os.environ.get(name):
             text = text.replace(secret, "***")
     return text

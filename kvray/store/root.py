@@ -72,15 +72,14 @@ class Root:
         """
         probe = self.path(f"{TEMPORARY}probe-{os.getpid()}")
         self._files.size(probe)
-        if write:
-            try:
-                self._files.put(probe, memoryview(b"kvray"))
-                self._files.delete(probe)
-            except StoreError as error:
-                why = str(error).rpartition(": ")[2]
-                raise InputError(
-                    f"store: {self.uri} cannot be written: {why}; make room or give another one (--store)"
-                ) from None
+        if not write:
+            return
+        try:
+            self._files.put(probe, memoryview(b"kvray"))
+            self._files.delete(probe)
+        except StoreError as error:
+            why = f"{str(error).rpartition(': ')[2]}; make room or give another one (--store)"
+            raise InputError(f"store: {self.uri} cannot be written: {why}") from None
 
     def path(self, artefact_id: str, *names: str) -> str:
         """Return a path inside :attr:`fs`.

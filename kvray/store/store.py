@@ -26,32 +26,18 @@ import pyarrow as pa
 
 from kvray.errors import DamagedArtefactError, RecipeMismatchError, StoreError
 from kvray.store import checks, parquet
-from kvray.store import manifest as manifests_
-from kvray.store.fingerprint import canonical_json, fingerprint, plain, recipe_diff
+from kvray.store.fingerprint import plain, recipe_diff
 from kvray.store.local import sha256
-from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, seal
+from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, now, parse, seal
+from kvray.store.provenance import with_provenance
 from kvray.store.root import FOLDERS, NAME_LENGTH, Root
-
-__all__ = [
-    "FOLDERS",
-    "MANIFEST",
-    "FileEntry",
-    "Manifest",
-    "Outcome",
-    "State",
-    "Store",
-    "artefact_id",
-    "canonical_json",
-    "fingerprint",
-    "recipe_diff",
-]
 
 State = Literal["committed", "missing", "damaged"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the work on one artefact ended: ``error`` is None, or one or two lines for the user."""
+    """How the work on one artefact ended; ``error`` is None, or a line or two for the user."""
 
     artefact_id: str
     error: str | None
@@ -71,10 +57,6 @@ class Store(Root):
     """Artefacts, and the documents of :class:`~kvray.store.root.Root`, under one root.
 
     Picklable: it carries its URI alone and connects where it is used.
-
-    Attributes:
-        uri: absolute; never holds a credential (those come from the environment).
-        root: path of the root inside :attr:`fs`.
     """
 
     # Files of an artefact that is being made.
@@ -107,7 +89,7 @@ class Store(Root):
             return None
 
     def entry(self, artefact_id: str, name: str) -> FileEntry | None:
-        """Return what a file already there is, for resuming; None if absent, or no whole Parquet by that suffix."""
+        """Describe a stored file, for resuming; None if it is absent, or named ``.parquet`` and not whole."""
         path = self.path(artefact_id, name)
         size = self._files.size(path)
         if size is None:
@@ -140,15 +122,15 @@ class Store(Root):
 
         Raises:
             RecipeMismatchError: another recipe is committed at this id; the message shows the difference.
-            DamagedArtefactError: an unreadable manifest is there (:meth:`discard` it first).
-            StoreError: a listed file is not there with its size, or the id does not fit the kind.
+            DamagedArtefactError: the artefact has an unreadable manifest (:meth:`discard` it first).
+            StoreError: a listed file is missing or has another size, or the id does not fit the kind.
             TypeError: the recipe or the measurements hold something that JSON cannot.
         """
         self._check_id(id)
         if FOLDERS.get(kind) != id.partition("/")[0]:
             raise StoreError(f"{id} is not of kind {kind!r}; the kinds and their folders: {FOLDERS}")
         entries = sorted(files, key=lambda entry: entry.name)
-        made = Manifest(
+        new = Manifest(
             id=id,
             kind=kind,
             name=name,
@@ -158,26 +140,26 @@ class Store(Root):
             files=entries,
             rows=sum(entry.rows or 0 for entry in entries),
             schema=describe(schema) if schema is not None else None,
-            measurements=manifests_.with_provenance(measurements),
-            created=manifests_.now(),
+            measurements=with_provenance(measurements),
+            created=now(),
         )
-        there = self.manifest(id)
-        if there is None:
-            self._check_present(made)
-            content = memoryview(made.to_bytes())
+        stored = self.manifest(id)
+        if stored is None:
+            self._check_present(new)
+            content = memoryview(new.to_bytes())
             if self._files.remote:
                 sizes = {entry.name: entry.bytes for entry in entries} | {MANIFEST: content.nbytes}
                 self._files.put(self.path(id, seal(sizes)), memoryview(b""))
             self._files.put_new(self.path(id, MANIFEST), content)
-            there = self.manifest(id)  # ours, or that of another writer who was first
-        if there is None:
+            stored = self.manifest(id)  # ours, or that of another writer who was first
+        if stored is None:
             raise StoreError(f"{id}: its manifest vanished while it was committed; is something deleting the store?")
-        if there.fingerprint != made.fingerprint or there.recipe != made.recipe:
-            lines = recipe_diff(there.recipe, made.recipe) or [f"fingerprint: {there.fingerprint} -> {fingerprint}"]
-            found = "\n  ".join(lines)
-            raise RecipeMismatchError(f"{id} is committed with another recipe (stored -> new):\n  {found}")
+        if stored.fingerprint != new.fingerprint or stored.recipe != new.recipe:
+            lines = recipe_diff(stored.recipe, new.recipe) or [f"fingerprint: {stored.fingerprint} -> {fingerprint}"]
+            differences = "\n  ".join(lines)
+            raise RecipeMismatchError(f"{id} is committed with another recipe (stored -> new):\n  {differences}")
         self._files.clean(self.path(id))
-        return there
+        return stored
 
     # Committed artefacts.
 
@@ -185,10 +167,10 @@ class Store(Root):
         """Return the manifest of an artefact, None if it is not committed.
 
         Raises:
-            DamagedArtefactError: there is a manifest that cannot be read, or was changed.
+            DamagedArtefactError: its manifest cannot be read, or was changed.
         """
         data = self._files.read(self.path(artefact_id, MANIFEST))
-        return None if data is None else manifests_.parse(data, artefact_id)
+        return None if data is None else parse(data, artefact_id)
 
     def read_table(self, artefact_id: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return all Parquet files of a committed artefact, in the manifest's order, as one table.
@@ -238,7 +220,7 @@ class Store(Root):
         def problem(entry: FileEntry) -> str | None:
             return checks.problem(self._files, directory, entry, sizes.get(entry.name), verify)
 
-        return [found for found in self._each(problem, manifest.files) if found]
+        return [text for text in self._each(problem, manifest.files) if text]
 
     def state(self, artefact_id: str, verify: bool = False) -> State:
         """Return the state of one artefact, by :meth:`problems`."""
@@ -247,7 +229,7 @@ class Store(Root):
         return "damaged" if self.problems(artefact_id, verify) else "committed"
 
     def states(self, ids: Iterable[str], verify: bool = False) -> dict[str, State]:
-        """Return the state of many artefacts, quickly: one recursive listing of each kind folder that is asked for.
+        """Return the state of many artefacts, from one recursive listing of each kind's folder.
 
         Missing files and wrong sizes show. A local store also reads each manifest (0.1 s per 1,000); an object store
         does so only where the listing differs from what the commit sealed. ``verify`` checks rows and sha256 of each.
@@ -279,12 +261,11 @@ class Store(Root):
         return dict(zip(wanted, self._each(state, wanted), strict=True))
 
     def manifests(self, kind: str | None = None) -> list[Manifest]:
-        """Return the manifests of all committed artefacts, by id. Unreadable ones are left out; :meth:`state` tells."""
-        folders = [FOLDERS[kind]] if kind else list(FOLDERS.values())
+        """Return the manifests of all committed artefacts, by id; :meth:`state` names the unreadable ones."""
         suffix = f"/{MANIFEST}"
         ids = [
             f"{folder}/{name.removesuffix(suffix)}"
-            for folder in folders
+            for folder in ([FOLDERS[kind]] if kind else FOLDERS.values())
             for name in sorted(self._files.listing(self.path(folder)))
             if name.endswith(suffix)
         ]
@@ -305,9 +286,9 @@ class Store(Root):
 
     def _write(self, artefact_id: str, name: str, data: Callable[[], memoryview], rows: int | None) -> FileEntry:
         self._check_name(artefact_id, name)
-        there = self.manifest(artefact_id)
-        if there is not None:
-            entry = next((entry for entry in there.files if entry.name == name), None)
+        committed = self.manifest(artefact_id)
+        if committed is not None:
+            entry = next((entry for entry in committed.files if entry.name == name), None)
             if entry is None or self._files.size(self.path(artefact_id, name)) != entry.bytes:
                 raise StoreError(f"{artefact_id} is committed, so {name} cannot be written into it; discard it first")
             return entry
@@ -329,13 +310,13 @@ class Store(Root):
         if name == MANIFEST or any(part.startswith(".") for part in name.split("/")):
             raise StoreError(f"{artefact_id}: a file of an artefact cannot be called {name!r}")
 
-    def _check_present(self, made: Manifest) -> None:
-        sizes = self._files.listing(self.path(made.id))
-        for entry in made.files:
-            self._check_name(made.id, entry.name)
+    def _check_present(self, new: Manifest) -> None:
+        sizes = self._files.listing(self.path(new.id))
+        for entry in new.files:
+            self._check_name(new.id, entry.name)
             if sizes.get(entry.name) != entry.bytes:
                 found = "is missing" if entry.name not in sizes else f"has {sizes[entry.name]} bytes"
-                raise StoreError(f"{made.id} cannot be committed: {entry.name} {found}, expected {entry.bytes} bytes")
+                raise StoreError(f"{new.id} cannot be committed: {entry.name} {found}, expected {entry.bytes} bytes")
 
     def _committed(self, artefact_id: str) -> Manifest:
         manifest = self.manifest(artefact_id)

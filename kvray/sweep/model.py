@@ -304,6 +304,15 @@ class Sweep(Strict):
         overrides = [f"{key}={value_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
         return load(os.fspath(source), overrides, scale, allow_code)
 
+    def written(self) -> dict[str, Any]:
+        """See :meth:`Strict.written`; mixtures of one dataset each, the default, are left out too."""
+        values = super().written()
+        for section in TASK_SECTIONS:
+            values[section] = {name: task.written() for name, task in getattr(self, section).items()}
+        if self.mixtures == {name: {name: 1.0} for name in self.datasets}:
+            values.pop("mixtures", None)
+        return values
+
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the sweep as the text of a sweep file: what was given, defaults left out.
 

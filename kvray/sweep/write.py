@@ -19,12 +19,6 @@ def sweep_text(sweep: Sweep) -> str:
     nothing, and a file that has them is refused.
     """
     written = sweep.written()
-    written |= {
-        section: {name: task.written() for name, task in getattr(sweep, section).items()}
-        for section in ("datasets", "evaluate")
-    }
-    if sweep.mixtures == {name: {name: 1.0} for name in sweep.datasets}:
-        written.pop("mixtures", None)
     for problem in unused(from_values(written)):
         section, name = map(str, problem.path)
         del written[section][name]

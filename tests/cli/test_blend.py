@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from kvray.cli.blend import BLEND_SCHEMA, dump
+from kvray.cli.export import BLEND_SCHEMA, blend
 from kvray.errors import DamagedArtefactError, InputError
-from kvray.finetune import selection
+from kvray.finetune import storage
 from kvray.finetune.storage import load_rows
 from kvray.generate.shards import build
 from kvray.models.openai import OPENAI_SYSTEM
@@ -66,7 +66,7 @@ def commit(store: Store, artefact: Artefact, base: BaseModelRef) -> None:
 
 def test_the_rows_are_those_that_a_finetune_reads_in_their_order(store: Store, base: BaseModelRef) -> None:
     of = planned()
-    made = dump(of, "blend", 1, store, base, Path(store.root) / "out" / "blend.jsonl", "jsonl")
+    made = blend(of, "blend", 1, store, base, Path(store.root) / "out" / "blend.jsonl", "jsonl")
     lines = [json.loads(line) for line in Path(made.path).read_text().splitlines()]
     for artefact in of.artefacts:
         if artefact.kind == "dataset":
@@ -89,29 +89,29 @@ def test_the_bytes_are_the_same_with_and_without_the_data_in_the_store(
     format: Any, store: Store, base: BaseModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = planned()
-    before = dump(of, "blend", 0, store, base, tmp_path / "before", format)
+    before = blend(of, "blend", 0, store, base, tmp_path / "before", format)
     assert not Path(store.root).exists()
     for artefact in of.artefacts:
         if artefact.kind == "dataset":
             commit(store, artefact, base)
     # As in another process, which has counted nothing yet and need not make anything.
-    monkeypatch.setattr(selection, "_counted", {})
-    monkeypatch.setattr("kvray.cli.blend.build", None)
-    after = dump(of, "blend", 0, store, base, tmp_path / "after", format)
+    monkeypatch.setattr(storage, "_counted", {})
+    monkeypatch.setattr("kvray.cli.export.build", None)
+    after = blend(of, "blend", 0, store, base, tmp_path / "after", format)
     assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
     assert (before.sha256, before.bytes) == (after.sha256, (tmp_path / "after").stat().st_size)
-    assert dump(of, "blend", 1, store, base, tmp_path / "other", format).sha256 != after.sha256
+    assert blend(of, "blend", 1, store, base, tmp_path / "other", format).sha256 != after.sha256
 
 
 def test_formats_hold_columns_or_messages(store: Store, base: BaseModelRef, tmp_path: Path) -> None:
     of = planned()
-    dump(of, "blend", 0, store, base, tmp_path / "p", "parquet")
+    blend(of, "blend", 0, store, base, tmp_path / "p", "parquet")
     table = pq.read_table(tmp_path / "p")
     assert table.schema.equals(BLEND_SCHEMA)
     assert table.column_names == [*EXAMPLE_SCHEMA.names, "dataset"]
     rows = table.to_pylist()
-    dump(of, "blend", 0, store, base, tmp_path / "j", "jsonl")
-    dump(of, "blend", 0, store, base, tmp_path / "o", "openai")
+    blend(of, "blend", 0, store, base, tmp_path / "j", "jsonl")
+    blend(of, "blend", 0, store, base, tmp_path / "o", "openai")
     chat = [
         [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}] for row in rows
     ]
@@ -120,7 +120,7 @@ def test_formats_hold_columns_or_messages(store: Store, base: BaseModelRef, tmp_
     system = {"role": "system", "content": OPENAI_SYSTEM}
     found = [json.loads(line) for line in (tmp_path / "o").read_text().splitlines()]
     assert found == [{"messages": [system, *each]} for each in chat]
-    dump(planned(system_message="Be brief."), "blend", 0, store, base, tmp_path / "o", "openai")
+    blend(planned(system_message="Be brief."), "blend", 0, store, base, tmp_path / "o", "openai")
     assert json.loads((tmp_path / "o").read_text().splitlines()[0])["messages"][0]["content"] == "Be brief."
 
 
@@ -129,9 +129,9 @@ def test_an_unknown_mixture_or_seed_names_those_there_are(store: Store, base: Ba
     with pytest.raises(
         InputError, match="found 'blnd'; expected one of the mixtures: blend, first; did you mean 'blend'"
     ):
-        dump(of, "blnd", 0, store, base, tmp_path / "x", "jsonl")
+        blend(of, "blnd", 0, store, base, tmp_path / "x", "jsonl")
     with pytest.raises(InputError, match=r"found 7; expected one of finetune\.seeds: 0, 1"):
-        dump(of, "blend", 7, store, base, tmp_path / "x", "jsonl")
+        blend(of, "blend", 7, store, base, tmp_path / "x", "jsonl")
     assert not (tmp_path / "x").exists()
 
 
@@ -139,12 +139,12 @@ def test_a_grid_over_the_finetune_alone_is_one_mixture_and_one_over_the_rows_is_
     store: Store, base: BaseModelRef, tmp_path: Path
 ) -> None:
     rates = planned(grid={"finetune.learning_rate": [1e-5, 1e-4]})
-    one = dump(rates, "blend", 0, store, base, tmp_path / "x", "jsonl")
-    assert one.sha256 == dump(planned(), "blend", 0, store, base, tmp_path / "x", "jsonl").sha256
+    one = blend(rates, "blend", 0, store, base, tmp_path / "x", "jsonl")
+    assert one.sha256 == blend(planned(), "blend", 0, store, base, tmp_path / "x", "jsonl").sha256
     with pytest.raises(InputError, match="other rows in other variants of the grid"):
-        dump(planned(grid={"finetune.match": ["tokens", "rows"]}), "blend", 0, store, base, tmp_path / "x", "jsonl")
+        blend(planned(grid={"finetune.match": ["tokens", "rows"]}), "blend", 0, store, base, tmp_path / "x", "jsonl")
     labelled = planned(grid={"mixtures.blend.short": [1, 3]})
-    assert dump(labelled, "blend[short=3.0]", 0, store, base, tmp_path / "x", "jsonl").sha256 == one.sha256
+    assert blend(labelled, "blend[short=3.0]", 0, store, base, tmp_path / "x", "jsonl").sha256 == one.sha256
 
 
 def test_a_damaged_dataset_is_not_dumped(store: Store, base: BaseModelRef, tmp_path: Path) -> None:
@@ -152,9 +152,9 @@ def test_a_damaged_dataset_is_not_dumped(store: Store, base: BaseModelRef, tmp_p
     data = next(artefact for artefact in of.artefacts if artefact.kind == "dataset")
     commit(store, data, base)
     Path(store.path(data.id, "shard-00000.parquet")).unlink()
-    selection._counted.clear()
+    storage._counted.clear()
     with pytest.raises(DamagedArtefactError, match=f"{data.id} cannot be read"):
-        dump(of, "first", 0, store, base, tmp_path / "x", "jsonl")
+        blend(of, "first", 0, store, base, tmp_path / "x", "jsonl")
 
 
 @pytest.mark.parametrize("times", [1, 100])

@@ -15,8 +15,9 @@ from api_server import KEY, Api, Fault, serving
 import kvray.models.openai
 from kvray.errors import InputError
 from kvray.finetune import openai as stage
-from kvray.finetune.openai import document_name, finetune, training_lines
-from kvray.finetune.selection import read_whole, select
+from kvray.finetune.openai import document_name, finetune
+from kvray.finetune.storage import read_whole, select
+from kvray.models.chat import json_lines
 from kvray.models.openai import ApiError
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact
@@ -103,7 +104,7 @@ def test_a_mixture_becomes_a_model_behind_the_api(store: Store, api: Api, capfd:
 
 def test_no_system_message_means_none(store: Store) -> None:
     table = read_whole(store, made.dataset(store, "one", 4))
-    assert [len(json.loads(line)["messages"]) for line in training_lines(table, None).splitlines()] == [2] * 4
+    assert [len(json.loads(line)["messages"]) for line in json_lines(table, None).splitlines()] == [2] * 4
 
 
 def test_a_driver_killed_between_create_and_poll_goes_on(

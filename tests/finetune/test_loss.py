@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvray.finetune.loss import IGNORED, ScheduledRows, SplitLoss, answer_loss, collate, holds_digit
-from kvray.finetune.schedule import BLANK
+from kvray.finetune.batches import BLANK, IGNORED, ScheduledRows, collate
+from kvray.finetune.loss import SplitLoss, answer_loss, holds_digit
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvray.finetune.schedule import BLANK, schedule
+from kvray.finetune.batches import BLANK, schedule
 
 
 def test_every_epoch_sees_every_row_once_in_another_order():

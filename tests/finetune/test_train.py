@@ -17,7 +17,8 @@ import pytest
 
 from kvray.errors import CellError, InputError
 from kvray.finetune.model import attention_projections, load, prepare, save, vllm_problems
-from kvray.finetune.train import Execution, batch_shape, train
+from kvray.finetune.placement import batch_shape
+from kvray.finetune.train import Execution, train
 from kvray.models.lora import LARGEST_RANK
 from kvray.sweep.model import Finetune
 

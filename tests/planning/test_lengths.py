@@ -13,7 +13,7 @@ from kvray.driver import run
 from kvray.errors import InputError
 from kvray.evaluate import prompts
 from kvray.finetune import encode
-from kvray.finetune.selection import limits, select
+from kvray.finetune.storage import limits, select
 from kvray.generate.shards import build
 from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
 from kvray.models.tokenizer import token_counter

@@ -17,8 +17,9 @@ from kvray.report import build
 from kvray.report.charts import losses as descent
 from kvray.report.charts import style
 from kvray.results import losses
+from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import LOSS_SCHEMA
-from kvray.store.store import Store, artefact_id, fingerprint
+from kvray.store.store import Store, artefact_id
 
 Log = Mapping[str, Sequence[float | None]]
 

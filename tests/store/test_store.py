@@ -19,7 +19,9 @@ import pytest
 
 from kvray.errors import DamagedArtefactError, InputError, RecipeMismatchError, StoreError
 from kvray.store import local
-from kvray.store.store import Manifest, Store, artefact_id, canonical_json, fingerprint, recipe_diff
+from kvray.store.fingerprint import canonical_json, fingerprint, recipe_diff
+from kvray.store.manifest import Manifest
+from kvray.store.store import Store, artefact_id
 
 RECIPE = {"task": {"rows": 6, "law": 1}, "positions": [1, 2]}
 FINGERPRINT = fingerprint(RECIPE)

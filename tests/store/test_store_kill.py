@@ -20,7 +20,8 @@ import pyarrow as pa
 import pytest
 
 from kvray.store import local
-from kvray.store.store import Store, fingerprint
+from kvray.store.fingerprint import fingerprint
+from kvray.store.store import Store
 
 STEPS = ("open", "write", "fsync", "replace", "link", "unlink", "mkdir", "rmdir")
 RECIPE = {"rows": 6}

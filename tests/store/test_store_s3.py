@@ -19,7 +19,9 @@ from s3_server import BUCKET, KEY, SECRET, bucket, endpoint
 
 from kvray.errors import DamagedArtefactError, InputError, RecipeMismatchError, StoreError
 from kvray.store import object_store
-from kvray.store.store import Manifest, Store, artefact_id, fingerprint
+from kvray.store.fingerprint import fingerprint
+from kvray.store.manifest import Manifest
+from kvray.store.store import Store, artefact_id
 
 __all__ = ["endpoint"]
 RECIPE = {"rows": 6, "law": 1}

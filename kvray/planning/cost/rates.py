@@ -10,7 +10,8 @@ from typing import Any, Literal
 from kvray.models.reference import API, BUNDLED
 from kvray.planning.artefacts import Artefact, FinetuneJob, Plan, WritingJob
 from kvray.planning.cost.speed import API_ANSWER_S, API_STARTS, API_TRAIN, API_WRITE, TINY, UNKNOWN, Size, size_of
-from kvray.store.manifest import Manifest, hardware
+from kvray.store.manifest import Manifest
+from kvray.store.provenance import hardware
 from kvray.sweep.model import Runtime
 
 Where = Literal["cpu", "gpu", "api"]

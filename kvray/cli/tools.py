@@ -1,4 +1,4 @@
-"""Commands that show or write examples and mixtures, and the one that makes the bundled base model."""
+"""Commands outside of a sweep: examples, datasets and mixtures as files, the bundled base model, the machines."""
 
 from __future__ import annotations
 
@@ -93,15 +93,13 @@ def blend(
 
     kvray blend sweeps/quickstart.yaml in2 --out in2.jsonl
     """
-    from kvray.cli import blend as blending
-    from kvray.cli.export import format_of
+    from kvray.cli import export
     from kvray.driver import run as running
     from kvray.store.store import Store
 
-    kind = format_of(out, format_)
+    kind = export.format_of(out, format_)
     planned, base = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)
-    place = Store(running.store_uri(store))
-    done = blending.dump(planned, mixture, seed, place, base, out, kind)
+    done = export.blend(planned, mixture, seed, Store(running.store_uri(store)), base, out, kind)
     parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
     print(f"{done.path}: {parts}; {done.bytes} bytes, sha256 {done.sha256}")
 
@@ -130,6 +128,24 @@ def pretrain(
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted; kept in {out}.state: the last checkpoint, if there is one") from None
     print(write_card(out, recipe, record))
+
+
+@command
+def doctor(
+    store: StoreOption = None,
+    address: Annotated[str | None, typer.Option(help="A running Ray; default $RAY_ADDRESS, else this machine.")] = None,
+    json_: JsonOption = False,
+) -> int:
+    """Look at every node: versions, devices, whether it reaches the store. Do it before spending money.
+
+    kvray doctor --store s3://bucket/kvray --address auto
+    """
+    from kvray.cli.doctor import check
+    from kvray.driver import run as running
+
+    report = check(running.store_uri(store), address)
+    print(json.dumps(report.document(), indent=1) if json_ else report.text())
+    return 1 if report.problems else 0
 
 
 def _task(

@@ -1,0 +1,298 @@
+"""The front door in Python: :func:`plan` a sweep, :func:`run` it and look at its results, in a script or notebook."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kvray.console import count, duration, html_table, say, table
+from kvray.driver import run as driver
+from kvray.planning.cost.estimate import Estimate, estimate
+from kvray.store.store import Store
+from kvray.sweep.document import from_values
+from kvray.sweep.grid import variants
+from kvray.sweep.load import Loaded
+from kvray.sweep.model import Sweep
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from kvray.models.reference import BaseModelRef
+    from kvray.planning.artefacts import Artefact, Plan
+    from kvray.results.reader import Results
+
+Source = Sweep | str | os.PathLike[str]
+"""A sweep, or the path of a sweep file."""
+Place = Store | str | os.PathLike[str] | None
+"""A store: the path or URI (``s3://…``) of one; None takes ``$KVRAY_STORE``, else ``./store``."""
+_KINDS = {"writing": "Writings", "dataset": "Datasets", "finetune": "Finetunes", "predictions": "Cells (predictions)"}
+_REPORT_HEIGHT = 700
+
+
+def plan(
+    sweep: Source, store: Place = None, *, offline: bool = True, verify: bool = False, allow_code: bool = False
+) -> SweepPlan:
+    """Return what a run of a sweep would do: every artefact, cached or to run, with tokens, time and the reason.
+
+    Writes nothing, and needs neither Ray nor a GPU::
+
+        kvray.plan("sweeps/quickstart.yaml")
+
+    Args:
+        sweep: a sweep, or the path of a sweep file.
+        store: where artefacts are; None takes ``$KVRAY_STORE``, else ``./store``.
+        offline: go on without what is on the network and does not answer; it is noted, and assumed.
+        verify: check the sha256 of what is committed, too.
+        allow_code: load the Python files beside a sweep file that its tasks name.
+
+    Raises:
+        InputError: with every problem of the sweep, its sources and its base model.
+    """
+    planned, _ = _prepare(sweep, offline, allow_code)
+    place = _store(store)
+    driver.tell_replaced(planned, place)
+    return SweepPlan(planned.sweep, place, estimate(planned, place, verify))
+
+
+def run(
+    sweep: SweepPlan | Source, store: Place = None, *, verify: bool = False, allow_code: bool = False
+) -> SweepResult:
+    """Make everything that a sweep has and the store has not; return what was made, what failed, and the results.
+
+    The same call goes on where an interrupted one stopped. A Ray that this process has joined is used; else
+    ``runtime.address`` or ``$RAY_ADDRESS`` is joined; else a local one is started, and stopped at the end::
+
+        result = kvray.run("sweeps/quickstart.yaml", store="store")
+        result.accuracy(by=["model", "position"])
+
+    Args:
+        sweep: a plan, a sweep, or the path of a sweep file. The sources of a plan are looked at again.
+        store: where artefacts go; None takes the plan's, else ``$KVRAY_STORE``, else ``./store``.
+        verify: check the sha256 of what is committed, not only its presence, sizes and rows.
+        allow_code: load the Python files beside a sweep file that its tasks name.
+
+    Returns:
+        The result. Artefacts that failed do not raise: :attr:`SweepResult.failed` has the reason of each.
+
+    Raises:
+        InputError: the sweep, its sources or its base model cannot be used, or the store cannot be written.
+        StoreError: the store could be written at first and can no longer.
+        ResourceError: the cluster lacks what the sweep asks for.
+        RunInterrupted: Ctrl-C, or a notebook's stop button. What was made stays.
+    """
+    place = sweep.store if isinstance(sweep, SweepPlan) and store is None else _store(store)
+    planned, base = _prepare(sweep.sweep if isinstance(sweep, SweepPlan) else sweep, False, allow_code)
+    for warning in planned.warnings:
+        say(f"kvray: warning: {warning}")
+    done = driver.run(planned, base, place, verify)
+    result = SweepResult(planned.sweep, place, tuple(done.made), done.cached, done.failed, done.seconds)
+    say(f"kvray: {result.outcome()}")
+    return result
+
+
+def _prepare(sweep: Source, offline: bool, allow_code: bool) -> tuple[Plan, BaseModelRef]:
+    if isinstance(sweep, Sweep):
+        return driver.prepare_loaded(Loaded(sweep, from_values(sweep.written()), variants(sweep)), offline)
+    return driver.prepare(os.fspath(sweep), offline=offline, allow_code=allow_code)
+
+
+def _store(store: Place) -> Store:
+    return store if isinstance(store, Store) else Store(driver.store_uri(os.fspath(store) if store else None))
+
+
+@dataclass(frozen=True, repr=False)
+class SweepPlan:
+    """What a run of a sweep would do, as of when it was planned. Shows as the tables of ``kvray plan``.
+
+    Attributes:
+        sweep: what is planned.
+        store: where its artefacts are, or will be.
+        estimate: state, reason, tokens and time of every artefact, and the totals.
+    """
+
+    sweep: Sweep
+    store: Store
+    estimate: Estimate
+
+    @property
+    def artefacts(self) -> tuple[Artefact, ...]:
+        """Every artefact, in the order in which they are made."""
+        return self.estimate.planned.artefacts
+
+    @property
+    def to_run(self) -> list[str]:
+        """Ids of the artefacts that the store has not."""
+        return [each["id"] for each in self.document()["artefacts"] if each["state"] == "to run"]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What can be run and is likely to be a mistake, or to fail."""
+        return self.estimate.warnings
+
+    def document(self) -> dict[str, Any]:
+        """Return it in plain values, as ``kvray plan --json`` prints it."""
+        return self.estimate.document()
+
+    def __repr__(self) -> str:
+        return self.estimate.text()
+
+    def _repr_html_(self) -> str:
+        document = self.document()
+        labels = {artefact.id: artefact.labels for artefact in self.artefacts}
+        parts = [f"<b>sweep {html.escape(self.sweep.name)}</b>, base model {html.escape(document['base_model'])}"]
+        parts += [f"not known here: {html.escape(note)}" for note in document["notes"]]
+        for kind, title in _KINDS.items():
+            items = [each for each in document["artefacts"] if each["kind"] == kind]
+            if items:
+                names = [name for name in labels[items[0]["id"]] if kind in ("dataset", "writing") or name != "role"]
+                rows = [[*(labels[each["id"]][name] for name in names), *_planned_cells(each)] for each in items]
+                header = [*names, "state", "rows", "tokens", "time", "why"]
+                parts.append(html_table(header, rows, f"{title}: {len(items)}"))
+        totals = document["totals"]
+        seconds = totals["seconds"]
+        time = "" if seconds is None or not totals["to_run"] else f", about {duration(seconds)}"
+        parts.append(f"{totals['to_run']} to run, {totals['cached']} cached{time}")
+        parts += [f"warning: {html.escape(warning)}" for warning in document["warnings"]]
+        return "".join(part if part.startswith("<table") else f"<p>{part}</p>" for part in parts)
+
+
+def _planned_cells(item: dict[str, Any]) -> list[object]:
+    seconds = item["seconds"] if item["state"] == "to run" else None
+    tokens = count(item["tokens"]) if item["tokens"] else None
+    return [item["state"], item["rows"], tokens, None if seconds is None else duration(seconds), item["why"]]
+
+
+def _score(row: dict[str, Any]) -> str | None:
+    """Return one cell of the results: "79.0 %, +47.0 (+41.0 to +53.0) better"."""
+    if row["accuracy"] is None:
+        return None
+    shown = f"{100 * row['accuracy']:.1f} %"
+    if row["difference"] is None:
+        return shown
+    change, low, high = (100 * row[name] for name in ("difference", "difference_low", "difference_high"))
+    return f"{shown}, {change:+.1f} ({low:+.1f} to {high:+.1f}) {row['verdict']}"
+
+
+@dataclass(frozen=True, repr=False)
+class SweepResult:
+    """What a run made, and the results of its sweep. Shows as a table: a row per model, a column per evaluation.
+
+    Attributes:
+        sweep: what was run.
+        store: where its artefacts are.
+        made: ids of the artefacts that the run committed.
+        cached: how many were there before.
+        failed: why, by id, of the artefacts that could not be made; running again tries them again.
+        seconds: how long the run took.
+    """
+
+    sweep: Sweep
+    store: Store
+    made: tuple[str, ...] = ()
+    cached: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def results(self) -> Results:
+        """The results of every sweep in the store."""
+        from kvray.results.reader import Results
+
+        return Results(self.store)
+
+    def predictions(self) -> pl.LazyFrame:
+        """Return a row per example and model; see :meth:`kvray.results.reader.Results.predictions`."""
+        return self.results.predictions(self.sweep.name)
+
+    def accuracy(self, by: Sequence[str] = ("evaluation", "model")) -> pl.DataFrame:
+        """Return accuracies by any columns, with 95 % intervals: ``accuracy(by=["model", "position"])``.
+
+        See :meth:`kvray.results.reader.Results.accuracy`.
+        """
+        return self.results.accuracy(by, self.sweep.name)
+
+    def compare(self, a: str | None = "*", b: str | None = "*", by: Sequence[str] = ()) -> pl.DataFrame:
+        """Return paired differences b - a per evaluation, with interval, p and verdict: ``compare("base", "kv")``.
+
+        See :meth:`kvray.results.reader.Results.compare`.
+        """
+        return self.results.compare(a, b, by, self.sweep.name)
+
+    def report(self, out: str | os.PathLike[str] | None = None) -> Report:
+        """Write report.html, report.md, the figures and scores.parquet; a notebook shows the report.
+
+        Args:
+            out: a directory or ``s3://`` URI; None takes ``reports/<sweep>/`` in the store.
+        """
+        from kvray.report.build import write
+        from kvray.store.output import Place as Directory
+
+        paths = write(self.store, self.sweep.name, out)
+        stored = self.store.read_document(f"reports/{self.sweep.name}/report.html")
+        page = stored if out is None else Directory(out).read("report.html")
+        return Report(paths.html, paths.directory, (page or b"").decode())
+
+    def outcome(self) -> str:
+        """Say in a line what the run did."""
+        if self.failed:
+            return (
+                f"{len(self.failed)} artefacts of {self.sweep.name} failed, {len(self.made)} made, {self.cached} were "
+                "there; result.failed says why, and running again tries them again"
+            )
+        if not self.made:
+            return f"nothing to do: all {self.cached} artefacts of {self.sweep.name} are committed in {self.store.uri}"
+        return f"{len(self.made)} made, {self.cached} were there, {duration(self.seconds)}"
+
+    def __repr__(self) -> str:
+        from kvray.report.terminal import summary
+
+        lines = [*summary(self.store, self.sweep.name), self.outcome()]
+        return "\n".join([*lines, table(["artefact", "why"], self._failures())] if self.failed else lines)
+
+    def _repr_html_(self) -> str:
+        from kvray.report.terminal import document
+        from kvray.results.frames import BASE, models, with_models
+
+        answers = with_models(self.predictions().collect())
+        scores = document(self.store, self.sweep.name)["scores"]
+        evaluations = answers["evaluation"].unique(maintain_order=True).to_list()
+        cells = {(row["model"], row["evaluation"]): _score(row) for row in scores}
+        rows = [
+            [model, *(cells.get((model, evaluation)) for evaluation in evaluations)]
+            for model in [BASE, *models(answers)]
+        ]
+        note = "Accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction."
+        parts = [html_table(["", *evaluations], rows, self.sweep.name), f"<p>{note}</p>"]
+        parts.append(f"<p>{html.escape(self.outcome())}</p>")
+        return "".join([*parts, html_table(["artefact", "why"], self._failures())] if self.failed else parts)
+
+    def _failures(self) -> list[tuple[str, str]]:
+        return [(artefact, " ".join(why.split())[:200]) for artefact, why in self.failed.items()]
+
+
+@dataclass(frozen=True)
+class Report(os.PathLike[str]):
+    """A report that was written. It is the path of its HTML page (``webbrowser.open(str(report))``).
+
+    Attributes:
+        path: report.html.
+        directory: of the page, report.md, scores.parquet and the figures.
+        page: the HTML itself, which needs no other file.
+    """
+
+    path: str
+    directory: str
+    page: str = field(repr=False)
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        return self.path
+
+    def _repr_html_(self) -> str:
+        frame = f'<iframe srcdoc="{html.escape(self.page)}" width="100%" height="{_REPORT_HEIGHT}"></iframe>'
+        return f"<p>{html.escape(self.path)}</p>{frame}"
