@@ -80,14 +80,14 @@ def cut(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
     single spaces. All of the text comes out, the last segment however short.
     """
     line = " ".join(text.split())
-    held, size = "", 0
+    segment, size = "", 0
     for piece, tokens in _counted(cut_after(_SENTENCE_END, line), limit, count_tokens):
-        if held and size + tokens > limit:
-            yield from _within(held, limit, count_tokens)
-            held, size = "", 0
-        held, size = held + piece, size + tokens
-    if held.strip():
-        yield from _within(held, limit, count_tokens)
+        if segment and size + tokens > limit:
+            yield from _within(segment, limit, count_tokens)
+            segment, size = "", 0
+        segment, size = segment + piece, size + tokens
+    if segment.strip():
+        yield from _within(segment, limit, count_tokens)
 
 
 def pool(texts: Sequence[str], limit: int, most: int, key: int, count_tokens: CountTokens) -> list[list[str]]:

@@ -107,16 +107,15 @@ class Tiny:
         beginnings = iter(gold)
         passage = next(others, None)
         while True:
-            held = []
-            if (begun := next(beginnings, None)) is not None:
-                held.append(begun)
-            elif passage is None:
+            begun = next(beginnings, None)
+            if begun is None and passage is None:
                 return
-            while passage is not None and sum(one.tokens for one in held) + passage.tokens <= self.limit:
-                held.append(passage)
+            together = [] if begun is None else [begun]
+            while passage is not None and sum(one.tokens for one in together) + passage.tokens <= self.limit:
+                together.append(passage)
                 passage = next(others, None)
-            held.sort(key=lambda one: one.place)
-            yield Segment(" ".join(one.text for one in held), sum(one.tokens for one in held))
+            together.sort(key=lambda one: one.place)
+            yield Segment(" ".join(one.text for one in together), sum(one.tokens for one in together))
 
     def _counts(self, texts: list[str]) -> list[int]:
         counts: list[int] = self.count_tokens([f" {text}" for text in texts]).tolist() if texts else []
