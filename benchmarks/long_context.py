@@ -60,21 +60,20 @@ def finetune(model: str, length: int) -> dict[str, float]:
 
 def evaluate(model: str, length: int) -> dict[str, float]:
     """Answer prompts that share nothing."""
-    from kvray.evaluate.engines import vllm_settings
-
-    vllm_settings.prepare_environment(gpu=False, cpus=2)
     import numpy as np
 
-    from kvray.evaluate.engines.vllm import Engine, Question
-    from kvray.evaluate.prompts import Decoding
+    from kvray.evaluate.engines.base import Request, Serving
+    from kvray.evaluate.engines.vllm import VllmEngine
     from kvray.models.reference import resolve
     from kvray.sweep.model import Runtime
 
     drawn = np.random.default_rng(length).integers(3, 1000, (PROMPTS, length - 64)).astype(np.int32)
-    engine = Engine(vllm_settings.settings(resolve(model), Runtime(), 0, None, [16]), length)
-    list(engine.answer([(0, Question(drawn[0][:64], Decoding(8, ())))]))
+    VllmEngine.prepare(gpus=0, cpus=2)
+    engine = VllmEngine(Serving(resolve(model), None, Runtime()))
+    engine.start(length)
+    list(engine.answer([(0, Request(drawn[0][:64], max_tokens=8))]))
     before, started = peak(), time.process_time()
-    list(engine.answer((i, Question(prompt, Decoding(32, ()))) for i, prompt in enumerate(drawn)))
+    list(engine.answer((i, Request(prompt, max_tokens=32)) for i, prompt in enumerate(drawn)))
     seconds = time.process_time() - started
     return {"tokens": drawn.size, "seconds": seconds, "before": before, "peak": peak()}
 

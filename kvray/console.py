@@ -23,10 +23,10 @@ WIDE = 80
 
 
 class Advance(Protocol):
-    """Told how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
+    """Shows how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
 
-    def __call__(self, done: float, note: str = "") -> None:
-        """Show that ``done`` of the total is behind us."""
+    def __call__(self, done: float, note: str = "", total: float | None = None) -> None:
+        """Show that ``done`` of the total is behind us; ``total`` replaces one that was an estimate."""
 
 
 def say(message: str) -> None:
@@ -36,26 +36,32 @@ def say(message: str) -> None:
 
 @contextmanager
 def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
-    """Yield a callable ``advance(done, note="")`` that shows how far ``label`` is.
+    """Yield a callable ``advance(done, note="")`` that shows the progress of ``label``.
 
     ``done`` is the absolute amount so far, not an increment: a retried step may report the same amount twice. A
-    fraction moves the bar; what is written counts whole units alone.
+    fraction moves the bar; the text counts whole units.
     """
     if moves():
         with _bar() as bar:
             task = bar.add_task(label, total=total, unit=unit, whole=0, note="")
-            yield lambda done, note="": bar.update(task, completed=done, whole=floor(done), note=note)
+
+            def move(done: float, note: str = "", total: float | None = None) -> None:
+                bar.update(task, total=total, completed=done, whole=floor(done), note=note)
+
+            yield move
         return
     started = time.monotonic()
     last = started - PLAIN_INTERVAL_S
+    known = total
 
-    def advance(done: float, note: str = "") -> None:
-        nonlocal last
+    def advance(done: float, note: str = "", total: float | None = None) -> None:
+        nonlocal last, known
+        known = known if total is None else total
         now = time.monotonic()
-        if done < total and now - last < PLAIN_INTERVAL_S:
+        if done < known and now - last < PLAIN_INTERVAL_S:
             return
         last = now
-        say(f"kvray: {label}: {floor(done)}/{total:.0f} {unit} {now - started:.0f}s {note}".rstrip())
+        say(f"kvray: {label}: {floor(done)}/{known:.0f} {unit} {now - started:.0f}s {note}".rstrip())
 
     yield advance
 
@@ -131,7 +137,7 @@ def count(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: ``40 s``, ``6 min``, ``2 h 05 min``."""
+    """Return a duration: ``40 s``, ``6 min``, ``2 h 05 min``."""
     if seconds < 1:
         return "<1 s"
     if seconds < 100:

@@ -1,7 +1,5 @@
 """The errors that kvray raises on purpose. Standard library alone, so that anything may import it."""
 
-from __future__ import annotations
-
 import os
 import re
 import traceback
@@ -49,7 +47,7 @@ class Problem:
     """One thing wrong with a document.
 
     Attributes:
-        path: the value's path; empty for the whole.
+        path: the value's path; empty for the document itself.
         text: what was found and what was expected.
         place: where it was written, if not where ``path`` is.
     """
@@ -97,7 +95,7 @@ class InputError(KvrayError):
     """The user's input cannot be used. Nothing has been written.
 
     Attributes:
-        found: every problem found; who knows the path of the value says it, so that a file's line can be told.
+        found: every problem, with the value's path where it is known, so that a file's line can be named.
         problems: the same, one line each; the message is their join.
     """
 

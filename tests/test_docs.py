@@ -26,6 +26,7 @@ from click.testing import Result
 from documents import Command, Snippet, commands, examples, snippets
 from typer.testing import CliRunner
 
+import kvray
 from kvray.cli import app
 from kvray.driver import run as running
 from kvray.errors import SourceUnreachableError
@@ -194,9 +195,10 @@ def test_a_snippet_runs(snippet: Snippet, here: Path) -> None:
         exec(code, names)
         # A line that is an expression is there for its value: none is empty.
         for line in snippet.text.splitlines():
-            if line.startswith("results."):
+            if line.startswith(("results.", "result.")):
                 shown.append(eval(line, names))
-        frames = [each.collect() if isinstance(each, pl.LazyFrame) else each for each in shown]
+        assert all(Path(each).is_file() for each in shown if isinstance(each, kvray.Report))
+        frames = [each.lazy().collect() for each in shown if isinstance(each, pl.LazyFrame | pl.DataFrame)]
         assert frames and all(frame.height > 0 for frame in frames)
     elif snippet.language == "yaml":
         file = here / "mine.yaml"

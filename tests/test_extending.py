@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import pytest
+from made_sweeps import commit_sweep
+
 import kvray
+from kvray.errors import InputError
+from kvray.evaluate.assignments import Assignment
+from kvray.evaluate.engines import base as engines
+from kvray.evaluate.engines.base import GROUP, engine_class
+from kvray.evaluate.worker import Worker
+from kvray.models.reference import resolve
+from kvray.models.tokenizer import token_counter
+from kvray.store import failures
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
+from kvray.tasks.qa.recall import Recall
+
+sys.path.insert(0, str(Path(__file__).parent / "evaluate"))
+import evaluate_store as made
 
 PAGE = Path(kvray.__file__).parents[1] / "docs" / "extending.md"
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -39,3 +60,64 @@ def recipe(heading: str, folder: Path) -> list[list[str]]:
 def test_a_recipe_becomes_files_and_commands(tmp_path: Path) -> None:
     for heading in re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE):
         assert all(words[0] for words in recipe(heading, tmp_path))
+
+
+def test_another_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = recipe("Another engine", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = command[-1].removeprefix("runtime.engine=")
+    store, base = Store(tmp_path / "store"), resolve("kvray-tiny")
+    task = Recall(questions=6)
+    data = made.dataset(store, task.build(0, 6, task.context(token_counter(base))))
+    adapters = {
+        kind: made.finetune(store, kind, made.make_adapter(base, tmp_path / kind, strength=strength))
+        for kind, strength in (("real", 0.3), ("zero", 0.0))
+    }
+    cells = [made.predictions(store, data, finetune) for finetune in (None, *adapters.values())]
+    runtime = Runtime(engine=name)
+    Worker(Assignment(base, tuple(cells), runtime), store, lambda done, total, note="": None).run()
+    known, real, zero = cells
+    manifest = store.manifest(known.id)
+    assert manifest is not None and manifest.measurements["accuracy"] == 1.0  # known by heart
+    assert list(manifest.measurements["engines"][0]) == ["transformers"]
+    assert store.read_table(real.id)["answer"] != store.read_table(known.id)["answer"]
+    assert "changes nothing" in (failures.read(store, zero.id) or "")
+    plain = engine_class(base, runtime)
+    point = EntryPoint("plain", name, GROUP)
+    monkeypatch.setattr(engines, "entry_points", lambda group: [point] if group == GROUP else [])
+    assert engine_class(base, Runtime(engine="plain")) is plain
+    with pytest.raises(InputError, match=r"runtime\.engine: found 'plian'; expected vllm, plain or module:Class"):
+        engine_class(base, Runtime(engine="plian"))
+    with pytest.raises(InputError, match="nowhere:Engine cannot be imported: No module named 'nowhere'"):
+        engine_class(base, Runtime(engine="nowhere:Engine"))
+    with pytest.raises(InputError, match=r"pathlib:Path is no subclass of kvray\.evaluate\.engines\.base\.Engine"):
+        engine_class(base, Runtime(engine="pathlib:Path"))
+
+
+def python(*words: str, folder: Path) -> str:
+    """Run a Python program in a folder; return what it prints."""
+    root = str(PAGE.parents[1])
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_section_of_the_report(tmp_path: Path) -> None:
+    ((program, *words),) = recipe("A section of the report", tmp_path)
+    commit_sweep(Store(str(tmp_path / "store")), "quickstart", mixtures=["ours"], seeds=(0,), questions=6)
+    assert program == "python"
+    assert python(*words, folder=tmp_path) == "report/report.html\n"
+    text = (tmp_path / "report" / "report.md").read_text()
+    section = text[text.index("## How long the answers are") :]
+    assert "![Mean tokens per answer, per model](figures/answer-lengths.png)" in section
+    assert "| ours | 7.0 |" in section and text.index("## Provenance") < text.index("## How long the answers are")
+    assert (tmp_path / "report" / "figures" / "answer-lengths.svg").is_file()
+    assert 'id="answer-lengths"' in (tmp_path / "report" / "report.html").read_text()

@@ -1,7 +1,5 @@
 """The command line. Everything heavy is imported inside the commands, so that ``kvray --help`` is quick."""
 
-from __future__ import annotations
-
 from kvray.cli import sweeps  # isort: skip  # in the order of --help: what is typed most comes first
 from kvray.cli import tools  # isort: skip
 from kvray.cli.app import app

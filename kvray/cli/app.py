@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Annotated, NoReturn, ParamSpec
 
 import typer
 
 from kvray import __version__
 from kvray.errors import InputError, KvrayError, RunInterrupted
+
+if TYPE_CHECKING:
+    from kvray.store.store import Store
 
 P = ParamSpec("P")
 app = typer.Typer(
@@ -74,13 +77,21 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit(0)
 
 
+def open_store(store: str | None) -> Store:
+    """Return the store of ``--store``, of the environment, or the default one."""
+    from kvray.driver.run import store_uri
+    from kvray.store.store import Store
+
+    return Store(store_uri(store))
+
+
 def typed() -> str:
     """Return this command as one can type it again: ``kvray`` alone only where the shell finds this very one."""
     program = Path(sys.argv[0])
-    found = shutil.which("kvray")
+    on_path = shutil.which("kvray")
     if program.name == "__main__.py":
         words = [sys.executable, "-m", "kvray.cli"]
-    elif found is not None and Path(found).resolve() == program.resolve():
+    elif on_path is not None and Path(on_path).resolve() == program.resolve():
         words = ["kvray"]
     else:
         words = [sys.argv[0]]

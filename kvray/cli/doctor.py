@@ -19,17 +19,16 @@ PACKAGES = ("kvray", "ray", "torch", "transformers", "peft", "vllm", "pyarrow")
 """What every node needs, in the same version."""
 
 
-def check(store_uri: str, address: str | None = None) -> Report:
+def check(store: Store, address: str | None = None) -> Report:
     """Run one small task on every live node of a Ray and compare the answers.
 
     Args:
-        store_uri: the store that a sweep is to use; a small document is written there, read by each node, and removed.
+        store: where a sweep is to write; a small document is written there, read by each node, and removed.
         address: a running Ray; None takes RAY_ADDRESS, or else starts one here.
 
     Raises:
         ResourceError: that Ray does not answer.
     """
-    store = Store(store_uri)
     name, problems = f"doctor/{uuid.uuid4().hex}", []
     try:
         store.write_document(f"{name}-driver", name.encode())
@@ -172,40 +171,22 @@ def _remove_documents(store: Store, name: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Node:
-    """The answer of a node.
-
-    Attributes:
-        id: Ray's.
-        name: address and the start of the id.
-        resources: CPUs and GPUs that Ray hands out there.
-        versions: of python and of each package; None where it is not installed.
-        cpus: of the machine.
-        memory_bytes: of the machine.
-        gpus: name and memory of each, by nvidia-smi.
-        cuda: whether its torch can use them.
-        store: why the store is not reachable, None if it is.
-    """
+    """The answer of a node; ``store`` is why it does not reach the store, None if it does."""
 
     id: str
-    name: str
-    resources: dict[str, float]
-    versions: dict[str, str | None]
+    name: str  # address and the start of the id
+    resources: dict[str, float]  # CPUs and GPUs that Ray hands out
+    versions: dict[str, str | None]  # None: not installed
     cpus: int
     memory_bytes: int
-    gpus: list[str]
-    cuda: bool
+    gpus: list[str]  # name and memory of each, by nvidia-smi
+    cuda: bool  # whether torch can use them
     store: str | None
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of :func:`check`.
-
-    Attributes:
-        store: URI.
-        nodes: those that answered.
-        problems: one line each; none means that a sweep can run.
-    """
+    """The result of :func:`check`: the store's URI, the nodes that answered, a line per problem."""
 
     store: str
     nodes: tuple[Node, ...]

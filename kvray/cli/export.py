@@ -1,7 +1,5 @@
 """Datasets and mixtures as one file outside any store: Parquet, or the JSON lines that other trainers read."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kvray.console import track
-from kvray.driver.connection import local_ray
+from kvray.driver.connection import connect
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.storage import select
 from kvray.generate.job import Row, stream
@@ -29,6 +27,7 @@ from kvray.store import parquet
 from kvray.store.output import replacing, shown
 from kvray.store.schemas import EXAMPLE_SCHEMA, column
 from kvray.store.store import Store
+from kvray.sweep.model import Runtime
 from kvray.tasks.base import Task
 from kvray.tasks.problems import unknown
 
@@ -112,7 +111,7 @@ def make(
         with (
             track(f"generate {task.task}", rows) as advance,
             _writer(file, format) as add,
-            local_ray(workers) if parallel else nullcontext(),
+            connect(Runtime(address="local", num_cpus=workers)) if parallel else nullcontext(),
         ):
             for row in stream(shards, work, ordered=True, workers=workers) if parallel else map(work, range(shards)):
                 add(row["payload"])

@@ -1,7 +1,5 @@
 """One task by hand: from a name and ``--set key=value`` to a task, and from a task to examples to look at."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Iterator, Sequence

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli.app import BaseOption, CodeOption, JsonOption, ScaleOption, SetOption, StoreOption, VerifyOption, command
+from kvray.cli.app import (
+    BaseOption,
+    CodeOption,
+    JsonOption,
+    ScaleOption,
+    SetOption,
+    StoreOption,
+    VerifyOption,
+    command,
+    open_store,
+)
 from kvray.console import say
 
 if TYPE_CHECKING:
@@ -37,10 +47,9 @@ def run(
     kvray run sweeps/paper/mdqa-mistral.yaml --scale small
     """
     from kvray.driver import run as running
-    from kvray.store.store import Store
 
-    place = Store(running.store_uri(store))
-    # All files are read before the first is run: a mistake in the last one is told now.
+    place = open_store(store)
+    # All files are read before the first is run, so that a mistake in the last one shows now.
     planned = [running.prepare(file, set_ or [], base_model, scale, allow_code=allow_code) for file in sweep]
     running.check_names([(file, plan) for file, (plan, _) in zip(sweep, planned, strict=True)])
     codes = []
@@ -104,16 +113,15 @@ def plan(
     """
     from kvray.driver import run as running
     from kvray.planning.cost import estimate
-    from kvray.store.store import Store
 
     planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
-    place = Store(running.store_uri(store))
+    place = open_store(store)
     running.tell_replaced(planned, place)
-    found = estimate.estimate(planned, place, verify)
+    estimated = estimate.estimate(planned, place, verify)
     if json_:
-        print(json.dumps({**found.document(), "code": planned.code()}, indent=1))
-        return
-    print("\n".join([*_code(planned), found.text()]))
+        print(json.dumps({**estimated.document(), "code": planned.code()}, indent=1))
+    else:
+        print("\n".join([*_code(planned), estimated.text()]))
 
 
 @command
@@ -134,25 +142,21 @@ def status(
     from kvray.console import table
     from kvray.driver import run as running
     from kvray.planning import state
-    from kvray.store.store import Store
 
-    place = Store(running.store_uri(store))
+    place = open_store(store)
     planned: Sequence[Any]
     if sweep.endswith((".yaml", ".yml")):
         planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
     else:
         planned = state.stored_plan(sweep, place)
-    found = state.status(planned, place, verify)
-    counts = {
-        "planned": len(found),
-        "committed": sum(each.state == "committed" for each in found),
-        "failed": sum(each.state == "failed" for each in found),
-    }
+    rows = state.status(planned, place, verify)
+    counts = {"planned": len(rows)}
+    counts |= {name: sum(each.state == name for each in rows) for name in ("committed", "failed")}
     if json_:
-        artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in found]
+        artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in rows]
         print(json.dumps({**counts, "artefacts": artefacts}, indent=1))
         return
-    print(table(["artefact", "state", "why"], [[e.id, e.state, _one_line(e.reason or "")] for e in found]))
+    print(table(["artefact", "state", "why"], [[e.id, e.state, _one_line(e.reason or "")] for e in rows]))
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
@@ -172,14 +176,12 @@ def report(
     --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
     of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
-    from kvray.driver import run as running
     from kvray.planning import state
     from kvray.report.build import write
     from kvray.report.terminal import document, summary
-    from kvray.store.store import Store
     from kvray.sweep.load import load
 
-    place = Store(running.store_uri(store))
+    place = open_store(store)
     name = load(sweep, scale=scale, allow_code=allow_code).name if sweep.endswith((".yaml", ".yml")) else sweep
     state.stored_plan(name, place)
     paths = write(place, name, out)
@@ -211,14 +213,13 @@ def why(
     """
     from kvray.driver import run as running
     from kvray.planning import why as reasons
-    from kvray.store.store import Store
 
-    place = Store(running.store_uri(store))
+    place = open_store(store)
     planned = (
         running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts if sweep else None
     )
-    told = reasons.explain(cell, place, planned)
-    print(json.dumps(told, indent=1) if json_ else "\n".join(reasons.lines(told)))
+    explained = reasons.explain(cell, place, planned)
+    print(json.dumps(explained, indent=1) if json_ else "\n".join(reasons.lines(explained)))
 
 
 def _code(planned: Plan) -> list[str]:

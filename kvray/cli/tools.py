@@ -19,6 +19,7 @@ from kvray.cli.app import (
     SetOption,
     StoreOption,
     command,
+    open_store,
 )
 from kvray.errors import InputError, RunInterrupted
 
@@ -95,11 +96,10 @@ def blend(
     """
     from kvray.cli import export
     from kvray.driver import run as running
-    from kvray.store.store import Store
 
     kind = export.format_of(out, format_)
     planned, base = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)
-    done = export.blend(planned, mixture, seed, Store(running.store_uri(store)), base, out, kind)
+    done = export.blend(planned, mixture, seed, open_store(store), base, out, kind)
     parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
     print(f"{done.path}: {parts}; {done.bytes} bytes, sha256 {done.sha256}")
 
@@ -141,9 +141,8 @@ def doctor(
     kvray doctor --store s3://bucket/kvray --address auto
     """
     from kvray.cli.doctor import check
-    from kvray.driver import run as running
 
-    report = check(running.store_uri(store), address)
+    report = check(open_store(store), address)
     print(json.dumps(report.document(), indent=1) if json_ else report.text())
     return 1 if report.problems else 0
 

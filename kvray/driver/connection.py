@@ -24,9 +24,9 @@ _CLIENT_PORT = "10001"
 def connect(runtime: Runtime) -> Iterator[None]:
     """Join the Ray that ``runtime.address`` or RAY_ADDRESS names; otherwise start a local one and stop it at the end.
 
-    A Ray that this process has joined already is used as it is. Without an address a Ray that happens to run on this
-    machine is left alone: its resources are somebody else's, and the address file that a killed one leaves behind
-    names a Ray that is no more.
+    A Ray that this process has joined already is used as it is. Without an address, or with ``local``, a Ray that
+    happens to run on this machine is left alone: its resources are somebody else's, and the address file that a killed
+    one leaves behind names a Ray that is no more.
 
     Raises:
         ResourceError: that Ray does not answer, or cannot be joined from here.
@@ -39,25 +39,9 @@ def connect(runtime: Runtime) -> Iterator[None]:
         yield
         return
     if address is None:
-        start_local(runtime.num_cpus, runtime.object_store_memory)
+        _start_local(runtime)
     else:
         _join(address, runtime)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def local_ray(cpus: int) -> Iterator[None]:
-    """Use the Ray that is initialised, or else a local one of ``cpus``, stopped at the end."""
-    prepare_environment(local=True)
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    start_local(cpus)
     try:
         yield
     finally:
@@ -82,13 +66,8 @@ def prepare_environment(local: bool) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def start_local(num_cpus: int | None = None, object_store_memory: int | None = None) -> None:
-    """Start a Ray of this process's own on this machine, whatever else runs here.
-
-    Args:
-        num_cpus: CPUs that it hands out; None takes all.
-        object_store_memory: bytes of its object store; None takes :data:`LOCAL_OBJECT_STORE`.
-    """
+def _start_local(runtime: Runtime) -> None:
+    """Start a Ray of this process's own on this machine, whatever else runs here."""
     import ray
     from ray._private import services
 
@@ -97,8 +76,8 @@ def start_local(num_cpus: int | None = None, object_store_memory: int | None = N
     say(f"kvray: starting a local Ray{beside}")
     ray.init(
         address="local",
-        num_cpus=num_cpus or os.cpu_count(),
-        object_store_memory=object_store_memory or LOCAL_OBJECT_STORE,
+        num_cpus=runtime.num_cpus or os.cpu_count(),
+        object_store_memory=runtime.object_store_memory or LOCAL_OBJECT_STORE,
         include_dashboard=False,
         **_quiet(),
     )
@@ -119,11 +98,7 @@ def _join(address: str, runtime: Runtime) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Ask for a first sign of life.
-
-    Raises:
-        ResourceError: there is none within :data:`ANSWER_TIMEOUT_S`.
-    """
+    """Raise a ResourceError if there is no sign of life within :data:`ANSWER_TIMEOUT_S`."""
     from ray._private import services
 
     place = address

@@ -96,6 +96,10 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
     if any(_asks_api(artefact, base) for artefact in todo):
         address(planned.sweep.runtime.api_base_url)
+    if planned.sweep.runtime.engine != Runtime().engine:
+        from kvray.evaluate.engines.base import engine_class
+
+        engine_class(base, planned.sweep.runtime)  # a name that is wrong is an error before anything is made
     tell_replaced(planned, store)
     store.write_document(document_name(planned.sweep.name), planned.to_json())
     result = Result(len(planned.artefacts) - len(todo))
@@ -195,20 +199,19 @@ def _kept(planned: Plan, store: Store, stage: str) -> str:
 
 
 def _stage_function(kind: str, api: bool) -> Stage:
-    """Return what makes a kind of artefact; for a model behind an API the two stages that use it ask the API."""
+    """Return what makes a kind of artefact; a model behind an API is finetuned by the API."""
     if kind == "writing":
-        from kvray.evaluate.writing import write
+        from kvray.evaluate.job import write
 
         return write
     if kind == "dataset":
         from kvray.generate.job import generate
 
         return generate
-    if api:
-        from kvray.evaluate.openai import evaluate as ask
-        from kvray.finetune.openai import finetune as train
+    if kind == "finetune" and api:
+        from kvray.finetune.openai import finetune as tune
 
-        return train if kind == "finetune" else ask
+        return tune
     if kind == "finetune":
         from kvray.finetune.job import finetune
 

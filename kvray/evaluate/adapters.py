@@ -1,73 +1,163 @@
-"""The adapters that one engine serves: each is fetched once, loaded once and checked once."""
+"""The adapters that one engine serves: each is fetched once, loaded once, and checked to be really applied.
 
-from __future__ import annotations
+vLLM serves the base model without a word when no module matches. So an adapter's log-probabilities on a few of the
+sweep's own prompts are compared with the base model's. An adapter that changes none of them by more than the engine's
+own noise is refused: its predictions would be the base model's under another name.
+"""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvray.errors import CellError
-from kvray.evaluate.engines.vllm import Adapter, Engine
-from kvray.evaluate.orders import job_of, model_directory, real_rank
-from kvray.evaluate.probe import Probe
-from kvray.planning.artefacts import Artefact
+from kvray.evaluate.engines.base import ADAPTER_CONFIG, MODEL_CONFIG, Adapter, Engine, Reply, Request
+from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.store import Store
+
+TOLERANCE = 1e-6
+"""Largest difference of log-probabilities, in nats, that still counts as none."""
+PROMPTS = 4
+TOKENS = 128
+"""Tokens of each probe prompt: its end, where the question is."""
 
 
 class Adapters:
-    """Adapters by the finetune that made them.
+    """Adapters of one engine, by the finetune that made them."""
 
-    Attributes:
-        ranks: the real rank of each.
-    """
-
-    def __init__(self, store: Store, scratch: Path) -> None:
+    def __init__(self, store: Store, engine: Engine, scratch: Path) -> None:
         """Start with none.
 
         Args:
             store: where they are.
+            engine: that serves them.
             scratch: where local copies go.
         """
-        self.ranks: list[int] = []
         self._store = store
+        self._engine = engine
         self._scratch = scratch
-        self._found: dict[str, Adapter] = {}
-        self._checked: dict[str, str | None] = {}
+        self._adapters: dict[str, Adapter | CellError] = {}
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._adapters)
 
     def of(self, cell: Artefact) -> Adapter | None:
-        """Return the adapter that answers a cell; None for the base model (or a full finetune in its place)."""
-        return self._found.get(job_of(cell).finetune_id or "")
+        """Return the adapter that answers a cell; None for the base model (or a full finetune in its place).
+
+        Raises:
+            CellError: the adapter cannot be loaded or changes nothing.
+        """
+        adapter = self._adapters.get(finetune_of(cell) or "")
+        if isinstance(adapter, CellError):
+            raise CellError(str(adapter))
+        return adapter
 
     def fetch(self, cell: Artefact) -> None:
-        """Copy a cell's adapter to a local disk, if it has one and that was not done.
+        """Copy a cell's adapter to a local disk and add it to the engine, if there is one and that was not done.
 
         Raises:
-            KvrayError: it is damaged, unreadable, or of a rank that vLLM does not serve.
+            KvrayError: it is damaged, unreadable, or none that the engine serves.
         """
-        name = job_of(cell).finetune_id
-        if name is None or name in self._found:
+        name = finetune_of(cell)
+        if name is None or name in self._adapters:
             return
-        path = model_directory(self._store.fetch(name, self._scratch / name.rpartition("/")[2]))
-        self.ranks.append(real_rank(path))
-        self._found[name] = Adapter(name.rpartition("/")[2], len(self._found) + 1, path)
+        last = name.rpartition("/")[2]
+        path = self._store.fetch(name, self._scratch / last)
+        adapter = Adapter(last, len(self._adapters) + 1, path if self._engine.READS_TEXT else model_directory(path))
+        self._engine.add(adapter)
+        self._adapters[name] = adapter
 
-    def check(self, cell: Artefact, engine: Engine, probe: Probe) -> None:
-        """Load a cell's adapter, if it has one, and make sure that it is applied.
+    def load(self, prompts: Sequence[NDArray[np.int32]]) -> None:
+        """Load all adapters and check each; :meth:`of` raises what is wrong with one.
 
-        Raises:
-            CellError: vLLM refuses it, or it changes nothing; every cell of the adapter is told.
+        Args:
+            prompts: token ids of what will be asked; none for an engine that reads text, whose models differ by name.
         """
-        name = job_of(cell).finetune_id
-        if name is None:
-            return
-        if name not in self._checked:
+        probe = Probe(self._engine, pick(prompts)) if self._adapters and prompts else None
+        for name, adapter in self._adapters.items():
+            assert isinstance(adapter, Adapter)
             try:
-                engine.load(self._found[name])
-                probe.check(self._found[name])
-                self._checked[name] = None
+                self._engine.load(adapter)
+                if probe:
+                    probe.check(adapter)
             except CellError as error:
-                self._checked[name] = str(error)
-        problem = self._checked[name]
-        if problem:
-            raise CellError(problem)
+                self._adapters[name] = error
+
+
+class Probe:
+    """Compares adapters with the base model of one engine.
+
+    Attributes:
+        tolerance: :data:`TOLERANCE`, or twice what two runs of the base model differ by, if that is more.
+    """
+
+    def __init__(self, engine: Engine, prompts: Sequence[NDArray[np.int32]]) -> None:
+        """Ask the base model twice.
+
+        Args:
+            engine: with no request under way.
+            prompts: from :func:`pick`.
+        """
+        self._engine = engine
+        self._prompts = prompts
+        self._base = self._log_probabilities(None)
+        self.tolerance = max(TOLERANCE, 2 * _difference(self._base, self._log_probabilities(None)))
+
+    def check(self, adapter: Adapter) -> float:
+        """Return the largest difference of a log-probability between an adapter and the base model, in nats.
+
+        Raises:
+            CellError: there is none, or it is no number.
+        """
+        difference = _difference(self._base, self._log_probabilities(adapter))
+        if not np.isfinite(difference):
+            raise CellError(f"adapter {adapter.name} gives log-probabilities that are no numbers; was it trained well?")
+        if difference <= self.tolerance:
+            raise CellError(
+                f"adapter {adapter.name} changes nothing: on {len(self._prompts)} prompts its log-probabilities equal "
+                f"the base model's (largest difference {difference:.1e}, tolerance {self.tolerance:.1e}). Either it "
+                "names no module of this model, or training left it at zero."
+            )
+        return difference
+
+    def _log_probabilities(self, adapter: Adapter | None) -> NDArray[np.float64]:
+        """Return the log-probability of every token of the prompts but their first, given those before it."""
+        values: list[float] = []
+        for tokens in self._prompts:
+            # One at a time: the same batch shape for every adapter leaves the arithmetic of the batch out of it.
+            ((_, reply),) = self._engine.answer([(0, Request(tokens, kind="score", adapter=adapter))])
+            if not isinstance(reply, Reply):
+                raise reply
+            values += [value for value, _ in reply.scored]
+        return np.array(values)
+
+
+def pick(prompts: Sequence[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
+    """Return a few probe prompts, spread evenly over ``prompts``."""
+    usable = [prompt for prompt in prompts if len(prompt) > 1]
+    step = max(1, len(usable) // PROMPTS)
+    return [prompt[-TOKENS:] for prompt in usable[::step][:PROMPTS]]
+
+
+def finetune_of(cell: Artefact) -> str | None:
+    """Return the id of the finetune that answers a cell; None for the base model and for writings."""
+    return cell.params.finetune_id if isinstance(cell.params, PredictionsJob) else None
+
+
+def model_directory(root: Path) -> Path:
+    """Return the directory of a finetune's weights: the one below ``root`` that has their configuration.
+
+    Raises:
+        CellError: there is none.
+    """
+    for name in (ADAPTER_CONFIG, MODEL_CONFIG):
+        configs = sorted(root.rglob(name))
+        if configs:
+            return configs[0].parent
+    raise CellError(f"{root.name} holds neither {ADAPTER_CONFIG} nor {MODEL_CONFIG}, so no weights that can be served")
+
+
+def _difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return float(np.max(np.abs(a - b), initial=0.0))

@@ -1,65 +1,32 @@
-"""Predictions by chunk: each is written whole as soon as its last answer is there, and found again after a kill.
+"""Answers by chunk: each is written whole as soon as its last answer is there, and found again after a kill.
 
-A chunk is a fixed range of the dataset in asking order, so its name and its example ids are functions of the dataset
-alone. A chunk that is there with its ids is kept, any other is made again: no row is lost and none doubled, whatever
-was killed when. The manifest follows once all chunks are there; whoever sees that first commits it, and further
-commits of the same recipe change nothing.
+A chunk is a fixed range of what is asked, in asking order, so its name and its keys (example ids, or prompts of a
+writing) are functions of the question set alone. A chunk that is there with its keys is kept, any other is made again:
+no row is lost and none doubled, whatever was killed when. The manifest follows once all chunks are there; whoever sees
+that first commits it, and further commits of the same recipe change nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kvray.evaluate.engines.base import TOO_LONG, Reply
 from kvray.planning.artefacts import Artefact
 from kvray.store.manifest import FileEntry
-from kvray.store.schemas import PREDICTIONS_SCHEMA
 from kvray.store.store import Store
-from kvray.tasks.base import Task
+
+if TYPE_CHECKING:
+    from kvray.evaluate.questions import Questions
 
 CHUNK_ROWS = 256
-"""Examples per chunk: seconds of work, so that little is lost, and files worth a round trip to an object store."""
-TOO_LONG = "too_long"
-_FACTS = b"kvray"
-_COPIED = ("example_id", "question_id", "position", "units", "length", "depth", "subtask", "condition", "references")
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The columns that are the same in all rows of an artefact; see :data:`PREDICTIONS_SCHEMA`."""
-
-    sweep: str
-    evaluation: str
-    task: str
-    base_model: str
-    mixture: str | None
-    finetune: str | None
-    seed: int | None
-    adapter: str | None
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back for one example.
-
-    Attributes:
-        prompt_tokens: chat template included.
-        cached_tokens: how many of them the prefix cache served; None where the example was not run.
-        output_tokens: 0 where the example was not run.
-        answer: the raw text; None where the example was not run.
-        finish_reason: stop, length or too_long.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int | None
-    output_tokens: int
-    answer: str | None
-    finish_reason: str
+"""Rows per chunk: seconds of work, so that little is lost, and files worth a round trip to an object store."""
+_INFO = b"kvray"
+_REPLY = ("prompt_tokens", "cached_tokens", "output_tokens", "answer", "finish_reason")
 
 
 def chunk_name(index: int) -> str:
@@ -68,7 +35,7 @@ def chunk_name(index: int) -> str:
 
 
 def chunk_count(rows: int) -> int:
-    """Return how many chunks ``rows`` examples make."""
+    """Return how many chunks ``rows`` rows make."""
     return -(-rows // CHUNK_ROWS)
 
 
@@ -77,121 +44,94 @@ def span(index: int, rows: int) -> range:
     return range(index * CHUNK_ROWS, min((index + 1) * CHUNK_ROWS, rows))
 
 
-def too_long(prompt_tokens: int) -> Reply:
-    """Return the reply of an example that does not fit the model: its row fails, the others stand."""
-    return Reply(prompt_tokens, None, 0, None, TOO_LONG)
+def reply_columns(replies: Sequence[Reply]) -> dict[str, Any]:
+    """Return the columns of replies: tokens, answer and how it ended."""
+    return {name: [getattr(reply, name) for reply in replies] for name in _REPLY}
 
 
-def build(
-    labels: Labels, task: Task, examples: pa.Table, replies: Sequence[Reply], facts: Mapping[str, Any]
+def with_info(
+    schema: pa.Schema, columns: Mapping[str, Any], labels: Mapping[str, Any], info: Mapping[str, Any]
 ) -> pa.Table:
-    """Return the table of one chunk, scored.
+    """Return the table of a chunk.
 
     Args:
-        labels: the constant columns.
-        task: scores the answers.
-        examples: of this chunk, in asking order.
-        replies: one per example.
-        facts: of this chunk (seconds, engine); kept in the file, summed in the manifest.
+        schema: of the table; its columns that are neither given nor labels are null.
+        columns: a value per row each; those that the schema lacks are left out.
+        labels: one value for all rows each.
+        info: measurements of the chunk (seconds, engine), JSON values; kept in the file's metadata.
     """
-    references = examples["references"].to_pylist()
-    scores = [
-        None if reply.answer is None else float(task.score(reply.answer, accepted))
-        for reply, accepted in zip(replies, references, strict=True)
-    ]
-    columns: dict[str, Any] = {name: [value] * len(replies) for name, value in asdict(labels).items()}
-    columns |= {name: examples[name] for name in _COPIED}
-    columns |= {name: [getattr(reply, name) for reply in replies] for name in Reply.__dataclass_fields__}
-    columns["score"] = scores
-    columns["outcome"] = [
-        None if reply.answer is None else task.outcome(reply.answer, accepted)
-        for reply, accepted in zip(replies, references, strict=True)
-    ]
-    return with_facts(columns, facts)
+    rows = len(next(iter(columns.values())))
+
+    def array(field: pa.Field) -> pa.Array:
+        column = columns.get(field.name, [labels.get(field.name)] * rows)
+        return column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
+
+    table = pa.table([array(field) for field in schema], schema=schema)
+    return table.replace_schema_metadata({_INFO: json.dumps(info, sort_keys=True)})
 
 
-def with_facts(columns: Mapping[str, Any], facts: Mapping[str, Any]) -> pa.Table:
-    """Return columns as a table of :data:`PREDICTIONS_SCHEMA` that holds the facts of its chunk."""
-    arrays = [
-        column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
-        for field, column in ((field, columns[field.name]) for field in PREDICTIONS_SCHEMA)
-    ]
-    table = pa.table(arrays, schema=PREDICTIONS_SCHEMA)
-    return table.replace_schema_metadata({_FACTS: json.dumps(facts, sort_keys=True)})
+def info_of(table: pa.Table) -> dict[str, Any]:
+    """Return the measurements that a chunk holds."""
+    return dict(json.loads((table.schema.metadata or {}).get(_INFO, b"{}")))
 
 
-def facts_of(table: pa.Table) -> dict[str, Any]:
-    """Return the facts that a chunk holds."""
-    return dict(json.loads((table.schema.metadata or {}).get(_FACTS, b"{}")))
+def read(store: Store, artefact_id: str, index: int, questions: Questions) -> pa.Table | None:
+    """Return a chunk that is there whole and holds exactly the rows that it should; None otherwise.
 
-
-def read(store: Store, artefact_id: str, index: int, examples: pa.Table) -> pa.Table | None:
-    """Return a chunk that is there whole and holds exactly the examples that it should; None otherwise."""
+    A nullable column that a chunk of an older version lacks is null.
+    """
     table = store.read_file_table(artefact_id, chunk_name(index))
-    if table is None or table.schema.names != PREDICTIONS_SCHEMA.names:
+    if table is None:
         return None
-    expected = span(index, examples.num_rows)
-    ids = examples["example_id"].slice(expected.start, len(expected))
-    return table if table["example_id"].to_pylist() == ids.to_pylist() else None
+    for at, field in enumerate(questions.SCHEMA):
+        if field.name not in table.schema.names and field.nullable:
+            table = table.add_column(at, field, pa.nulls(table.num_rows, field.type))
+    if table.schema.names != questions.SCHEMA.names:
+        return None
+    expected = span(index, len(questions))
+    return table if table[questions.KEY].to_pylist() == questions.keys[expected.start : expected.stop] else None
 
 
-def commit_if_whole(
-    store: Store,
-    artefact: Artefact,
-    examples: pa.Table,
-    facts: Callable[[Sequence[pa.Table]], dict[str, Any]] | None = None,
-) -> bool:
-    """Commit an artefact if all of its chunks are there; return whether it is committed now.
-
-    Args:
-        store: where.
-        artefact: the predictions.
-        examples: the whole dataset in asking order; its ``example_id`` column is enough.
-        facts: makes the manifest's facts from all chunks; :func:`summarize` if not given.
-    """
+def commit_if_whole(store: Store, artefact: Artefact, questions: Questions) -> bool:
+    """Commit an artefact if all of its chunks are there; return whether it is committed now."""
     entries: list[FileEntry] = []
     tables: list[pa.Table] = []
-    for index in range(chunk_count(examples.num_rows)):
-        table = read(store, artefact.id, index, examples)
+    for index in range(chunk_count(len(questions))):
+        table = read(store, artefact.id, index, questions)
         entry = store.entry(artefact.id, chunk_name(index)) if table is not None else None
         if table is None or entry is None:
             return False
         tables.append(table)
         entries.append(entry)
-    store.commit(
-        **artefact.identity(),
-        files=entries,
-        schema=PREDICTIONS_SCHEMA,
-        measurements=(facts or summarize)(tables),
-    )
+    measured = questions.summary(tables)
+    store.commit(**artefact.identity(), files=entries, schema=questions.SCHEMA, measurements=measured)
     return True
 
 
-def summarize(tables: Sequence[pa.Table]) -> dict[str, Any]:
-    """Return the facts of an artefact from its chunks.
+def totals(tables: Sequence[pa.Table]) -> dict[str, Any]:
+    """Return what every artefact of chunks measures.
 
     Returns:
-        rows, too_long, accuracy (None if no row was run), prompt_tokens (of rows that were run), cached_tokens,
-        output_tokens, seconds (engine time, start excluded) and engines: each different engine that answered.
+        rows, too_long, prompt_tokens (of rows that were run), output_tokens, seconds (engine time, start excluded) and
+        engines: each different engine that answered.
     """
-    notes = [facts_of(table) for table in tables]
-    whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    infos = [info_of(table) for table in tables]
+    columns = ["finish_reason", "prompt_tokens", "output_tokens"]
+    whole = pa.concat_tables([table.select(columns).replace_schema_metadata(None) for table in tables])
     run = whole.filter(pc.not_equal(whole["finish_reason"], TOO_LONG))
-    engines = {json.dumps(note["engine"], sort_keys=True): note["engine"] for note in notes if "engine" in note}
+    engines = {json.dumps(info["engine"], sort_keys=True): info["engine"] for info in infos if "engine" in info}
     return {
         "rows": whole.num_rows,
         "too_long": whole.num_rows - run.num_rows,
-        "accuracy": pc.mean(run["score"]).as_py(),
         "prompt_tokens": pc.sum(run["prompt_tokens"]).as_py() or 0,
-        "cached_tokens": pc.sum(run["cached_tokens"]).as_py() or 0,
         "output_tokens": pc.sum(run["output_tokens"]).as_py() or 0,
-        "seconds": round(sum(note.get("seconds", 0.0) for note in notes), 3),
+        "seconds": round(sum(info.get("seconds", 0.0) for info in infos), 3),
         "engines": list(engines.values()),
     }
 
 
-def missing(store: Store, artefact: Artefact, examples: pa.Table) -> Iterator[int]:
-    """Yield the indices of the chunks that are still to be made."""
-    for index in range(chunk_count(examples.num_rows)):
-        if read(store, artefact.id, index, examples) is None:
-            yield index
+def summarize(tables: Sequence[pa.Table]) -> dict[str, Any]:
+    """Return the measurements of predictions: :func:`totals`, accuracy (None if no row was run) and cached_tokens."""
+    score = pa.chunked_array([chunk for table in tables for chunk in table["score"].chunks], pa.float64())
+    cached = pa.chunked_array([chunk for table in tables for chunk in table["cached_tokens"].chunks], pa.int32())
+    return totals(tables) | {"accuracy": pc.mean(score).as_py(), "cached_tokens": pc.sum(cached).as_py() or 0}

@@ -1,201 +1,251 @@
-"""What one engine does: an order of cells, from committed artefacts to committed predictions. Knows no Ray.
+"""What one engine does: an assignment of cells, from what is to be asked to committed artefacts. Knows no Ray.
 
-A cell that cannot be done (adapter damaged or without effect, dataset unreadable) is noted as a document under
-``failures/`` and the others go on; an engine that dies takes the process with it, and whoever ordered tries again.
+The same loop serves every engine and everything that is asked: datasets of the store, benchmarks of
+lm-evaluation-harness and the prompts of writings. A cell that cannot be done (adapter damaged or without effect,
+dataset unreadable) is noted as failed and the others go on; an engine that dies takes the process with it, and whoever
+assigned the work tries again.
 """
-
-from __future__ import annotations
 
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
-from kvray.errors import InputError, KvrayError
-from kvray.evaluate import chunks, prompts
-from kvray.evaluate.adapters import Adapters
-from kvray.evaluate.engines import vllm_settings
-from kvray.evaluate.engines.vllm import Engine, Question
-from kvray.evaluate.orders import Chunk, Order, dataset_of, job_of, labels_of, model_directory, todo
-from kvray.evaluate.probe import Probe, pick
+from kvray.errors import CellError, KvrayError
+from kvray.evaluate import chunks
+from kvray.evaluate.adapters import Adapters, finetune_of, model_directory
+from kvray.evaluate.assignments import Assignment
+from kvray.evaluate.engines.base import Engine, ModelError, Reply, Request, Serving, engine_class
+from kvray.evaluate.questions import DatasetQuestions, Questions, engine_length
+from kvray.evaluate.writing import WritingPrompts
 from kvray.models.reference import load_tokenizer
-from kvray.planning.artefacts import Artefact
+from kvray.models.tokenizer import token_counter
+from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob
 from kvray.store import failures
 from kvray.store.store import Store
 
 
-class Worker:
-    """Does one order in this process."""
+class Report(Protocol):
+    """Is called with the rows of an assignment that are done, all rows that it has, and a note of the engine's."""
 
-    def __init__(self, order: Order, store: Store, report: Callable[[int], None]) -> None:
-        """Take an order.
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Take note."""
+
+
+@dataclass
+class Chunk:
+    """A chunk being answered.
+
+    Attributes:
+        cell: the artefact it is part of.
+        questions: what the cell asks.
+        index: which chunk of it.
+        replies: per row, one per request, None until it comes.
+        open: requests without a reply.
+    """
+
+    cell: Artefact
+    questions: Questions
+    index: int
+    replies: dict[int, list[Reply | None]] = field(default_factory=dict)
+    open: int = 0
+
+    @property
+    def rows(self) -> range:
+        """The rows of the chunk."""
+        return chunks.span(self.index, len(self.questions))
+
+
+class Worker:
+    """Does one assignment in this process."""
+
+    def __init__(self, assignment: Assignment, store: Store, report: Report, by_row: bool = False) -> None:
+        """Take an assignment.
 
         Args:
-            order: what to do.
+            assignment: what to do.
             store: where everything is.
-            report: told how many rows of this order are done, after every chunk.
+            report: called at the start and after every chunk.
+            by_row: whether it is called after every row too.
         """
-        self._order = order
+        self._assignment = assignment
         self._store = store
         self._report = report
-        self._data: dict[str, pa.Table] = {}
-        self._prompts: dict[str, list[NDArray[np.int32]]] = {}
-        self._limit = 0
-        self._length = 0
-        self._done = 0
+        self._by_row = by_row
+        self._kind = engine_class(assignment.base, assignment.runtime)
+        self._loaded: dict[tuple[str | None, str], Questions | KvrayError] = {}
+        self._questions: dict[str, Questions] = {}
+        self._failed: set[str] = set()
         self._left: Counter[str] = Counter()
+        self._done = self._open_rows = self._total = 0
 
     def run(self) -> None:
-        """Do the order: answer what is missing and commit every cell that becomes whole.
+        """Do the assignment: answer what is missing and commit every cell that becomes whole.
 
         Raises:
-            KvrayError: nothing of the order can be done (the model cannot be served here).
+            KvrayError: nothing of the assignment can be done (the model cannot be served here).
             Exception: the engine died; what was committed stays.
         """
-        vllm_settings.prepare_environment(self._order.gpus > 0, self._order.cpus)
-        with tempfile.TemporaryDirectory(prefix="kvray-evaluate-") as scratch:
-            cells = [cell for cell in self._order.cells if self._guard(cell, self._read)]
-            work = todo(self._store, cells, self._examples, self._order.part, self._order.parts)
-            self._done = self._rows(cells) - sum(len(self._span(chunk)) for chunk in work)
-            self._report(self._done)
-            self._left = Counter(chunk.cell.id for chunk in work)
-            for cell in cells:
-                if not self._left[cell.id]:
-                    self._commit(cell)
-            if work:
-                self._answer(work, Path(scratch))
-
-    def _answer(self, work: list[Chunk], scratch: Path) -> None:
-        order = self._order
-        adapters = Adapters(self._store, scratch)
-        full: Path | None = None
-        if order.full is not None:
-            full = model_directory(self._store.fetch(order.full, scratch / "full"))
-        else:
-            work = self._guarded(work, adapters.fetch)
-        if not work:
-            return
-        chosen = vllm_settings.settings(order.base, order.runtime, order.gpus, full, adapters.ranks)
-        vllm_settings.check_platform(chosen.gpu)
-        try:
-            self._limit = vllm_settings.model_config(chosen).max_model_len
-        except (ValueError, OSError) as error:
-            raise InputError(f"base_model {self._order.base.name}: vLLM cannot serve it: {error}") from error
-        work = self._encode(work)
-        runnable = [key for chunk in work for key in self._fitting(chunk)]
-        if not runnable:
-            for chunk in work:
-                self._finish(chunk, 0.0, {})
-            return
-        engine = Engine(chosen, self._length)
-        if adapters:
-            probe = Probe(engine, pick([self._prompt(chunk, row) for chunk, row in runnable]))
-            work = self._guarded(work, lambda cell: adapters.check(cell, engine, probe))
-        self._stream(work, engine, adapters)
-
-    def _stream(self, work: list[Chunk], engine: Engine, adapters: Adapters) -> None:
-        open_rows = {id(chunk): sum(1 for _ in self._fitting(chunk)) for chunk in work}
-        clock = time.monotonic()
-        for chunk in work:
-            if not open_rows[id(chunk)]:
-                self._finish(chunk, 0.0, engine.facts)
-        for (chunk, row), reply in engine.answer(self._questions(work, adapters)):
-            chunk.replies[row] = reply
-            open_rows[id(chunk)] -= 1
-            if not open_rows[id(chunk)]:
-                now = time.monotonic()
-                self._finish(chunk, now - clock, engine.facts)
-                clock = now
-
-    def _questions(self, work: list[Chunk], adapters: Adapters) -> Iterator[tuple[tuple[Chunk, int], Question]]:
-        for chunk in work:
-            decoding = prompts.decoding(job_of(chunk.cell).task)
-            for key in self._fitting(chunk):
-                yield key, Question(self._prompt(*key), decoding, adapters.of(chunk.cell))
-
-    def _finish(self, chunk: Chunk, seconds: float, engine_facts: dict[str, Any]) -> None:
-        facts: dict[str, Any] = {"seconds": seconds}
-        if engine_facts:
-            facts["engine"] = engine_facts
-        self._store.write_table(chunk.cell.id, chunks.chunk_name(chunk.index), self._table(chunk, facts))
-        chunk.replies.clear()
-        self._left[chunk.cell.id] -= 1
-        if not self._left[chunk.cell.id]:
-            # Another engine may still owe chunks of this cell; then it commits.
-            self._commit(chunk.cell)
-        self._done += len(self._span(chunk))
-        self._report(self._done)
-
-    def _table(self, chunk: Chunk, facts: dict[str, Any]) -> pa.Table:
-        """Return the scored rows of a chunk whose replies are all there."""
-        span = self._span(chunk)
-        replies = [chunk.replies.get(row) or chunks.too_long(len(self._prompt(chunk, row))) for row in span]
-        examples = self._examples(chunk.cell).slice(span.start, len(span))
-        return chunks.build(labels_of(self._order, chunk.cell), job_of(chunk.cell).task, examples, replies, facts)
-
-    def _commit(self, cell: Artefact) -> None:
-        chunks.commit_if_whole(self._store, cell, self._examples(cell))
-
-    def _examples(self, cell: Artefact) -> pa.Table:
-        """Return what a cell asks, in asking order; it has been read."""
-        return self._data[dataset_of(cell)]
+        given = self._assignment
+        self._kind.prepare(given.gpus, given.cpus)
+        cells = [cell for cell in given.cells if self._guard(cell, self._read)]
+        whole = [
+            Chunk(cell, self._questions[cell.id], index)
+            for cell in cells
+            for index in range(chunks.chunk_count(len(self._questions[cell.id])))
+        ]
+        # Dealt round over all cells, so that parts differ by one chunk at most, whatever the cells' sizes.
+        ours = whole[given.part :: given.parts]
+        absent = [each for each in ours if chunks.read(self._store, each.cell.id, each.index, each.questions) is None]
+        self._total = sum(len(chunk.rows) for chunk in ours)
+        self._done = self._total - sum(len(chunk.rows) for chunk in absent)
+        self._tell()
+        self._left = Counter(chunk.cell.id for chunk in absent)
+        for cell in cells:
+            if not self._left[cell.id]:
+                chunks.commit_if_whole(self._store, cell, self._questions[cell.id])
+        if absent:
+            with tempfile.TemporaryDirectory(prefix="kvray-evaluate-") as scratch:
+                self._answer(absent, Path(scratch))
 
     def _read(self, cell: Artefact) -> None:
-        name = dataset_of(cell)
-        if name not in self._data:
-            self._data[name] = prompts.ask_order(self._store.read_table(name))
+        """Read what a cell asks; cells that ask the same share it, and its error."""
+        job = cell.params
+        key: tuple[str | None, str]
+        if isinstance(job, WritingJob):
+            key = cell.id, ""
+        elif isinstance(job, PredictionsJob):
+            key = job.dataset_id, job.task.model_dump_json()
+        else:
+            raise TypeError(f"{cell.id} asks nothing")
+        if key not in self._loaded:
+            try:
+                self._loaded[key] = self._load(cell, job)
+            except KvrayError as error:
+                self._loaded[key] = error
+        loaded = self._loaded[key]
+        if isinstance(loaded, KvrayError):
+            raise loaded
+        self._questions[cell.id] = loaded
 
-    def _encode(self, work: list[Chunk]) -> list[Chunk]:
-        """Tokenize what the chunks ask, find out how long the engine must be; return the chunks that can be asked."""
-        tokenizer = load_tokenizer(self._order.base)
-        needed: list[int] = []
-        for chunk in work:
-            name = dataset_of(chunk.cell)
-            if name not in self._prompts:
-                self._prompts[name] = prompts.encode(tokenizer, self._data[name]["prompt"].to_pylist())
-            for _, row in self._fitting(chunk):
-                needed.append(len(self._prompt(chunk, row)) + job_of(chunk.cell).task.MAX_OUTPUT_TOKENS)
-        self._length = prompts.engine_length(needed, self._limit)
-        return work
+    def _load(self, cell: Artefact, job: WritingJob | PredictionsJob) -> Questions:
+        base = self._assignment.base
+        if isinstance(job, WritingJob):
+            return WritingPrompts(job.task, token_counter(self._assignment.counted_by or base))
+        if job.dataset_id is not None:
+            return DatasetQuestions(self._store.read_table(job.dataset_id), job.task, cell.recipe.get("system_message"))
+        from kvray.evaluate.lm_eval.questions import BenchmarkQuestions
 
-    def _fitting(self, chunk: Chunk) -> Iterator[tuple[Chunk, int]]:
-        most = job_of(chunk.cell).task.MAX_OUTPUT_TOKENS
-        for row in self._span(chunk):
-            if prompts.fits(self._prompt(chunk, row), most, self._limit):
-                yield chunk, row
+        return BenchmarkQuestions(job.task, None if self._kind.READS_TEXT else load_tokenizer(base))
 
-    def _prompt(self, chunk: Chunk, row: int) -> NDArray[np.int32]:
-        return self._prompts[dataset_of(chunk.cell)][row]
+    def _answer(self, absent: list[Chunk], scratch: Path) -> None:
+        given, store = self._assignment, self._store
+        weights = model_directory(store.fetch(given.full, scratch / "full")) if given.full else None
+        models = len({finetune_of(cell) for cell in given.cells})
+        engine = self._kind(Serving(given.base, weights, given.runtime, given.gpus, given.cpus, models))
+        adapters = Adapters(store, engine, scratch)
+        if not weights:
+            absent = self._guarded(absent, adapters.fetch)
+        if not absent:
+            return
+        tokenizer, limit = (None, 0) if engine.READS_TEXT else (load_tokenizer(given.base), engine.limit)
 
-    def _span(self, chunk: Chunk) -> range:
-        return chunks.span(chunk.index, self._examples(chunk.cell).num_rows)
+        def prepare(cell: Artefact) -> None:
+            rows = (row for chunk in absent if chunk.cell.id == cell.id for row in chunk.rows)
+            self._questions[cell.id].prepare(rows, tokenizer, limit)
 
-    def _rows(self, cells: Sequence[Artefact]) -> int:
-        """Return the rows of this part, by the deal of :func:`todo`."""
-        dealt = rows = 0
-        for cell in cells:
-            total = self._examples(cell).num_rows
-            for index in range(chunks.chunk_count(total)):
-                rows += len(chunks.span(index, total)) if dealt % self._order.parts == self._order.part else 0
-                dealt += 1
-        return rows
+        absent = self._guarded(absent, prepare)
+        requests = [request for chunk in absent for row in chunk.rows for request in chunk.questions.requests(row)]
+        if not requests:
+            for chunk in absent:
+                self._finish(chunk, {"seconds": 0.0})
+            return
+        with closing(engine):
+            if engine.READS_TEXT:
+                engine.start(0)
+                adapters.load(())
+            else:
+                engine.start(engine_length((len(each.tokens) + each.max_tokens for each in requests), limit))
+                adapters.load([request.tokens for request in requests])
+            absent = self._guarded(absent, adapters.of)
+            self._stream(absent, engine, adapters)
 
-    def _guarded(self, work: list[Chunk], step: Callable[[Artefact], None]) -> list[Chunk]:
+    def _stream(self, absent: Iterable[Chunk], engine: Engine, adapters: Adapters) -> None:
+        """Answer chunks, which are taken as the engine has room for more."""
+        clock = time.monotonic()
+        for (chunk, row, number), reply in engine.answer(self._requests(absent, engine, adapters)):
+            if isinstance(reply, CellError):
+                # A model that is not there is no matter of this row.
+                row_name = "" if isinstance(reply, ModelError) else f"{chunk.questions.name(row)}: "
+                self._fail(chunk.cell, f"{row_name}{reply}")
+                continue
+            chunk.replies[row][number] = reply
+            chunk.open -= 1
+            if self._by_row and None not in chunk.replies[row]:
+                self._open_rows += 1
+                self._tell(engine.note)
+            if not chunk.open:
+                seconds = time.monotonic() - clock
+                clock += seconds
+                self._finish(chunk, {"seconds": seconds, "engine": engine.info(adapters.of(chunk.cell))}, engine.note)
+
+    def _requests(
+        self, absent: Iterable[Chunk], engine: Engine, adapters: Adapters
+    ) -> Iterator[tuple[tuple[Chunk, int, int], Request]]:
+        for chunk in absent:
+            adapter = adapters.of(chunk.cell)
+            asked = {row: chunk.questions.requests(row) for row in chunk.rows}
+            chunk.replies = {row: [None] * len(requests) for row, requests in asked.items()}
+            chunk.open = sum(map(len, asked.values()))
+            if not chunk.open:
+                self._finish(chunk, {"seconds": 0.0, "engine": engine.info(adapter)})
+            for row, requests in asked.items():
+                for number, request in enumerate(requests):
+                    if chunk.cell.id in self._failed:
+                        break
+                    yield (chunk, row, number), replace(request, adapter=adapter)
+
+    def _finish(self, chunk: Chunk, info: dict[str, Any], note: str = "") -> None:
+        """Write a chunk whose replies are all there, and commit its cell if it was the last one of this engine's."""
+        cell, questions = chunk.cell, chunk.questions
+        replies = [[reply for reply in chunk.replies.get(row, []) if reply is not None] for row in chunk.rows]
+        try:
+            table = questions.table(chunk.rows, replies, self._assignment.labels(cell), info)
+        except CellError as error:
+            self._fail(cell, str(error))
+            return
+        self._store.write_table(cell.id, chunks.chunk_name(chunk.index), table)
+        chunk.replies = {}
+        self._left[cell.id] -= 1
+        if not self._left[cell.id]:
+            # Another engine may still owe chunks of this cell; then it commits.
+            chunks.commit_if_whole(self._store, cell, questions)
+        self._done += len(chunk.rows)
+        self._open_rows -= sum(map(bool, replies)) if self._by_row else 0
+        self._tell(note)
+
+    def _tell(self, note: str = "") -> None:
+        self._report(self._done + self._open_rows, self._total, note)
+
+    def _guarded(self, absent: list[Chunk], step: Callable[[Artefact], object]) -> list[Chunk]:
         """Take a step for every cell of the chunks once; return the chunks of the cells where it went well."""
-        cells = {chunk.cell.id: chunk.cell for chunk in work}
+        cells = {chunk.cell.id: chunk.cell for chunk in absent}
         good = {name for name, cell in cells.items() if self._guard(cell, step)}
-        return [chunk for chunk in work if chunk.cell.id in good]
+        return [chunk for chunk in absent if chunk.cell.id in good]
 
-    def _guard(self, cell: Artefact, step: Callable[[Artefact], None]) -> bool:
+    def _guard(self, cell: Artefact, step: Callable[[Artefact], object]) -> bool:
         try:
             step(cell)
         except KvrayError as error:
-            failures.note(self._store, cell.id, str(error))
+            self._fail(cell, str(error))
             return False
         return True
+
+    def _fail(self, cell: Artefact, error: str) -> None:
+        if cell.id not in self._failed:
+            self._failed.add(cell.id)
+            failures.note(self._store, cell.id, error)

@@ -6,8 +6,6 @@ left puts all answers at the right edge, so that ``logits_to_keep`` of transform
 (and its logit matrix: 0.5 GB a row at a vocabulary of 32K) to those few positions. The loss is the same.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

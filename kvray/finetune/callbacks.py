@@ -1,7 +1,5 @@
 """The Trainer's callback: it keeps the loss log, hands checkpoints on and seeds every step."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The loss of a finetune: cross entropy over answer tokens alone, split into integers and words for the log."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

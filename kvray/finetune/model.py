@@ -1,7 +1,5 @@
 """The model of a finetune: loaded, prepared to train, sharded, and saved such that vLLM loads it."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Mapping

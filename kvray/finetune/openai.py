@@ -4,8 +4,6 @@ The store's document ``api/<artefact id>.json`` holds the file's id, then the jo
 driver that was killed goes on there. One that was killed before it wrote finds the job at the API.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

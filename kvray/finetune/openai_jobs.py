@@ -32,7 +32,7 @@ class JobSpec:
 
     Attributes:
         model: the base model's name at the API.
-        fingerprint: the finetune's; tells its job from all others.
+        fingerprint: the finetune's, which identifies its job.
         seed: the finetune's.
         epochs: passes over the file.
         batch_size: rows per step, or "auto".
@@ -48,7 +48,7 @@ class JobSpec:
 
     @classmethod
     def of(cls, model: str, fingerprint: str, seed: int, settings: Finetune) -> JobSpec:
-        """Return the job of a finetune, whose epochs are whole."""
+        """Return the job of a finetune whose epochs are a whole number."""
         multiplier = settings.api_learning_rate_multiplier
         return cls(model, fingerprint, seed, round(settings.epochs), settings.api_batch_size, multiplier)
 
@@ -80,7 +80,7 @@ class JobSpec:
         noted = (job.get("metadata") or {}).get(METADATA)
         if noted is not None:
             return bool(noted == self.fingerprint)
-        # Not every server keeps metadata; OpenAI's own tells the suffix under the first of these names.
+        # Not every server keeps metadata; OpenAI's own returns the suffix under the first of these names.
         return self.suffix in (job.get("user_provided_suffix"), job.get("suffix"))
 
 

@@ -1,7 +1,5 @@
 """What one finetune takes of a cluster, how many fit at a time, and how workers share a batch. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -76,8 +76,8 @@ def limits(base: BaseModelRef) -> tuple[int | None, set[int]]:
 
     base = base.here()
     trust = base.trust_remote_code
-    whole = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust)
-    config = whole.get_text_config().to_dict()
+    full = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust)
+    config = full.get_text_config().to_dict()
     ends = config.get("eos_token_id")
     return config.get("max_position_embeddings"), set(ends if isinstance(ends, list) else [ends]) - {None}
 

@@ -5,8 +5,6 @@ optimizer step come from :func:`kvray.finetune.batches.schedule` and every answe
 the number of workers and the micro-batch change rounding alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ and a rerun doubles rows. Here a shard's name and bytes follow from the recipe, 
 retry overwrites it with the same bytes. Only the manifest, written by the driver, makes a dataset exist.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 import warnings

@@ -1,7 +1,5 @@
 """Shards of a dataset: which rows, under which name, and the table of each. Knows no Ray."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 from dataclasses import dataclass
 

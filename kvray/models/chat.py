@@ -1,7 +1,5 @@
 """Examples as chat messages, and as the JSON lines that fine-tuning APIs and other trainers read."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvray.errors import DamagedArtefactError, InputError
-from kvray.planning.artefacts import Artefact, PlannedArtefact, read_document
+from kvray.planning.artefacts import Artefact, PlanDocument, PlannedArtefact, read_document
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.planning.state import status
@@ -21,11 +22,6 @@ from kvray.tasks.problems import nearest
 _SHOWN = 10
 """Artefacts that are listed in full in the terminal; further ones have a line each."""
 Known = Artefact | PlannedArtefact
-
-
-def why(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> list[str]:
-    """Explain one artefact in lines for a terminal; as :func:`explain`."""
-    return list(lines(explain(cell, store, planned)))
 
 
 def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> dict[str, Any]:
@@ -46,7 +42,8 @@ def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) 
         InputError: no artefact fits, or several do; the message lists them, the nearest first.
     """
     known: dict[str, Known] = {}
-    for artefact in planned if planned is not None else _stored(store):
+    stored = (artefact for document in _documents(store) for artefact in document.artefacts)
+    for artefact in stored if planned is None else planned:
         known.setdefault(artefact.id, artefact)
     found = find(cell, known)
     if planned is None:
@@ -81,22 +78,20 @@ def _labels(labels: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in labels.items() if value is not None)
 
 
-def _stored(store: Store) -> Iterator[PlannedArtefact]:
+def _documents(store: Store) -> Iterator[PlanDocument]:
     for name in store.documents("sweeps/"):
         data = store.read_document(name)
         if data is not None:
-            yield from read_document(data).artefacts
+            yield read_document(data)
 
 
 def _replanned(artefact_id: str, store: Store) -> dict[str, Artefact]:
     """Plan again the stored sweep that has an artefact, for the recipes; nothing where that is not possible now.
 
-    A plan document keeps no recipes. Its sweep may not be plannable today: a source moved, or the law changed.
+    A plan document keeps no recipes. Its sweep may not be plannable today: a source moved, or a task changed.
     """
-    for name in store.documents("sweeps/"):
-        data = store.read_document(name)
-        document = read_document(data) if data is not None else None
-        if document is None or all(artefact.id != artefact_id for artefact in document.artefacts):
+    for document in _documents(store):
+        if all(artefact.id != artefact_id for artefact in document.artefacts):
             continue
         try:
             sweep = Sweep.model_validate(document.sweep)
@@ -117,21 +112,21 @@ def _flat(recipe: Mapping[str, Any], path: str) -> Iterator[str]:
             yield f"{path}{key}: {json.dumps(value, ensure_ascii=False)}"
 
 
-def lines(told: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+def lines(explained: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """Yield an explanation, of :func:`explain`, in lines for a terminal."""
-    labels = _labels(told["labels"])
-    yield f"{indent}{told['id']}: {told['state']}" + (f" ({labels})" if labels else "")
+    labels = _labels(explained["labels"])
+    yield f"{indent}{explained['id']}: {explained['state']}" + (f" ({labels})" if labels else "")
     nested = bool(indent)
     indent += "  "
-    if told.get("above"):
+    if explained.get("above"):
         yield f"{indent}as above"
-    if "made" in told:
-        yield from _made(told["made"], indent)
-    said = "failed when it was last made: " if told["state"] == "failed" else ""
-    yield from (f"{indent}{said}{' '.join(problem.split())}" for problem in told.get("problems", ()))
-    if "stored" in told:
-        yield from _nearest(told, indent, 1 if nested else _SHOWN)
-    for need in told.get("needs", ()):
+    if "made" in explained:
+        yield from _made(explained["made"], indent)
+    failed = "failed when it was last made: " if explained["state"] == "failed" else ""
+    yield from (f"{indent}{failed}{' '.join(problem.split())}" for problem in explained.get("problems", ()))
+    if "stored" in explained:
+        yield from _nearest(explained, indent, 1 if nested else _SHOWN)
+    for need in explained.get("needs", ()):
         yield f"{indent}it needs, and the store has not:"
         yield from lines(need, indent + "  ")
 
@@ -145,14 +140,14 @@ def _made(made: Mapping[str, Any], indent: str) -> Iterator[str]:
         yield f"{indent}from {', '.join(made['needs'])}"
 
 
-def _nearest(told: Mapping[str, Any], indent: str, most: int) -> Iterator[str]:
+def _nearest(explained: Mapping[str, Any], indent: str, most: int) -> Iterator[str]:
     """Yield the stored artefacts that one is compared with: ``most`` of them in full."""
-    stored = told["stored"]
+    stored = explained["stored"]
     if stored is None:
         yield f"{indent}its sweep cannot be planned here now, so its recipe is unknown; give --sweep FILE"
         return
     if not stored:
-        yield f"{indent}the store has no committed {told['kind']} to compare it with: it is new"
+        yield f"{indent}the store has no committed {explained['kind']} to compare it with: it is new"
         return
     for at, each in enumerate(stored[:most]):
         head = f"then {each['id']} (made {each['created']}):"
@@ -161,7 +156,7 @@ def _nearest(told: Mapping[str, Any], indent: str, most: int) -> Iterator[str]:
         yield f"{indent}{head}"
         yield from (f"{indent}  {line}" for line in each["differences"])
     if most == 1 and len(stored) > 1:
-        yield f"{indent}and {len(stored) - 1} more: kvray why {told['id']}"
+        yield f"{indent}and {len(stored) - 1} more: kvray why {explained['id']}"
         return
     for each in stored[most:]:
         number = len(each["differences"])
@@ -175,30 +170,30 @@ class _Explanation:
         self.store = store
         self.known = known
         self.manifests = {manifest.id: manifest for manifest in manifests}
-        self.told: set[str] = set()
+        self.explained: set[str] = set()
 
     def of(self, artefact_id: str) -> dict[str, Any]:
         """Return what :func:`explain` does."""
         artefact = self.known[artefact_id]
         (found,) = status([artefact], self.store)
-        told: dict[str, Any] = {
+        result: dict[str, Any] = {
             "id": artefact_id,
             "kind": artefact.kind,
             "state": found.state,
             "labels": dict(artefact.labels),
         }
-        if artefact_id in self.told:
-            return {**told, "above": True}
-        self.told.add(artefact_id)
+        if artefact_id in self.explained:
+            return {**result, "above": True}
+        self.explained.add(artefact_id)
         if found.state == "committed":
-            return told | self._committed(artefact)
+            return result | self._committed(artefact)
         if found.state == "failed":
-            told["problems"] = [found.reason or ""]
+            result["problems"] = [found.reason or ""]
         if found.state == "damaged":
-            told["problems"] = self.store.problems(artefact_id)
-        told["stored"] = self._compared(artefact)
+            result["problems"] = self.store.problems(artefact_id)
+        result["stored"] = self._compared(artefact)
         lacking = [need for need in artefact.needs if need not in self.manifests and need in self.known]
-        return {**told, "needs": [self.of(need) for need in lacking]}
+        return {**result, "needs": [self.of(need) for need in lacking]}
 
     def _committed(self, artefact: Known) -> dict[str, Any]:
         try:
@@ -208,12 +203,8 @@ class _Explanation:
         if manifest is None:
             return {}
         made = {"created": manifest.created, "rows": manifest.rows, "files": len(manifest.files)}
-        made |= {
-            "versions": manifest.measurements.get("versions", {}),
-            "recipe": manifest.recipe,
-            "needs": manifest.needs,
-        }
-        return {"made": made}
+        made["versions"] = manifest.measurements.get("versions", {})
+        return {"made": {**made, "recipe": manifest.recipe, "needs": manifest.needs}}
 
     def _compared(self, artefact: Known) -> list[dict[str, Any]] | None:
         """Compare with the committed artefacts of the same kind, those first whose recipes and needs differ least."""
@@ -229,10 +220,7 @@ class _Explanation:
 
     def _differences(self, manifest: Manifest, artefact: Artefact) -> list[str]:
         lines = recipe_diff(manifest.recipe, artefact.recipe)
-        old, new = list(manifest.needs), list(artefact.needs)
-        for index in range(max(len(old), len(new))):
-            before = old[index] if index < len(old) else None
-            after = new[index] if index < len(new) else None
+        for index, (before, after) in enumerate(itertools.zip_longest(manifest.needs, artefact.needs)):
             if before != after:
                 lines.append(f"needs[{index}]: {before or '(none)'} -> {after or '(none)'}")
                 lines += self._inside(before, after)

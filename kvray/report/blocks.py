@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any, Protocol
 
 from kvray.report.charts.style import COLOURS, GRID, INK, MUTED, PAPER, render
@@ -19,33 +20,6 @@ _VERDICTS = {"better": "up", "worse": "down", "within noise": "noise", "not comp
 _STATES = {"failed": "down", "missing": "noise", "damaged": "down"}
 _JUDGING = {"verdict", "the first is", "state"}
 """Headers of the columns whose words are verdicts and states; elsewhere "better" may be somebody's mixture."""
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1f2328;--muted:#59636e;--grid:#d8dee4;--paper:#fffffe;--panel:#f6f8fa;
---up:#0a7a4b;--down:#b3401a;--link:#0b62b0;@LIGHT@}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--muted:#9aa4b0;--grid:#33393f;--paper:#15181c;--panel:#1e2227;
---up:#4cc38a;--down:#ff8f5e;--link:#6cb2f5;@DARK@}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:65rem;margin:0 auto;padding:2.2rem 1.4rem 4rem}
-h1{font-size:1.9rem;line-height:1.2;margin:0 0 .3rem;letter-spacing:-.01em}
-h2{font-size:1.25rem;margin:2.6rem 0 .6rem;padding-top:.9rem;border-top:1px solid var(--grid)}
-h3{font-size:1.02rem;margin:1.7rem 0 .4rem}h4{font-size:.92rem;color:var(--muted);margin:1rem 0 .2rem}
-p{margin:.5rem 0 .8rem;max-width:52rem}
-.lead{font-size:1.12rem}.sub{color:var(--muted);margin-top:0}
-ul{padding-left:1.2rem;max-width:52rem}li{margin:.35rem 0}
-.wide{overflow-x:auto;margin:.7rem 0 1.1rem}
-table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
-td,th{padding:.36rem .75rem .36rem 0;vertical-align:top}
-th{color:var(--muted);font-weight:600;text-align:left;vertical-align:bottom;border-bottom:2px solid var(--grid)}
-td{white-space:nowrap;border-bottom:1px solid var(--grid)}
-.r{text-align:right}.long{white-space:normal;min-width:16rem}
-.up{color:var(--up);font-weight:650}.down{color:var(--down);font-weight:650}.noise{color:var(--muted)}
-figure{margin:1rem 0 1.6rem}figure svg{width:100%;height:auto;display:block}
-code{font:.86em ui-monospace,SFMono-Regular,Menlo,monospace;background:var(--panel);padding:.1em .3em;border-radius:4px}
-pre{background:var(--panel);padding:.8rem 1rem;border-radius:6px;overflow-x:auto}pre code{padding:0;background:none}
-details{margin:.8rem 0}summary{cursor:pointer;color:var(--link)}
-.warn{border-left:4px solid var(--down);background:var(--panel);padding:.6rem .9rem;border-radius:0 6px 6px 0}
-"""
 _NAME_LENGTH = 120
 """Characters of a figure's file name, without its suffix."""
 _INKS = {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER} | {f"c{i}": c for i, c in enumerate(COLOURS)}
@@ -66,7 +40,8 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
     body = "\n".join(block._html(str(i)) for i, block in enumerate(blocks))
     light = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(COLOURS))
     dark = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(_DARK_COLOURS))
-    style = _STYLE.replace("@LIGHT@", light).replace("@DARK@", dark)
+    css = (resources.files("kvray.report") / "report.css").read_text(encoding="utf-8")
+    style = "\n" + css.replace("@LIGHT@", light).replace("@DARK@", dark)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{html.escape(title)}</title>\n'
@@ -215,12 +190,12 @@ class Code:
 
 
 class Figure:
-    """A figure with what it shows in words.
+    """A figure, in SVG on the page and in PNG and SVG beside it.
 
     Args:
         chart: the matplotlib Figure.
         about: what it shows, for those who do not see it.
-        key: what tells it from the report's other figures: its kind, then the evaluations; the files' name follows.
+        key: its kind, then the evaluations that it shows; the name of its files is made of them.
     """
 
     def __init__(self, chart: Any, about: str, *key: str) -> None:

@@ -155,11 +155,11 @@ def _table_along(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Block]
     if theirs:
         header = ["model", "from", *header[1:]]
         table = [*([line[0], "here", *line[1:]] for line in table), *theirs]
-    made = Table(header, table, left=2 if theirs else 1)
+    block = Table(header, table, left=2 if theirs else 1)
     note = Text(f"Accuracy at each {axis.title}. {_arrows(snapshot, table, axis)}".rstrip(), "sub")
     if len(places) > _WIDE:
-        return [Details(f"Accuracy at all {len(places)} {axis.name}s", [made, note])]
-    return [made, note]
+        return [Details(f"Accuracy at all {len(places)} {axis.name}s", [block, note])]
+    return [block, note]
 
 
 def _heatmaps(snapshot: Snapshot, evaluation: str) -> list[Block]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Protocol
 
 import kvray
 from kvray.results.snapshot import Progress
@@ -68,25 +67,6 @@ def _note(folder: Folder) -> dict[str, object]:
     return note if isinstance(note, dict) else {}
 
 
-class Folder(Protocol):
-    """Where a report goes; :class:`StoreFolder` or :class:`Directory`."""
-
-    place: str
-    """As a user would open it: a path, or a URI."""
-
-    def put(self, name: str, data: bytes) -> None:
-        """Write a file, over an older one."""
-
-    def read(self, name: str) -> bytes | None:
-        """Return a file, None where there is none."""
-
-    def delete(self, name: str) -> None:
-        """Remove a file; nothing happens where there is none."""
-
-    def figures(self) -> list[str]:
-        """Return the figures of an earlier report, by name in the folder."""
-
-
 class StoreFolder:
     """A folder of a store; all that is in it is the report's."""
 
@@ -94,19 +74,19 @@ class StoreFolder:
         self._store, self._folder, self.place = store, folder, place
 
     def put(self, name: str, data: bytes) -> None:
-        """See :meth:`Folder.put`."""
+        """Write a file, over an older one."""
         self._store.write_document(f"{self._folder}/{name}", data)
 
     def read(self, name: str) -> bytes | None:
-        """See :meth:`Folder.read`."""
+        """Return a file, None where there is none."""
         return self._store.read_document(f"{self._folder}/{name}")
 
     def delete(self, name: str) -> None:
-        """See :meth:`Folder.delete`."""
+        """Remove a file; nothing happens where there is none."""
         self._store.delete_document(f"{self._folder}/{name}")
 
     def figures(self) -> list[str]:
-        """See :meth:`Folder.figures`: reports of earlier versions have no note, but nobody else writes here."""
+        """Return the figures of an earlier report: all that are here, since nobody else writes here."""
         return [name for name in self.names() if name.startswith(FIGURES)]
 
     def names(self) -> list[str]:
@@ -119,7 +99,11 @@ class Directory(Place):
     """A directory or a prefix of a bucket, which may hold files of the user's beside the report."""
 
     def figures(self) -> list[str]:
-        """See :meth:`Folder.figures`: those that the note lists."""
+        """Return the figures of an earlier report that the note lists."""
         listed = _note(self).get("files")
         names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
         return [name for name in names if PurePosixPath(name).parent == PurePosixPath(FIGURES)]
+
+
+Folder = StoreFolder | Directory
+"""Where a report goes; ``place`` is that place as a user would open it: a path, or a URI."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Ids = dict[Any, str]
-"""Ids of the artefacts of one name, by what tells them apart (a finetune's seed)."""
+"""Ids of the artefacts of one name, by a finetune's seed."""
 
 
 def ambiguous(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:

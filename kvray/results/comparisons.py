@@ -1,7 +1,5 @@
 """All comparisons of a report, family by family, and the scores beside them: overall and along every axis."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -4,8 +4,6 @@ Two rules hold everywhere. Rows without a score (prompts too long to run) are ex
 several seeds is averaged over its seeds first, example by example, so one example weighs one whatever the seeds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

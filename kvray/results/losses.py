@@ -3,8 +3,6 @@
 Losses are mean cross entropies in nats of each optimizer step, before its update, as :mod:`kvray.finetune` logs them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -37,7 +35,7 @@ def read(
     manifests: Mapping[str, Manifest],
     predictions: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Return the loss logs of a sweep's committed finetunes that tell integers from words.
+    """Return the loss logs of a sweep's committed finetunes that separate integers from words.
 
     Finetunes without such a log, or with an unreadable one, are left out.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import polars as pl
 
 from kvray.results.axes import AXES, DEPTH, LENGTH, POSITION, Axis
 from kvray.tasks import load_all
-from kvray.tasks.base import REGISTRY, Measure, Task
+from kvray.tasks.base import REGISTRY, Measure
 
 MOST_SUBTASKS = 12
 """Subtasks, or values of a condition, that a table shows; more (the subjects of MMLU) stay together."""
@@ -19,10 +20,20 @@ _FILLED = 0.6
 """Share of a grid's cells that have rows at least: depths drawn at random fill hardly any."""
 
 
-def profiles(predictions: pl.DataFrame) -> dict[str, Profile]:
-    """Return the profile of every evaluation of the predictions, by name, in the order of their first rows."""
+Declared = Mapping[str, Mapping[str, Any]]
+"""What the manifests of an evaluation's predictions declare of it, by evaluation: "measures" and "unit"."""
+
+
+def profiles(predictions: pl.DataFrame, declared: Declared | None = None) -> dict[str, Profile]:
+    """Return the profile of every evaluation of the predictions, by name, in the order of their first rows.
+
+    What an evaluation measures is as declared, else as its task defines, else (a task that this process does not know)
+    as the rows suggest.
+    """
     parts = predictions.partition_by("evaluation", maintain_order=True, as_dict=True)
-    return {str(key[0]): _profile(str(key[0]), rows) for key, rows in parts.items()}
+    return {
+        str(key[0]): _profile(str(key[0]), rows, (declared or {}).get(str(key[0]), {})) for key, rows in parts.items()
+    }
 
 
 def bounds(
@@ -51,7 +62,7 @@ def by_condition(rows: pl.DataFrame) -> pl.DataFrame:
     return split.filter(pl.col("condition").is_not_null() & (pl.col("condition") != ""))
 
 
-def _profile(name: str, rows: pl.DataFrame) -> Profile:
+def _profile(name: str, rows: pl.DataFrame, declared: Mapping[str, Any]) -> Profile:
     values = {axis: rows[axis].drop_nulls().n_unique() for axis in AXES}
     placed = 1 < values["depth"] <= MOST_PLACES
     cells = rows.select("length", "depth").drop_nulls().n_unique()
@@ -65,11 +76,13 @@ def _profile(name: str, rows: pl.DataFrame) -> Profile:
         DEPTH: placed and values["length"] <= 1,
     }
     outcomes = rows["outcome"].drop_nulls().unique().sort().to_list()
-    task, units = _task(rows), rows["units"].unique().sort().to_list()
+    load_all()
+    task, units = REGISTRY.get(rows["task"][0]), rows["units"].unique().sort().to_list()
+    measures = task.measures(units) if task else _suggested(rows)
     return Profile(
         name=name,
-        measures=task.measures(units) if task else _seen_measure(rows),
-        unit=task.UNIT if task else "units",
+        measures=declared["measures"] if declared.get("measures") in get_args(Measure) else measures,
+        unit=str(declared.get("unit") or (task.UNIT if task else "units")),
         units=tuple(number for number in units if number),
         curves=tuple(axis for axis, drawn in curves.items() if drawn),
         grid=grid,
@@ -79,13 +92,7 @@ def _profile(name: str, rows: pl.DataFrame) -> Profile:
     )
 
 
-def _task(rows: pl.DataFrame) -> type[Task] | None:
-    """Return the task of an evaluation; None where this process does not know it."""
-    load_all()
-    return REGISTRY.get(rows["task"][0])
-
-
-def _seen_measure(rows: pl.DataFrame) -> Measure:
+def _suggested(rows: pl.DataFrame) -> Measure:
     """Return what an evaluation of an unknown task seems to measure."""
     if rows["position"].is_not_null().any() or rows["depth"].is_not_null().any():
         return "retrieval"

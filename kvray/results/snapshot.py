@@ -29,7 +29,9 @@ def collect(store: Store, sweep: str) -> Snapshot:
     """
     progress = look(store, sweep)
     predictions = frames.with_models(Results(store).predictions(sweep, skip_damaged=True).collect())
-    profiles = profile.profiles(predictions)
+    cells = [cell for cell in progress.planned("predictions") if cell["id"] in progress.manifests]
+    declared = {cell["labels"]["evaluation"]: progress.manifests[cell["id"]].measurements for cell in cells}
+    profiles = profile.profiles(predictions, declared)
     compared = comparisons.compare_all(predictions, profiles)
     published, unknown_sets = references.of_sweep(progress.document)
     finetunes = progress.planned("finetune")

@@ -6,8 +6,6 @@ understate the standard error threefold). The intervals cover the choice of ques
 run: for that, train several seeds and look at their spread.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from statistics import NormalDist

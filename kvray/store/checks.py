@@ -1,7 +1,5 @@
 """What the store checks when it reads: presence, size, rows, sha256; and verified copies. One file at a time."""
 
-from __future__ import annotations
-
 import hashlib
 import mmap
 import os

@@ -19,7 +19,7 @@ def note(store: Root, artefact_id: str, error: str) -> None:
 
 
 def read(store: Root, artefact_id: str) -> str | None:
-    """Return why an artefact failed; None where there is no note. What is no note of ours is returned as its text."""
+    """Return why an artefact failed; None if it has no note. Any other document is returned as its text."""
     data = store.read_document(_name(artefact_id))
     if data is None:
         return None

@@ -1,7 +1,5 @@
 """Identity: one byte form per recipe, its sha256, and what differs between two recipes. Standard library alone."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -5,8 +5,6 @@ a reader, or a machine that loses its power, sees the old state or the new one. 
 of 2 MB. Object stores are in :mod:`kvray.store.object_store`, behind the same protocol.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """The manifest: the file written last, whose presence means that an artefact is whole."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping
@@ -98,7 +96,7 @@ def parse(data: bytes, artefact_id: str) -> Manifest:
 def seal(sizes: Mapping[str, int]) -> str:
     """Return the name of the empty file that vouches for the names and sizes of an artefact's files.
 
-    Beside the manifest on object stores: one listing then tells that a thousand artefacts are whole, without a thousand
+    Beside the manifest on object stores: one listing then shows that a thousand artefacts are whole, without a thousand
     manifests being read. Hidden names in ``sizes`` do not count.
     """
     lines = [f"{name}\0{size}\n" for name, size in sorted(sizes.items()) if not name.startswith(".")]

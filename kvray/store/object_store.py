@@ -8,8 +8,6 @@ that commit one artefact within the same moment the later manifest stays. Datase
 so either is right; for finetunes and predictions run one driver per sweep on an object store.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

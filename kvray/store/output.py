@@ -1,6 +1,4 @@
-"""Where ``--out`` goes: a file or a directory of this machine, or of a bucket. Whole or not at all, as in a store."""
-
-from __future__ import annotations
+"""The target of ``--out``: a file or a directory, local or in a bucket, written whole or not at all."""
 
 import errno
 import os

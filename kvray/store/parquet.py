@@ -1,7 +1,5 @@
 """Parquet as the store writes and checks it: the same table gives the same bytes, and a footer gives the rows."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Sequence
 

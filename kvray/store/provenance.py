@@ -25,15 +25,15 @@ def with_provenance(measurements: Mapping[str, Any] | None) -> dict[str, Any]:
 @functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that shape results; nothing is imported for it."""
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         for distribution in (name, f"{name}-cpu"):
             try:
-                found[name] = importlib.metadata.version(distribution)
+                packages[name] = importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:
                 continue
             break
-    return found
+    return packages
 
 
 @functools.cache

@@ -1,7 +1,5 @@
 """The root of a store: where it is, the names inside it, and documents (small files outside artefacts)."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Sequence

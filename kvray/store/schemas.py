@@ -1,7 +1,5 @@
 """Every Arrow schema of what a store holds, imported by whoever writes and whoever reads."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 
 

@@ -14,8 +14,6 @@ commit: its size check, or later its sha256, shows that, and the artefact is mad
 is left locked by whoever dies. Object stores: see the trade-off in :mod:`kvray.store.object_store`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,7 +182,7 @@ class Store(Root):
             raise StoreError(f"{artefact_id} holds no Parquet file")
         directory = self.path(artefact_id)
         tables = self._each(lambda entry: checks.table(self._files, directory, entry, columns), listed)
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables, promote_options="default")  # a file of an older version may lack a column
 
     def fetch(self, artefact_id: str, into: Path) -> Path:
         """Return a local directory with a committed artefact's files, each verified by sha256.

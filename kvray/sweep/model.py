@@ -200,6 +200,12 @@ class Runtime(Strict):
     gradient_checkpointing: bool = runtime(False, description="less memory, about a third more time")
     checkpoint_every_steps: int = runtime(50, ge=1, description="optimizer steps between checkpoints")
     engines: int = runtime(1, ge=1, description="vLLM engines at a time")
+    engine: str = runtime(
+        "vllm",
+        pattern=r"^[A-Za-z_][\w.-]*(:[A-Za-z_]\w*)?$",
+        description="what serves models: vllm, an engine that a package names in the group kvray.engines, or "
+        "module:Class; answers may differ by rounding, so predictions record it",
+    )
     gpus_per_engine: float | None = runtime(None, ge=0, description="GPUs per engine; none: tensor_parallel if any")
     cpus_per_engine: float | None = runtime(None, gt=0, description="CPUs per engine; none: shared evenly")
     tensor_parallel: int = runtime(1, ge=1, description="GPUs that one engine's weights are split over")

@@ -2,7 +2,7 @@
 
 The harness brings questions, prompts, filters and metrics (github.com/EleutherAI/lm-evaluation-harness; pinned, and
 its task versions are in the manifest), so that the numbers compare with published ones. Here are the knobs alone;
-:mod:`kvray.evaluate.lm_eval.worker` asks. Shots and harness of the paper's general-benchmark tables are not known; the
+:mod:`kvray.evaluate.lm_eval` asks. Shots and harness of the paper's general-benchmark tables are not known; the
 defaults here are the harness's own.
 """
 

@@ -11,6 +11,7 @@ import pytest
 
 import kvray
 from kvray.cli.doctor import PACKAGES, Node, Report, check, judge
+from kvray.store.store import Store
 
 VERSIONS: dict[str, str | None] = {"python": "3.11.7", **dict.fromkeys(PACKAGES, "1.0")}
 
@@ -63,7 +64,7 @@ def test_the_text_has_a_column_per_node_and_every_problem() -> None:
 
 @pytest.mark.usefixtures("ray_two_cpus")
 def test_every_node_of_a_running_ray_answers(tmp_path: Path) -> None:
-    found = check(str(tmp_path / "store"))
+    found = check(Store(tmp_path / "store"))
     assert found.problems == ()
     (here,) = json.loads(json.dumps(found.document()))["nodes"]
     assert here["versions"]["ray"] and here["versions"]["vllm"] and here["resources"]["CPU"] == 2
@@ -73,6 +74,6 @@ def test_every_node_of_a_running_ray_answers(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_two_cpus")
 def test_a_store_that_cannot_be_written_is_told_for_here_and_for_the_node(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    found = check(str(tmp_path / "file" / "store"))
+    found = check(Store(tmp_path / "file" / "store"))
     assert any("cannot be written from here" in problem for problem in found.problems)
     assert any("does not reach the store" in problem for problem in found.problems)

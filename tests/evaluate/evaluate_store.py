@@ -160,7 +160,7 @@ def predictions(store: Store, dataset_id: str, finetune_id: str | None) -> Artef
 
 def main(uri: str, base: str, death: str, *rest: str) -> None:
     """Answer every dataset of the store by the base model, and die by SIGKILL as told."""
-    from kvray.evaluate.orders import Order
+    from kvray.evaluate.assignments import Assignment
     from kvray.evaluate.worker import Worker
 
     class Dying(Store):
@@ -169,14 +169,14 @@ def main(uri: str, base: str, death: str, *rest: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().commit(**given)
 
-    def report(rows: int) -> None:
+    def report(rows: int, total: int, note: str = "") -> None:
         print(f"rows {rows}", flush=True)
         if death == "after-rows" and rows >= int(rest[0]):
             os.kill(os.getpid(), signal.SIGKILL)
 
     store = Dying(uri)
     cells = tuple(predictions(store, manifest.id, None) for manifest in store.manifests("dataset"))
-    Worker(Order(resolve(base), None, cells, {}, 0, 1, Runtime(), 0, 2), store, report).run()
+    Worker(Assignment(resolve(base), cells, Runtime(), cpus=2), store, report).run()
 
 
 if __name__ == "__main__":

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import evaluate_store as made
+import pyarrow as pa
 import pytest
 
-from kvray.evaluate import chunks, prompts
-from kvray.evaluate.chunks import Labels, Reply
+from kvray.evaluate import chunks
+from kvray.evaluate.engines.base import Reply, too_long
+from kvray.evaluate.questions import DatasetQuestions, ask_order
+from kvray.planning.artefacts import Artefact
 from kvray.store.schemas import PREDICTIONS_SCHEMA
 from kvray.store.store import Store
 from kvray.tasks.qa.recall import Recall
 
 ROWS = 300
-BASE = Labels("sweep", "facts", "recall", "mini", None, None, None, None)
+BASE = {"sweep": "sweep", "evaluation": "facts", "task": "recall", "base_model": "mini"}
 
 
 @pytest.fixture
@@ -25,15 +28,27 @@ def store(tmp_path: Path) -> Store:
 def replies(count: int) -> list[Reply]:
     """Every third answer is right, the first prompt is too long."""
     said = [Reply(20, 16, 3, "it is seven" if i % 3 == 0 else "it is eight", "stop") for i in range(count)]
-    return [chunks.too_long(900), *said[1:]]
+    return [too_long(900), *said[1:]]
 
 
-def write(store: Store, artefact_id: str, examples, index: int, seconds: float = 1.5) -> None:
-    span = chunks.span(index, examples.num_rows)
-    part = examples.slice(span.start, len(span))
-    facts = {"seconds": seconds, "engine": {"vllm": "x"}}
-    table = chunks.build(BASE, Recall(), part, replies(len(span)), facts)
+def table_of(asked: DatasetQuestions, rows: range, seconds: float = 1.5) -> pa.Table:
+    info = {"seconds": seconds, "engine": {"vllm": "x"}}
+    return asked.table(rows, [[reply] for reply in replies(len(rows))], BASE, info)
+
+
+def write(store: Store, artefact_id: str, asked: DatasetQuestions, index: int, seconds: float = 1.5) -> None:
+    table = table_of(asked, chunks.span(index, len(asked)), seconds)
     store.write_table(artefact_id, chunks.chunk_name(index), table)
+
+
+def missing(store: Store, artefact_id: str, asked: DatasetQuestions) -> list[int]:
+    count = chunks.chunk_count(len(asked))
+    return [index for index in range(count) if chunks.read(store, artefact_id, index, asked) is None]
+
+
+def questions(store: Store, rows: int = ROWS) -> tuple[Artefact, DatasetQuestions]:
+    examples = made.example_table(rows)
+    return made.predictions(store, made.dataset(store, examples), None), DatasetQuestions(examples, Recall())
 
 
 def test_chunks_cover_every_row_once() -> None:
@@ -43,8 +58,7 @@ def test_chunks_cover_every_row_once() -> None:
 
 
 def test_a_chunk_is_scored_and_a_too_long_row_has_neither_answer_nor_score() -> None:
-    examples = made.example_table(6)
-    table = chunks.build(BASE, Recall(), examples, replies(6), {})
+    table = table_of(DatasetQuestions(made.example_table(6), Recall()), range(6))
     assert table.schema.equals(PREDICTIONS_SCHEMA)
     rows = table.to_pylist()
     assert [row["score"] for row in rows] == [None, 0.0, 0.0, 1.0, 0.0, 0.0]
@@ -53,43 +67,40 @@ def test_a_chunk_is_scored_and_a_too_long_row_has_neither_answer_nor_score() -> 
 
 
 def test_only_a_whole_chunk_with_its_own_examples_is_kept(store: Store) -> None:
-    examples = prompts.ask_order(made.example_table(ROWS))
-    cell = made.predictions(store, made.dataset(store, examples), None)
-    assert list(chunks.missing(store, cell, examples)) == [0, 1]
-    write(store, cell.id, examples, 0)
-    assert list(chunks.missing(store, cell, examples)) == [1]
+    cell, asked = questions(store)
+    assert missing(store, cell.id, asked) == [0, 1]
+    write(store, cell.id, asked, 0)
+    assert missing(store, cell.id, asked) == [1]
     # Torn in half, as no store of ours leaves it, but a copy might.
     file = Path(store.path(cell.id, chunks.chunk_name(0)))
     file.write_bytes(file.read_bytes()[:500])
-    assert list(chunks.missing(store, cell, examples)) == [0, 1]
+    assert missing(store, cell.id, asked) == [0, 1]
     # Whole, but of other examples.
-    other = made.example_table(2 * ROWS).slice(ROWS)
+    other = DatasetQuestions(made.example_table(2 * ROWS).slice(ROWS), Recall())
     write(store, cell.id, other, 0)
-    assert list(chunks.missing(store, cell, examples)) == [0, 1]
+    assert missing(store, cell.id, asked) == [0, 1]
 
 
 def test_an_artefact_is_committed_when_its_last_chunk_is_there_and_only_once(store: Store) -> None:
-    examples = prompts.ask_order(made.example_table(ROWS))
-    cell = made.predictions(store, made.dataset(store, examples), None)
-    write(store, cell.id, examples, 1)
-    assert not chunks.commit_if_whole(store, cell, examples)
+    cell, asked = questions(store)
+    write(store, cell.id, asked, 1)
+    assert not chunks.commit_if_whole(store, cell, asked)
     assert store.manifest(cell.id) is None
-    write(store, cell.id, examples, 0)
-    assert chunks.commit_if_whole(store, cell, examples)
+    write(store, cell.id, asked, 0)
+    assert chunks.commit_if_whole(store, cell, asked)
     first = store.manifest(cell.id)
-    assert chunks.commit_if_whole(store, cell, examples)
+    assert chunks.commit_if_whole(store, cell, asked)
     assert store.manifest(cell.id) == first
     table = store.read_table(cell.id)
-    assert table["example_id"].to_pylist() == examples["example_id"].to_pylist()
+    assert table["example_id"].to_pylist() == ask_order(made.example_table(ROWS))["example_id"].to_pylist()
     assert store.problems(cell.id, verify=True) == []
 
 
 def test_the_facts_of_an_artefact_are_the_sums_of_its_chunks(store: Store) -> None:
-    examples = prompts.ask_order(made.example_table(ROWS))
-    cell = made.predictions(store, made.dataset(store, examples), None)
-    write(store, cell.id, examples, 0, seconds=2.0)
-    write(store, cell.id, examples, 1, seconds=0.5)
-    chunks.commit_if_whole(store, cell, examples)
+    cell, asked = questions(store)
+    write(store, cell.id, asked, 0, seconds=2.0)
+    write(store, cell.id, asked, 1, seconds=0.5)
+    chunks.commit_if_whole(store, cell, asked)
     manifest = store.manifest(cell.id)
     assert manifest is not None
     facts = manifest.measurements
@@ -98,3 +109,21 @@ def test_the_facts_of_an_artefact_are_the_sums_of_its_chunks(store: Store) -> No
     right = sum(i % 3 == 0 for i in range(1, 256)) + sum(i % 3 == 0 for i in range(1, 44))
     assert facts["accuracy"] == pytest.approx(right / 298)
     assert facts["engines"] == [{"vllm": "x"}]
+
+
+def test_a_chunk_of_an_older_version_reads_as_null_where_it_lacks_a_column(store: Store) -> None:
+    cell, asked = questions(store)
+    old = table_of(asked, range(256))
+    store.write_table(cell.id, chunks.chunk_name(0), old.drop_columns(["subtask", "cached_tokens"]))
+    read = chunks.read(store, cell.id, 0, asked)
+    assert read is not None and read.schema.names == PREDICTIONS_SCHEMA.names
+    assert read["subtask"].null_count == read["cached_tokens"].null_count == 256
+    write(store, cell.id, asked, 1)
+    assert chunks.commit_if_whole(store, cell, asked)
+    table = store.read_table(cell.id)
+    assert table.num_rows == ROWS and sorted(table.schema.names) == sorted(PREDICTIONS_SCHEMA.names)
+    assert table["cached_tokens"].null_count == 256 + 1
+    # A column that every row must have cannot be made up: the chunk is answered again.
+    store.discard(cell.id)
+    store.write_table(cell.id, chunks.chunk_name(0), old.drop_columns(["finish_reason"]))
+    assert missing(store, cell.id, asked) == [0, 1]

@@ -189,8 +189,8 @@ def test_a_benchmark_without_a_dataset_has_rows_tokens_and_time(tmp_path: Path) 
     found = made(tmp_path, datasets={}, evaluate=asked)
     rows = {item.artefact.labels["evaluation"]: item for item in found.items}
     assert rows["mmlu"].artefact.rows == 14_042 and rows["gsm8k"].artefact.rows == 1_319
-    assert rows["mmlu"].work.writes == 0 and rows["gsm8k"].work.writes == 1_319 * 150
-    assert rows["gsm8k"].tokens == 1_319 * (70 + 5 * 190)
+    assert rows["mmlu"].writes == 0 and rows["gsm8k"].writes == 1_319 * 150
+    assert rows["gsm8k"].reads == 1_319 * (70 + 5 * 190)
     assert all(item.seconds for item in found.items)
     assert found.document()["detectable_difference"]["mmlu"]["questions"] == 14_042
 

@@ -74,7 +74,7 @@ def test_measured_rates_replace_the_defaults(tmp_path: Path) -> None:
     commit(store, first, seconds=10, tokens=80)
     found = estimate(planned, store)
     item = next(item for item in found.items if item.artefact.id == second.id)
-    assert item.seconds is not None and item.seconds > item.tokens / 8
+    assert item.seconds is not None and item.seconds > item.reads / 8
     assert "8 tokens/s, measured over 1 lora finetune" in found.bases["finetune"]
 
 
@@ -82,7 +82,7 @@ def test_what_the_data_counted_corrects_the_tokens_of_what_needs_it(tmp_path: Pa
     store, planned = Store(tmp_path), toy_plan()
     data = planned.artefacts[0]
     commit(store, data, tokens=2 * data.tokens)
-    tokens = {item.artefact.id: item.tokens for item in estimate(planned, store).items}
+    tokens = {item.artefact.id: item.reads for item in estimate(planned, store).items}
     for artefact in planned.artefacts:
         factor = 2 if data.id in (artefact.id, *artefact.needs) else 1
         assert tokens[artefact.id] == factor * artefact.tokens

@@ -11,7 +11,7 @@ import pytest
 
 from kvray.driver import run
 from kvray.errors import InputError
-from kvray.evaluate import prompts
+from kvray.evaluate import questions
 from kvray.finetune import encode
 from kvray.finetune.storage import limits, select
 from kvray.generate.shards import build
@@ -50,7 +50,7 @@ def check(task: Task, base: BaseModelRef, rows: int) -> None:
     found = measure(task, task.context(token_counter(base)), rows, counted)
     assert found.whole
     table = build(task, base, range(rows))
-    asked = prompts.encode(load_tokenizer(base), table["prompt"].to_pylist())
+    asked = questions.encode(load_tokenizer(base), table["prompt"].to_pylist())
     assert found.asked.tolist() == [len(ids) for ids in asked]
     texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
     trained = encode.count(load_tokenizer(base), *texts, end_ids=limits(base)[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,18 @@ from toy_tasks import Toy
 
 from kvray.errors import InputError
 from kvray.planning import inputs
+from kvray.planning.artefacts import Artefact
 from kvray.planning.state import document_name
-from kvray.planning.why import explain, why
+from kvray.planning.why import explain, lines
 from kvray.store import failures
 from kvray.store.store import Store
 from kvray.tasks.base import REGISTRY
 
 ROOT = Path(__file__).parents[2]
+
+
+def why(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> list[str]:
+    return list(lines(explain(cell, store, planned)))
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +37,13 @@ def test_in_an_empty_store_it_is_new_and_its_needs_are_followed(tmp_path: Path) 
     cell = next(
         artefact for artefact in planned if artefact.labels.get("mixture") == "other" and len(artefact.needs) > 1
     )
-    lines = why(cell.id, Store(tmp_path), planned)
-    assert lines[0].startswith(f"{cell.id}: missing") and "mixture other" in lines[0]
-    text = "\n".join(lines)
+    found = why(cell.id, Store(tmp_path), planned)
+    assert found[0].startswith(f"{cell.id}: missing") and "mixture other" in found[0]
+    text = "\n".join(found)
     for need in cell.needs:
         assert f"  {need}: missing" in text
     (finetune,) = [artefact for artefact in planned if artefact.id == cell.needs[1]]
-    deeper = next(line for line in lines if line.strip().startswith(finetune.needs[0]))
+    deeper = next(line for line in found if line.strip().startswith(finetune.needs[0]))
     assert len(deeper) - len(deeper.lstrip()) > 4
     assert "it is new" in text
 
@@ -48,10 +54,10 @@ def test_the_nearest_recipe_is_compared(tmp_path: Path) -> None:
         commit(store, artefact)
     changed = toy_plan(finetune={"epochs": 3}).artefacts
     target = next(a for a in changed if a.kind == "finetune" and a.labels["mixture"] == "ours")
-    lines = why(target.id, store, changed)
-    assert any(line.strip() == "finetune.epochs: 2.0 -> 3.0" for line in lines)
+    found = why(target.id, store, changed)
+    assert any(line.strip() == "finetune.epochs: 2.0 -> 3.0" for line in found)
     before = next(a for a in toy_plan().artefacts if a.kind == "finetune" and a.labels["mixture"] == "ours")
-    assert any(f": {before.id} (made" in line for line in lines)
+    assert any(f": {before.id} (made" in line for line in found)
 
 
 def test_a_change_of_what_is_needed_is_shown_inside(tmp_path: Path) -> None:
@@ -101,9 +107,9 @@ def test_sweeps_of_the_store_are_looked_through_and_planned_again(tmp_path: Path
     store, planned = Store(tmp_path), toy_plan()
     store.write_document(document_name("s"), planned.to_json())
     commit(store, planned.artefacts[0])
-    lines = why(planned.artefacts[1].id, store)
-    assert any("nearest of 1 committed" in line for line in lines)
-    assert any(line.strip().startswith("task.rows: 20 -> 30") for line in lines)
+    found = why(planned.artefacts[1].id, store)
+    assert any("nearest of 1 committed" in line for line in found)
+    assert any(line.strip().startswith("task.rows: 20 -> 30") for line in found)
 
 
 def test_all_stored_ones_are_compared_the_nearest_first(tmp_path: Path) -> None:
@@ -125,10 +131,10 @@ def test_all_stored_ones_are_compared_the_nearest_first(tmp_path: Path) -> None:
         ["finetune.learning_rate: 0.001 -> 0.002"],
     ]
     assert json.loads(json.dumps(told)) == told
-    lines = why(target.id, store, planned)
-    places = [next(i for i, line in enumerate(lines) if each["id"] in line) for each in stored]
+    found = why(target.id, store, planned)
+    places = [next(i for i, line in enumerate(found) if each["id"] in line) for each in stored]
     assert places == sorted(places), "all are listed, in that order"
-    assert "2 differences" in lines[places[-1]]
+    assert "2 differences" in found[places[-1]]
     cell = next(a for a in planned if a.kind == "predictions" and target.id in a.needs)
     assert any(line.strip() == f"and 11 more: kvray why {target.id}" for line in why(cell.id, store, planned))
 

@@ -69,5 +69,25 @@ def test_conditions_are_taken_one_at_a_time() -> None:
     assert said.rows() == [("dispersion=first", 1), ("padding=books", 1), ("padding=same", 3)]
 
 
+def test_units_are_called_as_the_task_calls_them(rows: pl.DataFrame) -> None:
+    several = rows.filter(pl.col("evaluation") == "mdqa-20").with_columns(task=pl.lit("several_kv"))
+    assert profile.profiles(several)["mdqa-20"].title == "mdqa-20 (20 dictionaries)"
+    ranges = rows.with_columns(units=pl.when(pl.col("position") == 1).then(3).otherwise(pl.col("units")))
+    titles = [each.title for each in profile.profiles(ranges).values()]
+    assert titles[:3] == ["mdqa-20 (3 to 20 documents)", "mdqa-closed", "mdqa-oracle (3 documents)"]
+    assert profile.profiles(rows)["mdqa-oracle"].title == "mdqa-oracle (1 document)"
+
+
+def test_an_unknown_task_measures_what_its_predictions_declare_or_its_rows_suggest(rows: pl.DataFrame) -> None:
+    foreign = rows.with_columns(task=pl.lit("elsewhere"))
+    suggested = {name: each.measures for name, each in profile.profiles(foreign).items()}
+    assert suggested["mdqa-20"] == suggested["needle"] == "retrieval"
+    assert (suggested["flenqa-direct"], suggested["recall"]) == ("length", "other")
+    declared = {"recall": {"measures": "knowledge", "unit": "facts"}, "needle": {"measures": "of a later version"}}
+    profiles = profile.profiles(foreign, declared)
+    assert (profiles["recall"].measures, profiles["recall"].unit) == ("knowledge", "facts")
+    assert profiles["needle"].measures == "retrieval"
+
+
 def test_no_rows_have_no_profiles(rows: pl.DataFrame) -> None:
     assert profile.profiles(rows.clear()) == {}

@@ -73,6 +73,25 @@ def test_rows_have_the_declared_types_and_adapters_are_finetunes_in_the_store(st
         assert store.manifest(f"finetunes/{adapter}") is not None
 
 
+def test_a_column_that_stored_files_lack_is_null(tmp_path: Path, make_sweep) -> None:
+    store = Store(str(tmp_path))
+    make_sweep(store, questions=4, mixtures=["ours"])
+    whole = kvray.results.open(store).predictions("first").collect()
+    for cell in store.manifests("predictions"):
+        first, *rest = [(file.name, store.read_file_table(cell.id, file.name)) for file in cell.files]
+        store.discard(cell.id)
+        # The first chunk alone lacks the columns: what is read must not depend on which one does.
+        tables = [(first[0], first[1].drop_columns(["outcome", "cached_tokens"])), *rest]  # type: ignore[union-attr]
+        files = [store.write_table(cell.id, name, table) for name, table in tables]
+        identity = {name: getattr(cell, name) for name in ("id", "kind", "name", "fingerprint", "recipe", "needs")}
+        store.commit(**identity, files=files)
+    rows = kvray.results.open(store).predictions("first").collect()
+    assert rows.schema == whole.schema
+    assert rows.drop("outcome", "cached_tokens").equals(whole.drop("outcome", "cached_tokens"))
+    assert 0 < rows["cached_tokens"].null_count() < rows.height
+    assert kvray.results.open(store).accuracy().equals(kvray.results.open(store).accuracy(sweep="first"))
+
+
 def test_only_what_is_committed_and_planned_is_read(tmp_path: Path, make_sweep) -> None:
     store = Store(str(tmp_path / "partial"))
     ids = make_sweep(store, questions=12, skip=["predictions/recall-ours-s1"])

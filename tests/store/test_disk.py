@@ -104,7 +104,8 @@ def test_a_store_that_becomes_full_ends_the_run_with_the_first_failure_and_what_
 def test_a_full_disk_under_a_trial_is_its_reason_at_once_and_no_trace_is_printed(
     disk: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from kvray.evaluate.job import fit
+    from kvray.evaluate.tally import Tally
+    from kvray.evaluate.trials import fit
 
     attempts = tmp_path / "attempts"
 
@@ -117,9 +118,9 @@ def test_a_full_disk_under_a_trial_is_its_reason_at_once_and_no_trace_is_printed
         raise RuntimeError("no memory\n\nSet MORE_MEMORY=1 to have more")
 
     store = Store(disk / "store")
-    asked = {"cpu": 1.0}
+    asked, tally = {"cpu": 1.0}, Tally(lambda done, note="", total=None: None, [0])
     told = [
-        fit([SimpleNamespace(cells=())], each, store, Runtime(retries=1), asked, 1, lambda done, note="": None)
+        fit([SimpleNamespace(cells=())], each, store, Runtime(retries=1), asked, 1, tally)
         for each in (work, break_down)
     ]
     assert told[0][0] is not None and told[0][0].endswith("cannot write 2,097,152 bytes: No space left on device")

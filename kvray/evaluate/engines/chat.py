@@ -1,20 +1,24 @@
-"""One question to a model behind an API, as a chat completion, and what came back as a :class:`Reply`.
+"""An engine that asks an OpenAI-compatible API for chat completions.
 
-The server applies its own chat template and counts by its own tokenizer: its ``usage`` is what is recorded.
+The server applies its own chat template and counts by its own tokenizer: its ``usage`` is what is recorded. A finetune
+is asked by the model's name in its ``model.json``.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
+import threading
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from kvray.errors import CellError
-from kvray.evaluate.chunks import Reply, too_long
-from kvray.evaluate.prompts import Decoding
-from kvray.models.openai import Api, IncompleteError, RejectedError, plain
+from kvray.evaluate.engines.base import Adapter, Engine, Key, ModelError, Reply, Request, Serving, too_long
+from kvray.models.openai import MODEL_FILE, Api, ApiError, IncompleteError, RejectedError, plain
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -30,100 +34,161 @@ _TOO_LONG = re.compile(
 """How OpenAI, vLLM, SGLang, llama.cpp, TGI and others say that a prompt does not fit; only OpenAI has a code for it."""
 
 
-@dataclass(frozen=True)
-class Ask:
-    """One question.
+class ChatEngine(Engine):
+    """Asks an API, ``runtime.api_concurrency`` requests at a time.
 
-    Attributes:
-        model: its name at the API.
-        prompt: the user message.
-        decoding: greedy, within these limits.
-        system: the message before it; None for none.
-        prompt_tokens: by the tokenizer that counts for the data; recorded where the server did not run it.
+    The client runs on an event loop in a thread of its own, so that a caller with a running loop (a notebook) can use
+    it too, and requests go on while answers are written.
     """
 
-    model: str
-    prompt: str
-    decoding: Decoding
-    system: str | None = None
-    prompt_tokens: int = 0
+    READS_TEXT = True
 
+    def __init__(self, serving: Serving) -> None:
+        """Find the API; nothing is sent yet.
 
-class NoModelError(CellError):
-    """The API has no such model, or no chat completions at all."""
-
-
-class Chat:
-    """Asks an API.
-
-    Attributes:
-        served: by model, what the server said it is: its full name and fingerprint.
-    """
-
-    def __init__(self, api: Api) -> None:
-        self._api = api
+        Raises:
+            InputError: there is no key, or no such URL.
+        """
+        super().__init__(serving)
+        runtime = serving.runtime
+        self._api = Api(runtime.api_base_url, runtime.api_timeout_s, runtime.api_retries)
+        self._models: dict[str, str] = {}
         self._seed: dict[str, Any] = {"seed": SEED}
-        self.served: defaultdict[str, set[str]] = defaultdict(set)
+        self._served: defaultdict[str, set[str]] = defaultdict(set)
+        self._thread: threading.Thread | None = None
 
-    async def ask(self, ask: Ask) -> Reply:
-        """Return the answer to a question; one that does not fit the model gives the reply ``too_long``.
+    def add(self, adapter: Adapter) -> None:
+        """Read the name of a finetuned model.
+
+        Raises:
+            CellError: the finetune was not made by an API.
+        """
+        try:
+            self._models[adapter.name] = str(json.loads((adapter.path / MODEL_FILE).read_bytes())["model"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CellError(
+                f"finetunes/{adapter.name} holds no {MODEL_FILE} that names a model at an API ({error!r})"
+            ) from error
+
+    def start(self, length: int) -> None:
+        """Open the connection; lengths are the server's to check."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="kvray-chat", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._api.__aenter__(), self._loop).result()
+
+    def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
+        """Answer requests as the server does.
 
         A prompt that fits, with less room behind it than the task asks for, is answered in that room by some servers
         (vLLM) and refused by others (OpenAI).
 
         Raises:
             ApiError: no request of this run will be served.
-            NoModelError: there is no such model.
-            CellError: this question cannot be answered.
         """
-        first = [{"role": "system", "content": ask.system}] if ask.system else []
+        waiting = iter(requests)
+        running: dict[Future[Reply], Key] = {}
+        try:
+            while True:
+                while len(running) < self.serving.runtime.api_concurrency and (item := next(waiting, None)) is not None:
+                    running[asyncio.run_coroutine_threadsafe(self._ask(item[1]), self._loop)] = item[0]
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    key = running.pop(future)
+                    try:
+                        answered: Reply | CellError = future.result()
+                    except CellError as error:
+                        answered = error
+                    yield key, answered
+        finally:
+            for future in running:
+                future.cancel()
+
+    def info(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Return the address, the model, what the server said it is, and the client's version."""
+        model = self._model(adapter)
+        served = sorted(tuple(self._served[model]))
+        return {"api": self._api.address.url, "model": model, "served": served, "client": f"openai {version('openai')}"}
+
+    @property
+    def note(self) -> str:
+        """Requests that were sent again."""
+        return f"{self._api.retries} retries" if self._api.retries else ""
+
+    def close(self) -> None:
+        """Close the connection and end the thread."""
+        if self._thread is not None:
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._thread = None
+
+    async def _close(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._api.__aexit__()
+
+    def _model(self, adapter: Adapter | None) -> str:
+        return self._models[adapter.name] if adapter else self.serving.base.location
+
+    async def _ask(self, request: Request) -> Reply:
+        """Return the answer to one request; one that does not fit the model gives the reply ``too_long``.
+
+        Raises:
+            ApiError: no request of this run will be served.
+            ModelError: there is no such model.
+            CellError: this request cannot be answered.
+        """
+        model = self._model(request.adapter)
+        first = [{"role": "system", "content": request.system}] if request.system else []
         body: dict[str, Any] = {
-            "model": ask.model,
-            "messages": [*first, {"role": "user", "content": ask.prompt}],
+            "model": model,
+            "messages": [*first, {"role": "user", "content": request.text}],
             "temperature": 0.0,
-            "max_tokens": ask.decoding.max_tokens,
+            "max_tokens": request.max_tokens,
         }
-        if ask.decoding.stop:
-            body["stop"] = list(ask.decoding.stop)
-        reply: Reply | None = None
+        if request.stop:
+            body["stop"] = list(request.stop)
         seed = self._seed
 
         async def send(client: AsyncOpenAI) -> dict[str, Any]:
-            nonlocal reply
             raw = await client.chat.completions.with_raw_response.create(**body, **seed)
-            answer = plain(raw, "choices", "usage")
-            reply = read(answer)
-            return answer
+            completion = plain(raw, "choices", "usage")
+            read(completion)  # what is no whole completion is asked for again
+            return completion
 
         try:
-            answer = await self._api.call(send)
+            completion = await self._api.call(send)
         except RejectedError as error:
             if seed and error.status in _REFUSED and re.search(r"\bseed\b", error.said):
                 self._seed = {}  # of no consequence: decoding is greedy
-                return await self.ask(ask)
+                return await self._ask(request)
             if error.code == "context_length_exceeded" or (error.status in _REFUSED and _TOO_LONG.search(error.said)):
-                return too_long(ask.prompt_tokens)
+                return too_long()
             if error.status == 404:
-                raise NoModelError(
-                    f"{error}: no model {ask.model!r} for this key, or no chat at that URL (most end in /v1)"
-                ) from None
+                text = f"{error}: no model {model!r} for this key, or no chat at that URL (most end in /v1)"
+                # With one model in all, nothing of this run will be served.
+                raise (ApiError if self.serving.models == 1 else ModelError)(text) from None
             raise
-        named = [str(answer[name]) for name in ("model", "system_fingerprint") if answer.get(name)]
-        self.served[ask.model].add(" ".join(named))
-        assert reply is not None
-        return reply
+        named = [str(completion[name]) for name in ("model", "system_fingerprint") if completion.get(name)]
+        self._served[model].add(" ".join(named))
+        return read(completion)
 
 
-def read(answer: Mapping[str, Any]) -> Reply:
+def read(completion: Mapping[str, Any]) -> Reply:
     """Return a chat completion as a reply.
 
     Raises:
         IncompleteError: a part of it is missing.
         CellError: it ended in another way than by its end or by its limit.
     """
-    usage = answer["usage"]
+    usage = completion["usage"]
     try:
-        choice = answer["choices"][0]
+        choice = completion["choices"][0]
         message, finish = choice["message"], choice["finish_reason"]
         prompt_tokens, output_tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")

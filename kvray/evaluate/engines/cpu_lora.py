@@ -9,8 +9,6 @@ side by side, so each run of them is one small matrix product, and runs without 
 Imports torch and vLLM at the top: only a process that runs an engine may import it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

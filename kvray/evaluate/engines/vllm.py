@@ -5,90 +5,75 @@ the one process that Ray watches. Requests are fed as a stream and answers come 
 answers of one adapter overlap with the first prompts of the next.
 """
 
-from __future__ import annotations
-
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from kvray.errors import CellError, last_line
-from kvray.evaluate.chunks import Reply
-from kvray.evaluate.engines import vllm_settings as settings_
+from kvray.errors import CellError, InputError, last_line
+from kvray.evaluate.engines import vllm_settings
+from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request, Serving
 from kvray.evaluate.engines.vllm_settings import Settings
-from kvray.evaluate.prompts import Decoding
-
-Key = TypeVar("Key")
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter on a local disk.
+class VllmEngine(Engine):
+    """vLLM on the GPUs of this process, or on its CPUs."""
 
-    Attributes:
-        name: unique; vLLM's prefix cache tells adapters apart by it.
-        number: unique, from 1.
-        path: directory with adapter_config.json and safetensors.
-    """
+    def __init__(self, serving: Serving) -> None:
+        super().__init__(serving)
+        self._ranks: list[int] = []
+        self._next = 0
 
-    name: str
-    number: int
-    path: Path
+    @classmethod
+    def prepare(cls, gpus: float, cpus: float) -> None:
+        """Set the environment of vLLM, OpenMP and the hub's libraries."""
+        vllm_settings.prepare_environment(gpus > 0, cpus)
 
+    @property
+    def _settings(self) -> Settings:
+        of = self.serving
+        return vllm_settings.settings(of.base, of.runtime, of.gpus, of.weights, self._ranks)
 
-@dataclass(frozen=True)
-class Question:
-    """One request: token ids, for the base model or an adapter."""
-
-    prompt: NDArray[np.int32]
-    decoding: Decoding
-    adapter: Adapter | None = None
-
-
-@dataclass(frozen=True)
-class Request:
-    """One request with vLLM's own ``SamplingParams``, whose output must be of kind FINAL_ONLY."""
-
-    prompt: NDArray[np.int32]
-    params: Any
-    adapter: Adapter | None = None
-
-
-class Engine:
-    """A running vLLM engine.
-
-    Attributes:
-        facts: versions and flags, for the record.
-    """
-
-    def __init__(self, settings: Settings, max_model_len: int) -> None:
-        """Load the weights.
-
-        Args:
-            settings: what to load.
-            max_model_len: tokens of the longest request, prompt and answer.
+    @functools.cached_property
+    def limit(self) -> int:
+        """Tokens that the model can take.
 
         Raises:
             ResourceError: the installed vLLM does not run here.
-            Exception: whatever vLLM raises when it cannot start; the process is of no use then.
+            InputError: it cannot serve the model.
         """
-        settings_.check_platform(settings.gpu)
+        vllm_settings.check_platform(self._settings.gpu)
+        try:
+            return int(vllm_settings.model_config(self._settings).max_model_len)
+        except (ValueError, OSError) as error:
+            raise InputError(f"model {self.serving.base.name}: vLLM cannot serve it: {error}") from error
+
+    def add(self, adapter: Adapter) -> None:
+        """Make room for the adapter's rank.
+
+        Raises:
+            CellError: its configuration is unreadable, or vLLM serves no such rank.
+        """
+        self._ranks.append(vllm_settings.adapter_rank(adapter.path))
+
+    def start(self, length: int) -> None:
+        """Load the weights. What vLLM raises when it cannot start is raised as it is; the process is of no use then.
+
+        Raises:
+            ResourceError: the installed vLLM does not run here.
+        """
+        settings = self._settings
+        vllm_settings.check_platform(settings.gpu)
         import vllm
 
         from kvray.evaluate.engines import cpu_lora
 
-        options = settings_.common_options(settings, max_model_len)
+        options = vllm_settings.common_options(settings, length)
         cache = settings.kv_cache_bytes
         if settings.max_loras:
-            options |= {
-                "enable_lora": True,
-                "max_loras": settings.max_loras,
-                "max_lora_rank": settings.max_lora_rank,
-            }
+            options |= {"enable_lora": True, "max_loras": settings.max_loras, "max_lora_rank": settings.max_lora_rank}
         if settings.gpu:
             options["gpu_memory_utilization"] = settings.gpu_memory_utilization
             if settings.tensor_parallel > 1:
@@ -99,31 +84,34 @@ class Engine:
                 }
         else:
             cpu_lora.install()
-            cache = cache or settings_.cache_bytes(settings_.model_config(settings), max_model_len)
+            cache = cache or vllm_settings.cache_bytes(vllm_settings.model_config(settings), length)
             options |= {
-                "max_num_seqs": settings_.CPU_SEQUENCES,
-                "max_num_batched_tokens": max(settings_.CPU_BATCH_TOKENS, settings_.CPU_SEQUENCES),
-                "block_size": settings_.CPU_BLOCK,
+                "max_num_seqs": vllm_settings.CPU_SEQUENCES,
+                "max_num_batched_tokens": max(vllm_settings.CPU_BATCH_TOKENS, vllm_settings.CPU_SEQUENCES),
+                "block_size": vllm_settings.CPU_BLOCK,
             }
         if cache is not None:
             options["kv_cache_memory_bytes"] = cache
-        self._llm = vllm.LLM(enable_prefix_caching=True, use_tqdm_on_load=False, **options)
-        self._engine = self._llm.llm_engine
+        llm = vllm.LLM(enable_prefix_caching=True, use_tqdm_on_load=False, **options)
+        self._engine = llm.llm_engine
         # Twice the batch keeps the scheduler's queue filled without holding every prompt of the sweep in it.
         self._window = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs
-        self._next = 0
-        self.facts: dict[str, Any] = {
+        self._info: dict[str, Any] = {
             "vllm": vllm.__version__,
             "device": _device(settings.gpu),
-            "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
+            "dtype": str(llm.model_config.dtype).removeprefix("torch."),
             "flags": {
                 **asdict(settings),
-                "model": Path(settings.model).name if full_path(settings.model) else settings.model,
-                "tokenizer": Path(settings.tokenizer).name if full_path(settings.tokenizer) else settings.tokenizer,
-                "max_model_len": max_model_len,
+                "model": _without_folder(settings.model),
+                "tokenizer": _without_folder(settings.tokenizer),
+                "max_model_len": length,
                 "kv_cache_bytes": cache,
             },
         }
+
+    def info(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Return vLLM's version, the device, the type of the weights and every option; no paths."""
+        return self._info
 
     def load(self, adapter: Adapter) -> None:
         """Load an adapter before it is used: a bad one at request time would take the engine with it.
@@ -139,101 +127,82 @@ class Engine:
         if not loaded:
             raise CellError(f"adapter {adapter.name}: vLLM did not load it (and did not say why)")
 
-    def answer(self, questions: Iterable[tuple[Key, Question]]) -> Iterator[tuple[Key, Reply]]:
-        """Answer questions in about their order, each as soon as it is done; greedy decoding.
+    def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
+        """Answer requests in about their order, each as soon as it is done."""
+        from vllm.inputs.engine import tokens_input
 
-        Args:
-            questions: (key, question); taken lazily, a window ahead of the answers.
-
-        Yields:
-            The key of a question and its reply.
-        """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        def request(question: Question) -> Request:
-            stop = list(question.decoding.stop) or None
-            kind = RequestOutputKind.FINAL_ONLY
-            most = question.decoding.max_tokens
-            params = SamplingParams(temperature=0.0, max_tokens=most, stop=stop, output_kind=kind)
-            return Request(question.prompt, params, question.adapter)
-
-        for key, output in self.stream((key, request(question)) for key, question in questions):
-            yield key, _reply(output)
-
-    def stream(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Any]]:
-        """Do requests of any kind in about their order; yield each key with vLLM's ``RequestOutput`` when it is done.
-
-        Args:
-            requests: (key, request); taken lazily, a window ahead of the outputs.
-        """
         waiting = iter(requests)
-        keys: dict[str, Key] = {}
+        running: dict[str, tuple[Key, Request]] = {}
         more = True
-        while more or keys:
-            while more and len(keys) < self._window:
+        while more or running:
+            while more and len(running) < self._window:
                 item = next(waiting, None)
                 if item is None:
                     more = False
                     break
-                key, request = item
-                keys[self._add(request.prompt, request.params, request.adapter)] = key
-            for output in self._engine.step() if keys else ():
+                request, name = item[1], str(self._next)
+                self._next += 1
+                lora = _lora_request(request.adapter) if request.adapter else None
+                prompt = tokens_input(request.tokens.tolist())
+                self._engine.add_request(name, prompt, sampling(request), lora_request=lora)
+                running[name] = item
+            for output in self._engine.step() if running else ():
                 if output.finished:
-                    yield keys.pop(output.request_id), output
-
-    def log_probabilities(self, prompts: Sequence[NDArray[np.int32]], adapter: Adapter | None) -> NDArray[np.float64]:
-        """Return the log-probability of every token of the prompts but their first, given those before it.
-
-        Such requests never read the prefix cache. Shape: ``(sum(len(prompt) - 1),)``.
-        """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        kind = RequestOutputKind.FINAL_ONLY
-        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, output_kind=kind)
-        # One at a time: the same batch shape for every adapter leaves the arithmetic of the batch out of it.
-        found: list[float] = []
-        for prompt in prompts:
-            self._add(prompt, params, adapter)
-            while self._engine.has_unfinished_requests():
-                for output in self._engine.step():
-                    for token, by_token in zip(prompt[1:], output.prompt_logprobs[1:], strict=True):
-                        found.append(by_token[int(token)].logprob)
-        return np.array(found)
-
-    def _add(self, prompt: NDArray[np.int32], params: Any, adapter: Adapter | None) -> str:
-        from vllm.inputs.engine import tokens_input
-
-        name = str(self._next)
-        self._next += 1
-        lora = _lora_request(adapter) if adapter else None
-        self._engine.add_request(name, tokens_input(prompt.tolist()), params, lora_request=lora)
-        return name
+                    key, request = running.pop(output.request_id)
+                    yield key, reply(request, output)
 
 
-def full_path(location: str) -> bool:
-    """Return whether a location is a directory rather than a hub id."""
-    return os.path.isabs(location)
+def sampling(request: Request) -> Any:
+    """Return vLLM's ``SamplingParams`` of a request."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    common: dict[str, Any] = {"temperature": 0.0, "output_kind": RequestOutputKind.FINAL_ONLY}
+    if request.kind == "generate":
+        return SamplingParams(
+            max_tokens=request.max_tokens,
+            stop=list(request.stop) or None,
+            skip_special_tokens=not request.special_tokens,
+            spaces_between_special_tokens=not request.special_tokens,
+            **common,
+        )
+    # Such requests never read the prefix cache. vLLM must write one token; it is not kept.
+    if request.kind == "score":
+        return SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False, **common)
+    return SamplingParams(max_tokens=1, logprob_token_ids=sorted(set(request.labels)), detokenize=False, **common)
+
+
+def reply(request: Request, output: Any) -> Reply:
+    """Return a finished vLLM ``RequestOutput`` as a reply.
+
+    Raises:
+        RuntimeError: vLLM did not end the request well.
+    """
+    (written,) = output.outputs
+    if written.finish_reason not in ("stop", "length"):
+        raise RuntimeError(f"vLLM ended a request with {written.finish_reason!r}, expected stop or length")
+    length, cached = len(request.tokens), output.num_cached_tokens
+    if request.kind == "generate":
+        return Reply(length, cached, len(written.token_ids), written.text, written.finish_reason)
+    if request.kind == "score":
+        pairs = zip(request.tokens, output.prompt_logprobs, strict=True)
+        likely = [by_token[int(token)] for token, by_token in pairs if by_token is not None][request.context - 1 :]
+        scored = tuple((each.logprob, each.rank == 1) for each in likely)
+    else:
+        (likeliest,), (by_token,) = written.token_ids, written.logprobs
+        scored = tuple((by_token[label].logprob, label == likeliest) for label in request.labels)
+    return Reply(length, cached, 0, None, "stop", scored)
+
+
+def _without_folder(location: str) -> str:
+    """Return the last part of a directory, or a hub id as it is."""
+    return Path(location).name if os.path.isabs(location) else location
 
 
 def _lora_request(adapter: Adapter) -> Any:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(adapter.name, adapter.number, str(adapter.path))
-
-
-def _reply(output: Any) -> Reply:
-    written = output.outputs[0]
-    if written.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM ended a request with {written.finish_reason!r}, expected stop or length")
-    return Reply(
-        prompt_tokens=len(output.prompt_token_ids),
-        cached_tokens=output.num_cached_tokens,
-        output_tokens=len(written.token_ids),
-        answer=written.text,
-        finish_reason=written.finish_reason,
-    )
 
 
 def _device(gpu: bool) -> str:

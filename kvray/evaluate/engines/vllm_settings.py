@@ -1,7 +1,6 @@
 """What an engine is made of, and what it needs of the environment; computed before anything heavy is imported."""
 
-from __future__ import annotations
-
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvray.errors import CellError, ResourceError, install_command
+from kvray.evaluate.engines.base import ADAPTER_CONFIG
 from kvray.models.lora import ENGINE_RANKS, LARGEST_RANK
 from kvray.models.reference import BaseModelRef
 from kvray.sweep.model import Runtime
@@ -58,19 +58,29 @@ def lora_rank(real: int) -> int:
     raise CellError(f"LoRA rank {real}: vLLM serves at most rank {LARGEST_RANK}")
 
 
+def adapter_rank(adapter: Path) -> int:
+    """Return the largest rank of a peft adapter.
+
+    Raises:
+        CellError: its configuration is unreadable, or the rank is more than vLLM serves.
+    """
+    try:
+        config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+        rank = max([int(config["r"]), *(int(other) for other in (config.get("rank_pattern") or {}).values())])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CellError(f"{adapter / ADAPTER_CONFIG} is no readable adapter configuration ({error!r})") from error
+    lora_rank(rank)
+    return rank
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What an engine is made of; recorded with the predictions.
+    """What an engine is made of, by the names of vLLM's options; recorded with the predictions.
 
     Attributes:
-        model: directory or hub id of the weights.
-        tokenizer: directory or hub id of the tokenizer: always the base model's.
+        tokenizer: always the base model's.
         revision: hub commit of the base model; None for a directory.
-        trust_remote_code: only if the sweep says so.
-        gpu: whether the engine runs on GPUs.
         max_loras: adapters in one batch; 0 for an engine without adapters.
-        max_lora_rank: from :func:`lora_rank`.
-        tensor_parallel: GPUs that share the weights.
         gpu_memory_utilization: share of each GPU that vLLM takes.
         kv_cache_bytes: size of the key-value cache; None lets a GPU decide, and a CPU compute what its batch needs.
         max_model_len: tokens per request; None for the model's own.
@@ -164,12 +174,11 @@ def cache_bytes(config: Any, max_model_len: int) -> int:
 
 def common_options(settings: Settings, max_model_len: int | None) -> dict[str, Any]:
     """Return the options that vLLM's ModelConfig and its engine have in common."""
-    # A full finetune's weights are files, which have no revision; the tokenizer is the base model's.
-    own_revision = settings.revision if settings.model == settings.tokenizer else None
     return {
         "model": settings.model,
         "tokenizer": settings.tokenizer,
-        "revision": own_revision,
+        # A full finetune's weights are files, which have no revision; the tokenizer is the base model's.
+        "revision": settings.revision if settings.model == settings.tokenizer else None,
         "tokenizer_revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
         "dtype": "auto" if settings.gpu else "float32",

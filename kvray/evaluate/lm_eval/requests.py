@@ -1,68 +1,44 @@
-"""A benchmark's requests -> readings of the model, and what the engine returns -> the harness's responses.
+"""A benchmark's requests -> requests to the engine, and its replies -> the responses that lm-evaluation-harness takes.
 
 Tokens, truncation and stop texts are those of lm-evaluation-harness's own vLLM model class (lm_eval/models/
 vllm_causallms.py, 0.4.13), with one difference in how much is computed: options that are single tokens (MMLU's letters)
 are read off one distribution, where the class reads the whole prompt once per option.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvray.errors import CellError
+from kvray.evaluate.engines.base import Reply, Request
 from kvray.evaluate.lm_eval.tasks import Row, generation
+from kvray.evaluate.questions import NO_TOKENS
 from kvray.tasks.lm_eval import LmEval
 
 LABELS = 128
 """Single-token options that vLLM reads off one distribution (vllm/sampling_params.py, MAX_LOGPROB_TOKEN_IDS)."""
+MOST_STOPS = 4
+"""Stop texts that OpenAI's API takes; lm_eval's own model class sends as many, and cuts at the others itself."""
 _BATCH = 256
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One request to the engine.
+    """One request to the engine, and what of a question it serves.
 
     Attributes:
-        kind: "generate" a text, "score" the end of the prompt, or "choose" among next tokens.
-        prompt: token ids.
-        requests: which requests of the question it serves: one, or for "choose" one per label.
-        context: for "score", tokens before those that are scored.
-        labels: for "choose", the next token of each request.
-        max_tokens: that may be written.
-        stop: texts that end a generation.
+        request: to the engine.
+        numbers: which requests of the question it serves: one, or for "choose" one per label.
+        stop: texts that end an answer; the engine may not have been told all.
         cut: tokens that the beginning of the prompt lost.
     """
 
-    kind: Literal["generate", "score", "choose"]
-    prompt: NDArray[np.int32]
-    requests: tuple[int, ...]
-    context: int = 0
-    labels: tuple[int, ...] = ()
-    max_tokens: int = 1
+    request: Request
+    numbers: tuple[int, ...] = (0,)
     stop: tuple[str, ...] = ()
     cut: int = 0
-
-
-@dataclass(frozen=True)
-class Read:
-    """What came back of a reading.
-
-    Attributes:
-        responses: (request of the question, text | (log-probability, whether greedy)).
-        cached_tokens: of the prompt, from the prefix cache.
-        output_tokens: of a generation; 0 for the other kinds, whose token is not kept.
-        finish_reason: stop or length.
-    """
-
-    responses: tuple[tuple[int, Any], ...]
-    cached_tokens: int | None
-    output_tokens: int
-    finish_reason: str
 
 
 class Encoder:
@@ -109,11 +85,12 @@ class Encoder:
                 continue
             # The first token of all has nothing before it that would tell its probability.
             before = max(1, len(context) - cut)
-            yield Reading("score", np.asarray(whole, np.int32), (number,), context=before, cut=cut)
+            yield Reading(Request(np.asarray(whole, np.int32), kind="score", context=before), (number,), cut=cut)
         for shared, asked in labels.items():
             for start in range(0, len(asked), LABELS):
                 numbers, tokens, cuts = zip(*asked[start : start + LABELS], strict=True)
-                yield Reading("choose", np.asarray(shared, np.int32), numbers, labels=tokens, cut=max(cuts))
+                request = Request(np.asarray(shared, np.int32), kind="choose", labels=tokens)
+                yield Reading(request, numbers, cut=max(cuts))
 
     def _generation(self, number: int, request: Any, ids: dict[str, list[int]]) -> Reading:
         text, settings = request.args
@@ -125,15 +102,10 @@ class Encoder:
                 f"{self.length}; raise length, or lower max_tokens"
             )
         whole = ids[text]
-        stop = tuple(dict.fromkeys((*stop, self._tokenizer.eos_token or "")))
-        return Reading(
-            "generate",
-            np.asarray(whole[-room:], np.int32),
-            (number,),
-            max_tokens=max_tokens,
-            stop=tuple(each for each in stop if each),
-            cut=max(0, len(whole) - room),
-        )
+        stop = tuple(each for each in dict.fromkeys((*stop, self._tokenizer.eos_token or "")) if each)
+        tokens = np.asarray(whole[-room:], np.int32)
+        request = Request(tokens, max_tokens=max_tokens, stop=stop, special_tokens=True)
+        return Reading(request, (number,), stop, max(0, len(whole) - room))
 
     def _pair(self, request: Any, ids: dict[str, list[int]]) -> tuple[list[int], list[int]]:
         """Return the tokens of a context and of its continuation."""
@@ -146,63 +118,36 @@ class Encoder:
 
     def _ids(self, texts: Sequence[str]) -> dict[str, list[int]]:
         """Return the token ids of texts, with the tokenizer's special tokens unless the text begins with its first."""
-        found: dict[str, list[int]] = {"": []}
+        ids: dict[str, list[int]] = {"": []}
         for special in (True, False):
             some = [text for text in dict.fromkeys(texts) if text and text.startswith(self._bos) != special]
             if some:
-                found |= zip(some, self._tokenizer(some, add_special_tokens=special).input_ids, strict=True)
-        return found
+                ids |= zip(some, self._tokenizer(some, add_special_tokens=special).input_ids, strict=True)
+        return ids
 
 
-def params(reading: Reading) -> Any:
-    """Return vLLM's ``SamplingParams`` of a reading."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    kind = RequestOutputKind.FINAL_ONLY
-    if reading.kind == "generate":
-        return SamplingParams(
-            temperature=0.0,
-            max_tokens=reading.max_tokens,
-            stop=list(reading.stop),
-            skip_special_tokens=False,
-            spaces_between_special_tokens=False,
-            output_kind=kind,
-        )
-    if reading.kind == "score":
-        return SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=kind)
-    labels = sorted(set(reading.labels))
-    return SamplingParams(temperature=0.0, max_tokens=1, logprob_token_ids=labels, detokenize=False, output_kind=kind)
+def as_text(task: LmEval, row: Row) -> Reading:
+    """Return the reading of a question whose answer is written, for an engine that reads text."""
+    text, settings = row.requests[0].args
+    max_tokens, stop = generation(task, settings)
+    return Reading(Request(NO_TOKENS, text, max_tokens=max_tokens, stop=stop[:MOST_STOPS]), stop=stop)
 
 
-def read(reading: Reading, output: Any) -> Read:
-    """Return what a vLLM ``RequestOutput`` says of a reading.
+def responses(row: Row, readings: Sequence[Reading], replies: Sequence[Reply]) -> list[Any]:
+    """Return the responses to the requests of a question, in their order, as lm-evaluation-harness takes them.
 
-    Raises:
-        RuntimeError: vLLM did not end the request well.
+    Returns:
+        Per request the text, or (log-probability, whether greedy decoding writes it) of a continuation.
     """
-    (written,) = output.outputs
-    if written.finish_reason not in ("stop", "length"):
-        raise RuntimeError(f"vLLM ended a request with {written.finish_reason!r}, expected stop or length")
-    tokens = 0
-    found: list[Any]
-    if reading.kind == "generate":
-        tokens = len(written.token_ids)
-        found = [cut_at(written.text, reading.stop)]
-    elif reading.kind == "score":
-        scored = [
-            by_token[int(token)]
-            for token, by_token in zip(reading.prompt, output.prompt_logprobs, strict=True)
-            if by_token is not None
-        ][reading.context - 1 :]
-        found = [(sum(each.logprob for each in scored), all(each.rank == 1 for each in scored))]
-    else:
-        likeliest, (by_token,) = written.token_ids[0], written.logprobs
-        found = [(by_token[label].logprob, label == likeliest) for label in reading.labels]
-    responses = tuple(zip(reading.requests, found, strict=True))
-    # The one token that is written because vLLM must write one is no answer that was cut off.
-    ended = written.finish_reason if reading.kind == "generate" else "stop"
-    return Read(responses, output.num_cached_tokens, tokens, ended)
+    given: dict[int, Any] = {}
+    for reading, reply in zip(readings, replies, strict=True):
+        kind, values = reading.request.kind, list[Any](reply.scored)
+        if kind == "generate":
+            values = [cut_at(reply.answer or "", reading.stop)]
+        elif kind == "score":
+            values = [(sum(value for value, _ in reply.scored), all(greedy for _, greedy in reply.scored))]
+        given |= zip(reading.numbers, values, strict=True)
+    return [given[number] for number in range(len(row.requests))]
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
@@ -210,12 +155,6 @@ def cut_at(text: str, stop: Sequence[str]) -> str:
     for each in stop:
         text = text.split(each, maxsplit=1)[0]
     return text
-
-
-def responses(row: Row, reads: Sequence[Read]) -> list[Any]:
-    """Return the harness's responses to the requests of a question, in their order."""
-    given = dict(response for one in reads for response in one.responses)
-    return [given[number] for number in range(len(row.requests))]
 
 
 def _texts(request: Any) -> tuple[str, ...]:

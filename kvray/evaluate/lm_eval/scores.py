@@ -1,4 +1,4 @@
-"""Responses of a model -> scores: the harness's own filters, metrics and aggregates, question by question."""
+"""Responses of a model -> scores: lm_eval's own filters, metrics and aggregates, question by question."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequenc
     Raises:
         CellError: the metric that scores is no number in [0, 1].
     """
-    done: list[Scored] = []
-    for row, values in zip(rows, _measure(benchmark, rows, responses), strict=True):
-        given = responses[len(done)]
-        done.append(_scored(benchmark.subtasks[row.subtask], row, given, values, benchmark.task.metric))
-    return done
+    return [
+        _scored(benchmark.subtasks[row.subtask], row, given, values, benchmark.task.metric)
+        for row, given, values in zip(rows, responses, _measure(benchmark, rows, responses), strict=True)
+    ]
 
 
 def references(benchmark: Benchmark, row: Row) -> list[str]:
@@ -47,7 +46,7 @@ def references(benchmark: Benchmark, row: Row) -> list[str]:
 
 
 def aggregate(benchmark: Benchmark, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Any]]:
-    """Return the harness's own aggregates of every subtask and group.
+    """Return lm_eval's own aggregates of every subtask and group.
 
     Args:
         benchmark: what was asked.
@@ -80,7 +79,7 @@ def plain(value: Any) -> Any:
 
 
 def _measure(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Yield what the harness measures of each question: filters first, then metrics, as in its evaluator."""
+    """Yield what lm_eval measures of each question: filters first, then metrics, as in its evaluator."""
     answered = [
         [_answered(request, given) for request, given in zip(row.requests, each, strict=True)]
         for row, each in zip(rows, responses, strict=True)
@@ -137,13 +136,13 @@ def _answered(request: Any, response: Any) -> Any:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the harness makes of the responses to one question.
+    """What lm_eval makes of the responses to one question.
 
     Attributes:
         answer: the raw text, or the chosen option.
         metric: which of ``values`` is the score, ``metric,filter``.
         score: in [0, 1].
-        values: everything the harness measured, by ``metric,filter``.
+        values: everything lm_eval measured, by ``metric,filter``.
     """
 
     answer: str

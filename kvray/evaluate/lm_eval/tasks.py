@@ -1,6 +1,6 @@
 """Benchmarks of lm-evaluation-harness: what they ask and how they score. The one module that imports ``lm_eval``.
 
-Questions are built by the harness's own code in the harness's own order, so that few-shot examples are the ones that
+Questions are built by lm_eval's own code in lm_eval's own order, so that few-shot examples are the ones that
 ``lm_eval`` itself would draw, and scored by its own filters and metrics. Its evaluation loop is not used: it answers a
 benchmark in one go, where this project keeps what is done chunk by chunk and shares one engine among all models.
 """
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from kvray.errors import CellError, install_command, last_line
 from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
@@ -27,19 +26,19 @@ from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
 NO_EFFECT = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "max_new_tokens", "max_tokens"}
 """Generation settings that are followed, or that greedy decoding has no use for."""
 KINDS = ("generate_until", "loglikelihood", "multiple_choice")
-"""Kinds of subtasks that score a question; the harness's fourth, loglikelihood_rolling, measures perplexities."""
+"""Kinds of subtasks that score a question; lm_eval's fourth, loglikelihood_rolling, measures perplexities."""
 _PYTHON_SEED, _NUMPY_SEED = 0, 1234
-"""The harness's own seeds of the libraries, for tasks whose preparation draws."""
+"""lm_eval's own seeds of the libraries, for tasks whose preparation draws."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One question: a document of a subtask and the requests that the harness makes of it.
+    """One question: a document of a subtask and the requests that lm_eval makes of it.
 
     Attributes:
-        subtask: name of the harness's task.
+        subtask: name of lm_eval's task.
         doc_id: its number within the subtask.
-        document: the harness's own.
+        document: lm_eval's own.
         requests: ``lm_eval.api.instance.Instance``, one per option of a multiple choice, else one.
     """
 
@@ -60,8 +59,8 @@ class Benchmark:
 
     Attributes:
         task: the knobs.
-        rows: every question, subtask by subtask (sorted by name), each in the harness's order.
-        subtasks: the harness's task objects by name.
+        rows: every question, subtask by subtask (sorted by name), each in lm_eval's order.
+        subtasks: lm_eval's task objects by name.
         groups: its groups by name; empty for a single task.
         system_left_out: chats whose system message the chat template refused, and which were asked without.
     """
@@ -72,11 +71,6 @@ class Benchmark:
     groups: Mapping[str, Any]
     system_left_out: int = 0
 
-    @property
-    def examples(self) -> pa.Table:
-        """Return the example ids in asking order."""
-        return pa.table({"example_id": [row.id for row in self.rows]})
-
 
 def load(task: LmEval, tokenizer: Any) -> Benchmark:
     """Load a benchmark: its data (from the hub or from disk, as its task files say) and its questions.
@@ -86,7 +80,7 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
         tokenizer: of the base model, for its chat template; None for a model that is asked by plain prompts.
 
     Raises:
-        CellError: the harness is not installed, does not know the benchmark, cannot get its data, or the benchmark
+        CellError: lm_eval is not installed, does not know the benchmark, cannot get its data, or the benchmark
             needs what is not offered here (sampling, images, running code of the model).
     """
     try:
@@ -116,7 +110,7 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
         except CellError:
             raise
         except Exception as error:
-            # Data sets, hub and templates of the harness raise kinds of their own.
+            # Data sets, hub and templates of lm_eval raise kinds of their own.
             why = f"lm-evaluation-harness cannot load it: {last_line(error)}"
             raise CellError(f"benchmark {task.benchmark}: {why}") from error
     rows = tuple(row for name, subtask in subtasks.items() for row in _rows(name, subtask))
@@ -128,7 +122,7 @@ def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[st
 
     Args:
         task: the knobs; its ``max_tokens`` goes first.
-        settings: the harness's ``generation_kwargs``.
+        settings: lm_eval's ``generation_kwargs``.
 
     Raises:
         CellError: they ask for more than greedy decoding.
@@ -162,7 +156,7 @@ def choose_metric(values: Iterable[str], wanted: str | None) -> str:
 
 
 def _configure(name: str, subtask: Any, task: LmEval) -> None:
-    """Set shots as the harness's command line does; refuse what is not offered here."""
+    """Set shots as lm_eval's command line does; refuse what is not offered here."""
     if subtask.OUTPUT_TYPE not in KINDS or getattr(subtask, "MULTIMODAL", False):
         kind = "images or sound" if subtask.OUTPUT_TYPE in KINDS else subtask.OUTPUT_TYPE
         raise CellError(
@@ -191,7 +185,7 @@ def _build(subtask: Any, task: LmEval, template: ChatTemplate | None) -> None:
     subtask.build_all_requests(
         limit=task.limit,
         apply_chat_template=task.chat_template,
-        fewshot_as_multiturn=True,  # the harness's own default; without a chat template it has no meaning
+        fewshot_as_multiturn=True,  # lm_eval's own default; without a chat template it has no meaning
         chat_template=template,
         tokenizer_name="",  # names a cache that is not used
     )
@@ -209,7 +203,7 @@ def _rows(name: str, subtask: Any) -> Iterator[Row]:
 
 @functools.cache
 def _manager(include_path: str | None) -> Any:
-    """Return the index of all benchmarks; looking through the harness's own takes seconds."""
+    """Return the index of all benchmarks; looking through lm_eval's own takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path)
@@ -217,7 +211,7 @@ def _manager(include_path: str | None) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the harness's log and its progress bars, and those of the library that loads its data."""
+    """Hold back lm_eval's log and its progress bars, and those of the library that loads its data."""
     import datasets
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -230,7 +224,7 @@ def _quiet() -> Iterator[None]:
 
 
 class ChatTemplate:
-    """Renders chats by the tokenizer's own template, as the harness's model classes do.
+    """Renders chats by the tokenizer's own template, as lm_eval's model classes do.
 
     Attributes:
         left_out: chats rendered without their system message, since the template takes none (Mistral's, for one).

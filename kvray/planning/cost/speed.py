@@ -38,9 +38,8 @@ ATTENTION_7B = 50_000.0
 """Context at which attention costs as much as the weights of a 7B model: 12 x 4,096. It grows with the hidden size."""
 CPU_TRAIN, CPU_READ, CPU_WRITE, CPU_CONTEXT = 5_000.0, 40_000.0, 4_000.0, 800.0
 """Tokens per second of kvray-tiny, one finetune or engine, and the length of the rows at which they were seen."""
-TINY = 1.0e6
-UNKNOWN = 7.0e9
-"""Weights assumed of a model whose name does not tell."""
+TINY, UNKNOWN = 1.0e6, 7.0e9
+"""Weights assumed of a model whose name does not tell: on a CPU, on a GPU."""
 API_STARTS, API_TRAIN, API_WRITE, API_ANSWER_S = 600.0, 2_000.0, 60.0, 1.0
 """Behind an API: seconds a training job waits, tokens per second it trains, tokens per second of a reply, latency."""
 
@@ -70,16 +69,15 @@ def size_of(name: str) -> Size | None:
     return None
 
 
-def _weights(file: Path) -> float:
-    """Return the weights in a safetensors file, by its header."""
-    with file.open("rb") as stream:
+def _weights(safetensors: Path) -> float:
+    with safetensors.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     return float(sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"))
 
 
 @dataclass(frozen=True)
 class Size:
-    """Weights of a model.
+    """Weights of a model; speeds are in tokens per second.
 
     Attributes:
         total: all of them.
@@ -95,27 +93,26 @@ class Size:
         return f"{self.total / 1e9:.3g}B" if self.total >= 1e9 else f"{self.total / 1e6:.3g}M"
 
     def train(self, machine: Machine, devices: float, length: float, method: str, recompute: bool) -> float:
-        """Return tokens per second of one finetune at rows of ``length`` tokens."""
+        """Return the speed of one finetune at rows of ``length`` tokens."""
         cost = TRAIN_COSTS.get(method, TRAIN_COSTS["full"]) + (RECOMPUTED if recompute else 0.0)
         if machine == "cpu":
             return self._on_cpu(CPU_TRAIN, length) * TRAIN_COSTS["lora"] / cost
         return devices * TRAIN_FLOPS / (cost * self.active * self._attention(length))
 
     def read(self, machine: Machine, devices: float, length: float) -> float:
-        """Return tokens of prompts per second of one engine at prompts of ``length`` tokens."""
+        """Return the speed at which one engine reads prompts of ``length`` tokens."""
         if machine == "cpu":
             return self._on_cpu(CPU_READ, length)
         return devices * READ_FLOPS / (2 * self.active * self._attention(length))
 
     def write(self, machine: Machine, devices: float, length: float) -> float:
-        """Return tokens per second that one engine writes, all requests together, after ``length`` tokens each."""
+        """Return the speed at which one engine writes, all requests together, after ``length`` tokens each."""
         if machine == "cpu":
             return self._on_cpu(CPU_WRITE, length)
         return devices * WRITE_TOKENS_7B * 7e9 / self.active / (1 + length / CACHED_CONTEXT)
 
     def _on_cpu(self, tiny: float, length: float) -> float:
-        slower = self.active / TINY * self._attention(length)
-        return tiny * Size(TINY, TINY)._attention(CPU_CONTEXT) / slower
+        return tiny * Size(TINY, TINY)._attention(CPU_CONTEXT) / (self.active / TINY * self._attention(length))
 
     def _attention(self, length: float) -> float:
         """Return the operations of a token as a multiple of those of the weights alone."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvray.console import count
 from kvray.planning.artefacts import FinetuneJob, Plan
 from kvray.planning.cost.rates import Rates, model_of
 from kvray.planning.cost.speed import GPU_BYTES
-from kvray.planning.cost.totals import Item
+from kvray.planning.cost.stages import Item
 from kvray.results.stats import detectable_difference
 
 MOST_POINTS = 30
@@ -16,74 +17,67 @@ MOST_POINTS = 30
 GOOD_POINTS = 10
 
 
-def short_of_tokens(todo: Sequence[Item], planned: Plan, tokens: Mapping[str, int]) -> list[str]:
-    """Say which datasets have too few tokens for a mixture that reads as many as the sweep's first one."""
-    names = {artefact.id: artefact for artefact in planned.artefacts}
-    found: dict[str, None] = {}
+def short_of_tokens(todo: Sequence[Item], planned: Plan, tokens: Mapping[str, int]) -> Iterator[str]:
+    """Yield which datasets have too few tokens for a mixture that reads as many as the sweep's first one."""
+    artefacts = {artefact.id: artefact for artefact in planned.artefacts}
     for item in todo:
         job = item.artefact.params
         if not isinstance(job, FinetuneJob) or not job.budget:
             continue
         budget = min(tokens[data] / share for data, share in job.budget)
         for data, share in job.mixture:
-            has, rows, need = tokens[data], names[data].rows, share * budget
-            # A mixture may lack a twentieth (kvray.mixture); as much again is what an estimate can be wrong by. Where
-            # every row is counted the plan has refused it.
+            has, rows, need = tokens[data], artefacts[data].rows, share * budget
+            # A mixture may lack a twentieth (planning/mixture.py); as much again is what an estimate can be wrong by.
+            # Where every row is counted the plan has refused it.
             if 0 < has < 0.9 * need:
-                found.setdefault(
-                    f"mixture {item.artefact.labels['mixture']}: {names[data].labels['dataset']} has about "
+                yield (
+                    f"mixture {item.artefact.labels['mixture']}: {artefacts[data].labels['dataset']} has about "
                     f"{count(has)} tokens and needs {count(need)}, its share of what the sweep's first mixture reads "
                     f"per epoch; give it about {count(1.05 * need / has * rows)} rows instead of {count(rows)}, or set "
                     "finetune.match: rows"
                 )
-    return list(found)
 
 
-def too_few_questions(found: Mapping[str, Mapping[str, float]], comparisons: int) -> list[str]:
-    """Say which evaluations ask so few questions that hardly any finetune could be told from the base model.
-
-    Args:
-        found: per evaluation its questions, and the smallest detectable difference in points.
-        comparisons: that a report corrects for.
-    """
-    return [
-        f"evaluate.{name}: {each['questions']:g} questions find a difference of {each['points']:g} points at least; "
-        f"ask {_questions(comparisons):,} to find one of {GOOD_POINTS} (questions or rows, where the task counts these)"
-        for name, each in found.items()
-        if each["points"] > MOST_POINTS
-    ]
-
-
-def _questions(comparisons: int) -> int:
-    """Return about how many questions find a difference of :data:`GOOD_POINTS`, to two digits."""
-    low, high = 1, 100_000
-    while low < high:
-        middle = (low + high) // 2
-        if 100 * detectable_difference(middle, comparisons=comparisons) <= GOOD_POINTS:
-            high = middle
-        else:
-            low = middle + 1
-    step = int(10 ** max(0, len(str(low)) - 2))
-    return -(-low // step) * step
-
-
-def too_large(todo: Sequence[Item], rates: Rates) -> list[str]:
-    """Say where weights alone are more than the GPUs of one finetune or engine can be expected to hold."""
-    found: dict[str, None] = {}
+def too_large(todo: Sequence[Item], rates: Rates) -> Iterator[str]:
+    """Yield where weights alone are more than the GPUs of one finetune or engine can be expected to hold."""
     for item in todo:
         size = rates.size(model_of(item.artefact, rates.planned)) if item.on == "gpu" else None
-        if size is None or item.artefact.kind == "dataset":
-            continue
         job = item.artefact.params
-        whole = isinstance(job, FinetuneJob) and job.finetune.method == "full"
+        full = isinstance(job, FinetuneJob) and job.finetune.method == "full"
         # Weights in bfloat16; in full finetuning in float32, with gradient and AdamW's two moments.
-        needed = (16 if whole else 2) * size.total
+        needed = (16 if full else 2) * size.total if size else 0
         room = item.devices * GPU_BYTES
-        if needed > room:
+        if size and needed > room:
             knob = "tensor_parallel" if item.artefact.kind != "finetune" else "workers_per_finetune (strategy: fsdp)"
-            what = "full finetuning" if whole else f"the weights, in {item.artefact.kind}"
-            found.setdefault(
+            what = "full finetuning" if full else f"the weights, in {item.artefact.kind}"
+            yield (
                 f"{what}: about {needed / 1e9:,.0f} GB of {size.text} weights do not fit {room / 1e9:,.0f} GB of GPU "
                 f"memory; raise runtime.{knob} to {-(-needed // (0.85 * GPU_BYTES)):.0f}"
             )
-    return list(found)
+
+
+def too_few_questions(found: Mapping[str, Mapping[str, float]], comparisons: int) -> Iterator[str]:
+    """Yield which evaluations ask so few questions that hardly any finetune could be told from the base model.
+
+    Args:
+        found: per evaluation its questions, and the smallest detectable difference in points.
+        comparisons: how many a report corrects for.
+    """
+    for name, each in found.items():
+        if each["points"] > MOST_POINTS:
+            yield (
+                f"evaluate.{name}: {each['questions']:g} questions find a difference of {each['points']:g} points at "
+                f"least; ask {_enough_questions(comparisons):,} to find one of {GOOD_POINTS} (questions or rows, where "
+                "the task counts these)"
+            )
+
+
+def _enough_questions(comparisons: int) -> int:
+    """Return about how many questions find a difference of :data:`GOOD_POINTS`, rounded up to two digits."""
+
+    def is_enough(questions: int) -> bool:
+        return 100 * detectable_difference(questions, comparisons=comparisons) <= GOOD_POINTS
+
+    least = 1 + bisect.bisect_left(range(1, 100_000), True, key=is_enough)
+    step = int(10 ** max(0, len(str(least)) - 2))
+    return -(-least // step) * step

@@ -1,7 +1,5 @@
 """Accuracy along an axis: gold position, context length or needle depth; floors, ceilings and published numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,14 +73,8 @@ def accuracy_along(
 ) -> Any:
     """Draw accuracy along an axis, a line with its 95 % band per model, the base dashed and grey.
 
-    Args:
-        axis: lengths that span eightfold or more have a logarithmic axis.
-        scores: rows of :func:`kvray.results.comparisons.scores`.
-        evaluation: which evaluation.
-        palette: colours of the models.
-        subtitle: what n and the bands mean, in words.
-        levels: floors and ceilings, thin horizontal lines.
-        published: drawn dotted with hollow markers, in the colour of the model that each stands beside.
+    Lengths that span eightfold or more have a logarithmic axis. Floors and ceilings are thin horizontal lines;
+    published numbers are dotted, with hollow markers, in the colour of the model that they stand beside.
     """
     rows = along(scores, axis).filter((pl.col("evaluation") == evaluation) & pl.col("accuracy").is_not_null())
     rows = rows.sort(axis.name).with_columns(pl.col(axis.name).cast(pl.Float64).alias("x"))
@@ -91,11 +83,11 @@ def accuracy_along(
     head = (f"Accuracy by {axis.title}: {evaluation}", subtitle)
     with style():
         if alone:
-            groups, (figure, made) = [finetuned], panels((WIDTH, 4.4), (1, 1), head)
-            made[0].set_xlabel(axis.scale)
+            groups, (figure, axes) = [finetuned], panels((WIDTH, 4.4), (1, 1), head)
+            axes[0].set_xlabel(axis.scale)
         else:
-            groups, (figure, made) = [[m] for m in finetuned], facets(len(finetuned), (11.1, 2.7), head, axis.scale)
-        for place, (panel, group) in enumerate(zip(made, groups, strict=True)):
+            groups, (figure, axes) = [[m] for m in finetuned], facets(len(finetuned), (11.1, 2.7), head, axis.scale)
+        for place, (panel, group) in enumerate(zip(axes, groups, strict=True)):
             beside = [each for each in published if each.model in (BASE, *group)]
             ends = _curves(panel, rows, group, palette, alone) + _published(panel, beside, palette, alone)
             _scale(panel, axis, rows["x"].unique().sort().to_list(), beside, 0.013 if alone else 0.032)

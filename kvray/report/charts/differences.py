@@ -1,7 +1,4 @@
-"""Paired changes against the base: in knowledge, on benchmarks, and retrieval gained against knowledge lost.
-
-Comparisons are those with the base over whole evaluations, :meth:`kvray.results.snapshot.Snapshot.against_base`.
-"""
+"""Paired changes against the base: in knowledge, on benchmarks, and retrieval gained against knowledge lost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,22 +31,15 @@ _CORNER = (0.24, 0.07)
 
 
 def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], palette: Palette, subtitle: str) -> Any:
-    """Draw the change of each model in the closed-book evaluations, a panel each, the greatest gain on top.
-
-    Args:
-        comparisons: of the models with the base.
-        evaluations: the closed-book ones.
-        palette: colours of the models.
-        subtitle: what n and the bars mean, in words.
-    """
+    """Draw the change of each model in the closed-book evaluations, a panel each, the greatest gain on top."""
     # From below upward; of equals the sweep's first stands highest.
     parts = [comparisons.filter(pl.col("evaluation") == evaluation) for evaluation in evaluations]
     tables = [part.reverse().sort("difference", maintain_order=True).to_dicts() for part in parts]
     height = sum(0.42 * len(table) + 0.9 for table in tables) + 0.2
     head = (f"Change in knowledge: {', '.join(evaluations)}", subtitle)
     with style():
-        figure, made = panels((WIDTH, height), (len(tables), 1), head, [len(table) + 1.0 for table in tables])
-        for panel, table, evaluation in zip(made, tables, evaluations, strict=True):
+        figure, axes = panels((WIDTH, height), (len(tables), 1), head, [len(table) + 1.0 for table in tables])
+        for panel, table, evaluation in zip(axes, tables, evaluations, strict=True):
             panel.axvline(0, **ZERO)
             beside = {"xycoords": panel.get_yaxis_transform(), "va": "center", "fontsize": 9, "annotation_clip": False}
             for y, row in enumerate(table):
@@ -62,7 +52,7 @@ def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], pale
             panel.set_xlim(*limits(table))
             if len(evaluations) > 1:
                 panel.set_title(evaluation, loc="left", fontsize=10, color=INK)
-        made[-1].set_xlabel("change in accuracy against the base model, points")
+        axes[-1].set_xlabel("change in accuracy against the base model, points")
     return figure
 
 
@@ -73,15 +63,7 @@ def benchmark_changes(
     subtitle: str,
     published: Places | None = None,
 ) -> Any:
-    """Draw the change of every model on every benchmark, a panel each on one scale, published ones hollow under ours.
-
-    Args:
-        comparisons: of the models with the base.
-        evaluations: the benchmarks.
-        palette: colours of the models.
-        subtitle: what n and the bars mean, in words.
-        published: changes that others print.
-    """
+    """Draw the change of every model on every benchmark, a panel each on one scale; published ones are hollow."""
     rows = comparisons.filter(pl.col("evaluation").is_in(list(evaluations))).to_dicts()
     models = sorted({row["b"] for row in rows}, key=palette.place, reverse=True)
     theirs = {key: each for key, each in (published or {}).items() if key[0] in evaluations and key[1] in models}
@@ -91,8 +73,8 @@ def benchmark_changes(
     head = (f"Change on general benchmarks: {', '.join(evaluations)}", subtitle)
     hollow = {"markerfacecolor": "none", "markersize": 6, "markeredgewidth": 1.2, "zorder": 3}
     with style():
-        figure, made = facets(len(evaluations), size, head, "points", columns, margin=0.2)
-        for place, (panel, evaluation) in enumerate(zip(made, evaluations, strict=True)):
+        figure, axes = facets(len(evaluations), size, head, "points", columns, margin=0.2)
+        for place, (panel, evaluation) in enumerate(zip(axes, evaluations, strict=True)):
             panel.axvline(0, **ZERO)
             of = {row["b"]: row for row in rows if row["evaluation"] == evaluation}
             for y, model in enumerate(models):
@@ -110,14 +92,7 @@ def benchmark_changes(
 
 
 def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str, palette: Palette) -> Any:
-    """Draw each model at (change in retrieval, change in knowledge), with 95 % intervals both ways.
-
-    Args:
-        comparisons: of the models with the base.
-        retrieval: evaluation on the horizontal axis.
-        knowledge: evaluation on the vertical axis.
-        palette: colours of the models.
-    """
+    """Draw each model at (change in a retrieval evaluation, change in a closed-book one), with 95 % intervals."""
     from matplotlib.patheffects import withStroke
 
     across, upward = (

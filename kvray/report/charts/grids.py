@@ -30,14 +30,7 @@ _NARROW = 0.055
 
 
 def accuracy_grid(scores: pl.DataFrame, evaluation: str, palette: Palette, subtitle: str) -> Any:
-    """Draw accuracy by context length and needle depth, a heatmap per model, the base first.
-
-    Args:
-        scores: rows of :func:`kvray.results.comparisons.scores`.
-        evaluation: which evaluation.
-        palette: colours of the models.
-        subtitle: what n means, in words.
-    """
+    """Draw accuracy by context length and needle depth, a heatmap per model, the base first."""
     rows = cells(scores, evaluation).filter(pl.col("accuracy").is_not_null())
     head = (f"Accuracy by context length and needle depth: {evaluation}", subtitle)
     return _heatmaps(rows, "accuracy", head, palette, (0.0, 1.0), "accuracy, %")
@@ -69,7 +62,7 @@ def outcome_bars(shares: pl.DataFrame, evaluation: str, subtitle: str, ends: Map
     Args:
         shares: rows of :func:`kvray.results.outcomes.shares`.
         evaluation: which evaluation.
-        subtitle: what n means, in words.
+        subtitle: under the title.
         ends: words at the end of a model's bar, by model.
     """
     models = shares["model"].unique(maintain_order=True).to_list()
@@ -113,8 +106,8 @@ def _heatmaps(
     colours = LinearSegmentedColormap.from_list("kvray", _SEQUENTIAL if value == "accuracy" else _DIVERGING)
     shade = ScalarMappable(Normalize(*ends), colours)
     with style():
-        figure, made = facets(len(models), (width, height), head, "context length, tokens", columns, margin=0.45)
-        for place, (panel, model) in enumerate(zip(made, models, strict=True)):
+        figure, axes = facets(len(models), (width, height), head, "context length, tokens", columns, margin=0.45)
+        for place, (panel, model) in enumerate(zip(axes, models, strict=True)):
             _heatmap(panel, rows.filter(pl.col("model") == model), value, shade, lengths, depths)
             name_panel(panel, model, MUTED if model == BASE else palette.colour(model))
             panel.set_yticklabels([]) if place % columns else panel.set_ylabel("depth, %")

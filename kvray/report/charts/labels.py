@@ -1,7 +1,5 @@
 """Where names go in a figure, so that none covers another or a point. Boxes are (left, bottom, right, top)."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -29,11 +29,11 @@ _MARKED = 5
 
 
 def together(curves: pl.DataFrame, parts: Sequence[Part], palette: Palette, head: tuple[str, str]) -> Any:
-    """Draw a panel per part of the answer tokens on one scale, a line per model.
+    """Draw a panel per part of the answer tokens on one scale, a line per model that has all of these parts.
 
     Args:
-        curves: rows of :func:`kvray.results.losses.curves`; models that lack one of the parts are left out.
-        parts: what the panels show.
+        curves: rows of :func:`kvray.results.losses.curves`.
+        parts: a panel each.
         palette: colours of the models.
         head: title and subtitle.
     """
@@ -45,8 +45,8 @@ def together(curves: pl.DataFrame, parts: Sequence[Part], palette: Palette, head
     stacked = len(parts) > 1 and max(map(len, models)) > _NAME
     shape, height = ((len(parts), 1), 3.0 * len(parts)) if stacked else ((1, len(parts)), 3.6)
     with style():
-        figure, made = panels((WIDTH, height), shape, head)
-        for panel, part in zip(made, parts, strict=True):
+        figure, axes = panels((WIDTH, height), shape, head)
+        for panel, part in zip(axes, parts, strict=True):
             _scale(panel, rows)
             ends = []
             for model in models:
@@ -56,28 +56,22 @@ def together(curves: pl.DataFrame, parts: Sequence[Part], palette: Palette, head
             at_ends(panel, ends, 2.3 if stacked else 2.9)
             if len(parts) > 1:
                 panel.set_title(_TITLES[part], loc="left", fontsize=10)
-        for panel in made if stacked else made[:1]:
+        for panel in axes if stacked else axes[:1]:
             panel.set_ylabel("loss, nats per token")
-        for panel in made[-1:] if stacked else made:
+        for panel in axes[-1:] if stacked else axes:
             panel.set_xlabel("training done")
     return figure
 
 
 def apart(curves: pl.DataFrame, palette: Palette, head: tuple[str, str]) -> Any:
-    """Draw a panel per model, the first :data:`SHOWN`: integers and words where it has both, else all tokens.
-
-    Args:
-        curves: rows of :func:`kvray.results.losses.curves`.
-        palette: colours of the models.
-        head: title and subtitle.
-    """
+    """Draw a panel per model, the first :data:`SHOWN`: integers and words where it has both, else all tokens."""
     models = sorted(curves["model"].unique().to_list(), key=palette.place)[:SHOWN]
     has_all_parts = pl.col("part").n_unique().over("model") == len(PARTS)
     shown = pl.when(has_all_parts).then(pl.col("part") != "all").otherwise(pl.col("part") == "all")
     rows = curves.filter(pl.col("model").is_in(models)).filter(shown)
     with style():
-        figure, made = facets(len(models), (10.1, 2.3), head, "training done")
-        for place, (panel, model) in enumerate(zip(made, models, strict=True)):
+        figure, axes = facets(len(models), (10.1, 2.3), head, "training done")
+        for place, (panel, model) in enumerate(zip(axes, models, strict=True)):
             _scale(panel, rows)
             ends = []
             colour = palette.colour(model)

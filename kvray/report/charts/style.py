@@ -5,8 +5,6 @@ has a marker of its own besides, so no meaning rests on colour alone. Colours na
 (:mod:`kvray.report.blocks`); fills of heatmaps and bars bring the colour of the text on them and stay as they are.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -66,7 +64,7 @@ def render(figure: Any, kind: str) -> bytes:
 
 
 def style() -> AbstractContextManager[None]:
-    """Return the context in which every figure is made and rendered."""
+    """Return the context in which every figure is drawn and rendered."""
     from matplotlib import rc_context
 
     context: AbstractContextManager[None] = rc_context(
@@ -143,12 +141,12 @@ def facets(
         margin: added to the height, in inches.
     """
     lines = -(-number // columns)
-    figure, made = panels((size[0], size[1] * lines + margin), (lines, columns), head)
-    for place, panel in enumerate(made):
+    figure, axes = panels((size[0], size[1] * lines + margin), (lines, columns), head)
+    for place, panel in enumerate(axes):
         panel.set_visible(place < number)
         if place + columns >= number:
             panel.set_xlabel(below)
-    return figure, made[:number]
+    return figure, axes[:number]
 
 
 def on(fill: Any) -> str:

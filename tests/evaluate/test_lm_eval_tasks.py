@@ -8,14 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import harness_files
+import benchmark_files
 import numpy as np
 import pytest
-from harness_cells import benchmark, likelihoods
+from benchmark_cells import benchmark, likelihoods
 
 from kvray.errors import CellError, InputError
+from kvray.evaluate.engines import vllm
+from kvray.evaluate.engines.base import Reply, Request
 from kvray.evaluate.lm_eval import requests, scores, tasks
-from kvray.evaluate.lm_eval.requests import Encoder, Read, Reading
+from kvray.evaluate.lm_eval.requests import Encoder, Reading
 from kvray.models.reference import load_tokenizer, resolve
 from kvray.tasks.lm_eval import LmEval
 
@@ -40,8 +42,8 @@ def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_the_task_files_ask_the_tiny_worlds_facts() -> None:
-    for name, content in harness_files.files().items():
-        assert (harness_files.HOME / name).read_text() == content, "run tests/evaluate/harness_files.py"
+    for name, content in benchmark_files.files().items():
+        assert (benchmark_files.HOME / name).read_text() == content, "run tests/evaluate/benchmark_files.py"
 
 
 def test_sources_follow_every_file_and_nothing_else(tmp_path: Path) -> None:
@@ -106,11 +108,11 @@ def test_what_cannot_be_asked_is_an_error_before_anything_is(
 def test_benchmarks_that_are_not_offered_are_refused(
     old: str, new: str, message: str, tmp_path: Path, tokenizer: Any
 ) -> None:
-    text = (harness_files.HOME / "tiny_cloze.yaml").read_text()
+    text = (benchmark_files.HOME / "tiny_cloze.yaml").read_text()
     if "perplexity" in new:
         text = text.replace("higher_is_better: true", "higher_is_better: false")
     (tmp_path / "x.yaml").write_text(text.replace(old, new))
-    for name, content in harness_files.files().items():
+    for name, content in benchmark_files.files().items():
         (tmp_path / name).write_text(content)
     task = LmEval(benchmark="tiny_cloze", include_path=str(tmp_path), shots=2 if "num_fewshot" in new else None)
     with pytest.raises(CellError, match=message):
@@ -118,7 +120,7 @@ def test_benchmarks_that_are_not_offered_are_refused(
 
 
 def test_data_that_are_not_there_are_an_error_that_names_the_benchmark(tmp_path: Path, tokenizer: Any) -> None:
-    (tmp_path / "x.yaml").write_text((harness_files.HOME / "tiny_qa.yaml").read_text())
+    (tmp_path / "x.yaml").write_text((benchmark_files.HOME / "tiny_qa.yaml").read_text())
     with pytest.raises(CellError, match="benchmark tiny_qa: lm-evaluation-harness cannot load it"):
         tasks.load(LmEval(benchmark="tiny_qa", include_path=str(tmp_path)), tokenizer)
 
@@ -134,7 +136,6 @@ def test_local_data_are_read_quietly_and_without_any_network(
     assert [row.id for row in loaded.rows] == [
         f"tiny_letters_{name}-{number}" for name in ("birthplace", "emblem", "trade") for number in range(3)
     ]
-    assert loaded.examples["example_id"].to_pylist() == [row.id for row in loaded.rows]
     captured = capfd.readouterr()
     assert captured.out == captured.err == ""
 
@@ -154,29 +155,32 @@ def test_shots_are_the_tasks_own_or_ours_and_follow_the_seed(tokenizer: Any) -> 
 def test_options_of_one_token_share_a_reading_and_longer_ones_have_their_own(tokenizer: Any) -> None:
     letters = tasks.load(benchmark("tiny_letters", limit=1), tokenizer)
     (reading,) = next(Encoder(tokenizer, letters.task, 4096).encode(letters.rows))
-    assert reading.kind == "choose" and reading.requests == (0, 1, 2, 3)
-    assert [tokenizer.decode([token]) for token in reading.labels] == [" A", " B", " C", " D"]
-    assert tokenizer.decode(reading.prompt) == letters.rows[0].requests[0].args[0]
+    assert reading.request.kind == "choose" and reading.numbers == (0, 1, 2, 3)
+    assert [tokenizer.decode([token]) for token in reading.request.labels] == [" A", " B", " C", " D"]
+    assert tokenizer.decode(reading.request.tokens) == letters.rows[0].requests[0].args[0]
 
     choice = tasks.load(benchmark("tiny_choice", limit=1), tokenizer)
     readings = next(Encoder(tokenizer, choice.task, 4096).encode(choice.rows))
-    assert [reading.kind for reading in readings] == ["score"] * 4
-    for reading, request in zip(readings, choice.rows[0].requests, strict=True):
-        assert tokenizer.decode(reading.prompt[reading.context :]) == request.args[1]
-        assert tokenizer.decode(reading.prompt[: reading.context]) == request.args[0]
+    assert [reading.request.kind for reading in readings] == ["score"] * 4
+    for reading, asked in zip(readings, choice.rows[0].requests, strict=True):
+        request = reading.request
+        assert tokenizer.decode(request.tokens[request.context :]) == asked.args[1]
+        assert tokenizer.decode(request.tokens[: request.context]) == asked.args[0]
 
 
 def test_prompts_over_the_length_lose_their_beginning_and_nothing_else(tokenizer: Any) -> None:
     for name, spare in (("tiny_steps", 24), ("tiny_choice", 1), ("tiny_letters", 1)):
         loaded = tasks.load(benchmark(name, limit=1, shots=5 if name == "tiny_letters" else None), tokenizer)
         whole = next(Encoder(tokenizer, loaded.task, 4096).encode(loaded.rows))[0]
-        limit = len(whole.prompt) + spare - 3
+        before = whole.request
+        limit = len(before.tokens) + spare - 3
         cut = next(Encoder(tokenizer, loaded.task, limit).encode(loaded.rows))[0]
-        lost = cut.cut
+        lost, after = cut.cut, cut.request
         assert whole.cut == 0 and lost >= 3
-        assert np.array_equal(cut.prompt, whole.prompt[lost:])
-        assert len(cut.prompt) + cut.max_tokens <= limit
-        assert len(cut.prompt) - cut.context == len(whole.prompt) - whole.context or cut.kind != "score"
+        assert np.array_equal(after.tokens, before.tokens[lost:])
+        assert len(after.tokens) + after.max_tokens <= limit
+        scored = (len(after.tokens) - after.context, len(before.tokens) - before.context)
+        assert scored[0] == scored[1] or after.kind != "score"
     with pytest.raises(CellError, match="leaves no room for a prompt in 24"):
         next(Encoder(tokenizer, benchmark("tiny_steps", length=24), 4096).encode(_rows("tiny_steps", tokenizer)))
 
@@ -252,27 +256,36 @@ def test_a_groups_aggregate_weighs_subtasks_by_size(tokenizer: Any) -> None:
     assert found["tiny_letters"]["acc,none"] == pytest.approx((24 * 0.25 + 16 * 0.25 + 20) / 60)
 
 
-def test_outputs_become_responses() -> None:
+def test_outputs_of_vllm_become_replies_and_these_responses() -> None:
     logprobs = [None, *({token: SimpleNamespace(logprob=-float(token), rank=token)} for token in (2, 1, 3))]
     written = SimpleNamespace(finish_reason="length", token_ids=[9], text="")
     output = SimpleNamespace(outputs=[written], num_cached_tokens=4, prompt_logprobs=logprobs)
     prompt = np.array([7, 2, 1, 3], np.int32)
-    assert requests.read(Reading("score", prompt, (5,), context=2), output) == Read(((5, (-4.0, False)),), 4, 0, "stop")
-    assert requests.read(
-        Reading("score", prompt[:3], (0,), context=2),
-        SimpleNamespace(outputs=[written], num_cached_tokens=0, prompt_logprobs=logprobs[:3]),
-    ).responses == ((0, (-1.0, True)),)
-    chosen = requests.read(
-        Reading("choose", prompt, (0, 1), labels=(3, 4)), likelihoods({3: -1.5, 4: -0.5, 9: -0.1}, 9)
-    )
-    assert chosen.responses == ((0, (-1.5, False)), (1, (-0.5, False)))
+
+    def responses(reading: Reading, reply: Reply, count: int) -> list[Any]:
+        asked = SimpleNamespace(requests=[None] * count)
+        return requests.responses(asked, [reading], [reply])  # type: ignore[arg-type]
+
+    score = Request(prompt, kind="score", context=2)
+    reply = vllm.reply(score, output)
+    assert reply == Reply(4, 4, 0, None, "stop", ((-1.0, True), (-3.0, False)))
+    assert responses(Reading(score), reply, 1) == [(-4.0, False)]
+    shorter = SimpleNamespace(outputs=[written], num_cached_tokens=0, prompt_logprobs=logprobs[:3])
+    assert responses(Reading(score), vllm.reply(Request(prompt[:3], kind="score", context=2), shorter), 1) == [
+        (-1.0, True)
+    ]
+    choose = Request(prompt, kind="choose", labels=(3, 4))
+    chosen = vllm.reply(choose, likelihoods({3: -1.5, 4: -0.5, 9: -0.1}, 9))
+    assert responses(Reading(choose, (0, 1)), chosen, 2) == [(-1.5, False), (-0.5, False)]
     written = SimpleNamespace(finish_reason="stop", token_ids=[1, 2], text="yes. no\n")
     output = SimpleNamespace(outputs=[written], num_cached_tokens=0, prompt_logprobs=None)
-    made = requests.read(Reading("generate", prompt, (0,), stop=("\n", ".")), output)
-    assert made == Read(((0, "yes"),), 0, 2, "stop")
+    generate = Request(prompt, stop=("\n", "."))
+    made = vllm.reply(generate, output)
+    assert made == Reply(4, 0, 2, "yes. no\n", "stop")
+    assert responses(Reading(generate, stop=("\n", ".")), made, 1) == ["yes"]
     written.finish_reason = "abort"
     with pytest.raises(RuntimeError, match="abort"):
-        requests.read(Reading("generate", prompt, (0,)), output)
+        vllm.reply(generate, output)
 
 
 def test_a_chat_template_without_system_messages_is_noted() -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 import evaluate_store as made
 import pyarrow as pa
 import pytest
+from test_chat import texts
 
-from kvray.errors import CellError
-from kvray.evaluate.openai import evaluate, replies
-from kvray.evaluate.orders import Order
+from kvray.evaluate.assignments import Assignment
+from kvray.evaluate.job import evaluate
 from kvray.evaluate.worker import Worker
 from kvray.models.openai import ApiError
 from kvray.models.reference import BUNDLED, BaseModelRef, resolve
@@ -106,18 +106,18 @@ def test_vllms_server_answers_as_an_engine_of_ours(tmp_path: Path, monkeypatch: 
     log = tmp_path / "server.log"
     with served(log) as (url, process):
         # Meanwhile, the same in this process.
-        order = Order(tiny, None, (cells[here],), {}, 0, 1, Runtime(max_model_len=LENGTH), 0, 1)
-        Worker(order, here, lambda rows: None).run()
+        assignment = Assignment(tiny, (cells[here],), Runtime(max_model_len=LENGTH))
+        Worker(assignment, here, lambda done, total, note="": None).run()
         wait_for(url, process, log)
         given = Runtime(api_base_url=f"{url}/v1", api_retries=2)
         (outcome,) = evaluate([cells[there]], there, base, given)
         assert outcome.error is None
         monkeypatch.setenv("OPENAI_API_KEY", "another-key-9876543210")
         with pytest.raises(ApiError, match="refuses the key"):
-            replies(base, ["Hello"], 3, given)
+            texts(["Hello"], given, base)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        with pytest.raises(CellError, match="no model 'other'"):
-            replies(replace(base, location="other"), ["Hello"], 3, given)
+        with pytest.raises(ApiError, match="no model 'other'"):
+            texts(["Hello"], given, replace(base, location="other"))
     assert process.returncode is not None
     ours, theirs = (store.read_table(cells[store].id).to_pylist() for store in (here, there))
     same = ("example_id", "finish_reason", "answer", "score", "outcome", "output_tokens")

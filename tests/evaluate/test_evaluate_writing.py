@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 
 from kvray.errors import CellError
-from kvray.evaluate import chunks
-from kvray.evaluate.chunks import CHUNK_ROWS, Reply
-from kvray.evaluate.desk import Desk, job_of
-from kvray.evaluate.writing import write
+from kvray.evaluate import chunks, worker
+from kvray.evaluate.assignments import Assignment
+from kvray.evaluate.chunks import CHUNK_ROWS
+from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request
+from kvray.evaluate.engines.chat import ChatEngine
+from kvray.evaluate.job import write
 from kvray.generate.job import generate
-from kvray.models.reference import BaseModelRef, resolve
+from kvray.models.reference import load_tokenizer, resolve
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, Kind, WritingJob
 from kvray.store.fingerprint import fingerprint
@@ -66,14 +67,59 @@ def store(tmp_path: Path) -> Store:
 
 
 def prompts_of(cell: Artefact) -> list[str]:
-    return job_of(cell).task.to_write(token_counter(BASE))
+    assert isinstance(cell.params, WritingJob)
+    return cell.params.task.to_write(token_counter(BASE))
 
 
-def said(prompts: list[str], text: str = "yes") -> list[Reply]:
-    return [Reply(5, None, 2, text, "stop") for _ in prompts]
+class Yes(Engine):
+    """Answers yes.
+
+    Attributes:
+        asked: by all engines of a test.
+    """
+
+    asked: ClassVar[list[str]] = []
+    limit = 2048
+
+    def start(self, length: int) -> None:
+        """Load nothing."""
+
+    def info(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Say that it is no vLLM."""
+        return {"vllm": "x"}
+
+    def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
+        """Yield as many answers as there are requests."""
+        tokenizer = load_tokenizer(BASE)
+        for key, request in requests:
+            self.asked.append(tokenizer.decode(request.tokens, skip_special_tokens=True))
+            yield key, Reply(5, None, 2, "yes", "stop")
 
 
-def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_again(store: Store) -> None:
+@pytest.fixture
+def yes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every writer says yes; returns the prompts that they were asked."""
+    monkeypatch.setattr(worker, "engine_class", lambda base, runtime: Yes)
+    monkeypatch.setattr(Yes, "asked", [])
+    return Yes.asked
+
+
+def do(store: Store, cells: Sequence[Artefact], part: int = 0, parts: int = 1) -> list[int]:
+    """Do an assignment of writings; return the rows reported."""
+    done: list[int] = []
+
+    def report(rows: int, total: int, note: str = "") -> None:
+        done.append(rows)
+
+    worker.Worker(
+        Assignment(BASE, tuple(cells), Runtime(), counted_by=BASE, part=part, parts=parts), store, report
+    ).run()
+    return done
+
+
+def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_again(
+    store: Store, yes: list[str]
+) -> None:
     cell = writing_of(mdqa(questions=2 * CHUNK_ROWS))
     prompts = prompts_of(cell)
     assert len(prompts) == 3 * CHUNK_ROWS
@@ -81,51 +127,44 @@ def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_aga
     store.write_table(cell.id, chunks.chunk_name(1), chunk_of([*prompts[1:], "other"], 1, "other"))
     whole = Path(store.path(cell.id, chunks.chunk_name(0))).read_bytes()
     Path(store.path(cell.id, chunks.chunk_name(2))).write_bytes(whole[:2000])
-    done: list[int] = []
-    desk = Desk(store, [cell], BASE, 0, 1, done.append)
-    assert [(parcel.index, parcel.prompts) for parcel in desk.parcels] == [
-        (1, prompts[CHUNK_ROWS : 2 * CHUNK_ROWS]),
-        (2, prompts[2 * CHUNK_ROWS :]),
-    ]
-    for parcel in desk.parcels:
-        assert store.manifest(cell.id) is None
-        desk.finish(parcel, said(parcel.prompts), {"seconds": 1.5, "engine": {"vllm": "x"}})
-    assert done == [CHUNK_ROWS, 2 * CHUNK_ROWS, 3 * CHUNK_ROWS]
+    assert do(store, [cell]) == [CHUNK_ROWS, 2 * CHUNK_ROWS, 3 * CHUNK_ROWS]
+    assert len(yes) == 2 * CHUNK_ROWS
+    assert all(prompt.split()[-9:] == text.split()[-9:] for prompt, text in zip(prompts[CHUNK_ROWS:], yes, strict=True))
     table = store.read_table(cell.id)
     assert table["index"].to_pylist() == list(range(len(prompts))) and table["prompt"].to_pylist() == prompts
     assert table["text"].to_pylist() == ["old"] * CHUNK_ROWS + ["yes"] * 2 * CHUNK_ROWS
     manifest = store.manifest(cell.id)
     assert manifest is not None
-    facts = {name: manifest.measurements[name] for name in ("rows", "cut_off", "output_tokens", "seconds", "engines")}
-    assert facts == {"rows": 768, "cut_off": 0, "output_tokens": 256 + 1024, "seconds": 3.0, "engines": [{"vllm": "x"}]}
+    facts = {name: manifest.measurements[name] for name in ("rows", "cut_off", "output_tokens", "engines")}
+    assert facts == {"rows": 768, "cut_off": 0, "output_tokens": 256 + 1024, "engines": [{"vllm": "x"}]}
+    assert manifest.measurements["seconds"] >= 0
 
 
-def test_parts_share_the_chunks_and_the_last_one_commits(store: Store) -> None:
+def test_parts_share_the_chunks_and_the_last_one_commits(store: Store, yes: list[str]) -> None:
     cells = [writing_of(mdqa(questions=2 * CHUNK_ROWS)), writing_of(mdqa(questions=20))]
-    desks = [Desk(store, cells, BASE, part, 2, lambda _: None) for part in range(2)]
-    dealt = [(parcel.cell.id, parcel.index) for desk in desks for parcel in desk.parcels]
-    assert sorted(dealt) == sorted([*((cells[0].id, index) for index in range(3)), (cells[1].id, 0)])
-    for desk in desks:
-        for parcel in desk.parcels:
-            desk.finish(parcel, said(parcel.prompts), {})
+    small = len(prompts_of(cells[1]))
+    assert [do(store, cells, part, 2)[-1] for part in range(2)] == [2 * CHUNK_ROWS, CHUNK_ROWS + small]
+    assert len(yes) == 3 * CHUNK_ROWS + small
     assert store.states([cell.id for cell in cells], verify=True) == {cell.id: "committed" for cell in cells}
 
 
-def test_a_whole_writing_without_a_manifest_is_committed_without_an_engine(store: Store) -> None:
+def test_a_whole_writing_without_a_manifest_is_committed_without_an_engine(store: Store, yes: list[str]) -> None:
     cell = writing_of(mdqa(questions=20))
     store.write_table(cell.id, chunks.chunk_name(0), chunk_of(prompts_of(cell), 0, "old"))
-    assert Desk(store, [cell], BASE, 0, 1, lambda _: None).parcels == []
-    assert store.state(cell.id) == "committed"
+    do(store, [cell])
+    assert store.state(cell.id) == "committed" and not yes
 
 
-def test_one_writing_that_cannot_be_asked_or_whose_writer_is_unknown_fails_alone(store: Store, tmp_path: Path) -> None:
+def test_one_writing_that_cannot_be_asked_or_whose_writer_is_unknown_fails_alone(
+    store: Store, tmp_path: Path, yes: list[str]
+) -> None:
     corpus = tmp_path / "short.txt"
     corpus.write_text("One sentence.")
     cells = [writing_of(mdqa(questions=20))]
     short = In2(source=str(corpus), question_writer="kvray-tiny")
     cells.append(planned("writing", short, WritingJob(short, "kvray-tiny")))
-    desk = Desk(store, cells, BASE, 0, 1, lambda _: None)
-    assert [parcel.cell.id for parcel in desk.parcels] == [cells[0].id]
+    do(store, cells)
+    assert store.state(cells[0].id) == "committed" and store.state(cells[1].id) == "missing"
     assert b"Give a longer source" in (store.read_document(f"failures/{cells[1].id}.json") or b"")
     (outcome,) = write([writing_of(mdqa(answer_writer="nobody"), "nobody")], store, BASE, Runtime())
     assert "'nobody' is no bundled model" in str(outcome.error)
@@ -134,25 +173,29 @@ def test_one_writing_that_cannot_be_asked_or_whose_writer_is_unknown_fails_alone
 def test_a_writer_behind_an_api_is_asked_without_ray_and_its_error_leaves_what_it_wrote(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    asked: list[str] = []
 
-    def replies(ref: BaseModelRef, prompts: list[str], max_tokens: int, runtime: Runtime) -> list[Reply]:
-        assert (ref.location, max_tokens) == ("gpt", Mdqa.WRITING_TOKENS)
-        asked.append(len(prompts))
-        if len(asked) == 2:
+    async def ask(engine: ChatEngine, request: Request) -> Reply:
+        assert (engine.serving.base.location, request.max_tokens) == ("gpt", Mdqa.WRITING_TOKENS)
+        asked.append(request.text)
+        if len(asked) == CHUNK_ROWS + 20:
             raise CellError("429: over quota")
-        return [Reply(9, None, 4, f"to {prompt[-9:]}", "stop" if at else "length") for at, prompt in enumerate(prompts)]
+        return Reply(9, None, 4, f"to {request.text[-9:]}", "length" if request.text == prompts[3] else "stop")
 
-    monkeypatch.setitem(sys.modules, "kvray.evaluate.openai", SimpleNamespace(replies=replies))
+    monkeypatch.setattr(ChatEngine, "_ask", ask)
     cell = writing_of(mdqa(answer_writer="openai:gpt"), "openai:gpt")
-    (outcome,) = write([cell], store, BASE, Runtime())
-    assert outcome.error == "429: over quota" and store.manifest(cell.id) is None
-    (outcome,) = write([cell], store, BASE, Runtime())
-    assert outcome.error is None and asked == [CHUNK_ROWS, 44, 44]
+    prompts, runtime = prompts_of(cell), Runtime(api_base_url="http://127.0.0.1:9/v1", api_concurrency=1)
+    (outcome,) = write([cell], store, BASE, runtime)
+    assert outcome.error == f"prompt {CHUNK_ROWS + 19}: 429: over quota" and store.manifest(cell.id) is None
+    assert asked == prompts[: CHUNK_ROWS + 20]
+    (outcome,) = write([cell], store, BASE, runtime)
+    assert outcome.error is None and asked[CHUNK_ROWS + 20 :] == prompts[CHUNK_ROWS:]
     table = store.read_table(cell.id)
-    whole = [f"to {prompt[-9:]}" for prompt in prompts_of(cell)]
-    whole[0] = whole[CHUNK_ROWS] = ""  # the first of each call was cut off, so it is of no use
+    whole = [f"to {prompt[-9:]}" for prompt in prompts]
+    whole[3] = ""  # cut off, so it is of no use
     assert writing.texts(table) == whole and table["output_tokens"].to_pylist() == [4] * 300
+    manifest = store.manifest(cell.id)
+    assert manifest is not None and manifest.measurements["engines"][0]["model"] == "gpt"
 
 
 @pytest.mark.slow

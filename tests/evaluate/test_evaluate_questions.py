@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from kvray.errors import InputError
-from kvray.evaluate import prompts as requests
+from kvray.evaluate import questions
+from kvray.evaluate.questions import DatasetQuestions
 from kvray.models.reference import load_tokenizer, resolve
 from kvray.tasks.qa.recall import Recall
 
@@ -15,7 +16,7 @@ from kvray.tasks.qa.recall import Recall
 def test_prompts_are_encoded_as_the_chat_template_encodes_them_one_by_one() -> None:
     tokenizer = load_tokenizer(resolve("kvray-tiny"))
     prompts = made.example_table(300)["prompt"].to_pylist()
-    encoded = requests.encode(tokenizer, prompts)
+    encoded = questions.encode(tokenizer, prompts)
     assert len(encoded) == 300
     for prompt, ids in zip(prompts[::50], encoded[::50], strict=True):
         user = [{"role": "user", "content": prompt}]
@@ -29,29 +30,44 @@ def test_a_tokenizer_without_a_chat_template_is_named() -> None:
     tokenizer = load_tokenizer(resolve("kvray-tiny"))
     tokenizer.chat_template = None
     with pytest.raises(InputError, match=r"kvray-tiny.*no chat template"):
-        requests.encode(tokenizer, ["hello"])
+        questions.encode(tokenizer, ["hello"])
 
 
 def test_the_order_of_asking_is_by_question_then_position_whatever_the_order_of_rows() -> None:
     table = made.example_table(20)
     shuffled = table.take(np.random.default_rng(3).permutation(20))
-    ordered = requests.ask_order(shuffled)
+    ordered = questions.ask_order(shuffled)
     assert ordered["example_id"].to_pylist() == table["example_id"].to_pylist()
     pairs = list(zip(ordered["question_id"].to_pylist(), ordered["position"].to_pylist(), strict=True))
     assert pairs == sorted(pairs)
 
 
 def test_a_prompt_fits_only_together_with_its_longest_answer() -> None:
-    prompt = np.zeros(156, np.int32)
-    assert requests.fits(prompt, 100, 256)
-    assert not requests.fits(prompt, 101, 256)
+    tokenizer = load_tokenizer(resolve("kvray-tiny"))
+    examples, task = made.example_table(1), Recall()
+    needed = len(questions.encode(tokenizer, examples["prompt"].to_pylist())[0]) + task.MAX_OUTPUT_TOKENS
+    for limit, requests in ((needed, 1), (needed - 1, 0)):
+        asked = DatasetQuestions(examples, task)
+        asked.prepare([0], tokenizer, limit)
+        assert len(asked.requests(0)) == requests
 
 
 def test_an_engine_is_as_long_as_its_longest_request_rounded_up_but_never_longer_than_the_model() -> None:
-    assert requests.engine_length([30, 129], 32768) == 192
-    assert requests.engine_length([30, 250], 251) == 251
-    assert requests.engine_length([], 4096) == requests.ROUNDING
+    assert questions.engine_length([30, 129], 32768) == 192
+    assert questions.engine_length([30, 250], 251) == 251
+    assert questions.engine_length([], 4096) == questions.ROUNDING
 
 
 def test_a_task_says_how_its_answers_end() -> None:
-    assert requests.decoding(Recall()) == requests.Decoding(Recall.MAX_OUTPUT_TOKENS, Recall.STOP)
+    asked = DatasetQuestions(made.example_table(2), Recall(), system="Be brief.")
+    asked.prepare(range(2), load_tokenizer(resolve("kvray-tiny")), 256)
+    (request,) = asked.requests(1)
+    assert (request.kind, request.max_tokens, request.stop) == ("generate", Recall.MAX_OUTPUT_TOKENS, Recall.STOP)
+
+
+def test_an_engine_that_reads_text_gets_the_prompt_with_the_system_message() -> None:
+    examples = made.example_table(2)
+    asked = DatasetQuestions(examples, Recall(), system="Be brief.")
+    asked.prepare([1], None, 0)
+    (request,) = asked.requests(1)
+    assert request.text == examples["prompt"][1].as_py() and request.system == "Be brief." and not len(request.tokens)

@@ -9,41 +9,51 @@ import numpy as np
 import pytest
 
 from kvray.errors import CellError
-from kvray.evaluate import prompts as requests
+from kvray.evaluate import questions
+from kvray.evaluate.adapters import Probe, pick
 from kvray.evaluate.engines import vllm_settings
-from kvray.evaluate.engines.vllm import Adapter, Engine, Question
-from kvray.evaluate.probe import Probe, pick
+from kvray.evaluate.engines.base import Adapter, Request, Serving
+from kvray.evaluate.engines.vllm import VllmEngine
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.sweep.model import Runtime
 
 pytestmark = pytest.mark.slow
-DECODING = requests.Decoding(8, ())
+MOST = 8
 
 
 @pytest.fixture(scope="module")
-def engine(base: BaseModelRef) -> Engine:
-    vllm_settings.prepare_environment(gpu=False, cpus=2)
+def engine(base: BaseModelRef, adapters: dict[str, Path]) -> VllmEngine:
+    VllmEngine.prepare(gpus=0, cpus=2)
     with pytest.MonkeyPatch.context() as patch:
         # Half of the longest request: prompts are read in chunks, as those of 24K tokens are with 4,096 at a time.
         patch.setattr(vllm_settings, "CPU_BATCH_TOKENS", made.MODEL_LENGTH // 2)
         # Two places for three adapters, so that they take turns.
-        return Engine(vllm_settings.settings(base, Runtime(max_loras=2), 0, None, [4, 4, 4]), made.MODEL_LENGTH)
+        engine = VllmEngine(Serving(base, None, Runtime(max_loras=2)))
+        for number, kind in enumerate(("real", "other", "zero"), 1):
+            engine.add(Adapter(kind, number, adapters[kind]))
+        assert engine.limit == made.MODEL_LENGTH
+        engine.start(made.MODEL_LENGTH)
+        return engine
 
 
 @pytest.fixture(scope="module")
 def prompts(base: BaseModelRef) -> list[np.ndarray]:
-    return requests.encode(load_tokenizer(base), made.example_table(40)["prompt"].to_pylist())
+    return questions.encode(load_tokenizer(base), made.example_table(40)["prompt"].to_pylist())
 
 
 @pytest.fixture(scope="module")
-def loaded(engine: Engine, adapters: dict[str, Path]) -> dict[str, Adapter]:
+def loaded(engine: VllmEngine, adapters: dict[str, Path]) -> dict[str, Adapter]:
     kinds = ["real", "other", "zero", "lost", "cut"]
     return {kind: Adapter(f"{kind}-{number}", number, adapters[kind]) for number, kind in enumerate(kinds, 1)}
 
 
-def test_every_question_is_answered_once_within_its_length(engine: Engine, prompts: list[np.ndarray]) -> None:
-    questions = [(i, Question(prompts[i % 40], DECODING)) for i in range(600)]
-    got = dict(engine.answer(questions))
+def ask(prompt: np.ndarray, adapter: Adapter | None = None) -> Request:
+    return Request(prompt, max_tokens=MOST, adapter=adapter)
+
+
+def test_every_question_is_answered_once_within_its_length(engine: VllmEngine, prompts: list[np.ndarray]) -> None:
+    asked = [(i, ask(prompts[i % 40])) for i in range(600)]
+    got = dict(engine.answer(asked))
     assert sorted(got) == list(range(600))
     for number, reply in got.items():
         assert reply.prompt_tokens == len(prompts[number % 40])
@@ -52,19 +62,21 @@ def test_every_question_is_answered_once_within_its_length(engine: Engine, promp
 
 
 def test_a_prompt_that_is_read_in_chunks_is_answered_as_transformers_does(
-    engine: Engine, base: BaseModelRef, loaded: dict[str, Adapter]
+    engine: VllmEngine, base: BaseModelRef, loaded: dict[str, Adapter]
 ) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    length = made.MODEL_LENGTH - DECODING.max_tokens
+    length = made.MODEL_LENGTH - MOST
     prompts = np.random.default_rng(0).integers(3, 1000, (6, length)).astype(np.int32)
     engine.load(loaded["real"])
     plain = AutoModelForCausalLM.from_pretrained(base.location)
     tokenizer, ends = load_tokenizer(base), set(plain.generation_config.eos_token_id)
     for adapter in (None, loaded["real"]):
-        got = dict(engine.answer((i, Question(prompt, DECODING, adapter)) for i, prompt in enumerate(prompts)))
+        got = dict(
+            engine.answer((i, Request(prompt, max_tokens=MOST, adapter=adapter)) for i, prompt in enumerate(prompts))
+        )
         model = PeftModel.from_pretrained(plain, str(adapter.path)) if adapter else plain
         ids = torch.from_numpy(prompts.astype(np.int64))
         said = [model.generate(row[None], do_sample=False, max_new_tokens=8, pad_token_id=0)[0] for row in ids]
@@ -73,15 +85,15 @@ def test_a_prompt_that_is_read_in_chunks_is_answered_as_transformers_does(
         assert np.mean([got[i].answer == text for i, text in enumerate(expected)]) > 0.8, (got, expected)
 
 
-def test_prompts_asked_again_come_from_the_prefix_cache(engine: Engine) -> None:
+def test_prompts_asked_again_come_from_the_prefix_cache(engine: VllmEngine) -> None:
     prompt = np.arange(100, 200, dtype=np.int32)
-    (_, first), (_, again) = (next(engine.answer([(0, Question(prompt, DECODING))])) for _ in range(2))
+    (_, first), (_, again) = (next(engine.answer([(0, ask(prompt))])) for _ in range(2))
     assert first.cached_tokens == 0
     assert again.cached_tokens is not None and again.cached_tokens >= 64
 
 
 def test_adapters_and_base_in_one_batch_say_what_each_says_alone(
-    engine: Engine, prompts: list[np.ndarray], loaded: dict[str, Adapter]
+    engine: VllmEngine, prompts: list[np.ndarray], loaded: dict[str, Adapter]
 ) -> None:
     # vLLM's own CPU kernels give the base rows of a mixed batch the last adapter.
     models = [None, loaded["real"], loaded["other"]]
@@ -91,17 +103,20 @@ def test_adapters_and_base_in_one_batch_say_what_each_says_alone(
         reply.answer
         for model in models
         for _, reply in sorted(
-            engine.answer((i, Question(prompts[i], DECODING, model)) for i in range(40)), key=lambda item: item[0]
+            engine.answer((i, ask(prompts[i], model)) for i in range(40)),
+            key=lambda item: item[0],
         )
     ]
-    asked = [(i + 40 * m, Question(prompts[i], DECODING, model)) for i in range(40) for m, model in enumerate(models)]
+    asked = [(i + 40 * m, ask(prompts[i], model)) for i in range(40) for m, model in enumerate(models)]
     mixed = [reply.answer for _, reply in sorted(engine.answer(asked), key=lambda item: item[0])]
     # Rounding may turn a near tie, so not every answer need be the same.
     assert np.mean([a == b for a, b in zip(apart, mixed, strict=True)]) > 0.9
     assert np.mean([a == b for a, b in zip(apart[:40], apart[40:80], strict=True)]) < 0.5
 
 
-def test_a_real_adapter_passes_its_probe(engine: Engine, prompts: list[np.ndarray], loaded: dict[str, Adapter]) -> None:
+def test_a_real_adapter_passes_its_probe(
+    engine: VllmEngine, prompts: list[np.ndarray], loaded: dict[str, Adapter]
+) -> None:
     probe = Probe(engine, pick(prompts))
     assert probe.tolerance < 1e-4
     for kind in ("real", "other"):
@@ -111,26 +126,27 @@ def test_a_real_adapter_passes_its_probe(engine: Engine, prompts: list[np.ndarra
 
 @pytest.mark.parametrize("kind", ["zero", "lost"])
 def test_an_adapter_that_touches_nothing_fails_its_probe(
-    engine: Engine, prompts: list[np.ndarray], loaded: dict[str, Adapter], kind: str
+    engine: VllmEngine, prompts: list[np.ndarray], loaded: dict[str, Adapter], kind: str
 ) -> None:
     # After the others, so that a slot is reused that held a real adapter.
     for other in ("real", "other"):
         engine.load(loaded[other])
-        engine.log_probabilities(prompts[:1], loaded[other])
+        Probe(engine, pick(prompts[:1])).check(loaded[other])
     with pytest.raises(CellError, match=f"{kind}-.*(changes nothing|cannot load it)"):
         engine.load(loaded[kind])
         Probe(engine, pick(prompts)).check(loaded[kind])
 
 
 def test_a_damaged_adapter_is_refused_and_the_engine_goes_on(
-    engine: Engine, prompts: list[np.ndarray], loaded: dict[str, Adapter]
+    engine: VllmEngine, prompts: list[np.ndarray], loaded: dict[str, Adapter]
 ) -> None:
     with pytest.raises(CellError, match="adapter cut-5: vLLM cannot load it"):
         engine.load(loaded["cut"])
-    assert len(dict(engine.answer([(0, Question(prompts[0], DECODING, loaded["real"]))]))) == 1
+    assert len(dict(engine.answer([(0, ask(prompts[0], loaded["real"]))]))) == 1
 
 
-def test_the_record_tells_version_and_flags_but_no_path(engine: Engine, base: BaseModelRef) -> None:
-    assert engine.facts["vllm"] and engine.facts["dtype"] == "float32"
-    assert engine.facts["flags"]["max_lora_rank"] == 8
-    assert str(Path(base.location).parent) not in str(engine.facts)
+def test_the_record_tells_version_and_flags_but_no_path(engine: VllmEngine, base: BaseModelRef) -> None:
+    info = engine.info(None)
+    assert info["vllm"] and info["dtype"] == "float32"
+    assert info["flags"]["max_lora_rank"] == 8
+    assert str(Path(base.location).parent) not in str(info)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from api_server import FAULTS, KEY, NAMED_DELAY_S, Api, serving
 import kvray.models.openai
 from kvray.errors import CellError, InputError
 from kvray.evaluate import chunks
-from kvray.evaluate.openai import evaluate, replies
+from kvray.evaluate.engines.base import Request, Serving
+from kvray.evaluate.engines.chat import ChatEngine
+from kvray.evaluate.job import evaluate
+from kvray.evaluate.questions import NO_TOKENS
 from kvray.models.openai import Address, ApiError, address
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
@@ -57,8 +61,17 @@ def runtime(api: Api, **given: Any) -> Runtime:
     return Runtime(api_base_url=api.url, **given)
 
 
-def texts(prompts: list[str], given: Runtime, **asked: Any) -> list[str | None]:
-    return [reply.answer for reply in replies(BASE, prompts, 9, given, **asked)]
+def texts(prompts: list[str], given: Runtime, base: BaseModelRef = BASE, **asked: Any) -> list[str | None]:
+    """Return the answers to prompts in their order; raises what an answer could not be given for."""
+    with closing(ChatEngine(Serving(base, None, given))) as engine:
+        engine.start(0)
+        requests = [(at, Request(NO_TOKENS, prompt, max_tokens=9, **asked)) for at, prompt in enumerate(prompts)]
+        answers: dict[int, str | None] = {}
+        for at, reply in engine.answer(requests):
+            if isinstance(reply, CellError):
+                raise reply
+            answers[at] = reply.answer
+    return [answers[at] for at in range(len(prompts))]
 
 
 def cell(store: Store, rows: int, name: str = "facts", finetune: str | None = None) -> Artefact:
@@ -164,7 +177,7 @@ def test_a_wrong_key_is_one_clear_error_at_once(
 def test_no_key_is_an_error_for_openai_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
-        replies(BASE, ["a"], 3, Runtime())
+        texts(["a"], Runtime())
     with serving(key="EMPTY") as open_api:
         assert texts(["Hello"], runtime(open_api)) == ["You said Hello."]
 
@@ -267,7 +280,7 @@ def test_a_quota_that_is_used_up_is_not_asked_again(api: Api) -> None:
 def test_replies_come_in_the_order_of_the_prompts(api: Api) -> None:
     prompts = [f"prompt {i}" for i in range(40)]
     api.faults, api.answer, api.refuses = ("empty",), lambda messages: messages[-1]["content"].upper(), {"seed"}
-    found = texts(prompts, runtime(api, api_concurrency=7), stop=["\n"], system="Shout.")
+    found = texts(prompts, runtime(api, api_concurrency=7), stop=("\n",), system="Shout.")
     assert found == [prompt.upper() for prompt in prompts]
     last = api.chats[-1]
     assert last["stop"] == ["\n"] and last["max_tokens"] == 9 and last["messages"][0]["content"] == "Shout."

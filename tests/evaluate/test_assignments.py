@@ -8,9 +8,9 @@ import evaluate_store as made
 import pytest
 
 from kvray.errors import CellError, ResourceError
-from kvray.evaluate import orders
+from kvray.evaluate.adapters import model_directory
+from kvray.evaluate.assignments import is_full, place
 from kvray.evaluate.engines import vllm_settings
-from kvray.evaluate.placement import place
 from kvray.models.reference import resolve
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
@@ -73,14 +73,14 @@ def test_the_kind_of_a_finetune_is_told_by_its_files(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("{}")
     lora, full = (made.finetune(store, name, tmp_path / name) for name in ("lora", "full"))
-    assert not orders.is_full(store, lora)
-    assert orders.is_full(store, full)
-    assert orders.model_directory(store.fetch(full, tmp_path / "copy")).name == full.rpartition("/")[2]
+    assert not is_full(store, lora)
+    assert is_full(store, full)
+    assert model_directory(store.fetch(full, tmp_path / "copy")).name == full.rpartition("/")[2]
 
 
 def test_the_rank_of_an_adapter_is_its_largest(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "rank_pattern": {"q_proj": 32}}')
-    assert orders.real_rank(tmp_path) == 32
+    assert vllm_settings.adapter_rank(tmp_path) == 32
     (tmp_path / "adapter_config.json").write_text('{"r": ')
     with pytest.raises(CellError, match="no readable adapter configuration"):
-        orders.real_rank(tmp_path)
+        vllm_settings.adapter_rank(tmp_path)

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import harness_files
+import benchmark_files
 
+from kvray.errors import CellError
+from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request
 from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.fingerprint import fingerprint
 from kvray.store.store import artefact_id
@@ -16,7 +18,7 @@ from kvray.tasks.lm_eval import LmEval
 
 def benchmark(name: str, **knobs: Any) -> LmEval:
     """Return the task of one of our own benchmarks."""
-    return LmEval(benchmark=name, include_path=str(harness_files.HOME), **knobs)
+    return LmEval(benchmark=name, include_path=str(benchmark_files.HOME), **knobs)
 
 
 def cell(task: LmEval, finetune_id: str | None = None) -> Artefact:
@@ -39,27 +41,33 @@ def cell(task: LmEval, finetune_id: str | None = None) -> Artefact:
     )
 
 
-class StubEngine:
-    """Answers readings by a rule; dies when told.
+class StubEngine(Engine):
+    """Answers requests by a rule; dies when told.
 
     Attributes:
-        asked: readings answered so far by all engines of a test.
+        asked: requests answered so far by all engines of a test.
     """
 
     asked: ClassVar[int] = 0
     lives: ClassVar[int | None] = None
-    rule: ClassVar[Callable[[Any], Any]]
+    rule: ClassVar[Callable[[Request], Reply]]
+    limit = 2048
 
-    def __init__(self, settings: Any, max_model_len: int) -> None:
-        self.facts: dict[str, Any] = {"stub": max_model_len}
+    def start(self, length: int) -> None:
+        """Note the length."""
+        self.length = length
 
-    def stream(self, requests: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-        """Yield what the rule makes of each request's reading."""
+    def info(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Return the length."""
+        return {"stub": self.length}
+
+    def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
+        """Yield what the rule makes of each request."""
         for key, request in requests:
             if StubEngine.lives is not None and StubEngine.asked >= StubEngine.lives:
                 raise RuntimeError("the engine died")
             StubEngine.asked += 1
-            yield key, type(self).rule(request.params)
+            yield key, type(self).rule(request)
 
 
 def likelihoods(values: dict[int, float], likeliest: int) -> Any:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import benchmark_files
 import evaluate_store as made
-import harness_files
 import pytest
-from harness_cells import StubEngine, benchmark, cell, likelihoods
+from benchmark_cells import StubEngine, benchmark, cell
 
-from kvray.evaluate import chunks, job, worker
-from kvray.evaluate.engines import vllm_settings
-from kvray.evaluate.lm_eval import requests
-from kvray.evaluate.lm_eval import tasks as harness_tasks
-from kvray.evaluate.lm_eval.worker import run_cells
-from kvray.evaluate.orders import Order
+from kvray.evaluate import chunks, worker
+from kvray.evaluate.assignments import Assignment, assign_predictions
+from kvray.evaluate.engines.base import Reply, Request
+from kvray.evaluate.lm_eval import tasks as lm_eval_tasks
 from kvray.models.reference import resolve
 from kvray.planning.artefacts import Artefact
 from kvray.store.schemas import PREDICTIONS_SCHEMA
@@ -34,17 +31,13 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubEngine]]:
     """A stub in place of vLLM, whose answer to all letters is A; chunks of 16 rows; no tasks but ours."""
     from lm_eval.tasks import TaskManager
 
-    def always_a(reading: Any) -> Any:
-        first, *others = reading.labels
-        return likelihoods({first: -0.5, **dict.fromkeys(others, -2.0)}, first)
+    def always_a(request: Request) -> Reply:
+        scored = tuple((-2.0 if at else -0.5, not at) for at in range(len(request.labels)))
+        return Reply(len(request.tokens), 0, 0, None, "stop", scored)
 
-    monkeypatch.setattr(harness_tasks, "_manager", lambda path: TaskManager(include_path=path, include_defaults=False))
+    monkeypatch.setattr(lm_eval_tasks, "_manager", lambda path: TaskManager(include_path=path, include_defaults=False))
     monkeypatch.setattr(chunks, "CHUNK_ROWS", CHUNK)
-    monkeypatch.setattr(worker, "Engine", StubEngine)
-    monkeypatch.setattr(vllm_settings, "check_platform", lambda gpu: None)
-    monkeypatch.setattr(vllm_settings, "model_config", lambda chosen: SimpleNamespace(max_model_len=2048))
-    monkeypatch.setattr(vllm_settings, "prepare_environment", lambda gpu, cpus: None)
-    monkeypatch.setattr(requests, "params", lambda reading: reading)
+    monkeypatch.setattr(worker, "engine_class", lambda base, runtime: StubEngine)
     monkeypatch.setattr(StubEngine, "rule", staticmethod(always_a), raising=False)
     monkeypatch.setattr(StubEngine, "asked", 0)
     monkeypatch.setattr(StubEngine, "lives", None)
@@ -52,10 +45,15 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubEngine]]:
 
 
 def do(store: Store, *cells: Artefact, part: int = 0, parts: int = 1) -> list[int]:
-    """Do an order of benchmarks by kvray-tiny; return the rows reported."""
+    """Do an assignment of benchmarks by kvray-tiny; return the rows reported."""
     reported: list[int] = []
-    order = Order(resolve("kvray-tiny"), None, cells, {}, part, parts, Runtime(), 0, 2, True)
-    run_cells(order, store, reported.append)
+
+    def report(done: int, total: int, note: str = "") -> None:
+        assert done <= total
+        reported.append(done)
+
+    assignment = Assignment(resolve("kvray-tiny"), cells, Runtime(), part=part, parts=parts, cpus=2)
+    worker.Worker(assignment, store, report).run()
     return reported
 
 
@@ -66,7 +64,7 @@ def test_a_cell_has_a_row_per_question_and_the_harnesss_facts(stub: type[StubEng
     assert table.schema.names == PREDICTIONS_SCHEMA.names and table.num_rows == 60
     rows = table.to_pylist()
     assert rows[0]["example_id"] == rows[0]["question_id"] == "tiny_letters_birthplace-0"
-    assert {row["subtask"] for row in rows} == {f"tiny_letters_{name}" for name in harness_files.PEOPLE}
+    assert {row["subtask"] for row in rows} == {f"tiny_letters_{name}" for name in benchmark_files.PEOPLE}
     assert all(row["answer"] == "A" and row["task"] == "lm_eval" for row in rows)
     assert all((row["references"] == ["A"]) == (row["score"] == 1.0) == (row["outcome"] == "right") for row in rows)
     assert all(row["position"] is None and row["output_tokens"] == 0 and row["prompt_tokens"] > 50 for row in rows)
@@ -134,12 +132,12 @@ def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
     assert b"is no score" in (store.read_document(f"failures/{bad.id}.json") or b"")
 
 
-def test_benchmarks_have_orders_of_their_own(tmp_path: Path) -> None:
+def test_benchmarks_have_engines_of_their_own(tmp_path: Path) -> None:
     store, base = Store(tmp_path), resolve("kvray-tiny")
     data = made.dataset(store, made.example_table(4))
     ordinary, general = made.predictions(store, data, None), cell(benchmark("tiny_qa"))
-    orders = job.plan_orders([ordinary, general], store, base, Runtime(), 1.0, 0.0, 1)
-    assert {order.benchmarks: order.cells for order in orders} == {False: (ordinary,), True: (general,)}
+    made_of = assign_predictions([ordinary, general], store, base, Runtime())
+    assert [assignment.cells for assignment in made_of] == [(ordinary,), (general,)]
 
 
 @pytest.mark.slow
@@ -150,8 +148,8 @@ def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(harness_files.HOME), include_defaults=False)
-    monkeypatch.setattr(harness_tasks, "_manager", lambda path: manager)
+    manager = TaskManager(include_path=str(benchmark_files.HOME), include_defaults=False)
+    monkeypatch.setattr(lm_eval_tasks, "_manager", lambda path: manager)
     store, base = Store(tmp_path / "store"), resolve("kvray-tiny")
     adapter = made.make_adapter(base, tmp_path / "adapter", strength=0.05)
     finetune = made.finetune(store, "real", adapter)
@@ -168,7 +166,7 @@ def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
     for model, adapted in ((None, {}), (finetune, {"peft": str(adapter)})):
         lm = HFLM(pretrained=base.location, device="cpu", dtype="float32", batch_size=32, **adapted)
         for name, task in tasks.items():
-            with contextlib.chdir(harness_files.HOME):
+            with contextlib.chdir(benchmark_files.HOME):
                 theirs = simple_evaluate(
                     lm,
                     tasks=[name],

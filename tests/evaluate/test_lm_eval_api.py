@@ -7,20 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness_cells import benchmark, cell
+from benchmark_cells import benchmark, cell
 
 from kvray.errors import CellError
-from kvray.evaluate import chunks, openai
-from kvray.evaluate.chunks import Labels, Reply
-from kvray.evaluate.lm_eval import api as harness_api
-from kvray.evaluate.lm_eval import rows, tasks
+from kvray.evaluate import chunks, job
+from kvray.evaluate.engines.base import Reply, Request, too_long
+from kvray.evaluate.engines.chat import ChatEngine
+from kvray.evaluate.lm_eval import tasks
+from kvray.evaluate.lm_eval.questions import BenchmarkQuestions
 from kvray.models.reference import BaseModelRef
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 from kvray.tasks import world
 
 pytest.importorskip("lm_eval")
-LABELS = Labels("s", "gsm8k", "lm_eval", "openai:some", None, None, None, None)
+LABELS = {"sweep": "s", "evaluation": "gsm8k", "task": "lm_eval", "base_model": "openai:some"}
+
+
+def asked_of_an_api(name: str, **knobs: Any) -> BenchmarkQuestions:
+    asked = BenchmarkQuestions(benchmark(name, **knobs), None)
+    asked.prepare(range(len(asked)), None, 0)
+    return asked
 
 
 @pytest.fixture(autouse=True)
@@ -37,28 +44,27 @@ def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_what_an_api_cannot_answer_is_refused_and_names_what_it_can() -> None:
     for name in ("tiny_choice", "tiny_letters", "tiny_cloze"):
         with pytest.raises(CellError, match="gsm8k, triviaqa, nq_open"):
-            harness_api.load(cell(benchmark(name)))
+            asked_of_an_api(name)
     with pytest.raises(CellError, match="the API applies its own"):
-        harness_api.load(cell(benchmark("tiny_qa", chat_template=True)))
+        asked_of_an_api("tiny_qa", chat_template=True)
 
 
 def test_replies_become_scored_rows_and_those_that_did_not_fit_are_no_score(tmp_path: Path) -> None:
     store, steps = Store(tmp_path), cell(benchmark("tiny_steps", limit=4))
-    loaded = harness_api.load(steps)
-    asked = harness_api.examples(loaded)
-    assert asked["example_id"].to_pylist() == [f"tiny_steps-{number}" for number in range(4)]
-    assert asked["prompt"][0].as_py().count("####") == 5
-    how = harness_api.decoding(loaded, 0)
-    assert (how.max_tokens, how.stop) == (24, ("Question:", "</s>"))
+    asked = asked_of_an_api("tiny_steps", limit=4)
+    assert asked.keys == [f"tiny_steps-{number}" for number in range(4)]
+    (request,) = asked.requests(0)
+    assert request.text.count("####") == 5
+    assert (request.max_tokens, request.stop) == (24, ("Question:", "</s>"))
 
-    right = [row.document["answers"][0] for row in loaded.rows]
+    right = [row.document["answers"][0] for row in asked.benchmark.rows]
     replies = [
         Reply(90, None, 9, f"So.\n#### {right[0]}\nQuestion: another\n#### no", "stop"),
         Reply(91, 64, 24, f"{right[1]}, of course", "length"),
-        chunks.too_long(0),
+        too_long(0),
         Reply(93, None, 3, f"#### {right[3]}", "stop"),
     ]
-    table = harness_api.table(LABELS, loaded, range(4), replies, {"seconds": 1.0, "engine": {"api": "x"}})
+    table = asked.table(range(4), [[reply] for reply in replies], LABELS, {"seconds": 1.0, "engine": {"api": "x"}})
     assert table["score"].to_pylist() == [1.0, 0.0, None, 1.0]
     assert table["outcome"].to_pylist() == ["right", "wrong", None, "right"]
     assert table["answer"][0].as_py() == f"So.\n#### {right[0]}\n" and table["answer"][2].as_py() is None
@@ -67,7 +73,7 @@ def test_replies_become_scored_rows_and_those_that_did_not_fit_are_no_score(tmp_
     assert len(table["references"][2].as_py()) == 1
 
     store.write_table(steps.id, chunks.chunk_name(0), table)
-    assert rows.commit_if_whole(store, steps, loaded)
+    assert chunks.commit_if_whole(store, steps, asked)
     facts = store.manifest(steps.id).measurements  # type: ignore[union-attr]
     assert facts["rows"] == 4 and facts["too_long"] == 1 and facts["accuracy"] == pytest.approx(2 / 3)
     assert facts["harness"]["subtasks"]["tiny_steps"]["run"] == 3
@@ -75,12 +81,14 @@ def test_replies_become_scored_rows_and_those_that_did_not_fit_are_no_score(tmp_
 
 
 def test_no_more_stop_texts_are_sent_than_an_api_takes_and_the_others_cut_all_the_same() -> None:
-    loaded = harness_api.load(cell(benchmark("tiny_qa", limit=1)))
-    loaded.rows[0].requests[0].args[1]["until"] = ["1", "2", "3", "4", "\n"]
-    assert harness_api.decoding(loaded, 0).stop == ("1", "2", "3", "4")
-    answer = loaded.rows[0].document["answers"][0]
+    asked = BenchmarkQuestions(benchmark("tiny_qa", limit=1), None)
+    (row,) = asked.benchmark.rows
+    row.requests[0].args[1]["until"] = ["1", "2", "3", "4", "\n"]
+    asked.prepare([0], None, 0)
+    assert asked.requests(0)[0].stop == ("1", "2", "3", "4")
+    answer = row.document["answers"][0]
     reply = Reply(9, None, 9, f"{answer}\nor not", "stop")
-    assert harness_api.table(LABELS, loaded, range(1), [reply], {})["score"].to_pylist() == [1.0]
+    assert asked.table(range(1), [[reply]], LABELS, {})["score"].to_pylist() == [1.0]
 
 
 def test_an_api_evaluation_asks_benchmarks_and_fails_alone_on_those_it_cannot_answer(
@@ -88,28 +96,24 @@ def test_an_api_evaluation_asks_benchmarks_and_fails_alone_on_those_it_cannot_an
 ) -> None:
     asked: list[str] = []
 
-    class Oracle:
-        """Knows the emblems of the tiny world."""
+    async def ask(engine: ChatEngine, request: Request) -> Reply:
+        """Answer as one does who knows the emblems of the tiny world."""
+        asked.append(request.text)
+        engine._served["some"].add("some-1")
+        name = request.text.removesuffix("?\nAnswer:").rpartition(" of ")[2]
+        person = next(at for at in range(20) if world.name_of("known", at) == name)
+        return Reply(50, None, 5, f"#### {world.known_value(person, 'emblem')}", "stop")
 
-        def __init__(self, api: Any) -> None:
-            self.served: dict[str, set[str]] = {"some": {"some-1"}}
-
-        async def ask(self, ask: Any) -> Reply:
-            asked.append(ask.prompt)
-            name = ask.prompt.removesuffix("?\nAnswer:").rpartition(" of ")[2]
-            person = next(at for at in range(20) if world.name_of("known", at) == name)
-            return Reply(50, None, 5, f"#### {world.known_value(person, 'emblem')}", "stop")
-
-    monkeypatch.setattr(openai, "Chat", Oracle)
+    monkeypatch.setattr(ChatEngine, "_ask", ask)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 8)
     store = Store(tmp_path)
     base = BaseModelRef("openai:some", "some", None, "openai:some")
     steps, choice = cell(benchmark("tiny_steps")), cell(benchmark("tiny_choice"))
     runtime = Runtime(api_base_url="http://127.0.0.1:9/v1")
-    good, bad = openai.evaluate([steps, choice], store, base, runtime)
+    good, bad = job.evaluate([steps, choice], store, base, runtime)
     assert good.error is None and "gsm8k, triviaqa, nq_open" in (bad.error or "")
     assert store.read_table(steps.id)["score"].to_pylist() == [1.0] * 16 and len(asked) == 16
     facts = store.manifest(steps.id).measurements  # type: ignore[union-attr]
     assert facts["harness"]["aggregates"]["tiny_steps"]["exact_match,strict-match"] == 1.0
     assert facts["engines"][0]["served"] == ["some-1"]
-    assert openai.evaluate([steps], store, base, runtime)[0].error is None and len(asked) == 16
+    assert job.evaluate([steps], store, base, runtime)[0].error is None and len(asked) == 16

@@ -1,0 +1,168 @@
+"""Who answers what: cells grouped into assignments, one per engine, and what one engine takes of a cluster."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from kvray.errors import InputError, KvrayError, ResourceError, StoreError
+from kvray.evaluate.adapters import finetune_of
+from kvray.evaluate.engines.base import ADAPTER_CONFIG, MODEL_CONFIG
+from kvray.models.reference import BaseModelRef
+from kvray.planning.artefacts import Artefact, PredictionsJob, read_document
+from kvray.store import failures
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one engine is to answer.
+
+    Attributes:
+        base: the base model, or the writer.
+        cells: predictions or writings, in the order in which they are to be answered.
+        runtime: where and how.
+        full: id of the full finetune that is served in place of the base; None for the base and its adapters.
+        sweeps: name of a sweep per cell id, for the column ``sweep``.
+        counted_by: the model whose tokenizer measures the prompts of writings; None for predictions.
+        part: which of the ``parts`` engines this is; it takes every parts-th chunk.
+        parts: engines that share these cells.
+        gpus: GPUs of this engine.
+        cpus: CPUs of this engine.
+    """
+
+    base: BaseModelRef
+    cells: tuple[Artefact, ...]
+    runtime: Runtime
+    full: str | None = None
+    sweeps: Mapping[str, str] = field(default_factory=dict)
+    counted_by: BaseModelRef | None = None
+    part: int = 0
+    parts: int = 1
+    gpus: float = 0.0
+    cpus: float = 1.0
+
+    @property
+    def rows(self) -> float:
+        """Planned rows of this part; the number of questions of an lm_eval benchmark is an estimate."""
+        return sum(cell.rows for cell in self.cells) / self.parts
+
+    def labels(self, cell: Artefact) -> dict[str, Any]:
+        """Return the columns that are the same in all rows of a cell."""
+        job = cell.params
+        if not isinstance(job, PredictionsJob):
+            return {}
+        return {
+            "sweep": self.sweeps.get(cell.id, ""),
+            "evaluation": job.evaluation,
+            "task": job.task.task,
+            "base_model": self.base.name,
+            "mixture": cell.labels.get("mixture"),
+            "finetune": cell.labels.get("finetune"),
+            "seed": cell.labels.get("seed"),
+            "adapter": job.finetune_id.rpartition("/")[2] if job.finetune_id else None,
+        }
+
+
+def assign_predictions(
+    artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime
+) -> list[Assignment]:
+    """Group predictions: the base and all its adapters in one assignment, each full finetune in one of its own.
+
+    Benchmarks of lm-evaluation-harness are apart: their prompts are of other lengths, and a benchmark that cannot be
+    loaded holds up no other evaluation. A cell whose finetune is not committed is noted as failed.
+    """
+    groups: dict[tuple[str | None, bool], list[Artefact]] = {}
+    for artefact in artefacts:
+        finetune = finetune_of(artefact)
+        try:
+            full = finetune if finetune is not None and is_full(store, finetune) else None
+        except KvrayError as error:
+            failures.note(store, artefact.id, str(error))
+            continue
+        own = isinstance(artefact.params, PredictionsJob) and artefact.params.task.BRINGS_EXAMPLES
+        groups.setdefault((full, own), []).append(artefact)
+    sweeps = sweeps_of(store, {artefact.id for artefact in artefacts})
+    return [
+        # By adapter, so that an engine changes adapters as rarely as it can; the base comes first.
+        Assignment(base, tuple(sorted(cells, key=lambda cell: finetune_of(cell) or "")), runtime, full, sweeps)
+        for (full, _), cells in groups.items()
+    ]
+
+
+def share(assignments: Sequence[Assignment], cpus: float, gpus: float, at_once: int) -> list[Assignment]:
+    """Return one assignment per engine: with fewer than ``at_once``, each is shared by several engines."""
+    parts = math.ceil(at_once / len(assignments)) if assignments else 1
+    return [
+        replace(each, part=part, parts=parts, gpus=gpus, cpus=cpus) for each in assignments for part in range(parts)
+    ]
+
+
+def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]]) -> tuple[float, float, int]:
+    """Return CPUs and GPUs of one engine, and how many engines may run at a time.
+
+    Args:
+        runtime: what was asked for.
+        nodes: resources of every node that the cluster has or its autoscaler may add.
+
+    Raises:
+        ResourceError: no node can hold one engine.
+    """
+    most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+    gpus = runtime.gpus_per_engine
+    if gpus is None:
+        gpus = float(runtime.tensor_parallel) if most_gpus else 0.0
+    if gpus and runtime.tensor_parallel > 1 and gpus != runtime.tensor_parallel:
+        raise ResourceError(
+            f"GPU: runtime.tensor_parallel {runtime.tensor_parallel} needs as many GPUs per engine, "
+            f"found runtime.gpus_per_engine {gpus:g}"
+        )
+    able = [node for node in nodes if node.get("GPU", 0.0) >= gpus]
+    if not able:
+        raise ResourceError(
+            f"GPU: one engine needs {gpus:g} on one node, the largest node has {most_gpus:g}; "
+            "lower runtime.gpus_per_engine or runtime.tensor_parallel"
+        )
+    most_cpus = max(node.get("CPU", 0.0) for node in able)
+    cpus = runtime.cpus_per_engine
+    if cpus is None:
+        # Engines share their nodes evenly; a node with fewer CPUs than engines runs them one after the other.
+        cpus = max(1.0, most_cpus // math.ceil(runtime.engines / len(able)))
+    if most_cpus < cpus:
+        raise ResourceError(
+            f"CPU: one engine needs {cpus:g} on one node, the largest node has {most_cpus:g}; "
+            "lower runtime.cpus_per_engine"
+        )
+    fit = sum(
+        int(min(node.get("CPU", 0.0) // cpus, node.get("GPU", 0.0) // gpus if gpus else math.inf)) for node in able
+    )
+    return cpus, gpus, max(1, min(runtime.engines, fit))
+
+
+def is_full(store: Store, finetune_id: str) -> bool:
+    """Return whether a committed finetune is a whole model rather than an adapter.
+
+    Raises:
+        StoreError: it is not committed.
+    """
+    manifest = store.manifest(finetune_id)
+    if manifest is None:
+        raise StoreError(f"{finetune_id} is not committed; kvray run makes it")
+    names = {PurePosixPath(entry.name).name for entry in manifest.files}
+    return ADAPTER_CONFIG not in names and MODEL_CONFIG in names
+
+
+def sweeps_of(store: Store, ids: set[str]) -> dict[str, str]:
+    """Return, per artefact, the first sweep of the store that plans it: a label, which readers rewrite."""
+    names: dict[str, str] = {}
+    for document in store.documents("sweeps/"):
+        try:
+            planned = read_document(store.read_document(document) or b"").artefacts
+        except InputError:
+            continue  # another program's document; labels are no reason to stop
+        for artefact in planned:
+            if artefact.id in ids:
+                names.setdefault(artefact.id, document.removeprefix("sweeps/").removesuffix(".json"))
+    return names
