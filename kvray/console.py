@@ -1,4 +1,4 @@
-"""What the terminal shows: progress of long work (a bar, or plain lines where there is no terminal) and text tables."""
+"""What a terminal or a notebook shows: progress of long work (a bar, a line drawn again, or plain lines) and tables."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import html
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from math import floor
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 5.0
 """Seconds between two plain lines of one piece of work (the first and the last are always printed)."""
+NOTEBOOK_INTERVAL_S = 0.5
+"""The same in a notebook, which draws one line again and again."""
 GAP = "  "
 """Between two columns of a table."""
 WIDE = 80
@@ -50,18 +53,19 @@ def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
 
             yield move
         return
+    show, interval = (_notebook_line(), NOTEBOOK_INTERVAL_S) if in_notebook() else (say, PLAIN_INTERVAL_S)
     started = time.monotonic()
-    last = started - PLAIN_INTERVAL_S
+    last = started - interval
     known = total
 
     def advance(done: float, note: str = "", total: float | None = None) -> None:
         nonlocal last, known
         known = known if total is None else total
         now = time.monotonic()
-        if done < known and now - last < PLAIN_INTERVAL_S:
+        if done < known and now - last < interval:
             return
         last = now
-        say(f"kvray: {label}: {floor(done)}/{known:.0f} {unit} {now - started:.0f}s {note}".rstrip())
+        show(f"kvray: {label}: {floor(done)}/{known:.0f} {unit} {now - started:.0f}s {note}".rstrip())
 
     yield advance
 
@@ -69,6 +73,18 @@ def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
 def moves() -> bool:
     """Return whether standard error is a terminal that can redraw a line; TERM=dumb says that it cannot."""
     return sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+
+
+def in_notebook() -> bool:
+    """Return whether a notebook's kernel runs this process: no terminal, but it can draw a line again."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def _notebook_line() -> Callable[[str], None]:
+    handle = import_module("IPython.display").display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda text: handle.update({"text/plain": text}, raw=True)
 
 
 def _bar() -> Progress:

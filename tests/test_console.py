@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 import terminals
+
+from kvray import console
 
 WORK = """
 import time
@@ -62,3 +66,23 @@ def test_what_is_piped_gets_plain_lines() -> None:
     done = subprocess.run(COMMAND, capture_output=True, text=True, check=True, env={**os.environ, "FORCE_COLOR": "1"})
     assert "\x1b" not in done.stderr and done.stdout == "the end\n"
     assert done.stderr.startswith("kvray: evaluate: 0/100 rows 0s 33% loss 1.859")
+
+
+def test_a_notebook_draws_one_line_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn: list[str] = []
+
+    def display(data: dict[str, str], raw: bool, display_id: bool) -> SimpleNamespace:
+        assert raw and display_id
+        return SimpleNamespace(update=lambda data, raw: drawn.append(data["text/plain"]))
+
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    ipython = {"get_ipython": lambda: shell}
+    monkeypatch.setitem(sys.modules, "IPython", cast(ModuleType, SimpleNamespace(**ipython)))
+    monkeypatch.setitem(sys.modules, "IPython.display", cast(ModuleType, SimpleNamespace(display=display)))
+    with console.track("evaluate", 100) as advance:
+        for done in (0, 1, 100):
+            advance(done, "a note")
+    assert drawn == ["kvray: evaluate: 0/100 rows 0s a note", "kvray: evaluate: 100/100 rows 0s a note"]
+    assert capsys.readouterr() == ("", "")
+    shell.config.clear()
+    assert not console.in_notebook()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -14,6 +15,7 @@ import pytest
 from made_sweeps import commit_sweep
 
 import kvray
+import kvray.results
 from kvray.errors import InputError
 from kvray.evaluate.assignments import Assignment
 from kvray.evaluate.engines import base as engines
@@ -94,20 +96,50 @@ def test_another_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         engine_class(base, Runtime(engine="pathlib:Path"))
 
 
-def python(*words: str, folder: Path) -> str:
-    """Run a Python program in a folder; return what it prints."""
-    root = str(PAGE.parents[1])
-    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+def python(*words: str, folder: Path, package: Path = PAGE.parents[1]) -> str:
+    """Run a Python program in a folder, with the kvray of another; return what it prints."""
+    path = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+COLUMN = """
+import kvray.results
+from kvray.evaluate.engines.base import Reply
+from kvray.evaluate.questions import DatasetQuestions
+from kvray.tasks import Recall
+from kvray.tasks.base import examples
+
+names = ["a", "b"]
+columns = {name: names for name in ("example_id", "question_id", "prompt", "answer")}
+asked = examples({**columns, "references": [["x"]] * 2, "units": [0, 0], "prompt_tokens": [1, 1]})
+replies = [[Reply(1, 0, 3, "Ada Quill, I think", "stop")], [Reply(9, None, 0, None, "too_long")]]
+labels = dict.fromkeys(("sweep", "evaluation", "task", "base_model"), "")
+print(DatasetQuestions(asked, Recall()).table(range(2), replies, labels, {})["answer_words"].to_pylist())
+results = kvray.results.open("store")
+print(results.predictions().collect()["answer_words"].unique().to_list())
+print(results.accuracy(["answer_words"]).height, len(results.compare()))
+"""
+
+
+def test_a_column_of_the_predictions(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    commit_sweep(store, mixtures=["ours"], seeds=(0,), questions=6)
+    compared = len(kvray.results.open(store).compare())
+    shutil.copytree(PAGE.parents[1] / "kvray", tmp_path / "kvray", ignore=shutil.ignore_patterns("__pycache__"))
+    text = PAGE.read_text().split("## A column of the predictions")[1].split("\n## ")[0]
+    column, computed = (block for language, block in _FENCE.findall(text) if language == "python")
+    schemas, questions = (tmp_path / name for name in re.findall(r"`(kvray/\S+\.py)`", text))
+    before, after = schemas.read_text().split("PREDICTIONS_SCHEMA = pa.schema(", 1)
+    end = "    ]\n"
+    schemas.write_text(f"{before}PREDICTIONS_SCHEMA = pa.schema({after.replace(end, column + end, 1)}")
+    lines = questions.read_text().splitlines(keepends=True)
+    at = next(at for at, line in enumerate(lines) if 'columns["outcome"] =' in line)
+    questions.write_text("".join([*lines[: at + 1], computed, *lines[at + 1 :]]))
+    printed = python("-c", COLUMN, folder=tmp_path, package=tmp_path)
+    assert printed == f"[4, None]\n[None]\n1 {compared}\n"
 
 
 def test_a_section_of_the_report(tmp_path: Path) -> None:

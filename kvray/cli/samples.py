@@ -11,8 +11,8 @@ from kvray.models.chat import messages
 from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolve
 from kvray.sweep import external
 from kvray.sweep import yaml as yaml_lines
+from kvray.sweep.blocks import check_task
 from kvray.sweep.document import Document
-from kvray.sweep.model import check_task
 from kvray.tasks import load_all
 from kvray.tasks.base import Task
 from kvray.tasks.lm_eval import LmEval

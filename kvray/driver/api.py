@@ -238,9 +238,10 @@ class SweepResult:
     def outcome(self) -> str:
         """Say in a line what the run did."""
         if self.failed:
+            planned = len(self.made) + self.cached + len(self.failed)
             return (
-                f"{len(self.failed)} artefacts of {self.sweep.name} failed, {len(self.made)} made, {self.cached} were "
-                "there; result.failed says why, and running again tries them again"
+                f"{len(self.failed)} of {planned} artefacts of {self.sweep.name} failed, {len(self.made)} made, "
+                f"{self.cached} were there; result.failed says why, and running again tries them again"
             )
         if not self.made:
             return f"nothing to do: all {self.cached} artefacts of {self.sweep.name} are committed in {self.store.uri}"

@@ -27,13 +27,7 @@ class Adapters:
     """Adapters of one engine, by the finetune that made them."""
 
     def __init__(self, store: Store, engine: Engine, scratch: Path) -> None:
-        """Start with none.
-
-        Args:
-            store: where they are.
-            engine: that serves them.
-            scratch: where local copies go.
-        """
+        """Start with none; copies of what is not on a local disk go to ``scratch``."""
         self._store = store
         self._engine = engine
         self._scratch = scratch
@@ -93,12 +87,7 @@ class Probe:
     """
 
     def __init__(self, engine: Engine, prompts: Sequence[NDArray[np.int32]]) -> None:
-        """Ask the base model twice.
-
-        Args:
-            engine: with no request under way.
-            prompts: from :func:`pick`.
-        """
+        """Ask the base model twice about prompts of :func:`pick`; the engine has no request under way."""
         self._engine = engine
         self._prompts = prompts
         self._base = self._log_probabilities(None)

@@ -46,11 +46,7 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
 def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
     """Make writings: ask each task's prompts of its writer, greedily, and commit the replies.
 
-    Args:
-        artefacts: of kind "writing".
-        store: where everything is.
-        base: the base model of the sweep, whose tokenizer the prompts were measured by.
-        runtime: where and how; engines are made as for evaluation.
+    Arguments are as of :func:`evaluate`; ``base`` is the sweep's, whose tokenizer the prompts were measured by.
 
     Returns:
         As of :func:`evaluate`; an API that serves nothing fails the writings of its model alone.
@@ -79,14 +75,7 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
 def outcome(
     artefact: Artefact, store: Store, assignments: Sequence[Assignment], crashes: Sequence[str | None]
 ) -> Outcome:
-    """Return how an artefact ended: by its manifest, by what a worker noted, or by what ended the work.
-
-    Args:
-        artefact: predictions or a writing.
-        store: where everything is.
-        assignments: all of them.
-        crashes: per assignment what ended it early, None if nothing did.
-    """
+    """Return how an artefact ended: by its manifest, by what a worker noted, or by what ended an assignment early."""
     try:
         if store.manifest(artefact.id) is not None:
             failures.delete(store, artefact.id)

@@ -96,13 +96,7 @@ class Prompts(Questions):
     """Questions of one user message each, encoded by the chat template."""
 
     def __init__(self, keys: Sequence[str], prompts: pa.ChunkedArray, like: Request) -> None:
-        """Take what is asked.
-
-        Args:
-            keys: per row.
-            prompts: per row, strings.
-            like: a request with what all have in common: decoding and system message.
-        """
+        """Take keys and prompts (strings) per row, and a request with what all have in common: decoding, system."""
         super().__init__(keys)
         self._prompts = prompts
         self._like = like
@@ -129,13 +123,7 @@ class DatasetQuestions(Prompts):
     """The examples of a dataset in the store, scored by their task."""
 
     def __init__(self, examples: pa.Table, task: Task, system: str | None = None) -> None:
-        """Take what is asked.
-
-        Args:
-            examples: the whole dataset, in any order.
-            task: scores the answers.
-            system: the message before each prompt, for an engine that reads text.
-        """
+        """Take a whole dataset, in any order; ``system`` goes before each prompt, for an engine that reads text."""
         self._examples = examples = ask_order(examples)
         like = Request(NO_TOKENS, system=system, max_tokens=task.MAX_OUTPUT_TOKENS, stop=task.STOP)
         super().__init__(examples["example_id"].to_pylist(), examples["prompt"], like)
@@ -162,8 +150,12 @@ class DatasetQuestions(Prompts):
         return chunks.with_info(self.SCHEMA, columns, labels, info)
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Return what :func:`kvray.evaluate.chunks.summarize` does."""
-        return chunks.summarize(tables)
+        """Return what :func:`kvray.evaluate.chunks.summarize` does, with what the task measures and its units' name.
+
+        Whoever reads the predictions need not know the task then (:mod:`kvray.results.profile`).
+        """
+        units = pc.unique(self._examples["units"]).to_pylist()
+        return {**chunks.summarize(tables), "measures": self._task.measures(units), "unit": self._task.UNIT}
 
 
 def ask_order(examples: pa.Table) -> pa.Table:

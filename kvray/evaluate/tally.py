@@ -16,14 +16,7 @@ class Tally:
     def __init__(
         self, advance: Advance, planned: Sequence[float], unit: str = "rows", waiting: str = "an engine starts"
     ) -> None:
-        """Start at none.
-
-        Args:
-            advance: moves the progress line.
-            planned: rows per assignment.
-            unit: of the rate.
-            waiting: shown until the first answer.
-        """
+        """Take the planned rows per assignment; ``waiting`` is shown until the first answer."""
         self.waiting = waiting
         self._advance = advance
         self._unit = unit

@@ -19,7 +19,7 @@ from kvray.errors import CellError, InputError, KvrayError
 from kvray.finetune.openai_jobs import GONE, JobSpec, Tuning, hyperparameters
 from kvray.finetune.storage import job_of, read_whole, select
 from kvray.models.chat import json_lines
-from kvray.models.openai import MODEL_FILE, Api, ApiError, RejectedError
+from kvray.models.openai import MODEL_FILE, Api, ApiError, RejectedError, run_async
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.store.store import Outcome, Store
@@ -57,7 +57,7 @@ def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
     api = Api(runtime.api_base_url, runtime.api_timeout_s, runtime.api_retries)
     with track("finetune", len(artefacts), "finetunes") as advance:
         stage = _Stage(artefacts, store, base, api, advance)
-        asyncio.run(stage.run(runtime.concurrent_finetunes or JOBS_AT_ONCE))
+        run_async(stage.run(runtime.concurrent_finetunes or JOBS_AT_ONCE))
     return [Outcome(artefact.id, stage.errors[artefact.id]) for artefact in artefacts]
 
 
@@ -124,7 +124,7 @@ class _Stage:
     async def _find_or_start(self, artefact: Artefact, note: dict[str, Any]) -> dict[str, Any]:
         """Return the job of a finetune without a noted one: the one at the API, or a new one."""
         params, tuning = job_of(artefact), Tuning(self.api)
-        spec = JobSpec.of(self.base.location, artefact.fingerprint, params.seed, params.finetune)
+        spec = JobSpec(self.base.location, artefact.fingerprint, params.seed, params.finetune)
         async with self.reading:
             data, mixture = await asyncio.to_thread(self._training_file, artefact)
         note |= {"api": self.api.address.url, "data": mixture}

@@ -28,29 +28,17 @@ _ABSENT = (404, 405)
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A job to create.
-
-    Attributes:
-        model: the base model's name at the API.
-        fingerprint: the finetune's, which identifies its job.
-        seed: the finetune's.
-        epochs: passes over the file.
-        batch_size: rows per step, or "auto".
-        learning_rate_multiplier: on the server's own learning rate, or "auto".
-    """
+    """A job to create: the base model's name at the API, and the finetune's fingerprint, which identifies the job."""
 
     model: str
     fingerprint: str
     seed: int
-    epochs: int
-    batch_size: int | str
-    learning_rate_multiplier: float | str
+    settings: Finetune
 
-    @classmethod
-    def of(cls, model: str, fingerprint: str, seed: int, settings: Finetune) -> JobSpec:
-        """Return the job of a finetune whose epochs are a whole number."""
-        multiplier = settings.api_learning_rate_multiplier
-        return cls(model, fingerprint, seed, round(settings.epochs), settings.api_batch_size, multiplier)
+    @property
+    def epochs(self) -> int:
+        """Passes over the file; the settings hold a whole number."""
+        return round(self.settings.epochs)
 
     @property
     def suffix(self) -> str:
@@ -60,10 +48,10 @@ class JobSpec:
     def body(self, file: str) -> dict[str, Any]:
         """Return the request that creates the job on an uploaded file; what is "auto" is left to the server."""
         hyperparameters: dict[str, Any] = {"n_epochs": self.epochs}
-        if self.batch_size != "auto":
-            hyperparameters["batch_size"] = self.batch_size
-        if self.learning_rate_multiplier != "auto":
-            hyperparameters["learning_rate_multiplier"] = self.learning_rate_multiplier
+        if self.settings.api_batch_size != "auto":
+            hyperparameters["batch_size"] = self.settings.api_batch_size
+        if self.settings.api_learning_rate_multiplier != "auto":
+            hyperparameters["learning_rate_multiplier"] = self.settings.api_learning_rate_multiplier
         return {
             "model": self.model,
             "training_file": file,

@@ -1,7 +1,7 @@
-"""Conversations to text by a model's chat template, as transformers words them, within a tenth of a second.
+"""Renders conversations by a model's chat template, as transformers does, within a tenth of a second.
 
 transformers' own renderer takes more than a second to import and its tokenizers ten, which is longer than a plan may
-take. This one has the same settings of jinja2; a template that it cannot read is left to transformers.
+take. This one uses jinja2 with the same settings; a template that it cannot parse is left to transformers.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ Conversation = Sequence[Mapping[str, str]]
 
 
 class ChatTemplate:
-    """Words conversations."""
+    """A chat template.
+
+    Args:
+        source: in jinja2's language.
+        special_tokens: the variables ``bos_token``, ``eos_token`` and so on.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        """Take a template.
-
-        Args:
-            source: in jinja2's language.
-            special_tokens: what it may name: ``bos_token``, ``eos_token``, ….
-        """
         self._source = source
-        self._known = dict(special_tokens)
-        self._template: Template | None = None
+        self._special_tokens = dict(special_tokens)
+        self._template: Template | None
         try:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError:
-            # transformers knows one more block, {% generation %}: words are left to it.
+            # transformers extends jinja2 by one block, {% generation %}.
             self._template = None
 
     def __call__(self, conversations: Sequence[Conversation], prompt: bool) -> list[str]:
@@ -42,33 +41,25 @@ class ChatTemplate:
 
         Args:
             conversations: messages with "role" and "content".
-            prompt: whether what comes before an answer is added.
+            prompt: whether to add what comes before an answer.
         """
-        if self._template is None:
-            return self._by_transformers(conversations, prompt)
-        return [
-            self._template.render(
-                messages=list(each), tools=None, documents=None, add_generation_prompt=prompt, **self._known
-            )
-            for each in conversations
-        ]
-
-    def _by_transformers(self, conversations: Sequence[Conversation], prompt: bool) -> list[str]:
+        chats = [list(messages) for messages in conversations]
+        options = {"add_generation_prompt": prompt, **self._special_tokens}
+        if self._template is not None:
+            return [self._template.render(messages=chat, tools=None, documents=None, **options) for chat in chats]
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        chats = [list(each) for each in conversations]
-        made = render_jinja_template(chats, chat_template=self._source, add_generation_prompt=prompt, **self._known)
-        texts: list[str] = made[0]
+        texts: list[str] = render_jinja_template(chats, chat_template=self._source, **options)[0]
         return texts
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    found = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    # jinja2's own filter escapes what HTML would read.
-    found.filters["tojson"] = _json
-    found.globals["raise_exception"] = _refuse
-    found.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return found
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    # jinja2's own filter escapes HTML.
+    environment.filters["tojson"] = _json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
 
 
 def _json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:

@@ -1,6 +1,6 @@
-"""What the files of a model tell of it without loading it: whether they are whole, how long its context is, its words.
+"""Facts about a model read from its files: whether they are complete, the length of its context, its chat template.
 
-Reading them takes milliseconds, importing the libraries that load a model takes ten seconds: a plan reads.
+Reading them takes milliseconds; importing the libraries that load a model takes ten seconds, too long for a plan.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-"""Files of which a tokenizer that transformers can load has at least one."""
+"""A tokenizer that transformers can load has at least one of these files."""
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
-"""All of a model on the hub that is needed to plan with it: not its weights."""
+"""The files of a model on the hub that a plan needs: all but the weights."""
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-"""Names under which configurations tell the length of the context."""
+"""Names under which configurations give the length of the context."""
 _STRETCHED_ALREADY = ("su", "longrope", "llama3")
-"""Kinds of rotary embeddings whose configuration tells the length after stretching; others are multiplied (vLLM)."""
+"""Kinds of rotary embeddings whose configuration gives the length after stretching; others are multiplied (vLLM)."""
 _UNADAPTED = ("norm", "ln_", "embed", "wte", "wpe", "lm_head")
 """Parts of the names of modules with weights that get no adapter."""
 _FUSED = ("expert", "moe")
@@ -29,13 +29,13 @@ _FUSED = ("expert", "moe")
 
 
 def problems(directory: Path, weights: bool = True) -> list[str]:
-    """Say what a model's directory lacks to be loaded; [] if nothing.
+    """Return what a model's directory lacks to be loaded.
 
     Args:
         directory: where its files are.
         weights: whether the weights are needed, or its tokenizer alone.
     """
-    found: list[str] = []
+    lacking: list[str] = []
     if not (directory / "config.json").is_file():
         return ["is a directory without config.json, so not a transformers model"]
     try:
@@ -43,40 +43,33 @@ def problems(directory: Path, weights: bool = True) -> list[str]:
     except ValueError as error:
         return [f"has a config.json that cannot be read: {error}"]
     if not any((directory / name).is_file() for name in TOKENIZERS):
-        found.append(
+        lacking.append(
             "has no tokenizer (tokenizer.json, or tokenizer.model); copy it from the model that this one was made of: "
             "AutoTokenizer.from_pretrained(THAT).save_pretrained(THIS)"
         )
     if weights:
-        found += _weight_problems(directory)
+        lacking += _weight_problems(directory)
         if not config.get("architectures"):
-            found.append("has a config.json without architectures, so vLLM cannot serve it; save the model again")
-    return found
+            lacking.append("has a config.json without architectures, so vLLM cannot serve it; save the model again")
+    return lacking
 
 
 def _weight_problems(directory: Path) -> list[str]:
-    for name in _INDEXES:
-        if not (directory / name).is_file():
-            continue
-        try:
-            listed = set(_mapping(directory / name)["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            return [f"has an unreadable {name} ({error})"]
-        missing = sorted(file for file in listed if not (directory / file).is_file())
-        if missing:
-            return [f"lacks {len(missing)} of {len(listed)} files of weights, {missing[0]} first"]
-        return []
-    if not any(True for pattern in _WEIGHTS for _ in directory.glob(pattern)):
+    index = next((name for name in _INDEXES if (directory / name).is_file()), None)
+    if index is None:
+        if any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
+            return []
         return ["has no weights (model.safetensors, or what model.safetensors.index.json lists)"]
-    return []
+    try:
+        listed = set(_mapping(directory / index)["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        return [f"has an unreadable {index} ({error})"]
+    missing = sorted(file for file in listed if not (directory / file).is_file())
+    return [f"lacks {len(missing)} of {len(listed)} files of weights, {missing[0]} first"] if missing else []
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object.
-
-    Raises:
-        ValueError: it is none, or cannot be read.
-    """
+    """Return the object in a JSON file; raise ValueError if there is none or it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -98,30 +91,30 @@ class ModelFiles:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """``config.json``, of a model of several kinds of input the part that reads text."""
-        whole = self._optional("config.json")
-        inner = whole.get("text_config")
-        return {**whole, **inner} if isinstance(inner, dict) else whole
+        """``config.json``; of a multimodal model, with the fields of its text part."""
+        config = self._optional("config.json")
+        text = config.get("text_config")
+        return {**config, **text} if isinstance(text, dict) else config
 
     @cached_property
-    def words(self) -> Mapping[str, Any]:
-        """``tokenizer_config.json``, and its special tokens from the file of their own that older models have."""
+    def tokenizer_config(self) -> Mapping[str, Any]:
+        """``tokenizer_config.json``, with the special tokens that older models have in a file of their own."""
         return {**self._optional("special_tokens_map.json"), **self._optional("tokenizer_config.json")}
 
     @property
     def trained_length(self) -> int | None:
-        """Tokens that a row to train on may have; None if the files do not say."""
+        """Most tokens of a row to train on; None if the files do not say."""
         length = self.config.get("max_position_embeddings")
         return length if isinstance(length, int) else None
 
     @property
     def served_length(self) -> int | None:
-        """Tokens, prompt and answer, that vLLM serves at most; None if the files do not say.
+        """Most tokens of prompt and answer that vLLM serves; None if the files do not say.
 
-        vllm/config/model.py: the configuration's length, stretched as its rotary embeddings are.
+        As in vllm/config/model.py: the configuration's length, stretched as its rotary embeddings are.
         """
-        told = [value for name in _LENGTHS if isinstance(value := self.config.get(name), int)]
-        if not told:
+        lengths = [value for name in _LENGTHS if isinstance(value := self.config.get(name), int)]
+        if not lengths:
             return None
         rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
         kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
@@ -131,37 +124,38 @@ class ModelFiles:
             if isinstance(kind.get("factor"), int | float)
             and kind.get("rope_type", kind.get("type")) not in _STRETCHED_ALREADY
         ]
-        return int(min(told) * max(factors, default=1.0))
+        return int(min(lengths) * max(factors, default=1.0))
 
     @property
     def chat_template(self) -> str | None:
-        """The template that words a conversation; None if the tokenizer has none."""
+        """The template that turns a conversation into text; None if the tokenizer has none."""
         file = self.directory / "chat_template.jinja"
         if file.is_file():
             return file.read_text(encoding="utf-8")
-        for found in (self.words.get("chat_template"), self._optional("chat_template.json").get("chat_template")):
-            if isinstance(found, str):
-                return found
-            if isinstance(found, list):
-                named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        for config in (self.tokenizer_config, self._optional("chat_template.json")):
+            template = config.get("chat_template")
+            if isinstance(template, str):
+                return template
+            if isinstance(template, list):
+                named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
                 return named.get("default")
         return None
 
     @property
     def special_tokens(self) -> dict[str, str]:
         """The texts of special tokens by name: ``bos_token``, ``eos_token`` and so on."""
-        named = {name: value for name, value in self.words.items() if name.endswith("_token")}
+        named = {name: value for name, value in self.tokenizer_config.items() if name.endswith("_token")}
         texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
         return {name: text for name, text in texts.items() if isinstance(text, str)}
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The ids that the configuration ends answers with, beside the tokenizer's own."""
+        """The ids that end an answer by the configuration, beside the tokenizer's own."""
         ends = self.config.get("eos_token_id")
         return frozenset(each for each in (ends if isinstance(ends, list) else [ends]) if isinstance(each, int))
 
     def module_names(self) -> frozenset[str]:
-        """Return the names of modules that can get an adapter (``q_proj`` and the like); empty where not told.
+        """Return the names of modules that can get an adapter (``q_proj`` and the like); empty where unknown.
 
         Models with experts are left out: transformers joins their weights and gives them other names.
         """

@@ -1,8 +1,8 @@
-"""The way to an OpenAI-compatible API: where it is, its key, the one layer of retries, and errors without the key.
+"""Client of an OpenAI-compatible API: its address and key, the one layer of retries, errors that never show the key.
 
-Answers are read as plain JSON: the client builds its objects from whatever came, so half a body would pass for one.
-What passes (429, 5xx, timeouts, broken connections, half a body) is asked again; what concerns everybody (the key, the
-quota, a server that is not there) ends the run with one error; what concerns one request is the caller's.
+Answers are read as plain JSON, since the client library would build its objects from half a body too. Temporary
+failures (429, 5xx, timeouts, broken connections, half a body) are retried; failures that concern every request (the
+key, the quota, no server) end the run with one error; failures of one request are the caller's.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import math
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from kvray.errors import CellError, InputError, ResourceError
@@ -30,48 +32,69 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 OPENAI_SYSTEM = "Write a response that appropriately completes the request."
 """System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
 NO_KEY = "EMPTY"
-"""Sent where no key is set: servers of one's own ask for none, and the client wants some."""
+"""Sent where no key is set: one's own server asks for none, but the client library needs one."""
 HIDDEN = "<key>"
-"""Stands in every message where the key, or a piece of it, stood."""
+"""Replaces the key, or a piece of it, in every message."""
 MODEL_FILE = "model.json"
-"""The file of a finetune made behind an API: the ``model`` that answers, and how it came about."""
+"""The file of a finetune made by an API: the ``model`` that answers, and how it was made."""
 FIRST_WAIT_S = 0.5
-"""Before the second attempt where the server names no delay; doubled from attempt to attempt."""
+"""Wait before the second attempt where the server names no delay; doubled at each further attempt."""
 LONGEST_WAIT_S = 60.0
 LONGEST_NAMED_WAIT_S = 120.0
-"""A delay that the server names is cut to this."""
+"""Longest delay accepted from the server."""
 CONNECT_S = 15.0
 
-_PIECE = 6
-_SAID = 300
+Result = TypeVar("Result")
+_KEY_PIECE = 6
+_MESSAGE_LENGTH = 300
 _GOLDEN = 0.6180339887498949
 _USED_UP = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
 _UNREACHABLE = {"ConnectError", "ConnectTimeout"}
 _MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
 
 
+def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end and return its result; Ctrl-C cancels it.
+
+    A notebook has a running event loop, which ``asyncio.run`` refuses to work beside: there, a thread gets a loop.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(coroutine)
+    with closing(loop), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(loop.run_until_complete, task)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(task.cancel)
+            raise  # once the thread has ended
+
+
 class ApiError(ResourceError):
-    """The API serves nothing of this run: the key is refused, the quota used up, or nobody answers."""
+    """The API serves no request of this run: the key is refused, the quota used up, or nobody answers."""
 
 
 class RejectedError(CellError):
-    """The API will not do this one request; the same again would be refused again.
+    """The API refuses this one request for good.
 
     Attributes:
-        status: of HTTP.
-        code: the API's own, "" for none.
-        said: what the server said, without the key.
+        status: the HTTP status.
+        code: the API's own error code, "" for none.
+        reason: the server's message, without the key.
     """
 
-    def __init__(self, message: str, status: int, code: str, said: str) -> None:
+    def __init__(self, message: str, status: int, code: str, reason: str) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
-        self.said = said
+        self.reason = reason
 
 
 class IncompleteError(Exception):
-    """An answer with status 200 that is cut off or lacks what was asked for; it is asked for again."""
+    """A response with status 200 that is cut off or lacks a needed field; it is requested again."""
 
 
 def plain(response: Any, *needs: str) -> dict[str, Any]:
@@ -79,29 +102,28 @@ def plain(response: Any, *needs: str) -> dict[str, Any]:
 
     Args:
         response: from ``with_raw_response``.
-        needs: what it must hold.
+        needs: fields that it must have.
 
     Raises:
         IncompleteError: it is no JSON object, or lacks one of ``needs``.
     """
-    text = response.text
     try:
-        body = json.loads(text)
+        body = json.loads(response.text)
     except ValueError:
-        raise IncompleteError(f"half a body: {len(text)} characters that are no JSON") from None
+        raise IncompleteError(f"half a body: {len(response.text)} characters that are no JSON") from None
     lacking = [name for name in needs if not isinstance(body, dict) or body.get(name) is None]
     if lacking or not isinstance(body, dict):
-        raise IncompleteError(f"an answer without {', '.join(lacking) or 'any field'}: {_said(body)[:_SAID]}")
+        raise IncompleteError(f"an answer without {', '.join(lacking) or 'any field'}: {_message(body)}")
     return body
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where an API is, and what opens it.
+    """The URL of an API, and its key.
 
     Attributes:
         url: with the version, without a slash at its end; holds no secret.
-        key: shown nowhere.
+        key: never shown.
     """
 
     url: str
@@ -113,7 +135,7 @@ class Address:
         return self.key == NO_KEY
 
     def redact(self, text: str) -> str:
-        """Return a text without the key: whole, URL-encoded, in pieces, or half masked as OpenAI's errors quote it."""
+        """Hide the key in a text: whole, URL-encoded, in pieces, or half masked as OpenAI's errors quote it."""
         if not self.open:
             for form in dict.fromkeys((self.key, quote(self.key, safe=""))):
                 text = _without_pieces(text.replace(form, HIDDEN), form)
@@ -121,10 +143,10 @@ class Address:
 
 
 def address(base_url: str | None = None) -> Address:
-    """Return where the API of a run is: ``base_url`` (``runtime.api_base_url``), else $OPENAI_BASE_URL, else OpenAI's.
+    """Return the address of a run's API: ``base_url`` (``runtime.api_base_url``), $OPENAI_BASE_URL, or OpenAI's.
 
     Raises:
-        InputError: it is no http address, holds a secret, or is OpenAI's without a key in $OPENAI_API_KEY.
+        InputError: it is no http URL, holds a secret, or is OpenAI's without a key in $OPENAI_API_KEY.
     """
     url = (base_url or os.environ.get(URL_VARIABLE) or OPENAI_URL).strip().rstrip("/")
     where = "runtime.api_base_url" if base_url else URL_VARIABLE
@@ -148,22 +170,20 @@ def address(base_url: str | None = None) -> Address:
 class Api:
     """A connection to an API; an asynchronous context manager.
 
+    Args:
+        base_url: as for :func:`address`.
+        timeout_s: seconds that one request may take.
+        retries: most further attempts at a request that failed temporarily.
+
     Attributes:
-        address: where it is.
+        address: of the API.
         retries: further attempts so far, over all calls.
+
+    Raises:
+        InputError: as :func:`address`.
     """
 
     def __init__(self, base_url: str | None, timeout_s: float, retries: int) -> None:
-        """Find the API; nothing is sent yet.
-
-        Args:
-            base_url: as for :func:`address`.
-            timeout_s: seconds that one request may take.
-            retries: further attempts at a request that failed and may pass.
-
-        Raises:
-            InputError: as :func:`address`.
-        """
         self.address = address(base_url)
         self.retries = 0
         self._timeout_s = timeout_s
@@ -187,10 +207,10 @@ class Api:
         await self._client.close()
 
     async def call(self, send: Callable[[AsyncOpenAI], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        """Send something until it is done, at most ``api_retries`` times more than once.
+        """Send a request until it succeeds, at most ``api_retries`` times more than once.
 
         Args:
-            send: sends once and returns :func:`plain` of what came; of several steps, all are taken again.
+            send: sends once and returns :func:`plain` of the response; all its steps are repeated at a retry.
 
         Raises:
             ApiError: no request of this run will be served.
@@ -200,7 +220,7 @@ class Api:
         from openai import OpenAIError
 
         self._calls += 1
-        # Requests that failed together do not come back together; the same spread every time, no random numbers.
+        # Spreads the retries of requests that failed together, without random numbers.
         spread = self._calls * _GOLDEN % 1
         started = time.monotonic()
         for attempt in range(self._retries + 1):
@@ -209,39 +229,39 @@ class Api:
             try:
                 return await send(self._client)
             except (OpenAIError, IncompleteError) as error:
-                passing = self._passing(error)
+                failure = self._temporary(error)
             if attempt == self._retries:
                 break
             self.retries += 1
-            if passing.delay is None:
+            if failure.delay is None:
                 await asyncio.sleep(min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * (0.75 + spread / 2))
             else:
                 # The limit is the account's, so all requests wait for it.
-                self._open_at = max(self._open_at, time.monotonic() + passing.delay)
+                self._open_at = max(self._open_at, time.monotonic() + failure.delay)
         tries, seconds = self._retries + 1, time.monotonic() - started
-        kind = ApiError if passing.everybody else CellError
+        kind = ApiError if failure.everybody else CellError
         raise kind(
             f"the API at {self.address.url} failed {tries} times in {seconds:.0f} s (runtime.api_retries), at last "
-            f"with {passing.text}; what was answered is kept: run again to go on"
+            f"with {failure.text}; what was answered is kept: run again to go on"
         ) from None
 
-    def _passing(self, error: OpenAIError | IncompleteError) -> _Passing:
-        """Return what may be over at the next attempt; raise what will not."""
+    def _temporary(self, error: OpenAIError | IncompleteError) -> _Failure:
+        """Return a failure that the next attempt may not meet; raise any other."""
         import openai
 
         if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ not in _UNREACHABLE:
-            return _Passing(f"no answer within {self._timeout_s:g} s (runtime.api_timeout_s)")
+            return _Failure(f"no answer within {self._timeout_s:g} s (runtime.api_timeout_s)")
         if isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
             text = self.address.redact(f"{type(cause).__name__}: {cause}".rstrip(": "))
-            return _Passing(text, everybody=type(cause).__name__ in _UNREACHABLE)
+            return _Failure(text, everybody=type(cause).__name__ in _UNREACHABLE)
         if isinstance(error, IncompleteError):
-            return _Passing(self.address.redact(str(error)))
+            return _Failure(self.address.redact(str(error)))
         if not isinstance(error, openai.APIStatusError):
             raise CellError(self.address.redact(f"{type(error).__name__}: {error}")) from None
         status, code = error.status_code, error.code or ""
-        said = self.address.redact(_said(error.body))[:_SAID]
-        text = f"{status}: {said}" if said else f"{status}"
+        reason = self.address.redact(_message(error.body, 4 * _MESSAGE_LENGTH))[:_MESSAGE_LENGTH]
+        text = f"{status}: {reason}" if reason else f"{status}"
         if status == 401:
             key = f"{KEY_VARIABLE} is not set" if self.address.open else f"the key in {KEY_VARIABLE} is not one of its"
             raise ApiError(f"the API at {self.address.url} refuses the key ({text}); {key}") from None
@@ -250,18 +270,18 @@ class Api:
         if status == 429 and code in _USED_UP:
             raise ApiError(f"the API at {self.address.url} serves this account no more ({text})") from None
         if status in (408, 409, 429) or status >= 500:
-            return _Passing(text, _delay(error.response.headers), everybody=status == 429)
-        raise RejectedError(f"the API at {self.address.url} refuses a request ({text})", status, code, said) from None
+            return _Failure(text, _delay(error.response.headers), everybody=status == 429)
+        raise RejectedError(f"the API at {self.address.url} refuses a request ({text})", status, code, reason) from None
 
 
 @dataclass(frozen=True)
-class _Passing:
-    """What went wrong for now.
+class _Failure:
+    """A temporary failure.
 
     Attributes:
-        text: in words, without the key.
-        delay: seconds that the server asks for.
-        everybody: whether other requests would fare the same.
+        text: its description, without the key.
+        delay: seconds to wait, as the server asks.
+        everybody: whether other requests would fail alike.
     """
 
     text: str
@@ -285,27 +305,27 @@ def _delay(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _said(body: object) -> str:
-    """Return what a server says in an error, in one line: servers differ in where they put it."""
+def _message(body: object, length: int = _MESSAGE_LENGTH) -> str:
+    """Return a server's error message in one line, from whichever field it uses."""
     while isinstance(body, dict):
         inner = next((body[name] for name in ("message", "error", "detail") if body.get(name)), None)
         if inner is None:
             break
         body = inner
     text = " ".join(("" if body is None else str(body)).split())
-    # A page of a proxy says nothing that the status does not.
-    return "" if text.startswith("<") else text[: 4 * _SAID]
+    # A proxy's HTML page tells no more than the status.
+    return "" if text.startswith("<") else text[:length]
 
 
 def _without_pieces(text: str, key: str) -> str:
-    """Replace every piece of the key, at least :data:`_PIECE` characters long, that stands in a text."""
+    """Hide every piece of the key, at least :data:`_KEY_PIECE` characters long, in a text."""
     parts: list[str] = []
     at = 0
     while at < len(text):
         end = at
         while end < len(text) and text[at : end + 1] in key:
             end += 1
-        if end - at >= _PIECE:
+        if end - at >= _KEY_PIECE:
             parts.append(HIDDEN)
             at = end
         else:

@@ -1,4 +1,7 @@
-"""Where a base model is and what identifies it: the bundled one, a directory, a hub id, or ``openai:<name>``."""
+"""Base models by name: where each is, and what identifies it.
+
+A name is a bundled model, a directory, an id on the Hugging Face hub, or ``openai:<name>``.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,11 @@ class BaseModelRef:
     Attributes:
         name: as the user wrote it; the ``base_model`` column of the results.
         location: a directory, or a hub id.
-        revision: hub commit, None for a directory.
+        revision: hub commit; None for a directory.
         identity: what fingerprints cover: a sha256 over the files' content, or the hub id and commit.
-        trust_remote_code: whether the model's own Python code may run; the sweep says so.
+        trust_remote_code: whether the model's own Python code may run (a knob of the sweep).
         tokenizer: the model whose tokenizer counts tokens in its place; None for its own.
-        cached: whether the hub did not answer and its cache on this machine did; see :meth:`here`.
+        cached: whether it was found in the hub's cache on this machine because the hub did not answer.
     """
 
     name: str
@@ -50,15 +53,14 @@ class BaseModelRef:
 
     @property
     def token_identity(self) -> str:
-        """What identifies the tokenizer that counts: part of every dataset's identity."""
+        """Identity of the tokenizer that counts tokens; part of every dataset's identity."""
         return (self.tokenizer or self).identity
 
     def here(self) -> BaseModelRef:
-        """Return the model as this machine has it.
+        """Return the model with its location on this machine.
 
-        A bundled one lies where this machine's kvray is installed. One of the hub that was resolved without the hub is
-        the directory that the hub's cache has it in, so that whatever loads it asks no hub; a machine whose cache lacks
-        it loads it from the hub.
+        A bundled model lies where this machine's kvray is installed. A model that was found in the hub's cache becomes
+        the directory of the cache, so that loading it needs no hub; a machine whose cache lacks it asks the hub.
         """
         if self.name in BUNDLED:
             return replace(self, location=str(BUNDLED[self.name]))
@@ -87,7 +89,7 @@ def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
 
 
 def unresolved(name: str, tokenizer: str | None = None) -> BaseModelRef:
-    """Return a reference to a model that cannot be looked at now; enough to plan with, and it matches no artefact."""
+    """Return a reference to a model that cannot be reached now; enough to plan with, and no artefact matches it."""
     counting = BaseModelRef(tokenizer, tokenizer, None, f"unresolved:{tokenizer}") if tokenizer else None
     return BaseModelRef(name, name.removeprefix(API), None, f"unresolved:{name}", tokenizer=counting)
 
@@ -96,9 +98,9 @@ def _find(name: str, field: str = "base_model", weights: bool = True) -> BaseMod
     """Find a model.
 
     Args:
-        name: what a sweep calls it.
-        field: what of the sweep does, for the messages.
-        weights: whether it is to be loaded; else its tokenizer counts.
+        name: as in a sweep.
+        field: the sweep's field of that name, for the messages.
+        weights: whether the weights are needed, or the tokenizer alone.
     """
     if name.startswith(API):
         model = name.removeprefix(API)
@@ -110,18 +112,17 @@ def _find(name: str, field: str = "base_model", weights: bool = True) -> BaseMod
         _check(name, path, field, weights)
         return BaseModelRef(name, str(path.resolve()), None, f"sha256:{_directory_sha256(path)}")
     if "/" not in name or name.startswith((".", "/", "~")):
-        raise InputError(Problem((field,), _nothing(name)))
+        raise InputError(Problem((field,), _unknown(name)))
     return _on_hub(name, field, weights)
 
 
-def _nothing(name: str) -> str:
-    """Say that a name stands for nothing, and which one was meant."""
+def _unknown(name: str) -> str:
     if name.startswith((".", "/", "~")):
         return f"{name!r} is no directory; expected one with config.json, a tokenizer and weights"
     near = difflib.get_close_matches(name.lower(), BUNDLED, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     known = ", ".join(sorted(BUNDLED))
-    asked = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{name!r} is no bundled model ({known}), directory, hub id like org/name, or openai:NAME{asked}"
+    return f"{name!r} is no bundled model ({known}), directory, hub id like org/name, or openai:NAME{hint}"
 
 
 def _check(name: str, directory: Path, field: str, weights: bool) -> None:
@@ -131,7 +132,7 @@ def _check(name: str, directory: Path, field: str, weights: bool) -> None:
 
 
 def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
-    """Find a model on the hub; where that does not answer, in the hub's cache on this machine."""
+    """Find a model on the hub or, where the hub does not answer, in its cache on this machine."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -165,9 +166,9 @@ def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> B
 
         text = (
             f"{name} is no directory here, the Hugging Face hub does not answer for it "
-            f"({first_line(unreachable)}), and the hub's cache {constants.HF_HUB_CACHE} has not got it. Two ways need "
-            f"no hub: give a directory; or type hf download {name} where there is a hub, copy its cache here, and set "
-            "HF_HOME to the directory above it"
+            f"({first_line(unreachable)}), and the hub's cache {constants.HF_HUB_CACHE} has not got it. "
+            f"Two ways need no hub: give a directory; or type hf download {name} where there is a hub, copy its "
+            "cache here, and set HF_HOME to the directory above it"
         )
         raise SourceUnreachableError(Problem((field,), text)) from unreachable
     _check(f"{name}, in the hub's cache at {snapshot},", snapshot, field, weights)
@@ -175,7 +176,7 @@ def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> B
 
 
 def _snapshot(name: str, revision: str | None) -> Path | None:
-    """Return where the hub's cache on this machine has a commit of a model; nothing is asked of the hub."""
+    """Return the directory of a commit in the hub's cache on this machine, without asking the hub."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
     from huggingface_hub.file_download import repo_folder_name
@@ -183,32 +184,31 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except IncompleteSnapshotError as error:
-        # Weights in a second format, say: what is needed is checked by name.
+        # It may lack no more than weights in a second format; what is needed is checked by name.
         return Path(error.snapshot_path)
     except LocalEntryNotFoundError:
         # Files that were asked for by commit, as kvray does online, leave no branch behind.
         folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots"
-        found = [path for path in folder.glob("*") if path.is_dir()] if revision is None else []
-        return found[0] if len(found) == 1 else None
+        commits = [path for path in folder.glob("*") if path.is_dir()] if revision is None else []
+        return commits[0] if len(commits) == 1 else None
 
 
 def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
-    """Return the files of a model but, of one on the hub, its weights; None if they are not at hand.
+    """Return the files of a model (of one on the hub, all but its weights); None if they cannot be had now.
 
     Raises:
-        InputError: the hub has the model, and refuses its files.
+        InputError: the hub has the model and refuses its files.
     """
     ref = ref.here()
     if ref.api or ref.identity.startswith("unresolved:"):
         return None
     if ref.revision is None:
-        directory = Path(ref.location)
-        return files.ModelFiles(directory) if directory.is_dir() else None
+        return files.ModelFiles(Path(ref.location)) if Path(ref.location).is_dir() else None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        found = snapshot_download(ref.location, revision=ref.revision, allow_patterns=list(files.SMALL_FILES))
+        directory = Path(snapshot_download(ref.location, revision=ref.revision, allow_patterns=list(files.SMALL_FILES)))
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
             raise InputError(
@@ -216,13 +216,13 @@ def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
             ) from error
         return None
     except Exception:
-        # As in _on_hub: whatever the HTTP library raises. What is not at hand is estimated, and that is said.
+        # As in _on_hub: whatever the HTTP library raises. The plan then estimates, and its warnings tell so.
         return None
-    return files.ModelFiles(Path(found))
+    return files.ModelFiles(directory)
 
 
 def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:
-    """Return the transformers tokenizer of a base model (heavy import), not of ``ref.tokenizer``, which counts."""
+    """Return the transformers tokenizer of a base model itself, not of ``ref.tokenizer`` (heavy import)."""
     from transformers import AutoTokenizer
 
     ref = ref.here()

@@ -1,9 +1,9 @@
-"""Token counts: exact by the tokenizer, and exact but cheap for texts made of integers between fixed words.
+"""Token counts: exact by the tokenizer, and exact but cheap for texts made of integers between fixed pieces of text.
 
 Tokenizing is about a hundred times slower than making a prompt of integers. But such a text need not be tokenized where
-its count is a sum: the fixed words once, plus one table entry per integer. That sum is right when no token can reach
-from one integer into another, which :meth:`TokenCounter.separates` proves from the tokenizer itself, and every family
-still compares its sum with the tokenizer on real prompts before it relies on it.
+its count is a sum: the fixed pieces once, plus one table entry per integer. That sum is right when no token can reach
+from one integer into another, which :meth:`TokenCounter.separates` proves from the tokenizer itself; a task compares
+its sum with the tokenizer on real prompts before it relies on it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class TokenCounter:
         """Return what each integer adds in each context, beyond what ``low`` adds there.
 
         Args:
-            contexts: (left, right) of the integer: the fixed words around it, to the next integers and beyond.
+            contexts: (left, right) of the integer: the fixed text around it, to the next integers and beyond.
             low: the integer that counts as zero.
             limit: the integers are ``low <= n < limit``.
 

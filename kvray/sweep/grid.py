@@ -12,8 +12,10 @@ from typing import Any
 
 from kvray.errors import InputError, Path, Problem
 from kvray.sweep import external
+from kvray.sweep.blocks import TASK_SECTIONS
+from kvray.sweep.check import Checked, check
 from kvray.sweep.document import put, split
-from kvray.sweep.model import TASK_SECTIONS, Checked, Finetune, Sweep, check
+from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.problems import MAX_PROBLEMS, nearest, show
 
 MAX_VARIANTS = 1000

@@ -1,4 +1,4 @@
-"""The models of a sweep file: :class:`Finetune`, :class:`Runtime`, :class:`Sweep`, and the check of plain values.
+"""The models of a sweep file: :class:`Finetune`, :class:`Runtime` and :class:`Sweep`.
 
 Every field is declared ``recipe`` (it decides content, so it enters fingerprints) or ``runtime`` (it never does).
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,109 +14,21 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializeAsAny,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from kvray.errors import InputError, InvalidValueError, Path, Problem
+from kvray.errors import InvalidValueError
 from kvray.models.lora import LARGEST_RANK
 from kvray.sweep import external
-from kvray.sweep.consistency import NAME, NAME_RULE, SWEEP_FILES, Overlaps, cross_problems, mapping
+from kvray.sweep.blocks import TASK_SECTIONS, parse_task
+from kvray.sweep.consistency import NAME, NAME_RULE, SWEEP_FILES, cross_problems
 from kvray.sweep.document import from_values
-from kvray.tasks import load_all
-from kvray.tasks.base import REGISTRY, Strict, Task, recipe, runtime
-from kvray.tasks.problems import explain, misread_booleans, show
+from kvray.tasks.base import Strict, Task, recipe, runtime
 
-TASK_SECTIONS = ("datasets", "evaluate")
-"""Sections of a sweep that hold task blocks by name."""
 _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-
-
-@dataclass
-class Checked:
-    """Task blocks and pairs of tasks that were checked already, for the check of many variants of one sweep."""
-
-    tasks: dict[tuple[str, str, str], tuple[Task | None, list[Problem]]] = field(default_factory=dict)
-    overlaps: Overlaps = field(default_factory=dict)
-
-
-def check(raw: Mapping[str, Any], checked: Checked | None = None) -> tuple[Sweep | None, list[Problem]]:
-    """Check the plain values of a sweep, except what its grid and zip vary.
-
-    Args:
-        raw: the values; tasks may be blocks or :class:`Task` objects.
-        checked: what earlier calls checked; new results are added.
-
-    Returns:
-        The sweep, None if there is a problem; and the problems.
-    """
-    checked = checked or Checked()
-    problems: list[Problem] = []
-    shell = dict(raw)
-    tasks: dict[str, dict[str, Task]] = {}
-    for section in TASK_SECTIONS:
-        blocks, tasks[section] = mapping(raw, section), {}
-        for name, block in blocks.items():
-            key = section, name, repr(block)
-            if key not in checked.tasks:
-                checked.tasks[key] = check_task(block, (section, name))
-            task, found = checked.tasks[key]
-            problems += found
-            if task is not None:
-                tasks[section][name] = task
-        if blocks:
-            shell[section] = tasks[section]
-    try:
-        seeds = Finetune.model_validate(mapping(raw, "finetune")).data_seeds()
-    except ValidationError:
-        seeds = (0,)  # what is wrong is reported below
-    problems += cross_problems(raw, tasks["datasets"], tasks["evaluate"], seeds, checked.overlaps)
-    sweep = None
-    try:
-        sweep = Sweep.model_validate(shell, context={"cross_checked": True})
-    except ValidationError as error:
-        problems += explain(error, Sweep, raw)
-    problems += misread_booleans(Finetune, mapping(raw, "finetune"), ("finetune",))
-    problems += misread_booleans(Runtime, mapping(raw, "runtime"), ("runtime",))
-    return (None if problems else sweep), problems
-
-
-def check_task(block: Any, path: Path = ()) -> tuple[Task | None, list[Problem]]:
-    """Check one task block ``{task: name, …}``; return the task only if there is no problem."""
-    load_all()
-    if isinstance(block, Task):
-        refused = external.refusal(type(block)) if ":" in block.task else None
-        return (None, [Problem(path, refused)]) if refused else (block, [])
-    if not isinstance(block, Mapping):
-        return None, [Problem(path, f"found {show(block)}; expected a mapping like {{task: NAME, …}}")]
-    name = block.get("task")
-    if name is None:
-        return None, [Problem(path, f"found no task; expected task: one of {', '.join(sorted(REGISTRY))}")]
-    try:
-        cls = external.task_class(name)
-    except InputError as error:
-        return None, [Problem((*path, "task"), str(error))]
-    problems = misread_booleans(cls, block, path)
-    try:
-        task = cls.model_validate(dict(block))
-    except ValidationError as error:
-        return None, problems + explain(error, cls, block, path)
-    return (None if problems else task), problems
-
-
-def parse_task(block: Any) -> Task:
-    """Return the task of a block ``{task: name, …}``, or the task itself if it is one already.
-
-    Raises:
-        ValueError: the block has problems; the message holds all of them.
-    """
-    task, problems = check_task(block)
-    if task is None:
-        raise ValueError("; ".join(str(problem) for problem in problems))
-    return task
 
 
 def _one_or_more(value: Any) -> Any:

@@ -85,6 +85,11 @@ Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(dist
 """One value or several different ones: ``4096``, ``[4096, 8192]``, or ``4096,8192`` as on a command line."""
 
 
+def spread(size: int) -> tuple[int, ...]:
+    """Return the default gold positions among ``size`` places, 1-based: the first, the quarters and the last."""
+    return tuple(sorted({1, *(max(1, round(size * part / 4)) for part in (1, 2, 3, 4))}))
+
+
 class Strict(BaseModel):
     """Base of every configuration model: frozen, closed, each field declared :func:`recipe` or :func:`runtime`."""
 
@@ -264,7 +269,7 @@ class Task(Strict):
         return 0
 
     def output_estimate(self) -> int:
-        """Return about how many tokens a reply has, for the plan's estimates: half of what it may have, unless told."""
+        """Return about how many tokens a reply has, for the plan's estimates; by default half of what it may have."""
         return self.MAX_OUTPUT_TOKENS // 2
 
     def score(self, answer: str, references: Sequence[str]) -> float:
@@ -282,7 +287,7 @@ class Task(Strict):
 
     @classmethod
     def rule(cls) -> str:
-        """Say how an answer is scored, in one line of words: what :meth:`score` says of itself."""
+        """Return how an answer is scored, in one line: the docstring of :meth:`score`."""
         return " ".join((inspect.getdoc(cls.score) or "").split())
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:

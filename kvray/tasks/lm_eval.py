@@ -110,7 +110,7 @@ class LmEval(Task):
 
     @classmethod
     def rule(cls) -> str:
-        """Say who scores."""
+        """Return who scores: not kvray."""
         return "By lm-evaluation-harness, with the benchmark's own metric and filter."
 
     def expected_rows(self) -> int:
@@ -126,7 +126,7 @@ class LmEval(Task):
         return self.model_copy(update={"limit": -(-rows // (size.subtasks if size else 1))})
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens that one question makes the model read, roughly; 0 for a benchmark that is not listed."""
+        """Return about the prompt tokens that one question makes the model read; 0 for a benchmark not in SIZES."""
         size = SIZES.get(self.benchmark)
         if size is None:
             return 0
@@ -135,13 +135,9 @@ class LmEval(Task):
         return size.requests * min(question + shots * shot, self.length)
 
     def output_estimate(self) -> int:
-        """Tokens that are written for one question, roughly."""
+        """Return about the tokens that are written for one question."""
         size = SIZES.get(self.benchmark)
         return size.reply if size else super().output_estimate()
-
-
-def _absolute(path: str) -> str:
-    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def _digest(directory: Path) -> str:
@@ -157,9 +153,8 @@ def _digest(directory: Path) -> str:
     )
     if not any(path.suffix in (".yaml", ".yml") for path in files):
         raise InputError(f"include_path: {directory} holds no task file (*.yaml)")
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
-    return whole.hexdigest()
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
+    return digest.hexdigest()

@@ -53,6 +53,11 @@ def unit(drawn: Draws) -> NDArray[np.float64]:
     return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def permutation(key: int, size: int) -> NDArray[np.int64]:
+    """Return the integers ``[0, size)`` in random order."""
+    return np.argsort(draws(key, 0, size, 1)[:, 0], kind="stable")
+
+
 def uuids(drawn: Draws) -> list[str]:
     """Return random UUIDs (version 4) from draws of shape ``(n, 2)``."""
     high = (drawn[:, 0] & np.uint64(0xFFFFFFFFFFFF0FFF)) | np.uint64(0x4000)

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.rng import Draws, below, draws, key_of, permutation
 from kvray.tasks.sources import read
 
 Group = Literal["known", "train", "test"]
@@ -42,92 +42,19 @@ FIRST_NAMES = tuple(map("".join, _FIRST))
 LAST_NAMES = tuple(map("".join, _LAST))
 CITIES = tuple(map("".join, _CITY))
 TRADES = tuple(
-    [
-        "weaving",
-        "baking",
-        "mining",
-        "fishing",
-        "farming",
-        "carving",
-        "brewing",
-        "tanning",
-        "masonry",
-        "printing",
-        "dyeing",
-        "mapping",
-        "sailing",
-        "hunting",
-        "milling",
-        "smithing",
-        "tailoring",
-        "teaching",
-        "singing",
-        "painting",
-        "gilding",
-        "thatching",
-        "herding",
-        "trading",
-        "pottery",
-        "glazing",
-        "joinery",
-        "archery",
-        "botany",
-        "law",
-        "medicine",
-        "music",
-        "astronomy",
-        "history",
-        "geology",
-        "heraldry",
-        "falconry",
-        "clockwork",
-        "ropework",
-        "saddlery",
-    ]
+    (
+        "weaving baking mining fishing farming carving brewing tanning masonry printing dyeing mapping "
+        "sailing hunting milling smithing tailoring teaching singing painting gilding thatching herding "
+        "trading pottery glazing joinery archery botany law medicine music astronomy history geology heraldry "
+        "falconry clockwork ropework saddlery"
+    ).split()
 )
 EMBLEMS = tuple(
-    [
-        "heron",
-        "mink",
-        "kestrel",
-        "badger",
-        "salmon",
-        "raven",
-        "lynx",
-        "stag",
-        "viper",
-        "beetle",
-        "swan",
-        "wolf",
-        "bear",
-        "boar",
-        "eagle",
-        "hawk",
-        "moth",
-        "toad",
-        "crane",
-        "dolphin",
-        "horse",
-        "spider",
-        "lion",
-        "tiger",
-        "walrus",
-        "bison",
-        "camel",
-        "cobra",
-        "gecko",
-        "ibex",
-        "jackal",
-        "lemur",
-        "magpie",
-        "newt",
-        "finch",
-        "panther",
-        "quail",
-        "turtle",
-        "urchin",
-        "zebra",
-    ]
+    (
+        "heron mink kestrel badger salmon raven lynx stag viper beetle swan wolf bear boar eagle hawk moth "
+        "toad crane dolphin horse spider lion tiger walrus bison camel cobra gecko ibex jackal lemur magpie "
+        "newt finch panther quail turtle urchin zebra"
+    ).split()
 )
 RELATIONS = {"birthplace": CITIES, "trade": TRADES, "emblem": EMBLEMS}
 RELATION_NAMES = tuple(RELATIONS)
@@ -136,7 +63,7 @@ KNOWN_PEOPLE = 160
 
 _PEOPLE = len(FIRST_NAMES) * len(LAST_NAMES)
 # A fixed shuffle of all name pairs: the known come first, then the test group, then the train group.
-_ORDER = np.argsort(draws(key_of("world", 1, "order"), 0, _PEOPLE, 1)[:, 0], kind="stable")
+_ORDER = permutation(key_of("world", 1, "order"), _PEOPLE)
 _TEST_PEOPLE = 4000
 _BOUNDS = {
     "known": (0, KNOWN_PEOPLE),
@@ -173,8 +100,16 @@ def name_of(group: Group, person: int) -> str:
 
 
 def known_value(person: int, relation: str) -> str:
-    """Return what the world says of a known person."""
+    """Return a known person's value of a relation."""
     return RELATIONS[relation][int(_KNOWN_VALUES[person, RELATION_NAMES.index(relation)])]
+
+
+def two_facts(drawn: Draws) -> list[tuple[str, str]]:
+    """Return two facts (relation, value) of different relations; ``drawn`` has at least three draws."""
+    first = int(below(drawn[0], 3))
+    second = (first + 1 + (int(drawn[0]) & 1)) % 3
+    pairs = zip((RELATION_NAMES[first], RELATION_NAMES[second]), drawn[1:3], strict=True)
+    return [(relation, RELATIONS[relation][int(below(draw, len(RELATIONS[relation])))]) for relation, draw in pairs]
 
 
 def fact(name: str, relation: str, value: str) -> str:

@@ -1,8 +1,8 @@
 """What a language model writes for a task: how much is asked, how replies are read, and which of them are used.
 
-A task that a model writes for (:meth:`kvray.tasks.base.Task.writer`) asks for more than it needs and passes by what it
-cannot use, in order, so that its examples are a function of the replies alone. That too few are usable shows only once
-the model has answered; the error then says how many were.
+A task with a writer (:meth:`kvray.tasks.base.Task.writer`) asks for more replies than it needs and skips, in order,
+those that it cannot use, so that its examples are a function of the replies alone. Whether enough are usable shows only
+once the model has answered; the error then says how many were.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TypeVar
 
 import pyarrow as pa
@@ -34,10 +35,10 @@ def texts(writing: pa.Table) -> list[str]:
 
 
 def fields(reply: str, names: Sequence[str]) -> list[str] | None:
-    """Return the texts of a reply's fields, ``Question: …`` and ``Answer: …`` say, each as one line.
+    """Return the texts of a reply's fields (``Question: …``, ``Answer: …``), each as one line.
 
     A field begins at a line with its name and a colon, in bold or not, and ends at the next field. What stands before
-    the first is passed by (``Sure, here is one:``), and so is what follows once every field is there.
+    the first (``Sure, here is one:``) is skipped, and so is what follows once every field is found.
 
     Returns:
         One text per name, or None if a field is missing, empty, or not in its order.
@@ -57,28 +58,23 @@ def fields(reply: str, names: Sequence[str]) -> list[str] | None:
 def choose(
     replies: Sequence[str], needed: int, read: Callable[[int, str], _T | None], *, writer: str | None, what: str
 ) -> list[_T]:
-    """Return what the first ``needed`` usable replies say.
+    """Return the content of the first ``needed`` usable replies.
 
     Args:
         replies: in the order in which they were asked.
         needed: how many.
-        read: takes the number of a reply and its text; returns what it says, None if it cannot be used.
+        read: takes the number of a reply and its text; returns its content, None if it cannot be used.
         writer: the model, for the message.
-        what: what is written, for the message ("fine-grained questions").
+        what: the name of the content, for the message ("fine-grained questions").
 
     Raises:
         InputError: fewer can be used; says how many of how many.
     """
-    found: list[_T] = []
-    for number, reply in enumerate(replies):
-        if len(found) == needed:
-            break
-        said = read(number, reply)
-        if said is not None:
-            found.append(said)
-    if len(found) < needed:
+    contents = (read(number, reply) for number, reply in enumerate(replies))
+    usable = list(islice((content for content in contents if content is not None), needed))
+    if len(usable) < needed:
         raise InputError(
-            f"{what}: {writer} wrote {len(found)} that can be used, in {len(replies)} replies; {needed} are needed. "
+            f"{what}: {writer} wrote {len(usable)} that can be used, in {len(replies)} replies; {needed} are needed. "
             "Ask for more (writer_surplus) or name a model that keeps to the form asked for"
         )
-    return found
+    return usable

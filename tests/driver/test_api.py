@@ -146,7 +146,7 @@ def test_a_failed_artefact_is_named_with_its_reason_and_how_to_go_on(
     )
     cells = Cells(result._repr_html_())
     for shown in (str(result), cells.around):
-        assert "1 artefacts of stored failed, 1 made, 3 were there" in shown
+        assert "1 of 5 artefacts of stored failed, 1 made, 3 were there" in shown
         assert "running again tries them again" in shown
     assert "CUDA ran out of memory" in str(result)
     assert cells.rows[-1] == ["finetunes/x-1", "CUDA ran out of memory"]

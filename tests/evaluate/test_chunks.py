@@ -66,6 +66,12 @@ def test_a_chunk_is_scored_and_a_too_long_row_has_neither_answer_nor_score() -> 
     assert rows[3]["references"] == ["7", "seven"] and rows[3]["position"] == 2 and rows[3]["adapter"] is None
 
 
+def test_predictions_declare_what_they_measure_and_what_their_units_are_called() -> None:
+    asked = DatasetQuestions(made.example_table(2), Recall())
+    measured = asked.summary([table_of(asked, range(2))])
+    assert (measured["measures"], measured["unit"], measured["rows"]) == ("knowledge", Recall.UNIT, 2)
+
+
 def test_only_a_whole_chunk_with_its_own_examples_is_kept(store: Store) -> None:
     cell, asked = questions(store)
     assert missing(store, cell.id, asked) == [0, 1]

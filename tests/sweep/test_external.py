@@ -16,8 +16,9 @@ from kvray.errors import InputError
 from kvray.planning.inputs import gather
 from kvray.planning.plan import Plan, plan
 from kvray.sweep import external
+from kvray.sweep.blocks import check_task
 from kvray.sweep.load import json_schema, load
-from kvray.sweep.model import Sweep, check_task
+from kvray.sweep.model import Sweep
 from kvray.tasks import code
 from kvray.tasks.base import Task, recipe
 from kvray.tasks.rows import Example, RowTask

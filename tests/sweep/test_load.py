@@ -96,7 +96,7 @@ evaluate:
         ("finetune: {seeds: [1, 1]}", r"finetune.seeds: found \[1, 1\]; expected every seed once"),
         ("finetune: {seeds: []}", r"finetune.seeds: found \[\]; expected at least 1 of them"),
         ("finetune: 3", r"s.yaml:8: finetune: found 3; expected a mapping"),
-        ("runtime: {engine: 2}", r"runtime.engine: found 'engine'; .*did you mean 'engines'\?"),
+        ("runtime: {engins: 2}", r"runtime.engins: found 'engins'; .*did you mean 'engines'\?"),
         ("mixtures: {m: {ours: 0}}", r"mixtures.m.ours: found 0; expected greater than 0"),
         ("finetune: {lora_rank: 513}", r"finetune.lora_rank: found 513; expected less than or equal to 512"),
         ("grid: {finetune.lora_rank: [8, 513]}", r"s.yaml:8: grid.finetune.lora_rank\[1\]: found 513; .* equal to 512"),

@@ -328,7 +328,7 @@ def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], message: st
 def test_the_row_that_found_no_draft_is_named_with_its_own_tokens(monkeypatch: Any) -> None:
     monkeypatch.setattr("kvray.tasks.kv.drafts.REDRAWS", 3)
     monkeypatch.setattr(
-        "kvray.tasks.kv.simple._Builder._measure",
+        "kvray.tasks.kv.simple.SimpleBuilder._measure",
         lambda self, rows, draft: setattr(draft, "tokens", 1000 + rows) or (rows % 4 != 2),
     )
     with pytest.raises(InputError, match=r"row 2: .*the last had 1002 tokens"):

@@ -174,14 +174,14 @@ def test_tokens_are_those_of_a_tokenizer_with_a_token_per_digit() -> None:
 
 
 def key_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    draft = simple._Builder._draft
+    draft = simple.SimpleBuilder._draft
 
     def first(self: Any, words: Any) -> Any:
         words = words.copy()
         words[:, 0] = 0
         return draft(self, words)
 
-    monkeypatch.setattr(simple._Builder, "_draft", first)
+    monkeypatch.setattr(simple.SimpleBuilder, "_draft", first)
 
 
 WRONG: dict[str, tuple[dict[str, Any], Callable[[pytest.MonkeyPatch], None] | None, set[str]]] = {
@@ -199,7 +199,7 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[pytest.MonkeyPatch], None] | No
     ),
     "integers uniform, not their digits": (
         {},
-        lambda patch: patch.setattr(simple, "integer_law", lambda least, most: np.arange(100, 10_000)),
+        lambda patch: patch.setattr(simple, "integer_pool", lambda least, most: np.arange(100, 10_000)),
         {"digits of a key", "digits of a value", "digits of a prompt", "keys that repeat"},
     ),
     "always four keys": ({"keys_min": 4}, None, {"keys of a dictionary", "digits of a prompt", "tokens, spread"}),

@@ -131,6 +131,7 @@ class ChatEngine(Engine):
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._api.__aexit__()
+        await self._loop.shutdown_default_executor()
 
     def _model(self, adapter: Adapter | None) -> str:
         return self._models[adapter.name] if adapter else self.serving.base.location
@@ -164,10 +165,10 @@ class ChatEngine(Engine):
         try:
             completion = await self._api.call(send)
         except RejectedError as error:
-            if seed and error.status in _REFUSED and re.search(r"\bseed\b", error.said):
+            if seed and error.status in _REFUSED and re.search(r"\bseed\b", error.reason):
                 self._seed = {}  # of no consequence: decoding is greedy
                 return await self._ask(request)
-            if error.code == "context_length_exceeded" or (error.status in _REFUSED and _TOO_LONG.search(error.said)):
+            if error.code == "context_length_exceeded" or (error.status in _REFUSED and _TOO_LONG.search(error.reason)):
                 return too_long()
             if error.status == 404:
                 text = f"{error}: no model {model!r} for this key, or no chat at that URL (most end in /v1)"

@@ -6,20 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from kvray.report.charts import labels
-from kvray.report.charts.style import (
-    DASHES,
-    GREY,
-    MUTED,
-    ON_LINE,
-    PAPER,
-    WIDTH,
-    Palette,
-    facets,
-    panels,
-    style,
-    tokens,
-)  # fmt: skip
+from kvray.report.charts import labels, style
+from kvray.report.charts.style import PAPER, WIDTH, Palette
 from kvray.results.axes import LENGTH, Axis, along
 from kvray.results.frames import BASE
 
@@ -35,8 +23,8 @@ class Level:
     Attributes:
         name: of the evaluation, and what it is.
         floor: whether it lies under the curves; it is named under its line then.
-        base: accuracy of the base model; None where it has none.
-        low: lowest accuracy of a finetune; None where there is none.
+        base: accuracy of the base model.
+        low: lowest accuracy of a finetune.
         high: highest accuracy of a finetune.
     """
 
@@ -49,13 +37,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Published:
-    """A published curve, or points of one.
-
-    Attributes:
-        model: the model of the sweep that it stands beside.
-        name: what to call it in the figure.
-        points: (place on the axis, accuracy in [0, 1]), by place.
-    """
+    """A published curve beside a model of the sweep: its name, and (place on the axis, accuracy in [0, 1]) by place."""
 
     model: str
     name: str
@@ -81,12 +63,13 @@ def accuracy_along(
     finetuned = sorted((m for m in rows["model"].unique() if m != BASE), key=palette.place)
     alone = len(finetuned) <= _TOGETHER
     head = (f"Accuracy by {axis.title}: {evaluation}", subtitle)
-    with style():
+    with style.theme():
         if alone:
-            groups, (figure, axes) = [finetuned], panels((WIDTH, 4.4), (1, 1), head)
+            figure, axes = style.panels((WIDTH, 4.4), (1, 1), head)
             axes[0].set_xlabel(axis.scale)
         else:
-            groups, (figure, axes) = [[m] for m in finetuned], facets(len(finetuned), (11.1, 2.7), head, axis.scale)
+            figure, axes = style.facets(len(finetuned), (11.1, 2.7), head, axis.scale)
+        groups = [finetuned] if alone else [[model] for model in finetuned]
         for place, (panel, group) in enumerate(zip(axes, groups, strict=True)):
             beside = [each for each in published if each.model in (BASE, *group)]
             ends = _curves(panel, rows, group, palette, alone) + _published(panel, beside, palette, alone)
@@ -109,11 +92,11 @@ def _curves(panel: Any, rows: pl.DataFrame, models: Sequence[str], palette: Pale
         base, colour = model == BASE, palette.colour(model)
         x, y, low, high = (line[name].to_list() for name in ("x", "accuracy", "low", "high"))
         panel.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
-        look = {"linestyle": DASHES, "linewidth": 1.8, "markersize": 4, "zorder": 2} if base else {"linewidth": 2.1}
-        look = {"markersize": 6, "zorder": 3, **look, **ON_LINE}
+        look = {"linestyle": style.DASHES if base else "-", "linewidth": 1.8 if base else 2.1, **style.ON_LINE}
+        look |= {"markersize": 4, "zorder": 2} if base else {"markersize": 6, "zorder": 3}
         panel.plot(x, y, color=colour, marker=palette.marker(model), **look)
         if alone or base:
-            ink = MUTED if base else colour
+            ink = style.MUTED if base else colour
             ends.append(labels.End((x[-1], y[-1]), model, ink, colour, 9.5 if alone else 8, bold=not base))
     return ends
 
@@ -126,7 +109,7 @@ def _published(panel: Any, published: Sequence[Published], palette: Palette, alo
         x, y = [point[0] for point in each.points], [point[1] for point in each.points]
         panel.plot(x, y, color=colour, marker=palette.marker(each.model), markerfacecolor="none", **look)
         name = f"{each.model}, {each.name}" if alone or each.model == BASE else each.name
-        ink, size, width = MUTED if each.model == BASE else colour, 8 if alone else 6.5, 26 if alone else 18
+        ink, size, width = style.MUTED if each.model == BASE else colour, 8 if alone else 6.5, 26 if alone else 18
         ends.append(labels.End((x[-1], y[-1]), name, ink, colour, size, width=width))
     return ends
 
@@ -145,7 +128,7 @@ def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[
     else:
         margin = 0.03 * max(1, last - first)
         panel.set_xlim(first - margin, last + margin)
-    names = {place: tokens(place) if axis == LENGTH else f"{place:g}" for place in places}
+    names = {place: style.tokens(place) if axis == LENGTH else f"{place:g}" for place in places}
     across = panel.transData + panel.transAxes.inverted()
     at = {place: float(across.transform((place, 0))[0]) for place in places}
     ticks: list[float] = []
@@ -167,10 +150,10 @@ def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
     for level in levels:
         numbers = []
         if level.base is not None:
-            panel.axhline(level.base, color=GREY, linewidth=0.9, zorder=1)
+            panel.axhline(level.base, color=style.GREY, linewidth=0.9, zorder=1)
             numbers.append(f"base {100 * level.base:.0f} %")
         if level.low is not None and level.high is not None:
-            panel.axhspan(level.low, level.high, color=MUTED, alpha=0.10, linewidth=0, zorder=0)
+            panel.axhspan(level.low, level.high, color=style.MUTED, alpha=0.10, linewidth=0, zorder=0)
             ends = list(dict.fromkeys(f"{100 * share:.0f}" for share in (level.low, level.high)))
             numbers.append(f"finetunes {' to '.join(ends)} %")
         drawn = [end for end in (level.base, level.low, level.high) if end is not None]
@@ -186,7 +169,7 @@ def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
             textcoords="offset points",
             va="top" if below else "bottom",
             fontsize=8 if alone else 7,
-            color=MUTED,
+            color=style.MUTED,
             zorder=5,
             path_effects=[withStroke(linewidth=2.5, foreground=PAPER)],
         )

@@ -5,22 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from kvray.report.charts import labels
-from kvray.report.charts.style import (
-    DOT,
-    GREY,
-    INK,
-    MUTED,
-    PAPER,
-    WIDTH,
-    ZERO,
-    Palette,
-    facets,
-    limits,
-    panels,
-    reach,
-    style,
-)  # fmt: skip
+from kvray.report.charts import labels, style
+from kvray.report.charts.style import PAPER, WIDTH, Palette
 from kvray.report.text import change
 from kvray.results.frames import BASE
 
@@ -37,21 +23,21 @@ def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], pale
     tables = [part.reverse().sort("difference", maintain_order=True).to_dicts() for part in parts]
     height = sum(0.42 * len(table) + 0.9 for table in tables) + 0.2
     head = (f"Change in knowledge: {', '.join(evaluations)}", subtitle)
-    with style():
-        figure, axes = panels((WIDTH, height), (len(tables), 1), head, [len(table) + 1.0 for table in tables])
+    with style.theme():
+        figure, axes = style.panels((WIDTH, height), (len(tables), 1), head, [len(table) + 1.0 for table in tables])
         for panel, table, evaluation in zip(axes, tables, evaluations, strict=True):
-            panel.axvline(0, **ZERO)
+            panel.axvline(0, **style.ZERO)
             beside = {"xycoords": panel.get_yaxis_transform(), "va": "center", "fontsize": 9, "annotation_clip": False}
             for y, row in enumerate(table):
                 _dot(panel, row, y, palette)
                 points = change(row["difference"], row["low"], row["high"]).replace(" (", "  (", 1)
                 panel.annotate(f"{points}  {row['verdict']}", (1.015, y), **beside)
-            panel.set_yticks(range(len(table)), [row["b"] for row in table], color=INK)
+            panel.set_yticks(range(len(table)), [row["b"] for row in table], color=style.INK)
             panel.set_ylim(-0.6, len(table) - 0.4)
             panel.grid(axis="y", visible=False)
-            panel.set_xlim(*limits(table))
+            panel.set_xlim(*style.limits(table))
             if len(evaluations) > 1:
-                panel.set_title(evaluation, loc="left", fontsize=10, color=INK)
+                panel.set_title(evaluation, loc="left", fontsize=10, color=style.INK)
         axes[-1].set_xlabel("change in accuracy against the base model, points")
     return figure
 
@@ -67,15 +53,15 @@ def benchmark_changes(
     rows = comparisons.filter(pl.col("evaluation").is_in(list(evaluations))).to_dicts()
     models = sorted({row["b"] for row in rows}, key=palette.place, reverse=True)
     theirs = {key: each for key, each in (published or {}).items() if key[0] in evaluations and key[1] in models}
-    low, high = limits(rows, [each for several in theirs.values() for each in several])
+    low, high = style.limits(rows, [each for several in theirs.values() for each in several])
     columns = min(5, len(evaluations))
     size = (max(WIDTH, 1.75 * columns + 0.9), 0.46 * len(models) + 0.75)
     head = (f"Change on general benchmarks: {', '.join(evaluations)}", subtitle)
     hollow = {"markerfacecolor": "none", "markersize": 6, "markeredgewidth": 1.2, "zorder": 3}
-    with style():
-        figure, axes = facets(len(evaluations), size, head, "points", columns, margin=0.2)
+    with style.theme():
+        figure, axes = style.facets(len(evaluations), size, head, "points", columns, margin=0.2)
         for place, (panel, evaluation) in enumerate(zip(axes, evaluations, strict=True)):
-            panel.axvline(0, **ZERO)
+            panel.axvline(0, **style.ZERO)
             of = {row["b"]: row for row in rows if row["evaluation"] == evaluation}
             for y, model in enumerate(models):
                 if model in of:
@@ -83,11 +69,11 @@ def benchmark_changes(
                 for each in theirs.get((evaluation, model), ()):
                     marker, colour = palette.marker(model), palette.colour(model)
                     panel.plot(100 * each, y - 0.27, marker, color=colour, **hollow)
-            panel.set_title(evaluation, loc="left", fontsize=10, color=INK)
+            panel.set_title(evaluation, loc="left", fontsize=10, color=style.INK)
             panel.set_xlim(low, high)
             panel.set_ylim(-0.6, len(models) - 0.4)
             panel.grid(axis="y", visible=False)
-            panel.set_yticks(range(len(models)), [""] * len(models) if place % columns else models, color=INK)
+            panel.set_yticks(range(len(models)), [""] * len(models) if place % columns else models, color=style.INK)
     return figure
 
 
@@ -101,16 +87,16 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
     )
     both = [model for model in across if model in upward]
     subtitle = "bars: 95 % intervals of the paired differences to the base, questions resampled"
-    with style():
+    with style.theme():
         head = (f"Retrieval gained, knowledge lost: {retrieval}, {knowledge}", subtitle)
-        figure, (panel,) = panels((WIDTH, 5.0), (1, 1), head)
-        panel.axhline(0, **ZERO)
-        panel.axvline(0, **ZERO)
+        figure, (panel,) = style.panels((WIDTH, 5.0), (1, 1), head)
+        panel.axhline(0, **style.ZERO)
+        panel.axvline(0, **style.ZERO)
         points = {model: (100 * across[model]["difference"], 100 * upward[model]["difference"]) for model in both}
         for model, point in points.items():
-            errors = {"xerr": reach(across[model]), "yerr": reach(upward[model]), "elinewidth": 1.4}
-            panel.errorbar(*point, fmt=palette.marker(model), color=palette.colour(model), **errors, **DOT)
-        (left, right), (low, high) = limits([across[m] for m in both]), limits([upward[m] for m in both])
+            errors = {"xerr": style.reach(across[model]), "yerr": style.reach(upward[model]), "elinewidth": 1.4}
+            panel.errorbar(*point, fmt=palette.marker(model), color=palette.colour(model), **errors, **style.DOT)
+        (left, right), (low, high) = style.limits([across[m] for m in both]), style.limits([upward[m] for m in both])
         panel.set_xlim(left, right)
         panel.set_ylim(low, high)
         width, height = right - left, high - low
@@ -119,9 +105,9 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
         look["path_effects"] = [withStroke(linewidth=2.5, foreground=PAPER)]
         for model, place in zip(both, labels.places(both, shares, (-left / width, -low / height)), strict=True):
             panel.text(*place, model, color=palette.colour(model), **look)
-        panel.scatter([0], [0], color=GREY, s=34, zorder=2)
-        panel.annotate(BASE, (0, 0), (-6, -12), textcoords="offset points", color=MUTED, fontsize=9, ha="right")
-        corner = {"transform": panel.transAxes, "fontsize": 8.5, "color": MUTED, "style": "italic"}
+        panel.scatter([0], [0], color=style.GREY, s=34, zorder=2)
+        panel.annotate(BASE, (0, 0), (-6, -12), textcoords="offset points", color=style.MUTED, fontsize=9, ha="right")
+        corner = {"transform": panel.transAxes, "fontsize": 8.5, "color": style.MUTED, "style": "italic"}
         # Each where its quarter has room for it: across the lines of zero it would describe another one.
         if right > _CORNER[0] * width and high > _CORNER[1] * height:
             panel.text(0.985, 0.98, "retrieves more, knows more", ha="right", va="top", **corner)
@@ -135,4 +121,6 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
 def _dot(panel: Any, row: Mapping[str, Any], y: float, palette: Palette) -> None:
     """Draw a model's change with its interval at a height."""
     marker, colour = palette.marker(row["b"]), palette.colour(row["b"])
-    panel.errorbar(100 * row["difference"], y, xerr=reach(row), fmt=marker, color=colour, elinewidth=2.0, **DOT)
+    panel.errorbar(
+        100 * row["difference"], y, xerr=style.reach(row), fmt=marker, color=colour, elinewidth=2.0, **style.DOT
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from kvray.report.charts.labels import name_panel
-from kvray.report.charts.style import INK, MUTED, PAPER, WIDTH, Palette, facets, on, panels, style, thinned, tokens
+from kvray.report.charts.style import INK, MUTED, PAPER, WIDTH, Palette, facets, on, panels, theme, thinned, tokens
 from kvray.results.frames import BASE
 
 _ACROSS = 3
@@ -66,7 +66,7 @@ def outcome_bars(shares: pl.DataFrame, evaluation: str, subtitle: str, ends: Map
         ends: words at the end of a model's bar, by model.
     """
     models = shares["model"].unique(maintain_order=True).to_list()
-    with style():
+    with theme():
         head = (f"What the answers are: {evaluation}", subtitle)
         figure, (panel,) = panels((WIDTH, 0.40 * len(models) + 0.95), (1, 1), head)
         for y, model in enumerate(models):
@@ -105,7 +105,7 @@ def _heatmaps(
     height = min(4.4, max(1.5, 0.25 * len(depths))) + 0.42
     colours = LinearSegmentedColormap.from_list("kvray", _SEQUENTIAL if value == "accuracy" else _DIVERGING)
     shade = ScalarMappable(Normalize(*ends), colours)
-    with style():
+    with theme():
         figure, axes = facets(len(models), (width, height), head, "context length, tokens", columns, margin=0.45)
         for place, (panel, model) in enumerate(zip(axes, models, strict=True)):
             _heatmap(panel, rows.filter(pl.col("model") == model), value, shade, lengths, depths)

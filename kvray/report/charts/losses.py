@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from kvray.report.charts.labels import End, at_ends, name_panel
-from kvray.report.charts.style import DASHES, ON_LINE, WIDTH, Palette, facets, panels, style, thinned
+from kvray.report.charts.style import DASHES, ON_LINE, WIDTH, Palette, facets, panels, theme, thinned
 from kvray.results.losses import PARTS, Part
 
 TOGETHER = 6
@@ -44,7 +44,7 @@ def together(curves: pl.DataFrame, parts: Sequence[Part], palette: Palette, head
     # Side by side, or one over the other where long names would leave no room for the lines.
     stacked = len(parts) > 1 and max(map(len, models)) > _NAME
     shape, height = ((len(parts), 1), 3.0 * len(parts)) if stacked else ((1, len(parts)), 3.6)
-    with style():
+    with theme():
         figure, axes = panels((WIDTH, height), shape, head)
         for panel, part in zip(axes, parts, strict=True):
             _scale(panel, rows)
@@ -69,7 +69,7 @@ def apart(curves: pl.DataFrame, palette: Palette, head: tuple[str, str]) -> Any:
     has_all_parts = pl.col("part").n_unique().over("model") == len(PARTS)
     shown = pl.when(has_all_parts).then(pl.col("part") != "all").otherwise(pl.col("part") == "all")
     rows = curves.filter(pl.col("model").is_in(models)).filter(shown)
-    with style():
+    with theme():
         figure, axes = facets(len(models), (10.1, 2.3), head, "training done")
         for place, (panel, model) in enumerate(zip(axes, models, strict=True)):
             _scale(panel, rows)

@@ -56,14 +56,14 @@ def render(figure: Any, kind: str) -> bytes:
     """Return a figure as a "png" (150 dpi) or "svg"; the same figure gives the same SVG."""
     stream = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
-    with style():
+    with theme():
         figure.savefig(stream, format=kind, dpi=_DPI, facecolor=PAPER, metadata=metadata)
     # Laid out once: it is a third of the time of the next rendering, and both show the same.
     figure.set_layout_engine("none")
     return stream.getvalue()
 
 
-def style() -> AbstractContextManager[None]:
+def theme() -> AbstractContextManager[None]:
     """Return the context in which every figure is drawn and rendered."""
     from matplotlib import rc_context
 

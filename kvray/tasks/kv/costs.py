@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 
 from kvray.models.tokenizer import TokenCounter
-from kvray.tasks.kv.drafts import Draft, Ints
+from kvray.tasks.kv.base import DictionaryDraft
+from kvray.tasks.kv.drafts import Ints
 from kvray.tasks.prompts import KV_HEAD
 
 
@@ -21,8 +22,8 @@ def measure_costs(
         counter: of the base model.
         question: what follows the dictionaries, with ``{key}`` where the key is asked for.
         integers: the least key or value, and one past the largest.
-        slots: pairs of a dictionary at most.
-        dictionaries: of a prompt at most.
+        slots: most pairs of a dictionary.
+        dictionaries: most dictionaries of a prompt.
 
     Returns:
         The costs for entries ordered as :data:`kvray.tasks.kv.simple.SECTIONS` says, or None where the tokenizer lets
@@ -67,7 +68,7 @@ class Costs:
     """What each piece of a prompt adds to its tokens.
 
     Attributes:
-        fixed: whatever the prompt holds.
+        fixed: of what every prompt holds.
         query: by the key that is asked for, all its mentions together.
         labels: by dictionary label minus 1: a line with the least integers, one pair.
         pieces: by entry of the layout's table; 0 for the empty one.
@@ -78,12 +79,12 @@ class Costs:
     labels: Ints
     pieces: Ints
 
-    def sums(self, draft: Draft) -> Ints:
+    def sums(self, draft: DictionaryDraft) -> Ints:
         """Return the tokens of each prompt with 1, 2, … of its dictionaries. Shape ``(rows, dictionaries)``."""
         lines = self.pieces.take(draft.index).sum(axis=2) + self.labels
         return np.cumsum(lines, axis=1) + (self.fixed + self.query[draft.query[:, 0]])[:, None]
 
-    def totals(self, draft: Draft) -> Ints:
+    def totals(self, draft: DictionaryDraft) -> Ints:
         """Return the tokens of each prompt with all its dictionaries. Shape ``(rows,)``."""
         pieces = self.pieces.take(draft.index.reshape(len(draft), -1)).sum(axis=1)
         totals: Ints = pieces + self.query[draft.query[:, 0]] + (self.fixed + self.labels.sum())

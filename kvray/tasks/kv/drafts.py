@@ -1,24 +1,16 @@
-"""What the dictionary tasks share: integers by digits, gold positions, drafts within a token budget, prompts as canvas.
-
-Drafts hold the gold dictionary *first*, as the paper's scripts do while they count tokens; :meth:`Layout.prompts` puts
-it at its position. So one draft serves every gold position, and the others keep their order.
-"""
+"""Drafts of prompts out of numbered dictionaries: random integers, redraws until a row is accepted, gold positions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cached_property
-from string import Formatter
+from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
-from kvray.tasks.base import examples
-from kvray.tasks.kv import text as canvas
 from kvray.tasks.rng import Draws, below, draws
 
 Ints = NDArray[np.int64]
@@ -27,26 +19,26 @@ Mask = NDArray[np.bool_]
 REDRAWS = 1000
 """Drafts tried after the first before a row is given up (paper.md 1.1)."""
 EARLY_BOUND = 0.05
-"""The early positions are the first 5 % of the samples (law paper) or of the dictionaries (law strict)."""
+"""The early positions are the first 5 % of the samples (``law: paper``) or of the dictionaries (``law: strict``)."""
 
 _PROBE_AFTER = 8
 _POSITIONS, _FORCED = 1 << 20, 2 << 20
 _SLOT_BITS = np.int64(20)
 
 
-def again(words: Draws) -> Draws:
-    """Return the next words of a redraw: splitmix64's output function (Steele et al. 2014), one word for each word.
+def redraw(drawn: Draws) -> Draws:
+    """Return the next draw after each one: splitmix64's output function (Steele et al. 2014).
 
-    A redraw that hangs on its own first word needs no reserve of words and no bound, whatever the row or the batch.
+    Each redraw hashes the previous draw, so a row can be redrawn without limit and never depends on its batch.
     """
-    mixed = words + np.uint64(0x9E3779B97F4A7C15)
+    mixed = drawn + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def integer_law(digits_min: int, digits_max: int) -> Ints:
-    """Return a table whose entries, drawn uniformly, have a uniform number of digits and are uniform given that number.
+def integer_pool(digits_min: int, digits_max: int) -> Ints:
+    """Return integers to draw uniformly from, so that the number of digits is uniform, and the integer given that.
 
     No leading zeros. Length ``(digits_max - digits_min + 1) * 9 * 10 ** (digits_max - 1)``.
     """
@@ -58,14 +50,14 @@ def integer_law(digits_min: int, digits_max: int) -> Ints:
     )
 
 
-def high(words: Draws, law: Ints) -> Ints:
-    """Draw from ``law`` by the upper halves of the words."""
-    return law.take((((words >> np.uint64(32)) * np.uint64(law.size)) >> np.uint64(32)).view(np.int64))
+def high(drawn: Draws, pool: Ints) -> Ints:
+    """Draw from ``pool`` by the upper halves of the draws."""
+    return pool.take((((drawn >> np.uint64(32)) * np.uint64(pool.size)) >> np.uint64(32)).view(np.int64))
 
 
-def low(words: Draws, law: Ints) -> Ints:
-    """Draw from ``law`` by the lower halves of the words."""
-    return law.take((((words & np.uint64(0xFFFFFFFF)) * np.uint64(law.size)) >> np.uint64(32)).view(np.int64))
+def low(drawn: Draws, pool: Ints) -> Ints:
+    """Draw from ``pool`` by the lower halves of the draws."""
+    return pool.take((((drawn & np.uint64(0xFFFFFFFF)) * np.uint64(pool.size)) >> np.uint64(32)).view(np.int64))
 
 
 def repeats(keys: Ints) -> Mask:
@@ -78,7 +70,7 @@ def repeats(keys: Ints) -> Mask:
     return marked
 
 
-def words_of(key: int, rows: Ints, width: int, stream: int) -> Draws:
+def draws_of(key: int, rows: Ints, width: int, stream: int) -> Draws:
     """Return :func:`kvray.tasks.rng.draws` for any ascending rows. Shape ``(len(rows), width)``."""
     ends = np.flatnonzero(np.diff(rows) != 1) + 1
     runs = [run for run in np.split(rows, ends) if run.size]
@@ -86,104 +78,64 @@ def words_of(key: int, rows: Ints, width: int, stream: int) -> Draws:
 
 
 def _among(rows: Ints, chosen: Ints) -> Mask:
-    """Tell which rows are in ``chosen``, which is sorted."""
-    if not chosen.size:
-        return np.zeros(len(rows), np.bool_)
-    among: Mask = chosen[np.minimum(np.searchsorted(chosen, rows), chosen.size - 1)] == rows
+    """Tell which rows are in ``chosen``, which is sorted; ``np.isin`` would sort both for every block."""
+    among: Mask = np.append(chosen, -1)[np.searchsorted(chosen, rows)] == rows
     return among
 
 
-def examples_table(start: int, stop: int, texts: dict[str, list[bytes]], numbers: dict[str, list[Ints]]) -> pa.Table:
-    """Assemble examples ``[start, stop)`` whose only accepted answer is the one to train on.
-
-    Args:
-        start: first row.
-        stop: one past the last row.
-        texts: "prompt" and "answer".
-        numbers: "position" (1-based), "units" and "prompt_tokens", in pieces.
-    """
-    ids = pa.array([f"row-{row:07d}" for row in range(start, stop)], pa.string())
-    answer = canvas.strings(texts["answer"])
-    columns = {
-        "example_id": ids,
-        "question_id": ids,
-        **{name: pa.array(np.concatenate(parts).astype(np.int32)) for name, parts in numbers.items()},
-        "prompt": canvas.strings(texts["prompt"]),
-        "answer": answer,
-        "references": pa.ListArray.from_arrays(pa.array(np.arange(stop - start + 1, dtype=np.int32)), answer),
-    }
-    return examples(columns)
-
-
-def tail(wording: str, **fields: Sequence[str | canvas.Words]) -> list[str | canvas.Words]:
-    """Split a wording at its ``{fields}`` and put the parts of each in its place, to be woven."""
-    parts: list[str | canvas.Words] = []
-    for text, name, _, _ in Formatter().parse(wording):
-        parts += [text] if text else []
-        parts += fields[name] if name else []
-    return parts
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Draft:
-    """Prompts to be, for some rows.
+    """A draft of some rows: every field is an array with an entry per row.
 
     Attributes:
-        index: entries of :attr:`Layout.table`, gold dictionary first. Shape ``(rows, dictionaries, entries)``.
-        query: the gold key in the order in which the prompt asks for it. Shape ``(rows, integers)``.
-        key: the gold key as it stands in its dictionary. Shape ``(rows, integers)``.
-        value: the gold value. Shape ``(rows,)``.
-        units: how many of the dictionaries are used. Shape ``(rows,)``.
-        tokens: of the prompt; filled in by whoever measures. Shape ``(rows,)``.
+        tokens: of the prompt; filled in by whoever counts them. Shape ``(rows,)``.
     """
 
-    index: Ints
-    query: Ints
-    key: Ints
-    value: Ints
-    units: Ints
     tokens: Ints
 
     def __len__(self) -> int:
-        return len(self.value)
+        return len(self.tokens)
 
     def put(self, at: Ints, other: Draft, chosen: Mask) -> None:
         """Overwrite the rows ``at[chosen]`` by the ``chosen`` rows of another draft."""
-        for name in ("index", "query", "key", "value", "units", "tokens"):
-            getattr(self, name)[at[chosen]] = getattr(other, name)[chosen]
+        for field in fields(self):
+            getattr(self, field.name)[at[chosen]] = getattr(other, field.name)[chosen]
+
+
+_D = TypeVar("_D", bound=Draft)
 
 
 def settle(
-    rows: Ints,
-    attempt: Callable[[Ints, int], Draft],
-    measure: Callable[[Ints, Draft], Mask],
-    hopeless: Callable[[int, int], str],
-) -> Draft:
+    rows: Ints, attempt: Callable[[Ints, int], _D], measure: Callable[[Ints, _D], Mask], unfit: str, remedy: str
+) -> _D:
     """Draft every row until it is accepted; attempt ``a`` of a row does not depend on the other rows.
 
     Args:
         rows: ascending row numbers.
         attempt: makes attempt ``a`` of some rows.
-        measure: fills in tokens (and units) and tells which drafts are accepted.
-        hopeless: words the error for a row, given the tokens of its last draft.
+        measure: fills in the tokens and tells which drafts are accepted.
+        unfit: for the error: which drafts were wanted, "simple_kv: row {row}: no draft … stayed within max_tokens".
+        remedy: for the error: which knobs to change.
 
     Raises:
         InputError: a row was not accepted in 1 + :data:`REDRAWS` attempts.
     """
     settled = attempt(rows, 0)
     pending = np.flatnonzero(~measure(rows, settled))
+    last = settled.tokens[pending]
     for number in range(1, REDRAWS + 1):
         if not pending.size:
             return settled
         if number == _PROBE_AFTER and pending.size > 1:
             # Knobs that cannot work are found out on one row, not on a thousand.
-            settle(rows[pending[:1]], attempt, measure, hopeless)
+            settle(rows[pending[:1]], attempt, measure, unfit, remedy)
         draft = attempt(rows[pending], number)
         accepted = measure(rows[pending], draft)
         settled.put(pending, draft, accepted)
         pending, last = pending[~accepted], draft.tokens[~accepted]
     if pending.size:
-        raise InputError(hopeless(int(rows[pending[0]]), int(last[0])))
+        tokens = f"in {REDRAWS} redraws; the last had {last[0]} tokens"
+        raise InputError(f"{unfit.format(row=rows[pending[0]])} {tokens}; {remedy}")
     return settled
 
 
@@ -207,61 +159,19 @@ class GoldPositions:
 
     def of(self, rows: Ints, units: Ints) -> Ints:
         """Return the 0-based gold index of ascending ``rows``, given their dictionaries. Shape ``(len(rows),)``."""
-        words = words_of(self.key, rows, 4, _POSITIONS)
-        index = below(words[:, 0], units)
+        drawn = draws_of(self.key, rows, 4, _POSITIONS)
+        index = below(drawn[:, 0], units)
         # Multiplied by the share, then cut: int(350 * 0.05) = 17, as in the paper's scripts.
         bounded = (np.full(len(rows), self.rows) if self.by_samples else units) * EARLY_BOUND
         bound: Ints = np.clip(bounded.astype(np.int64), 1, units)
         first, early = self._forced
-        index = np.where(_among(rows, early), below(words[:, 1], bound), index)
+        index = np.where(_among(rows, early), below(drawn[:, 1], bound), index)
         return np.where(_among(rows, first), 0, index)
 
     @cached_property
     def _forced(self) -> tuple[Ints, Ints]:
-        """Which rows are forced; the only thing about a row that hangs on how many rows there are."""
-        words = draws(self.key, 0, -(-self.rows // 4), 4, _FORCED).reshape(-1)[: self.rows]
-        order = np.argsort(words, kind="stable")
+        """Which rows are forced; the only thing about a row that depends on how many rows there are."""
+        drawn = draws(self.key, 0, -(-self.rows // 4), 4, _FORCED).reshape(-1)[: self.rows]
+        order = np.argsort(drawn, kind="stable")
         first = int(self.rows * self.first)
         return np.sort(order[:first]), np.sort(order[first : first + int(self.rows * self.early)])
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How drafts become text.
-
-    Attributes:
-        head: before the dictionaries.
-        table: a word for every entry that a draft can name, the last one empty. Shape ``(entries,)``.
-        dictionaries: the most that a prompt can have.
-    """
-
-    head: str
-    table: canvas.Words
-    dictionaries: int
-
-    @cached_property
-    def _labels(self) -> canvas.Words:
-        width = canvas.words(f"Dictionary [{self.dictionaries}] {{").size
-        return np.stack([canvas.words(f"Dictionary [{i + 1}] {{", width) for i in range(self.dictionaries)])
-
-    def prompts(self, draft: Draft, gold: Ints, tail: Sequence[str | canvas.Words]) -> list[bytes]:
-        """Return the prompts with the gold dictionary at 0-based index ``gold``; ``tail`` is woven after them."""
-        rows, dictionaries, entries = draft.index.shape
-        place = np.arange(dictionaries)
-        order = np.where(place < gold[:, None], place + 1, np.where(place == gold[:, None], 0, place))
-        head = canvas.words(self.head)
-        end = canvas.weave(rows, tail)
-        width = self._labels.shape[1]
-        body = dictionaries * (width + entries)
-        page = np.empty((rows, head.size + body + end.shape[1]), np.uint64)
-        page[:, : head.size] = head
-        page[:, head.size + body :] = end
-        # A view of the middle columns line by line, which reshape() would copy.
-        lines = as_strided(
-            page[:, head.size :], (rows, dictionaries, width + entries), (page.strides[0], 8 * (width + entries), 8)
-        )
-        lines[:, :, :width] = self._labels
-        lines[:, :, width:] = self.table.take(draft.index[np.arange(rows)[:, None], order])
-        if int(draft.units.min(initial=dictionaries)) < dictionaries:
-            lines[place >= draft.units[:, None]] = 0
-        return canvas.squeeze(page)

@@ -13,22 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
-from pydantic import model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from kvray.errors import InputError
-from kvray.tasks.base import (
-    Context,
-    CountTokens,
-    Many,
-    Task,
-    examples,
-    recipe,
-    register,
-    runtime,
-)
-from kvray.tasks.rng import draws, key_of, uuids
+from kvray.tasks.base import Context, CountTokens, Many, Task, examples, recipe, register, runtime, spread
+from kvray.tasks.rng import draws, key_of, permutation, uuids
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
 
@@ -57,6 +47,14 @@ class Asked:
     others: tuple[Record, ...]
 
 
+class _Row(BaseModel):
+    """The fields of lost-in-the-middle's rows that are read."""
+
+    ordered_kv_records: list[Record]
+    key: str
+    value: str
+
+
 @register("kv_retrieval")
 class KVRetrieval(Task):
     """A JSON object of UUIDs; each question is asked with its record at every gold position."""
@@ -83,13 +81,11 @@ class KVRetrieval(Task):
         return self
 
     def gold_positions(self) -> tuple[int, ...]:
-        """Return the gold positions that each question is asked at."""
-        if self.positions is None:
-            return tuple(sorted({1, *(max(1, round(self.keys * part / 4)) for part in (1, 2, 3, 4))}))
-        return self.positions
+        """Return the 1-based gold positions at which each question is asked."""
+        return spread(self.keys) if self.positions is None else self.positions
 
     def sources(self) -> dict[str, str]:
-        """Return the sha256 of the file, or the version of the law that draws the rows."""
+        """Return the sha256 of the file, or the version of the rows drawn here."""
         return {"source": DRAWN if self.source == TINY else read.digest(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
@@ -113,7 +109,7 @@ class KVRetrieval(Task):
         return self.questions * len(self.gold_positions())
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example, roughly: 50 a record by GPT's tokenizer, 72 by LLaMA's (Liu et al., app. E)."""
+        """Return about 60 tokens a record: 50 by GPT's tokenizer, 72 by LLaMA's (Liu et al., appendix E)."""
         return 40 + 60 * self.keys
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
@@ -149,42 +145,34 @@ class KVRetrieval(Task):
 
     def _drawn(self, number: int) -> Asked:
         key = key_of("kv_retrieval", self.VERSION, self.seed, number)
-        made = uuids(draws(key, 0, self.keys, 4).reshape(-1, 2))
-        records = list(zip(made[::2], made[1::2], strict=True))
-        return Asked(f"kv-{number:06d}", records[0], tuple(records[1:]))
+        texts = uuids(draws(key, 0, self.keys, 4).reshape(-1, 2))
+        gold, *others = zip(texts[::2], texts[1::2], strict=True)
+        return Asked(f"kv-{number:06d}", gold, tuple(others))
 
     def _chosen(self) -> list[Asked]:
         """Read the file and choose ``questions`` of its rows by the seed."""
-        found: dict[str, Asked] = {}
+        by_id: dict[str, Asked] = {}
         for where, row in read.rows(self.source):
             asked = self._read(row, where)
-            found.setdefault(asked.id, asked)
-        if self.questions > len(found):
-            raise InputError(
-                f"questions: {self.questions} asked for, but {self.source} has {len(found)}; "
-                f"type questions: {len(found)}"
-            )
-        names = sorted(found)
-        order = np.argsort(draws(key_of("kv_retrieval", self.VERSION, self.seed, "order"), 0, len(names), 1)[:, 0])
-        return [found[names[index]] for index in order.tolist()[: self.questions]]
+            by_id.setdefault(asked.id, asked)
+        if self.questions > (has := len(by_id)):
+            asked_for = f"questions: {self.questions} asked for"
+            raise InputError(f"{asked_for}, but {self.source} has {has}; type questions: {has}")
+        names = sorted(by_id)
+        order = permutation(key_of("kv_retrieval", self.VERSION, self.seed, "order"), has)
+        return [by_id[names[index]] for index in order.tolist()[: self.questions]]
 
     def _read(self, row: dict[str, Any], where: str) -> Asked:
-        records, key, value = (row.get(name) for name in ("ordered_kv_records", "key", "value"))
-        whole = (
-            isinstance(records, list)
-            and isinstance(key, str)
-            and isinstance(value, str)
-            and all(isinstance(record, (list, tuple)) and len(record) == 2 for record in records)
-            and all(isinstance(text, str) for record in records for text in record)
-        )
-        if not whole or not isinstance(records, list) or not isinstance(key, str) or not isinstance(value, str):
+        try:
+            fields = _Row.model_validate(row)
+        except ValidationError:
             raise InputError(
                 f"{where}: expected 'ordered_kv_records' (a list of pairs of texts), 'key' and 'value'; "
                 f"found the fields {', '.join(row) or 'none'}"
-            )
-        if len(records) != self.keys:
-            raise InputError(f"{where}: found {len(records)} records, expected {self.keys}; type keys: {len(records)}")
-        pairs = [(first, second) for first, second in records]
+            ) from None
+        pairs, key, value = fields.ordered_kv_records, fields.key, fields.value
+        if len(pairs) != self.keys:
+            raise InputError(f"{where}: found {len(pairs)} records, expected {self.keys}; type keys: {len(pairs)}")
         if len(dict(pairs)) != len(pairs) or (key, value) not in pairs:
             raise InputError(f"{where}: expected different keys, one of them 'key' with its 'value'; found {key!r}")
         name = hashlib.sha256(key.encode()).hexdigest()[:12]

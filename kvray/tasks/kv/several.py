@@ -1,8 +1,8 @@
 """several_kv: simple_kv with several keys asked at once, each in another dictionary.
 
 What reviewers of arXiv 2406.19292 asked for: whether what is learned on one key carries to several, and the other way
-round. Nothing of it is published, so law, wording and scorer are ours: all keys of a prompt differ, the asked ones lie
-in different dictionaries, uniform over all of them, and are asked in random order; no other pair has one of their
+round. Nothing of it is published, so examples, wording and scorer are ours: all keys of a prompt differ, the asked ones
+lie in different dictionaries, uniform over all of them, and are asked in random order; no other pair has one of their
 values. The sentence of the answer is the paper's, once per key; 80 dictionaries instead of its 85 leave room for three
 such sentences within 4,096 tokens.
 """
@@ -16,11 +16,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import model_validator
 
-from kvray.errors import InputError
-from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register
-from kvray.tasks.kv.drafts import REDRAWS, Ints, again, high, integer_law, low, repeats, words_of
+from kvray.tasks.base import Context, examples, recipe, register
+from kvray.tasks.kv.base import DictionaryTask
+from kvray.tasks.kv.drafts import Draft, Ints, Mask, draws_of, high, integer_pool, low, redraw, repeats, settle
 from kvray.tasks.prompts import KV_ANSWER, KV_HEAD
 from kvray.tasks.rng import Draws, below, key_of
 
@@ -32,24 +33,21 @@ SEVERAL_TEMPLATE = " Answer in the following template:\n{sentences}"
 
 _STATED = re.compile(r"\bkey\s+(\d+)\s+is\s+(\d+)\b(?:(?!\bkey\b)[^\n])*?\bDictionary\s*\[(\d+)\]", re.IGNORECASE)
 _BLOCK_ROWS = 256
-_PROBE_AFTER = 8
 
 
 def stated(answer: str) -> dict[str, tuple[str, str]]:
     """Return (value, dictionary) by key as an answer's sentences state them; the first statement about a key counts."""
-    found: dict[str, tuple[str, str]] = {}
+    statements: dict[str, tuple[str, str]] = {}
     for key, value, dictionary in _STATED.findall(answer):
-        found.setdefault(key, (value, dictionary))
-    return found
+        statements.setdefault(key, (value, dictionary))
+    return statements
 
 
 @register("several_kv")
-class SeveralKV(Task):
+class SeveralKV(DictionaryTask):
     """Dictionary key-value retrieval of several keys at once (ours; paper section 2 asks for one)."""
 
     VERSION = 1
-    UNIT = "dictionaries"
-    MEASURES = "retrieval"
     MAX_OUTPUT_TOKENS = 320
     SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens"})
 
@@ -66,9 +64,6 @@ class SeveralKV(Task):
 
     @model_validator(mode="after")
     def _consistent(self) -> SeveralKV:
-        for name in ("keys", "digits"):
-            if (least := getattr(self, f"{name}_min")) > (most := getattr(self, f"{name}_max")):
-                raise ValueError(f"{name}_min: found {least}, expected at most {name}_max = {most}")
         if self.keys_asked > self.dictionaries:
             raise ValueError(
                 f"keys_asked: found {self.keys_asked}, expected at most dictionaries = {self.dictionaries}, since each "
@@ -83,7 +78,7 @@ class SeveralKV(Task):
         return self
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example, roughly: between a tokenizer of single digits and one of short pieces."""
+        """Return about the tokens of a prompt: between a tokenizer of single digits and one of short pieces."""
         integer = 0.65 * (self.digits_min + self.digits_max + 0.8) / 2
         pairs = (self.keys_min + self.keys_max) / 2
         asked = 50 + self.keys_asked * (30 if self.template else 4)
@@ -95,21 +90,36 @@ class SeveralKV(Task):
         Raises:
             InputError: a row finds no draft within the token budget; the message names the knobs.
         """
-        key = key_of("several_kv", self.VERSION, self.seed)
-        law = integer_law(self.digits_min, self.digits_max)
-        made: list[_Made] = []
-        for at in range(start, stop, _BLOCK_ROWS):
-            made += self._settle(np.arange(at, min(at + _BLOCK_ROWS, stop)), key, law, context.count_tokens)
+        key, pool = key_of("several_kv", self.VERSION, self.seed), integer_pool(self.digits_min, self.digits_max)
+
+        def attempt(rows: Ints, number: int) -> _Texts:
+            pairs = self._draft(draws_of(key, rows, self._width, number), pool)
+            prompts, answers = (np.array(texts, object) for texts in zip(*pairs, strict=True))
+            return _Texts(prompt=prompts, answer=answers, tokens=context.count_tokens(prompts.tolist()))
+
+        def fits(rows: Ints, draft: _Texts) -> Mask:
+            return draft.tokens <= self.max_tokens
+
+        unfit = (
+            f"several_kv: row {{row}}: no draft of {self.dictionaries} dictionaries stayed within max_tokens "
+            f"(max_tokens: {self.max_tokens})"
+        )
+        remedy = "lower dictionaries, keys_max or digits_max, or raise max_tokens"
+        drafts = [
+            settle(np.arange(at, min(at + _BLOCK_ROWS, stop)), attempt, fits, unfit, remedy)
+            for at in range(start, stop, _BLOCK_ROWS)
+        ]
         ids = [f"row-{row:07d}" for row in range(start, stop)]
+        answers = [answer for draft in drafts for answer in draft.answer]
         return examples(
             {
                 "example_id": ids,
                 "question_id": ids,
                 "units": [self.dictionaries] * len(ids),
-                "prompt": [each.prompt for each in made],
-                "answer": [each.answer for each in made],
-                "references": [[each.answer] for each in made],
-                "prompt_tokens": [each.tokens for each in made],
+                "prompt": [prompt for draft in drafts for prompt in draft.prompt],
+                "answer": answers,
+                "references": [[answer] for answer in answers],
+                "prompt_tokens": [tokens for draft in drafts for tokens in draft.tokens],
             }
         )
 
@@ -118,55 +128,31 @@ class SeveralKV(Task):
 
         A sentence is "key K is V … Dictionary [N]", in any order; the first about a key counts. The rule is ours.
         """
-        found = stated(answer)
+        answered = stated(answer)
         shares = [0.0]
         for reference in references:
             asked = stated(reference)
-            shares.append(sum(found.get(key) == right for key, right in asked.items()) / max(1, len(asked)))
+            shares.append(sum(answered.get(key) == right for key, right in asked.items()) / max(1, len(asked)))
         return max(shares)
-
-    def _settle(self, rows: Ints, key: int, law: Ints, count_tokens: CountTokens) -> list[_Made]:
-        """Draft every row until it fits the budget; attempt ``a`` of a row does not depend on the other rows."""
-        settled: dict[int, _Made] = {}
-        pending, tokens = rows, 0
-        for attempt in range(1 + REDRAWS):
-            words = words_of(key, pending, self._width, attempt)
-            drafts = self._draft(words, law)
-            for row, (prompt, answer), tokens in zip(
-                pending.tolist(), drafts, count_tokens([prompt for prompt, _ in drafts]).tolist(), strict=True
-            ):
-                if tokens <= self.max_tokens:
-                    settled[row] = _Made(prompt, answer, tokens)
-            pending = np.array([row for row in pending.tolist() if row not in settled], np.int64)
-            if not pending.size:
-                return [settled[row] for row in rows.tolist()]
-            if attempt == _PROBE_AFTER and pending.size > 1:
-                # Knobs that cannot work are found out on one row, not on hundreds.
-                self._settle(pending[:1], key, law, count_tokens)
-        raise InputError(
-            f"several_kv: row {pending[0]}: no draft of {self.dictionaries} dictionaries stayed within max_tokens "
-            f"(max_tokens: {self.max_tokens}) in {REDRAWS} redraws; the last had {tokens} tokens; lower dictionaries, "
-            "keys_max or digits_max, or raise max_tokens"
-        )
 
     @property
     def _width(self) -> int:
-        """Random words per row: a size and a rank per dictionary, a slot per asked key, a word per pair."""
+        """Random draws per row: a size and a rank per dictionary, a slot per asked key, one draw per pair."""
         return self.dictionaries * (2 + self.keys_max) + self.keys_asked
 
-    def _draft(self, words: Draws, law: Ints) -> list[tuple[str, str]]:
-        """Draw (prompt, answer) for each row of ``words``, shape ``(rows, width)``."""
+    def _draft(self, drawn: Draws, pool: Ints) -> list[tuple[str, str]]:
+        """Draw (prompt, answer) for each row of ``drawn``, shape ``(rows, width)``."""
         count, most, asked = self.dictionaries, self.keys_max, self.keys_asked
-        each = np.arange(len(words))[:, None]
-        sizes = self.keys_min + below(words[:, :count], most - self.keys_min + 1)
-        # In the order of random words: which dictionaries are asked for, and in which order.
-        gold = np.argsort(words[:, count : 2 * count], axis=1, kind="stable")[:, :asked]
-        slots = below(words[:, 2 * count : 2 * count + asked], sizes[each, gold])
+        each = np.arange(len(drawn))[:, None]
+        sizes = self.keys_min + below(drawn[:, :count], most - self.keys_min + 1)
+        # In the order of random draws: which dictionaries are asked for, and in which order.
+        gold = np.argsort(drawn[:, count : 2 * count], axis=1, kind="stable")[:, :asked]
+        slots = below(drawn[:, 2 * count : 2 * count + asked], sizes[each, gold])
         at = gold * most + slots
-        pairs = np.ascontiguousarray(words[:, 2 * count + asked :])
-        keys, values = high(pairs, law), low(pairs, law)
+        pairs = np.ascontiguousarray(drawn[:, 2 * count + asked :])
+        keys, values = high(pairs, pool), low(pairs, pool)
         while True:
-            # Only what is spoiled is drawn again, from its own word, until nothing is.
+            # Only what is spoiled is drawn again, from its own draw, until nothing is.
             spoiled = repeats(keys)
             for one in range(asked):
                 same = values == values[each, at[:, one : one + 1]]
@@ -175,8 +161,8 @@ class SeveralKV(Task):
             row, slot = np.nonzero(spoiled)
             if not row.size:
                 break
-            fresh = pairs[row, slot] = again(pairs[row, slot])
-            keys[row, slot], values[row, slot] = high(fresh, law), low(fresh, law)
+            fresh = pairs[row, slot] = redraw(pairs[row, slot])
+            keys[row, slot], values[row, slot] = high(fresh, pool), low(fresh, pool)
         return [
             self._text(*one)
             for one in zip(keys.tolist(), values.tolist(), sizes.tolist(), gold.tolist(), at.tolist(), strict=True)
@@ -203,8 +189,9 @@ class SeveralKV(Task):
         return prompt, answer
 
 
-@dataclass(frozen=True)
-class _Made:
-    prompt: str
-    answer: str
-    tokens: int
+@dataclass(kw_only=True)
+class _Texts(Draft):
+    """Prompts and answers as arrays of texts."""
+
+    prompt: NDArray[np.object_]
+    answer: NDArray[np.object_]

@@ -1,4 +1,4 @@
-"""simple_kv: find a key among numbered dictionaries of integers, and say its value and its dictionary.
+"""simple_kv: find a key among numbered dictionaries of integers, and report its value and its dictionary.
 
 The task of "From Artificial Needles to Real Haystacks" (arXiv 2406.19292), under two laws. ``paper`` keeps what the
 paper's scripts do, quirks included: the gold dictionary has 3 keys whatever the others have; a key repeated inside a
@@ -17,31 +17,15 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import model_validator
 
 from kvray.errors import InputError
 from kvray.models.tokenizer import TokenCounter
-from kvray.tasks.base import Context, CountTokens, Task, recipe, register
-from kvray.tasks.kv import text as canvas
+from kvray.tasks.base import Context, CountTokens, recipe, register
+from kvray.tasks.kv.base import Builder, DictionaryDraft, DictionaryTask, Layout
 from kvray.tasks.kv.costs import Costs, measure_costs
-from kvray.tasks.kv.drafts import (
-    REDRAWS,
-    Draft,
-    GoldPositions,
-    Ints,
-    Layout,
-    Mask,
-    again,
-    examples_table,
-    high,
-    integer_law,
-    low,
-    repeats,
-    settle,
-    tail,
-    words_of,
-)
+from kvray.tasks.kv.drafts import GoldPositions, Ints, Mask, high, integer_pool, low, redraw, repeats
+from kvray.tasks.kv.text import CELL_BYTES, Cells, cells, fill_in, integer_cells, squeeze, weave
 from kvray.tasks.prompts import KV_ANSWER, KV_HEAD, KV_TAIL, KV_TEMPLATE
 from kvray.tasks.rng import Draws, below, key_of
 
@@ -92,12 +76,10 @@ def collapse(keys: Ints, values: Ints, sizes: Ints) -> None:
 
 
 @register("simple_kv")
-class SimpleKV(Task):
+class SimpleKV(DictionaryTask):
     """Simple dictionary key-value retrieval (paper section 2; the defaults are the paper's training set)."""
 
     VERSION = 1
-    UNIT = "dictionaries"
-    MEASURES = "retrieval"
     MAX_OUTPUT_TOKENS = 64
     SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens", "forced_first", "early"})
 
@@ -120,34 +102,21 @@ class SimpleKV(Task):
             raise ValueError("dictionaries: fit needs law: strict (the paper draws a fixed number within the budget)")
         if self.dictionaries != "fit" and not 1 <= self.dictionaries <= 99_999:
             raise ValueError(f"dictionaries: found {self.dictionaries}, expected 1 to 99999, or fit")
-        for name in ("keys", "digits"):
-            if (least := getattr(self, f"{name}_min")) > (most := getattr(self, f"{name}_max")):
-                raise ValueError(f"{name}_min: found {least}, expected at most {name}_max = {most}")
-        if self.forced_first + self.early > 1:
-            raise ValueError("forced_first + early: found more than 1, expected shares of the samples")
-        if self.law == "strict":
-            self.refuse_crowding(1 if self.dictionaries == "fit" else self.dictionaries)
-        return self
-
-    def refuse_crowding(self, dictionaries: int) -> None:
-        """Check that unique keys leave room: they are drawn again until they differ.
-
-        Raises:
-            ValueError: they need more than half of the integers.
-        """
-        if dictionaries > self.roomy():
+        dictionaries = 1 if self.dictionaries == "fit" else self.dictionaries
+        if self.law == "strict" and dictionaries > self.most_dictionaries():
             raise ValueError(
                 f"dictionaries: {dictionaries} with up to {self.keys_max} unique keys (law: strict) need more than "
                 f"half of the integers of {self.digits_min} to {self.digits_max} digits; raise digits_max"
             )
+        return self
 
-    def roomy(self) -> int:
-        """Return how many dictionaries have keys that are at most half of the integers."""
+    def most_dictionaries(self) -> int:
+        """Return how many dictionaries leave room for unique keys: at most half of the integers."""
         integers: int = 10**self.digits_max - 10 ** (self.digits_min - 1)
         return integers // (2 * self.keys_max)
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example, roughly: between a tokenizer of single digits and one of short pieces."""
+        """Return about the tokens of a prompt: between a tokenizer of single digits and one of short pieces."""
         if self.dictionaries == "fit":
             return self.max_tokens
         integer = 0.65 * (self.digits_min + self.digits_max + 0.8) / 2
@@ -156,16 +125,7 @@ class SimpleKV(Task):
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Return a context whose tables are made when the first example is."""
-        return Context(count_tokens, _Builder(self, count_tokens))
-
-    def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``.
-
-        Raises:
-            InputError: a row finds no draft within the token budget; the message names the knobs.
-        """
-        builder: _Builder = context.material
-        return builder.build(start, stop)
+        return Context(count_tokens, SimpleBuilder(self, count_tokens))
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1.0 if the answer's first line names the right value and the right dictionary, else 0.0.
@@ -177,65 +137,47 @@ class SimpleKV(Task):
         return float(found is not None and any(found == answered(reference) for reference in references))
 
 
-class _Builder:
-    """Makes examples; its tables cost up to a second, so they are made at the first use and kept."""
+class SimpleBuilder(Builder):
+    """Makes simple_kv's examples."""
 
     def __init__(self, task: SimpleKV, count_tokens: CountTokens) -> None:
+        super().__init__(key_of("simple_kv", task.VERSION, task.seed), count_tokens)
         self.task = task
-        self.count_tokens = count_tokens
         self.paper = task.law == "paper"
         self.fit = task.dictionaries == "fit"
         self.slots = max(task.keys_max, GOLD_KEYS) if self.paper else task.keys_max
         self.limit = 10**task.digits_max
-        self.key = key_of("simple_kv", task.VERSION, task.seed)
         self.positions = GoldPositions(self.key, task.rows, task.forced_first, task.early, by_samples=self.paper)
         self.question = KV_TAIL.removeprefix("\n") + (KV_TEMPLATE if task.template else "")
+        budget = f"below max_tokens - {DRAFT_MARGIN}" if self.paper else "within max_tokens"
+        self.unfit = (
+            f"simple_kv: row {{row}}: no draft of {task.dictionaries} dictionaries stayed {budget} (max_tokens: "
+            f"{task.max_tokens})"
+        )
+        self.pool = integer_pool(task.digits_min, task.digits_max)
+        self.dictionaries = self._enough_dictionaries() if task.dictionaries == "fit" else task.dictionaries
+        # The gold pair's slot, a size per dictionary, one draw per pair.
+        self.width = 1 + self.dictionaries * (1 + self.slots)
+        self.block_rows = max(1, _BLOCK_BYTES // (CELL_BYTES * self.width))
+        self.remedy = "lower dictionaries, keys_max or digits_max, or raise max_tokens"
 
-    def build(self, start: int, stop: int) -> pa.Table:
-        block = max(1, _BLOCK_BYTES // (canvas.WORD_BYTES * self.width))
-        texts: dict[str, list[bytes]] = {"prompt": [], "answer": []}
-        numbers: dict[str, list[Ints]] = {"position": [], "units": [], "prompt_tokens": []}
-        for at in range(start, stop, block):
-            rows = np.arange(at, min(at + block, stop))
-            draft = settle(rows, self._attempt, self._measure, self._hopeless)
-            gold = self.positions.of(rows, draft.units)
-            texts["prompt"] += self._prompts(draft, gold)
-            texts["answer"] += self._answers(draft, gold)
-            numbers["position"].append(gold + 1)
-            numbers["units"].append(draft.units)
-            numbers["prompt_tokens"].append(draft.tokens)
-        return examples_table(start, stop, texts, numbers)
-
-    @cached_property
-    def dictionaries(self) -> int:
-        """Of a prompt at most: to fit, half as many again as fit at mean length, and eight."""
-        task = self.task
-        if task.dictionaries != "fit":
-            return task.dictionaries
-        one = int(self.law[self.law.size // 2])
+    def _enough_dictionaries(self) -> int:
+        """Return a number that fills every prompt: half as many again as fit at mean length, and eight."""
+        task, one = self.task, int(self.pool[self.pool.size // 2])
         line = f"Dictionary [10] {{{', '.join([f'{one}: {one}'] * task.keys_min)}}}\n"
         double, single, longer = self.count_tokens([line * 2, line, line + f"{one}: {one}, " * 16]).tolist()
         mean = (double - single) + (longer - single) / 16 * (task.keys_max - task.keys_min) / 2
         # No more than leave their unique keys room: with 3 or 4 digits that is what long prompts come up against.
-        return min(int(task.max_tokens / max(mean, 1.0) * 1.5) + 8, task.roomy())
-
-    @property
-    def width(self) -> int:
-        """Random words per row: the gold pair's slot, a size per dictionary, a word per pair."""
-        return 1 + self.dictionaries * (1 + self.slots)
+        return min(int(task.max_tokens / max(mean, 1.0) * 1.5) + 8, task.most_dictionaries())
 
     @cached_property
-    def law(self) -> Ints:
-        return integer_law(self.task.digits_min, self.task.digits_max)
+    def _layout(self) -> Layout:
+        sections = [integer_cells(self.limit, left, right) for left, right in SECTIONS]
+        return Layout(KV_HEAD, np.concatenate([*sections, cells("", 1)]), self.dictionaries)
 
     @cached_property
-    def layout(self) -> Layout:
-        sections = [canvas.integers(self.limit, left, right) for left, right in SECTIONS]
-        return Layout(KV_HEAD, np.concatenate([*sections, canvas.words("", 1)]), self.dictionaries)
-
-    @cached_property
-    def numbers(self) -> canvas.Words:
-        return canvas.integers(max(self.limit, self.dictionaries + 1))
+    def _numbers(self) -> Cells:
+        return integer_cells(max(self.limit, self.dictionaries + 1))
 
     @cached_property
     def costs(self) -> Costs | None:
@@ -254,18 +196,14 @@ class _Builder:
         exact = self._counted(draft, self.positions.of(rows, draft.units))
         return costs if np.array_equal(sums[rows, draft.units - 1], exact) else None
 
-    def _attempt(self, rows: Ints, number: int) -> Draft:
-        return self._draft(words_of(self.key, rows, self.width, number))
-
-    def _draft(self, words: Draws) -> Draft:
-        """Draw one draft per row of ``words``, shape ``(rows, width)``."""
-        task, rows = self.task, len(words)
-        sizes = task.keys_min + below(words[:, 1 : 1 + self.dictionaries], task.keys_max - task.keys_min + 1)
+    def _draft(self, drawn: Draws) -> DictionaryDraft:
+        task, rows = self.task, len(drawn)
+        sizes = task.keys_min + below(drawn[:, 1 : 1 + self.dictionaries], task.keys_max - task.keys_min + 1)
         if self.paper:
             sizes[:, 0] = GOLD_KEYS
-        at = below(words[:, 0], sizes[:, 0])
-        pairs = np.ascontiguousarray(words[:, 1 + self.dictionaries :])
-        keys, values = high(pairs, self.law), low(pairs, self.law)
+        at = below(drawn[:, 0], sizes[:, 0])
+        pairs = np.ascontiguousarray(drawn[:, 1 + self.dictionaries :])
+        keys, values = high(pairs, self.pool), low(pairs, self.pool)
         touched = np.arange(rows)
         gold_key, gold_value = keys[touched, at], values[touched, at]
         while touched.size:
@@ -277,8 +215,8 @@ class _Builder:
             spoiled[np.arange(touched.size), at[touched]] = False
             row, slot = np.nonzero(spoiled)
             row = touched[row]
-            fresh = pairs[row, slot] = again(pairs[row, slot])
-            keys[row, slot], values[row, slot] = high(fresh, self.law), low(fresh, self.law)
+            fresh = pairs[row, slot] = redraw(pairs[row, slot])
+            keys[row, slot], values[row, slot] = high(fresh, self.pool), low(fresh, self.pool)
             touched = np.unique(row)
         shape = (rows, self.dictionaries, self.slots)
         keys, values = keys.reshape(shape), values.reshape(shape)
@@ -290,7 +228,7 @@ class _Builder:
         np.add(values, 2 * self.limit, out=index[..., 1])
         index.reshape(-1, self.slots, 2)[np.arange(sizes.size), sizes.reshape(-1) - 1, 1] += self.limit
         index[np.arange(self.slots) >= sizes[..., None]] = len(SECTIONS) * self.limit
-        return Draft(
+        return DictionaryDraft(
             index=index.reshape(rows, self.dictionaries, 2 * self.slots),
             query=gold_key[:, None],
             key=gold_key[:, None],
@@ -299,22 +237,18 @@ class _Builder:
             tokens=np.zeros(rows, np.int64),
         )
 
-    def _prompts(self, draft: Draft, gold: Ints) -> list[bytes]:
-        return self.layout.prompts(draft, gold, tail(self.question, key=[self.numbers[draft.query[:, 0]]]))
+    def _prompts(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
+        return self._layout.prompts(draft, gold, fill_in(self.question, key=[self._numbers[draft.query[:, 0]]]))
 
-    def _answers(self, draft: Draft, gold: Ints) -> list[bytes]:
-        key, value, label = (self.numbers[part] for part in (draft.key[:, 0], draft.value, gold + 1))
-        return canvas.squeeze(canvas.weave(len(draft), tail(KV_ANSWER, key=[key], value=[value], dictionary=[label])))
+    def _answers(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
+        key, value, label = (self._numbers[part] for part in (draft.key[:, 0], draft.value, gold + 1))
+        return squeeze(weave(len(draft), fill_in(KV_ANSWER, key=[key], value=[value], dictionary=[label])))
 
-    def _counted(self, draft: Draft, gold: Ints) -> Ints:
-        return self.count_tokens([text.decode() for text in self._prompts(draft, gold)])
-
-    def _measure(self, rows: Ints, draft: Draft) -> Mask:
-        """Fill in the tokens (and, to fit, the units) of a draft and tell which rows the budget accepts."""
+    def _measure(self, rows: Ints, draft: DictionaryDraft) -> Mask:
         if self.fit:
             return self._fill(rows, draft)
         if self.costs is not None:
-            # A sum does not hang on the order of the dictionaries: gold first and as emitted are the same.
+            # A sum does not depend on the order of the dictionaries: gold first and as emitted are the same.
             draft.tokens = first = self.costs.totals(draft)
         else:
             draft.tokens = first = self._counted(draft, self.positions.of(rows, draft.units))
@@ -324,7 +258,7 @@ class _Builder:
             return draft.tokens <= self.task.max_tokens
         return (first < self.task.max_tokens - DRAFT_MARGIN) & (draft.tokens < self.task.max_tokens - PROMPT_MARGIN)
 
-    def _fill(self, rows: Ints, draft: Draft) -> Mask:
+    def _fill(self, rows: Ints, draft: DictionaryDraft) -> Mask:
         """Use the most dictionaries that keep within the budget; one more of the row's own stream exceeds it."""
         budget = self.task.max_tokens
         if self.costs is not None:
@@ -349,12 +283,3 @@ class _Builder:
                 f"{budget}, of {self.dictionaries} that leave their unique keys room; {remedy}"
             )
         return np.ones(len(draft), np.bool_)
-
-    def _hopeless(self, row: int, tokens: int) -> str:
-        task = self.task
-        budget = f"below max_tokens - {DRAFT_MARGIN}" if self.paper else "within max_tokens"
-        return (
-            f"simple_kv: row {row}: no draft of {task.dictionaries} dictionaries stayed {budget} (max_tokens: "
-            f"{task.max_tokens}) in {REDRAWS} redraws; the last had {tokens} tokens; lower "
-            f"dictionaries, keys_max or digits_max, or raise max_tokens"
-        )

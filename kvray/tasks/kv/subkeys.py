@@ -16,27 +16,12 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import model_validator
 
-from kvray.tasks.base import Context, CountTokens, Task, recipe, register
-from kvray.tasks.kv import text as canvas
-from kvray.tasks.kv.drafts import (
-    REDRAWS,
-    Draft,
-    GoldPositions,
-    Ints,
-    Layout,
-    Mask,
-    again,
-    examples_table,
-    high,
-    integer_law,
-    repeats,
-    settle,
-    tail,
-    words_of,
-)
+from kvray.tasks.base import Context, CountTokens, recipe, register
+from kvray.tasks.kv.base import Builder, DictionaryDraft, DictionaryTask, Layout
+from kvray.tasks.kv.drafts import GoldPositions, Ints, Mask, high, integer_pool, redraw, repeats
+from kvray.tasks.kv.text import Cells, cells, fill_in, integer_cells, squeeze, weave
 from kvray.tasks.prompts import KV_HEAD, SUBKEY_ANSWER, SUBKEY_TAIL, SUBKEY_TEMPLATE
 from kvray.tasks.rng import Draws, below, key_of, unit
 
@@ -44,7 +29,6 @@ SECTIONS = (("(", ", "), ("", ", "), ("", "): "), ("", ", "), ("", "}\n"))
 """What stands around an integer: first, further and last subkey of a key, a value, a dictionary's last value."""
 
 _ANSWER = re.compile(r"\bis\s+\(([\d,\s]+)\).*?\bis\s+(\d+)\b.*?\bDictionary\s*\[(\d+)\]")
-_BLOCK_ROWS = 64
 
 
 def answered(answer: str) -> tuple[tuple[int, ...], str, str] | None:
@@ -54,12 +38,10 @@ def answered(answer: str) -> tuple[tuple[int, ...], str, str] | None:
 
 
 @register("multi_subkey_kv")
-class MultiSubkeyKV(Task):
+class MultiSubkeyKV(DictionaryTask):
     """Multi-subkey dictionary key-value retrieval (paper section 2; the wording and the probabilities are ours)."""
 
     VERSION = 1
-    UNIT = "dictionaries"
-    MEASURES = "retrieval"
     MAX_OUTPUT_TOKENS = 96
     SAME_EXAMPLES = frozenset({"rows", "template", "shuffle_query", "max_tokens", "forced_first", "early"})
 
@@ -85,9 +67,6 @@ class MultiSubkeyKV(Task):
 
     @model_validator(mode="after")
     def _consistent(self) -> MultiSubkeyKV:
-        for name in ("keys", "key_size"):
-            if (least := getattr(self, f"{name}_min")) > (most := getattr(self, f"{name}_max")):
-                raise ValueError(f"{name}_min: found {least}, expected at most {name}_max = {most}")
         if self.common_subkeys >= min(self.gold_key_size, self.key_size_min):
             raise ValueError(
                 f"common_subkeys: found {self.common_subkeys}, expected fewer than gold_key_size and key_size_min, so "
@@ -97,28 +76,17 @@ class MultiSubkeyKV(Task):
             raise ValueError("common_ordered: true needs subkey_probability: 1 (the shared subkeys stand together)")
         if 2 * (self.gold_key_size + self.key_size_max) > 9 * 10 ** (self.subkey_digits - 1):
             raise ValueError("subkey_digits: too few integers for distinct subkeys of these sizes; raise it")
-        if self.forced_first + self.early > 1:
-            raise ValueError("forced_first + early: found more than 1, expected shares of the samples")
         return self
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example, roughly: between a tokenizer of single digits and one of short pieces."""
+        """Return about the tokens of a prompt: between a tokenizer of single digits and one of short pieces."""
         subkeys, keys = (self.key_size_min + self.key_size_max) / 2, (self.keys_min + self.keys_max) / 2
         key = subkeys * (0.65 * self.subkey_digits + 1.2) + 0.65 * self.value_digits + 4
         return min(self.max_tokens, 110 + round(self.dictionaries * (5 + keys * key)))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Return a context whose tables are made when the first example is."""
-        return Context(count_tokens, _Builder(self, count_tokens))
-
-    def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``; every prompt is tokenized.
-
-        Raises:
-            InputError: a row finds no draft within the token budget; the message names the knobs.
-        """
-        builder: _Builder = context.material
-        return builder.build(start, stop)
+        return Context(count_tokens, SubkeyBuilder(self, count_tokens))
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1.0 if the answer's first line has the key (in its own order), its value and its dictionary, else 0.0.
@@ -129,63 +97,51 @@ class MultiSubkeyKV(Task):
         return float(found is not None and any(found == answered(reference) for reference in references))
 
 
-class _Builder:
-    """Makes examples; gold dictionary first in every array, the gold key in slot ``at`` of it."""
+class SubkeyBuilder(Builder):
+    """Makes multi_subkey_kv's examples, each prompt of which is tokenized; the gold key is in slot ``at``."""
+
+    block_rows = 64
 
     def __init__(self, task: MultiSubkeyKV, count_tokens: CountTokens) -> None:
+        super().__init__(key_of("multi_subkey_kv", task.VERSION, task.seed), count_tokens)
         self.task = task
-        self.count_tokens = count_tokens
         self.size = max(task.gold_key_size, task.key_size_max)
         self.subkey_limit, self.value_limit = 10**task.subkey_digits, 10**task.value_digits
-        self.subkeys = integer_law(task.subkey_digits, task.subkey_digits)
-        self.values = integer_law(task.value_digits, task.value_digits)
-        self.key = key_of("multi_subkey_kv", task.VERSION, task.seed)
+        self.subkeys = integer_pool(task.subkey_digits, task.subkey_digits)
+        self.values = integer_pool(task.value_digits, task.value_digits)
         self.positions = GoldPositions(self.key, task.rows, task.forced_first, task.early, by_samples=False)
         self.question = SUBKEY_TAIL.removeprefix("\n") + (SUBKEY_TEMPLATE if task.template else "")
         # Draws: the gold pair's slot; gold subkeys, their order in the key and in the question; sizes; then per pair
         # its size, whether it shares, where a shared run starts, its value; which it shares; its subkeys and slots.
-        self.gold_words = 1 + 3 * task.gold_key_size
-        self.pair_words = 4 + task.common_subkeys + 2 * self.size
-        self.width = self.gold_words + task.dictionaries * (1 + task.keys_max * self.pair_words)
+        self.gold_draws = 1 + 3 * task.gold_key_size
+        self.pair_draws = 4 + task.common_subkeys + 2 * self.size
+        self.width = self.gold_draws + task.dictionaries * (1 + task.keys_max * self.pair_draws)
+        self.unfit = (
+            f"multi_subkey_kv: row {{row}}: no draft of {task.dictionaries} dictionaries with distinct keys stayed "
+            f"within max_tokens (max_tokens: {task.max_tokens})"
+        )
+        self.remedy = "lower dictionaries, keys_max, key_size_max or subkey_digits, or raise max_tokens"
 
     @cached_property
-    def layout(self) -> Layout:
+    def _layout(self) -> Layout:
         limits = (self.subkey_limit,) * 3 + (self.value_limit,) * 2
-        sections = [canvas.integers(limit, *around) for limit, around in zip(limits, SECTIONS, strict=True)]
-        return Layout(KV_HEAD, np.concatenate([*sections, canvas.words("", 1)]), self.task.dictionaries)
+        sections = [integer_cells(limit, *around) for limit, around in zip(limits, SECTIONS, strict=True)]
+        return Layout(KV_HEAD, np.concatenate([*sections, cells("", 1)]), self.task.dictionaries)
 
     @cached_property
-    def numbers(self) -> canvas.Words:
-        return canvas.integers(max(self.subkey_limit, self.value_limit, self.task.dictionaries + 1))
+    def _numbers(self) -> Cells:
+        return integer_cells(max(self.subkey_limit, self.value_limit, self.task.dictionaries + 1))
 
-    def build(self, start: int, stop: int) -> pa.Table:
-        texts: dict[str, list[bytes]] = {"prompt": [], "answer": []}
-        numbers: dict[str, list[Ints]] = {"position": [], "units": [], "prompt_tokens": []}
-        for at in range(start, stop, _BLOCK_ROWS):
-            rows = np.arange(at, min(at + _BLOCK_ROWS, stop))
-            draft = settle(rows, self._attempt, self._measure, self._hopeless)
-            gold = self.positions.of(rows, draft.units)
-            texts["prompt"] += self._prompts(draft, gold)
-            texts["answer"] += self._answers(draft, gold)
-            numbers["position"].append(gold + 1)
-            numbers["units"].append(draft.units)
-            numbers["prompt_tokens"].append(draft.tokens)
-        return examples_table(start, stop, texts, numbers)
-
-    def _attempt(self, rows: Ints, number: int) -> Draft:
-        return self._draft(words_of(self.key, rows, self.width, number))
-
-    def _draft(self, words: Draws) -> Draft:
-        """Draw one draft per row of ``words``, shape ``(rows, width)``."""
-        task, each = self.task, np.arange(len(words))
-        shape = (len(words), task.dictionaries, task.keys_max)
-        own = words[:, 1 : self.gold_words].reshape(-1, 3, task.gold_key_size)
-        rest = words[:, self.gold_words :]
+    def _draft(self, drawn: Draws) -> DictionaryDraft:
+        task, each = self.task, np.arange(len(drawn))
+        shape = (len(drawn), task.dictionaries, task.keys_max)
+        own = drawn[:, 1 : self.gold_draws].reshape(-1, 3, task.gold_key_size)
+        rest = drawn[:, self.gold_draws :]
         sizes = task.keys_min + below(rest[:, : task.dictionaries], task.keys_max - task.keys_min + 1)
-        pairs = rest[:, task.dictionaries :].reshape(*shape, self.pair_words)
-        at = below(words[:, 0], sizes[:, 0])
+        pairs = rest[:, task.dictionaries :].reshape(*shape, self.pair_draws)
+        at = below(drawn[:, 0], sizes[:, 0])
 
-        gold = self._fresh(own[:, 0], np.empty((len(words), 0), np.int64))
+        gold = self._fresh(own[:, 0], np.empty((len(drawn), 0), np.int64))
         common = gold[:, : task.common_subkeys]
         gold_key = self._gold_key(gold, own[:, 1])
         keys, key_sizes = self._keys(pairs, gold, common)
@@ -196,33 +152,40 @@ class _Builder:
 
         index = self._index(keys, key_sizes, values, sizes)
         query = np.take_along_axis(gold_key, own[:, 2].argsort(axis=1), axis=1) if task.shuffle_query else gold_key
-        return Draft(index, query, gold_key, values[each, 0, at], np.full(len(words), task.dictionaries), 0 * at)
+        return DictionaryDraft(
+            index=index,
+            query=query,
+            key=gold_key,
+            value=values[each, 0, at],
+            units=np.full(len(drawn), task.dictionaries),
+            tokens=np.zeros(len(drawn), np.int64),
+        )
 
-    def _fresh(self, words: Draws, taken: Ints) -> Ints:
+    def _fresh(self, drawn: Draws, taken: Ints) -> Ints:
         """Draw distinct subkeys that are none of ``taken``.
 
         Args:
-            words: shape ``(keys, size)``.
+            drawn: shape ``(keys, size)``.
             taken: shape ``(keys, any)``.
         """
-        words = words.copy()
-        subkeys = high(words, self.subkeys)
-        touched = np.arange(len(words))
+        drawn = drawn.copy()
+        subkeys = high(drawn, self.subkeys)
+        touched = np.arange(len(drawn))
         while touched.size:
             some = subkeys[touched]
             row, slot = np.nonzero(repeats(some) | (some[:, :, None] == taken[touched, None, :]).any(axis=2))
             row = touched[row]
-            words[row, slot] = again(words[row, slot])
-            subkeys[row, slot] = high(words[row, slot], self.subkeys)
+            drawn[row, slot] = redraw(drawn[row, slot])
+            subkeys[row, slot] = high(drawn[row, slot], self.subkeys)
             touched = np.unique(row)
         return subkeys
 
-    def _gold_key(self, gold: Ints, words: Draws) -> Ints:
+    def _gold_key(self, gold: Ints, drawn: Draws) -> Ints:
         """Order the gold subkeys: at random, or with the shared run together in its order."""
         if not self.task.common_ordered:
-            return np.take_along_axis(gold, words.argsort(axis=1), axis=1)
+            return np.take_along_axis(gold, drawn.argsort(axis=1), axis=1)
         run = self.task.common_subkeys
-        start = below(words[:, 0], gold.shape[1] - run + 1)[:, None]
+        start = below(drawn[:, 0], gold.shape[1] - run + 1)[:, None]
         slot = np.arange(gold.shape[1])
         inside = (slot >= start) & (slot < start + run)
         source = np.where(inside, slot - start, np.where(slot < start, slot + run, slot))
@@ -235,12 +198,12 @@ class _Builder:
             Subkeys ``(rows, dictionaries, slots, size)``, 0 where a key is shorter, and sizes without the last axis.
         """
         task, run = self.task, self.task.common_subkeys
-        flat = pairs.reshape(-1, self.pair_words)
+        flat = pairs.reshape(-1, self.pair_draws)
         owner = np.repeat(np.arange(len(pairs)), flat.shape[0] // max(1, len(pairs)))
         size = task.key_size_min + below(flat[:, 0], task.key_size_max - task.key_size_min + 1)
         slot = np.arange(self.size)
-        fresh_words = flat[:, 4 + run : 4 + run + self.size]
-        keys = self._fresh(fresh_words, gold[owner])
+        fresh = flat[:, 4 + run : 4 + run + self.size]
+        keys = self._fresh(fresh, gold[owner])
         shares = unit(flat[:, 1]) < task.share_probability
         received = (unit(flat[:, 4 : 4 + run]) < task.subkey_probability) & shares[:, None]
         if task.common_ordered:
@@ -254,24 +217,24 @@ class _Builder:
         keys[slot >= size[:, None]] = 0
         return keys.reshape(*pairs.shape[:3], self.size), size.reshape(pairs.shape[:3])
 
-    def _values(self, words: Draws, at: Ints) -> Ints:
-        """Draw the values; none but the gold one equals it. Shape of ``words``: ``(rows, dictionaries, slots)``."""
-        shape = words.shape
-        words = words.reshape(len(words), -1).copy()
-        values = high(words, self.values)
+    def _values(self, drawn: Draws, at: Ints) -> Ints:
+        """Draw the values; none but the gold one equals it. Shape of ``drawn``: ``(rows, dictionaries, slots)``."""
+        shape = drawn.shape
+        drawn = drawn.reshape(len(drawn), -1).copy()
+        values = high(drawn, self.values)
         gold = values[np.arange(len(at)), at][:, None]
         while True:
             spoiled = values == gold
             spoiled[np.arange(len(at)), at] = False
             if not spoiled.any():
                 return values.reshape(shape)
-            words[spoiled] = again(words[spoiled])
-            values[spoiled] = high(words[spoiled], self.values)
+            drawn[spoiled] = redraw(drawn[spoiled])
+            values[spoiled] = high(drawn[spoiled], self.values)
 
     def _index(self, keys: Ints, key_sizes: Ints, values: Ints, sizes: Ints) -> Ints:
         """Return the entries of the layout's table: per pair its subkeys, padded, and its value."""
         slot, last = np.arange(self.size), key_sizes[..., None] - 1
-        empty = self.layout.table.size - 1
+        empty = self._layout.table.size - 1
         section = np.where(slot == last, 2, np.where(slot == 0, 0, 1))
         index = np.empty((*keys.shape[:3], self.size + 1), np.int64)
         index[..., :-1] = np.where(slot > last, empty, keys + section * self.subkey_limit)
@@ -281,39 +244,30 @@ class _Builder:
         index[pair >= sizes[..., None]] = empty
         return index.reshape(*keys.shape[:2], -1)
 
-    def _listed(self, integers: Ints) -> list[str | canvas.Words]:
-        columns = [self.numbers[integers[:, column]] for column in range(integers.shape[1])]
-        return [part for column in columns for part in (", ", column)][1:]
+    def _prompts(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
+        return self._layout.prompts(draft, gold, fill_in(self.question, subkeys=self._listed(draft.query)))
 
-    def _prompts(self, draft: Draft, gold: Ints) -> list[bytes]:
-        return self.layout.prompts(draft, gold, tail(self.question, subkeys=self._listed(draft.query)))
-
-    def _answers(self, draft: Draft, gold: Ints) -> list[bytes]:
-        value, label = self.numbers[draft.value], self.numbers[gold + 1]
+    def _answers(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
+        value, label = self._numbers[draft.value], self._numbers[gold + 1]
         key = ["(", *self._listed(draft.key), ")"]
-        parts = tail(SUBKEY_ANSWER, subkeys=self._listed(draft.query), key=key, value=[value], dictionary=[label])
-        return canvas.squeeze(canvas.weave(len(draft), parts))
+        asked = self._listed(draft.query)
+        return squeeze(
+            weave(len(draft), fill_in(SUBKEY_ANSWER, subkeys=asked, key=key, value=[value], dictionary=[label]))
+        )
 
-    def _measure(self, rows: Ints, draft: Draft) -> Mask:
-        """Fill in the tokens of a draft and tell which rows fit the budget and have no key twice."""
-        texts = [text.decode() for text in self._prompts(draft, self.positions.of(rows, draft.units))]
-        draft.tokens = self.count_tokens(texts)
+    def _measure(self, rows: Ints, draft: DictionaryDraft) -> Mask:
+        draft.tokens = self._counted(draft, self.positions.of(rows, draft.units))
         return (draft.tokens <= self.task.max_tokens) & self._keys_differ(draft)
 
-    def _keys_differ(self, draft: Draft) -> Mask:
+    def _listed(self, integers: Ints) -> list[str | Cells]:
+        columns = [self._numbers[integers[:, column]] for column in range(integers.shape[1])]
+        return [part for column in columns for part in (", ", column)][1:]
+
+    def _keys_differ(self, draft: DictionaryDraft) -> Mask:
         """Tell which rows have no two equal keys: one prompt in some ten thousands has, and is drawn again."""
         keys = draft.index.reshape(len(draft), -1, self.size + 1)[:, :, :-1]
         differ = np.ones(len(draft), np.bool_)
         for row, drawn in enumerate(keys):
-            used = drawn[drawn[:, 0] < self.layout.table.size - 1]
+            used = drawn[drawn[:, 0] < self._layout.table.size - 1]
             differ[row] = len(np.unique(used, axis=0)) == len(used)
         return differ
-
-    def _hopeless(self, row: int, tokens: int) -> str:
-        task = self.task
-        return (
-            f"multi_subkey_kv: row {row}: no draft of {task.dictionaries} dictionaries with distinct keys stayed "
-            f"within max_tokens (max_tokens: {task.max_tokens}) in {REDRAWS} redraws; the last had "
-            f"{tokens} tokens; lower dictionaries, keys_max, key_size_max or subkey_digits, or raise "
-            f"max_tokens"
-        )

@@ -1,4 +1,4 @@
-"""Text as numpy: rows of padded 8-byte words, squeezed into an Arrow string column without a Python string per word.
+"""Text as numpy: rows of 8-byte cells padded with zero bytes, squeezed into an Arrow string column.
 
 A prompt of several hundred integers costs a table look-up per integer instead of a format call; the padding is dropped
 in one pass over the bytes. About fifty times faster than joining Python strings.
@@ -7,54 +7,64 @@ in one pass over the bytes. About fifty times faster than joining Python strings
 from __future__ import annotations
 
 from collections.abc import Sequence
+from string import Formatter
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-WORD_BYTES = 8
+CELL_BYTES = 8
 
-Words = NDArray[np.uint64]
+Cells = NDArray[np.uint64]
 
 
-def words(text: str, width: int | None = None) -> Words:
-    """Return ASCII text as words, padded with zero bytes to ``width`` words (default: as many as it needs)."""
+def cells(text: str, width: int | None = None) -> Cells:
+    """Return ASCII text as cells, padded with zero bytes to ``width`` cells (default: as many as it needs)."""
     data = text.encode("ascii")
-    size = -(-len(data) // WORD_BYTES) if width is None else width
-    if len(data) > size * WORD_BYTES:
-        raise ValueError(f"{text!r} needs more than {size} words")
-    return np.frombuffer(data.ljust(size * WORD_BYTES, b"\0"), np.uint64)
+    size = -(-len(data) // CELL_BYTES) if width is None else width
+    if len(data) > size * CELL_BYTES:
+        raise ValueError(f"{text!r} needs more than {size} cells")
+    return np.frombuffer(data.ljust(size * CELL_BYTES, b"\0"), np.uint64)
 
 
-def integers(limit: int, left: str = "", right: str = "") -> Words:
-    """Return one word per integer below ``limit``: its decimal digits between ``left`` and ``right``.
+def integer_cells(limit: int, left: str = "", right: str = "") -> Cells:
+    """Return one cell per integer below ``limit``: its decimal digits between ``left`` and ``right``.
 
     Raises:
         ValueError: the longest needs more than 8 bytes.
     """
-    if len(f"{left}{limit - 1}{right}") > WORD_BYTES:
-        raise ValueError(f"{left}{limit - 1}{right} does not fit a word of {WORD_BYTES} bytes")
-    return np.array([f"{left}{n}{right}" for n in range(limit)], f"S{WORD_BYTES}").view(np.uint64)
+    if len(f"{left}{limit - 1}{right}") > CELL_BYTES:
+        raise ValueError(f"{left}{limit - 1}{right} does not fit a cell of {CELL_BYTES} bytes")
+    return np.array([f"{left}{n}{right}" for n in range(limit)], f"S{CELL_BYTES}").view(np.uint64)
 
 
-def weave(rows: int, parts: Sequence[str | Words]) -> Words:
-    """Lay parts side by side: a text for every row, or words of shape ``(rows,)`` or ``(rows, width)``."""
+def fill_in(wording: str, **fields: Sequence[str | Cells]) -> list[str | Cells]:
+    """Split a wording at its ``{fields}`` and put the parts of each in its place, for :func:`weave`."""
+    parts: list[str | Cells] = []
+    for text, name, _, _ in Formatter().parse(wording):
+        parts += [text] if text else []
+        parts += fields[name] if name else []
+    return parts
+
+
+def weave(rows: int, parts: Sequence[str | Cells]) -> Cells:
+    """Lay parts side by side: a text for every row, or cells of shape ``(rows,)`` or ``(rows, width)``."""
     columns = []
     for part in parts:
         if isinstance(part, str):
-            columns.append(np.broadcast_to(words(part), (rows, words(part).size)))
+            columns.append(np.broadcast_to(cells(part), (rows, cells(part).size)))
         else:
             columns.append(part.reshape(rows, -1))
     return np.concatenate(columns, axis=1)
 
 
-def squeeze(canvas: Words) -> list[bytes]:
-    """Return the text of each row of a ``(rows, width)`` canvas as UTF-8 bytes, padding dropped."""
-    return [row.tobytes().translate(None, b"\0") for row in canvas]
+def squeeze(buffer: Cells) -> list[bytes]:
+    """Return the text of each row of a ``(rows, width)`` buffer as UTF-8 bytes, padding dropped."""
+    return [row.tobytes().translate(None, b"\0") for row in buffer]
 
 
 def strings(texts: Sequence[bytes]) -> pa.Array:
-    """Return an Arrow string array over the concatenation of ``texts``.
+    """Return texts as an Arrow string array.
 
     Raises:
         OverflowError: they hold 2 GiB or more in all.

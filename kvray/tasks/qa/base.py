@@ -1,7 +1,7 @@
 """What tasks over questions share: where the questions come from, which ones, the documents in a prompt, the scorer.
 
-A question's distractors are the same at every gold position, in the same order: so examples of one question pair across
-positions and models, and their prompts share a prefix up to the gold document.
+A question's distractors are the same at every gold position, in the same order. So the examples of one question pair
+across positions and models, and their prompts share a prefix up to the gold document.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
 from pydantic import field_validator, model_validator
 
 from kvray.errors import InputError
@@ -18,11 +17,11 @@ from kvray.tasks import base, prompts, world
 from kvray.tasks.base import Task, recipe, runtime
 from kvray.tasks.qa import questions
 from kvray.tasks.qa.questions import Question, Split
-from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.rng import below, draws, key_of, permutation
 from kvray.tasks.world import TINY
 
 NQ_OPEN = 2655
-"""Questions of lost-in-the-middle's files; what a plan takes a file to have that it cannot reach."""
+"""Questions of lost-in-the-middle's files: the size a plan assumes for a file that it cannot reach."""
 _STREAM_POSITION = 2**32
 
 
@@ -35,7 +34,7 @@ class Asked(NamedTuple):
 
 
 class Asks(Protocol):
-    """Gives questions by number; what it gives depends on the number (and the recipe) alone."""
+    """Gives questions by number; each depends on its number and the recipe alone."""
 
     def gold(self, number: int) -> Question:
         """Return a question with its gold passage."""
@@ -52,7 +51,7 @@ class Material:
         asks: gives the questions.
         size: how many are asked.
         numbers: which of them, in order; None for the first ``size``.
-        answers: what is trained on, per question; None where the task words it.
+        answers: what is trained on, per question; None where the task itself words the answer.
     """
 
     asks: Asks
@@ -71,17 +70,14 @@ def listed(asked: Asked, position: int) -> str:
 
 
 def target(question: Question) -> str:
-    """Return what a model is trained to answer: the tiny world restates the fact, files give their first answer."""
+    """Return the answer to train on: the fact restated in the tiny world, else the first accepted answer."""
     if question.id.startswith(TINY):
-        name, relation = question.title, question.id.rsplit("-", 1)[1]
-        return world.fact(name, relation, question.answers[0])
+        return world.fact(question.title, question.id.rsplit("-", 1)[1], question.answers[0])
     return question.answers[0]
 
 
 class QuestionTask(Task):
     """Questions of a file or of the tiny world."""
-
-    MAX_OUTPUT_TOKENS = 100
 
     source: str = runtime(
         TINY,
@@ -99,11 +95,11 @@ class QuestionTask(Task):
         return questions.best_subspan_em(answer, references)
 
     def pick(self, pool: Sequence[Question], wanted: int | None, spare: int = 0) -> list[Question]:
-        """Choose ``wanted`` questions of the split, by the seed; all of them when None.
+        """Choose questions of the split by the seed.
 
         Args:
             pool: every question of the source.
-            wanted: how many.
+            wanted: how many; None for all of the split.
             spare: up to so many more, after them.
 
         Raises:
@@ -115,10 +111,17 @@ class QuestionTask(Task):
                 f"questions: {wanted} asked for, but {self.source} has {len(split)} in split {self.split!r}; "
                 f"type questions: {len(split)}" + ("" if self.split == "all" else " or split: all")
             )
-        order = np.argsort(
-            draws(key_of("questions", self.VERSION, self.seed), 0, max(len(split), 1), 1)[:, 0], kind="stable"
-        )
-        return [split[index] for index in order.tolist()[: len(split) if wanted is None else wanted + spare]]
+        order = permutation(key_of("questions", self.VERSION, self.seed), len(split)).tolist()
+        return [split[index] for index in order[: None if wanted is None else wanted + spare]]
+
+    def refuse_missing_passages(self, chosen: Sequence[Question]) -> None:
+        """Check that every question has its gold passage.
+
+        Raises:
+            InputError: one has none; names it.
+        """
+        if missing := next((question for question in chosen if not question.passage), None):
+            raise InputError(f"{self.source}: {missing.text!r} has no gold passage ('ctxs' with isgold, or 'text')")
 
 
 class DocumentsTask(QuestionTask):
@@ -164,23 +167,21 @@ class DocumentsTask(QuestionTask):
         """Return the gold positions that each question is asked at; one entry (0) when random or without documents."""
         if self.positions == "random" or self.documents == 0:
             return (0,)
-        if self.positions is None:
-            return tuple(sorted({1, *(max(1, round(self.documents * part / 4)) for part in (1, 2, 3, 4))}))
-        return self.positions
+        return base.spread(self.documents) if self.positions is None else self.positions
 
     def placed(self, start: int, stop: int, material: Material) -> Iterator[tuple[int, Asked, int | None]]:
-        """Yield (place among the asked questions, question, gold position) of examples ``[start, stop)``.
+        """Yield (index among the asked questions, question, gold position) of examples ``[start, stop)``.
 
         The positions of one question follow one another; the position is None where there are no documents.
         """
         at = self.gold_positions()
         asked: Asked | None = None
         for row in range(start, stop):
-            place, slot = divmod(row, len(at))
-            number = place if material.numbers is None else material.numbers[place]
+            index, slot = divmod(row, len(at))
+            number = index if material.numbers is None else material.numbers[index]
             if asked is None or slot == 0:
                 asked = material.asks.ask(number)
-            yield place, asked, (at[slot] or self._random_position(number)) if self.documents else None
+            yield index, asked, (at[slot] or self._random_position(number)) if self.documents else None
 
     def overlaps(self, other: Task) -> str | None:
         """Say why this training data must not be evaluated by ``other``: the same source and a shared split.
@@ -203,9 +204,9 @@ class DocumentsTask(QuestionTask):
         return -(-rows // len(self.gold_positions()))
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example, roughly: 27 a document in the tiny world, 165 elsewhere (paper, 4.1)."""
+        """Return about 27 tokens a document in the tiny world, 165 elsewhere (paper, 4.1)."""
         return 30 + self.documents * (27 if self.source == TINY else 165)
 
     def _random_position(self, number: int) -> int:
-        words = draws(key_of(self.task, self.VERSION, self.seed), number, number + 1, 1, _STREAM_POSITION)
-        return int(below(words, self.documents)[0, 0]) + 1
+        drawn = draws(key_of(self.task, self.VERSION, self.seed), number, number + 1, 1, _STREAM_POSITION)
+        return int(below(drawn, self.documents)[0, 0]) + 1

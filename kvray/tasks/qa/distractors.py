@@ -1,18 +1,24 @@
-"""Questions of a file with their documents: random distractors, or those that a retriever found for each question."""
+"""Questions with their documents: a file's, with random or retrieved distractors, or the made-up world's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kvray.errors import InputError
+from kvray.tasks import world
 from kvray.tasks.qa import questions
 from kvray.tasks.qa.base import Asked, DocumentsTask
 from kvray.tasks.qa.questions import Question
-from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.rng import below, draws, key_of, permutation
+
+
+def holds(passage: str, answers: Sequence[str]) -> bool:
+    """Tell whether a passage holds an answer, both normalised."""
+    return any(answer and answer in passage for answer in answers)
 
 
 class RandomDistractors:
-    """The gold passages of other questions that hold no accepted answer, drawn at random."""
+    """Distractors drawn at random: gold passages of other questions that hold no accepted answer."""
 
     def __init__(self, task: DocumentsTask, pool: Sequence[Question], chosen: Sequence[Question]) -> None:
         self.documents = max(1, task.documents)
@@ -38,7 +44,7 @@ class RandomDistractors:
         asked = self.chosen[number]
         forbidden = [questions.normalise(answer) for answer in asked.answers]
         titles, texts, taken = [asked.title], [asked.passage], {asked.passage}
-        # The draws belong to the question, not to its place in the list: more questions change no prompt.
+        # The draws belong to the question, not to its index in the list: more questions change no prompt.
         row = int(asked.id[:8], 16)
         for stream in range(1, 50):
             if len(texts) == self.documents:
@@ -58,14 +64,13 @@ class RandomDistractors:
 
 
 class RetrievedDistractors:
-    """The passages beside the gold one in the question's own row, in the order in which the retriever ranked them."""
+    """The other passages of the question's own row, in the order in which the retriever ranked them.
+
+    Raises:
+        InputError: a question has too few passages.
+    """
 
     def __init__(self, task: DocumentsTask, chosen: Sequence[Question]) -> None:
-        """Check every question.
-
-        Raises:
-            InputError: a question has too few passages.
-        """
         self.chosen = chosen
         self.others = max(1, task.documents) - 1
         for asked in chosen:
@@ -84,11 +89,62 @@ class RetrievedDistractors:
         """Return a question with its documents."""
         asked = self.chosen[number]
         others = asked.distractors[: self.others]
-        return Asked(
-            asked, [asked.title, *(title for title, _ in others)], [asked.passage, *(text for _, text in others)]
-        )
+        titles, texts = [title for title, _ in others], [text for _, text in others]
+        return Asked(asked, [asked.title, *titles], [asked.passage, *texts])
 
 
-def holds(passage: str, answers: Sequence[str]) -> bool:
-    """Tell whether a passage holds an answer, both normalised."""
-    return any(answer and answer in passage for answer in answers)
+class TinyQuestions:
+    """Questions about people of the made-up world, whose facts are drawn anew for each question.
+
+    Without documents they are the same questions, whose answers can only be guessed.
+
+    Raises:
+        InputError: more documents than there are people to tell apart.
+    """
+
+    def __init__(self, task: DocumentsTask) -> None:
+        self.documents = max(1, task.documents)
+        self.group: world.Group = "train" if task.split == "train" else "test"
+        self.people = world.group_size(self.group)
+        if task.documents > self.people // 2:
+            raise InputError(
+                f"documents: {task.documents} are more than the tiny world can tell apart ({self.people // 2})"
+            )
+        self.key = key_of(task.task, task.VERSION, task.seed, "tiny", self.group)
+        # The first ``people`` questions ask about different people; more start over with other facts.
+        self.order = permutation(key_of(task.task, task.VERSION, task.seed, self.group), self.people)
+
+    def gold(self, number: int) -> Question:
+        """Return a question with its gold passage."""
+        drawn = draws(self.key, number, number + 1, 4)[0]
+        name = world.name_of(self.group, self._person(number))
+        asked, other = world.two_facts(drawn)
+        # The asked fact comes first or second by the draw, so that its place in the document tells nothing.
+        passage = world.passage(name, [other, asked] if int(drawn[3]) & 1 else [asked, other])
+        relation, value = asked
+        question = world.question(name, relation)
+        return Question(f"{world.TINY}-{self.group}-{number:06d}-{relation}", question, (value,), name, passage)
+
+    def ask(self, number: int) -> Asked:
+        """Return a question with its documents; no other document holds its answer."""
+        asked = self.gold(number)
+        titles, texts, taken = [asked.title], [asked.passage], {self._person(number)}
+        for person, facts in self._candidates(number):
+            if len(texts) == self.documents:
+                break
+            if person in taken or any(value == asked.answers[0] for _, value in facts):
+                continue
+            taken.add(person)
+            titles.append(world.name_of(self.group, person))
+            texts.append(world.passage(titles[-1], facts))
+        return Asked(asked, titles, texts)
+
+    def _person(self, number: int) -> int:
+        return int(self.order[number % self.people])
+
+    def _candidates(self, number: int) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+        """Yield (person, facts) to fill the documents with; more rounds follow when one is used up."""
+        for stream in range(1, 1000):
+            for drawn in draws(self.key, number * self.documents, (number + 1) * self.documents, 4, stream):
+                yield int(below(drawn[3], self.people)), world.two_facts(drawn)
+        raise InputError(f"documents: no {self.documents} documents without the answer could be drawn")

@@ -52,13 +52,14 @@ def is_english(text: str) -> bool:
 def _first_turns(chat: Any, where: str) -> tuple[str, str]:
     turns = []
     for turn in chat if isinstance(chat, Sequence) and not isinstance(chat, str) else ():
-        said = turn if isinstance(turn, Mapping) else {}
-        turns.append((_ROLES.get(str(said.get("role") or said.get("from"))), said.get("content", said.get("value"))))
-    asked = next((at for at, (role, _) in enumerate(turns) if role == "user"), len(turns))
-    found = turns[asked : asked + 2]
-    if [role for role, _ in found] != ["user", "assistant"] or not all(isinstance(text, str) for _, text in found):
+        fields = turn if isinstance(turn, Mapping) else {}
+        role = _ROLES.get(str(fields.get("role") or fields.get("from")))
+        turns.append((role, fields.get("content", fields.get("value"))))
+    first = next((at for at, (role, _) in enumerate(turns) if role == "user"), len(turns))
+    pair = turns[first : first + 2]
+    if [role for role, _ in pair] != ["user", "assistant"] or not all(isinstance(text, str) for _, text in pair):
         raise InputError(f"{where}: expected a conversation with a text of the user and then one of the assistant")
-    return found[0][1].strip(), found[1][1].strip()
+    return pair[0][1].strip(), pair[1][1].strip()
 
 
 def _chatml(text: Any) -> list[dict[str, str]]:

@@ -20,9 +20,8 @@ from kvray.tasks import prompts
 from kvray.tasks.base import Context, CountTokens, Measure, examples, recipe, register
 from kvray.tasks.qa import questions, refusals, sentences
 from kvray.tasks.qa.base import NQ_OPEN, Asks, DocumentsTask, Material, listed, target
-from kvray.tasks.qa.distractors import RandomDistractors, RetrievedDistractors
-from kvray.tasks.qa.distractors_tiny import TinyQuestions
-from kvray.tasks.qa.questions import Question
+from kvray.tasks.qa.distractors import RandomDistractors, RetrievedDistractors, TinyQuestions
+from kvray.tasks.qa.questions import SHARES, Question
 from kvray.tasks.world import TINY
 
 _QUERY_AWARE = prompts.MDQA.replace("{documents}", "Question: {question}\n\n{documents}")
@@ -82,15 +81,14 @@ class Mdqa(DocumentsTask):
 
     def with_rows(self, rows: int) -> Mdqa:
         """Return the task with just enough questions for ``rows`` examples."""
-        return self.model_copy(update={"questions": -(-rows // len(self.gold_positions()))})
+        return self.model_copy(update={"questions": self.distinct_questions(rows)})
 
     def expected_rows(self) -> int:
         """Return about how many examples there are; a file that cannot be reached is taken to be NQ-Open's."""
-        share = {"all": 5, "test": 4, "train": 1}[self.split]
-        return (self.questions or NQ_OPEN * share // 5) * len(self.gold_positions())
+        return (self.questions or NQ_OPEN * SHARES[self.split] // 5) * len(self.gold_positions())
 
     def writer(self) -> str | None:
-        """Return the model that words the answers as sentences."""
+        """Return ``answer_writer``."""
         return self.answer_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
@@ -130,7 +128,7 @@ class Mdqa(DocumentsTask):
             )
         template = _QUERY_AWARE if self.query_aware else prompts.MDQA if self.documents else prompts.CLOSED_BOOK
         rows: dict[str, list[Any]] = defaultdict(list)
-        for place, asked, position in self.placed(start, stop, material):
+        for index, asked, position in self.placed(start, stop, material):
             question = asked.question
             shown = "" if position is None else listed(asked, position)
             rows["example_id"].append(question.id if position is None else f"{question.id}-{position}")
@@ -138,13 +136,13 @@ class Mdqa(DocumentsTask):
             rows["position"].append(position)
             rows["units"].append(self.documents)
             rows["prompt"].append(template.format(documents=shown, question=question.text))
-            rows["answer"].append(material.answers[place] if material.answers else self._answer(question))
+            rows["answer"].append(material.answers[index] if material.answers else self._answer(question))
             rows["references"].append(list(question.answers))
         rows["prompt_tokens"] = context.count_tokens(rows["prompt"]).tolist()
         return examples(rows)
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
-        """Say right or wrong; without documents, of wrong answers, whether it is a refusal or an invention."""
+        """Tell right from wrong; without documents, a wrong answer is a refusal or an invention."""
         if self.documents:
             return super().outcome(answer, references)
         return refusals.outcome(answer, self.score(answer, references))
@@ -157,16 +155,15 @@ class Mdqa(DocumentsTask):
         return target(question)
 
     def _asks(self) -> tuple[Asks, int]:
-        """Return what asks, and how many questions it can be asked for: with a writer, more than are wanted."""
+        """Return the source of questions, and how many to take: with a writer, more than are wanted."""
         spare = 0 if self.answer_writer is None else max(20, (self.questions or 0) // 2)
         if self.source == TINY:
             asks = TinyQuestions(self)
             return asks, (asks.people if self.questions is None else self.questions) + spare
         pool = questions.read(self.source)
         chosen = self.pick(pool, self.questions, spare)
-        missing = next((question for question in chosen if not question.passage), None)
-        if missing is not None and self.documents:
-            raise InputError(f"{self.source}: {missing.text!r} has no gold passage ('ctxs' with isgold, or 'text')")
+        if self.documents:
+            self.refuse_missing_passages(chosen)
         if self.distractors == "retrieved":
             return RetrievedDistractors(self, chosen), len(chosen)
         return RandomDistractors(self, pool, chosen), len(chosen)

@@ -22,19 +22,18 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from itertools import product
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from kvray.errors import InputError
 from kvray.tasks.base import Context, CountTokens, Measure, examples, recipe, register
 from kvray.tasks.qa import instructions, questions
 from kvray.tasks.qa.base import Asked, DocumentsTask, Material, listed
-from kvray.tasks.qa.distractors import RandomDistractors
-from kvray.tasks.qa.distractors_tiny import TinyQuestions
+from kvray.tasks.qa.distractors import RandomDistractors, TinyQuestions
 from kvray.tasks.qa.questions import Question, Split, best_subspan_em
-from kvray.tasks.rng import draws, key_of
+from kvray.tasks.rng import key_of, permutation
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
 
@@ -93,9 +92,7 @@ class MultiDocQa(DocumentsTask):
             return Context(count_tokens, self._instructions(count_tokens))
         # Passages that the other split asks about are no distractors here: training shows none of them.
         chosen = self.pick(questions.read(self.source), None)
-        missing = next((question for question in chosen if not question.passage), None)
-        if missing is not None:
-            raise InputError(f"{self.source}: {missing.text!r} has no gold passage ('ctxs' with isgold, or 'text')")
+        self.refuse_missing_passages(chosen)
         asks = RandomDistractors(self, chosen, chosen)
         whole = Material(asks, len(chosen))
         sizes = (
@@ -109,33 +106,31 @@ class MultiDocQa(DocumentsTask):
         rows: dict[str, list[Any]] = defaultdict(list)
         if isinstance(context.material, list):
             for name, prompt, answer in context.material[start:stop]:
-                _add(rows, name, name, None, 0, prompt, answer, [answer])
+                _append(rows, name, name, None, 0, prompt, answer, [answer])
         else:
             for _, asked, position in self.placed(start, stop, context.material):
                 question = asked.question
                 prompt, answer = self._worded(asked, position or 1)
                 name = f"{question.id}-{position}"
-                _add(rows, name, question.id, position, self.documents, prompt, answer, list(question.answers))
+                _append(rows, name, question.id, position, self.documents, prompt, answer, list(question.answers))
         rows["prompt_tokens"] = context.count_tokens(rows["prompt"]).tolist()
         return examples(rows)
 
     def _worded(self, asked: Asked, position: int) -> tuple[str, str]:
         question = asked.question
         prompt = PROMPT.format(documents=listed(asked, position), question=question.text)
-        said, concluded = restated(question)
-        said = question.passage if self.restate == "passage" else said
+        sentence, answer = restated(question)
         # One line, so that scorers which read the first line alone see the conclusion.
-        answer = ANSWER.format(
-            position=position, text=" ".join(said.split()), answer=concluded.strip().removesuffix(".")
-        )
-        return prompt, answer
+        text = " ".join((question.passage if self.restate == "passage" else sentence).split())
+        return prompt, ANSWER.format(position=position, text=text, answer=answer.strip().removesuffix("."))
 
     def _longest(self, start: int, rows: int, material: Material, count_tokens: CountTokens) -> int:
         """Return the tokens of the longest of a question's examples, prompt and answer; 0 where there is no limit."""
         if self.max_tokens is None:
             return 0
-        made = [self._worded(asked, position or 1) for _, asked, position in self.placed(start, start + rows, material)]
-        flat = count_tokens([text for pair in made for text in pair])
+        placed = self.placed(start, start + rows, material)
+        pairs = [self._worded(asked, position or 1) for _, asked, position in placed]
+        flat = count_tokens([text for pair in pairs for text in pair])
         return int((flat[0::2] + flat[1::2]).max())
 
     def _fitting(self, sizes: Iterator[int], wanted: int, of: int, per_question: int = 1) -> list[int]:
@@ -183,10 +178,8 @@ class MultiDocQa(DocumentsTask):
         ordered = [pool[name] for name in sorted(pool)]
         if len(ordered) < self.rows:
             raise self._too_few(len(ordered), {"english_only: true": foreign})
-        shuffled = np.argsort(
-            draws(key_of(self.task, self.VERSION, self.seed, "rows"), 0, max(len(ordered), 1), 1)[:, 0], kind="stable"
-        )
-        ordered = [ordered[at] for at in shuffled.tolist()[: len(ordered)]]
+        shuffled = permutation(key_of(self.task, self.VERSION, self.seed, "rows"), len(ordered))
+        ordered = [ordered[at] for at in shuffled.tolist()]
         numbers = self._fitting(_sizes(ordered, count_tokens), self.rows, len(ordered))
         return [ordered[number] for number in numbers]
 
@@ -196,23 +189,22 @@ def restated(question: Question) -> tuple[str, str]:
 
     Answers are tried in the file's order. Where no sentence holds one: the whole passage and the first answer.
     """
-    told = _SENTENCE_END.split(" ".join(question.passage.split()))
-    found = (
-        (sentence, answer) for answer in question.answers for sentence in told if best_subspan_em(sentence, [answer])
-    )
-    return next(found, (question.passage, question.answers[0]))
+    sentences = _SENTENCE_END.split(" ".join(question.passage.split()))
+    for answer, sentence in product(question.answers, sentences):
+        if best_subspan_em(sentence, [answer]):
+            return sentence, answer
+    return question.passage, question.answers[0]
 
 
 def _sizes(ordered: Sequence[tuple[str, str, str]], count_tokens: CountTokens) -> Iterator[int]:
     """Yield the tokens of prompt and answer of each row, counted as far as they are asked for."""
     for start in range(0, len(ordered), _AT_ONCE):
         some = ordered[start : start + _AT_ONCE]
-        yield from (
-            count_tokens([prompt for _, prompt, _ in some]) + count_tokens([said for *_, said in some])
-        ).tolist()
+        prompts, answers = [prompt for _, prompt, _ in some], [answer for *_, answer in some]
+        yield from (count_tokens(prompts) + count_tokens(answers)).tolist()
 
 
-def _add(rows: dict[str, list[Any]], *values: Any) -> None:
+def _append(rows: dict[str, list[Any]], *values: Any) -> None:
     names = ("example_id", "question_id", "position", "units", "prompt", "answer", "references")
     for name, value in zip(names, values, strict=True):
         rows[name].append(value)

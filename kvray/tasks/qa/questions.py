@@ -18,6 +18,8 @@ from kvray.errors import InputError
 from kvray.tasks.sources import read as sources
 
 Split = Literal["test", "train", "all"]
+SHARES = {"all": 5, "test": 4, "train": 1}
+"""Fifths of a file's questions in each split."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -51,11 +53,10 @@ def normalise(text: str) -> str:
 def best_subspan_em(answer: str, references: Sequence[str]) -> float:
     """Return 1.0 if the answer's first line contains any accepted answer, both normalised (Liu et al. 2023).
 
-    The answer is stripped before its first line is taken, as their scripts do: a model that opens with a line end has
-    not said nothing. Only a line feed ends the line.
+    As in their scripts, the answer is stripped before its first line is taken, and only a line feed ends the line.
     """
-    said = normalise(answer.strip().partition("\n")[0])
-    return float(any(normalise(reference) in said for reference in references))
+    line = normalise(answer.strip().partition("\n")[0])
+    return float(any(normalise(reference) in line for reference in references))
 
 
 def read(source: str) -> list[Question]:

@@ -8,16 +8,16 @@ apart: a refusal forgets, an invention hallucinates (:mod:`kvray.tasks.qa.refusa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Literal
 
 import pyarrow as pa
 
-from kvray.tasks import prompts as wording
-from kvray.tasks import world
+from kvray.tasks import prompts, world
 from kvray.tasks.base import Context, CountTokens, examples, recipe, register
 from kvray.tasks.qa import questions, refusals
 from kvray.tasks.qa.base import NQ_OPEN, QuestionTask, target
-from kvray.tasks.qa.questions import Question
+from kvray.tasks.qa.questions import SHARES, Question
 from kvray.tasks.world import TINY
 
 
@@ -37,15 +37,15 @@ class Recall(QuestionTask):
         return self.model_copy(update={"questions": rows})
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example, roughly."""
+        """Return about the tokens of a short question."""
         return 16
 
     def expected_rows(self) -> int:
         """Return about how many questions there are; a file that cannot be reached is taken to be NQ-Open's."""
-        return self.questions or NQ_OPEN * {"all": 5, "test": 4, "train": 1}[self.split] // 5
+        return self.questions or NQ_OPEN * SHARES[self.split] // 5
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
-        """Say right, or of wrong answers whether it is a refusal or an invention."""
+        """Tell right from wrong; a wrong answer is a refusal or an invention."""
         return refusals.outcome(answer, self.score(answer, references))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
@@ -67,27 +67,24 @@ class Recall(QuestionTask):
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``."""
         chosen: Sequence[Question] = context.material[start:stop]
-        prompts = [wording.CLOSED_BOOK.format(question=question.text) for question in chosen]
+        ids = [question.id for question in chosen]
+        asked = [prompts.CLOSED_BOOK.format(question=question.text) for question in chosen]
         return examples(
             {
-                "example_id": [question.id for question in chosen],
-                "question_id": [question.id for question in chosen],
+                "example_id": ids,
+                "question_id": ids,
                 "units": [0] * len(chosen),
-                "prompt": prompts,
+                "prompt": asked,
                 "answer": [target(question) for question in chosen],
                 "references": [list(question.answers) for question in chosen],
-                "prompt_tokens": context.count_tokens(prompts).tolist(),
+                "prompt_tokens": context.count_tokens(asked).tolist(),
             }
         )
 
 
 def _known() -> list[Question]:
-    made = []
-    for person in range(world.KNOWN_PEOPLE):
-        name = world.name_of("known", person)
-        for relation in world.RELATION_NAMES:
-            value = world.known_value(person, relation)
-            made.append(
-                Question(f"{TINY}-known-{person:06d}-{relation}", world.question(name, relation), (value,), name)
-            )
-    return made
+    found = []
+    for person, relation in product(range(world.KNOWN_PEOPLE), world.RELATION_NAMES):
+        name, answer = world.name_of("known", person), (world.known_value(person, relation),)
+        found.append(Question(f"{TINY}-known-{person:06d}-{relation}", world.question(name, relation), answer, name))
+    return found

@@ -55,8 +55,8 @@ def check_prompt(template: str) -> None:
 
 def usable(reply: str, answers: Sequence[str]) -> bool:
     """Tell whether a reply is one line of fewer than :data:`WORDS` words with an accepted answer in it."""
-    said = reply.strip()
-    return "\n" not in said and len(said.split()) < WORDS and best_subspan_em(said, answers) == 1.0
+    text = reply.strip()
+    return "\n" not in text and len(text.split()) < WORDS and best_subspan_em(text, answers) == 1.0
 
 
 def choose(asked: Sequence[Question], replies: Sequence[str], wanted: int, writer: str) -> tuple[list[int], list[str]]:
@@ -66,11 +66,11 @@ def choose(asked: Sequence[Question], replies: Sequence[str], wanted: int, write
         InputError: too few can be used.
     """
     pairs = zip(asked, replies, strict=True)
-    found = [(at, reply.strip()) for at, (question, reply) in enumerate(pairs) if usable(reply, question.answers)]
-    if len(found) < wanted:
+    good = [(at, reply.strip()) for at, (question, reply) in enumerate(pairs) if usable(reply, question.answers)]
+    if len(good) < wanted:
         raise InputError(
-            f"answer_writer: {len(found)} of {len(replies)} replies of {writer} can be used (one line, fewer than "
+            f"answer_writer: {len(good)} of {len(replies)} replies of {writer} can be used (one line, fewer than "
             f"{WORDS} words, an accepted answer in it), and questions: {wanted} are asked for; type questions: "
-            f"{len(found)}, or name another answer_writer"
+            f"{len(good)}, or name another answer_writer"
         )
-    return [at for at, _ in found[:wanted]], [sentence for _, sentence in found[:wanted]]
+    return [at for at, _ in good[:wanted]], [sentence for _, sentence in good[:wanted]]
