@@ -119,7 +119,7 @@ def plan(
     running.tell_replaced(planned, place)
     estimated = estimate.estimate(planned, place, verify)
     if json_:
-        print(json.dumps({**estimated.document(), "code": planned.code()}, indent=1))
+        print(json.dumps({**estimated.document, "code": planned.code()}, indent=1))
     else:
         print("\n".join([*_code(planned), estimated.text()]))
 

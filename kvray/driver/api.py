@@ -130,11 +130,11 @@ class SweepPlan:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What can be run and is likely to be a mistake, or to fail."""
-        return self.estimate.warnings
+        return tuple(self.estimate.document["warnings"])
 
     def document(self) -> dict[str, Any]:
         """Return it in plain values, as ``kvray plan --json`` prints it."""
-        return self.estimate.document()
+        return self.estimate.document
 
     def __repr__(self) -> str:
         return self.estimate.text()
