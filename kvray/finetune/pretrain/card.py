@@ -29,10 +29,7 @@ SCORED: dict[str, dict[str, Any]] = {
 def write_card(directory: Path, recipe: Recipe, record: dict[str, Any]) -> str:
     """Score a model directory, write its ``README.md`` and return the text.
 
-    Args:
-        directory: what :func:`kvray.finetune.pretrain.pretrain.pretrain` wrote.
-        recipe: what it was made by.
-        record: what it returned.
+    ``recipe`` and ``record`` are what :func:`kvray.finetune.pretrain.pretrain.pretrain` took and returned.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

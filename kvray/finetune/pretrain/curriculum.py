@@ -8,7 +8,7 @@ widened does (docs/LOG.md). So the stages are:
 3. *tasks*: multi-document questions, closed-book facts and dictionary questions, in the chat format that everything
    else uses, short at first; a small share is long.
 
-A batch is rows of ``length`` tokens with a weight for each token: how much its prediction counts in the loss.
+A batch is rows of ``length`` tokens with a loss weight for each token.
 """
 
 import re
@@ -34,13 +34,13 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the curriculum stands; it only ever moves on.
+    """Where the curriculum stands; it never goes back.
 
     Attributes:
         name: symbols, widening or tasks.
         alphabet: symbols that a recall table may use.
         numbers: size of the pool of integers in dictionary questions.
-        units: documents or dictionaries in a short prompt, at most.
+        units: most documents or dictionaries in a short prompt.
         long_units: the same in a long one (tasks only); 16, so that 20 documents are longer than anything seen.
     """
 
@@ -52,13 +52,9 @@ class Stage:
 
 
 def advance(stage: Stage, recall: float, tasks: float, symbols: int) -> Stage:
-    """Move the curriculum on by one step.
+    """Move the curriculum on by one step, given the running accuracies of the values in recall tables and in the tasks.
 
-    Args:
-        stage: where it stands.
-        recall: running accuracy of the values in recall tables.
-        tasks: running accuracy of whole values in the tasks.
-        symbols: the full alphabet.
+    ``symbols`` is the size of the full alphabet.
     """
     if stage.name == "symbols":
         return replace(stage, name="widening") if recall > 0.85 else stage
@@ -94,7 +90,7 @@ class Curriculum:
         self.ends = [[], encode("."), encode(", 1")[:1], encode("\n")]
 
     def batch(self, stage: Stage, tokens: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-        """Return ids, weights (both ``(rows, length)``) and a kind per row (0 symbols, 1 tasks)."""
+        """Return ids and weights, both ``(rows, length)``, and a kind per row (0 symbols, 1 tasks)."""
         long = stage.long_units > 0 and self.rng.random() < 0.12
         length = 128 if stage.name == "symbols" else 512 if long else 256
         rows = tokens // length
@@ -164,7 +160,6 @@ class Curriculum:
         return None
 
     def units(self, most: float, fit: int) -> int:
-        """Draw the number of documents or dictionaries of a prompt."""
         return int(self.rng.integers(1, max(1, min(int(most), fit)) + 1))
 
     def closed_book(self) -> Item:
@@ -225,7 +220,7 @@ class Curriculum:
         ids = list(self.encode(BOS))
         weights = [0.0]
         for prompt, *answer in turns:
-            # A long prompt is its own only once: it must not fill the cache.
+            # Long prompts hardly ever repeat: whole ones would fill encode's cache.
             asked = [*self.encode(USER), *self._plain(prompt), *self.encode(ASSISTANT)]
             ids += asked
             weights += [0.0] * len(asked)
@@ -236,7 +231,7 @@ class Curriculum:
         return ids, weights
 
     def _plain(self, prompt: str) -> list[int]:
-        # Line by line is what the tokenizer does with the whole, since it splits at line ends.
+        # The same tokens as for the whole prompt, since the tokenizer splits at line ends.
         return [token for part in re.findall(r"[^\n]+|\n+", prompt) for token in self.encode(part)]
 
 

@@ -1,9 +1,9 @@
 """Pretraining of kvray-tiny, on a CPU or a GPU, resumable; needs torch and transformers, not Ray.
 
-The curriculum decides what comes next from the running accuracy, so that a machine of any speed walks the same stages.
-The state (weights, optimizer, random state, stage) is saved every ``save_every`` steps under ``<out>.state``; the same
-command goes on from there. The loop is written out, where finetuning uses transformers' Trainer, since
-the batches depend on the accuracy.
+The curriculum moves on by the running accuracy, so that a machine of any speed passes the same stages. The state
+(weights, optimizer, random state, stage) is saved every ``save_every`` steps under ``<out>.state``; the same command
+resumes from there. The loop is written out, where finetuning uses transformers' Trainer, since the batches depend on
+the accuracy.
 """
 
 import json
@@ -101,13 +101,7 @@ def pretrain(
 
 
 class _Training:
-    """A model, its optimizer and its curriculum, and how far they are.
-
-    Attributes:
-        step: steps that are done, in ``seconds`` of training.
-        stage: where the curriculum stands.
-        running: moving averages of the loss and the accuracies.
-    """
+    """A model, its optimizer and its curriculum; ``running`` has moving averages of the loss and the accuracies."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any, place: str) -> None:
         import torch
@@ -156,7 +150,6 @@ class _Training:
         self.step += 1
 
     def progress(self, steps: int) -> str:
-        """Return a line on how far training is."""
         tokens, stage = self.step * self.recipe.batch_tokens, self.stage
         rate = tokens / self.seconds
         left = (steps * self.recipe.batch_tokens - tokens) / rate
@@ -167,7 +160,7 @@ class _Training:
         )
 
     def save(self, directory: Path) -> None:
-        """Write tensors to a new file, then the JSON that names it: the JSON's existence means the state is whole."""
+        """Write tensors to a new file, then the JSON that names it: where the JSON exists, the state is complete."""
         from safetensors.torch import save_file
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -193,7 +186,7 @@ class _Training:
                 old.unlink()
 
     def restore(self, directory: Path) -> None:
-        """Go on from a saved state, if there is one.
+        """Resume from a saved state, if there is one.
 
         Raises:
             InputError: it is of another recipe.
@@ -227,9 +220,8 @@ class _Training:
     def _optimize(self) -> dict[str, float]:
         """Take an optimizer step and return its loss and accuracies; logits only where the weight is above zero.
 
-        While the alphabet grows the choice in recall tables is among it alone. Otherwise the symbols that come later
-        are pushed away from every answer, and so towards one another, and cannot be written once they come
-        (docs/LOG.md).
+        While the alphabet grows, recall tables choose among its symbols alone. Otherwise the later symbols are pushed
+        away from every answer, and so towards one another, and cannot be written once they come (docs/LOG.md).
         """
         import torch
 
@@ -258,7 +250,7 @@ class _Training:
         return measured
 
     def _renew_embeddings(self, learned: Any) -> None:
-        """Draw the embeddings of all other tokens anew, as long as those that were learned.
+        """Draw the embeddings of all other tokens anew, with the spread of those that were learned.
 
         The first stage has pushed them away from every answer, and so all the same way (docs/LOG.md).
         """
