@@ -1,4 +1,4 @@
-"""Task blocks of a sweep: ``{task: NAME, …}`` -> the task, or what is wrong with the block."""
+"""Task blocks of a sweep: ``{task: NAME, …}`` -> the task, or the block's problems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASK_SECTIONS = ("datasets", "evaluate")
 
 
 def check_task(block: Any, path: Path = ()) -> tuple[Task | None, list[Problem]]:
-    """Check one task block ``{task: name, …}``; return the task only if there is no problem."""
+    """Check one task block; return the task (None if there is a problem) and the problems."""
     load_all()
     if isinstance(block, Task):
         refused = external.refusal(type(block)) if ":" in block.task else None
