@@ -102,10 +102,7 @@ def _store(store: Place) -> Store:
 
 @dataclass(frozen=True, repr=False)
 class SweepPlan:
-    """What a run of a sweep would do, as of when it was planned. Displays as the tables of ``kvray plan``.
-
-    ``estimate`` has state, reason, tokens and time of every artefact, and the totals.
-    """
+    """What a run of a sweep would do, as of when it was planned. Displays as the tables of ``kvray plan``."""
 
     sweep: Sweep
     store: Store
@@ -204,10 +201,7 @@ class SweepResult:
         return self.results.accuracy(by, self.sweep.name)
 
     def compare(self, a: str | None = "*", b: str | None = "*", by: Sequence[str] = ()) -> pl.DataFrame:
-        """Return paired differences b - a per evaluation, with interval, p and verdict.
-
-        ``compare("base", "kv")``, say; see :meth:`kvray.results.reader.Results.compare`.
-        """
+        """Return paired differences b - a with intervals; see :meth:`kvray.results.reader.Results.compare`."""
         return self.results.compare(a, b, by, self.sweep.name)
 
     def report(self, out: str | os.PathLike[str] | None = None) -> Report:
@@ -264,10 +258,7 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class Report(os.PathLike[str]):
-    """The path of a written report's HTML page (``webbrowser.open(str(report))``).
-
-    ``directory`` has the page, report.md, scores.parquet and the figures; ``page`` is the HTML, which needs no other file.
-    """
+    """A written report, usable as the path of its page (``webbrowser.open(str(report))``); ``page`` is the HTML."""
 
     path: str
     directory: str

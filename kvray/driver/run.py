@@ -71,7 +71,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     ``verify`` checks the sha256 of committed artefacts, not only presence, sizes and rows.
 
     Raises:
-        InputError: the store cannot be written, or an API is needed without a key or with no valid URL; nothing changed.
+        InputError: the store cannot be written, or a needed API has no key or no valid URL; nothing was written.
         StoreError: the store became unwritable during the run.
         ResourceError: the cluster lacks resources that the sweep asks for, or the API serves none of its models.
         RunInterrupted: Ctrl-C. Finished artefacts stay, none is noted as failed, and the same call continues.
@@ -122,11 +122,7 @@ def tell_replaced(planned: Plan, store: Store) -> None:
 
 
 def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
-    """Refuse different sweeps of one name in a run of several (file, plan): only the last report would stay.
-
-    Raises:
-        InputError: two different sweeps have one name.
-    """
+    """Raise an InputError if different sweeps of a run, each (file, plan), share a name: only one report would stay."""
     first: dict[str, tuple[str, Plan]] = {}
     for file, plan_ in planned:
         # The store's file system may not tell upper from lower case.

@@ -37,7 +37,7 @@ def read_document(data: bytes) -> PlanDocument:
 
 @dataclass(frozen=True)
 class WritingJob:
-    """What a model is to write for a dataset: the prompts of :meth:`~kvray.tasks.base.Task.to_write`, and its name."""
+    """The task whose prompts (:meth:`~kvray.tasks.base.Task.to_write`) a model answers, and that model's name."""
 
     task: Task
     writer: str
@@ -61,13 +61,10 @@ class FinetuneJob:
 
 @dataclass(frozen=True)
 class PredictionsJob:
-    """What the evaluate stage needs beside the recipe.
+    """What the evaluate stage needs beside the recipe; ``task`` scores the answers, ``evaluation`` is the label.
 
-    Attributes:
-        task: scores the answers.
-        dataset_id: the examples; None where another library brings them (``Task.BRINGS_EXAMPLES``).
-        finetune_id: the finetune that answers, with its hyperparameters in ``finetune``; None for the base model.
-        evaluation: the label.
+    Without a dataset, another library brings the examples (``Task.BRINGS_EXAMPLES``). Without a finetune and its
+    hyperparameters, the base model answers.
     """
 
     task: Task

@@ -24,7 +24,7 @@ UNKNOWN = "unresolved"
 def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | None = None) -> Inputs:
     """Read the base model and the sources of all variants of a sweep; writes nothing.
 
-    With ``offline``, sources on the network that do not answer are assumed, and listed in :attr:`Inputs.notes`.
+    With ``offline``, assumptions stand in for models and sources that do not answer; :attr:`Inputs.notes` lists them.
     ``expanded`` are the sweep's variants, if known already.
 
     Raises:
@@ -86,13 +86,7 @@ def _counter(base: BaseModelRef) -> CountTokens:
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """Inputs of one task.
-
-    Attributes:
-        sources: sha256 by field name.
-        lengths: tokens of its examples, counted or estimated.
-        writing: (prompts, tokens) for the model that writes for it; (0, 0) if none does.
-    """
+    """Inputs of a task: sha256 of its sources by field name, its lengths, and (prompts, tokens) for its writer."""
 
     sources: Mapping[str, str]
     lengths: Lengths

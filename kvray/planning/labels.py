@@ -33,10 +33,7 @@ def data_label(variant: Variant, name: str, seed: int) -> str:
 
 
 def mixture_label(variant: Variant, mixture: str, matched: bool) -> str:
-    """Return a mixture's name and varied values: of its weights and datasets and, if ``matched``, of the first mixture.
-
-    ``matched`` means cut to the tokens of the sweep's first mixture.
-    """
+    """Return a mixture's name and varied values; if ``matched`` to the first mixture's tokens, that one's as well."""
     sweep, first = variant.sweep, next(iter(variant.sweep.mixtures))
     datasets = sweep.mixtures[mixture]
     changes = _block_changes(variant, "mixtures", mixture)

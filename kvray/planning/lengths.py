@@ -131,10 +131,7 @@ class Lengths:
 
 
 class Counting:
-    """Counts rows as they are asked and as they are trained on.
-
-    ``texts`` counts plain texts, ``chat`` conversations (None for a model behind an API, whose template is unknown).
-    """
+    """Counts rows as asked and as trained on; ``chat`` is None for a model behind an API, whose template is unknown."""
 
     def __init__(self, texts: CountTokens, chat: _Chat | None = None) -> None:
         self.texts = texts

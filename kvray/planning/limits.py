@@ -150,10 +150,7 @@ def _of(over: int, lengths: Lengths) -> str:
 class Limits:
     """Limits of a base model, as far as its files state them.
 
-    Attributes:
-        trained: tokens of a training row.
-        served: tokens of prompt and answer in vLLM.
-        modules: names of modules that can get an adapter; empty if unknown.
+    They are tokens of a training row, tokens of prompt and answer in vLLM, and modules that can get an adapter.
     """
 
     base: BaseModelRef

@@ -19,7 +19,7 @@ from kvray.planning.lengths import Lengths
 from kvray.tasks.rng import draws, key_of
 
 SHORTFALL = 0.05
-"""Share of its tokens that a dataset may lack; it is then taken whole. The paper's two prompt variants differ by 1 %."""
+"""Share of its tokens that a dataset may lack and is then taken whole. The paper's prompt variants differ by 1 %."""
 CERTAINLY_TOO_FEW = 1 - 2 * SHORTFALL
 """Share of its needed tokens below which a dataset has too few even if they are estimated from a sample."""
 
@@ -92,10 +92,7 @@ def blend(
 
 
 def read_per_epoch(job: FinetuneJob, lengths: Mapping[str, Lengths]) -> Epoch:
-    """Return the size of one epoch of a finetune: exact if all rows are counted, else by mean lengths.
-
-    ``lengths`` are those of its datasets, by id.
-    """
+    """Return an epoch's size from lengths by dataset id: exact if all rows are counted, else by mean lengths."""
     counted = counted_of([lengths[data] for data, _ in (*job.mixture, *job.budget)])
     if counted == "rows":
         try:
@@ -231,13 +228,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Size of one epoch of a finetune, as planned.
-
-    Attributes:
-        tokens: of prompts and answers.
-        counted: basis of rows and tokens.
-        problems: why the epoch is impossible, naming datasets by id; rows and tokens are then meaningless.
-    """
+    """Planned size of one epoch of a finetune; meaningless if there are ``problems``, which name datasets by id."""
 
     rows: int
     tokens: float

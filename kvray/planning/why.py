@@ -83,10 +83,7 @@ def _documents(store: Store) -> Iterator[PlanDocument]:
 
 
 def _replanned(artefact_id: str, store: Store) -> dict[str, Artefact]:
-    """Plan the stored sweep that has an artefact again, since plan documents keep no recipes.
-
-    Returns nothing if the sweep can no longer be planned: a source moved, or a task changed.
-    """
+    """Plan an artefact's stored sweep again, for recipes, which plan documents lack; empty if that fails today."""
     for document in _documents(store):
         if all(artefact.id != artefact_id for artefact in document.artefacts):
             continue

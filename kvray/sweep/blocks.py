@@ -44,7 +44,7 @@ def parse_task(block: Any) -> Task:
     """Return the task of a block ``{task: name, …}``, or the task itself if it is one already.
 
     Raises:
-        ValueError: the block has problems; the message holds all of them.
+        ValueError: with all problems of the block.
     """
     task, problems = check_task(block)
     if task is None:

@@ -62,10 +62,7 @@ class Document:
         return any(path[: len(broken)] == broken[: len(path)] for broken in self.broken)
 
     def report(self, problems: Iterable[Problem]) -> list[str]:
-        """Return one line per problem, ``FILE:LINE: dotted.path: text``, in the order of the file.
-
-        A problem that aliases repeat is reported once; at most :data:`MAX_PROBLEMS` are.
-        """
+        """Return a line per problem, ``FILE:LINE: dotted.path: text``, in file order: the first few, none twice."""
         lines: dict[str, int] = {}
         reported: set[tuple[Place, str]] = set()
         for problem in map(self._narrowed, problems):

@@ -46,10 +46,7 @@ _LOOKUP: ContextVar[_Lookup] = ContextVar("lookup", default=_Lookup({}))  # noqa
 
 @contextmanager
 def lookup(folder: str | Path, allow_code: bool) -> Iterator[None]:
-    """Within the context, look for ``module:Class`` in the sweep file's folder too.
-
-    Without ``allow_code``, a name that stands for a file in it is refused.
-    """
+    """Within the context, look for ``module:Class`` in the sweep's folder too, but refuse it without ``allow_code``."""
     with _during(_Lookup({}, Path(folder).resolve(), allow_code)):
         yield
 

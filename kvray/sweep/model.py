@@ -178,11 +178,7 @@ class Sweep(Strict):
     if not TYPE_CHECKING:  # editors and type checkers take the fields for arguments
 
         def __init__(self, **values: Any) -> None:
-            """Check the values as those of a file.
-
-            Raises:
-                InvalidValueError: with every problem, worded as for a file.
-            """
+            """Check the values as those of a file; raise an InvalidValueError with every problem."""
             from kvray.sweep import load  # which needs this class
 
             document = from_values(values)
