@@ -1,9 +1,7 @@
 """Pretraining of kvray-tiny, on a CPU or a GPU, resumable; needs torch and transformers, not Ray.
 
-The curriculum decides what comes next from the running accuracy, so that a machine of any speed walks the same stages.
-The state (weights, optimizer, random state, stage) is saved every ``save_every`` steps under ``<out>.state``; the same
-command goes on from there. The loop is written out, where finetuning uses transformers' Trainer, since
-the batches depend on the accuracy.
+The curriculum moves on by the running accuracy, so a machine of any speed walks the same stages. Since the batches
+depend on it, the loop is written out, where finetuning uses transformers' Trainer.
 """
 
 from __future__ import annotations
@@ -89,16 +87,10 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train and save a model directory: weights (safetensors), tokenizer, chat template.
 
-    Args:
-        out: the directory to write; ``<out>.state`` holds what a resumed run needs.
-        recipe: what decides the weights. A state of another recipe is refused.
-        device: "auto", "cpu" or "cuda".
-        save_every: steps between two saves of the state.
-        stop_after: stop after this many steps in this call (the state is saved).
-        threads: CPU threads; None takes torch's default.
-
-    Returns:
-        The record for the card: step, tokens, seconds, device, running accuracies and the stage reached.
+    The state (weights, optimizer, random state, stage) is saved under ``<out>.state`` every ``save_every`` steps and
+    after the ``stop_after`` steps of this call; the next call resumes. ``device`` is "auto", "cpu" or "cuda";
+    ``threads`` of None takes torch's default. Returns the record for the card: step, tokens, seconds, device, running
+    accuracies, stage.
 
     Raises:
         InputError: the state on disk is of another recipe, or the width and heads do not fit.
@@ -170,7 +162,7 @@ def _schedule(step: int, steps: int, recipe: Recipe) -> float:
 def _renew(model: Any, learned: Any) -> None:
     """Draw the embeddings of all other tokens anew, as long as those that were learned.
 
-    The first stage has pushed them away from every answer, and so all the same way (docs/LOG.md).
+    The first stage has pushed them all the same way, away from every answer (docs/LOG.md).
     """
     import torch
 
@@ -183,10 +175,10 @@ def _renew(model: Any, learned: Any) -> None:
 
 
 def _step(model: Any, optimizer: Any, batch: tuple[Any, Any, Any], alphabet: Any, place: str) -> dict[str, float]:
-    """One optimizer step; logits only where the weight is above zero.
+    """Take one optimizer step, with logits only where the weight is above zero.
 
-    While the alphabet grows the choice in recall tables is among it alone. Otherwise the symbols that come later are
-    pushed away from every answer, and so towards one another, and cannot be written once they come (docs/LOG.md).
+    While the alphabet grows, recall tables choose among it alone. Otherwise later symbols are pushed away from every
+    answer, so towards one another, and cannot be written once they come (docs/LOG.md).
     """
     import torch
 
