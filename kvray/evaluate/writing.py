@@ -23,7 +23,7 @@ class WritingPrompts(Prompts):
         """Read the task's sources; KvrayError if they do not hold what is to be asked."""
         prompts = task.to_write(count_tokens)
         like = Request(NO_TOKENS, max_tokens=task.WRITING_TOKENS)
-        super().__init__(prompts, pa.chunked_array([prompts], pa.string()), like)
+        super().__init__(prompts, pa.table({"prompt": pa.array(prompts, pa.string())}), like)
 
     def name(self, row: int) -> str:
         """Return how a message names a prompt."""

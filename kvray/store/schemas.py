@@ -26,6 +26,11 @@ EXAMPLE_SCHEMA = pa.schema(
 )
 """Columns of every dataset, for training and for evaluation."""
 
+CHAT_SCHEMA = EXAMPLE_SCHEMA.append(
+    column("history", pa.string(), "messages before the prompt, as JSON: [{role, content}, …]; null if none", True)
+)
+"""Columns of datasets of chats: a prompt may have messages before it."""
+
 WRITING_SCHEMA = pa.schema(
     [
         column("index", pa.int32(), "number of the prompt, from 0"),

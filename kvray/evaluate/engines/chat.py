@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import Adapter, Engine, Key, ModelError, Reply, Request, Serving, too_long
+from kvray.models.chat import conversation
 from kvray.models.openai import MODEL_FILE, Api, ApiError, IncompleteError, RejectedError, plain
 
 if TYPE_CHECKING:
@@ -127,10 +128,9 @@ class ChatEngine(Engine):
     async def _ask(self, request: Request) -> Reply:
         """Return the answer to one request, ``too_long`` for one that does not fit; errors fail it or the whole run."""
         model = self._model(request.adapter)
-        first = [{"role": "system", "content": request.system}] if request.system else []
         body: dict[str, Any] = {
             "model": model,
-            "messages": [*first, {"role": "user", "content": request.text}],
+            "messages": conversation(request.text, request.system),
             "temperature": 0.0,
             "max_tokens": request.max_tokens,
         }
