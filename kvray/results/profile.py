@@ -105,6 +105,10 @@ def _conditions(rows: pl.DataFrame) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if 1 < names.count(name) <= MOST_SUBTASKS)
 
 
+def _singular(noun: str) -> str:
+    return f"{noun.removesuffix('ies')}y" if noun.endswith("ies") else noun.removesuffix("s")
+
+
 @dataclass(frozen=True)
 class Profile:
     """What an evaluation is.
@@ -137,7 +141,7 @@ class Profile:
         """The name with the size: "mdqa (20 documents)"."""
         if not self.units:
             return self.name
-        unit = self.unit.removesuffix("s") if self.units == (1,) else self.unit
+        unit = _singular(self.unit) if self.units == (1,) else self.unit
         return f"{self.name} ({' to '.join(map(str, dict.fromkeys([self.units[0], self.units[-1]])))} {unit})"
 
     @property
