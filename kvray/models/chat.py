@@ -1,4 +1,4 @@
-"""Examples as chat messages, and as the JSON lines that fine-tuning APIs and other trainers read."""
+"""Examples as chat messages, and as JSON lines for fine-tuning APIs and other trainers."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,9 @@ def messages(prompt: str, answer: str, system: str | None = None) -> list[dict[s
 
 
 def json_lines(examples: pa.Table, system: str | None = None, further: Sequence[str] = ()) -> bytes:
-    """Return examples as JSON lines, ``{"messages": [user, assistant]}``.
+    """Return examples (columns ``prompt``, ``answer``) as JSON lines, ``{"messages": [user, assistant]}``.
 
-    Args:
-        examples: with the columns ``prompt`` and ``answer``.
-        system: a system message before each; None for none.
-        further: columns that each line has beside the messages.
+    ``system`` is a first message of each line, if any; ``further`` names columns to add beside the messages.
     """
     lines = []
     for row in examples.select(["prompt", "answer", *further]).to_pylist():
