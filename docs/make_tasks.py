@@ -30,6 +30,7 @@ SETTINGS: dict[str, list[str]] = {
     "flenqa": ["lengths=[250]"],
     "kv_retrieval": ["keys=3", "positions=2"],
     "ruler": ["lengths=[256]"],
+    "messages": ["source=sweeps/data/chats.jsonl"],
 }
 """What an example is made small by; the defaults are in the table of knobs."""
 SHOWN_LINES = 14
@@ -72,7 +73,8 @@ def _markdown(docstring: str) -> str:
 def _example(name: str) -> Iterator[str]:
     made = samples.task_of(name, None, SETTINGS.get(name, []))
     (row,) = samples.rows(samples.with_rows(made, 1), samples.base_of(None), 1)
-    prompt, answer = (message["content"] for message in row["messages"])
+    *earlier, prompt, answer = (message["content"] for message in row["messages"])
+    yield from (line for text in earlier for line in _shortened(text))
     yield from _shortened(prompt)
     yield f"--> {answer}"
     yield f"accepted: {json.dumps(row['references'], ensure_ascii=False)}"

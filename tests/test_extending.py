@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import Result
 from made_sweeps import commit_sweep
+from typer.testing import CliRunner
 
 import kvray
 import kvray.results
+from kvray.cli import app
 from kvray.errors import InputError
 from kvray.evaluate.assignments import Assignment
 from kvray.evaluate.engines import base as engines
@@ -55,13 +61,86 @@ def recipe(heading: str, folder: Path) -> list[list[str]]:
         elif named:
             file = folder / named[1]
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
+            # JSON has no comments.
+            file.write_text(text.partition("\n")[2] if language == "json" else text)
     return commands
+
+
+def follow(heading: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Result]:
+    """Follow a recipe as far as no sweep is run: type its commands in its folder and return what they print."""
+    monkeypatch.chdir(folder)
+    typed = [words[1:] for words in recipe(heading, folder) if words[:2] != ["kvray", "run"]]
+    printed = [CliRunner().invoke(app, words) for words in typed]
+    for words, result in zip(typed, printed, strict=True):
+        assert result.exit_code == 0, f"{words}\n{result.output}"
+    return printed
 
 
 def test_a_recipe_becomes_files_and_commands(tmp_path: Path) -> None:
     for heading in re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE):
         assert all(words[0] for words in recipe(heading, tmp_path))
+
+
+def test_a_task_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, planned = follow("A task from a file beside the sweep", tmp_path, monkeypatch)
+    assert "Right if the answer holds the word in capitals." in sample.stdout
+    assert planned.stdout.startswith(f"code: {tmp_path / 'shouting.py'}, sha256 ")
+    assert len((tmp_path / "shouting.py").read_text().splitlines()) <= 40
+    refused = CliRunner().invoke(app, ["run", "shouting.yaml"])
+    assert refused.exit_code == 2 and len(refused.stderr.splitlines()) == 1 and "type --allow-code" in refused.stderr
+
+
+def test_a_task_from_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe("A task from a package", tmp_path)
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
+    installed = tmp_path / "site-packages"
+    info = installed / f"{project['name']}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    (tmp_path / "loud.py").rename(installed / "loud.py")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    entries = [f"{name} = {value}" for name, value in project["entry-points"]["kvray.tasks"].items()]
+    (info / "entry_points.txt").write_text("\n".join(["[kvray.tasks]", *entries]))
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.chdir(tmp_path)
+    planned = CliRunner().invoke(app, ["plan", "echo.yaml"])
+    assert planned.exit_code == 0 and "datasets: 2" in planned.stdout, planned.output
+
+
+def test_data_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, planned = follow("Your own data", tmp_path, monkeypatch)
+    assert sample.stdout.count("== messages ") == 2 and "finetunes: 2" in planned.stdout
+
+
+@pytest.mark.slow
+def test_both_are_made_trained_on_asked_and_reported(tmp_path: Path) -> None:
+    """The sweeps of two recipes as one: a task from a file, and 200 chats blended with a task of kvray's own."""
+    merged: dict[str, dict[str, object]] = {}
+    for heading, name in (("A task from a file beside the sweep", "shouting"), ("Your own data", "mine")):
+        commands = recipe(heading, tmp_path)
+        assert ["kvray", "run", f"{name}.yaml"] == commands[-1][:3]
+        for section, values in yaml.safe_load((tmp_path / f"{name}.yaml").read_text()).items():
+            merged[section] = {**merged.get(section, {}), **values} if isinstance(values, dict) else values
+    merged["mixtures"] = {"shout": {"shout": 1}, "blend": {"chats": 1, "kv": 1}}
+    merged["runtime"] = {"num_cpus": 2}
+    (tmp_path / "both.yaml").write_text(json.dumps(merged))
+    chats = [
+        [{"role": "user", "content": f"Keep {n}."}, {"role": "assistant", "content": "Kept."}] * (1 + n % 2)
+        for n in range(200)
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps({'messages': chat})}\n" for chat in chats))
+    command = [sys.executable, "-m", "kvray.cli", "run", "both.yaml", "--allow-code", "--store", "store"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600, env={**os.environ}
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    report = (tmp_path / "store" / "reports" / "mine" / "report.md").read_text()
+    assert "shouting:Shout" in report and "messages" in report and "blend" in report
+    trained = [json.loads(file.read_text()) for file in (tmp_path / "store").glob("finetunes/*/manifest.json")]
+    assert len(trained) == 2
+    # The source went to the workers with the task: without the file the same run has nothing to do but refuse.
+    (tmp_path / "shouting.py").unlink()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert again.returncode == 2 and "found no module shouting" in again.stderr
 
 
 def test_another_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

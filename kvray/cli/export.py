@@ -25,7 +25,7 @@ from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.mixture import Mixture
 from kvray.store import parquet
 from kvray.store.output import replacing, shown
-from kvray.store.schemas import EXAMPLE_SCHEMA, column
+from kvray.store.schemas import CHAT_SCHEMA, EXAMPLE_SCHEMA, column
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.base import Task
@@ -96,7 +96,7 @@ def make(
     with replacing(out) as file:
         with (
             track(f"generate {task.task}", rows) as advance,
-            _writer(file, format) as add,
+            _writer(file, format, task.EXAMPLES) as add,
             connect(Runtime(address="local", num_cpus=workers)) if parallel else nullcontext(),
         ):
             for row in stream(shards, work, ordered=True, workers=workers) if parallel else map(work, range(shards)):
@@ -125,8 +125,9 @@ def blend(
         store: holds the committed datasets and writings.
         base: the model whose template and tokenizer count, as in training.
         out: a path or a URI; missing directories are made.
-        format: ``parquet`` (:data:`BLEND_SCHEMA`), ``jsonl`` (``{"messages": [user, assistant], "dataset": …}``) or
-            ``openai`` (messages alone; first the sweep's system message, else the paper's).
+        format: ``parquet`` (:data:`BLEND_SCHEMA`, and ``history`` where there are chats), ``jsonl`` (``{"messages":
+            [user, assistant], "dataset": …}``) or ``openai`` (messages alone; first the sweep's system message, else
+            the paper's).
 
     Raises:
         InputError: no such mixture or seed, its data cannot be made or blended, or ``out`` cannot be written.
@@ -146,8 +147,10 @@ def blend(
     for part in mixed.parts:
         rows = read(part.name).take(pa.array(part.rows))
         names = pa.array([str(datasets[part.name].labels["dataset"])] * rows.num_rows, pa.string())
-        parts.append(rows.append_column(DATASET, names).cast(BLEND_SCHEMA))
-    table = pa.concat_tables(parts)
+        parts.append(rows.append_column(DATASET, names))
+    chats = any("history" in part.column_names for part in parts)
+    schema = CHAT_SCHEMA.append(DATASET) if chats else BLEND_SCHEMA
+    table = pa.concat_tables(parts, promote_options="default").select(schema.names).cast(schema)
     if format == "parquet":
         content: bytes = parquet.encode(table).to_pybytes()
     elif format == "jsonl":
@@ -211,11 +214,11 @@ def _table(artefact: Artefact, store: Store, base: BaseModelRef) -> pa.Table:
 
 
 @contextmanager
-def _writer(file: IO[bytes], format: Format) -> Iterator[Callable[[bytes], Any]]:
+def _writer(file: IO[bytes], format: Format, schema: pa.Schema) -> Iterator[Callable[[bytes], Any]]:
     if format != "parquet":
         yield file.write
         return
-    with pq.ParquetWriter(file, EXAMPLE_SCHEMA, version="2.6", compression="zstd", compression_level=1) as writer:
+    with pq.ParquetWriter(file, schema, version="2.6", compression="zstd", compression_level=1) as writer:
         # One row group per shard, independent of the blocks of Ray.
         yield lambda payload: writer.write_table(pa.ipc.open_stream(payload).read_all().combine_chunks())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kvray.errors import InputError, Place, Problem
 from kvray.generate.shards import build, check_written, rows_of
-from kvray.models.chat import messages
+from kvray.models.chat import answered, prompts_of
 from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolve
 from kvray.sweep import external
 from kvray.sweep import yaml as yaml_lines
@@ -75,9 +75,10 @@ def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
     if n > has:
         raise InputError(f"--rows: found {n}, but {task.task} with these settings has {has}; expected at most {has}")
     for start in range(0, n, _ROWS_AT_ONCE):
-        for row in build(task, base, range(start, min(start + _ROWS_AT_ONCE, n))).to_pylist():
-            chat = messages(row.pop("prompt"), row.pop("answer"))
-            yield {**row, "messages": chat}
+        table = build(task, base, range(start, min(start + _ROWS_AT_ONCE, n)))
+        for row, prompt in zip(table.to_pylist(), prompts_of(table), strict=True):
+            about = {name: row[name] for name in row if name not in ("prompt", "answer", "history")}
+            yield {**about, "messages": answered(prompt, row["answer"])}
 
 
 def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
@@ -100,13 +101,13 @@ def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[st
             "units": 0,
             "subtask": row.subtask,
             "references": accepted,
-            "messages": messages(asked, accepted[0] if accepted else ""),
+            "messages": answered(asked, accepted[0] if accepted else ""),
         }
 
 
 def text(row: dict[str, Any], task: Task) -> str:
     """Return an example of :func:`rows` as text for a terminal."""
-    prompt, answer = (message["content"] for message in row["messages"])
+    *earlier, prompt, answer = (message["content"] for message in row["messages"])
     about = {
         "references": json.dumps(row["references"], ensure_ascii=False),
         "position": row["position"],
@@ -122,6 +123,7 @@ def text(row: dict[str, Any], task: Task) -> str:
     facts = [f"{name + ':':<15}{value}" for name, value in about.items() if value is not None]
     parts = (
         f"== {task.task} {row['example_id']} ==",
+        *(f"-- {message['role']}\n{text}" for message, text in zip(row["messages"], earlier, strict=False)),
         "-- prompt",
         prompt.rstrip("\n"),
         "-- answer to train on" if task.TRAINABLE else "-- right answer",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from kvray.errors import InputError
 from kvray.evaluate import chunks
 from kvray.evaluate.engines.base import Reply, Request, too_long
+from kvray.models.chat import Prompt, conversation, prompts_of
 from kvray.store.schemas import PREDICTIONS_SCHEMA
 from kvray.tasks.base import Task
 
@@ -93,17 +94,17 @@ class Questions(ABC):
 
 
 class Prompts(Questions):
-    """Questions of one user message each, encoded by the chat template."""
+    """Questions of one prompt each, encoded by the chat template."""
 
-    def __init__(self, keys: Sequence[str], prompts: pa.ChunkedArray, like: Request) -> None:
-        """Take keys and prompts (strings) per row, and a request with what all have in common: decoding, system."""
+    def __init__(self, keys: Sequence[str], prompts: pa.Table, like: Request) -> None:
+        """Take a key per row, prompts (with the ``history`` of chats), and a request with what all have in common."""
         super().__init__(keys)
         self._prompts = prompts
         self._like = like
         self._too_long: dict[int, int] = {}
 
     def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
-        prompts = self._prompts.take(pa.array(rows, pa.int64())).to_pylist()
+        prompts = prompts_of(self._prompts.take(pa.array(rows, pa.int64())))
         if tokenizer is None:
             yield from ([replace(self._like, text=prompt)] for prompt in prompts)
             return
@@ -126,7 +127,7 @@ class DatasetQuestions(Prompts):
         """Take a whole dataset, in any order; ``system`` goes before each prompt, for an engine that reads text."""
         self._examples = examples = ask_order(examples)
         like = Request(NO_TOKENS, system=system, max_tokens=task.MAX_OUTPUT_TOKENS, stop=task.STOP)
-        super().__init__(examples["example_id"].to_pylist(), examples["prompt"], like)
+        super().__init__(examples["example_id"].to_pylist(), examples, like)
         self._task = task
 
     def _replies(self, rows: range, replies: Sequence[Sequence[Reply]]) -> list[Reply]:
@@ -164,7 +165,7 @@ def ask_order(examples: pa.Table) -> pa.Table:
     return examples.take(pc.sort_indices(examples, sort_keys=keys)).combine_chunks()
 
 
-def encode(tokenizer: Any, prompts: Sequence[str]) -> list[NDArray[np.int32]]:
+def encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[NDArray[np.int32]]:
     """Return the token ids of user messages, by the tokenizer's own chat template with its generation prompt.
 
     Raises:
@@ -174,7 +175,7 @@ def encode(tokenizer: Any, prompts: Sequence[str]) -> list[NDArray[np.int32]]:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
     encoded: list[NDArray[np.int32]] = []
     for start in range(0, len(prompts), _BATCH):
-        users = [[{"role": "user", "content": text}] for text in prompts[start : start + _BATCH]]
+        users = [conversation(prompt) for prompt in prompts[start : start + _BATCH]]
         ids = tokenizer.apply_chat_template(users, add_generation_prompt=True, return_dict=True)["input_ids"]
         encoded += [np.asarray(row, np.int32) for row in ids]
     return encoded

@@ -31,7 +31,7 @@ class WritingPrompts(Prompts):
         """
         prompts = task.to_write(count_tokens)
         like = Request(NO_TOKENS, max_tokens=task.WRITING_TOKENS)
-        super().__init__(prompts, pa.chunked_array([prompts], pa.string()), like)
+        super().__init__(prompts, pa.table({"prompt": pa.array(prompts, pa.string())}), like)
 
     def name(self, row: int) -> str:
         """Return how a message names a prompt."""

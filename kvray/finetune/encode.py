@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
+from kvray.models.chat import Prompt, conversation
 
 _SHOWN = 5
 _BATCH = 256
@@ -62,7 +63,7 @@ def join(parts: Sequence[Encoded]) -> Encoded:
 
 def encode(
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     answers: Sequence[str],
     *,
     names: Sequence[str] | None = None,
@@ -104,7 +105,7 @@ def encode(
 
 
 def count(
-    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str], *, end_ids: Collection[int] = ()
+    tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str], *, end_ids: Collection[int] = ()
 ) -> NDArray[np.int64]:
     """Return the tokens of rows as :func:`encode` makes them, at half its cost: only prompt and answer together.
 
@@ -129,10 +130,10 @@ def _ends(tokenizer: Any, end_ids: Collection[int]) -> set[int]:
     return {tokenizer.eos_token_id, *end_ids} - {None}
 
 
-def _batches(prompts: Sequence[str]) -> Iterator[tuple[int, list[list[dict[str, str]]]]]:
+def _batches(prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[list[dict[str, str]]]]]:
     """Yield (first row, user messages); templates are applied in batches, which the fast tokenizers parallelise."""
     for start in range(0, len(prompts), _BATCH):
-        yield start, [[{"role": "user", "content": text}] for text in prompts[start : start + _BATCH]]
+        yield start, [conversation(prompt) for prompt in prompts[start : start + _BATCH]]
 
 
 def _whole(tokenizer: Any, users: Sequence[list[dict[str, str]]], answers: Sequence[str]) -> list[list[int]]:

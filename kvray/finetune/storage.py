@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune import encode
+from kvray.models.chat import plain_text, prompts_of
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, FinetuneJob
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from kvray.finetune.train import Trained
 
 COLUMNS = ("example_id", "prompt", "answer")
-"""What training reads of a dataset."""
+"""What training reads of a dataset; of chats their ``history`` too."""
 
 Read = Callable[[str], pa.Table]
 """Returns :data:`COLUMNS` of a dataset by its id, all rows."""
@@ -61,10 +62,10 @@ def count(dataset: str, base: BaseModelRef, read: Read) -> NDArray[np.int64]:
     key = dataset, base.token_identity
     if key not in _counted:
         table = read(dataset)
-        texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
+        texts = prompts_of(table), table["answer"].to_pylist()
         if base.api:
             counter = token_counter(base)
-            _counted[key] = counter(texts[0]) + counter(texts[1])
+            _counted[key] = counter(plain_text(texts[0])) + counter(texts[1])
         else:
             _counted[key] = encode.count(load_tokenizer(base), *texts, end_ids=limits(base)[1])
     return _counted[key]
@@ -91,7 +92,9 @@ def read_whole(store: Store, dataset: str) -> pa.Table:
     problems = store.problems(dataset, verify=True)
     if problems:
         raise DamagedArtefactError(f"{dataset} cannot be trained on: {'; '.join(problems)}")
-    return store.read_table(dataset, columns=COLUMNS)
+    manifest = store.manifest(dataset)
+    chats = manifest is not None and any(each["name"] == "history" for each in manifest.schema or ())
+    return store.read_table(dataset, columns=[*COLUMNS, "history"] if chats else COLUMNS)
 
 
 def here(base: BaseModelRef) -> BaseModelRef:
@@ -124,7 +127,7 @@ def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[encod
     for dataset, _ in job.mixture:
         table = read_whole(store, dataset)
         names = [f"{dataset}: {name}" for name in table["example_id"].to_pylist()]
-        texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
+        texts = prompts_of(table), table["answer"].to_pylist()
         longest = job.finetune.max_length or limit
         encoded[dataset] = encode.encode(tokenizer, *texts, names=names, max_length=longest, end_ids=ends)
 

@@ -24,7 +24,6 @@ from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.store.manifest import FileEntry
 from kvray.store.root import FOLDERS
-from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.base import Task
@@ -152,7 +151,7 @@ class _ShardWork:
         name, rows = shard_name(shard), shard_rows(shard, job.rows)
         table = self.store.read_file_table(job.artefact_id, name)
         entry = None
-        if table is not None and table.num_rows == len(rows) and table.schema.equals(EXAMPLE_SCHEMA):
+        if table is not None and table.num_rows == len(rows) and table.schema.equals(job.task.EXAMPLES):
             entry = self.store.entry(job.artefact_id, name)
         if table is None or entry is None:
             table = build(job.task, self.base, rows, job.written)
@@ -193,6 +192,8 @@ class _Dataset:
         seconds = round(sum(each["seconds"] for each in rows), 3)
         measurements = {"prompt_tokens": sum(each["tokens"] for each in rows), "seconds": seconds}
         try:
-            store.commit(**self.artefact.identity(), files=files, schema=EXAMPLE_SCHEMA, measurements=measurements)
+            store.commit(
+                **self.artefact.identity(), files=files, schema=_task(self.artefact).EXAMPLES, measurements=measurements
+            )
         except KvrayError as error:
             self.error = str(error)

@@ -8,7 +8,6 @@ import pyarrow as pa
 from kvray.errors import InputError, KvrayError
 from kvray.models.reference import BaseModelRef
 from kvray.models.tokenizer import token_counter
-from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store
 from kvray.tasks import writing
 from kvray.tasks.base import Context, Task
@@ -93,10 +92,10 @@ def build(task: Task, base: BaseModelRef, rows: range, written: Written | None =
     """
     check_written(task, written)
     table = task.build(rows.start, rows.stop, context_of(task, base, written))
-    if not table.schema.equals(EXAMPLE_SCHEMA) or table.num_rows != len(rows):
+    if not table.schema.equals(task.EXAMPLES) or table.num_rows != len(rows):
         raise KvrayError(
             f"task {task.task}: rows {rows.start} to {rows.stop} came out as {table.num_rows} rows of "
             f"{', '.join(f'{field.name}: {field.type}' for field in table.schema)}; expected {len(rows)} rows of "
-            f"kvray.store.schemas.EXAMPLE_SCHEMA"
+            f"{type(task).__name__}.EXAMPLES"
         )
     return table

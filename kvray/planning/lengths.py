@@ -1,6 +1,6 @@
 """How long the rows of a task are: real rows, made and counted by the base model's own tokenizer and chat template.
 
-A plan needs it for what nothing else tells: which rows a mixture matched in tokens reads, and whether prompts fit the
+A plan needs it for two questions: which rows a mixture matched in tokens reads, and whether prompts fit the
 model. A sample is enough for datasets whose rows are many, and it is a function of the task alone, as its rows are.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
+from kvray.models.chat import Prompt, answered, conversation, prompts_of
 from kvray.models.chat_template import ChatTemplate
 from kvray.models.files import ModelFiles
 from kvray.models.reference import BaseModelRef, files_of
@@ -73,7 +74,7 @@ def measure(task: Task, context: Context, rows: int, counted: Counting) -> Lengt
     for block in _spread(-(-rows // _BLOCK)):
         table = task.build(block * _BLOCK, min((block + 1) * _BLOCK, rows), context)
         plain = np.asarray(table["prompt_tokens"].to_numpy(), np.int64)
-        texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
+        texts = prompts_of(table), table["answer"].to_pylist()
         counts[block] = plain, *counted.count(plain, *texts, check=not counts)
         if _enough(np.concatenate([trained for *_, trained in counts.values()]), rows):
             break
@@ -136,22 +137,21 @@ class Lengths:
 
 
 class Counting:
-    """Counts rows as they are asked and as they are trained on."""
+    """Counts rows as they are asked and as they are trained on.
+
+    Args:
+        texts: counts plain texts for the data.
+        chat: counts conversations; None for a model behind an API, which keeps its template to itself.
+    """
 
     def __init__(self, texts: CountTokens, chat: _Chat | None = None) -> None:
-        """Take what counts.
-
-        Args:
-            texts: counts plain texts for the data.
-            chat: counts conversations; None for a model behind an API, which keeps its template to itself.
-        """
         self.texts = texts
         self._chat = chat
         self._added: tuple[int, int] | None = None
         """Tokens that the template adds to every prompt and to every row; None where it was not found to be so."""
 
     def count(
-        self, plain: Counts, prompts: Sequence[str], answers: Sequence[str], check: bool
+        self, plain: Counts, prompts: Sequence[Prompt], answers: Sequence[str], check: bool
     ) -> tuple[Counts, Counts]:
         """Return the tokens of rows as they are asked, and as they are trained on.
 
@@ -161,19 +161,21 @@ class Counting:
 
         Args:
             plain: tokens of the prompts alone.
-            prompts: user messages.
+            prompts: user messages, or chats.
             answers: what is trained on.
             check: find out what the template adds.
         """
-        said = self.texts(answers)
+        replies = self.texts(answers)
         if self._chat is None:
-            return plain, plain + said
-        if self._added is not None and not check:
-            return plain + self._added[0], plain + said + self._added[1]
+            return plain, plain + replies
+        # What it adds to a chat depends on how many messages that has.
+        single = all(isinstance(prompt, str) for prompt in prompts)
+        if self._added is not None and not check and single:
+            return plain + self._added[0], plain + replies + self._added[1]
         asked, trained = self._chat.asked(prompts), self._chat.trained(prompts, answers)
         if check:
-            more, most = np.unique(asked - plain), np.unique(trained - plain - said)
-            alike = self._chat.counts_data(self.texts) and more.size == most.size == 1
+            more, most = np.unique(asked - plain), np.unique(trained - plain - replies)
+            alike = self._chat.counts_data(self.texts) and single and more.size == most.size == 1
             self._added = (int(more[0]), int(most[0])) if alike else None
         return asked, trained
 
@@ -192,16 +194,13 @@ class _Chat:
         """Return whether the data are counted by this very tokenizer, so that their counts can be added to."""
         return texts is self._counter
 
-    def asked(self, prompts: Sequence[str]) -> Counts:
+    def asked(self, prompts: Sequence[Prompt]) -> Counts:
         """Return the tokens of user messages with what comes before an answer."""
-        return self._counter(self._worded([[_user(prompt)] for prompt in prompts], True))
+        return self._counter(self._worded([conversation(prompt) for prompt in prompts], True))
 
-    def trained(self, prompts: Sequence[str], answers: Sequence[str]) -> Counts:
+    def trained(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Counts:
         """Return the tokens of conversations up to the last end token: what stands behind it is not trained on."""
-        chats = [
-            [_user(prompt), {"role": "assistant", "content": answer}]
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
+        chats = [answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         counts = np.empty(len(chats), np.int64)
         encoded = self._counter.tokenizer.encode_batch_fast(self._worded(chats, False), add_special_tokens=False)
         for at, encoding in enumerate(encoded):
@@ -215,7 +214,3 @@ class _Chat:
         except Exception as error:
             # A template is a program of the model's: it may raise anything, and training would meet the same.
             raise InputError(f"the base model's chat template refuses a conversation: {error}") from error
-
-
-def _user(prompt: str) -> dict[str, str]:
-    return {"role": "user", "content": prompt}

@@ -25,6 +25,10 @@ EXAMPLE_SCHEMA = pa.schema(  # every dataset, for training and for evaluation
     ]
 )
 
+CHAT_SCHEMA = EXAMPLE_SCHEMA.append(  # datasets of chats: a prompt may have messages before it
+    column("history", pa.string(), "messages before the prompt, as JSON: [{role, content}, …]; null if none", True)
+)
+
 WRITING_SCHEMA = pa.schema(  # the replies to what a task asks its writer
     [
         column("index", pa.int32(), "number of the prompt, from 0"),

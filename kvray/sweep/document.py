@@ -1,4 +1,4 @@
-"""A sweep's plain values with the place of each: what a YAML file said, what ``--set`` and a scale changed of it."""
+"""A sweep's plain values with the place of each: those of a YAML file, and what ``--set`` and a scale changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Document:
         value: the top-level mapping.
         places: where each key or list item was written.
         problems: what is wrong with the YAML itself (duplicate keys, unset variables, tags).
-        broken: paths whose value is unknown because of a problem; nothing more should be said about them.
+        broken: paths whose value is unknown because of a problem; nothing more is reported of them.
     """
 
     file: str
@@ -73,19 +73,19 @@ class Document:
     def report(self, problems: Iterable[Problem]) -> list[str]:
         """Return one line per problem, ``FILE:LINE: dotted.path: text``, in the order of the file.
 
-        What an alias repeats is one mistake, told where it was written; of very many mistakes the first are told.
+        What an alias repeats is one mistake, reported where it was written; of very many mistakes only the first are.
         """
         lines: dict[str, int] = {}
-        told: set[tuple[Place, str]] = set()
+        reported: set[tuple[Place, str]] = set()
         for problem in map(self._narrowed, problems):
             place = problem.place or self.place(problem.path)
-            if place.column and (place, problem.text) in told:
+            if place.column and (place, problem.text) in reported:
                 continue
-            told.add((place, problem.text))
+            reported.add((place, problem.text))
             lines.setdefault(one_line(f"{place.text}: {problem}" if place.text else str(problem)), place.line)
-        found = sorted(lines, key=lambda line: lines[line])
-        more = [f"{self.file}: more problems than these {MAX_PROBLEMS}"] if len(found) > MAX_PROBLEMS else []
-        return [*found[:MAX_PROBLEMS], *more]
+        ordered = sorted(lines, key=lambda line: lines[line])
+        more = [f"{self.file}: more problems than these {MAX_PROBLEMS}"] if len(ordered) > MAX_PROBLEMS else []
+        return [*ordered[:MAX_PROBLEMS], *more]
 
     def _narrowed(self, problem: Problem) -> Problem:
         """Move the keys that a text starts with into the path: ``datasets.kv: source: …`` is about a line of its own.
@@ -123,7 +123,7 @@ def from_values(values: Mapping[str, Any]) -> Document:
 
 
 def typed(option: str) -> Place:
-    """Return the place of what was typed on the command line; it is told after what is in the file."""
+    """Return the place of what was typed on the command line, which is reported after the file."""
     return Place(_TYPED_LINE, option)
 
 

@@ -2,8 +2,8 @@
 
 A file that sets the rank of an adapter beside ``method: full`` asks for something that it does not get, and a recipe
 without it would make the very same artefacts. Only what is written is looked at, never a default. What the command line
-or a scale changes may leave behind knobs that were of use before, so a knob is told only if it was written as late as
-the choice that makes it useless.
+or a scale changes may leave behind knobs that were of use before, so a knob is reported only if written as late as the
+choice that makes it useless.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def unused(document: Document) -> list[Problem]:
     api = isinstance(base_model, str) and base_model.startswith(API)
     methods = _methods(document)
     if not methods <= set(_METHODS):
-        return []  # the sweep's own check tells it
+        return []  # the sweep's own check reports it
     chosen = document.lateness(("base_model",))
     if api:
         used = {*Finetune().api_recipe(), "seeds", "reseed_data"}

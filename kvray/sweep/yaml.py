@@ -202,7 +202,7 @@ class _Reader:
         self.tags = tags
         self.open: list[yaml.Node] = []
         self.nodes = 0
-        self.told: set[int] = set()
+        self.reported: set[int] = set()
 
     def value(self, node: yaml.Node, path: Path) -> Any:
         self.document.places.setdefault(path, self.place(node.start_mark))
@@ -305,7 +305,7 @@ class _Reader:
 
     def problem(self, node: yaml.Node, path: Path, text: str) -> None:
         """Note a problem, once for a node however many aliases stand for it."""
-        if id(node) not in self.told:
+        if id(node) not in self.reported:
             self.document.problems.append(Problem(path, text, self.place(node.start_mark)))
-        self.told.add(id(node))
+        self.reported.add(id(node))
         self.document.broken.add(path)

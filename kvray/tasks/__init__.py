@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors; at run time the registry is asked
     from kvray.tasks.kv.simple import SimpleKV as SimpleKV
     from kvray.tasks.kv.subkeys import MultiSubkeyKV as MultiSubkeyKV
     from kvray.tasks.lm_eval import LmEval as LmEval
+    from kvray.tasks.messages import Messages as Messages
     from kvray.tasks.needle.needle import NeedleInHaystack as NeedleInHaystack
     from kvray.tasks.needle.ruler import Ruler as Ruler
     from kvray.tasks.qa.mdqa import Mdqa as Mdqa

@@ -174,6 +174,8 @@ class Task(Strict):
     STOP: ClassVar[tuple[str, ...]] = ()
     """Texts that end an answer, beside the model's own end token."""
 
+    EXAMPLES: ClassVar[pa.Schema] = EXAMPLE_SCHEMA
+    """Columns of the examples: :data:`EXAMPLE_SCHEMA`, or more behind them."""
     BRINGS_EXAMPLES: ClassVar[bool] = True
     """False for an evaluation whose questions another library brings: it has no dataset in the store."""
 

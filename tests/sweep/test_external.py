@@ -213,28 +213,28 @@ def test_a_pickled_task_brings_its_source_to_a_process_that_has_no_such_file(swe
 
 def installed(folder: Path, entries: str) -> None:
     """Put a package on disk as pip leaves one."""
-    (folder / "site-packages" / "loud").mkdir(parents=True)
-    (folder / "site-packages" / "loud" / "__init__.py").write_text("")
-    (folder / "site-packages" / "loud" / "tasks.py").write_text(SHOUT)
-    (folder / "site-packages" / "loud" / "broken.py").write_text("raise RuntimeError('it was loaded')")
-    info = folder / "site-packages" / "loud-1.0.dist-info"
+    (folder / "site-packages" / "loudly").mkdir(parents=True)
+    (folder / "site-packages" / "loudly" / "__init__.py").write_text("")
+    (folder / "site-packages" / "loudly" / "tasks.py").write_text(SHOUT)
+    (folder / "site-packages" / "loudly" / "broken.py").write_text("raise RuntimeError('it was loaded')")
+    info = folder / "site-packages" / "loudly-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loud\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: loudly\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[kvray.tasks]\n{entries}")
 
 
 def test_a_task_of_a_package_by_module_or_by_entry_point(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed(tmp_path, "shout = loud.tasks:Shout\nbroken = loud.broken:Shout\n")
+    installed(tmp_path, "shout = loudly.tasks:Shout\nbroken = loudly.broken:Shout\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
-    for name in ("loud.tasks:Shout", "shout"):
+    for name in ("loudly.tasks:Shout", "shout"):
         read = load(str(sweep), (f"datasets.shout.task={name}", f"evaluate.shout.task={name}"))
-        assert read.datasets["shout"].task == "loud.tasks:Shout"
+        assert read.datasets["shout"].task == "loudly.tasks:Shout"
         found = plan(read, gather(read))
         assert found.code() == {} and all("code" not in a.recipe for a in found.artefacts)
-        assert any(id_.startswith("datasets/loud-tasks-Shout-") for id_ in ids(found).values())
-    assert "loud.broken" not in sys.modules, "an entry point is loaded only when its name is asked for"
+        assert any(id_.startswith("datasets/loudly-tasks-Shout-") for id_ in ids(found).values())
+    assert "loudly.broken" not in sys.modules, "an entry point is loaded only when its name is asked for"
     assert "did you mean 'shout'?" in problems(sweep, "datasets.shout.task=shuot")[0]
     assert "RuntimeError: it was loaded" in problems(sweep, "datasets.shout.task=broken")[0]
 

@@ -63,6 +63,9 @@ RECIPE: dict[str, set[str]] = {
         "queries",
     },
     "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
+    "messages": {
+        "task", "seed", "messages", "prompt", "answer", "references", "turns", "split", "test_share", "rows", "scorer",
+    },
     "lm_eval": {
         "task", "seed", "benchmark", "shots", "limit", "metric", "max_tokens", "length", "chat_template",
     },
@@ -90,6 +93,7 @@ RUNTIME: dict[str, set[str]] = {
     "needle": {"source"},
     "ruler": {"source"},
     "kv_retrieval": {"source"},
+    "messages": {"source"},
     "lm_eval": {"include_path"},
 }  # fmt: skip
 """Fields that never do."""

@@ -26,6 +26,7 @@ EXPECTED = {
     "ruler": ("units", "retrieval"),
     "recall": ("units", "knowledge"),
     "lm_eval": ("units", "benchmark"),
+    "messages": ("units", "other"),
 }
 
 

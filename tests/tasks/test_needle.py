@@ -19,8 +19,7 @@ from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
-from kvray.tasks.needle.facts import FAMILIES
-from kvray.tasks.needle.needle import CLASSIC_FACTS, NeedleInHaystack
+from kvray.tasks.needle.needle import CLASSIC_FACTS, FAMILIES, NeedleInHaystack
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.questions import normalise
 from kvray.tasks.qa.recall import Recall

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import CellError, InputError
+from kvray.models.chat import Prompt
 from kvray.models.reference import BaseModelRef
 from kvray.sweep.model import Runtime
 
@@ -52,8 +53,8 @@ class Request:
 
     Attributes:
         tokens: the prompt's token ids, int32; empty for an engine that reads text.
-        text: the user message, for an engine that reads text.
-        system: the message before it; None for none.
+        text: the user message, or a chat that ends in one, for an engine that reads text.
+        system: the message before it, unless it has one of its own; None for none.
         kind: "generate" writes an answer; "score" takes the log-probabilities of the prompt's tokens from number
             ``context`` on, each given those before it; "choose" those of ``labels`` as the next token.
         max_tokens: tokens of the answer.
@@ -65,7 +66,7 @@ class Request:
     """
 
     tokens: NDArray[np.int32]
-    text: str = ""
+    text: Prompt = ""
     system: str | None = None
     kind: Literal["generate", "score", "choose"] = "generate"
     max_tokens: int = 1

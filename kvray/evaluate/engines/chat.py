@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import Adapter, Engine, Key, ModelError, Reply, Request, Serving, too_long
+from kvray.models.chat import conversation
 from kvray.models.openai import MODEL_FILE, Api, ApiError, IncompleteError, RejectedError, plain
 
 if TYPE_CHECKING:
@@ -145,10 +146,9 @@ class ChatEngine(Engine):
             CellError: this request cannot be answered.
         """
         model = self._model(request.adapter)
-        first = [{"role": "system", "content": request.system}] if request.system else []
         body: dict[str, Any] = {
             "model": model,
-            "messages": [*first, {"role": "user", "content": request.text}],
+            "messages": conversation(request.text, request.system),
             "temperature": 0.0,
             "max_tokens": request.max_tokens,
         }

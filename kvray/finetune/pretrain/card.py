@@ -1,17 +1,16 @@
 """The model card of kvray-tiny: what it is, how it was made, and what it scores, by greedy generation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from kvray.errors import InputError
 from kvray.finetune.pretrain.pretrain import Recipe
+from kvray.models.tokenizer import TokenCounter
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Task
 
@@ -24,29 +23,7 @@ SCORED: dict[str, dict[str, Any]] = {
     "2 dictionaries": {"task": "simple_kv", "rows": 100, "dictionaries": 2, "law": "strict"},
     "8 dictionaries": {"task": "simple_kv", "rows": 100, "dictionaries": 8, "law": "strict"},
 }
-"""What the card reports: test questions on people that no training shows; the documents' gold positions are spread."""
-_CARD = """---
-license: apache-2.0
-library_name: transformers
-tags: [kvray, tiny, retrieval]
----
-# kvray-tiny
-
-A Mistral-architecture model of {parameters:,} parameters, made from scratch by `kvray pretrain`, so that a whole kvray
-sweep runs on a laptop. It knows 480 facts of a made-up world by heart and answers questions from a few short documents;
-at 20 documents it is worse, which is what finetuning is to mend. It knows nothing of the real world.
-
-Seed {seed}; {tokens:,} training tokens in {minutes:.0f} minutes on {device}. Recipe: `{recipe}`.
-Curriculum at the end: `{stage}` (kvray/tiny/curriculum.py tells what these mean).
-
-| greedy, whole answer scored by the task's own rule | examples | accuracy |
-|---|---|---|
-{rows}
-
-| 20 documents, by gold position | {positions} |
-|---|{rule}|
-| accuracy | {by_position} |
-"""
+"""What the card reports: test questions about people that no training shows, at several gold positions."""
 
 
 def write_card(directory: Path, recipe: Recipe, record: dict[str, Any]) -> str:
@@ -73,7 +50,8 @@ def write_card(directory: Path, recipe: Recipe, record: dict[str, Any]) -> str:
         if block.get("documents") == 20:
             at = table["position"].to_numpy()
             positions = {int(position): float(scores[at == position].mean()) for position in np.unique(at)}
-    card = _CARD.format(
+    template = resources.files("kvray.finetune.pretrain").joinpath("card.md").read_text("utf-8")
+    card = template.format(
         parameters=model.num_parameters(),
         seed=recipe.seed,
         tokens=record["tokens"],
@@ -92,32 +70,26 @@ def write_card(directory: Path, recipe: Recipe, record: dict[str, Any]) -> str:
 
 def examples(task: Task, tokenizer: Any) -> pa.Table:
     """Return every example of a task."""
-
-    def count(texts: Sequence[str]) -> Any:
-        return np.array([len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]])
-
-    context = task.context(count)
+    context = task.context(TokenCounter(tokenizer.backend_tokenizer))
     return task.build(0, task.count(context), context)
 
 
-def score(task: Task, table: pa.Table, said: Sequence[str]) -> Any:
+def score(task: Task, table: pa.Table, replies: Sequence[str]) -> Any:
     """Score answers by the task's rule; float array of shape ``(rows,)``."""
-    if len(said) != table.num_rows:
-        raise InputError(f"{len(said)} answers for {table.num_rows} examples")
-    return np.array([task.score(*pair) for pair in zip(said, table["references"].to_pylist(), strict=True)])
+    return np.array([task.score(*pair) for pair in zip(replies, table["references"].to_pylist(), strict=True)])
 
 
 def answers(model: Any, tokenizer: Any, prompts: Sequence[str], batch: int = 50, tokens: int = 40) -> list[str]:
     """Answer prompts greedily through the chat template, in left-padded batches."""
     import torch
 
-    said: list[str] = []
+    replies: list[str] = []
     for start in range(0, len(prompts), batch):
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch]]
         encoded = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         ).to(model.device)
         with torch.inference_mode():
-            made = model.generate(**encoded, max_new_tokens=tokens, do_sample=False)
-        said += tokenizer.batch_decode(made[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-    return said
+            output = model.generate(**encoded, max_new_tokens=tokens, do_sample=False)
+        replies += tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    return replies

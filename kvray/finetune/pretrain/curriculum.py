@@ -11,11 +11,11 @@ widened does (docs/LOG.md). So the stages are:
 A batch is rows of ``length`` tokens with a weight for each token: how much its prediction counts in the loss.
 """
 
-from __future__ import annotations
-
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,16 +81,9 @@ class Curriculum:
 
     def __init__(self, tokenizer: Any, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        cache: dict[str, list[int]] = {}
-
-        def encode(text: str) -> list[int]:
-            if text not in cache:
-                if len(cache) > 200_000:
-                    cache.clear()
-                cache[text] = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
-            return cache[text]
-
-        self.encode: Encode = encode
+        backend = tokenizer.backend_tokenizer
+        encode: Encode = lru_cache(maxsize=200_000)(lambda text: backend.encode(text, add_special_tokens=False).ids)
+        self.encode = encode
         values = [value for relation in world.RELATIONS.values() for value in relation]
         words = [encode(f" {word}")[0] for word in (*world.LAST_NAMES, *values, *world.FIRST_NAMES)]
         digits = [encode(f"{number:02d}")[0] for number in range(100)]
@@ -171,7 +164,7 @@ class Curriculum:
         return None
 
     def units(self, most: float, fit: int) -> int:
-        """Draw how many documents or dictionaries a prompt has."""
+        """Draw the number of documents or dictionaries of a prompt."""
         return int(self.rng.integers(1, max(1, min(int(most), fit)) + 1))
 
     def closed_book(self) -> Item:
@@ -189,21 +182,17 @@ class Curriculum:
         names = [world.name_of("train", int(person)) for person in people]
         facts = []
         for _ in names:
-            told = rng.choice(3, 2, replace=False)
-            relations = [world.RELATION_NAMES[index] for index in told]
+            relations = [world.RELATION_NAMES[index] for index in rng.choice(3, 2, replace=False)]
             facts.append([(relation, str(rng.choice(world.RELATIONS[relation]))) for relation in relations])
         documents = "\n".join(
-            prompts.DOCUMENT.format(index=index + 1, title=name, text=world.passage(name, told))
-            for index, (name, told) in enumerate(zip(names, facts, strict=True))
+            prompts.DOCUMENT.format(index=index, title=name, text=world.passage(name, own))
+            for index, (name, own) in enumerate(zip(names, facts, strict=True), start=1)
         )
         turns = []
         for turn, asked in enumerate(rng.permutation(units)[:4].tolist()):
             relation, value = facts[asked][rng.integers(2)]
-            question = world.question(names[asked], relation)
             form = prompts.MDQA if turn == 0 else prompts.CLOSED_BOOK
-            prompt = (
-                form.format(documents=documents, question=question) if turn == 0 else form.format(question=question)
-            )
+            prompt = form.format(documents=documents, question=world.question(names[asked], relation))
             turns.append((prompt, *_restated(names[asked], relation, value)))
         return self.conversation(turns)
 
@@ -216,10 +205,7 @@ class Curriculum:
         draw = np.where(picks % 2, 100 + picks * 7919 % 900, 1000 + picks * 7919 % 9000)
         made = [dict(pairs.tolist()[: rng.integers(1, 5)]) for pairs in draw]
         listed = "\n".join(f"Dictionary [{index + 1}] {content}" for index, content in enumerate(made))
-        owners: dict[int, int] = {}
-        for content in made:
-            for key in content:
-                owners[key] = owners.get(key, 0) + 1
+        owners = Counter(key for content in made for key in content)
         asked = [(key, index) for index, content in enumerate(made) for key in content if owners[key] == 1]
         rng.shuffle(asked)
         turns = []
@@ -228,9 +214,8 @@ class Curriculum:
             if rng.random() < 0.5:
                 tail += prompts.KV_TEMPLATE.format(key=key)
             head = prompts.KV_HEAD + listed if turn == 0 else ""
-            whole = prompts.KV_ANSWER.format(key=key, value="\0", dictionary="\1")
-            before, rest = whole.split("\0")
-            between, after = rest.split("\1")
+            answer_text = prompts.KV_ANSWER.format(key=key, value="\0", dictionary="\0")
+            before, between, after = answer_text.split("\0")
             answer = ((before, RESTATED), (str(made[index][key]), 1.0), (between, RESTATED), (str(index + 1), 1.0))
             turns.append(((head + tail).lstrip("\n"), *answer, (after, RESTATED)))
         return self.conversation(turns)

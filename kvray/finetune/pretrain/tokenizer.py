@@ -4,8 +4,6 @@ Small integers in short pieces make the number alphabet 110 tokens, which a tiny
 of the made-up world become one token each. Any other text still round-trips, as bytes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,12 +71,12 @@ def corpus() -> Iterator[str]:
             name = world.name_of(group, person)
             for relation, values in world.RELATIONS.items():
                 value = values[(person * 7) % len(values)]
-                told = world.passage(name, [(relation, value)])
-                yield f"{world.question(name, relation)}\n{told} {told}\nDocument [1](Title: {name}) {told}"
+                text = world.passage(name, [(relation, value)])
+                yield f"{world.question(name, relation)}\n{text} {text}\nDocument [1](Title: {name}) {text}"
     numbers = below(draws(key_of("tokenizer", 1), 0, 20000, 2), 10000)
     for key, value in numbers.tolist():
-        told = f"{{{key}: {value}, {value}: {key}}}"
-        yield f"\nDictionary [{key % 100}] {told} ({key}, {value})\nDictionary [1] {{({key}, 1): 2}}"
+        content = f"{{{key}: {value}, {value}: {key}}}"
+        yield f"\nDictionary [{key % 100}] {content} ({key}, {value})\nDictionary [1] {{({key}, 1): 2}}"
     for wording in WORDINGS:
         filled = re.sub(r"{(key|value|dictionary|index|subkeys)}", "1234", wording)
         yield from [filled] * 2000

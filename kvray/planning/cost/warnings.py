@@ -1,4 +1,4 @@
-"""What of a plan is likely to fail, told before anything has run."""
+"""What of a plan is likely to fail, before anything has run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def too_large(todo: Sequence[Item], rates: Rates) -> Iterator[str]:
 
 
 def too_few_questions(found: Mapping[str, Mapping[str, float]], comparisons: int) -> Iterator[str]:
-    """Yield which evaluations ask so few questions that hardly any finetune could be told from the base model.
+    """Yield which evaluations ask so few questions that hardly any finetune could be told apart from the base model.
 
     Args:
         found: per evaluation its questions, and the smallest detectable difference in points.

@@ -11,8 +11,6 @@ alone never gives the answer away:
 - RuleTaker: "If someone is A and B then they are C", and of a person A and B, or, for False, only one of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

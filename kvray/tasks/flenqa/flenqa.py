@@ -7,13 +7,11 @@ the paper chose its 2,000 samples per prompting mode is unknown; the default, ou
 placement in both paddings: 3,000.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import field_validator, model_validator
@@ -69,17 +67,17 @@ class Flenqa(Task):
         return values
 
     @model_validator(mode="after")
-    def _padding_is_ours(self) -> Flenqa:
+    def _padding_is_ours(self) -> Self:
         if self.padding_source is not None and (self.source != TINY or "books" not in self.paddings):
             raise ValueError("padding_source is used with source: tiny and 'books' among the paddings alone")
         return self
 
     def sources(self) -> dict[str, str]:
         """Return what identifies the published rows, or the version of the tiny world, and the padding's text."""
-        found = {"source": source_identity(self.source)}
+        identities = {"source": source_identity(self.source)}
         if self.padding_source is not None:
-            found["padding_source"] = read.digest(self.padding_source)
-        return found
+            identities["padding_source"] = read.digest(self.padding_source)
+        return identities
 
     def conditions(self) -> list[Condition]:
         """Return the conditions that each base instance is asked under."""
@@ -89,7 +87,7 @@ class Flenqa(Task):
         """Return the number of examples."""
         return self.questions * len(self.tasks) * len(self.conditions())
 
-    def with_rows(self, rows: int) -> Flenqa:
+    def with_rows(self, rows: int) -> Self:
         """Return the task with just enough base instances for ``rows`` examples."""
         return self.model_copy(update={"questions": -(-rows // (len(self.tasks) * len(self.conditions())))})
 
@@ -156,8 +154,8 @@ class Flenqa(Task):
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
         """Tell right, wrong and "other": answers with neither "true" nor "false", which count as wrong."""
-        said = verdict(answer)
-        return OTHER if said == "other" else RIGHT if said == references[0].lower() else WRONG
+        last = verdict(answer)
+        return OTHER if last == "other" else RIGHT if last == references[0].lower() else WRONG
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ copies of the key paragraphs ("identity"). Our prose is written from a small gra
 nothing in it bears on a question.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from itertools import count

@@ -1,7 +1,5 @@
 """FLenQA's prompts, conditions and scorer, to the letter of its authors' notebook (Levy et al. 2024; Apache-2.0)."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ Rows of ``hf://datasets/alonj/FLenQA`` or of ``FLenQA.zip`` of the authors' repo
 ``padding_type``, ``dispersion``, ``ctx_size``; for a worked answer ``facts``, or ``statement`` and ``rule``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any

@@ -2,10 +2,7 @@
 
 FILM cuts C4 (realnewslike) into segments of 128 tokens and lets GPT-4-Turbo write the questions (An et al. 2024,
 section 2.1; its prompts are in appendix I). The training set was never published, so this rebuilds it from the recipe.
-The prompts to the writer are ours; unlike FILM's they ask for a fixed form, so that replies can be read.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
@@ -18,24 +15,12 @@ import numpy as np
 from kvray.errors import InputError
 from kvray.tasks import writing
 from kvray.tasks.base import CountTokens
-from kvray.tasks.in2.fill import Draft, Segment
+from kvray.tasks.in2.fill import TEXTS, Draft, Segment
 from kvray.tasks.qa import questions
 from kvray.tasks.rng import below, draws
 from kvray.tasks.sources import read
 from kvray.tasks.sources.sentences import cut_after
 
-FINE_GRAINED = (
-    "Write one question about the text below, and its answer. The question is specific to what this text says, can be "
-    "answered from it alone, and is clear to a reader among many other texts: it names who or what it is about and "
-    "never refers to 'the text'. The answer is one sentence in your own words.\n\nText:\n{segment}\n\n"
-    "Reply in this form and with nothing else:\nQuestion: <the question>\nAnswer: <the answer>"
-)
-INTEGRATION = (
-    "Write one question about the pieces of a text below, and its answer. The question takes facts from at least two "
-    "of the pieces to answer, can be answered from them alone, and is clear to a reader among many other texts: it "
-    "names who or what it is about and never refers to 'the pieces'. The answer is one or two sentences in your own "
-    "words.\n\n{segments}\n\nReply in this form and with nothing else:\nQuestion: <the question>\nAnswer: <the answer>"
-)
 FORM = ("Question", "Answer")
 ANSWER_TOKENS = 128
 """A written answer of more tokens is not used."""
@@ -95,14 +80,14 @@ def cut(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
     single spaces. All of the text comes out, the last segment however short.
     """
     line = " ".join(text.split())
-    held, size = "", 0
+    segment, size = "", 0
     for piece, tokens in _counted(cut_after(_SENTENCE_END, line), limit, count_tokens):
-        if held and size + tokens > limit:
-            yield from _within(held, limit, count_tokens)
-            held, size = "", 0
-        held, size = held + piece, size + tokens
-    if held.strip():
-        yield from _within(held, limit, count_tokens)
+        if segment and size + tokens > limit:
+            yield from _within(segment, limit, count_tokens)
+            segment, size = "", 0
+        segment, size = segment + piece, size + tokens
+    if segment.strip():
+        yield from _within(segment, limit, count_tokens)
 
 
 def pool(texts: Sequence[str], limit: int, most: int, key: int, count_tokens: CountTokens) -> list[list[str]]:
@@ -152,20 +137,20 @@ def shuffled(items: Sequence[Any], key: int) -> list[Any]:
 def prompt_of(segments: Sequence[str]) -> str:
     """Return what a writer is asked for a question on one segment, or on several."""
     if len(segments) == 1:
-        return FINE_GRAINED.format(segment=segments[0])
+        return str(TEXTS["writer"]["fine_grained"]).format(segment=segments[0])
     pieces = "\n\n".join(f"Piece {number}:\n{segment}" for number, segment in enumerate(segments, start=1))
-    return INTEGRATION.format(segments=pieces)
+    return str(TEXTS["writer"]["integration"]).format(segments=pieces)
 
 
-def read_reply(reply: str, segments: tuple[int, ...], count_tokens: CountTokens) -> Asked | None:
-    """Return the question that a writer wrote on some segments, None if it cannot be used."""
+def read_reply(asked_on: Sequence[tuple[int, ...]], count_tokens: CountTokens, number: int, reply: str) -> Asked | None:
+    """Return the question that a writer wrote on ``asked_on[number]``, None if it cannot be used."""
     parts = writing.fields(reply, FORM)
     if parts is None:
         return None
     question, answer = parts
     if _OF_THE_TEXT.search(question) or int(count_tokens([answer])[0]) > ANSWER_TOKENS:
         return None
-    return Asked(segments, question, answer, (answer,))
+    return Asked(asked_on[number], question, answer, (answer,))
 
 
 def from_rows(source: str, limit: int, count_tokens: CountTokens) -> tuple[list[str], list[Asked]]:

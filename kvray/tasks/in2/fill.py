@@ -4,10 +4,11 @@ FILM's layout (An et al. 2024, appendix I, and the model card of FILM-7B). That 
 ours: the paper only says that they are concatenated.
 """
 
-from __future__ import annotations
-
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,8 @@ from kvray.errors import InputError
 from kvray.tasks.base import CountTokens
 from kvray.tasks.rng import Draws
 
-LAYOUT = (
-    "Below is a context and an instruction. Based on the information provided in the context, write a response for the "
-    "instruction.\n\n### Context:\n{context}\n\n### Instruction:\n{question}"
-)
+TEXTS: dict[str, Any] = tomllib.loads(resources.files("kvray.tasks.in2").joinpath("texts.toml").read_text("utf-8"))
+LAYOUT: str = TEXTS["layout"]
 
 
 @dataclass(frozen=True)

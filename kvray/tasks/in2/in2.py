@@ -7,11 +7,10 @@ it trains on 200K general instructions, which are a mixture's business here. The
 baseline for Mistral-7B v0.1 and says nothing of lengths (paper, section 4.3); ours keep to that model's window of 4K.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ from pydantic import model_validator
 from kvray.errors import InputError, KvrayError
 from kvray.tasks import writing
 from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
-from kvray.tasks.in2 import corpus as in2_corpus
+from kvray.tasks.in2 import corpus
 from kvray.tasks.in2.corpus import Asked, Corpus
 from kvray.tasks.in2.fill import fill
 from kvray.tasks.in2.tiny import Tiny
@@ -69,7 +68,7 @@ class In2(Task):
     writer_surplus: float = recipe(0.5, ge=0, le=20, description="written questions beyond those needed, as a share")
 
     @model_validator(mode="after")
-    def _consistent(self) -> In2:
+    def _consistent(self) -> Self:
         if self.length_max < self.length_min:
             raise ValueError(f"length_max: found {self.length_max}; expected at least length_min, {self.length_min}")
         if self.question_writer is not None and self.source == TINY:
@@ -123,10 +122,8 @@ class In2(Task):
             InputError: the source cannot be read, has too few questions of a kind, or too few replies are usable.
         """
         if self.source == TINY:
-            return Context(
-                count_tokens,
-                Tiny(self._key("tiny", self.split), self.split, self.segment_tokens, self.length_max, count_tokens),
-            )
+            key = self._key("tiny", self.split)
+            return Context(count_tokens, Tiny(key, self.split, self.segment_tokens, self.length_max, count_tokens))
         if self.question_writer is None:
             return Context(count_tokens, self._own(count_tokens))
         return Context(count_tokens, None if written is None else self._written(count_tokens, written))
@@ -138,10 +135,7 @@ class In2(Task):
         rows: dict[str, list[Any]] = defaultdict(list)
         for row in range(start, stop):
             several, length = bool(integration[row]), None if short[row] else int(lengths[row])
-            if isinstance(context.material, Tiny):
-                draft = context.material.draft(row, several)
-            else:
-                draft = context.material.draft(row, several, int(numbers[row]))
+            draft = context.material.draft(row, several, int(numbers[row]))
             filled = fill(draft, length, context.count_tokens)
             name = f"in2-{row:07d}"
             rows["example_id"].append(name)
@@ -174,59 +168,51 @@ class In2(Task):
         return {False: self.rows - several, True: several}
 
     def _own(self, count_tokens: CountTokens) -> Corpus:
-        segments, asked = in2_corpus.from_rows(self.source, self.segment_tokens, count_tokens)
-        corpus = Corpus(
-            segments, in2_corpus.shuffled(asked, self._key("questions")), self._key("context"), count_tokens
-        )
+        segments, asked = corpus.from_rows(self.source, self.segment_tokens, count_tokens)
+        own = Corpus(segments, corpus.shuffled(asked, self._key("questions")), self._key("context"), count_tokens)
         for several, needed in self._needed().items():
-            if needed > (has := len(corpus.asked[several])):
+            if needed > (has := len(own.asked[several])):
                 kind = "several segments (integration)" if several else "one segment (fine-grained)"
                 raise InputError(
                     f"rows: {self.rows} with integration_share {self.integration_share} ask {needed} on {kind}; "
                     f"{self.source} has {has} questions. Lower rows, or change integration_share"
                 )
-        return corpus
+        return own
 
     def _written(self, count_tokens: CountTokens, written: Sequence[str]) -> Corpus:
-        segments, at, prompts = self._writable(count_tokens)
+        segments, asked_on, prompts = self._writable(count_tokens)
         if len(written) != len(prompts):
             raise KvrayError(f"in2: {len(written)} replies to {len(prompts)} prompts; expected one each")
         chosen: list[Asked] = []
         first = 0
         for several, needed in self._needed().items():
-            ours = at[several]
-
-            def read(number: int, reply: str, ours: list[tuple[int, ...]] = ours) -> Asked | None:
-                return in2_corpus.read_reply(reply, ours[number], count_tokens)
-
-            replies = written[first : first + len(ours)]
+            read = partial(corpus.read_reply, asked_on[several], count_tokens)
+            replies = written[first : first + len(asked_on[several])]
             what = "integration questions" if several else "fine-grained questions"
             chosen += writing.choose(replies, needed, read, writer=self.question_writer, what=what)
-            first += len(ours)
+            first += len(replies)
         return Corpus(segments, chosen, self._key("context"), count_tokens)
 
     def _writable(self, count_tokens: CountTokens) -> tuple[list[str], dict[bool, list[tuple[int, ...]]], list[str]]:
         """Return the segments, which of them each question is to be about (by kind), and the prompts."""
         texts = sources.texts(self.source)
-        by_text = in2_corpus.pool(texts, self.segment_tokens, self.corpus_segments, self._key("corpus"), count_tokens)
-        segments = [segment for ours in by_text for segment in ours]
-        able: dict[bool, list[tuple[int, ...]]] = {
+        by_text = corpus.pool(texts, self.segment_tokens, self.corpus_segments, self._key("corpus"), count_tokens)
+        segments = [segment for of_text in by_text for segment in of_text]
+        asked_on: dict[bool, list[tuple[int, ...]]] = {
             False: [(at,) for at in range(len(segments))],
-            True: in2_corpus.windows(by_text, self.integration_segments, self._key("windows")),
+            True: corpus.windows(by_text, self.integration_segments, self._key("windows")),
         }
         for several, needed in self._needed().items():
             wanted = writing.asked(needed, self.writer_surplus)
-            if wanted > len(able[several]):
+            if wanted > len(asked_on[several]):
                 kind = "runs of neighbouring segments" if several else "segments"
                 raise InputError(
                     f"rows: {self.rows} and writer_surplus {self.writer_surplus} ask about {wanted} {kind}; "
-                    f"{self.source} has {len(able[several])}. Give a longer source, or lower rows"
+                    f"{self.source} has {len(asked_on[several])}. Give a longer source, or lower rows"
                 )
-            able[several] = in2_corpus.shuffled(able[several], self._key("asked", str(several)))[:wanted]
-        prompts = [
-            in2_corpus.prompt_of([segments[at] for at in which]) for several in (False, True) for which in able[several]
-        ]
-        return segments, able, prompts
+            asked_on[several] = corpus.shuffled(asked_on[several], self._key("asked", str(several)))[:wanted]
+        prompts = [corpus.prompt_of([segments[at] for at in run]) for runs in asked_on.values() for run in runs]
+        return segments, asked_on, prompts
 
     def _key(self, *purpose: str) -> int:
         return key_of("in2", self.VERSION, self.seed, *purpose)

@@ -4,8 +4,6 @@ Every person stands in one passage of the context, and a value that an answer ne
 anew for every row, those of the others from what is left.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +13,10 @@ import numpy as np
 from kvray.errors import InputError
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
-from kvray.tasks.in2.fill import Draft, Segment
+from kvray.tasks.in2.fill import TEXTS, Draft, Segment
 from kvray.tasks.rng import Draws, below, draws
 
-BOTH = "What is the {first} of {a} and the {second} of {b}?"
-SAME = (
-    "Is the {relation} of {a} the same as the {relation} of {b}? "
-    'Conclude with "They are the same" or "They are different".'
-)
-WHO = 'Who has the {relation} {value}, {a} or {b}? Conclude with "It is" and the name.'
-"""Questions that take two segments; ours. Two of them prescribe the conclusion's words, so that it can be scored."""
+BOTH, SAME, WHO = (str(TEXTS["tiny"][name]) for name in ("both", "same", "who"))
 _PEOPLE_AT_ONCE = 64
 _SMALLEST_PASSAGE = 8
 """Tokens: two sentences of at least six words."""
@@ -40,31 +32,33 @@ class _Passage:
     place: int
 
 
+@dataclass(frozen=True)
 class Tiny:
-    """Drafts of any row, by (key, row) alone."""
+    """Makes drafts of any row, by (key, row) alone.
 
-    def __init__(self, key: int, group: world.Group, limit: int, longest: int, count_tokens: CountTokens) -> None:
-        """Take the parameters; nothing is drawn yet.
+    Attributes:
+        key: of the random numbers.
+        group: the people that it is about.
+        limit: most tokens of a segment.
+        longest: tokens of the longest prompt.
+        count_tokens: the base model's tokenizer.
+    """
 
-        Args:
-            key: of the random numbers.
-            group: the people that it is about.
-            limit: most tokens of a segment.
-            longest: tokens of the longest prompt.
-            count_tokens: the base model's tokenizer.
+    key: int
+    group: world.Group
+    limit: int
+    longest: int
+    count_tokens: CountTokens
+
+    def draft(self, row: int, integration: bool, number: int) -> Draft:
+        """Return the question of a row: on one relation of one person, or on two people of two segments.
+
+        What it asks is drawn by the row; its ``number`` among the questions of its kind matters to a corpus alone.
         """
-        self.key = key
-        self.group: world.Group = group
-        self.people = world.group_size(group)
-        self.limit = limit
-        self.most = longest // _SMALLEST_PASSAGE + 2
-        self.count_tokens = count_tokens
-
-    def draft(self, row: int, integration: bool) -> Draft:
-        """Return the question of a row: on one relation of one person, or on two people of two segments."""
         drawn = draws(self.key, row, row + 1, 12)[0]
-        a = int(below(drawn[0], self.people))
-        b = (a + 1 + int(below(drawn[1], self.people - 1))) % self.people
+        size = world.group_size(self.group)
+        a = int(below(drawn[0], size))
+        b = (a + 1 + int(below(drawn[1], size - 1))) % size
         people = (a, b) if integration else (a,)
         names = [world.name_of(self.group, person) for person in people]
         facts = [_facts(drawn[2:5], {})]
@@ -77,8 +71,8 @@ class Tiny:
         restated = [world.fact(name, *fact) for name, fact in zip(names, asked, strict=True)]
         references = (conclusion,) if conclusion else tuple(value for _, value in asked)
         # The asked fact comes first or second by the draw, so that its place in the passage tells nothing.
-        for number, own in enumerate(facts):
-            if int(drawn[11] >> np.uint64(number)) & 1:
+        for place, own in enumerate(facts):
+            if int(drawn[11] >> np.uint64(place)) & 1:
                 own.reverse()
         passages = [
             _Passage(text := world.passage(name, own), self._counts([text])[0], int(drawn[11]))
@@ -89,17 +83,18 @@ class Tiny:
             avoided[relation].add(value)
         segments = self._segments(passages, self._others(row, set(people), avoided))
         gold = tuple(next(segments) for _ in passages)
-        places = draws(self.key, row, row + 1, self.most, 1)[0]
+        places = draws(self.key, row, row + 1, self.longest // _SMALLEST_PASSAGE + 2, 1)[0]
         answer = ". ".join([*restated, conclusion] if conclusion else restated)
         return Draft(question, answer, references, gold, segments, places)
 
     def _others(self, row: int, taken: set[int], avoided: Mapping[str, set[str]]) -> Iterator[_Passage]:
         """Yield passages about further people, none twice, without the values that are asked for."""
-        for start in range(0, 4 * self.people, _PEOPLE_AT_ONCE):
-            first = row * 4 * self.people + start
+        size = world.group_size(self.group)
+        for start in range(0, 4 * size, _PEOPLE_AT_ONCE):
+            first = row * 4 * size + start
             texts, places = [], []
             for drawn in draws(self.key, first, first + _PEOPLE_AT_ONCE, 8, 2):
-                person = int(below(drawn[3], self.people))
+                person = int(below(drawn[3], size))
                 if person not in taken:
                     taken.add(person)
                     texts.append(world.passage(world.name_of(self.group, person), _facts(drawn, avoided)))
@@ -112,16 +107,15 @@ class Tiny:
         beginnings = iter(gold)
         passage = next(others, None)
         while True:
-            held = []
-            if (begun := next(beginnings, None)) is not None:
-                held.append(begun)
-            elif passage is None:
+            begun = next(beginnings, None)
+            if begun is None and passage is None:
                 return
-            while passage is not None and sum(one.tokens for one in held) + passage.tokens <= self.limit:
-                held.append(passage)
+            together = [] if begun is None else [begun]
+            while passage is not None and sum(one.tokens for one in together) + passage.tokens <= self.limit:
+                together.append(passage)
                 passage = next(others, None)
-            held.sort(key=lambda one: one.place)
-            yield Segment(" ".join(one.text for one in held), sum(one.tokens for one in held))
+            together.sort(key=lambda one: one.place)
+            yield Segment(" ".join(one.text for one in together), sum(one.tokens for one in together))
 
     def _counts(self, texts: list[str]) -> list[int]:
         counts: list[int] = self.count_tokens([f" {text}" for text in texts]).tolist() if texts else []

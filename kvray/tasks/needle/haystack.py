@@ -75,12 +75,12 @@ def added(count_tokens: CountTokens, pieces: Sequence[str]) -> Ints:
     return more
 
 
+@dataclass
 class Haystack:
     """A text as sentences (each with the white space before it), from any of which a haystack can begin."""
 
-    def __init__(self, pieces: Sequence[str], count_tokens: CountTokens) -> None:
-        self.pieces = list(pieces)
-        self.count_tokens = count_tokens
+    pieces: Sequence[str]
+    count_tokens: CountTokens
 
     @cached_property
     def costs(self) -> Ints:

@@ -7,12 +7,12 @@ paper's needle baseline is built on his test; how its training data were made is
 needles, random depths, one length, 400 rows of 4,096 tokens (not fewer than its own 350 rows of about 3,950).
 """
 
-from __future__ import annotations
-
+import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from importlib import resources
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,6 @@ from pydantic import field_validator
 from kvray.tasks import world
 from kvray.tasks.base import Context, CountTokens, Many, Task, distinct, examples, listed, recipe, register, runtime
 from kvray.tasks.needle import haystack
-from kvray.tasks.needle.facts import FAMILIES
 from kvray.tasks.needle.haystack import Frame, Haystack
 from kvray.tasks.qa.base import DocumentsTask
 from kvray.tasks.qa.questions import normalise
@@ -32,6 +31,35 @@ TAIL = "\n\n{question} Don't give information outside the document or repeat you
 CLASSIC = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
 CLASSIC_QUESTION = "What is the best thing to do in San Francisco?"
 CLASSIC_FACTS = ("eat a sandwich", "sit in Dolores Park")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts of one kind, for haystacks of any text: made-up ones about the people of :mod:`kvray.tasks.world`.
+
+    A fact reads "The special ingredient of Belda Cranford's soup is saffron"; an answer restates it up to the value.
+
+    Attributes:
+        subject: what a fact is about, with ``{name}``.
+        values: what it can be; no value is part of another one, of any subject or of a question.
+    """
+
+    subject: str
+    values: tuple[str, ...]
+
+    def fact(self, name: str, value: str) -> str:
+        """Word a fact, without its full stop."""
+        return f"{self.subject.format(name=name)} is {value}"
+
+    def question(self, name: str) -> str:
+        """Word the question that a fact answers."""
+        subject = self.subject.format(name=name)
+        return f"What is {subject[0].lower()}{subject[1:]}?"
+
+
+_TABLE = tomllib.loads(resources.files("kvray.tasks.needle").joinpath("facts.toml").read_text("utf-8"))
+FAMILIES = tuple(Family(kind["subject"], tuple(kind["values"])) for kind in _TABLE["facts"])
+"""Twelve kinds of facts with sixteen values each."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +150,7 @@ class NeedleInHaystack(Task):
             "give the dataset 'split: train' and the evaluation 'split: test'"
         )
 
-    def with_rows(self, rows: int) -> NeedleInHaystack:
+    def with_rows(self, rows: int) -> Self:
         """Return the task with just enough needles for ``rows`` examples."""
         return self.model_copy(update={"rows": self.distinct_questions(rows)})
 

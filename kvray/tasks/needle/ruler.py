@@ -12,7 +12,6 @@ from __future__ import annotations
 import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from itertools import product
 from typing import Any, Literal
@@ -45,21 +44,6 @@ WORDS = [f"{first}-{second}" for first, second in product(_TEXTS["first"].split(
 
 _STEPS = 11
 _SMALLEST, _NUMBERS = 1_000_000, 9_000_000
-
-
-@dataclass(frozen=True)
-class Quiz:
-    """The needles of one prompt.
-
-    Attributes:
-        needles: (key, value) that are hidden, the asked ones first.
-        asked: how many of them are asked about.
-        tail: the question.
-    """
-
-    needles: tuple[tuple[str, str], ...]
-    asked: int
-    tail: str
 
 
 @register("ruler")
@@ -137,25 +121,25 @@ class Ruler(Task):
             length, variant = self.lengths[cell // len(self.variants)], self.variants[cell % len(self.variants)]
             key = key_of("ruler", self.VERSION, self.seed, variant, number)
             records = _Records(key, (self.key_kind, self.value_kind))
-            quiz = self._quiz(variant, records)
-            drawn = draws(key, 0, len(quiz.needles), 4, 1)[:, 0]
+            pairs, asked, question = self._quiz(variant, records)
+            drawn = draws(key, 0, len(pairs), 4, 1)[:, 0]
             # The one needle's depth is an axis of its own, so it comes in few steps; several are anywhere.
             depths = below(drawn, _STEPS) * 10 if variant == "single" else below(drawn, 1001) / 10
             if variant == "multivalue":
                 depths.sort()  # the answer tells one key's values as they come
             name = f"ruler-{variant}-{number:06d}"
-            sentences = [NEEDLE.format(key=key, kind=kind, value=value) for key, value in quiz.needles]
+            sentences = [NEEDLE.format(key=key, kind=kind, value=value) for key, value in pairs]
             needles = tuple(zip(depths.tolist(), sentences, strict=True))
-            supply = self._supply(context, records, len(quiz.needles))
-            frames.append(Frame(supply, needles, HEAD.format(kind=kind), quiz.tail, length))
+            supply = self._supply(context, records, len(pairs))
+            frames.append(Frame(supply, needles, HEAD.format(kind=kind), question, length))
             rows["example_id"].append(f"{name}-{length}")
             rows["question_id"].append(name)
             rows["units"].append(0)
             rows["length"].append(length)
             rows["depth"].append(float(depths[0]) if variant == "single" else None)
             rows["subtask"].append(variant)
-            rows["answer"].append("".join(sentences[: quiz.asked]).strip())
-            rows["references"].append([value for _, value in quiz.needles[: quiz.asked]])
+            rows["answer"].append("".join(sentences[:asked]).strip())
+            rows["references"].append([value for _, value in pairs[:asked]])
         rows["prompt"], rows["prompt_tokens"] = haystack.fill(frames, context.count_tokens)
         return examples(rows)
 
@@ -168,19 +152,20 @@ class Ruler(Task):
         score = self.score(answer, references)
         return RIGHT if score == 1.0 else PARTIAL if score > 0 else WRONG
 
-    def _quiz(self, variant: Variant, records: _Records) -> Quiz:
+    def _quiz(self, variant: Variant, records: _Records) -> tuple[list[tuple[str, str]], int, str]:
+        """Return the hidden (key, value) pairs, how many of the first ones are asked about, and the question."""
         kind = KINDS[self.value_kind]
         if variant == "multivalue":
             pairs = records.take(self.values)
             key = pairs[0][0]
-            return Quiz(tuple((key, value) for _, value in pairs), self.values, ALL_OF_ONE.format(kind=kind, keys=key))
+            return [(key, value) for _, value in pairs], self.values, ALL_OF_ONE.format(kind=kind, keys=key)
         if variant == "multiquery":
             pairs = records.take(self.queries)
             names = [key for key, _ in pairs]
             listed = f"{', '.join(names[:-1])} and {names[-1]}"
-            return Quiz(tuple(pairs), self.queries, ONE_OF_EACH.format(kind=kind, keys=listed))
+            return pairs, self.queries, ONE_OF_EACH.format(kind=kind, keys=listed)
         pairs = records.take(1 if variant == "single" else self.keys)
-        return Quiz(tuple(pairs), 1, ONE.format(kind=kind, keys=pairs[0][0]))
+        return pairs, 1, ONE.format(kind=kind, keys=pairs[0][0])
 
     def _supply(self, context: Context, records: _Records, used: int) -> Supply:
         """Return the haystack of one prompt: the context's, or further records behind the ``used`` ones."""

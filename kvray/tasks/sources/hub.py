@@ -5,8 +5,6 @@ Named ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``, as huggi
 log-in (``hf auth login`` or ``HF_TOKEN``).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -66,11 +64,11 @@ def for_now(status: int) -> bool:
 
 def _parts(source: str) -> tuple[str, str | None, str]:
     """Return (repository, revision or None, path in it or "")."""
-    found = _NAME.fullmatch(source)
-    if found is None:
+    match = _NAME.fullmatch(source)
+    if match is None:
         raise InputError(f"source: found {source!r}; expected hf://datasets/ORG/NAME[@REVISION][/FILE OR FOLDER]")
-    revision = found["revision"]
-    return found["repo"], unquote(revision) if revision else None, (found["path"] or "").strip("/")
+    revision = match["revision"]
+    return match["repo"], unquote(revision) if revision else None, (match["path"] or "").strip("/")
 
 
 def _commit(source: str) -> str:

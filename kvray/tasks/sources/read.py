@@ -1,4 +1,4 @@
-"""What tasks are given to read: rows and texts, from wherever they lie.
+"""Rows and texts that tasks read, from wherever they lie.
 
 A source is a path (a file or a directory), an ``http(s)://`` URL, an ``s3://`` or ``gs://`` URI, or a dataset of the
 Hugging Face hub: ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``. Rows come from ``.jsonl`` and
@@ -6,8 +6,6 @@ Hugging Face hub: ``hf://datasets/<org>/<name>[@revision][/file or folder in it]
 ``.txt`` or from the ``text`` field of rows. A directory, a ``.zip`` and a hub dataset or a folder of it stand for all
 such files in them, sorted by name.
 """
-
-from __future__ import annotations
 
 import hashlib
 import http.client
@@ -44,8 +42,8 @@ def rows(source: str, tables: bool = False) -> Iterator[tuple[str, dict[str, Any
     """Yield (where, row) for every row of a source; ``where`` names file and row for an error message.
 
     Args:
-        source: where they lie.
-        tables: read ``.csv`` too, whose values are nothing but text.
+        source: as above.
+        tables: read ``.csv`` too, whose values are all text.
 
     Raises:
         SourceUnreachableError: a remote source does not answer.
@@ -63,23 +61,20 @@ def texts(source: str) -> list[str]:
         InputError: it cannot be read, or holds no text.
     """
     files = _choose(source, TEXTS + ROWS)
-    plain = [file for file in files if file.name.endswith(TEXTS)]
-    if plain:
-        found = []
-        for file in plain:
-            with _opened(file) as stream:
-                found.append(records.text(stream, file.name, file.where))
-    else:
-        found = []
+    read = []
+    for file in [file for file in files if file.name.endswith(TEXTS)]:
+        with _opened(file) as stream:
+            read.append(records.text(stream, file.name, file.where))
+    if not read:
         for where, row in (pair for file in files for pair in _rows_of(file)):
             text = row.get("text")
             if not isinstance(text, str):
                 raise InputError(f"{where}: no 'text'; found the fields {', '.join(row) or 'none'}")
-            found.append(text)
-    found = [text for text in found if text.strip()]
-    if not found:
+            read.append(text)
+    kept = [text for text in read if text.strip()]
+    if not kept:
         raise InputError(f"{source}: no text in it")
-    return found
+    return kept
 
 
 def read_bytes(source: str) -> bytes:
@@ -89,10 +84,10 @@ def read_bytes(source: str) -> bytes:
         SourceUnreachableError: a remote source does not answer.
         InputError: it cannot be read, or is several files.
     """
-    place = _fetched(source)
-    if isinstance(place, list):
-        raise InputError(f"{source}: {len(place)} files; expected one, name it")
-    with _opened(_File(source, "", place)) as stream:
+    fetched = _fetched(source)
+    if isinstance(fetched, list):
+        raise InputError(f"{source}: {len(fetched)} files; expected one, name it")
+    with _opened(fetched) as stream:
         return stream.read()
 
 
@@ -109,10 +104,10 @@ def digest(source: str) -> str:
     """
     if source.startswith("hf://"):
         return hub.digest(source)
-    place = _fetched(source)
-    if not isinstance(place, list):
-        return _sha256(place, source)
-    named = [[file.name, _sha256(file.place, file.where)] for file in place]
+    fetched = _fetched(source)
+    if not isinstance(fetched, list):
+        return _sha256(fetched)
+    named = [[file.name, _sha256(file)] for file in fetched]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
@@ -140,23 +135,15 @@ class _File:
 
 def _choose(source: str, kinds: tuple[str, ...]) -> list[_File]:
     """Return the files of a source that are of one of the kinds, zip archives opened, in order."""
-    place = _fetched(source)
-    bundled = isinstance(place, list)
-    given = (
-        place
-        if isinstance(place, list)
-        else [_File(source, urlsplit(source).path if is_remote(source) else source, place)]
-    )
-    found, zipped = [], False
-    for file in given:
-        if file.name.endswith(".zip"):
-            zipped = True
-            found += [member for member in _members(file) if member.name.endswith(kinds)]
-        elif file.name.endswith(kinds):
-            found.append(file)
-    if not found:
-        raise InputError(f"{source}: " + ("no data file in it; " if bundled or zipped else "") + _EXPECTED)
-    return found
+    fetched = _fetched(source)
+    files = []
+    for file in fetched if isinstance(fetched, list) else [fetched]:
+        files += _members(file) if file.name.endswith(".zip") else [file]
+    chosen = [file for file in files if file.name.endswith(kinds)]
+    if not chosen:
+        several = isinstance(fetched, list) or fetched.name.endswith(".zip")
+        raise InputError(f"{source}: " + ("no data file in it; " if several else "") + _EXPECTED)
+    return chosen
 
 
 def _members(file: _File) -> list[_File]:
@@ -201,37 +188,34 @@ def _opened(file: _File) -> Iterator[IO[bytes]]:
             yield stream
         except (zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{file.where}: not a whole zip file: {error}") from error
+        except OSError as error:
+            raise InputError(f"source: {file.where} cannot be read: {error}") from error
 
 
-def _sha256(place: Path | bytes, where: str) -> str:
-    if isinstance(place, bytes):
-        return hashlib.sha256(place).hexdigest()
-    try:
-        with place.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"source: {where} cannot be read: {error}") from error
+def _sha256(file: _File) -> str:
+    with _opened(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _fetched(source: str) -> Path | bytes | list[_File]:
-    """Return a source as a local file, as bytes, or, where it stands for several files, as the list of them."""
+def _fetched(source: str) -> _File | list[_File]:
+    """Return the file that a source is, or the files that it stands for."""
     if source.startswith("hf://"):
-        found = hub.download(source, (*ROWS, *TABLES, *TEXTS, ".zip"), _is_data)
-        if isinstance(found, Path):
-            return found
-        return [_File(f"{source}: {name}", name, path) for name, path in found.items()]
+        downloaded = hub.download(source, (*ROWS, *TABLES, *TEXTS, ".zip"), _is_data)
+        if isinstance(downloaded, Path):
+            return _File(source, urlsplit(source).path, downloaded)
+        return [_File(f"{source}: {name}", name, path) for name, path in downloaded.items()]
     if "://" in source:
-        return _from_network(source)
+        return _File(source, urlsplit(source).path if is_remote(source) else source, _from_network(source))
     path = Path(os.path.expanduser(source))
     if not path.is_dir():
         if path.exists() and not path.is_file():
             # A device or a pipe may never end.
             raise InputError(f"source: {source} cannot be read: it is neither a file nor a directory")
-        return path
-    files = list(itertools.islice((found for found in path.rglob("*") if found.is_file()), MAX_FILES + 1))
+        return _File(source, source, path)
+    files = list(itertools.islice((inner for inner in path.rglob("*") if inner.is_file()), MAX_FILES + 1))
     if len(files) > MAX_FILES:
         raise InputError(f"source: {source} holds over {MAX_FILES:,} files; expected a directory of data alone")
-    names = sorted(found.relative_to(path).as_posix() for found in files)
+    names = sorted(inner.relative_to(path).as_posix() for inner in files)
     return [_File(str(path / name), name, path / name) for name in names if _is_data(name)]
 
 

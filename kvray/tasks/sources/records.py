@@ -1,7 +1,5 @@
 """Rows and texts out of one file's bytes, as a stream: a file may be larger than the memory."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import gzip
@@ -35,14 +33,14 @@ def rows(stream: IO[bytes], name: str, where: str) -> Iterator[tuple[str, dict[s
         InputError: it is damaged, or holds something that is no row; names the line or row.
     """
     if name.endswith(".parquet"):
-        found = _parquet(stream, where)
+        read = _parquet(stream, where)
     elif name.endswith(TABLES):
-        found = _csv(stream, where)
+        read = _csv(stream, where)
     elif name.removesuffix(".gz").endswith(".json"):
-        found = _json(stream, name, where)
+        read = _json(stream, name, where)
     else:
-        found = _lines(stream, name, where)
-    for number, row in enumerate(found, start=1):
+        read = _lines(stream, name, where)
+    for number, row in enumerate(read, start=1):
         if not isinstance(row, dict):
             raise InputError(f"{where}: row {number}: expected an object with named fields; found {row!r:.60}")
         yield f"{where}: row {number}", row
@@ -87,11 +85,11 @@ def _json(stream: IO[bytes], name: str, where: str) -> Iterator[Any]:
     with _unpacked(stream, name, where) as plain:
         data = plain.read()
     try:
-        whole = json.loads(data.removeprefix(codecs.BOM_UTF8))
+        document = json.loads(data.removeprefix(codecs.BOM_UTF8))
     except ValueError:
         yield from _lines(io.BytesIO(data), "", where)
     else:
-        yield from whole if isinstance(whole, list) else [whole]
+        yield from document if isinstance(document, list) else [document]
 
 
 def _lines(stream: IO[bytes], name: str, where: str) -> Iterator[Any]:

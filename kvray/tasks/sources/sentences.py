@@ -1,7 +1,5 @@
 """Texts in pieces: sentences for haystacks, and the cut itself, by any mark, for corpora and padding."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 
