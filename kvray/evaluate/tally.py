@@ -1,4 +1,4 @@
-"""How much of several assignments is done, on one progress line."""
+"""The progress of several assignments on one line."""
 
 import time
 from collections.abc import Sequence
