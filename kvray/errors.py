@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Path = tuple[str | int, ...]
-"""Where a value is in a document: mapping keys and 0-based list indices."""
+Path = tuple[str | int, ...]  # where a value is in a document: mapping keys and 0-based list indices
 
 _SHOWN_PART = 60
 _PACKAGE = os.path.dirname(__file__)

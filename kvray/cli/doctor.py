@@ -20,8 +20,8 @@ PACKAGES = ("kvray", "ray", "torch", "transformers", "peft", "vllm", "pyarrow") 
 def check(store: Store, address: str | None = None) -> Report:
     """Run a small task on every live node of a Ray and compare the answers.
 
-    A small document is written to the store, read by each node, and removed. ``address`` None takes RAY_ADDRESS, or
-    else starts a Ray here.
+    Each node reads and writes a small document in the store; all are removed afterwards. ``address`` None takes
+    RAY_ADDRESS, or starts a Ray here.
 
     Raises:
         ResourceError: that Ray does not answer.

@@ -125,9 +125,8 @@ def blend(
         store: holds the committed datasets and writings.
         base: the model whose template and tokenizer count, as in training.
         out: a path or a URI; missing directories are made.
-        format: ``parquet`` (:data:`BLEND_SCHEMA`, and ``history`` where there are chats), ``jsonl`` (``{"messages":
-            [user, assistant], "dataset": …}``) or ``openai`` (messages alone; first the sweep's system message, else
-            the paper's).
+        format: ``parquet`` (:data:`BLEND_SCHEMA`, and ``history`` for chats), ``jsonl`` (``{"messages": […], "dataset":
+            …}``) or ``openai`` (messages alone; first the sweep's system message, else the paper's).
 
     Raises:
         InputError: no such mixture or seed, its data cannot be made or blended, or ``out`` cannot be written.

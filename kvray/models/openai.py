@@ -147,10 +147,8 @@ def address(base_url: str | None = None) -> Address:
 class Api:
     """A connection to an API; an asynchronous context manager.
 
-    Args:
-        base_url: as for :func:`address`, which may raise an InputError.
-        timeout_s: seconds that one request may take.
-        retries: most further attempts per request; the attribute counts those made, over all calls.
+    ``base_url`` is that of :func:`address`, which may raise an InputError; ``timeout_s`` is per request, and so are the
+    ``retries`` allowed. The attribute ``retries`` counts those made, over all calls.
     """
 
     def __init__(self, base_url: str | None, timeout_s: float, retries: int) -> None:

@@ -42,10 +42,9 @@ class BaseModelRef:
         return (self.tokenizer or self).identity
 
     def here(self) -> BaseModelRef:
-        """Return the model with its location on this machine: of a bundled one, inside the installed kvray.
+        """Return the model with its location on this machine: a bundled one lies inside the installed kvray.
 
-        One from the hub's cache becomes the cache's directory, which needs no hub, unless this machine's cache lacks
-        it.
+        One from the hub's cache becomes the cache's directory, so that no hub is asked, if this machine has it.
         """
         if self.name in BUNDLED:
             return replace(self, location=str(BUNDLED[self.name]))

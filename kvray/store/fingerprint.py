@@ -16,7 +16,7 @@ def canonical_json(value: Any) -> bytes:
     """Return the one JSON form of a value: sorted keys, no spaces, UTF-8.
 
     Raises:
-        TypeError: a value in it, named by its dotted path, has no stable form (NaN, bytes, any object, a key not str).
+        TypeError: a part of it, named by its dotted path, has no stable form: NaN, bytes, a key not str, any object.
     """
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 

@@ -22,7 +22,7 @@ _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
 def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file, to write and to read, that takes the place of ``out`` (a path or a URI) once it is whole.
 
-    Missing directories of a path are made. A file for a bucket is first written to the local temporary directory.
+    Missing directories are made. A file for a bucket is first written to the local temporary directory.
 
     Raises:
         InputError: ``out`` cannot be written, or its bucket is out of reach; nothing was written.

@@ -27,10 +27,7 @@ class Root:
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         """Take a directory, ``s3://bucket/prefix?endpoint_override=…&scheme=…&region=…`` or ``gs://bucket/prefix``.
 
-        Nothing is opened or created yet.
-
-        Raises:
-            InputError: it is no valid URI of a store.
+        Nothing is opened or created yet; InputError if the URI is not valid.
         """
         self._location = locate(os.fspath(uri))
         self.uri = self._location.uri
@@ -52,11 +49,7 @@ class Root:
         return self._files.fs
 
     def check(self, write: bool = False) -> None:
-        """Check that the store can be reached and, with ``write``, written to (by a hidden probe file).
-
-        Raises:
-            InputError: it cannot; the message says why.
-        """
+        """Check that the store can be reached and, with ``write``, written to; InputError says why if it cannot."""
         probe = self.path(f"{TEMPORARY}probe-{os.getpid()}")
         self._files.size(probe)
         if not write:
