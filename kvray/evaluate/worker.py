@@ -37,12 +37,7 @@ class Report(Protocol):
 
 @dataclass
 class Chunk:
-    """A chunk of a cell being answered.
-
-    Attributes:
-        replies: per row, one per request, None until it comes.
-        open: requests without a reply.
-    """
+    """A chunk being answered: per row a reply to each request, None until it comes; ``open`` requests are left."""
 
     cell: Artefact
     questions: Questions

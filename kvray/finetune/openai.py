@@ -61,8 +61,6 @@ def document_name(artefact_id: str) -> str:
 
 @dataclass
 class _Stage:
-    """All finetunes of one call."""
-
     artefacts: Sequence[Artefact]
     store: Store
     base: BaseModelRef

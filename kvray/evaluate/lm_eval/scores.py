@@ -133,11 +133,8 @@ def _answered(request: Any, response: Any) -> Any:
 class Scored:
     """What lm_eval makes of the responses to one question.
 
-    Attributes:
-        answer: the raw text, or the chosen option.
-        metric: which of ``values`` is the score, ``metric,filter``.
-        score: in [0, 1].
-        values: everything lm_eval measured, by ``metric,filter``.
+    ``answer`` is the raw text, or the chosen option; ``values`` is everything measured, by ``metric,filter``; the one
+    called ``metric`` is the score, in [0, 1].
     """
 
     answer: str

@@ -33,12 +33,9 @@ _PYTHON_SEED, _NUMPY_SEED = 0, 1234
 
 @dataclass(frozen=True)
 class Row:
-    """One question: a document of a subtask and the requests that lm_eval makes of it.
+    """One question: a document of a subtask, number ``doc_id`` in it, and lm_eval's requests.
 
-    Attributes:
-        subtask: name of lm_eval's task.
-        doc_id: its number within the subtask.
-        requests: ``lm_eval.api.instance.Instance``, one per option of a multiple choice, else one.
+    There is one ``lm_eval.api.instance.Instance`` per option of a multiple choice, else one.
     """
 
     subtask: str
@@ -58,8 +55,7 @@ class Benchmark:
 
     Attributes:
         rows: every question, subtask by subtask (sorted by name), each in lm_eval's order.
-        subtasks: lm_eval's task objects by name.
-        groups: its groups by name; empty for a single task.
+        subtasks, groups: lm_eval's objects by name; a single task has no groups.
         system_left_out: chats asked without their system message, which the chat template refused.
     """
 
