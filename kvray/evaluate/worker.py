@@ -158,7 +158,6 @@ class Worker:
             self._stream(absent, engine, adapters)
 
     def _stream(self, absent: Iterable[Chunk], engine: Engine, adapters: Adapters) -> None:
-        """Answer chunks, taken as the engine has room for more."""
         clock = time.monotonic()
         for (chunk, row, number), reply in engine.answer(self._requests(absent, engine, adapters)):
             if isinstance(reply, CellError):

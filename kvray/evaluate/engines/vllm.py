@@ -177,7 +177,6 @@ def reply(request: Request, output: Any) -> Reply:
 
 
 def _without_folder(location: str) -> str:
-    """Return the last part of a directory, or a hub id as it is."""
     return Path(location).name if os.path.isabs(location) else location
 
 

@@ -123,7 +123,7 @@ def _options(task: Any, row: Row) -> list[str]:
 
 
 def _answered(request: Any, response: Any) -> Any:
-    """Return a copy of a request with its response, since a benchmark's requests serve every model."""
+    """Return a copy of a request with its response; the benchmark's own serve every model."""
     answered = copy.copy(request)
     answered.resps, answered.filtered_resps = [response], {}
     return answered

@@ -1,8 +1,8 @@
 """Benchmarks of lm-evaluation-harness: what they ask and how they score. The one module that imports ``lm_eval``.
 
 lm_eval's own code builds the questions, in its own order and with the few-shot examples that it would draw, and its
-filters and metrics score them. Its evaluation loop is not used: that answers a benchmark in one go, where kvray keeps
-finished chunks and shares one engine among all models.
+filters and metrics score them. Its evaluation loop, which answers a benchmark in one go, is not used: kvray keeps what
+is done chunk by chunk and shares one engine among all models.
 """
 
 from __future__ import annotations
@@ -110,12 +110,12 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
 
 
 def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Return the most tokens of a generation and the texts that end it, from lm_eval's ``generation_kwargs``.
+    """Return the most tokens of a generation and the texts that end it; the task's ``max_tokens`` takes precedence.
 
-    The task's own ``max_tokens`` takes precedence.
+    ``settings`` are lm_eval's ``generation_kwargs``.
 
     Raises:
-        CellError: the settings ask for more than greedy decoding.
+        CellError: they ask for more than greedy decoding.
     """
     if settings.get("do_sample") and float(settings.get("temperature") or 0.0) > 0.0:
         raise CellError(f"benchmark {task.benchmark} samples its answers; kvray decodes greedily")
