@@ -27,9 +27,9 @@ SCORED: dict[str, dict[str, Any]] = {
 
 
 def write_card(directory: Path, recipe: Recipe, record: dict[str, Any]) -> str:
-    """Score a model directory, write its ``README.md`` and return the text.
+    """Score the model directory that :func:`kvray.finetune.pretrain.pretrain.pretrain` wrote, and write its card.
 
-    ``recipe`` and ``record`` are what :func:`kvray.finetune.pretrain.pretrain.pretrain` took and returned.
+    ``recipe`` is what made it and ``record`` what that call returned. Returns the text of its ``README.md``.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -5,10 +5,9 @@ widened does (docs/LOG.md). So the stages are:
 
 1. *symbols*: (key, value) pairs drawn again and again from a small table, over 48 symbols; loss on values seen before;
 2. *widening*: the alphabet grows symbol by symbol, keys and values become pairs of symbols, separators appear;
-3. *tasks*: multi-document questions, closed-book facts and dictionary questions, in the chat format that everything
-   else uses, short at first; a small share is long.
+3. *tasks*: multi-document, closed-book and dictionary questions as chats, short at first; a small share is long.
 
-A batch is rows of ``length`` tokens with a loss weight for each token.
+A batch is rows of ``length`` tokens, each with a weight: how much its prediction counts in the loss.
 """
 
 import re
@@ -34,10 +33,9 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the curriculum stands; it never goes back.
+    """Where the curriculum stands (``name``: symbols, widening or tasks); it never goes back.
 
     Attributes:
-        name: symbols, widening or tasks.
         alphabet: symbols that a recall table may use.
         numbers: size of the pool of integers in dictionary questions.
         units: most documents or dictionaries in a short prompt.
@@ -52,9 +50,9 @@ class Stage:
 
 
 def advance(stage: Stage, recall: float, tasks: float, symbols: int) -> Stage:
-    """Move the curriculum on by one step, given the running accuracies of the values in recall tables and in the tasks.
+    """Move the curriculum on by one step; ``symbols`` is the size of the full alphabet.
 
-    ``symbols`` is the size of the full alphabet.
+    ``recall`` and ``tasks`` are running accuracies: of the values in recall tables, of whole values in the tasks.
     """
     if stage.name == "symbols":
         return replace(stage, name="widening") if recall > 0.85 else stage
@@ -112,7 +110,7 @@ class Curriculum:
         return ids, weights, kinds
 
     def recall_table(self, stage: Stage, length: int) -> Item:
-        """Pairs drawn again and again from a table of 4 to 12; a value counts once its key has been seen."""
+        """Draw pairs repeatedly from a table of 4 to 12; a value counts once its key has been seen."""
         rng = self.rng
         alphabet = SMALL_ALPHABET
         if stage.alphabet > SMALL_ALPHABET and rng.random() > 0.4:
@@ -143,7 +141,7 @@ class Curriculum:
         return ids, weights
 
     def task(self, stage: Stage, room: int, long: bool) -> Item | None:
-        """One conversation of a task that fits the room, or None when only padding fits."""
+        """Make one conversation of a task that fits the room; None when only padding fits."""
         draw = self.rng.random()
         units = stage.long_units if long else stage.units
         for _ in range(8):
@@ -163,7 +161,7 @@ class Curriculum:
         return int(self.rng.integers(1, max(1, min(int(most), fit)) + 1))
 
     def closed_book(self) -> Item:
-        """A fact to know by heart."""
+        """Ask for a fact to know by heart."""
         person = int(self.rng.integers(world.KNOWN_PEOPLE))
         relation = world.RELATION_NAMES[self.rng.integers(3)]
         name = world.name_of("known", person)
@@ -171,7 +169,7 @@ class Curriculum:
         return self.conversation([(prompt, *_restated(name, relation, world.known_value(person, relation)))])
 
     def documents(self, units: int) -> Item:
-        """Documents on people of the train group, two facts each, and up to four questions about them."""
+        """Ask up to four questions about documents on people of the train group, two facts each."""
         rng = self.rng
         people = rng.choice(world.group_size("train"), units, replace=False)
         names = [world.name_of("train", int(person)) for person in people]
@@ -192,7 +190,7 @@ class Curriculum:
         return self.conversation(turns)
 
     def dictionaries(self, units: int, numbers: int) -> Item:
-        """The paper's dictionaries, 1 to 4 keys each, with the answer template in half of the prompts."""
+        """Ask about the paper's dictionaries, 1 to 4 keys each, with the answer template in half of the prompts."""
         rng = self.rng
         pool = int(np.exp(rng.uniform(np.log(20), np.log(numbers)))) if numbers > 20 and rng.random() > 0.4 else 20
         # A pool is a fixed list of integers, half of three digits, half of four: a small one is a small alphabet.
