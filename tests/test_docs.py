@@ -158,7 +158,8 @@ def test_what_is_not_run_names_what_there_is(command: Command, monkeypatch: pyte
         assert words[0] == "install" and words[1].startswith(".[")
         assert set(words[1].removeprefix(".[").removesuffix("]").split(",")) <= set(extras)
     elif program == "python":
-        compile(Path(words[0]).read_text(), words[0], "exec")
+        written = [each.text for each in SNIPPETS if each.text.startswith(f"# {words[0]}\n")]  # by the page itself
+        compile(written[0] if written else Path(words[0]).read_text(), words[0], "exec")
     elif program == "ray" and "…" not in words:
         from ray.scripts.scripts import cli
 
@@ -186,7 +187,9 @@ def test_every_command_has_an_example() -> None:
     }
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda each: f"{each.page} {each.language}")
+@pytest.mark.parametrize(
+    "snippet", [each for each in SNIPPETS if each.reason is None], ids=lambda each: f"{each.page} {each.language}"
+)
 def test_a_snippet_runs(snippet: Snippet, here: Path) -> None:
     if snippet.language == "python":
         shown: list[Any] = []
