@@ -83,8 +83,8 @@ def _stages(found: Estimate) -> str:
         rows.append([stage["stage"], stage["artefacts"], *_counts([stage]), hours, time])
     missing = sum(stage["unknown"] for stage in stages)
     time = f"about {duration(found.known_seconds)}" + (f", without {missing} of unknown size" if missing else "")
-    hours = [_hours(totals[f"{on}_hours"], on) for on in ("gpu", "cpu") if totals[f"{on}_hours"]]
-    rows.append(["all", totals["to_run"], *_counts(stages), ", ".join(hours) or None, time])
+    every = [_hours(totals[f"{on}_hours"], on) for on in ("gpu", "cpu") if totals[f"{on}_hours"]]
+    rows.append(["all", totals["to_run"], *_counts(stages), ", ".join(every) or None, time])
     return table(["stage", "to run", "tokens", "written", "device time", "time"], rows)
 
 

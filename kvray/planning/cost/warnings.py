@@ -70,7 +70,7 @@ def too_few_questions(detectable: Mapping[str, Mapping[str, float]], comparisons
 
 def _enough_questions(comparisons: int) -> int:
     """Return about how many questions find a difference of :data:`GOOD_POINTS`, rounded up to two digits."""
-    for questions in (digits * 10**zeros for zeros in range(9) for digits in range(10, 100)):
-        if 100 * detectable_difference(questions, comparisons=comparisons) <= GOOD_POINTS:
-            break
+    questions = 10
+    while 100 * detectable_difference(questions, comparisons=comparisons) > GOOD_POINTS:
+        questions += int(10 ** (len(str(questions)) - 2))
     return questions
