@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvray.console import count, duration, html_table, say, table
+from kvray.console import duration, html_table, say, table
 from kvray.driver import run as driver
+from kvray.planning.cost import show
 from kvray.planning.cost.estimate import Estimate, estimate
 from kvray.store.store import Store
 from kvray.sweep.document import from_values
@@ -28,7 +29,6 @@ Source = Sweep | str | os.PathLike[str]
 """A sweep, or the path of a sweep file."""
 Place = Store | str | os.PathLike[str] | None
 """A store, its path or URI (``s3://…``); None takes ``$KVRAY_STORE``, else ``./store``."""
-_KINDS = {"writing": "Writings", "dataset": "Datasets", "finetune": "Finetunes", "predictions": "Cells (predictions)"}
 _REPORT_HEIGHT = 700
 
 
@@ -132,28 +132,16 @@ class SweepPlan:
 
     def _repr_html_(self) -> str:
         document = self.document()
-        labels = {artefact.id: artefact.labels for artefact in self.artefacts}
         parts = [f"<b>sweep {html.escape(self.sweep.name)}</b>, base model {html.escape(document['base_model'])}"]
         parts += [f"not known here: {html.escape(note)}" for note in document["notes"]]
-        for kind, title in _KINDS.items():
-            items = [each for each in document["artefacts"] if each["kind"] == kind]
-            if items:
-                names = [name for name in labels[items[0]["id"]] if kind in ("dataset", "writing") or name != "role"]
-                rows = [[*(labels[each["id"]][name] for name in names), *_planned_cells(each)] for each in items]
-                header = [*names, "state", "rows", "tokens", "time", "why"]
-                parts.append(html_table(header, rows, f"{title}: {len(items)}"))
+        parts += [html_table(header, rows, title.capitalize()) for title, header, rows in show.tables(self.estimate)]
         totals = document["totals"]
         seconds = totals["seconds"]
         time = "" if seconds is None or not totals["to_run"] else f", about {duration(seconds)}"
+        parts += [html.escape(meaning) for meaning in show.marks(self.estimate)]
         parts.append(f"{totals['to_run']} to run, {totals['cached']} cached{time}")
         parts += [f"warning: {html.escape(warning)}" for warning in document["warnings"]]
         return "".join(part if part.startswith("<table") else f"<p>{part}</p>" for part in parts)
-
-
-def _planned_cells(item: dict[str, Any]) -> list[object]:
-    seconds = item["seconds"] if item["state"] == "to run" else None
-    tokens = count(item["tokens"]) if item["tokens"] else None
-    return [item["state"], item["rows"], tokens, None if seconds is None else duration(seconds), item["why"]]
 
 
 def _score(row: dict[str, Any]) -> str | None:

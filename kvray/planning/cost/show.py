@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvray.console import count, duration, table
@@ -27,15 +27,13 @@ def text(found: Estimate) -> str:
     """Return an estimate as tables for a terminal: artefacts by kind, smallest differences, stages, warnings."""
     lines = [f"sweep {found.planned.sweep.name}, base model {found.planned.base_model}"]
     lines += [f"not known here: {note}" for note in found.planned.notes]
-    for kind, title in _TITLES.items():
-        if items := [item for item in found.items if item.artefact.kind == kind]:
-            lines += ["", f"{title}: {len(items)}", _artefacts(items)]
+    for title, header, rows in tables(found):
+        lines += ["", title, table(header, rows)]
     if detectable := found.document["detectable_difference"]:
         cells = [(name, each["questions"], each["points"]) for name, each in detectable.items()]
         lines += ["", _DETECTABLE.format(comparisons=found.comparisons)]
         lines.append(table(["evaluation", "questions", "points"], cells))
-    marks = {_mark(item) for item in found.items if item.reads}
-    lines += ["", *(meaning for mark, meaning in _MEANINGS.items() if mark in marks)]
+    lines += ["", *marks(found)]
     totals, api = found.document["totals"], _api(found)
     if not totals["to_run"]:
         return "\n".join([*lines, f"nothing to do: all {totals['cached']} artefacts are committed"])
@@ -45,11 +43,23 @@ def text(found: Estimate) -> str:
     return "\n".join([*lines, *(f"warning: {warning}" for warning in found.document["warnings"])])
 
 
-def _artefacts(items: Sequence[Item]) -> str:
-    """Return the table of the artefacts of one kind."""
+def tables(found: Estimate) -> Iterator[tuple[str, list[str], list[list[object]]]]:
+    """Yield per kind of artefact the title, the header and the rows of its table."""
+    for kind, title in _TITLES.items():
+        if items := [item for item in found.items if item.artefact.kind == kind]:
+            yield f"{title}: {len(items)}", *_artefacts(items)
+
+
+def marks(found: Estimate) -> list[str]:
+    """Return what the marks in these tables mean, those that appear."""
+    used = {_mark(item) for item in found.items if item.reads}
+    return [meaning for mark, meaning in _MEANINGS.items() if mark in used]
+
+
+def _artefacts(items: Sequence[Item]) -> tuple[list[str], list[list[object]]]:
     labels = items[0].artefact.labels
     names = ["dataset", "role"] if "role" in labels else list(labels)
-    rows = []
+    rows: list[list[object]] = []
     for item in items:
         job, why, mark = item.artefact.params, item.why, _mark(item)
         cut = mark if isinstance(job, FinetuneJob) and (job.budget or len(job.mixture) > 1) else ""  # to a length
@@ -65,7 +75,7 @@ def _artefacts(items: Sequence[Item]) -> str:
                 why if len(why) <= 90 else why[:89] + "…",
             ]
         )
-    return table([*names, "state", "rows", "tokens", "time", "why"], rows)
+    return [*names, "state", "rows", "tokens", "time", "why"], rows
 
 
 def _mark(item: Item) -> str:
