@@ -72,10 +72,7 @@ def info_of(table: pa.Table) -> dict[str, Any]:
 
 
 def read(store: Store, artefact_id: str, index: int, questions: Questions) -> pa.Table | None:
-    """Return a stored chunk if it holds exactly the expected rows, else None.
-
-    A nullable column that a chunk of an older version lacks is null.
-    """
+    """Return a stored chunk with exactly the expected rows, else None; nullable columns that it lacks are null."""
     table = store.read_file_table(artefact_id, chunk_name(index))
     if table is None:
         return None
@@ -105,11 +102,7 @@ def commit_if_whole(store: Store, artefact: Artefact, questions: Questions) -> b
 
 
 def totals(tables: Sequence[pa.Table]) -> dict[str, Any]:
-    """Return what every artefact of chunks measures.
-
-    ``prompt_tokens`` and ``output_tokens`` are of rows that were run, ``seconds`` is engine time without the start, and
-    ``engines`` has each different engine that answered.
-    """
+    """Return what every artefact of chunks measures: rows, tokens of those that were run, seconds without starts."""
     infos = [info_of(table) for table in tables]
     columns = ["finish_reason", "prompt_tokens", "output_tokens"]
     whole = pa.concat_tables([table.select(columns).replace_schema_metadata(None) for table in tables])

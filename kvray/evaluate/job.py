@@ -1,7 +1,6 @@
 """The stages that ask models: predictions of the evaluate stage, and writings, which datasets are made of.
 
-Models behind an API are asked from this process. All others need an initialised Ray, where each Tune trial holds one
-engine and answers its part of the cells.
+Models behind an API are asked from this process; others need an initialised Ray, with one engine per Tune trial.
 """
 
 import contextlib

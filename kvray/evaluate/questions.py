@@ -1,8 +1,7 @@
 """What a cell asks, row by row, and how the replies become rows of its table.
 
-Examples are asked in the order (question, position): a question's distractors are the same at every gold position, so
-neighbouring prompts share a prefix up to the smaller gold position, which the engine finds in its cache (27 % of the
-prefill of MDQA at five positions).
+Examples are asked by (question, position): a question has the same distractors at every gold position, so its prompts
+share a prefix that the engine finds in its cache (27 % of the prefill of MDQA at five positions).
 """
 
 from abc import ABC, abstractmethod
@@ -48,7 +47,7 @@ class Questions(ABC):
     def prepare(self, rows: Iterable[int], tokenizer: Any | None, limit: int) -> None:
         """Make the requests of rows that have none yet; KvrayError if the model cannot be asked this.
 
-        ``tokenizer`` is None for an engine that reads text; otherwise prompt and answer must fit ``limit`` tokens.
+        ``limit`` is the tokens of prompt and answer that the model takes; without a tokenizer requests are texts.
         """
         absent = [row for row in rows if row not in self._requests]
         self._requests |= zip(absent, self._make(absent, tokenizer, limit), strict=True)

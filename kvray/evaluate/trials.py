@@ -1,7 +1,7 @@
 """Assignments as Ray Tune trials, each of which holds one engine.
 
-Tune places the engines, limits how many run and restarts a dead one (within ``runtime.retries``). What is left to do is
-what has no chunk in the store, so ``Tuner.restore`` is not used.
+Tune places engines and restarts dead ones (within ``runtime.retries``). What is left to do is what has no chunk in the
+store, so ``Tuner.restore`` is not used.
 """
 
 import contextlib
@@ -128,8 +128,8 @@ def _progress(tally: Tally, per_trial: Mapping[str, float]) -> Any:
     class Progress(tune.Callback):  # type: ignore[misc]  # ray is untyped here
         """Hands on what the trials report; shows when no trial can start.
 
-        Tune writes its callbacks down, class and all. So the class may capture nothing: a progress bar holds locks,
-        which cannot be written.
+        Tune writes down its callbacks' classes too, so this one may capture no progress bar: its locks cannot be
+        written.
         """
 
         def __init__(self, tally: Tally, per_trial: Mapping[str, float]) -> None:

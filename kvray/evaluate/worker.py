@@ -37,12 +37,7 @@ class Report(Protocol):
 
 @dataclass
 class Chunk:
-    """A chunk of a cell being answered.
-
-    Attributes:
-        replies: per row, one per request, None until it comes.
-        open: requests without a reply.
-    """
+    """A chunk being answered: per row a reply to each request, None until it comes; ``open`` requests are left."""
 
     cell: Artefact
     questions: Questions
@@ -163,7 +158,6 @@ class Worker:
             self._stream(absent, engine, adapters)
 
     def _stream(self, absent: Iterable[Chunk], engine: Engine, adapters: Adapters) -> None:
-        """Answer chunks, taken as the engine has room for more."""
         clock = time.monotonic()
         for (chunk, row, number), reply in engine.answer(self._requests(absent, engine, adapters)):
             if isinstance(reply, CellError):

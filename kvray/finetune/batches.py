@@ -1,9 +1,9 @@
 """Rows to batches: the order in which a finetune sees them, and their padding.
 
-The order is a function of (seed, sizes) through counter-based draws, so every worker computes the same one, after any
-restart too. A row of the paper is some 3,900 tokens of which 30 carry loss. Padding on the left puts all answers at the
-right edge, so that ``logits_to_keep`` of transformers' causal models computes the logits of those few positions alone
-(all would take 0.5 GB a row at a vocabulary of 32K). The loss is the same.
+The order follows from (seed, sizes) by counter-based draws, so all workers compute the same one, after any restart too.
+Padding on the left puts all answers at the right edge, so that ``logits_to_keep`` of transformers' causal models
+computes their logits alone: a row of the paper has some 3,900 tokens, 30 of them with loss, and all its logits would
+take 0.5 GB at a vocabulary of 32K. The loss is the same.
 """
 
 from typing import Any
@@ -67,8 +67,7 @@ def collate(items: list[tuple[NDArray[np.int32], int]], pad_id: int) -> dict[str
     """Pad rows on the left into one batch.
 
     Returns ``input_ids``, ``attention_mask``, ``position_ids`` (int64, shape ``(rows, longest)``), ``logits_to_keep`` =
-    longest answer + 1, and ``labels``, shape ``(rows, logits_to_keep)``, aligned with the kept positions, not shifted
-    (the first column is always ignored).
+    longest answer + 1, and ``labels``, shape ``(rows, logits_to_keep)``, aligned with the kept positions, not shifted.
     """
     width = max(len(ids) for ids, _ in items)
     keep = min(width, max(answer for _, answer in items) + 1)

@@ -69,7 +69,7 @@ def encode(
     max_length: int | None = None,
     end_ids: Collection[int] = (),
 ) -> Encoded:
-    """Encode user messages and the assistant's answers for answer-only training.
+    """Encode prompts and answers for answer-only training.
 
     ``names`` name the rows in errors (None: by number); ``max_length`` limits the tokens of prompt and answer together;
     ``end_ids`` end an answer beside the tokenizer's own end token (a generation config may have more).

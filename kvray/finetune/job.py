@@ -130,7 +130,6 @@ def _start_runner(at_once: int, retries: int) -> Any:
 
 
 def _run_all(runner: Any, slots: int, runs: Sequence[Run]) -> dict[str, str | None]:
-    """Run finetunes, ``slots`` at a time, showing their progress; return their errors by artefact id."""
     import ray
     from ray.exceptions import RayError
 

@@ -61,8 +61,6 @@ def document_name(artefact_id: str) -> str:
 
 @dataclass
 class _Stage:
-    """All finetunes of one call."""
-
     artefacts: Sequence[Artefact]
     store: Store
     base: BaseModelRef
@@ -94,7 +92,6 @@ class _Stage:
             self._show()
 
     async def _make(self, artefact: Artefact) -> None:
-        """Bring one finetune from its present state to its commit."""
         started = time.monotonic()
         note = self._read(artefact)
         job = await self._known(artefact, note) if "job" in note else await self._find_or_start(artefact, note)

@@ -159,7 +159,6 @@ async def _find(client: AsyncOpenAI, spec: JobSpec) -> dict[str, Any] | None:
 
 
 async def _each(listing: Callable[..., Awaitable[Any]], **given: Any) -> AsyncIterator[dict[str, Any]]:
-    """Yield the items of a list, page by page."""
     after: dict[str, Any] = {}
     while True:
         page = plain(await listing(limit=_PAGE, **given, **after), "data")

@@ -27,8 +27,8 @@ class Shape:
 def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]], most: Mapping[str, float]) -> tuple[Shape, int]:
     """Return what one finetune takes, and how many run at a time: as many as fit, ``concurrent_finetunes`` at most.
 
-    ``nodes`` are the resources of every live node. ``most`` is the most that an autoscaler may have in all, empty
-    without one; it counts like live nodes, and whether one of its nodes could hold a whole worker is not checked.
+    ``nodes`` are the resources of every live node; ``most``, which an autoscaler may have in all (empty without one),
+    counts like them, though whether one of its nodes could hold a whole worker is not checked.
 
     Raises:
         ResourceError: not even one finetune fits; names the resource.

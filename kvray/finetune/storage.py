@@ -108,9 +108,9 @@ def here(base: BaseModelRef) -> BaseModelRef:
 
 
 def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[encode.Encoded, Mixture]:
-    """Verify, encode and blend the datasets of a finetune; every worker comes to the same rows.
+    """Return the verified, encoded, blended rows of one epoch, dataset by dataset, and their mixture.
 
-    Returns the rows of one epoch, dataset by dataset, and their origin.
+    Every worker comes to the same rows.
 
     Raises:
         DamagedArtefactError: a dataset does not match its manifest (sha256 of every file).

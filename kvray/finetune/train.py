@@ -1,8 +1,7 @@
 """One finetune on this process's share of the devices: transformers' Trainer with peft inside. No Ray here.
 
-What decides the result (rows, recipe, seed) is kept apart from how it is run (:class:`Execution`): the schedule fixes
-the rows of every optimizer step and every answer token of a step weighs the same, so the number of workers and the
-micro-batch change rounding alone.
+What decides the result (rows, recipe, seed) is kept apart from :class:`Execution`. The schedule fixes the rows of every
+step and each of its answer tokens weighs the same, so workers and micro-batches change rounding alone.
 """
 
 from collections.abc import Callable

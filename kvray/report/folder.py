@@ -29,7 +29,7 @@ def made_from(store: Store, progress: Progress) -> dict[str, str]:
 
 
 def fill(folder: Folder, files: Mapping[str, bytes], source: Mapping[str, str]) -> None:
-    """Write a report's files in order, over an older report whose further figures are removed.
+    """Write a report's files in order, and remove figures that only an older report had.
 
     Raises:
         StoreError: the store or the directory cannot be written.

@@ -158,7 +158,7 @@ def _epochs(snapshot: Snapshot) -> list[Block]:
 
 
 def matched(totals: Mapping[str, float], cut: bool) -> str:
-    """Return a sentence on whether mixtures are matched, given the tokens of an epoch of each, the sweep's first first.
+    """Return a sentence on whether mixtures are matched, from each one's tokens per epoch in the sweep's order.
 
     ``cut`` tells whether they were cut to the first one's budget.
     """

@@ -15,7 +15,6 @@ class Axis:
     """A column by which the examples of an evaluation differ; null where an evaluation has no such axis.
 
     Attributes:
-        name: the column, in predictions and in scores.
         title: name in headings and sentences.
         value: format string for one value, in a table's header.
         scale: label under a figure, with the unit; empty for an axis that only tables split by.

@@ -70,7 +70,7 @@ def scores(
 
 
 def _compare(rows: pl.DataFrame, columns: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[pl.DataFrame]:
-    """Compare pairs of models one evaluation at a time, whose comparisons share the resampled questions."""
+    # One evaluation at a time: its comparisons share the resampled questions.
     parts = [Pairs(part, columns) for part in rows.partition_by("evaluation", maintain_order=True)]
     return [table for part in parts for a, b in pairs if (table := part.compare(a, b)).height]
 

@@ -49,7 +49,6 @@ def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
 
 
 def _names(pairs: Sequence[tuple[str | None, str | None]]) -> list[str]:
-    """Return a unique name per (mixture, finetune)."""
     labels = {(mixture, finetune): finetune or "" for mixture, finetune in pairs if mixture is not None}
     mixtures = [mixture for mixture, _ in labels]
     if len({label.partition("[")[0] for label in labels.values()}) <= 1:  # one method: keep what is varied alone
@@ -76,9 +75,8 @@ def models(predictions: pl.DataFrame) -> list[str]:
 def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     """Return mean scores by any columns (none: all rows together) with 95 % intervals clustered by question.
 
-    Returns:
-        ``by``, n (scored rows), questions, seeds, excluded (rows without a score), accuracy, low, high (null where
-        nothing was scored), sorted by ``by``.
+    Columns: ``by`` (sorted), n (scored rows), questions, seeds, excluded (rows without a score), accuracy, low, high
+    (null where nothing was scored).
 
     Raises:
         InputError: the predictions lack a column.
@@ -108,10 +106,9 @@ def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 def compare(predictions: pl.DataFrame, a: str, b: str, by: Sequence[str] = ()) -> pl.DataFrame:
     """Compare model ``b`` with the reference ``a`` on the examples that both answered, split by evaluation and ``by``.
 
-    Returns:
-        evaluation, ``by``, then :data:`COMPARED`: n counts pairs; better and worse, discordant pairs; unmatched,
-        examples that only one of the two answered; excluded, rows without a score. Null where there is no pair.
-        :func:`judge` adds Holm's p and the verdict.
+    Columns: evaluation, ``by``, then :data:`COMPARED`: n counts pairs; better and worse, discordant pairs; unmatched,
+    examples that only one of the two answered; excluded, rows without a score. Null where there is no pair.
+    :func:`judge` adds Holm's p and the verdict.
 
     Raises:
         InputError: an unknown model or column.

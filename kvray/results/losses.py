@@ -34,11 +34,9 @@ def read(
 ) -> pl.DataFrame:
     """Return the loss logs of the planned finetunes that are committed and separate integers from words.
 
-    Manifests are given by artefact id; the predictions name the models. Unreadable logs are left out.
-
-    Returns:
-        model, seed, step, share (of the training: 0 at the first step, 1 at the last), all, integers, words (null
-        where a step has no such token); a row per optimizer step, in the plan's order.
+    Manifests are given by artefact id; the predictions name the models. Unreadable logs are left out. Columns: model,
+    seed, step, share (of the training: 0 at the first step, 1 at the last), all, integers, words (null where a step has
+    no such token); a row per optimizer step, in the plan's order.
     """
     model = names(planned, predictions)
     parts = [pl.DataFrame(schema=_LOSSES)]
@@ -70,9 +68,8 @@ def models(losses: pl.DataFrame) -> list[str]:
 def curves(losses: pl.DataFrame) -> pl.DataFrame:
     """Return loss by share of the training, averaged within each of :data:`BINS` bins, then over seeds.
 
-    Returns:
-        model, part, share (mean over the steps), loss, low, high (range over seeds), seeds; sorted by model, part and
-        share. A part without tokens in a model's answers has no row.
+    Columns: model, part, share (mean over the steps), loss, low, high (range over seeds), seeds; sorted by model, part
+    and share. A part without tokens in a model's answers has no row.
     """
     each = _long(losses).with_columns((pl.col("share") * BINS).floor().clip(upper_bound=BINS - 1).alias("bin"))
     keys = ["model", "part", "bin"]
@@ -92,8 +89,7 @@ def curves(losses: pl.DataFrame) -> pl.DataFrame:
 def tenths(losses: pl.DataFrame) -> pl.DataFrame:
     """Return mean losses over the first and last tenth of each training (at least one step), averaged over seeds.
 
-    Returns:
-        model, part, first (close to the base model's loss), last; sorted by model and part; null without such tokens.
+    Columns: model, part, first (close to the base model's loss), last; sorted by model and part; null without tokens.
     """
     ordinal = pl.col("step").rank("dense").over("model", "seed")
     count = pl.col("step").n_unique().over("model", "seed")

@@ -25,8 +25,7 @@ def ordered(outcomes: list[str]) -> list[str]:
 def shares(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
     """Return the share of each kind of answer over the rows that were run, averaged over seeds per example.
 
-    Returns:
-        model (the base first), outcome (every kind that any model gave, :func:`ordered`), share, n (rows).
+    Columns: model (the base first), outcome (every kind that any model gave, :func:`ordered`), share, n (rows).
     """
     rows = _run(predictions, evaluation)
     kinds = ordered(rows["outcome"].unique().to_list())
@@ -42,11 +41,9 @@ def inventions(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
     """Return the share of inventions among each model's wrong answers (refusals too), and its change from the base.
 
     Intervals resample questions, the same ones for both models of a change, which covers the examples that both
-    answered. A change here is no change in knowledge: it says how a model errs where it errs.
-
-    Returns:
-        model (the base first), wrong (rows), share, low, high, difference, difference_low, difference_high (null for
-        the base, or where a model has no wrong answer).
+    answered. A change here is no change in knowledge: it says how a model errs where it errs. Columns: model (the base
+    first), wrong (rows), share, low, high, difference, difference_low, difference_high (null for the base, or where a
+    model has no wrong answer).
     """
     rows = _run(predictions, evaluation)
     of = {model: _per_example(rows.filter(pl.col("model") == model)) for model in _models(rows)}

@@ -38,10 +38,9 @@ def profiles(predictions: pl.DataFrame, declared: Declared | None = None) -> dic
 def bounds(
     predictions: pl.DataFrame, profiles: Mapping[str, Profile], evaluation: str
 ) -> dict[tuple[str, Measure], pl.DataFrame]:
-    """Return the lower and upper bounds of an evaluation of gold positions: its questions closed book and oracle.
+    """Return the closed-book and oracle predictions on an evaluation's questions: its lower and upper bounds.
 
-    Returns:
-        The predictions of the shared questions, by (evaluation, "knowledge" or "ceiling").
+    Keys are (evaluation, "knowledge" or "ceiling"); only evaluations of gold positions have bounds.
     """
     rows = predictions.filter((pl.col("evaluation") == evaluation) & pl.col("position").is_not_null())
     if profiles[evaluation].measures != "retrieval" or not rows.height:
@@ -112,7 +111,6 @@ class Profile:
     """What an evaluation measures and how its accuracy can be split.
 
     Attributes:
-        name: the evaluation's.
         measures: "retrieval" (gold positions, needles), "length" (accuracy by context length), "knowledge" (closed
             book), "ceiling" (the gold document alone), "benchmark" (of lm-evaluation-harness) or "other".
         unit: plural noun for what the prompts hold: "documents".

@@ -46,7 +46,6 @@ def ratio_difference(
 
 
 def _quotients(part: Floats, whole: Floats) -> Floats:
-    """Return the ratio of each resample, NaN where its whole is 0."""
     quotients: Floats = np.full(whole.shape, np.nan)
     np.divide(part, whole, out=quotients, where=whole > 1e-6)
     return quotients

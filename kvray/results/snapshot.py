@@ -100,15 +100,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot(Progress):
-    """What a report is made from.
+    """What a report is made from; :func:`collect` shows which function documents the columns of each table.
 
     Attributes:
-        predictions: all rows, with the column ``model``.
-        comparisons: from :func:`kvray.results.comparisons.compare_all`.
-        scores: from :func:`kvray.results.comparisons.scores`.
         names: finetuned models, with or without predictions, by (mixture, finetune).
-        losses: from :func:`kvray.results.losses.read`.
-        published: from :func:`kvray.results.references.of_sweep`.
         unknown_sets: names under ``reference`` that are no set.
         profiles: by name of the evaluations that have predictions, in the plan's order.
         models: finetuned models that have predictions, in the plan's order.

@@ -66,11 +66,8 @@ def accuracy(scores: Floats, questions: NDArray[np.int64]) -> Interval:
     """Return the mean score with its 95 % interval: the percentile bootstrap over questions, or Wilson's.
 
     Wilson's over the number of questions serves where each occurs once with a score of 0 or 1, and where all scores
-    are alike, so that a bootstrap would claim certainty.
-
-    Args:
-        scores: shape ``(rows,)``, in [0, 1], one per example (seeds averaged already).
-        questions: shape ``(rows,)``, codes 0..k-1.
+    are alike, so that a bootstrap would claim certainty. Scores are in [0, 1], one per example (seeds averaged), and
+    questions are codes 0..k-1; both have shape ``(rows,)``.
 
     Raises:
         ValueError: no rows.
@@ -86,7 +83,7 @@ def accuracy(scores: Floats, questions: NDArray[np.int64]) -> Interval:
 
 
 def paired(a: Floats, b: Floats, questions: NDArray[np.int64]) -> Difference:
-    """Compare scores b with scores a of the same examples; all shapes ``(pairs,)``, question codes 0..k-1.
+    """Compare scores b with scores a of the same examples, seeds averaged; shapes ``(pairs,)``, question codes 0..k-1.
 
     The test is McNemar's exact one for 0/1 scores with one pair per question, otherwise its generalisation by question
     (:func:`sign_flip`). Where all pairs differ alike a bootstrap would claim certainty: there the interval is the mean
@@ -177,12 +174,9 @@ def detectable_difference(n: int, discordant: float = 0.2, power: float = 0.8, c
     Connor (1987), normal approximation: ``sqrt(n) d = z_a sqrt(psi) + z_b sqrt(psi - d^2)``, psi the share of
     discordant pairs, at least d. 0.088 at n = 200, 0.024 at n = 2,655; 1.0 where not even the largest can be found.
 
-    Args:
-        n: independent pairs: questions.
-        discordant: share of discordant pairs; where a question is asked several times, the variance of its mean
-            difference.
-        power: probability of finding the difference.
-        comparisons: number of those corrected together; Holm's first step asks for 5 % divided by it.
+    ``n`` counts questions, and ``discordant`` is the share of discordant pairs or, where a question is asked several
+    times, the variance of its mean difference. ``comparisons`` are corrected together: Holm's first step asks for 5 %
+    divided by their number.
 
     Raises:
         ValueError: an argument outside its range.

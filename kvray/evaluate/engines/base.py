@@ -34,10 +34,10 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Adapter:
-    """A finetune on a local disk, served beside the base model; name and number (from 1) are unique.
+    """A finetune on a local disk, served beside the base model.
 
-    ``path`` holds a LoRA adapter's files, or the name of a model at an API. vLLM's prefix cache tells adapters apart by
-    name.
+    ``name``, by which vLLM's prefix cache tells adapters apart, and ``number``, from 1, are unique. ``path`` is the
+    directory of its files: a LoRA adapter's, or the name of a model at an API.
     """
 
     name: str
@@ -96,12 +96,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Serving:
-    """What an engine is to serve, and with how many GPUs and CPUs.
+    """What an engine is to serve, on how many GPUs and CPUs; ``models`` different ones will be asked.
 
-    Attributes:
-        base: the base model; its tokenizer also serves a full finetune.
-        weights: directory of a full finetune that is served in its place; None for the base and its adapters.
-        models: how many different models will be asked.
+    ``weights`` is the directory of a full finetune, served in place of the base model but with its tokenizer; None for
+    the base and its adapters.
     """
 
     base: BaseModelRef
@@ -153,7 +151,7 @@ class Engine:
     def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
         """Yield each request's key with its reply as soon as it comes, or with what is wrong with this request.
 
-        Requests are to be taken lazily, not far ahead of the replies. KvrayError: no request will be answered.
+        Requests are to be taken lazily, not far ahead of the replies. A KvrayError means that none will be answered.
         """
         raise NotImplementedError
 

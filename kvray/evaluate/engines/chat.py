@@ -1,7 +1,6 @@
 """An engine that asks an OpenAI-compatible API for chat completions.
 
-The server applies its own chat template and tokenizer; its ``usage`` is recorded. A finetune is asked by the model's
-name in its ``model.json``.
+The server applies its own chat template and tokenizer; its ``usage`` is recorded.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class ChatEngine(Engine):
         self._thread: threading.Thread | None = None
 
     def add(self, adapter: Adapter) -> None:
-        """Read the name of a finetuned model; CellError if the finetune was not made by an API."""
+        """Read a finetuned model's name from its ``model.json``; CellError if no API made the finetune."""
         try:
             self._models[adapter.name] = str(json.loads((adapter.path / MODEL_FILE).read_bytes())["model"])
         except (OSError, ValueError, KeyError, TypeError) as error:

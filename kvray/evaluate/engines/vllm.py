@@ -1,8 +1,7 @@
 """One vLLM engine in this process: the base model and any number of its adapters, or one full finetune.
 
-Without an engine-core child it starts in 3 s instead of 30 on CPU, and its death is that of the one process that Ray
-watches. Requests are a stream and answers come as they finish, so that the last slow answers of one adapter overlap
-with the first prompts of the next.
+Without an engine-core child it starts in 3 s instead of 30 on CPU, and Ray watches the one process that can die.
+Requests are a stream: the last slow answers of one adapter overlap with the first prompts of the next.
 """
 
 import functools
@@ -178,7 +177,6 @@ def reply(request: Request, output: Any) -> Reply:
 
 
 def _without_folder(location: str) -> str:
-    """Return the last part of a directory, or a hub id as it is."""
     return Path(location).name if os.path.isabs(location) else location
 
 

@@ -1,7 +1,6 @@
 """The questions of a benchmark of lm-evaluation-harness, as every cell asks them.
 
-Rows have the schema of all predictions; the manifest holds the versions of the tasks, and lm_eval's own aggregates
-beside ours.
+Rows have the schema of all predictions; the manifest has the tasks' versions, and lm_eval's own aggregates beside ours.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,9 +25,8 @@ class BenchmarkQuestions(Questions):
     def __init__(self, task: Task, tokenizer: Any | None) -> None:
         """Load a benchmark; ``tokenizer`` is the base model's, None for a model behind an API.
 
-        A chat completion tells no log-probabilities of given texts, so a benchmark that compares options (MMLU,
-        HellaSwag) has no score at an API; there the plain prompt, solved examples included, is sent as one user
-        message.
+        A chat completion gives no log-probabilities of given texts, so an API cannot be asked benchmarks that compare
+        options (MMLU, HellaSwag). It is sent the plain prompt, solved examples included, as one user message.
 
         Raises:
             CellError: it cannot be loaded, or not be asked of an API; names the ones that can.

@@ -1,8 +1,7 @@
 """A benchmark's requests -> requests to the engine, and its replies -> the responses that lm-evaluation-harness takes.
 
-Tokens, truncation and stop texts are those of lm-evaluation-harness's vLLM model class (lm_eval/models/
-vllm_causallms.py, 0.4.13). Only options that are single tokens (MMLU's letters) are read off one distribution, where
-the class reads the whole prompt once per option.
+Tokens, truncation and stop texts are those of its vLLM model class (lm_eval/models/vllm_causallms.py, 0.4.13). But
+options that are single tokens (MMLU's letters) are read off one distribution, not by one prompt each.
 """
 
 from collections.abc import Iterator, Sequence

@@ -123,7 +123,7 @@ def _options(task: Any, row: Row) -> list[str]:
 
 
 def _answered(request: Any, response: Any) -> Any:
-    """Return a copy of a request with its response, since a benchmark's requests serve every model."""
+    """Return a copy of a request with its response; the benchmark's own serve every model."""
     answered = copy.copy(request)
     answered.resps, answered.filtered_resps = [response], {}
     return answered
@@ -133,11 +133,8 @@ def _answered(request: Any, response: Any) -> Any:
 class Scored:
     """What lm_eval makes of the responses to one question.
 
-    Attributes:
-        answer: the raw text, or the chosen option.
-        metric: which of ``values`` is the score, ``metric,filter``.
-        score: in [0, 1].
-        values: everything lm_eval measured, by ``metric,filter``.
+    ``answer`` is the raw text, or the chosen option; ``values`` is everything measured, by ``metric,filter``; the one
+    called ``metric`` is the score, in [0, 1].
     """
 
     answer: str

@@ -1,8 +1,8 @@
 """Benchmarks of lm-evaluation-harness: what they ask and how they score. The one module that imports ``lm_eval``.
 
 lm_eval's own code builds the questions, in its own order and with the few-shot examples that it would draw, and its
-filters and metrics score them. Its evaluation loop is not used: that answers a benchmark in one go, where kvray keeps
-finished chunks and shares one engine among all models.
+filters and metrics score them. Its evaluation loop, which answers a benchmark in one go, is not used: kvray keeps what
+is done chunk by chunk and shares one engine among all models.
 """
 
 from __future__ import annotations
@@ -33,12 +33,9 @@ _PYTHON_SEED, _NUMPY_SEED = 0, 1234
 
 @dataclass(frozen=True)
 class Row:
-    """One question: a document of a subtask and the requests that lm_eval makes of it.
+    """One question: a document of a subtask, number ``doc_id`` in it, and lm_eval's requests.
 
-    Attributes:
-        subtask: name of lm_eval's task.
-        doc_id: its number within the subtask.
-        requests: ``lm_eval.api.instance.Instance``, one per option of a multiple choice, else one.
+    There is one ``lm_eval.api.instance.Instance`` per option of a multiple choice, else one.
     """
 
     subtask: str
@@ -58,8 +55,7 @@ class Benchmark:
 
     Attributes:
         rows: every question, subtask by subtask (sorted by name), each in lm_eval's order.
-        subtasks: lm_eval's task objects by name.
-        groups: its groups by name; empty for a single task.
+        subtasks, groups: lm_eval's objects by name; a single task has no groups.
         system_left_out: chats asked without their system message, which the chat template refused.
     """
 
@@ -114,12 +110,12 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
 
 
 def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Return the most tokens of a generation and the texts that end it, from lm_eval's ``generation_kwargs``.
+    """Return the most tokens of a generation and the texts that end it; the task's ``max_tokens`` takes precedence.
 
-    The task's own ``max_tokens`` takes precedence.
+    ``settings`` are lm_eval's ``generation_kwargs``.
 
     Raises:
-        CellError: the settings ask for more than greedy decoding.
+        CellError: they ask for more than greedy decoding.
     """
     if settings.get("do_sample") and float(settings.get("temperature") or 0.0) > 0.0:
         raise CellError(f"benchmark {task.benchmark} samples its answers; kvray decodes greedily")

@@ -33,13 +33,12 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the curriculum stands; it only ever moves on.
+    """Where the curriculum stands (``name``: symbols, widening or tasks); it never goes back.
 
     Attributes:
-        name: symbols, widening or tasks.
         alphabet: symbols that a recall table may use.
         numbers: size of the pool of integers in dictionary questions.
-        units: documents or dictionaries in a short prompt, at most.
+        units: most documents or dictionaries in a short prompt.
         long_units: the same in a long one (tasks only); 16, so that 20 documents are longer than anything seen.
     """
 
@@ -89,7 +88,7 @@ class Curriculum:
         self.ends = [[], encode("."), encode(", 1")[:1], encode("\n")]
 
     def batch(self, stage: Stage, tokens: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-        """Return ids, weights (both ``(rows, length)``) and a kind per row (0 symbols, 1 tasks)."""
+        """Return ids and weights, both ``(rows, length)``, and a kind per row (0 symbols, 1 tasks)."""
         long = stage.long_units > 0 and self.rng.random() < 0.12
         length = 128 if stage.name == "symbols" else 512 if long else 256
         rows = tokens // length
@@ -159,7 +158,6 @@ class Curriculum:
         return None
 
     def units(self, most: float, fit: int) -> int:
-        """Draw the number of documents or dictionaries of a prompt."""
         return int(self.rng.integers(1, max(1, min(int(most), fit)) + 1))
 
     def closed_book(self) -> Item:
@@ -220,7 +218,7 @@ class Curriculum:
         ids = list(self.encode(BOS))
         weights = [0.0]
         for prompt, *answer in turns:
-            # A long prompt is its own only once: it must not fill the cache.
+            # Long prompts hardly ever repeat: whole ones would fill encode's cache.
             asked = [*self.encode(USER), *self._plain(prompt), *self.encode(ASSISTANT)]
             ids += asked
             weights += [0.0] * len(asked)
@@ -231,7 +229,7 @@ class Curriculum:
         return ids, weights
 
     def _plain(self, prompt: str) -> list[int]:
-        # Line by line is what the tokenizer does with the whole, since it splits at line ends.
+        # The same tokens as for the whole prompt, since the tokenizer splits at line ends.
         return [token for part in re.findall(r"[^\n]+|\n+", prompt) for token in self.encode(part)]
 
 

@@ -12,14 +12,9 @@ _BESIDE = 0.93
 
 @dataclass(frozen=True)
 class End:
-    """The end of a line, with the line's name.
+    """The end of a line ``at`` a point in data coordinates, with the line's name.
 
-    Attributes:
-        at: the last point, in data coordinates.
-        colour: of the name.
-        leader: colour of the thin line from the name to the point.
-        size: of the letters, in points.
-        width: most letters of a name that is not broken.
+    ``size`` is in points, ``leader`` the colour of the thin line to the name, which is broken beyond ``width`` letters.
     """
 
     at: tuple[float, float]

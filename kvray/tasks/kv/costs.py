@@ -19,15 +19,15 @@ def measure_costs(
     """Measure every piece of a prompt in its context.
 
     Args:
-        counter: of the base model.
+        counter: of the base model's tokenizer.
         question: what follows the dictionaries, with ``{key}`` where the key is asked for.
-        integers: the least key or value, and one past the largest.
+        integers: the smallest key or value, and one past the largest.
         slots: most pairs of a dictionary.
         dictionaries: most dictionaries of a prompt.
 
     Returns:
-        The costs for entries ordered as :data:`kvray.tasks.kv.simple.SECTIONS` says, or None where the tokenizer lets
-        pieces hang together or their counts do not add up.
+        Costs for entries in the order of :data:`kvray.tasks.kv.simple.SECTIONS`, or None where the tokens of the pieces
+        do not add up to those of a prompt.
     """
     one = integers[0]
     tail = question.replace("{key}", str(one))
@@ -65,12 +65,12 @@ def measure_costs(
 
 @dataclass(frozen=True)
 class Costs:
-    """What each piece of a prompt adds to its tokens.
+    """Tokens that each piece adds to a prompt.
 
     Attributes:
         fixed: of what every prompt holds.
-        query: by the key that is asked for, all its mentions together.
-        labels: by dictionary label minus 1: a line with the least integers, one pair.
+        query: by the key asked for, all its mentions together.
+        labels: by dictionary label minus 1: a line with the smallest integers, one pair.
         pieces: by entry of the layout's table; 0 for the empty one.
     """
 
@@ -80,12 +80,12 @@ class Costs:
     pieces: Ints
 
     def sums(self, draft: DictionaryDraft) -> Ints:
-        """Return the tokens of each prompt with 1, 2, … of its dictionaries. Shape ``(rows, dictionaries)``."""
+        """Tokens of each prompt with 1, 2, … of its dictionaries. Shape ``(rows, dictionaries)``."""
         lines = self.pieces.take(draft.index).sum(axis=2) + self.labels
         return np.cumsum(lines, axis=1) + (self.fixed + self.query[draft.query[:, 0]])[:, None]
 
     def totals(self, draft: DictionaryDraft) -> Ints:
-        """Return the tokens of each prompt with all its dictionaries. Shape ``(rows,)``."""
+        """Tokens of each prompt with all its dictionaries. Shape ``(rows,)``."""
         pieces = self.pieces.take(draft.index.reshape(len(draft), -1)).sum(axis=1)
         totals: Ints = pieces + self.query[draft.query[:, 0]] + (self.fixed + self.labels.sum())
         return totals

@@ -78,7 +78,6 @@ class SeveralKV(DictionaryTask):
         return self
 
     def tokens_estimate(self) -> int:
-        """Return about the tokens of a prompt: between a tokenizer of single digits and one of short pieces."""
         integer = 0.65 * (self.digits_min + self.digits_max + 0.8) / 2
         pairs = (self.keys_min + self.keys_max) / 2
         asked = 50 + self.keys_asked * (30 if self.template else 4)
@@ -88,7 +87,7 @@ class SeveralKV(DictionaryTask):
         """Make examples ``[start, stop)``; every prompt is tokenized.
 
         Raises:
-            InputError: a row finds no draft within the token budget; the message names the knobs.
+            InputError: no draft of a row stays within the token budget; names the knobs.
         """
         key, pool = key_of("several_kv", self.VERSION, self.seed), integer_pool(self.digits_min, self.digits_max)
 
@@ -152,7 +151,7 @@ class SeveralKV(DictionaryTask):
         pairs = np.ascontiguousarray(drawn[:, 2 * count + asked :])
         keys, values = high(pairs, pool), low(pairs, pool)
         while True:
-            # Only what is spoiled is drawn again, from its own draw, until nothing is.
+            # Only spoiled pairs are drawn again, each from its own draw, until none is left.
             spoiled = repeats(keys)
             for one in range(asked):
                 same = values == values[each, at[:, one : one + 1]]

@@ -1,7 +1,7 @@
 """Text as numpy: rows of 8-byte cells padded with zero bytes, squeezed into an Arrow string column.
 
-A prompt of several hundred integers costs a table look-up per integer instead of a format call; the padding is dropped
-in one pass over the bytes. About fifty times faster than joining Python strings.
+A prompt of several hundred integers costs a table look-up per integer instead of a format call: about fifty times
+faster than joining Python strings.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def integer_cells(limit: int, left: str = "", right: str = "") -> Cells:
 
 
 def fill_in(wording: str, **fields: Sequence[str | Cells]) -> list[str | Cells]:
-    """Split a wording at its ``{fields}`` and put the parts of each in its place, for :func:`weave`."""
+    """Split a wording at its ``{fields}`` and put the parts of each field in its place, for :func:`weave`."""
     parts: list[str | Cells] = []
     for text, name, _, _ in Formatter().parse(wording):
         parts += [text] if text else []

@@ -1,9 +1,9 @@
-"""Haystacks: prompts of an exact length in tokens, out of whole sentences, with needles at chosen depths.
+"""Haystacks: prompts of an exact length in tokens, made of whole sentences, with needles at chosen depths.
 
-A haystack begins at a drawn sentence of its text, goes on to the end and wraps round. A needle at depth d goes in at
-the last sentence break before d percent of the haystack's tokens, as Kamradt's test has it (which cuts the text at the
-length, where ours ends with a whole sentence). Sentences are counted once; their sum says about how many fit, then the
-tokenizer counts the whole prompt.
+A haystack begins at a drawn sentence of its text and wraps round at the end. A needle at depth d goes in at the last
+sentence break before d percent of the haystack's tokens, as in Kamradt's test (which cuts the text at the length,
+where ours ends with a whole sentence). The sum over sentences tells about how many fit; then the tokenizer counts the
+whole prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kvray.tasks.world import TINY
 
 Ints = NDArray[np.int64]
 Supply = Callable[[int], tuple[list[str], Ints]]
-"""Returns the haystack's pieces in order, of at least so many tokens in all, and what each adds to a prompt."""
+"""Returns the haystack's pieces in order, of at least so many tokens in all, and the tokens each adds to a prompt."""
 
 _BLOCK_TOKENS = 2**21
 _ANCHOR = "So it is."
@@ -37,8 +37,8 @@ def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) 
 
     Args:
         source: "tiny", or any text of your own (:func:`kvray.tasks.sources.read.texts`).
-        count_tokens: the base model's tokenizer as a counter; not asked before the first prompt is made.
-        group: whose people the tiny world's sentences are about.
+        count_tokens: of the base model; not called before the first prompt is made.
+        group: the people that the tiny world's sentences are about.
         seed: of the tiny world's facts and their order.
 
     Raises:
@@ -69,7 +69,7 @@ def tiny(group: world.Group, seed: int) -> list[str]:
 
 
 def added(count_tokens: CountTokens, pieces: Sequence[str]) -> Ints:
-    """Return what each piece adds to a text that it follows, in tokens. Shape ``(len(pieces),)``."""
+    """Return the tokens that each piece adds to a text that it follows. Shape ``(len(pieces),)``."""
     counts = count_tokens([_ANCHOR, *(_ANCHOR + piece for piece in pieces)])
     more: Ints = np.maximum(counts[1:] - counts[0], 1)
     return more
@@ -84,7 +84,7 @@ class Haystack:
 
     @cached_property
     def costs(self) -> Ints:
-        """What each sentence adds to a prompt, in tokens."""
+        """Tokens that each sentence adds to a prompt."""
         return added(self.count_tokens, self.pieces)
 
     @cached_property
@@ -99,10 +99,8 @@ class Haystack:
     def supply(self, start: int, forbidden: Sequence[str] = ()) -> Supply:
         """Return the supply that begins at sentence ``start`` and wraps round.
 
-        Args:
-            start: index of a sentence.
-            forbidden: texts as :func:`normalise` leaves them; sentences that contain one of them are left out, so that
-                nothing but the needle states its fact.
+        Sentences that contain one of the ``forbidden`` texts (as :func:`normalise` leaves them) are left out, so that
+        nothing but the needle states its fact.
         """
 
         def take(tokens: int) -> tuple[list[str], Ints]:
@@ -129,9 +127,8 @@ class Frame:
     Attributes:
         supply: the haystack's sentences.
         needles: (depth in percent, text with its own white space before it), in any order.
-        head: text before the haystack.
-        tail: text after it.
-        length: most tokens of the whole prompt.
+        head, tail: texts before and after the haystack.
+        length: most tokens of the prompt.
     """
 
     supply: Supply
@@ -144,8 +141,7 @@ class Frame:
 def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str], list[int]]:
     """Return the prompts, each with as many sentences as its length allows, and their tokens.
 
-    Every prompt is tokenized as a whole: it has at most ``length`` tokens, and less room is left than the haystack's
-    next sentence takes.
+    Every prompt is tokenized as a whole: it has at most ``length`` tokens, and the next sentence would not fit.
 
     Raises:
         InputError: a length has no room for a single sentence beside the needles and the question.
@@ -174,7 +170,7 @@ def insert(pieces: Sequence[str], until: Ints, needles: Sequence[tuple[float, st
     Args:
         pieces: the haystack's sentences, with their white space.
         until: tokens before each of them, and of all; shape ``(len(pieces) + 1,)``.
-        needles: (depth in percent, text). At 0 a needle comes first, at 100 last; several at one break by depth.
+        needles: (depth in percent, text); 0 comes first, 100 last, and several at one break by depth.
     """
     parts, begun = [], 0
     for depth, text in sorted(needles, key=lambda needle: needle[0]):
@@ -185,12 +181,7 @@ def insert(pieces: Sequence[str], until: Ints, needles: Sequence[tuple[float, st
 
 
 class _Filling:
-    """The search for how many sentences of a haystack fill a prompt.
-
-    Attributes:
-        best: the longest prompt known to fit, of ``tokens`` tokens.
-        settled: whether no other sentence has room.
-    """
+    """The search for how many sentences of a haystack fill a prompt; ``best`` (of ``tokens``) is the longest so far."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
@@ -208,12 +199,11 @@ class _Filling:
         self._number = max(1, self._within(room))
 
     def text(self) -> str:
-        """Return the prompt with the present number of sentences."""
         context = insert(self._pieces[: self._number], self._until[: self._number + 1], self.frame.needles)
         return self.frame.head + context + self.frame.tail
 
     def learn(self, text: str, counted: int) -> None:
-        """Take note of a prompt's tokens; choose another number of sentences unless this is the one."""
+        """Note a prompt's tokens; choose another number of sentences unless this one is final."""
         spare = self.frame.length - counted
         if spare >= 0:
             self._fits, self.best, self.tokens = self._number, text, counted

@@ -13,7 +13,7 @@ from kvray.tasks.rng import below, draws, key_of, permutation
 
 
 def holds(passage: str, answers: Sequence[str]) -> bool:
-    """Tell whether a passage holds an answer, both normalised."""
+    """Tell whether a passage contains an answer, both normalised."""
     return any(answer and answer in passage for answer in answers)
 
 
@@ -32,7 +32,6 @@ class RandomDistractors:
         self.normal = [questions.normalise(f"{question.title} {question.passage}") for question in self.pool]
 
     def gold(self, number: int) -> Question:
-        """Return a question with its gold passage."""
         return self.chosen[number]
 
     def ask(self, number: int) -> Asked:
@@ -82,11 +81,9 @@ class RetrievedDistractors:
                 )
 
     def gold(self, number: int) -> Question:
-        """Return a question with its gold passage."""
         return self.chosen[number]
 
     def ask(self, number: int) -> Asked:
-        """Return a question with its documents."""
         asked = self.chosen[number]
         others = asked.distractors[: self.others]
         titles, texts = [title for title, _ in others], [text for _, text in others]
@@ -96,7 +93,7 @@ class RetrievedDistractors:
 class TinyQuestions:
     """Questions about people of the made-up world, whose facts are drawn anew for each question.
 
-    Without documents they are the same questions, whose answers can only be guessed.
+    Closed book they are the same questions, whose answers can only be guessed.
 
     Raises:
         InputError: more documents than there are people to tell apart.
@@ -115,7 +112,6 @@ class TinyQuestions:
         self.order = permutation(key_of(task.task, task.VERSION, task.seed, self.group), self.people)
 
     def gold(self, number: int) -> Question:
-        """Return a question with its gold passage."""
         drawn = draws(self.key, number, number + 1, 4)[0]
         name = world.name_of(self.group, self._person(number))
         asked, other = world.two_facts(drawn)
@@ -143,7 +139,7 @@ class TinyQuestions:
         return int(self.order[number % self.people])
 
     def _candidates(self, number: int) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-        """Yield (person, facts) to fill the documents with; more rounds follow when one is used up."""
+        """Yield (person, facts) for further documents, in rounds of as many as a prompt has."""
         for stream in range(1, 1000):
             for drawn in draws(self.key, number * self.documents, (number + 1) * self.documents, 4, stream):
                 yield int(below(drawn[3], self.people)), world.two_facts(drawn)

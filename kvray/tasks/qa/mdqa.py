@@ -2,8 +2,8 @@
 
 The paper's main result uses random distractors that hold none of the answers (section 4); with retrieved ones, those of
 the published files, finetuning does not help (its stated limit). Prompt and scorer are lost-in-the-middle's to the
-letter. ``documents: 0`` asks closed book and ``documents: 1`` shows the gold passage alone: floor and ceiling, on the
-same questions as any other number by the same seed.
+letter. ``documents: 0`` asks closed book and ``documents: 1`` shows the gold passage alone: lower and upper bound, on
+the same questions as any other number of documents with the same seed.
 """
 
 from __future__ import annotations
@@ -76,19 +76,16 @@ class Mdqa(DocumentsTask):
 
     @classmethod
     def measures(cls, units: Collection[int]) -> Measure:
-        """Return "knowledge" without documents, "ceiling" for the gold document alone, else "retrieval"."""
         return "knowledge" if set(units) == {0} else "ceiling" if set(units) == {1} else cls.MEASURES
 
     def with_rows(self, rows: int) -> Mdqa:
-        """Return the task with just enough questions for ``rows`` examples."""
         return self.model_copy(update={"questions": self.distinct_questions(rows)})
 
     def expected_rows(self) -> int:
-        """Return about how many examples there are; a file that cannot be reached is taken to be NQ-Open's."""
+        """Return about how many examples there are; a file that cannot be reached is assumed to have NQ-Open's size."""
         return (self.questions or NQ_OPEN * SHARES[self.split] // 5) * len(self.gold_positions())
 
     def writer(self) -> str | None:
-        """Return ``answer_writer``."""
         return self.answer_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
@@ -100,7 +97,7 @@ class Mdqa(DocumentsTask):
         """Read the questions and choose them.
 
         Raises:
-            InputError: too few questions or passages, or sentences.
+            InputError: too few questions, passages or usable sentences.
         """
         asks, size = self._asks()
         if self.answer_writer is None or self.questions is None:
@@ -112,7 +109,6 @@ class Mdqa(DocumentsTask):
         return Context(count_tokens, Material(asks, self.questions, numbers, worded))
 
     def count(self, context: Context) -> int:
-        """Return questions times positions."""
         return int(context.material.size) * len(self.gold_positions())
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:

@@ -102,7 +102,6 @@ class MultiDocQa(DocumentsTask):
         return Context(count_tokens, Material(asks, wanted, numbers))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``."""
         rows: dict[str, list[Any]] = defaultdict(list)
         if isinstance(context.material, list):
             for name, prompt, answer in context.material[start:stop]:
@@ -134,11 +133,7 @@ class MultiDocQa(DocumentsTask):
         return int((flat[0::2] + flat[1::2]).max())
 
     def _fitting(self, sizes: Iterator[int], wanted: int, of: int, per_question: int = 1) -> list[int]:
-        """Return the first ``wanted`` numbers whose size is within ``max_tokens``.
-
-        Raises:
-            InputError: there are fewer.
-        """
+        """Return the first ``wanted`` numbers whose size is within ``max_tokens``; an InputError if there are fewer."""
         found: list[int] = []
         for number, size in enumerate(sizes):
             if self.max_tokens is None or size <= self.max_tokens:
@@ -158,11 +153,7 @@ class MultiDocQa(DocumentsTask):
         )
 
     def _instructions(self, count_tokens: CountTokens) -> list[tuple[str, str, str]]:
-        """Return (id, prompt, answer) of the chosen instruction rows.
-
-        Raises:
-            InputError: too few are of use.
-        """
+        """Return (id, prompt, answer) of the chosen instruction rows; an InputError if too few are usable."""
         pool: dict[str, tuple[str, str, str]] = {}
         foreign = 0
         for where, row in read.rows(self.source, tables=True):
@@ -197,7 +188,7 @@ def restated(question: Question) -> tuple[str, str]:
 
 
 def _sizes(ordered: Sequence[tuple[str, str, str]], count_tokens: CountTokens) -> Iterator[int]:
-    """Yield the tokens of prompt and answer of each row, counted as far as they are asked for."""
+    """Yield the tokens of prompt and answer of each row, counted only as far as the caller reads."""
     for start in range(0, len(ordered), _AT_ONCE):
         some = ordered[start : start + _AT_ONCE]
         prompts, answers = [prompt for _, prompt, _ in some], [answer for *_, answer in some]

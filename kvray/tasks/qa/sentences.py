@@ -1,7 +1,7 @@
 """Short answers as full sentences, to train on: by a template, or as another model words them.
 
-The paper's MDQA baseline trained on sentences that GPT-3.5-Turbo made of the one- or two-word gold answers, given the
-correct answer (section 3.4 of the notes; its prompt is unknown). Template and prompt are ours.
+The paper's MDQA baseline trained on sentences that GPT-3.5-Turbo made of the one- or two-word gold answers (section
+3.4 of the notes; its prompt is unknown). Template and prompt are ours.
 """
 
 from __future__ import annotations

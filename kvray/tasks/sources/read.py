@@ -1,4 +1,4 @@
-"""Rows and texts that tasks read, from wherever they lie.
+"""Rows and texts that tasks read.
 
 A source is a path (a file or a directory), an ``http(s)://`` URL, an ``s3://`` or ``gs://`` URI, or a dataset of the
 Hugging Face hub: ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``. Rows come from ``.jsonl`` and
@@ -32,18 +32,16 @@ from kvray.tasks.sources.records import ROWS, TABLES, TEXTS
 
 TIMEOUT_S = 60
 MAX_FILES = 100_000
-"""Files of a directory; more of them are a home directory or a whole disk by mistake."""
+"""Most files of a directory; more are a home directory or a disk by mistake."""
 _EXPECTED = "expected .jsonl, .jsonl.gz or .parquet, or a directory or .zip of such files"
 _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"}
-"""Files beside the data of a dataset that describe them."""
+"""Files of a dataset that describe its data."""
 
 
 def rows(source: str, tables: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, row) for every row of a source; ``where`` names file and row for an error message.
 
-    Args:
-        source: as above.
-        tables: read ``.csv`` too, whose values are all text.
+    With ``tables``, ``.csv`` is read too; all its values are text.
 
     Raises:
         SourceUnreachableError: a remote source does not answer.
@@ -94,9 +92,8 @@ def read_bytes(source: str) -> bytes:
 def digest(source: str) -> str:
     """Return what identifies a source's content.
 
-    Returns:
-        The sha256 of a file's bytes; of a directory, the sha256 over names and contents of its data files; of the hub,
-        ``<org>/<name>@<commit>[/<path>]``, for which nothing is downloaded.
+    That is the sha256 of a file's bytes; of a directory, the sha256 over names and contents of its data files; of the
+    hub, ``<org>/<name>@<commit>[/<path>]``, for which nothing is downloaded.
 
     Raises:
         SourceUnreachableError: a remote source does not answer.
@@ -112,7 +109,7 @@ def digest(source: str) -> str:
 
 
 def is_remote(source: str) -> bool:
-    """Tell whether reading a source needs a network that may be away: a URL or the hub."""
+    """Tell whether reading a source needs a network: a URL or the hub."""
     return source.startswith(("http://", "https://", "hf://"))
 
 
@@ -122,9 +119,9 @@ class _File:
 
     Attributes:
         where: its name in messages.
-        name: its name within the source, which tells its kind and its place in the order.
+        name: its name within the source, which decides its kind and its place in the order.
         place: its path, or its bytes.
-        member: its name in the zip archive that ``place`` is; "" where it is none.
+        member: its name in the zip archive ``place``; "" where that is none.
     """
 
     where: str
@@ -160,7 +157,7 @@ def _archive(place: Path | bytes) -> zipfile.ZipFile:
 
 
 def _is_data(name: str) -> bool:
-    """Tell a data file from what lies beside: hidden files, a Mac's resource forks, descriptions of a dataset."""
+    """Tell a data file from hidden files, a Mac's resource forks and descriptions of a dataset."""
     parts = name.split("/")
     return not any(part.startswith((".", "__")) for part in parts) and parts[-1] not in _NO_DATA
 
@@ -172,7 +169,6 @@ def _rows_of(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def _opened(file: _File) -> Iterator[IO[bytes]]:
-    """Open a file, or a member of a zip archive."""
     with ExitStack() as stack:
         try:
             if file.member:
