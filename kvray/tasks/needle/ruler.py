@@ -89,11 +89,7 @@ class Ruler(Task):
         return max(1, sum(self.lengths) // len(self.lengths) - 12)
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the haystack.
-
-        Raises:
-            InputError: it cannot be read or has no sentence.
-        """
+        """Read the haystack; an InputError if that cannot be done or it has no sentence."""
         if self.haystack == "essay":
             # Its people are those of training: no ruler question is about a person.
             return Context(count_tokens, haystack.read(self.source, count_tokens, "train", self.seed))

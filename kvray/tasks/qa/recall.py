@@ -47,11 +47,7 @@ class Recall(QuestionTask):
         return refusals.outcome(answer, self.score(answer, references))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the questions and choose them.
-
-        Raises:
-            InputError: too few questions.
-        """
+        """Read the questions and choose them; an InputError if there are too few."""
         if self.source != TINY:
             return Context(count_tokens, self.pick(questions.read(self.source), self.questions))
         # Every known fact is asked, whatever the split: knowing by heart is what is measured.
