@@ -56,7 +56,7 @@ def runtime(default: Any = ..., **constraints: Any) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """Return a number, or a text like ``1,5,10`` (command line), as a tuple; leave anything else as it is for pydantic."""
+    """Return a number, or a text like ``1,5,10`` (command line), as a tuple; leave anything else to pydantic."""
     if isinstance(value, str) and _LISTED.fullmatch(value):
         return tuple(part.strip() for part in value.split(","))
     return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value

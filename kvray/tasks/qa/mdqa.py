@@ -108,7 +108,7 @@ class Mdqa(DocumentsTask):
         return int(context.material.size) * len(self.gold_positions())
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Keep the positions of one question together; an InputError before ``answer_writer`` has written."""
+        """Keep the positions of one question together; an InputError if ``answer_writer`` has not written yet."""
         material: Material = context.material
         if self.answer_writer is not None and material.answers is None:
             raise InputError(

@@ -39,7 +39,7 @@ class Recall(QuestionTask):
         return 16
 
     def expected_rows(self) -> int:
-        """Return about how many questions there are; a file that cannot be reached is assumed to have NQ-Open's."""
+        """Return about how many questions there are; a file that cannot be reached is assumed to be NQ-Open's."""
         return self.questions or NQ_OPEN * SHARES[self.split] // 5
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:

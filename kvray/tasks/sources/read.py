@@ -108,7 +108,7 @@ def digest(source: str) -> str:
 
 
 def is_remote(source: str) -> bool:
-    """Tell whether reading a source needs a network: a URL or the hub."""
+    """Tell whether a source is on the web or the hub, which may not answer."""
     return source.startswith(("http://", "https://", "hf://"))
 
 
