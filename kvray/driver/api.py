@@ -193,10 +193,7 @@ class SweepResult:
         return self.results.compare(a, b, by, self.sweep.name)
 
     def report(self, out: str | os.PathLike[str] | None = None) -> Report:
-        """Write report.html, report.md, the figures and scores.parquet; a notebook shows the report.
-
-        ``out`` is a directory or ``s3://`` URI; None takes ``reports/<sweep>/`` in the store.
-        """
+        """Write report.html, report.md, the figures and scores.parquet to a directory or URI (None: in the store)."""
         from kvray.report.build import write
         from kvray.store.output import Place as Directory
 

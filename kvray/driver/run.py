@@ -178,7 +178,6 @@ def _kept(planned: Plan, store: Store, stage: str) -> str:
 
 
 def _stage_function(kind: str, api: bool) -> Stage:
-    """Return the function that makes a kind of artefact; ``api``: the base model is behind one."""
     if kind == "writing":
         from kvray.evaluate.job import write
 

@@ -63,8 +63,8 @@ class FinetuneJob:
 class PredictionsJob:
     """What the evaluate stage needs beside the recipe; ``task`` scores the answers, ``evaluation`` is the label.
 
-    Without a dataset, another library brings the examples (``Task.BRINGS_EXAMPLES``). Without a finetune and its
-    hyperparameters, the base model answers.
+    Without a dataset another library brings the examples (``Task.BRINGS_EXAMPLES``); without a finetune the base model
+    answers.
     """
 
     task: Task

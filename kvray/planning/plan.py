@@ -75,8 +75,6 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
 
 @dataclass
 class _Builder:
-    """Collects the artefacts of all variants."""
-
     inputs: Inputs
     artefacts: dict[str, Artefact] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)

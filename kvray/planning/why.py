@@ -83,7 +83,7 @@ def _documents(store: Store) -> Iterator[PlanDocument]:
 
 
 def _replanned(artefact_id: str, store: Store) -> dict[str, Artefact]:
-    """Plan an artefact's stored sweep again, for recipes, which plan documents lack; empty if that fails today."""
+    """Plan an artefact's stored sweep again, since plan documents keep no recipes; empty if that fails today."""
     for document in _documents(store):
         if all(artefact.id != artefact_id for artefact in document.artefacts):
             continue
@@ -157,8 +157,6 @@ def _nearest(explained: Mapping[str, Any], indent: str, most: int) -> Iterator[s
 
 
 class _Explanation:
-    """Walks from an artefact to what it needs."""
-
     def __init__(self, store: Store, known: dict[str, Known], manifests: Sequence[Manifest]) -> None:
         self.store = store
         self.known = known

@@ -134,7 +134,6 @@ def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, l
 
 
 def _paths(raw: Mapping[str, Any]) -> list[str]:
-    """Return every path that grid and zip may vary."""
     paths = [f"finetune.{name}" for name in Finetune.model_fields if name != "seeds"]
     for section in (*TASK_SECTIONS, "mixtures"):
         blocks = raw.get(section)

@@ -46,7 +46,6 @@ def _recipe(method: str) -> set[str]:
 
 
 def _methods(document: Document) -> set[str]:
-    """Return the methods of all variants."""
     varied = [value for path, value in _written(document, "method").items() if path[0] != "finetune"]
     values = [each for value in varied if isinstance(value, list) for each in value]
     own = _written(document, "method").get(("finetune", "method"), Finetune().method)

@@ -192,8 +192,6 @@ def _line(node: yaml.Node) -> int:
 
 
 class _Reader:
-    """Turns YAML nodes into plain values and records the place of each."""
-
     def __init__(self, document: Document, place: Callable[[Any], Place], tags: set[int]) -> None:
         self.document = document
         self.place = place

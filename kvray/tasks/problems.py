@@ -68,13 +68,9 @@ def show(value: object) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], at: Path = ()) -> list[Problem]:
-    """Turn pydantic's errors into problems, one per value.
+    """Turn pydantic's errors, raised by ``model.model_validate(raw)``, into problems, one per value.
 
-    Args:
-        error: what ``model.model_validate(raw)`` raised.
-        model: the model, for its field names.
-        raw: what was validated.
-        at: the path of ``raw`` in the document.
+    ``at`` is the path of ``raw`` in the document.
     """
     texts: dict[Path, list[str]] = {}
     found: dict[Path, str] = {}

@@ -56,14 +56,10 @@ def fields(reply: str, names: Sequence[str]) -> list[str] | None:
 def choose(
     replies: Sequence[str], needed: int, read: Callable[[int, str], _T | None], *, writer: str | None, what: str
 ) -> list[_T]:
-    """Return the content of the first ``needed`` usable replies, which are in the order of the prompts.
+    """Return the content of the first ``needed`` usable replies.
 
-    Args:
-        replies: texts.
-        needed: how many.
-        read: takes a reply's number and text; returns its content, None if it cannot be used.
-        writer: the model, for the message.
-        what: the name of the content, for the message ("fine-grained questions").
+    ``read`` takes a reply's number and text and returns its content, None if it cannot be used. ``writer``, the model,
+    and ``what``, the content's name ("fine-grained questions"), are for the error.
 
     Raises:
         InputError: fewer are usable; names both numbers.

@@ -87,10 +87,8 @@ class Cast:
 def make(subtask: Subtask, drawn: Draws, cast: Cast, label: bool) -> Instance:
     """Make a base instance with the answer ``label`` from ``drawn``, shape ``(WIDTH,)``.
 
-    The paddings' instances of an example take their people and rooms from the same ``cast``.
-
-    Raises:
-        InputError: the cast is used up.
+    The paddings' instances of an example take their people and rooms from the same ``cast``; an InputError if it is
+    used up.
     """
     makers: dict[Subtask, Callable[[Draws, Cast, bool], Instance]]
     makers = {"MonoRel": _monorel, "PIR": _people_in_rooms, "RuleTaker": _ruletaker}

@@ -114,7 +114,7 @@ class Flenqa(Task):
         return Context(count_tokens, Maker(self.VERSION, self.seed, min(self.lengths), count_tokens, prose))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``: base instances of the tasks in turn, each under all its conditions.
+        """Base instances of the tasks come in turn, each under all its conditions.
 
         Raises:
             InputError: the key paragraphs take more tokens than a length has.

@@ -34,9 +34,8 @@ _ROUNDS = 5
 class Maker:
     """Makes texts; a pure function of its fields.
 
-    Attributes:
-        shortest: nominal length of the recipe's shortest text, in tokens.
-        prose: paragraphs of sentences to pad "books" with; None for our own.
+    ``shortest`` is the nominal length of the recipe's shortest text in tokens, ``prose`` the paragraphs of sentences to
+    pad "books" with, None for our own.
     """
 
     version: int
@@ -169,10 +168,7 @@ class _Stream:
 class _Fit:
     """The search for how many sentences of padding bring a text nearest to its length.
 
-    Attributes:
-        take: the number of sentences to try next.
-        off: tokens by which the ``best`` text so far misses its length.
-        settled: whether another try would be the same.
+    ``take`` is the number to try next; ``best`` misses its length by ``off`` tokens, and once ``settled`` it stays.
     """
 
     def __init__(self, condition: Condition, stream: _Stream, bare: int, floor: int) -> None:

@@ -75,8 +75,8 @@ class Corpus:
 def cut(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
     """Yield a text in segments of at most ``limit`` tokens, as many whole sentences as fit in each.
 
-    A longer sentence is cut between words, a longer word between characters. White space becomes single spaces. All of
-    the text comes out, the last segment however short.
+    A longer sentence is cut between words, a longer word between characters. White space becomes single spaces. Nothing
+    is left out, however short the last segment.
     """
     line = " ".join(text.split())
     segment, size = "", 0

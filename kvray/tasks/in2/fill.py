@@ -33,8 +33,6 @@ class Draft:
     """One example before its context is filled.
 
     Attributes:
-        question: the instruction.
-        answer: to train on.
         references: what an answer must contain, all of it.
         gold: the segments that hold the answer.
         fillers: segments that do not, in the order in which they are taken; read as far as there is room.

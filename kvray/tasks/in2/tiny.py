@@ -36,9 +36,7 @@ class _Passage:
 class Tiny:
     """Makes drafts of any row, by (key, row) alone, about people of ``group``.
 
-    Attributes:
-        limit: most tokens of a segment.
-        longest: tokens of the longest prompt.
+    A segment has at most ``limit`` tokens, the longest prompt ``longest``.
     """
 
     key: int

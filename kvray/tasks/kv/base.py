@@ -1,7 +1,7 @@
 """What the dictionary tasks share: checks of their knobs, prompts laid out as cells, and the loop that makes examples.
 
-Drafts hold the gold dictionary *first*, as in the paper's scripts; :meth:`Layout.prompts` moves it to its position. So
-one draft serves every gold position, and the other dictionaries keep their order.
+Drafts hold the gold dictionary *first*, as in the paper's scripts; :meth:`Layout.prompts` moves it to its position, so
+one draft serves every gold position.
 """
 
 from __future__ import annotations
@@ -41,11 +41,7 @@ class DictionaryTask(Task):
         return self
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``.
-
-        Raises:
-            InputError: no draft of a row stays within the token budget; names the knobs.
-        """
+        """Make examples ``[start, stop)``; an InputError names the knobs if no draft of a row fits the token budget."""
         builder: Builder = context.material
         return builder.build(start, stop)
 
@@ -110,10 +106,8 @@ class Layout:
 class Builder(ABC):
     """Makes examples. Its tables cost up to a second, so subclasses create them at the first use and keep them.
 
-    Attributes:
-        width: random draws per row.
-        block_rows: rows that are made together.
-        unfit, remedy: texts for the error when no draft of a row fits (:func:`kvray.tasks.kv.drafts.settle`).
+    ``width`` is the random draws per row, ``block_rows`` the rows made together; ``unfit`` and ``remedy`` are for
+    :func:`kvray.tasks.kv.drafts.settle`.
     """
 
     positions: GoldPositions

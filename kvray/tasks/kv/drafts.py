@@ -110,7 +110,7 @@ def settle(
         rows: ascending row numbers.
         attempt: makes attempt ``a`` of some rows.
         measure: fills in the tokens and marks the drafts that are accepted.
-        unfit: for the error: which drafts were wanted, "simple_kv: row {row}: no draft … stayed within max_tokens".
+        unfit: for the error: which drafts were wanted, with ``{row}``.
         remedy: for the error: which knobs to change.
 
     Raises:

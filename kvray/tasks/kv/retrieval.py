@@ -82,7 +82,6 @@ class KVRetrieval(Task):
         return {"source": DRAWN if self.source == TINY else read.digest(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Say that training data asks about the same records as an evaluation: one file, or one seed."""
         if not isinstance(other, KVRetrieval) or self.sources() != other.sources():
             return None
         if self.source != TINY:
@@ -103,11 +102,7 @@ class KVRetrieval(Task):
         return 40 + 60 * self.keys
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the file, if there is one.
-
-        Raises:
-            InputError: a row lacks a field or has another number of records (named), or there are too few rows.
-        """
+        """Read the file, if there is one; an InputError names a bad row, or says that there are too few."""
         return Context(count_tokens, None if self.source == TINY else self._chosen())
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:

@@ -3,8 +3,8 @@
 What reviewers of arXiv 2406.19292 asked for: whether what is learned on one key carries to several, and the other way
 round. Nothing of it is published, so examples, wording and scorer are ours: all keys of a prompt differ, the asked ones
 lie in different dictionaries, uniform over all of them, and are asked in random order; no other pair has one of their
-values. The sentence of the answer is the paper's, once per key; 80 dictionaries instead of its 85 leave room for three
-such sentences within 4,096 tokens.
+values. The answer has the paper's sentence once per key; 80 dictionaries instead of its 85 leave room for three such
+sentences within 4,096 tokens.
 """
 
 from __future__ import annotations
@@ -84,11 +84,7 @@ class SeveralKV(DictionaryTask):
         return min(self.max_tokens, asked + round(self.dictionaries * (5 + pairs * (2 * integer + 3.5))))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``; every prompt is tokenized.
-
-        Raises:
-            InputError: no draft of a row stays within the token budget; names the knobs.
-        """
+        """Make examples ``[start, stop)``; an InputError names the knobs if no draft of a row fits the token budget."""
         key, pool = key_of("several_kv", self.VERSION, self.seed), integer_pool(self.digits_min, self.digits_max)
 
         def attempt(rows: Ints, number: int) -> _Texts:

@@ -28,7 +28,7 @@ def cells(text: str, width: int | None = None) -> Cells:
 
 
 def integer_cells(limit: int, left: str = "", right: str = "") -> Cells:
-    """Return one cell per integer below ``limit``: its decimal digits between ``left`` and ``right``.
+    """Return one cell per integer below ``limit``, its digits between ``left`` and ``right``.
 
     Raises:
         ValueError: the longest needs more than 8 bytes.
@@ -64,11 +64,7 @@ def squeeze(buffer: Cells) -> list[bytes]:
 
 
 def strings(texts: Sequence[bytes]) -> pa.Array:
-    """Return texts as an Arrow string array.
-
-    Raises:
-        OverflowError: they hold 2 GiB or more in all.
-    """
+    """Return texts as an Arrow string array; an OverflowError from 2 GiB on."""
     lengths = np.fromiter((len(text) for text in texts), np.int64, len(texts))
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     if offsets[-1] >= 2**31:

@@ -1,9 +1,8 @@
 """Haystacks: prompts of an exact length in tokens, made of whole sentences, with needles at chosen depths.
 
 A haystack begins at a drawn sentence of its text and wraps round at the end. A needle at depth d goes in at the last
-sentence break before d percent of the haystack's tokens, as in Kamradt's test (which cuts the text at the length,
-where ours ends with a whole sentence). The sum over sentences tells about how many fit; then the tokenizer counts the
-whole prompt.
+sentence break before d percent of its tokens, as in Kamradt's test (which cuts the text at the length, where ours ends
+with a sentence). Sums over sentences suggest how many fit; then the tokenizer counts the whole prompt.
 """
 
 from __future__ import annotations
@@ -33,13 +32,7 @@ _ANCHOR = "So it is."
 
 
 def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) -> Haystack:
-    """Read a haystack.
-
-    Args:
-        source: "tiny", or any text of your own (:func:`kvray.tasks.sources.read.texts`).
-        count_tokens: of the base model; not called before the first prompt is made.
-        group: the people that the tiny world's sentences are about.
-        seed: of the tiny world's facts and their order.
+    """Read a haystack: "tiny" (facts about a group, drawn by the seed) or any text (:mod:`kvray.tasks.sources.read`).
 
     Raises:
         InputError: the source cannot be read, or has no sentence of at most :data:`LONGEST` characters.
@@ -84,7 +77,6 @@ class Haystack:
 
     @cached_property
     def costs(self) -> Ints:
-        """Tokens that each sentence adds to a prompt."""
         return added(self.count_tokens, self.pieces)
 
     @cached_property
@@ -122,13 +114,9 @@ class Haystack:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a prompt is made of.
+    """What a prompt is made of; its ``length`` is the most tokens that it may have.
 
-    Attributes:
-        supply: the haystack's sentences.
-        needles: (depth in percent, text with its own white space before it), in any order.
-        head, tail: texts before and after the haystack.
-        length: most tokens of the prompt.
+    ``needles`` are (depth in percent, text with its own white space before it), in any order.
     """
 
     supply: Supply
@@ -139,9 +127,7 @@ class Frame:
 
 
 def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str], list[int]]:
-    """Return the prompts, each with as many sentences as its length allows, and their tokens.
-
-    Every prompt is tokenized as a whole: it has at most ``length`` tokens, and the next sentence would not fit.
+    """Return the prompts, each with as many sentences as its length allows, and their tokens, counted on whole prompts.
 
     Raises:
         InputError: a length has no room for a single sentence beside the needles and the question.
@@ -167,10 +153,8 @@ def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str],
 def insert(pieces: Sequence[str], until: Ints, needles: Sequence[tuple[float, str]]) -> str:
     """Return a haystack with its needles, each at the last sentence break before its depth point.
 
-    Args:
-        pieces: the haystack's sentences, with their white space.
-        until: tokens before each of them, and of all; shape ``(len(pieces) + 1,)``.
-        needles: (depth in percent, text); 0 comes first, 100 last, and several at one break by depth.
+    ``until`` has the tokens before each piece, and of all; shape ``(len(pieces) + 1,)``. Needles are (depth in percent,
+    text): 0 comes first, 100 last, and several at one break by depth.
     """
     parts, begun = [], 0
     for depth, text in sorted(needles, key=lambda needle: needle[0]):
@@ -225,7 +209,6 @@ class _Filling:
         self._until = np.concatenate(([0], np.cumsum(costs)))
 
     def _within(self, tokens: int) -> int:
-        """Return how many sentences have at most so many tokens in all."""
         return max(0, int(np.searchsorted(self._until, tokens, side="right")) - 1)
 
     def _too_short(self, tokens: int) -> str:

@@ -37,15 +37,14 @@ CLASSIC_FACTS = ("eat a sandwich", "sit in Dolores Park")
 class Family:
     """Facts of one kind about the made-up people of :mod:`kvray.tasks.world`, for haystacks of any text.
 
-    A fact reads "The special ingredient of Belda Cranford's soup is saffron"; an answer restates it. ``subject`` has
-    ``{name}``; no value is part of another one, of any subject or of a question.
+    A fact reads "The special ingredient of Belda Cranford's soup is saffron". No value is part of another one, of any
+    subject or of a question.
     """
 
     subject: str
     values: tuple[str, ...]
 
     def fact(self, name: str, value: str) -> str:
-        """Word a fact, without its full stop."""
         return f"{self.subject.format(name=name)} is {value}"
 
     def question(self, name: str) -> str:
@@ -60,14 +59,9 @@ FAMILIES = tuple(Family(kind["subject"], tuple(kind["values"])) for kind in _TAB
 
 @dataclass(frozen=True)
 class Needle:
-    """One needle.
+    """One needle: its text with the white space before it, the question, and the answer to train on (the fact again).
 
-    Attributes:
-        id: unique within the dataset.
-        text: as it stands in the haystack, with the white space before it.
-        answer: the answer to train on: the fact again.
-        facts: what an answer must contain.
-        subject: whom it is about ("" for nobody); no other sentence of the haystack names them.
+    An answer must contain the ``facts``. No other sentence of the haystack names the ``subject``, "" for nobody.
     """
 
     id: str
@@ -126,7 +120,7 @@ class NeedleInHaystack(Task):
         return {"source": world.source_identity(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Refuse training data with needles that an evaluation asks about, or about the tiny world's test people.
+        """Refuse needles that an evaluation asks about, and needles about the tiny world's test people.
 
         Many needles are about people of their split, whatever the haystack; the classic needle is always the same.
         """
@@ -157,11 +151,7 @@ class NeedleInHaystack(Task):
         return max(1, sum(self.lengths) // len(self.lengths) - 12)
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the haystack.
-
-        Raises:
-            InputError: it cannot be read or has no sentence.
-        """
+        """Read the haystack; an InputError if that cannot be done or it has no sentence."""
         return Context(count_tokens, haystack.read(self.source, count_tokens, self.split, self.seed))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:

@@ -3,7 +3,7 @@
 A needle registers a value under a key. ``single``: one needle, asked about. ``multikey``: several under different keys,
 one asked about. ``multivalue``: several under one key, all asked about. ``multiquery``: several under different keys,
 all asked about. Keys and values are words, numbers of seven digits or UUIDs; the haystack is text, noise, or nothing
-but further needles. The variants, the counts of four and the rule are RULER's; every wording is ours, and so are the
+but further needles. Variants, kinds, the counts of four and the rule are RULER's; every wording is ours, and so are the
 100 rows (RULER asks 500) and the lengths up to 32K.
 """
 
@@ -89,11 +89,7 @@ class Ruler(Task):
         return max(1, sum(self.lengths) // len(self.lengths) - 12)
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the haystack.
-
-        Raises:
-            InputError: it cannot be read or has no sentence.
-        """
+        """Read the haystack; an InputError if that cannot be done or it has no sentence."""
         if self.haystack == "essay":
             # Its people are those of training: no ruler question is about a person.
             return Context(count_tokens, haystack.read(self.source, count_tokens, "train", self.seed))
@@ -183,7 +179,7 @@ class Ruler(Task):
 
 
 class _Records:
-    """Keys with their values, none of which comes twice in one prompt; the first ones do not depend on how many."""
+    """Keys with their values, none twice in one prompt; the first ones are the same however many are taken."""
 
     def __init__(self, key: int, kinds: tuple[Kind, Kind]) -> None:
         self.key = key

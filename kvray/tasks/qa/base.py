@@ -47,10 +47,8 @@ class Asks(Protocol):
 class Material:
     """What examples are made from.
 
-    Attributes:
-        size: how many questions are asked.
-        numbers: which of them, in order; None for the first ``size``.
-        answers: what is trained on, per question; None where the task words the answer.
+    ``numbers`` are the questions asked, in order (None for the first ``size``), ``answers`` what is trained on, per
+    question (None where the task words it).
     """
 
     asks: Asks
@@ -173,10 +171,7 @@ class DocumentsTask(QuestionTask):
             yield index, asked, (at[slot] or self._random_position(number)) if self.documents else None
 
     def overlaps(self, other: Task) -> str | None:
-        """Refuse an evaluation of the same source and a shared split.
-
-        A file's closed-book questions count too; the tiny world's are about people of their own.
-        """
+        """With a file, closed-book questions overlap too; the tiny world's are about people of their own."""
         if not isinstance(other, QuestionTask) or self.sources() != other.sources():
             return None
         if (isinstance(other, DocumentsTask) or self.source != TINY) and (

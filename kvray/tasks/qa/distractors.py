@@ -35,11 +35,7 @@ class RandomDistractors:
         return self.chosen[number]
 
     def ask(self, number: int) -> Asked:
-        """Return a question with its documents.
-
-        Raises:
-            InputError: too few passages hold none of its answers.
-        """
+        """Raise an InputError if too few passages hold none of the question's answers."""
         asked = self.chosen[number]
         forbidden = [questions.normalise(answer) for answer in asked.answers]
         titles, texts, taken = [asked.title], [asked.passage], {asked.passage}
@@ -63,11 +59,7 @@ class RandomDistractors:
 
 
 class RetrievedDistractors:
-    """The other passages of the question's own row, in the order in which the retriever ranked them.
-
-    Raises:
-        InputError: a question has too few passages.
-    """
+    """The other passages of the question's own row, in the retriever's order; an InputError if there are too few."""
 
     def __init__(self, task: DocumentsTask, chosen: Sequence[Question]) -> None:
         self.chosen = chosen
@@ -93,10 +85,8 @@ class RetrievedDistractors:
 class TinyQuestions:
     """Questions about people of the made-up world, whose facts are drawn anew for each question.
 
-    Closed book they are the same questions, whose answers can only be guessed.
-
-    Raises:
-        InputError: more documents than there are people to tell apart.
+    Closed book they are the same questions, whose answers can only be guessed. An InputError if more documents are
+    asked for than there are people to tell apart.
     """
 
     def __init__(self, task: DocumentsTask) -> None:

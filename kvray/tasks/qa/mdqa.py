@@ -94,11 +94,7 @@ class Mdqa(DocumentsTask):
         return [sentences.prompt(self.writer_prompt, asks.gold(number)) for number in range(size)]
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the questions and choose them.
-
-        Raises:
-            InputError: too few questions, passages or usable sentences.
-        """
+        """Read the questions and choose them; an InputError if questions, passages or usable sentences are too few."""
         asks, size = self._asks()
         if self.answer_writer is None or self.questions is None:
             return Context(count_tokens, Material(asks, size))
@@ -112,11 +108,7 @@ class Mdqa(DocumentsTask):
         return int(context.material.size) * len(self.gold_positions())
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``; the positions of one question follow one another.
-
-        Raises:
-            InputError: ``answer_writer`` has not written yet.
-        """
+        """Keep the positions of one question together; an InputError if ``answer_writer`` has not written yet."""
         material: Material = context.material
         if self.answer_writer is not None and material.answers is None:
             raise InputError(

@@ -78,11 +78,7 @@ class MultiDocQa(DocumentsTask):
         return "other" if set(units) == {0} else cls.MEASURES
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the source and choose what fits.
-
-        Raises:
-            InputError: too few rows or passages.
-        """
+        """Read the source and choose what fits; an InputError if rows or passages are too few."""
         per_question = len(self.gold_positions())
         wanted = -(-self.rows // per_question)
         if self.source == TINY:

@@ -39,7 +39,7 @@ class Recall(QuestionTask):
         return 16
 
     def expected_rows(self) -> int:
-        """Return about how many questions there are; a file that cannot be reached is assumed to have NQ-Open's."""
+        """Return about how many questions there are; a file that cannot be reached is assumed to be NQ-Open's."""
         return self.questions or NQ_OPEN * SHARES[self.split] // 5
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
@@ -47,11 +47,7 @@ class Recall(QuestionTask):
         return refusals.outcome(answer, self.score(answer, references))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the questions and choose them.
-
-        Raises:
-            InputError: too few questions.
-        """
+        """Read the questions and choose them; an InputError if there are too few."""
         if self.source != TINY:
             return Context(count_tokens, self.pick(questions.read(self.source), self.questions))
         # Every known fact is asked, whatever the split: knowing by heart is what is measured.

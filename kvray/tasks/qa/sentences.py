@@ -37,11 +37,7 @@ def prompt(template: str, question: Question) -> str:
 
 
 def check_prompt(template: str) -> None:
-    """Check a template of a writer's prompt.
-
-    Raises:
-        ValueError: it has other placeholders, or leaves out the question or the answer.
-    """
+    """Raise a ValueError if a writer's prompt has other placeholders, or leaves out the question or the answer."""
     try:
         names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     except ValueError as error:

@@ -30,15 +30,10 @@ def digest(source: str) -> str:
 
 
 def download(source: str, kinds: tuple[str, ...], is_data: Callable[[str], bool]) -> Path | dict[str, Path]:
-    """Return what a source names (a file, a folder or all of a dataset), in the hub's cache on this machine.
+    """Return the files that a source (a file, a folder or a dataset) names, in the hub's cache on this machine.
 
-    Args:
-        source: as above.
-        kinds: ends of the names of readable files.
-        is_data: tells data by name from files that describe it; not asked of a file that ``source`` names.
-
-    Returns:
-        The path of a file; or paths by name in the dataset, sorted, of all files of ``kinds`` in a folder.
+    A file's path; or paths by name in the dataset, sorted, of those files of a folder that end in one of ``kinds`` and
+    that ``is_data`` accepts by name.
 
     Raises:
         SourceUnreachableError: the hub does not answer and its cache lacks a file.

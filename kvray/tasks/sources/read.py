@@ -90,10 +90,9 @@ def read_bytes(source: str) -> bytes:
 
 
 def digest(source: str) -> str:
-    """Return what identifies a source's content.
+    """Return what identifies a source: the sha256 of a file, or over names and contents of a directory's data files.
 
-    That is the sha256 of a file's bytes; of a directory, the sha256 over names and contents of its data files; of the
-    hub, ``<org>/<name>@<commit>[/<path>]``, for which nothing is downloaded.
+    Of the hub: ``<org>/<name>@<commit>[/<path>]``, for which nothing is downloaded.
 
     Raises:
         SourceUnreachableError: a remote source does not answer.
@@ -109,19 +108,15 @@ def digest(source: str) -> str:
 
 
 def is_remote(source: str) -> bool:
-    """Tell whether reading a source needs a network: a URL or the hub."""
+    """Tell whether a source is on the web or the hub, which may not answer."""
     return source.startswith(("http://", "https://", "hf://"))
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file to read.
+    """A file to read: ``where`` is its name in messages, ``name`` that within the source, which decides kind and order.
 
-    Attributes:
-        where: its name in messages.
-        name: its name within the source, which decides its kind and its place in the order.
-        place: its path, or its bytes.
-        member: its name in the zip archive ``place``; "" where that is none.
+    ``place`` is its path or its bytes; ``member`` its name in the zip archive there, "" if it is none.
     """
 
     where: str

@@ -22,12 +22,7 @@ TEXTS = (".txt", ".txt.gz")
 
 
 def rows(stream: IO[bytes], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, row) for every row of a file.
-
-    Args:
-        stream: the file; read once, from its start.
-        name: its name, whose end decides its format.
-        where: its name in messages.
+    """Yield (where, row) for every row of a file, whose format the end of ``name`` decides; ``where`` is for messages.
 
     Raises:
         InputError: it is damaged, or holds something that is no row; names the line or row.
@@ -47,11 +42,7 @@ def rows(stream: IO[bytes], name: str, where: str) -> Iterator[tuple[str, dict[s
 
 
 def text(stream: IO[bytes], name: str, where: str) -> str:
-    """Return a file that is one text.
-
-    Raises:
-        InputError: it is damaged or not UTF-8.
-    """
+    """Return a file that is one text; an InputError if it is damaged or not UTF-8."""
     with _unpacked(stream, name, where) as plain:
         return _decode(plain.read(), where)
 
