@@ -67,7 +67,7 @@ def source_of(cls: type) -> Source | None:
 
 
 def name_of(cls: type) -> str:
-    """Return the ``module:Class`` that a class is known by."""
+    """Return a class's ``module:Class``."""
     source = source_of(cls)
     return f"{source.name if source else cls.__module__}:{cls.__qualname__}"
 

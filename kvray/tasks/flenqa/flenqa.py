@@ -154,8 +154,6 @@ class Flenqa(Task):
 
 @dataclass(frozen=True)
 class _Published:
-    """Published rows, and the chosen base instances of each task."""
-
     rows: published.Rows
     chosen: Mapping[Subtask, Sequence[str]]
 

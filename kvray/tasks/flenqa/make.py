@@ -76,7 +76,7 @@ class Maker:
         return key_of("flenqa", self.version, self.seed, subtask, purpose)
 
     def _floor(self) -> int:
-        """Return the length that the key paragraphs fill by themselves."""
+        """The length in tokens that the key paragraphs fill by themselves."""
         return min(SHORTEST, self.shortest)
 
     def _fillers(self, facts: tuple[Fact, Fact]) -> tuple[int, int]:

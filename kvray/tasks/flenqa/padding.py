@@ -56,11 +56,7 @@ def text(paragraphs: Sequence[list[str]], key: int, row: int) -> Paragraphs:
 
 
 def split(texts: Sequence[str], source: str) -> list[list[str]]:
-    """Cut texts into paragraphs of sentences: paragraphs at line ends, sentences at most 40 words long.
-
-    Raises:
-        InputError: there is no word in them.
-    """
+    """Cut texts at line ends into paragraphs of sentences of at most 40 words; an InputError if there is no word."""
     paragraphs = []
     for line in (line for text in texts for line in text.splitlines()):
         sentences = [sentence.split() for sentence in cut_after(_END, line)]
@@ -79,6 +75,5 @@ def _drawn(key: int, row: int, width: int) -> Iterator[Draws]:
 
 
 def _two(choices: list[str], first: Draws, second: Draws) -> tuple[str, str]:
-    """Draw two different ones."""
     at = int(below(first, len(choices)))
     return choices[at], choices[(at + 1 + int(below(second, len(choices) - 1))) % len(choices)]

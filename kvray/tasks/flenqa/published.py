@@ -63,11 +63,7 @@ def read(source: str, subtasks: Sequence[Subtask], conditions: Sequence[Conditio
 
 
 def choose(rows: Rows, subtask: Subtask, questions: int, key: tuple[str | int, ...]) -> list[str]:
-    """Choose base instances of a task by the seed, true and false ones in turn while both last.
-
-    Raises:
-        InputError: fewer were published under all the conditions.
-    """
+    """Choose base instances of a task by the seed, true and false in turn while both last; InputError if too few."""
     names = [instance for name, instance in rows if name == subtask]
     if len(names) < questions:
         raise InputError(

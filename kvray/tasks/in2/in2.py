@@ -103,7 +103,7 @@ class In2(Task):
         return self.question_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
-        """Return a prompt per question: fine-grained ones, then integration ones.
+        """Fine-grained questions come first, then integration ones.
 
         Raises:
             InputError: the corpus cannot be read, or has too few segments for as many questions.

@@ -16,18 +16,11 @@ from kvray.tasks.prompts import KV_HEAD
 def measure_costs(
     counter: TokenCounter, question: str, integers: tuple[int, int], slots: int, dictionaries: int
 ) -> Costs | None:
-    """Measure every piece of a prompt in its context.
+    """Measure every piece of a prompt in its context, for entries in the order of kv/simple.py's ``SECTIONS``.
 
-    Args:
-        counter: of the base model's tokenizer.
-        question: what follows the dictionaries, with ``{key}`` where the key is asked for.
-        integers: the smallest key or value, and one past the largest.
-        slots: most pairs of a dictionary.
-        dictionaries: most dictionaries of a prompt.
-
-    Returns:
-        Costs for entries in the order of :data:`kvray.tasks.kv.simple.SECTIONS`, or None where the tokens of the pieces
-        do not add up to those of a prompt.
+    ``integers`` are the smallest key or value and one past the largest; ``slots`` the most pairs of a dictionary;
+    ``question``, with ``{key}``, follows the dictionaries, of which there are at most ``dictionaries``. None where the
+    tokens of the pieces do not add up to those of a prompt.
     """
     one = integers[0]
     tail = question.replace("{key}", str(one))

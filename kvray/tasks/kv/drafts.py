@@ -106,12 +106,8 @@ def settle(
 ) -> _D:
     """Draft every row until it is accepted; attempt ``a`` of a row does not depend on the other rows.
 
-    Args:
-        rows: ascending row numbers.
-        attempt: makes attempt ``a`` of some rows.
-        measure: fills in the tokens and marks the drafts that are accepted.
-        unfit: for the error: which drafts were wanted, with ``{row}``.
-        remedy: for the error: which knobs to change.
+    ``attempt`` makes attempt ``a`` of some ascending ``rows``; ``measure`` fills in the tokens and marks accepted rows.
+    The error is ``unfit`` (with ``{row}``), the last tokens, and ``remedy`` (which knobs to change).
 
     Raises:
         InputError: a row was not accepted in 1 + :data:`REDRAWS` attempts.

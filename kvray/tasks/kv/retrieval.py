@@ -42,8 +42,6 @@ class Asked:
 
 
 class _Row(BaseModel):
-    """The fields of lost-in-the-middle's rows that are read."""
-
     ordered_kv_records: list[Record]
     key: str
     value: str
@@ -75,7 +73,7 @@ class KVRetrieval(Task):
         return self
 
     def gold_positions(self) -> tuple[int, ...]:
-        """Return the 1-based gold positions at which each question is asked."""
+        """Return the 1-based gold positions of each question."""
         return spread(self.keys) if self.positions is None else self.positions
 
     def sources(self) -> dict[str, str]:

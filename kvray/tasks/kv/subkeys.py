@@ -185,10 +185,9 @@ class SubkeyBuilder(Builder):
         return np.take_along_axis(gold, source, axis=1)
 
     def _keys(self, pairs: Draws, gold: Ints, common: Ints) -> tuple[Ints, Ints]:
-        """Draw every key as if it were not gold.
+        """Draw every key as if it were not gold; return subkeys, 0 where a key is shorter, and sizes.
 
-        Returns:
-            Subkeys ``(rows, dictionaries, slots, size)``, 0 where a key is shorter, and sizes without the last axis.
+        Shapes ``(rows, dictionaries, slots, size)`` and ``(rows, dictionaries, slots)``.
         """
         task, run = self.task, self.task.common_subkeys
         flat = pairs.reshape(-1, self.pair_draws)

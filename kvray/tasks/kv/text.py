@@ -28,11 +28,7 @@ def cells(text: str, width: int | None = None) -> Cells:
 
 
 def integer_cells(limit: int, left: str = "", right: str = "") -> Cells:
-    """Return one cell per integer below ``limit``, its digits between ``left`` and ``right``.
-
-    Raises:
-        ValueError: the longest needs more than 8 bytes.
-    """
+    """Return one cell per integer below ``limit``, its digits between ``left`` and ``right``; at most 8 bytes each."""
     if len(f"{left}{limit - 1}{right}") > CELL_BYTES:
         raise ValueError(f"{left}{limit - 1}{right} does not fit a cell of {CELL_BYTES} bytes")
     return np.array([f"{left}{n}{right}" for n in range(limit)], f"S{CELL_BYTES}").view(np.uint64)

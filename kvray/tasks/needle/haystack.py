@@ -127,7 +127,7 @@ class Frame:
 
 
 def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str], list[int]]:
-    """Return the prompts, each with as many sentences as its length allows, and their tokens, counted on whole prompts.
+    """Return the prompts, each with as many sentences as its length allows, and the tokens of each.
 
     Raises:
         InputError: a length has no room for a single sentence beside the needles and the question.

@@ -91,7 +91,7 @@ class QuestionTask(Task):
         return questions.best_subspan_em(answer, references)
 
     def pick(self, pool: Sequence[Question], wanted: int | None, spare: int = 0) -> list[Question]:
-        """Choose questions of the split by the seed: ``wanted`` of them (None for all) and up to ``spare`` more.
+        """Choose questions of the split by the seed: ``wanted`` (None for all) and up to ``spare`` more.
 
         Raises:
             InputError: the split has fewer than ``wanted``.

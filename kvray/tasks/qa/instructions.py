@@ -25,11 +25,7 @@ _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "ass
 
 
 def pair(row: Mapping[str, Any], where: str) -> tuple[str, str]:
-    """Return (prompt, answer) of a row; either may be blank where the row's is.
-
-    Raises:
-        InputError: it has neither a conversation nor a prompt with an answer.
-    """
+    """Return (prompt, answer) of a row, either perhaps blank; an InputError if it has neither a chat nor both."""
     chat = row.get("messages") or row.get("conversations") or _chatml(row.get("text"))
     if chat:
         return _first_turns(chat, where)

@@ -53,8 +53,6 @@ class MultiDocQa(DocumentsTask):
 
     VERSION = 1
     MAX_OUTPUT_TOKENS = 300
-    """Restating takes room."""
-
     task: Literal["multidoc_qa"] = recipe("multidoc_qa")
     split: Split = recipe("train", description="test, train (a fifth of a file's questions or rows, by hash) or all")
     rows: int = recipe(500, ge=1, description="examples; ours: enough to match 350 of simple_kv by tokens")

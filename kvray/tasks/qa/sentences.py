@@ -56,11 +56,7 @@ def usable(reply: str, answers: Sequence[str]) -> bool:
 
 
 def choose(asked: Sequence[Question], replies: Sequence[str], wanted: int, writer: str) -> tuple[list[int], list[str]]:
-    """Return the first ``wanted`` numbers of questions whose replies can be used, and the sentences.
-
-    Raises:
-        InputError: too few can be used.
-    """
+    """Return the first ``wanted`` questions' numbers with usable replies, and the sentences; InputError if too few."""
     pairs = zip(asked, replies, strict=True)
     good = [(at, reply.strip()) for at, (question, reply) in enumerate(pairs) if usable(reply, question.answers)]
     if len(good) < wanted:

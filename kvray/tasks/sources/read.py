@@ -212,7 +212,6 @@ def _fetched(source: str) -> _File | list[_File]:
 
 @lru_cache(maxsize=8)
 def _from_network(source: str) -> bytes:
-    """Read a URL or URI once per process."""
     try:
         if is_remote(source):
             with urllib.request.urlopen(source, timeout=TIMEOUT_S) as response:
