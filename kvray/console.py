@@ -15,21 +15,17 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-PLAIN_INTERVAL_S = 5.0
-"""Seconds between two plain lines of one piece of work (the first and the last are always printed)."""
-NOTEBOOK_INTERVAL_S = 0.5
-"""The same in a notebook, which draws one line again and again."""
-GAP = "  "
-"""Between two columns of a table."""
-WIDE = 80
-"""Columns of a terminal from which on a bar and the time so far are shown; a narrower one keeps the numbers."""
+PLAIN_INTERVAL_S = 5.0  # between two plain lines of one piece of work; the first and the last are always printed
+NOTEBOOK_INTERVAL_S = 0.5  # the same in a notebook, which redraws one line
+GAP = "  "  # between two columns of a table
+WIDE = 80  # a terminal of at least so many columns shows a bar and the elapsed time, a narrower one the numbers alone
 
 
 class Advance(Protocol):
     """Shows how much of the work is done, in the unit of ``total``, with an optional note (a loss, a rate)."""
 
     def __call__(self, done: float, note: str = "", total: float | None = None) -> None:
-        """Show that ``done`` of the total is behind us; ``total`` replaces one that was an estimate."""
+        """Show that ``done`` of the total is complete; ``total`` replaces an earlier estimate."""
 
 
 def say(message: str) -> None:
@@ -41,8 +37,7 @@ def say(message: str) -> None:
 def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
     """Yield a callable ``advance(done, note="")`` that shows the progress of ``label``.
 
-    ``done`` is the absolute amount so far, not an increment: a retried step may report the same amount twice. A
-    fraction moves the bar; the text counts whole units.
+    ``done`` is the amount so far, not an increment, so a retried step may report it again; it may be a fraction.
     """
     if moves():
         with _bar() as bar:
@@ -76,7 +71,7 @@ def moves() -> bool:
 
 
 def in_notebook() -> bool:
-    """Return whether a notebook's kernel runs this process: no terminal, but it can draw a line again."""
+    """Return whether a notebook's kernel runs this process: no terminal, but one that can redraw a line."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and "IPKernelApp" in shell.config
@@ -110,11 +105,7 @@ def _bar() -> Progress:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return an aligned text table without a last line end; columns of numbers stand to the right.
-
-    Args:
-        header: a name per column.
-        rows: as many cells each; None shows as ``-``.
+    """Return an aligned text table without a final newline: numbers to the right, None as ``-``.
 
     Raises:
         ValueError: a row has another number of cells than the header.
@@ -148,7 +139,7 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], caption:
 
 
 def count(number: float) -> str:
-    """Return a whole number with thousands apart: ``1,234,567``."""
+    """Return a number rounded, with its thousands separated: ``1,234,567``."""
     return f"{number:,.0f}"
 
 

@@ -1,4 +1,4 @@
-"""The errors that kvray raises on purpose. Standard library alone, so that anything may import it."""
+"""The errors that kvray raises on purpose. Standard library alone, so that any module may import it."""
 
 import os
 import re
@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Path = tuple[str | int, ...]
-"""Where a value is in a document: mapping keys and 0-based list indices."""
+Path = tuple[str | int, ...]  # where a value is in a document: mapping keys and 0-based list indices
 
 _SHOWN_PART = 60
 _PACKAGE = os.path.dirname(__file__)
@@ -16,7 +15,7 @@ _LIBRARY = re.compile(r"[\\/](site-packages|dist-packages|IPython)[\\/]")
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """Return a path as people write it, on one line: ``evaluate.mdqa.positions[2]``."""
+    """Return a path on one line: ``evaluate.mdqa.positions[2]``."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{_one_line(part)}"
@@ -29,42 +28,28 @@ def _one_line(name: str) -> str:
 
 
 class Place(NamedTuple):
-    """Where a value was written.
+    """Where a value was written. Two values at one place are the same value, under two names by an alias."""
 
-    Attributes:
-        line: orders the messages.
-        text: ``FILE:LINE``, or the option: ``--set a.b``.
-        column: from 1; 0 if unknown. Two values of one place are one value, under two names by an alias.
-    """
-
-    line: int
-    text: str
-    column: int = 0
+    line: int  # orders the messages
+    text: str  # FILE:LINE, or the option: --set a.b
+    column: int = 0  # from 1; 0 if unknown
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a document.
+    """One thing wrong with a document."""
 
-    Attributes:
-        path: the value's path; empty for the document itself.
-        text: what was found and what was expected.
-        place: where it was written, if not where ``path`` is.
-    """
-
-    path: Path
-    text: str
-    place: Place | None = None
+    path: Path  # of the value; empty for the document itself
+    text: str  # what was found and what was expected
+    place: Place | None = None  # where it was written, if not at the path
 
     def __str__(self) -> str:
         return f"{dotted(self.path)}: {self.text}" if self.path else self.text
 
 
 def install_command(extra: Literal["cpu", "gpu", "benchmarks"]) -> str:
-    """Return what to type where the packages of an extra are missing: kvray is on no package index.
-
-    The CPU set has builds that no plain ``pip install`` finds, so the Makefile installs it.
-    """
+    """Return what to type where the packages of an extra are missing: kvray is on no package index."""
+    # The CPU set has builds that no plain "pip install" finds, so the Makefile installs it.
     command = "make setup" if extra == "cpu" else f"pip install '.[{extra}]'"
     return f"{command} in a clone of kvray"
 
@@ -94,9 +79,7 @@ class KvrayError(Exception):
 class InputError(KvrayError):
     """The user's input cannot be used. Nothing has been written.
 
-    Attributes:
-        found: every problem, with the value's path where it is known, so that a file's line can be named.
-        problems: the same, one line each; the message is their join.
+    ``found`` holds every problem with its path, where known; ``problems`` the same as lines, which are the message.
     """
 
     exit_status = 2
@@ -109,11 +92,11 @@ class InputError(KvrayError):
 
 
 class InvalidValueError(InputError, ValueError):
-    """Values given in Python do not fit what is made of them: a sweep, a task, a part of a sweep."""
+    """Values given in Python do not fit the object made of them: a sweep, a task, a part of a sweep."""
 
 
 class SourceUnreachableError(InputError):
-    """A source on the network does not answer: it may exist, so a plan can go on without, a run cannot."""
+    """A source on the network does not answer. It may exist, so a plan can go on without it; a run cannot."""
 
 
 class StoreError(KvrayError):
@@ -125,7 +108,7 @@ class DamagedArtefactError(StoreError):
 
 
 class RecipeMismatchError(StoreError):
-    """An artefact is committed at this id with another recipe; it is never overwritten."""
+    """An artefact with another recipe is committed at this id; it is never overwritten."""
 
 
 class ResourceError(KvrayError):
@@ -137,4 +120,4 @@ class CellError(KvrayError):
 
 
 class RunInterrupted(KeyboardInterrupt):  # an interruption, as its base class, and no error
-    """Ctrl-C during work that can go on where it was; the message says what is kept."""
+    """Ctrl-C during work that can be resumed; the message says what is kept."""

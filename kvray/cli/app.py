@@ -1,4 +1,4 @@
-"""The command line's frame: the application, the options that commands share, and how errors and Ctrl-C end one."""
+"""The frame of the command line: the application, the shared options, and how errors and Ctrl-C end a command."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ VerifyOption = Annotated[bool, typer.Option("--verify", help="Check the sha256 o
 
 
 def command(function: Callable[P, int | None]) -> Callable[P, None]:
-    """Register a command: kvray's errors become their message and exit status; others are bugs and keep their trace."""
+    """Register a command: kvray's errors become message and exit status; others are bugs and keep their traceback."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -86,7 +86,7 @@ def open_store(store: str | None) -> Store:
 
 
 def typed() -> str:
-    """Return this command as one can type it again: ``kvray`` alone only where the shell finds this very one."""
+    """Return this command as the user can type it again; ``kvray`` alone only where the shell finds this very one."""
     program = Path(sys.argv[0])
     on_path = shutil.which("kvray")
     if program.name == "__main__.py":
@@ -99,7 +99,7 @@ def typed() -> str:
 
 
 def _leave(message: str) -> NoReturn:
-    """End on Ctrl-C, with the exit status that shells give it. Another Ctrl-C ends the process where it is."""
+    """End on Ctrl-C with the exit status that shells give it. Another Ctrl-C ends the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.stderr.isatty():
         print(file=sys.stderr)  # the terminal has echoed ^C

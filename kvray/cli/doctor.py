@@ -13,18 +13,15 @@ from kvray.errors import KvrayError, install_command, last_line
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
-TIMEOUT_S = 60.0
-"""After this long without an answer a node is reported as silent."""
-PACKAGES = ("kvray", "ray", "torch", "transformers", "peft", "vllm", "pyarrow")
-"""What every node needs, in the same version."""
+TIMEOUT_S = 60.0  # after which a node without an answer is reported as silent
+PACKAGES = ("kvray", "ray", "torch", "transformers", "peft", "vllm", "pyarrow")  # in one version on all nodes
 
 
 def check(store: Store, address: str | None = None) -> Report:
-    """Run one small task on every live node of a Ray and compare the answers.
+    """Run a small task on every live node of a Ray and compare the answers.
 
-    Args:
-        store: where a sweep is to write; a small document is written there, read by each node, and removed.
-        address: a running Ray; None takes RAY_ADDRESS, or else starts one here.
+    Each node reads and writes a small document in the store; all are removed afterwards. ``address`` None takes
+    RAY_ADDRESS, or starts a Ray here.
 
     Raises:
         ResourceError: that Ray does not answer.
@@ -50,7 +47,7 @@ def check(store: Store, address: str | None = None) -> Report:
 
 
 def judge(nodes: Sequence[Node]) -> list[str]:
-    """Return what is wrong with the nodes that answered, each alone and compared."""
+    """Return the problems of single nodes, and the versions that differ between nodes."""
     problems = []
     for node in nodes:
         problems += [
@@ -76,7 +73,7 @@ def judge(nodes: Sequence[Node]) -> list[str]:
 
 
 def _ask(uri: str, name: str) -> tuple[list[Node], list[str]]:
-    """Ask every live node; return the answers, and a line for each node that gave none."""
+    """Return the answers of all live nodes, and a line for each node that gave none."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -104,7 +101,7 @@ def _ask(uri: str, name: str) -> tuple[list[Node], list[str]]:
 
 
 def _probe() -> Callable[..., dict[str, Any]]:
-    """Return the function that a node runs; a local one is pickled by value, since the node may lack kvray."""
+    """Return the function that a node runs: a local one, so that it is pickled by value (a node may lack kvray)."""
 
     def probe(uri: str, name: str, node: str, packages: Sequence[str]) -> dict[str, Any]:
         import importlib.metadata
@@ -144,7 +141,7 @@ def _probe() -> Callable[..., dict[str, Any]]:
                 problem = "it does not see what the driver wrote there, so it is another place"
             store.write_document(f"{name}-{node}", node.encode())
         except Exception as error:
-            # Whatever it is (no kvray, no credentials, no route), it is this node's answer.
+            # Any failure (no kvray, no credentials, no route) is this node's answer.
             problem = f"{type(error).__name__}: {error}"
         return {
             "versions": versions,
@@ -159,7 +156,6 @@ def _probe() -> Callable[..., dict[str, Any]]:
 
 
 def _remove_documents(store: Store, name: str) -> set[str]:
-    """Remove what the nodes wrote; return the names."""
     try:
         documents = set(store.documents(f"{name}-"))
         for document in documents:
@@ -193,7 +189,7 @@ class Report:
     problems: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
-        """Return the report in plain values, for JSON."""
+        """Return the report as plain values, for JSON."""
         return {"store": self.store, "nodes": [asdict(node) for node in self.nodes], "problems": list(self.problems)}
 
     def text(self) -> str:

@@ -38,22 +38,12 @@ _SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
 
 DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")
 BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)
-"""Columns of a mixture as a file."""
-IN_PROCESS_ROWS = 20_000
-"""Below this many rows starting Ray takes longer than making them."""
+IN_PROCESS_ROWS = 20_000  # for fewer rows, starting Ray takes longer than making them
 
 
 @dataclass(frozen=True)
 class Export:
-    """A file that was written.
-
-    Attributes:
-        path: the file, or its URI.
-        rows: examples.
-        prompt_tokens: of all prompts together.
-        bytes: of the file.
-        sha256: of the file, in hex.
-    """
+    """A file that was written: its path or URI, its examples and their tokens, its size and sha256 (hex)."""
 
     path: str
     rows: int
@@ -64,7 +54,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Blend(Export):
-    """A mixture that was written: its rows and tokens by dataset (ids), and the budget that it was cut to."""
+    """A mixture that was written: also its rows and tokens per dataset (by id), and the budget they were cut to."""
 
     mixture: Mixture
 
@@ -77,24 +67,20 @@ def make(
     workers: int | None = None,
     limit: int | None = None,
 ) -> Export:
-    """Make a dataset as one file; the same bytes for any number of workers.
+    """Make a dataset as one file, whole or not at all; the same bytes for any number of workers.
 
-    Shards are made in parallel, put one after another in their order and written as they come, so memory stays flat.
-    The file appears whole or not at all.
+    Shards are made in parallel and written in their order as they come, so memory stays flat.
 
     Args:
-        task: the task to make examples of.
+        task: the task that makes the examples.
         base: the model whose tokenizer counts.
-        out: the file, or its URI; a directory is made if need be.
-        format: ``parquet`` (all columns), ``jsonl`` (``{"messages": [user, assistant]}``), or ``openai`` (the same with
-            the system message first).
-        workers: processes. 1 works in this one; more use Ray, a local one unless one is initialised; None takes this
-            process for a few rows, or else all CPUs.
+        out: a path or a URI; missing directories are made.
+        format: ``parquet`` (all columns), ``jsonl`` (``{"messages": [user, assistant]}``) or ``openai`` (system first).
+        workers: processes. 1 is this one, more use Ray; None takes this process for few rows, else all CPUs.
         limit: write the first ``limit`` examples; None writes all.
 
     Raises:
-        InputError: the task cannot be met, has fewer examples than ``limit`` or is written for by a model, or ``out``
-            cannot be written.
+        InputError: the task cannot be met, has too few examples or needs a model's texts, or ``out`` is not writable.
     """
     check_written(task, None)
     rows = rows_of(task, base)
@@ -129,19 +115,18 @@ def blend(
 ) -> Blend:
     """Write the rows of one epoch of a mixture to one file; the same bytes on any machine.
 
-    Rows come dataset by dataset, each in its own order, as a finetune reads them before it shuffles. Datasets that are
-    committed are read from the store, others are made in memory; nothing is written into the store, and no Ray runs.
+    Rows come dataset by dataset, as a finetune reads them before it shuffles. Committed datasets are read from the
+    store, others are made in memory; nothing is written into the store, and no Ray runs.
 
     Args:
         planned: the sweep's plan.
-        mixture: one of its mixtures; with a grid over it, its label in the plan, ``blend[other=3]`` say.
-        seed: of the finetune, which decides the rows that a cut dataset keeps.
-        store: holds committed datasets, and what a model wrote for one.
+        mixture: one of its mixtures; with a grid over it, its label in the plan, such as ``blend[other=3]``.
+        seed: of the finetune; decides which rows of a cut dataset stay.
+        store: holds the committed datasets and writings.
         base: the model whose template and tokenizer count, as in training.
-        out: the file, or its URI; a directory is made if need be.
-        format: ``parquet`` (:data:`BLEND_SCHEMA`, and ``history`` where there are chats), ``jsonl`` (``{"messages":
-            [user, assistant], "dataset": …}``), or ``openai`` (messages alone, with the sweep's system message, else
-            the paper's, first).
+        out: a path or a URI; missing directories are made.
+        format: ``parquet`` (:data:`BLEND_SCHEMA`, and ``history`` for chats), ``jsonl`` (``{"messages": […], "dataset":
+            …}``) or ``openai`` (messages alone; first the sweep's system message, else the paper's).
 
     Raises:
         InputError: no such mixture or seed, its data cannot be made or blended, or ``out`` cannot be written.
@@ -178,11 +163,7 @@ def blend(
 
 
 def format_of(out: str, given: str | None) -> Format:
-    """Return the format of a file: the given one, else that of the name's suffix.
-
-    Raises:
-        InputError: there is no such format, or the name has another suffix.
-    """
+    """Return the given format, else the one of the name's suffix; InputError if either is unknown."""
     if given is not None:
         if given not in FORMATS:
             raise InputError(f"--format: found {given!r}; expected {_CHOICES}")
@@ -198,7 +179,7 @@ def format_of(out: str, given: str | None) -> Format:
 
 
 def _job(planned: Plan, mixture: str, seed: int) -> FinetuneJob:
-    """Return what a finetune on a mixture reads; the finetunes of a grid over other things read the same."""
+    """Return a finetune on the mixture; those of a grid over other settings read the same rows."""
     jobs: dict[str, dict[int, list[FinetuneJob]]] = {}
     for artefact in planned.artefacts:
         if isinstance(artefact.params, FinetuneJob):
@@ -219,7 +200,6 @@ def _job(planned: Plan, mixture: str, seed: int) -> FinetuneJob:
 
 
 def _table(artefact: Artefact, store: Store, base: BaseModelRef) -> pa.Table:
-    """Return all rows of a dataset, from the store or made here."""
     if store.manifest(artefact.id) is not None:
         problems = store.problems(artefact.id, verify=True)
         if problems:
@@ -234,18 +214,17 @@ def _table(artefact: Artefact, store: Store, base: BaseModelRef) -> pa.Table:
 
 @contextmanager
 def _writer(file: IO[bytes], format: Format, schema: pa.Schema) -> Iterator[Callable[[bytes], Any]]:
-    """Yield a function that appends the payload of one shard."""
     if format != "parquet":
         yield file.write
         return
     with pq.ParquetWriter(file, schema, version="2.6", compression="zstd", compression_level=1) as writer:
-        # One row group per shard, whatever the blocks that Ray handed over.
+        # One row group per shard, independent of the blocks of Ray.
         yield lambda payload: writer.write_table(pa.ipc.open_stream(payload).read_all().combine_chunks())
 
 
 @dataclass(frozen=True)
 class _Payload:
-    """Makes one shard as bytes that the writer of the format appends."""
+    """Makes one shard as bytes in the format."""
 
     task: Task
     base: BaseModelRef

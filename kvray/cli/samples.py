@@ -1,4 +1,4 @@
-"""One task by hand: from a name and ``--set key=value`` to a task, and from a task to examples to look at."""
+"""A single task on the command line: made from its name and ``--set key=value``, and its examples as text."""
 
 import json
 import textwrap
@@ -17,8 +17,7 @@ from kvray.tasks import load_all
 from kvray.tasks.base import Task
 from kvray.tasks.lm_eval import LmEval
 
-DEFAULT_BASE = next(iter(BUNDLED))
-"""The model whose tokenizer counts where none is named."""
+DEFAULT_BASE = next(iter(BUNDLED))  # its tokenizer counts where no model is named
 _ROWS_AT_ONCE = 64
 
 
@@ -27,12 +26,12 @@ def task_of(name: str, seed: int | None = None, settings: Sequence[str] = (), al
 
     Args:
         name: of a task, or its ``module:Class``.
-        seed: its seed; None keeps the default.
+        seed: None keeps the default.
         settings: ``key=value`` each, the value in YAML.
-        allow_code: load a file of the current folder that the name stands for.
+        allow_code: whether a file of the current folder that the name stands for may be loaded.
 
     Raises:
-        InputError: the name, or settings, are none of the known ones or cannot be used: all problems at once.
+        InputError: the name or settings are unknown or cannot be used; states all problems at once.
     """
     load_all()
     document = Document(name)
@@ -56,31 +55,20 @@ def task_of(name: str, seed: int | None = None, settings: Sequence[str] = (), al
 
 
 def with_rows(task: Task, rows: int) -> Task:
-    """Return the task with at least ``rows`` examples and no more than that takes; see :meth:`Task.with_rows`.
-
-    A task whose ``rows`` or ``questions`` were set by hand stays as it is: its first ``rows`` examples are meant.
-    """
+    """Return :meth:`Task.with_rows`, or the task itself if its ``rows`` or ``questions`` were set by hand."""
     return task if task.model_fields_set & {"rows", "questions"} else task.with_rows(rows)
 
 
 def base_of(name: str | None) -> BaseModelRef:
-    """Return the base model whose tokenizer counts: kvray-tiny if none is named.
-
-    Raises:
-        InputError: it cannot be found.
-    """
+    """Return the base model whose tokenizer counts, kvray-tiny by default; InputError if it cannot be found."""
     return resolve(name or DEFAULT_BASE)
 
 
 def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
-    """Yield the first ``n`` examples of a task.
-
-    Yields:
-        Per example: the columns of ``EXAMPLE_SCHEMA``, with messages (``[{"role": "user", …}, {"role": "assistant",
-        …}]``) in place of prompt and answer.
+    """Yield the first ``n`` examples: columns of ``EXAMPLE_SCHEMA``, with ``messages`` in place of prompt and answer.
 
     Raises:
-        InputError: the task has fewer examples, its parameters cannot be met, or a model is to write for it.
+        InputError: the task has fewer examples, its parameters cannot be met, or it needs a model's texts.
     """
     check_written(task, None)
     has = rows_of(task, base)
@@ -94,9 +82,7 @@ def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
 
 
 def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
-    """Yield the first ``n`` questions of a benchmark of lm-evaluation-harness, as :func:`rows` does of other tasks.
-
-    A multiple choice has a message per option: the harness compares how likely the model finds each.
+    """Yield the first ``n`` questions of a benchmark of lm-evaluation-harness, as :func:`rows` does for other tasks.
 
     Raises:
         CellError: the harness is not installed, or it cannot load the benchmark.
@@ -120,7 +106,7 @@ def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[st
 
 
 def text(row: dict[str, Any], task: Task) -> str:
-    """Return an example of :func:`rows` as one reads it in a terminal."""
+    """Return an example of :func:`rows` as text for a terminal."""
     *earlier, prompt, answer = (message["content"] for message in row["messages"])
     about = {
         "references": json.dumps(row["references"], ensure_ascii=False),
@@ -149,7 +135,7 @@ def text(row: dict[str, Any], task: Task) -> str:
 
 
 def _lines(document: Document, problems: Sequence[Problem]) -> list[str]:
-    """Return one line per problem: ``--set documents: found …``, or ``mdqa: source: …`` where nothing was typed."""
+    """Return a line per problem: ``--set documents: found …``, or ``mdqa: source: …`` if no option set it."""
     placed = []
     for problem in problems:
         typed = document.places.get(problem.path[:1]) if problem.path else None

@@ -1,4 +1,4 @@
-"""Commands about a sweep: run it, and say what it would do, did, and why."""
+"""Commands about a sweep: run it, and say what it would do, what it did, and why."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(
     from kvray.driver import run as running
 
     place = open_store(store)
-    # All files are read before the first is run, so that a mistake in the last one shows now.
+    # All files are read before the first runs, so that a mistake in the last one shows now.
     planned = [running.prepare(file, set_ or [], base_model, scale, allow_code=allow_code) for file in sweep]
     running.check_names([(file, plan) for file, (plan, _) in zip(sweep, planned, strict=True)])
     codes = []
@@ -119,7 +119,7 @@ def plan(
     running.tell_replaced(planned, place)
     estimated = estimate.estimate(planned, place, verify)
     if json_:
-        print(json.dumps({**estimated.document(), "code": planned.code()}, indent=1))
+        print(json.dumps({**estimated.document, "code": planned.code()}, indent=1))
     else:
         print("\n".join([*_code(planned), estimated.text()]))
 
@@ -223,7 +223,6 @@ def why(
 
 
 def _code(planned: Plan) -> list[str]:
-    """Return a line per Python file beside the sweep that was loaded."""
     return [f"code: {file}, sha256 {digest[:16]}, loaded by --allow-code" for file, digest in planned.code().items()]
 
 

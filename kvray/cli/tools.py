@@ -1,4 +1,4 @@
-"""Commands outside of a sweep: examples, datasets and mixtures as files, the bundled base model, the machines."""
+"""Commands beside sweeps: examples, datasets and mixtures as files, the bundled base model, the machines."""
 
 from __future__ import annotations
 

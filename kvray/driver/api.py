@@ -1,4 +1,4 @@
-"""The front door in Python: :func:`plan` a sweep, :func:`run` it and look at its results, in a script or notebook."""
+"""The Python interface: :func:`plan` a sweep, :func:`run` it and look at its results, in a script or notebook."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from kvray.console import count, duration, html_table, say, table
+from kvray.console import duration, html_table, say, table
 from kvray.driver import run as driver
+from kvray.planning.cost import show
 from kvray.planning.cost.estimate import Estimate, estimate
 from kvray.store.store import Store
 from kvray.sweep.document import from_values
@@ -27,15 +28,14 @@ if TYPE_CHECKING:
 Source = Sweep | str | os.PathLike[str]
 """A sweep, or the path of a sweep file."""
 Place = Store | str | os.PathLike[str] | None
-"""A store: the path or URI (``s3://…``) of one; None takes ``$KVRAY_STORE``, else ``./store``."""
-_KINDS = {"writing": "Writings", "dataset": "Datasets", "finetune": "Finetunes", "predictions": "Cells (predictions)"}
+"""A store, its path or URI (``s3://…``); None takes ``$KVRAY_STORE``, else ``./store``."""
 _REPORT_HEIGHT = 700
 
 
 def plan(
     sweep: Source, store: Place = None, *, offline: bool = True, verify: bool = False, allow_code: bool = False
 ) -> SweepPlan:
-    """Return what a run of a sweep would do: every artefact, cached or to run, with tokens, time and the reason.
+    """Return what a run would do: every artefact, cached or to run, with tokens, time and the reason.
 
     Writes nothing, and needs neither Ray nor a GPU::
 
@@ -44,8 +44,8 @@ def plan(
     Args:
         sweep: a sweep, or the path of a sweep file.
         store: where artefacts are; None takes ``$KVRAY_STORE``, else ``./store``.
-        offline: go on without what is on the network and does not answer; it is noted, and assumed.
-        verify: check the sha256 of what is committed, too.
+        offline: plan without network sources that do not answer; the plan notes what it assumes instead.
+        verify: check the sha256 of committed artefacts, too.
         allow_code: load the Python files beside a sweep file that its tasks name.
 
     Raises:
@@ -60,28 +60,25 @@ def plan(
 def run(
     sweep: SweepPlan | Source, store: Place = None, *, verify: bool = False, allow_code: bool = False
 ) -> SweepResult:
-    """Make everything that a sweep has and the store has not; return what was made, what failed, and the results.
+    """Make the artefacts of a sweep that the store lacks. An artefact that fails does not raise: see the result.
 
-    The same call goes on where an interrupted one stopped. A Ray that this process has joined is used; else
-    ``runtime.address`` or ``$RAY_ADDRESS`` is joined; else a local one is started, and stopped at the end::
+    The same call continues an interrupted run. A Ray that this process has joined is used; else ``runtime.address`` or
+    ``$RAY_ADDRESS`` is joined; else a local one is started, and stopped at the end::
 
         result = kvray.run("sweeps/quickstart.yaml", store="store")
         result.accuracy(by=["model", "position"])
 
     Args:
-        sweep: a plan, a sweep, or the path of a sweep file. The sources of a plan are looked at again.
+        sweep: a plan (whose sources are read again), a sweep, or the path of a sweep file.
         store: where artefacts go; None takes the plan's, else ``$KVRAY_STORE``, else ``./store``.
-        verify: check the sha256 of what is committed, not only its presence, sizes and rows.
+        verify: check the sha256 of committed artefacts, not only presence, sizes and rows.
         allow_code: load the Python files beside a sweep file that its tasks name.
-
-    Returns:
-        The result. Artefacts that failed do not raise: :attr:`SweepResult.failed` has the reason of each.
 
     Raises:
         InputError: the sweep, its sources or its base model cannot be used, or the store cannot be written.
-        StoreError: the store could be written at first and can no longer.
-        ResourceError: the cluster lacks what the sweep asks for.
-        RunInterrupted: Ctrl-C, or a notebook's stop button. What was made stays.
+        StoreError: the store became unwritable during the run.
+        ResourceError: the cluster lacks resources that the sweep asks for.
+        RunInterrupted: Ctrl-C, or a notebook's stop button. Finished artefacts stay.
     """
     place = sweep.store if isinstance(sweep, SweepPlan) and store is None else _store(store)
     planned, base = _prepare(sweep.sweep if isinstance(sweep, SweepPlan) else sweep, False, allow_code)
@@ -105,13 +102,7 @@ def _store(store: Place) -> Store:
 
 @dataclass(frozen=True, repr=False)
 class SweepPlan:
-    """What a run of a sweep would do, as of when it was planned. Shows as the tables of ``kvray plan``.
-
-    Attributes:
-        sweep: what is planned.
-        store: where its artefacts are, or will be.
-        estimate: state, reason, tokens and time of every artefact, and the totals.
-    """
+    """What a run of a sweep would do, as of when it was planned. Displays as the tables of ``kvray plan``."""
 
     sweep: Sweep
     store: Store
@@ -119,54 +110,42 @@ class SweepPlan:
 
     @property
     def artefacts(self) -> tuple[Artefact, ...]:
-        """Every artefact, in the order in which they are made."""
+        """Every artefact, in the order of making."""
         return self.estimate.planned.artefacts
 
     @property
     def to_run(self) -> list[str]:
-        """Ids of the artefacts that the store has not."""
+        """Ids of the artefacts that the store lacks."""
         return [each["id"] for each in self.document()["artefacts"] if each["state"] == "to run"]
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What can be run and is likely to be a mistake, or to fail."""
-        return self.estimate.warnings
+        """Likely mistakes and likely failures that do not prevent a run."""
+        return tuple(self.estimate.document["warnings"])
 
     def document(self) -> dict[str, Any]:
-        """Return it in plain values, as ``kvray plan --json`` prints it."""
-        return self.estimate.document()
+        """Return the plan in plain values, as ``kvray plan --json`` prints it."""
+        return self.estimate.document
 
     def __repr__(self) -> str:
         return self.estimate.text()
 
     def _repr_html_(self) -> str:
         document = self.document()
-        labels = {artefact.id: artefact.labels for artefact in self.artefacts}
         parts = [f"<b>sweep {html.escape(self.sweep.name)}</b>, base model {html.escape(document['base_model'])}"]
         parts += [f"not known here: {html.escape(note)}" for note in document["notes"]]
-        for kind, title in _KINDS.items():
-            items = [each for each in document["artefacts"] if each["kind"] == kind]
-            if items:
-                names = [name for name in labels[items[0]["id"]] if kind in ("dataset", "writing") or name != "role"]
-                rows = [[*(labels[each["id"]][name] for name in names), *_planned_cells(each)] for each in items]
-                header = [*names, "state", "rows", "tokens", "time", "why"]
-                parts.append(html_table(header, rows, f"{title}: {len(items)}"))
+        parts += [html_table(header, rows, title.capitalize()) for title, header, rows in show.tables(self.estimate)]
         totals = document["totals"]
         seconds = totals["seconds"]
         time = "" if seconds is None or not totals["to_run"] else f", about {duration(seconds)}"
+        parts += [html.escape(meaning) for meaning in show.marks(self.estimate)]
         parts.append(f"{totals['to_run']} to run, {totals['cached']} cached{time}")
         parts += [f"warning: {html.escape(warning)}" for warning in document["warnings"]]
         return "".join(part if part.startswith("<table") else f"<p>{part}</p>" for part in parts)
 
 
-def _planned_cells(item: dict[str, Any]) -> list[object]:
-    seconds = item["seconds"] if item["state"] == "to run" else None
-    tokens = count(item["tokens"]) if item["tokens"] else None
-    return [item["state"], item["rows"], tokens, None if seconds is None else duration(seconds), item["why"]]
-
-
 def _score(row: dict[str, Any]) -> str | None:
-    """Return one cell of the results: "79.0 %, +47.0 (+41.0 to +53.0) better"."""
+    """Format a cell of the results: "79.0 %, +47.0 (+41.0 to +53.0) better"."""
     if row["accuracy"] is None:
         return None
     shown = f"{100 * row['accuracy']:.1f} %"
@@ -178,15 +157,13 @@ def _score(row: dict[str, Any]) -> str | None:
 
 @dataclass(frozen=True, repr=False)
 class SweepResult:
-    """What a run made, and the results of its sweep. Shows as a table: a row per model, a column per evaluation.
+    """What a run made, and the results of its sweep. Displays as a table: a row per model, a column per evaluation.
 
     Attributes:
-        sweep: what was run.
-        store: where its artefacts are.
         made: ids of the artefacts that the run committed.
-        cached: how many were there before.
-        failed: why, by id, of the artefacts that could not be made; running again tries them again.
-        seconds: how long the run took.
+        cached: how many the store had before.
+        failed: reason by id; running again tries these again.
+        seconds: wall-clock time of the run.
     """
 
     sweep: Sweep
@@ -208,25 +185,15 @@ class SweepResult:
         return self.results.predictions(self.sweep.name)
 
     def accuracy(self, by: Sequence[str] = ("evaluation", "model")) -> pl.DataFrame:
-        """Return accuracies by any columns, with 95 % intervals: ``accuracy(by=["model", "position"])``.
-
-        See :meth:`kvray.results.reader.Results.accuracy`.
-        """
+        """Return accuracies with 95 % intervals by any columns; see :meth:`kvray.results.reader.Results.accuracy`."""
         return self.results.accuracy(by, self.sweep.name)
 
     def compare(self, a: str | None = "*", b: str | None = "*", by: Sequence[str] = ()) -> pl.DataFrame:
-        """Return paired differences b - a per evaluation, with interval, p and verdict: ``compare("base", "kv")``.
-
-        See :meth:`kvray.results.reader.Results.compare`.
-        """
+        """Return paired differences b - a with intervals; see :meth:`kvray.results.reader.Results.compare`."""
         return self.results.compare(a, b, by, self.sweep.name)
 
     def report(self, out: str | os.PathLike[str] | None = None) -> Report:
-        """Write report.html, report.md, the figures and scores.parquet; a notebook shows the report.
-
-        Args:
-            out: a directory or ``s3://`` URI; None takes ``reports/<sweep>/`` in the store.
-        """
+        """Write report.html, report.md, the figures and scores.parquet to a directory or URI (None: in the store)."""
         from kvray.report.build import write
         from kvray.store.output import Place as Directory
 
@@ -236,7 +203,7 @@ class SweepResult:
         return Report(paths.html, paths.directory, (page or b"").decode())
 
     def outcome(self) -> str:
-        """Say in a line what the run did."""
+        """Return one line on what the run did."""
         if self.failed:
             planned = len(self.made) + self.cached + len(self.failed)
             return (
@@ -276,13 +243,7 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class Report(os.PathLike[str]):
-    """A report that was written. It is the path of its HTML page (``webbrowser.open(str(report))``).
-
-    Attributes:
-        path: report.html.
-        directory: of the page, report.md, scores.parquet and the figures.
-        page: the HTML itself, which needs no other file.
-    """
+    """A written report, usable as the path of its page (``webbrowser.open(str(report))``); ``page`` is the HTML."""
 
     path: str
     directory: str

@@ -1,4 +1,4 @@
-"""The connection to Ray: join the one that was asked for, or else start a local one that no other Ray disturbs."""
+"""The connection to Ray: joins the requested one, or starts a local one apart from any other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kvray.errors import ResourceError
 from kvray.sweep.model import Runtime
 
 LOCAL_OBJECT_STORE = 512 * 2**20
-"""Bytes of a local Ray's object store: stages hand each other files, so little passes through it."""
+"""Bytes of a local Ray's object store. Stages exchange files, so little passes through it."""
 ANSWER_TIMEOUT_S = 10.0
-"""After this long without an answer a Ray counts as dead. Ray's own client would try for three minutes."""
+"""A Ray that is silent for so long counts as dead. Ray's own client would try for three minutes."""
 _ADDRESS = "RAY_ADDRESS"
 _PROTOCOL = "ray://"
 _CLIENT_PORT = "10001"
@@ -24,12 +24,11 @@ _CLIENT_PORT = "10001"
 def connect(runtime: Runtime) -> Iterator[None]:
     """Join the Ray that ``runtime.address`` or RAY_ADDRESS names; otherwise start a local one and stop it at the end.
 
-    A Ray that this process has joined already is used as it is. Without an address, or with ``local``, a Ray that
-    happens to run on this machine is left alone: its resources are somebody else's, and the address file that a killed
-    one leaves behind names a Ray that is no more.
+    A Ray that this process has joined is used as it is. Without an address, or with ``local``, any other Ray on this
+    machine is left alone: its resources are not ours, and an address file may outlive its Ray.
 
     Raises:
-        ResourceError: that Ray does not answer, or cannot be joined from here.
+        ResourceError: the Ray does not answer, or cannot be joined from here.
     """
     address = asked_for(runtime)
     prepare_environment(local=address is None)
@@ -49,16 +48,16 @@ def connect(runtime: Runtime) -> Iterator[None]:
 
 
 def asked_for(runtime: Runtime) -> str | None:
-    """Return the address of the Ray to join, None for one of our own."""
+    """Return the address of the Ray to join, None to start one."""
     address = runtime.address or os.environ.get(_ADDRESS)
     return None if address in (None, "", "local") else address
 
 
 def prepare_environment(local: bool) -> None:
-    """Set what Ray's processes read from the environment, unless the user has set it."""
+    """Set the environment variables of Ray's processes that the user has not set."""
     if local:
-        # Since Ray 2.59 a local Ray turns token authentication on and writes into the home directory; a Ray that
-        # listens on this machine alone needs neither. A cluster's own setting is left as it is.
+        # Since Ray 2.59 a local Ray turns on token authentication and writes into the home directory; a Ray that
+        # listens on this machine alone needs neither. A cluster keeps its own setting.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -67,7 +66,6 @@ def prepare_environment(local: bool) -> None:
 
 
 def _start_local(runtime: Runtime) -> None:
-    """Start a Ray of this process's own on this machine, whatever else runs here."""
     import ray
     from ray._private import services
 
@@ -98,7 +96,7 @@ def _join(address: str, runtime: Runtime) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Raise a ResourceError if there is no sign of life within :data:`ANSWER_TIMEOUT_S`."""
+    """Raise a ResourceError if the Ray does not answer within :data:`ANSWER_TIMEOUT_S`."""
     from ray._private import services
 
     place = address
@@ -130,7 +128,7 @@ def _check_answers(address: str) -> None:
 
 
 def _speaks_grpc(place: str) -> bool:
-    """Return whether a gRPC server, as every Ray is, answers there in time: a frozen process accepts and is silent."""
+    """Return whether a gRPC server, as every Ray is, answers in time; a frozen process accepts but stays silent."""
     import grpc
 
     with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:

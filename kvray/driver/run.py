@@ -1,7 +1,7 @@
-"""Walks a plan: what is committed is kept, what is missing or damaged is made, stage by stage.
+"""Makes the artefacts of a plan that the store lacks or holds damaged, stage by stage.
 
-The driver holds nothing that can be lost. What is left to do is the plan minus what the store has, so a run that was
-killed is continued by the same command, and a sweep that grew runs its new cells alone.
+The driver has no state of its own: the work left is the plan minus the store. So the same command continues a killed
+run, and a sweep that grew runs only its new cells.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PARTS_KEPT = {
     "finetune": "the last checkpoint of what was training",
     "evaluate": "the answers so far",
 }
-"""What is kept of the artefacts that were under way when a run was interrupted, by stage."""
+"""What an interrupted run keeps of unfinished artefacts, by stage."""
 
 
 def prepare(
@@ -47,13 +47,7 @@ def prepare(
 ) -> tuple[Plan, BaseModelRef]:
     """Read a sweep file and plan it. Writes nothing.
 
-    Args:
-        path: a sweep file.
-        overrides: ``dotted.key=value`` each, over the file's.
-        base_model: in place of the file's.
-        scale: one of the file's scales.
-        offline: plan without what is on the network and does not answer; see :func:`kvray.planning.inputs.gather`.
-        allow_code: load the Python files beside the sweep file that its tasks name.
+    ``offline`` is as in :func:`kvray.planning.inputs.gather`, the rest as in :func:`kvray.sweep.load.read`.
 
     Raises:
         InputError: with every problem of the file, its sources and its base model.
@@ -62,7 +56,7 @@ def prepare(
 
 
 def prepare_loaded(loaded: Loaded, offline: bool = False) -> tuple[Plan, BaseModelRef]:
-    """Plan a sweep that was read, or made in Python; otherwise as :func:`prepare`."""
+    """Plan a sweep that was read or made in Python; otherwise as :func:`prepare`."""
     sweep, document, variants = loaded
     try:
         inputs = gather(sweep, offline, variants)
@@ -72,23 +66,15 @@ def prepare_loaded(loaded: Loaded, offline: bool = False) -> tuple[Plan, BaseMod
 
 
 def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -> Result:
-    """Make everything that the plan has and the store has not.
+    """Make the artefacts of a plan, from :func:`prepare`, that the store lacks.
 
-    Args:
-        planned: from :func:`prepare`.
-        base: the base model, from :func:`prepare`.
-        store: where artefacts are.
-        verify: check the sha256 of what is committed, not only its presence, sizes and rows.
-
-    Returns:
-        What was there, what was made, and what failed with its reason.
+    ``verify`` checks the sha256 of committed artefacts, not only presence, sizes and rows.
 
     Raises:
-        InputError: the store cannot be written, or a model behind an API is to be asked and there is no key or no such
-            URL; nothing was written.
-        StoreError: the store could be written at first and can no longer.
-        ResourceError: the cluster lacks what the sweep asks for, or the API serves nothing of it.
-        RunInterrupted: Ctrl-C. What was made stays, nothing is noted as failed, and the same call goes on.
+        InputError: the store cannot be written, or a needed API has no key or no valid URL; nothing was written.
+        StoreError: the store became unwritable during the run.
+        ResourceError: the cluster lacks resources that the sweep asks for, or the API serves none of its models.
+        RunInterrupted: Ctrl-C. Finished artefacts stay, none is noted as failed, and the same call continues.
     """
     started = time.monotonic()
     store.check(write=True)
@@ -99,7 +85,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     if planned.sweep.runtime.engine != Runtime().engine:
         from kvray.evaluate.engines.base import engine_class
 
-        engine_class(base, planned.sweep.runtime)  # a name that is wrong is an error before anything is made
+        engine_class(base, planned.sweep.runtime)  # raises for a wrong name before anything is made
     tell_replaced(planned, store)
     store.write_document(document_name(planned.sweep.name), planned.to_json())
     result = Result(len(planned.artefacts) - len(todo))
@@ -123,7 +109,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
 
 
 def tell_replaced(planned: Plan, store: Store) -> None:
-    """Say that a plan is about to take the place of one of the same name that has more than it, if so."""
+    """Print a notice if the plan replaces a stored one of the same name that has artefacts beyond it."""
     data = store.read_document(document_name(planned.sweep.name))
     if data is None:
         return
@@ -136,30 +122,23 @@ def tell_replaced(planned: Plan, store: Store) -> None:
 
 
 def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
-    """Refuse sweeps of one name among those that are to be run together: the last one's plan and report would stay.
-
-    Args:
-        planned: (file, plan) of each.
-
-    Raises:
-        InputError: two unlike sweeps have one name.
-    """
+    """Raise an InputError if different sweeps of a run, each (file, plan), share a name: only one report would stay."""
     first: dict[str, tuple[str, Plan]] = {}
     for file, plan_ in planned:
-        # Where upper and lower case are one to the store's file system, so are the names.
+        # The store's file system may not tell upper from lower case.
         other, known = first.setdefault(plan_.sweep.name.lower(), (file, plan_))
         if [artefact.id for artefact in known.artefacts] != [artefact.id for artefact in plan_.artefacts]:
             raise InputError(f"{file}: name: found {plan_.sweep.name!r}, as in {other}; expected a name of its own")
 
 
 def shared_cluster(runtimes: Sequence[Runtime]) -> contextlib.AbstractContextManager[None]:
-    """Hold one Ray for several sweeps run one after the other; nothing is held unless they all ask for the same one."""
+    """Hold one Ray for several sweeps in a row, if all of them ask for the same one."""
     asked = {(runtime.address, runtime.num_cpus, runtime.object_store_memory) for runtime in runtimes}
     return connect(runtimes[0]) if len(runtimes) > 1 and len(asked) == 1 else contextlib.nullcontext()
 
 
 def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, store: Store, result: Result) -> None:
-    """Run one stage on what it can; what needs a failed artefact fails with it."""
+    """Run one stage; artefacts that need a failed one fail with it."""
     ready = []
     for artefact in todo:
         lost = [need for need in artefact.needs if need in result.failed]
@@ -191,7 +170,7 @@ def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, s
 
 
 def _kept(planned: Plan, store: Store, stage: str) -> str:
-    """Say what an interrupted run leaves behind."""
+    """Return the message on what an interrupted run keeps."""
     states = store.states([artefact.id for artefact in planned.artefacts])
     committed = sum(state == "committed" for state in states.values())
     parts = f" and {PARTS_KEPT[stage]}" if stage in PARTS_KEPT else ""
@@ -199,7 +178,6 @@ def _kept(planned: Plan, store: Store, stage: str) -> str:
 
 
 def _stage_function(kind: str, api: bool) -> Stage:
-    """Return what makes a kind of artefact; a model behind an API is finetuned by the API."""
     if kind == "writing":
         from kvray.evaluate.job import write
 
@@ -222,7 +200,6 @@ def _stage_function(kind: str, api: bool) -> Stage:
 
 
 def _asks_api(artefact: Artefact, base: BaseModelRef) -> bool:
-    """Return whether a model behind an API makes an artefact."""
     if isinstance(artefact.params, WritingJob):
         return artefact.params.writer.startswith(API)
     return base.api and artefact.kind != "dataset"
@@ -233,7 +210,7 @@ def _fail(artefact_id: str, error: str, store: Store, result: Result) -> None:
     try:
         failures.note(store, artefact_id, error)
     except StoreError as unwritable:
-        # What cannot take a note takes no artefact either: the stages to come would end the same way.
+        # A store that takes no note takes no artefact either: the later stages would end the same way.
         first, why = next(iter(result.failed.items()))
         raise StoreError(
             f"{first}: {why}; the store takes not even a note of that: make room, then type the same command"
@@ -241,20 +218,13 @@ def _fail(artefact_id: str, error: str, store: Store, result: Result) -> None:
 
 
 def store_uri(given: str | None) -> str:
-    """Return the store to use: the one given, else ``$KVRAY_STORE``, else ``./store``."""
+    """Return the given store, else ``$KVRAY_STORE``, else ``./store``."""
     return given or os.environ.get("KVRAY_STORE") or str(Path("store"))
 
 
 @dataclass
 class Result:
-    """What :func:`run` did.
-
-    Attributes:
-        cached: artefacts that were there already.
-        made: ids committed by this run.
-        failed: reason by id.
-        seconds: wall-clock seconds.
-    """
+    """What :func:`run` did: how many artefacts the store had, the ids it made, and the reason of each failure by id."""
 
     cached: int
     made: list[str] = field(default_factory=list)
@@ -263,5 +233,5 @@ class Result:
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether everything was there."""
+        """Whether the store had every artefact."""
         return not self.made and not self.failed

@@ -1,8 +1,7 @@
 """The adapters that one engine serves: each is fetched once, loaded once, and checked to be really applied.
 
-vLLM serves the base model without a word when no module matches. So an adapter's log-probabilities on a few of the
-sweep's own prompts are compared with the base model's. An adapter that changes none of them by more than the engine's
-own noise is refused: its predictions would be the base model's under another name.
+vLLM silently serves the base model when no module matches. So an adapter that changes no log-probability on a few of
+the sweep's own prompts by more than the engine's noise is refused: its predictions would be the base model's.
 """
 
 from collections.abc import Sequence
@@ -17,17 +16,16 @@ from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.store import Store
 
 TOLERANCE = 1e-6
-"""Largest difference of log-probabilities, in nats, that still counts as none."""
+"""Largest difference of log-probabilities, in nats, that counts as none."""
 PROMPTS = 4
 TOKENS = 128
 """Tokens of each probe prompt: its end, where the question is."""
 
 
 class Adapters:
-    """Adapters of one engine, by the finetune that made them."""
+    """Adapters of one engine by finetune; files that are not on a local disk are copied to ``scratch``."""
 
     def __init__(self, store: Store, engine: Engine, scratch: Path) -> None:
-        """Start with none; copies of what is not on a local disk go to ``scratch``."""
         self._store = store
         self._engine = engine
         self._scratch = scratch
@@ -37,22 +35,14 @@ class Adapters:
         return len(self._adapters)
 
     def of(self, cell: Artefact) -> Adapter | None:
-        """Return the adapter that answers a cell; None for the base model (or a full finetune in its place).
-
-        Raises:
-            CellError: the adapter cannot be loaded or changes nothing.
-        """
+        """Return a cell's adapter, None for the base model; CellError if it cannot be loaded or changes nothing."""
         adapter = self._adapters.get(finetune_of(cell) or "")
         if isinstance(adapter, CellError):
             raise CellError(str(adapter))
         return adapter
 
     def fetch(self, cell: Artefact) -> None:
-        """Copy a cell's adapter to a local disk and add it to the engine, if there is one and that was not done.
-
-        Raises:
-            KvrayError: it is damaged, unreadable, or none that the engine serves.
-        """
+        """Copy a cell's adapter to a local disk and add it to the engine, once; KvrayError if it cannot be used."""
         name = finetune_of(cell)
         if name is None or name in self._adapters:
             return
@@ -63,10 +53,9 @@ class Adapters:
         self._adapters[name] = adapter
 
     def load(self, prompts: Sequence[NDArray[np.int32]]) -> None:
-        """Load all adapters and check each; :meth:`of` raises what is wrong with one.
+        """Load and check all adapters; :meth:`of` raises what is wrong with one.
 
-        Args:
-            prompts: token ids of what will be asked; none for an engine that reads text, whose models differ by name.
+        ``prompts`` are token ids of what will be asked; none for an engine that reads text: its models differ by name.
         """
         probe = Probe(self._engine, pick(prompts)) if self._adapters and prompts else None
         for name, adapter in self._adapters.items():
@@ -80,25 +69,20 @@ class Adapters:
 
 
 class Probe:
-    """Compares adapters with the base model of one engine.
+    """Compares adapters with the base model of one engine, on prompts of :func:`pick`.
 
-    Attributes:
-        tolerance: :data:`TOLERANCE`, or twice what two runs of the base model differ by, if that is more.
+    ``tolerance`` is :data:`TOLERANCE`, or twice what two runs of the base model differ by, if that is more.
     """
 
     def __init__(self, engine: Engine, prompts: Sequence[NDArray[np.int32]]) -> None:
-        """Ask the base model twice about prompts of :func:`pick`; the engine has no request under way."""
+        """Ask the base model twice; the engine has no request under way."""
         self._engine = engine
         self._prompts = prompts
         self._base = self._log_probabilities(None)
         self.tolerance = max(TOLERANCE, 2 * _difference(self._base, self._log_probabilities(None)))
 
     def check(self, adapter: Adapter) -> float:
-        """Return the largest difference of a log-probability between an adapter and the base model, in nats.
-
-        Raises:
-            CellError: there is none, or it is no number.
-        """
+        """Return the largest log-probability difference to the base model, in nats; CellError if none or no number."""
         difference = _difference(self._base, self._log_probabilities(adapter))
         if not np.isfinite(difference):
             raise CellError(f"adapter {adapter.name} gives log-probabilities that are no numbers; was it trained well?")
@@ -111,7 +95,7 @@ class Probe:
         return difference
 
     def _log_probabilities(self, adapter: Adapter | None) -> NDArray[np.float64]:
-        """Return the log-probability of every token of the prompts but their first, given those before it."""
+        """Return the log-probability of every prompt token but the first, given those before it."""
         values: list[float] = []
         for tokens in self._prompts:
             # One at a time: the same batch shape for every adapter leaves the arithmetic of the batch out of it.

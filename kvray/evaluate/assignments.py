@@ -23,14 +23,10 @@ class Assignment:
     Attributes:
         base: the base model, or the writer.
         cells: predictions or writings, in the order in which they are to be answered.
-        runtime: where and how.
         full: id of the full finetune that is served in place of the base; None for the base and its adapters.
         sweeps: name of a sweep per cell id, for the column ``sweep``.
         counted_by: the model whose tokenizer measures the prompts of writings; None for predictions.
-        part: which of the ``parts`` engines this is; it takes every parts-th chunk.
-        parts: engines that share these cells.
-        gpus: GPUs of this engine.
-        cpus: CPUs of this engine.
+        part: which of the ``parts`` engines that share these cells this is; it takes every parts-th chunk.
     """
 
     base: BaseModelRef
@@ -71,8 +67,8 @@ def assign_predictions(
 ) -> list[Assignment]:
     """Group predictions: the base and all its adapters in one assignment, each full finetune in one of its own.
 
-    Benchmarks of lm-evaluation-harness are apart: their prompts are of other lengths, and a benchmark that cannot be
-    loaded holds up no other evaluation. A cell whose finetune is not committed is noted as failed.
+    Benchmarks of lm-evaluation-harness are apart: their prompts have other lengths, and one that cannot be loaded
+    delays no other evaluation. A cell whose finetune is not committed is noted as failed.
     """
     groups: dict[tuple[str | None, bool], list[Artefact]] = {}
     for artefact in artefacts:
@@ -103,9 +99,7 @@ def share(assignments: Sequence[Assignment], cpus: float, gpus: float, at_once: 
 def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]]) -> tuple[float, float, int]:
     """Return CPUs and GPUs of one engine, and how many engines may run at a time.
 
-    Args:
-        runtime: what was asked for.
-        nodes: resources of every node that the cluster has or its autoscaler may add.
+    ``nodes`` are the resources of every node that the cluster has or its autoscaler may add.
 
     Raises:
         ResourceError: no node can hold one engine.

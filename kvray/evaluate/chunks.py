@@ -1,9 +1,8 @@
-"""Answers by chunk: each is written whole as soon as its last answer is there, and found again after a kill.
+"""Answers by chunk: each is written whole with its last answer, and found again after a kill.
 
-A chunk is a fixed range of what is asked, in asking order, so its name and its keys (example ids, or prompts of a
-writing) are functions of the question set alone. A chunk that is there with its keys is kept, any other is made again:
-no row is lost and none doubled, whatever was killed when. The manifest follows once all chunks are there; whoever sees
-that first commits it, and further commits of the same recipe change nothing.
+A chunk is a fixed range of questions in asking order, so its name and its keys (example ids, or prompts of a writing)
+follow from the question set alone. A stored chunk with these keys is kept, any other is made again: no row is lost or
+doubled by a kill. Whoever first sees all chunks commits the manifest; a further commit of the recipe changes nothing.
 """
 
 from __future__ import annotations
@@ -52,13 +51,10 @@ def reply_columns(replies: Sequence[Reply]) -> dict[str, Any]:
 def with_info(
     schema: pa.Schema, columns: Mapping[str, Any], labels: Mapping[str, Any], info: Mapping[str, Any]
 ) -> pa.Table:
-    """Return the table of a chunk.
+    """Return the table of a chunk; columns of the schema that are neither given nor labels are null.
 
-    Args:
-        schema: of the table; its columns that are neither given nor labels are null.
-        columns: a value per row each; those that the schema lacks are left out.
-        labels: one value for all rows each.
-        info: measurements of the chunk (seconds, engine), JSON values; kept in the file's metadata.
+    ``columns`` have a value per row (those that the schema lacks are left out), ``labels`` one for all rows; ``info``
+    holds measurements (seconds, engine) as JSON values, kept in the file's metadata.
     """
     rows = len(next(iter(columns.values())))
 
@@ -71,15 +67,12 @@ def with_info(
 
 
 def info_of(table: pa.Table) -> dict[str, Any]:
-    """Return the measurements that a chunk holds."""
+    """Return the measurements kept in a chunk."""
     return dict(json.loads((table.schema.metadata or {}).get(_INFO, b"{}")))
 
 
 def read(store: Store, artefact_id: str, index: int, questions: Questions) -> pa.Table | None:
-    """Return a chunk that is there whole and holds exactly the rows that it should; None otherwise.
-
-    A nullable column that a chunk of an older version lacks is null.
-    """
+    """Return a stored chunk with exactly the expected rows, else None; nullable columns that it lacks are null."""
     table = store.read_file_table(artefact_id, chunk_name(index))
     if table is None:
         return None
@@ -93,7 +86,7 @@ def read(store: Store, artefact_id: str, index: int, questions: Questions) -> pa
 
 
 def commit_if_whole(store: Store, artefact: Artefact, questions: Questions) -> bool:
-    """Commit an artefact if all of its chunks are there; return whether it is committed now."""
+    """Commit an artefact if all of its chunks are stored; return whether it is committed now."""
     entries: list[FileEntry] = []
     tables: list[pa.Table] = []
     for index in range(chunk_count(len(questions))):
@@ -109,12 +102,7 @@ def commit_if_whole(store: Store, artefact: Artefact, questions: Questions) -> b
 
 
 def totals(tables: Sequence[pa.Table]) -> dict[str, Any]:
-    """Return what every artefact of chunks measures.
-
-    Returns:
-        rows, too_long, prompt_tokens (of rows that were run), output_tokens, seconds (engine time, start excluded) and
-        engines: each different engine that answered.
-    """
+    """Return what every artefact of chunks measures: rows, tokens of those that were run, seconds without starts."""
     infos = [info_of(table) for table in tables]
     columns = ["finish_reason", "prompt_tokens", "output_tokens"]
     whole = pa.concat_tables([table.select(columns).replace_schema_metadata(None) for table in tables])

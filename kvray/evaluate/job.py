@@ -1,7 +1,6 @@
 """The stages that ask models: predictions of the evaluate stage, and writings, which datasets are made of.
 
-Models behind an API are asked from this process. All others need an initialised Ray: every Tune trial holds one engine
-and answers its part of the cells.
+Models behind an API are asked from this process; others need an initialised Ray, with one engine per Tune trial.
 """
 
 import contextlib
@@ -22,16 +21,9 @@ from kvray.sweep.model import Runtime
 
 
 def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
-    """Make predictions artefacts: answer, score, commit.
+    """Make predictions, whose datasets and finetunes are committed: answer, score, commit.
 
-    Args:
-        artefacts: predictions whose dataset and finetune are committed.
-        store: where everything is.
-        base: the base model.
-        runtime: where and how.
-
-    Returns:
-        One outcome per artefact, in order; a failed one leaves a note in the store (:mod:`kvray.store.failures`).
+    Returns one outcome per artefact, in order; a failed one leaves a note in the store (:mod:`kvray.store.failures`).
 
     Raises:
         ResourceError: no node of the cluster can hold an engine (the message names what is missing), or the API serves
@@ -46,10 +38,8 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
 def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
     """Make writings: ask each task's prompts of its writer, greedily, and commit the replies.
 
-    Arguments are as of :func:`evaluate`; ``base`` is the sweep's, whose tokenizer the prompts were measured by.
-
-    Returns:
-        As of :func:`evaluate`; an API that serves nothing fails the writings of its model alone.
+    ``base`` is the sweep's, whose tokenizer measured the prompts. Returns outcomes as :func:`evaluate` does; an API
+    that serves nothing fails the writings of its model alone.
 
     Raises:
         ResourceError: no node of the cluster can hold an engine.
@@ -75,7 +65,7 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
 def outcome(
     artefact: Artefact, store: Store, assignments: Sequence[Assignment], crashes: Sequence[str | None]
 ) -> Outcome:
-    """Return how an artefact ended: by its manifest, by what a worker noted, or by what ended an assignment early."""
+    """Return how an artefact ended, by its manifest, its worker's note, or what ended an assignment early."""
     try:
         if store.manifest(artefact.id) is not None:
             failures.delete(store, artefact.id)

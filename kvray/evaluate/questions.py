@@ -1,8 +1,7 @@
 """What a cell asks, row by row, and how the replies become rows of its table.
 
-Examples are asked in the order (question, position): the distractors of one question are the same at every gold
-position, so its prompts share a prefix up to the smaller gold position, and neighbours find that prefix in the engine's
-cache (27 % of the prefill of MDQA at five positions).
+Examples are asked by (question, position): a question has the same distractors at every gold position, so its prompts
+share a prefix that the engine finds in its cache (27 % of the prefill of MDQA at five positions).
 """
 
 from abc import ABC, abstractmethod
@@ -32,8 +31,7 @@ _BATCH = 256
 class Questions(ABC):
     """What one cell or several cells ask.
 
-    Attributes:
-        keys: per row, in asking order, what a stored chunk must hold in its column :attr:`KEY`.
+    ``keys`` are what a stored chunk must hold in its column :attr:`KEY`, per row in asking order.
     """
 
     SCHEMA: ClassVar[pa.Schema] = PREDICTIONS_SCHEMA
@@ -47,25 +45,19 @@ class Questions(ABC):
         return len(self.keys)
 
     def prepare(self, rows: Iterable[int], tokenizer: Any | None, limit: int) -> None:
-        """Make the requests of some rows; those that were made stay.
+        """Make the requests of rows that have none yet; KvrayError if the model cannot be asked this.
 
-        Args:
-            rows: numbers of rows.
-            tokenizer: of the model; None for an engine that reads text.
-            limit: tokens of prompt and answer that the model can take; not used without a tokenizer.
-
-        Raises:
-            KvrayError: the model cannot be asked this.
+        ``limit`` is the tokens of prompt and answer that the model takes; without a tokenizer requests are texts.
         """
         absent = [row for row in rows if row not in self._requests]
         self._requests |= zip(absent, self._make(absent, tokenizer, limit), strict=True)
 
     def requests(self, row: int) -> list[Request]:
-        """Return the requests of a prepared row, for the base model; none where it does not fit the model."""
+        """Return a prepared row's requests to the base model; none where it does not fit the model."""
         return self._requests[row]
 
     def name(self, row: int) -> str:
-        """Return how a message names a row."""
+        """Return the name of a row for messages."""
         return f"example {self.keys[row]}"
 
     @abstractmethod
@@ -76,16 +68,10 @@ class Questions(ABC):
     def table(
         self, rows: range, replies: Sequence[Sequence[Reply]], labels: Mapping[str, Any], info: Mapping[str, Any]
     ) -> pa.Table:
-        """Return the table of one chunk.
+        """Return the table of one chunk; CellError if the replies cannot be scored.
 
-        Args:
-            rows: of the chunk.
-            replies: per row, one per request.
-            labels: columns that are the same in all rows, by name.
-            info: of the chunk (seconds, engine); kept in its file.
-
-        Raises:
-            CellError: the replies cannot be scored.
+        ``replies`` has one reply per request for each row, ``labels`` are columns that are the same in all rows, and
+        ``info`` (seconds, engine) is kept in the chunk's file.
         """
 
     @abstractmethod
@@ -116,7 +102,6 @@ class Prompts(Questions):
             yield [replace(self._like, tokens=tokens)] if fits else []
 
     def _replies(self, rows: range, replies: Sequence[Sequence[Reply]]) -> list[Reply]:
-        """Return one reply per row."""
         return [given[0] if given else too_long(self._too_long[row]) for row, given in zip(rows, replies, strict=True)]
 
 
@@ -124,7 +109,7 @@ class DatasetQuestions(Prompts):
     """The examples of a dataset in the store, scored by their task."""
 
     def __init__(self, examples: pa.Table, task: Task, system: str | None = None) -> None:
-        """Take a whole dataset, in any order; ``system`` goes before each prompt, for an engine that reads text."""
+        """Take a whole dataset, in any order; ``system`` precedes each prompt, for an engine that reads text."""
         self._examples = examples = ask_order(examples)
         like = Request(NO_TOKENS, system=system, max_tokens=task.MAX_OUTPUT_TOKENS, stop=task.STOP)
         super().__init__(examples["example_id"].to_pylist(), examples, like)
@@ -132,7 +117,7 @@ class DatasetQuestions(Prompts):
 
     def _replies(self, rows: range, replies: Sequence[Sequence[Reply]]) -> list[Reply]:
         counts = self._examples["prompt_tokens"]
-        # What a server did not run it did not count.
+        # A server does not count a prompt that it did not run.
         return [
             replace(reply, prompt_tokens=reply.prompt_tokens or counts[row].as_py())
             for row, reply in zip(rows, super()._replies(rows, replies), strict=True)
@@ -151,9 +136,9 @@ class DatasetQuestions(Prompts):
         return chunks.with_info(self.SCHEMA, columns, labels, info)
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Return what :func:`kvray.evaluate.chunks.summarize` does, with what the task measures and its units' name.
+        """Return the totals and accuracy, with what the task measures and its units' name.
 
-        Whoever reads the predictions need not know the task then (:mod:`kvray.results.profile`).
+        Readers of the predictions then need not know the task (:mod:`kvray.results.profile`).
         """
         units = pc.unique(self._examples["units"]).to_pylist()
         return {**chunks.summarize(tables), "measures": self._task.measures(units), "unit": self._task.UNIT}
@@ -166,7 +151,7 @@ def ask_order(examples: pa.Table) -> pa.Table:
 
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[NDArray[np.int32]]:
-    """Return the token ids of user messages, by the tokenizer's own chat template with its generation prompt.
+    """Return the token ids of user messages, by the tokenizer's chat template with its generation prompt.
 
     Raises:
         InputError: the tokenizer has no chat template.
@@ -182,7 +167,7 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[NDArray[np.int32]]
 
 
 def engine_length(needed: Iterable[int], limit: int) -> int:
-    """Return the length an engine is made for: the longest request (prompt and answer), rounded up, at most ``limit``.
+    """Return an engine's length: the longest request (prompt and answer), rounded up, at most ``limit``.
 
     An engine made for the model's own length would reserve, and on a GPU profile, far more than is asked.
     """

@@ -1,4 +1,4 @@
-"""How much of several assignments is done, on one progress line."""
+"""The progress of several assignments on one line."""
 
 import time
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from kvray.console import Advance
 class Tally:
     """Sums what the workers report.
 
-    An assignment counts with its planned rows until its worker has counted them: the size of an lm_eval benchmark is an
-    estimate, and a cell that cannot be read has no rows.
+    An assignment counts with its planned rows, an estimate for lm_eval benchmarks, until its worker has counted them.
     """
 
     def __init__(

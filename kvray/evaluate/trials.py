@@ -1,7 +1,7 @@
 """Assignments as Ray Tune trials, each of which holds one engine.
 
-Tune places the engines, limits how many run and starts a dead one again (within ``runtime.retries``). It keeps no
-state that matters: what is left to do is what has no chunk in the store, so ``Tuner.restore`` is not used.
+Tune places engines and restarts dead ones (within ``runtime.retries``). What is left to do is what has no chunk in the
+store, so ``Tuner.restore`` is not used.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
 WAIT_NOTED_S = 15.0
-"""After this long without a running engine, the progress line says what is waited for."""
+"""Seconds without a running engine until the progress line says what is waited for."""
 _MOST_NODES = 1024
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Died|Compiler): ")
-"""The line of a trace that names the exception."""
+"""Matches the line of a trace that names the exception."""
 
 
 def fit(
@@ -36,19 +36,10 @@ def fit(
     at_once: int,
     tally: Tally,
 ) -> list[str | None]:
-    """Run one trial per assignment.
+    """Run one trial of ``work`` per assignment, ``at_once`` at a time, each with the resources ``per_trial``.
 
-    Args:
-        assignments: what each trial does.
-        work: does an assignment in the trial's process.
-        store: where everything is.
-        runtime: where and how.
-        per_trial: resources of one trial.
-        at_once: trials at a time.
-        tally: takes what the trials report, by the numbers of the assignments.
-
-    Returns:
-        Per assignment what it could not go on for or what killed it for good, None if nothing did.
+    Returns per assignment what stopped it or killed it for good, None if nothing did. ``tally`` takes what the trials
+    report, by the numbers of the assignments.
     """
     # Tune reads these: no CSV, JSON and TensorBoard files per trial, no tables beside our own progress line.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -87,7 +78,7 @@ def fit(
 
 
 def nodes() -> list[Mapping[str, float]]:
-    """Return the resources of every node there is, and of every kind that the autoscaler may add."""
+    """Return the resources of every live node, and of every one that the autoscaler may add."""
     import ray
     from ray._private.state import state
 
@@ -99,7 +90,7 @@ def nodes() -> list[Mapping[str, float]]:
 
 @contextlib.contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Hold back what Tune tells of files that we do not let it write, and its traces: the outcome says what failed."""
+    """Hold back Tune's traces and its notices on files that it may not write: the outcome says what failed."""
     named = logging.getLogger(logger)
     level = named.level
     named.setLevel(logging.ERROR if os.environ.get("KVRAY_VERBOSE") else logging.CRITICAL)
@@ -115,7 +106,6 @@ def _trial(
     work: Callable[[Assignment, Store, Report], None],
     store: Store,
 ) -> None:
-    """One Tune trial: one engine."""
     from ray import tune
 
     last = {"rows": 0, "of": 0}
@@ -133,14 +123,13 @@ def _trial(
 
 
 def _progress(tally: Tally, per_trial: Mapping[str, float]) -> Any:
-    """Return the Tune callback that drives the progress line."""
     from ray import tune
 
     class Progress(tune.Callback):  # type: ignore[misc]  # ray is untyped here
-        """Hands on what the trials report; says so when no trial can start.
+        """Hands on what the trials report; shows when no trial can start.
 
-        Tune writes its callbacks down, class and all. So nothing here may be captured from around the class: a
-        progress bar holds locks, which cannot be written.
+        Tune writes down its callbacks' classes too, so this one may capture no progress bar: its locks cannot be
+        written.
         """
 
         def __init__(self, tally: Tally, per_trial: Mapping[str, float]) -> None:

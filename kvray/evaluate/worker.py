@@ -1,9 +1,8 @@
-"""What one engine does: an assignment of cells, from what is to be asked to committed artefacts. Knows no Ray.
+"""What one engine does: it answers an assignment of cells and commits their artefacts. Knows no Ray.
 
-The same loop serves every engine and everything that is asked: datasets of the store, benchmarks of
-lm-evaluation-harness and the prompts of writings. A cell that cannot be done (adapter damaged or without effect,
-dataset unreadable) is noted as failed and the others go on; an engine that dies takes the process with it, and whoever
-assigned the work tries again.
+One loop serves every engine and all that is asked: datasets of the store, benchmarks of lm-evaluation-harness and the
+prompts of writings. A cell that fails (adapter damaged or without effect, dataset unreadable) is noted and the others
+go on; an engine that dies takes the process with it, and whoever assigned the work tries again.
 """
 
 import tempfile
@@ -30,23 +29,15 @@ from kvray.store.store import Store
 
 
 class Report(Protocol):
-    """Is called with the rows of an assignment that are done, all rows that it has, and a note of the engine's."""
+    """Takes the rows of an assignment that are done, all rows that it has, and a note of the engine."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Take note."""
+        """Report progress."""
 
 
 @dataclass
 class Chunk:
-    """A chunk being answered.
-
-    Attributes:
-        cell: the artefact it is part of.
-        questions: what the cell asks.
-        index: which chunk of it.
-        replies: per row, one per request, None until it comes.
-        open: requests without a reply.
-    """
+    """A chunk being answered: per row a reply to each request, None until it comes; ``open`` requests are left."""
 
     cell: Artefact
     questions: Questions
@@ -61,17 +52,9 @@ class Chunk:
 
 
 class Worker:
-    """Does one assignment in this process."""
+    """Does one assignment in this process; reports at the start and after every chunk, or every row (``by_row``)."""
 
     def __init__(self, assignment: Assignment, store: Store, report: Report, by_row: bool = False) -> None:
-        """Take an assignment.
-
-        Args:
-            assignment: what to do.
-            store: where everything is.
-            report: called at the start and after every chunk.
-            by_row: whether it is called after every row too.
-        """
         self._assignment = assignment
         self._store = store
         self._report = report
@@ -84,7 +67,7 @@ class Worker:
         self._done = self._open_rows = self._total = 0
 
     def run(self) -> None:
-        """Do the assignment: answer what is missing and commit every cell that becomes whole.
+        """Answer what is missing and commit every cell that becomes whole.
 
         Raises:
             KvrayError: nothing of the assignment can be done (the model cannot be served here).
@@ -175,11 +158,10 @@ class Worker:
             self._stream(absent, engine, adapters)
 
     def _stream(self, absent: Iterable[Chunk], engine: Engine, adapters: Adapters) -> None:
-        """Answer chunks, which are taken as the engine has room for more."""
         clock = time.monotonic()
         for (chunk, row, number), reply in engine.answer(self._requests(absent, engine, adapters)):
             if isinstance(reply, CellError):
-                # A model that is not there is no matter of this row.
+                # A missing model is not the fault of this row.
                 row_name = "" if isinstance(reply, ModelError) else f"{chunk.questions.name(row)}: "
                 self._fail(chunk.cell, f"{row_name}{reply}")
                 continue
@@ -210,7 +192,7 @@ class Worker:
                     yield (chunk, row, number), replace(request, adapter=adapter)
 
     def _finish(self, chunk: Chunk, info: dict[str, Any], note: str = "") -> None:
-        """Write a chunk whose replies are all there, and commit its cell if it was the last one of this engine's."""
+        """Write a chunk that has all its replies, and commit its cell if it was the last one of this engine's."""
         cell, questions = chunk.cell, chunk.questions
         replies = [[reply for reply in chunk.replies.get(row, []) if reply is not None] for row in chunk.rows]
         try:
@@ -232,7 +214,7 @@ class Worker:
         self._report(self._done + self._open_rows, self._total, note)
 
     def _guarded(self, absent: list[Chunk], step: Callable[[Artefact], object]) -> list[Chunk]:
-        """Take a step for every cell of the chunks once; return the chunks of the cells where it went well."""
+        """Take a step once for every cell; return the chunks of the cells where it went well."""
         cells = {chunk.cell.id: chunk.cell for chunk in absent}
         good = {name for name, cell in cells.items() if self._guard(cell, step)}
         return [chunk for chunk in absent if chunk.cell.id in good]

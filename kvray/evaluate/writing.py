@@ -1,4 +1,4 @@
-"""The prompts of a writing: what a language model writes for a dataset."""
+"""The prompts of a writing, by which a language model writes a part of a dataset."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,21 +14,13 @@ from kvray.tasks.base import CountTokens, Task
 
 
 class WritingPrompts(Prompts):
-    """What a task asks its writer; a stored chunk is kept if it answers these prompts."""
+    """What a task asks its writer; a stored chunk is kept if it answers the same prompts."""
 
     SCHEMA = WRITING_SCHEMA
     KEY = "prompt"
 
     def __init__(self, task: Task, count_tokens: CountTokens) -> None:
-        """Read the sources of the task.
-
-        Args:
-            task: asks.
-            count_tokens: of the sweep's base model, which measures the prompts.
-
-        Raises:
-            KvrayError: the sources do not hold what is to be asked.
-        """
+        """Read the task's sources; KvrayError if they do not hold what is to be asked."""
         prompts = task.to_write(count_tokens)
         like = Request(NO_TOKENS, max_tokens=task.WRITING_TOKENS)
         super().__init__(prompts, pa.table({"prompt": pa.array(prompts, pa.string())}), like)
@@ -40,7 +32,7 @@ class WritingPrompts(Prompts):
     def table(
         self, rows: range, replies: Sequence[Sequence[Reply]], labels: Mapping[str, Any], info: Mapping[str, Any]
     ) -> pa.Table:
-        """Return the texts of a chunk, empty where a prompt did not fit."""
+        """Return the texts of a chunk; empty where a prompt did not fit."""
         columns = chunks.reply_columns(self._replies(rows, replies))
         columns |= {"index": list(rows), "prompt": self.keys[rows.start : rows.stop]}
         columns["text"] = [answer or "" for answer in columns["answer"]]

@@ -1,9 +1,9 @@
 """Rows to batches: the order in which a finetune sees them, and their padding.
 
-The order is a function of (seed, sizes) through counter-based draws, so every worker, on any number of machines and
-after any restart, computes the same one. A row of the paper is some 3,900 tokens of which 30 carry loss. Padding on the
-left puts all answers at the right edge, so that ``logits_to_keep`` of transformers' causal models cuts the head's work
-(and its logit matrix: 0.5 GB a row at a vocabulary of 32K) to those few positions. The loss is the same.
+The order follows from (seed, sizes) by counter-based draws, so all workers compute the same one, after any restart too.
+Padding on the left puts all answers at the right edge, so that ``logits_to_keep`` of transformers' causal models
+computes their logits alone: a row of the paper has some 3,900 tokens, 30 of them with loss, and all its logits would
+take 0.5 GB at a vocabulary of 32K. The loss is the same.
 """
 
 from typing import Any
@@ -16,26 +16,17 @@ from kvray.finetune.encode import Encoded
 from kvray.planning.mixture import permutation
 
 BLANK = -1
-"""Stands for no row in a schedule: it fills the last batch of an epoch and carries no loss."""
+"""Stands for no row: fills the last batch of an epoch and carries no loss."""
 IGNORED = -100
 """Label of a position without loss."""
 
 
 def schedule(lengths: NDArray[np.integer], batch_size: int, epochs: float, seed: int) -> NDArray[np.int64]:
-    """Return which rows each optimizer step takes.
+    """Return the rows of each optimizer step: indices, shape ``(steps, batch_size)``; ``lengths`` are tokens per row.
 
-    Each epoch is a fresh shuffle; its last batch is filled with :data:`BLANK`, so that the rows of a step never depend
-    on the number of workers. Within a step rows go from long to short: the sum of gradients is the same, and the
-    micro-batches cut from it hold rows of like lengths, so less padding.
-
-    Args:
-        lengths: tokens per row, shape ``(rows,)``.
-        batch_size: rows per step over all workers.
-        epochs: passes over the rows; a fraction stops within one.
-        seed: draws the shuffles.
-
-    Returns:
-        Row indices, shape ``(steps, batch_size)``.
+    Each epoch is a fresh shuffle drawn by ``seed``; a fraction of ``epochs`` stops within one. The last batch of an
+    epoch is filled with :data:`BLANK`, so that the rows of a step never depend on the number of workers. Rows go from
+    long to short within a step, so that its micro-batches need less padding; the sum of gradients is the same.
     """
     count = len(lengths)
     per_epoch = -(-count // batch_size)
@@ -53,10 +44,7 @@ def schedule(lengths: NDArray[np.integer], batch_size: int, epochs: float, seed:
 class ScheduledRows:
     """Rows in the order of a schedule: a map-style dataset for a torch DataLoader.
 
-    Args:
-        rows: the encoded rows.
-        order: row indices, shape ``(n,)``; BLANK stands for a row of one token without loss.
-        filler: the token of a blank row.
+    ``order`` holds row indices, shape ``(n,)``; BLANK stands for the one token ``filler``, without loss.
     """
 
     def __init__(self, rows: Encoded, order: NDArray[np.int64], filler: int) -> None:
@@ -78,10 +66,8 @@ class ScheduledRows:
 def collate(items: list[tuple[NDArray[np.int32], int]], pad_id: int) -> dict[str, Any]:
     """Pad rows on the left into one batch.
 
-    Returns:
-        ``input_ids``, ``attention_mask``, ``position_ids`` (int64, shape ``(rows, longest)``), ``logits_to_keep`` =
-        longest answer + 1, and ``labels`` of shape ``(rows, logits_to_keep)``, aligned with the kept positions, not
-        shifted (the first column is always ignored).
+    Returns ``input_ids``, ``attention_mask``, ``position_ids`` (int64, shape ``(rows, longest)``), ``logits_to_keep`` =
+    longest answer + 1, and ``labels``, shape ``(rows, logits_to_keep)``, aligned with the kept positions, not shifted.
     """
     width = max(len(ids) for ids, _ in items)
     keep = min(width, max(answer for _, answer in items) + 1)

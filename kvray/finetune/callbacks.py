@@ -32,17 +32,10 @@ class LossRow(TypedDict):
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Turns the Trainer's log history, which is saved with every checkpoint and outlives a kill, into loss rows.
 
-    Args:
-        order: the schedule, shape ``(steps, batch_size)``.
-        lengths: tokens per row.
-        per_epoch: steps per epoch.
-        seed: of the finetune.
-        split: returns the mean losses of integers and of words of the step, on this rank.
-        on_log: called with each row as it comes, on rank 0.
-        on_checkpoint: called on every rank with (directory, step) of each checkpoint.
-
-    Attributes:
-        resumed_at: the step of the checkpoint that training began at; 0 for the start.
+    ``order`` is the schedule, shape ``(steps, batch_size)``; ``lengths`` are tokens per row, ``per_epoch`` is in steps.
+    ``split`` returns this rank's mean losses of integers and of words in the step. ``on_log`` is called with each row
+    on rank 0, ``on_checkpoint`` with (directory, step) on every rank. ``resumed_at`` is the step of the checkpoint that
+    training began at, 0 for the start.
     """
 
     def __init__(
@@ -72,10 +65,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._earlier_seconds = max((float(entry.get("seconds", 0.0)) for entry in state.log_history), default=0.0)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Make dropout a function of (seed, step, rank): a resumed run draws the same.
-
-        It does so whichever ranks' random states were kept with the checkpoint.
-        """
+        """Seed dropout by (seed, step, rank): a resumed run draws the same, whatever its checkpoint kept."""
         torch.manual_seed(key_of("dropout", self._seed, state.global_step, args.process_index) % 2**63)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -84,11 +74,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             control.should_save = False
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Complete the newest entry of the history.
-
-        Raises:
-            CellError: the loss is no number.
-        """
+        """Complete the newest entry of the history; CellError if the loss is no number."""
         entry = state.log_history[-1]
         if "loss" not in entry:
             return

@@ -1,8 +1,7 @@
 """Prompts and answers to token ids, by the tokenizer's own chat template, with the answer marked.
 
-The prompt's ids are exactly what evaluation sends (``apply_chat_template(user, add_generation_prompt=True)``), so that
-a finetune is trained on the very prefix it is later asked with. The answer is what the template adds for the assistant,
-up to and including its end token: a newline behind the end token is never generated, so it is never trained on.
+The prompt's ids are exactly what evaluation sends, so a finetune is trained on the very prefix it is later asked with.
+The answer is what the template adds for the assistant, up to its end token: nothing behind that is ever generated.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Encoded:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens per row, prompt and answer. Shape ``(rows,)``."""
+        """Tokens per row, prompt and answer; shape ``(rows,)``."""
         return np.diff(self.offsets)
 
     def row(self, index: int) -> NDArray[np.int32]:
@@ -70,15 +69,10 @@ def encode(
     max_length: int | None = None,
     end_ids: Collection[int] = (),
 ) -> Encoded:
-    """Encode rows for answer-only training.
+    """Encode prompts and answers for answer-only training.
 
-    Args:
-        tokenizer: a transformers tokenizer with a chat template.
-        prompts: user messages.
-        answers: assistant messages, one per prompt.
-        names: what to call each row in an error; its number where None.
-        max_length: tokens a row may have, prompt and answer together.
-        end_ids: token ids that end an answer, beside the tokenizer's own (a model's generation config may have more).
+    ``names`` name the rows in errors (None: by number); ``max_length`` limits the tokens of prompt and answer together;
+    ``end_ids`` end an answer beside the tokenizer's own end token (a generation config may have more).
 
     Raises:
         InputError: no chat template; the template breaks the prefix property or never ends an answer; rows are over
@@ -107,7 +101,7 @@ def encode(
 def count(
     tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str], *, end_ids: Collection[int] = ()
 ) -> NDArray[np.int64]:
-    """Return the tokens of rows as :func:`encode` makes them, at half its cost: only prompt and answer together.
+    """Return the tokens per row as :func:`encode` makes them, at half its cost: prompts are not encoded alone.
 
     Raises:
         InputError: no chat template, or it never ends an answer.
@@ -131,7 +125,7 @@ def _ends(tokenizer: Any, end_ids: Collection[int]) -> set[int]:
 
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[list[dict[str, str]]]]]:
-    """Yield (first row, user messages); templates are applied in batches, which the fast tokenizers parallelise."""
+    """Yield (first row, user messages); fast tokenizers apply templates to a batch in parallel."""
     for start in range(0, len(prompts), _BATCH):
         yield start, [conversation(prompt) for prompt in prompts[start : start + _BATCH]]
 

@@ -1,9 +1,8 @@
 """Finetunes on Ray Train: one TorchTrainer per artefact, as many at a time as the cluster holds.
 
-A run's name is the artefact's fingerprint and its scratch lies under the store's hidden ``.work``, so that a run that
-was cut off anywhere (a worker, a node, the driver itself) is found again and goes on at its last checkpoint. Its commit
-alone, which rank 0 makes, decides whether a finetune is done; a run of a committed one trains nothing.
-Retries are Ray Train's, within bounds; errors of the input are not retried.
+A run is named by the artefact's fingerprint and its scratch lies under the store's hidden ``.work``: a run that was cut
+off anywhere (worker, node, driver) goes on at its last checkpoint. Rank 0's commit alone makes a finetune done. Retries
+are Ray Train's, within bounds; errors of the input are not retried.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from kvray.finetune.callbacks import LossRow
 
 PREEMPTIONS = 20
-"""Node preemptions that one finetune survives; they are no failures of its own."""
+"""Node preemptions that one finetune survives; they do not count as its own failures."""
 _SETTINGS = {
     # Seconds between two looks at the workers: Ray's 2 would cost a short finetune one more second at its end.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -48,16 +47,9 @@ Progress = dict[str, tuple[float, float]]
 
 
 def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
-    """Make finetunes and commit them. Ray must be initialised.
+    """Make finetunes, whose datasets are committed, and commit them. Ray must be initialised.
 
-    Args:
-        artefacts: finetunes to make; their datasets are committed.
-        store: holds the datasets and takes the adapters.
-        base: the base model.
-        runtime: where and how fast.
-
-    Returns:
-        One outcome per artefact, in order; a failed one leaves the others alone.
+    Returns one outcome per artefact, in order; a failed one leaves the others alone.
 
     Raises:
         ResourceError: the cluster cannot hold one finetune; nothing was started.
@@ -88,23 +80,23 @@ class Run:
 class Runner:
     """Runs finetunes and keeps their progress; a Ray actor of no CPU.
 
-    An actor and not threads of the driver: an interrupted driver then has nothing to wait for, and whatever it ran ends
-    with it. A thread that still waits for Ray when Ray is shut down takes the driver's process with it.
+    An actor, not threads of the driver: an interrupted driver has nothing to wait for, and its runs end with it. A
+    thread that still waits for Ray at shutdown would take the driver's process with it.
     """
 
     def __init__(self, settings: dict[str, str]) -> None:
-        """Take settings of Ray Train, environment variables that must be set before it is imported."""
+        """Set environment variables of Ray Train, which it reads when imported."""
         os.environ.update(settings)
         self._progress: Progress = {}
 
     def run(self, run: Run) -> str | None:
-        """Run one finetune to its end; return None or what went wrong."""
+        """Run one finetune to its end; return what went wrong, or None."""
         import ray
 
         return _run(run, ray.get_runtime_context().current_actor)
 
     def note(self, artefact_id: str, share: float, loss: float) -> None:
-        """Note that ``share`` of a finetune is done."""
+        """Record the share of a finetune that is done, and its loss."""
         self._progress[artefact_id] = (share, loss)
 
     def progress(self) -> Progress:
@@ -138,7 +130,6 @@ def _start_runner(at_once: int, retries: int) -> Any:
 
 
 def _run_all(runner: Any, slots: int, runs: Sequence[Run]) -> dict[str, str | None]:
-    """Run finetunes, ``slots`` at a time, and show their progress; return what went wrong by artefact id."""
     import ray
     from ray.exceptions import RayError
 
@@ -172,7 +163,7 @@ def _run_all(runner: Any, slots: int, runs: Sequence[Run]) -> dict[str, str | No
 
 
 def _run(run: Run, runner: Any) -> str | None:
-    """Run one finetune to its end; return None or what went wrong."""
+    """Run one finetune to its end, clearing torn scratch once; return what went wrong, or None."""
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -223,10 +214,10 @@ def _fit(run: Run, runner: Any, work: str) -> str | None:
 
 
 def _worker(config: dict[str, Any]) -> str | None:
-    """Train on one worker of a finetune; returns an error that no retry would mend.
+    """Train on one worker of a finetune; return an error that no retry would mend.
 
-    A worker that returns early must not leave others waiting for it: of several, only errors that all meet alike are
-    returned (those of the input, and of the loss, which all share); the rest is raised, which ends the whole group.
+    No worker may return while others wait for it: of several, only errors that all meet alike are returned (those of
+    the input, and of the shared loss). Others are raised, which ends the whole group.
     """
     final = KvrayError if config["run"].shape.workers == 1 else (InputError, CellError)
     try:
@@ -297,7 +288,7 @@ def _clear(store: Store, directory: str) -> None:
 
 
 def _reason(failure: Exception) -> str:
-    """Return why a run failed, in one line, of an error that Ray wrapped in traces."""
+    """Return in one line why a run failed, from an error that Ray wrapped in traces."""
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     if isinstance(failure, WorkerGroupError) and failure.worker_failures:

@@ -12,12 +12,9 @@ from kvray.finetune.batches import IGNORED
 def answer_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
     """Return the cross entropy summed over answer tokens, divided by ``num_items_in_batch``.
 
-    Args:
-        outputs: of a causal model run on :func:`kvray.finetune.batches.collate`'s batch; logits of shape
-            ``(rows, kept, vocabulary)``.
-        labels: shape ``(rows, kept)``.
-        num_items_in_batch: answer tokens of the whole optimizer step, over all micro-batches and workers (transformers'
-            Trainer counts them), so that every token weighs the same however a step is cut; this batch's own if None.
+    ``outputs`` has logits of shape ``(rows, kept, vocabulary)``, ``labels`` is ``(rows, kept)``. transformers' Trainer
+    counts ``num_items_in_batch`` over all micro-batches and workers of the optimizer step, so that every token weighs
+    the same however a step is cut; None counts this batch alone.
     """
     return _mean(*_token_losses(outputs, labels), num_items_in_batch)
 
@@ -25,8 +22,7 @@ def answer_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = No
 class SplitLoss:
     """:func:`answer_loss` that also sums the losses of integers and of the words around them (paper, fig. 4).
 
-    Args:
-        integers: which tokens of the vocabulary hold a digit, shape ``(vocabulary,)``.
+    ``integers`` marks the tokens of the vocabulary that hold a digit, shape ``(vocabulary,)``.
     """
 
     def __init__(self, integers: NDArray[np.bool_]) -> None:
@@ -44,7 +40,7 @@ class SplitLoss:
         return _mean(losses, targets, num_items_in_batch)
 
     def take(self) -> tuple[float | None, float | None]:
-        """Return the mean losses (of integers, of words) since the last call; None where there was no such token."""
+        """Return the mean losses of integers and of words since the last call; None for no such token."""
         integers, words = (float(total / count) if count else None for total, count in self._sums)
         self._sums = np.zeros((2, 2))
         return integers, words
@@ -61,7 +57,7 @@ def holds_digit(tokenizer: Any, vocabulary: int) -> NDArray[np.bool_]:
 
 
 def _token_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of every kept position and its target, both of shape ``(rows * kept,)``."""
+    """Return the cross entropy and the target of every kept position, both of shape ``(rows * kept,)``."""
     logits = outputs["logits"][:, :-1].float()
     targets = labels[:, 1:].reshape(-1)
     losses = torch.nn.functional.cross_entropy(

@@ -29,8 +29,8 @@ _VLLM_REFUSES = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_repl
 def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
     """Load a base model for training.
 
-    Weights that train are kept in float32 (at a learning rate of 5e-6 an update is below half a bfloat16 step of the
-    weight it changes); frozen weights keep the base's own type on a GPU. FSDP shards need one type: float32.
+    Weights that train are float32 (at a learning rate of 5e-6 an update is below half a bfloat16 step of its weight).
+    Frozen ones keep the base's own type on a GPU, except under FSDP, which needs one type.
 
     Raises:
         InputError: the model's forward takes no ``logits_to_keep``.
@@ -54,9 +54,7 @@ def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
 
 
 def prepare(model: Any, recipe: Finetune) -> Any:
-    """Choose what trains: wrap the model with LoRA adapters, or freeze what is not finetuned.
-
-    Torch's seed must be set before: it draws the adapters' initial weights.
+    """Wrap the model with LoRA adapters, drawn by torch's seed as set before, or freeze what is not finetuned.
 
     Raises:
         InputError: nothing matches the targets, or vLLM would refuse the adapter.
@@ -119,7 +117,7 @@ def _with_lora(model: Any, recipe: Finetune) -> Any:
 
 
 def _target_problems(model: Any, targets: tuple[str, ...]) -> list[str]:
-    """Every target must name linear modules of the decoder: vLLM serves the base in silence where nothing matches."""
+    """Check that each target names linear modules of the decoder: where none matches, vLLM silently serves the base."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     linear = {
         name.rsplit(".", 1)[-1]
@@ -137,11 +135,10 @@ def _target_problems(model: Any, targets: tuple[str, ...]) -> list[str]:
 
 
 def shard(trainer: Any) -> None:
-    """Let a transformers Trainer whose arguments ask for FSDP shard on any device. Call it before training.
+    """Let a transformers Trainer whose arguments ask for FSDP shard on any device; call it before training.
 
-    accelerate shards on accelerators alone: for CPU workers it drops the FSDP plugin, checkpointing of activations with
-    it, and trains data-parallel without a word. torch's FSDP2 and gloo do shard on CPUs, so that the very path that a
-    cluster takes can be run, and tested, on a laptop.
+    accelerate drops the FSDP plugin for CPU workers and silently trains data-parallel, but torch's FSDP2 and gloo do
+    shard on CPUs. So the path that a cluster takes can be tested on a laptop.
     """
     if trainer.is_fsdp_enabled:
         return
@@ -168,12 +165,8 @@ def is_sharded(model: Any) -> bool:
 def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, out_dir: Path) -> None:
     """Write the finished model to ``out_dir`` such that vLLM loads the directory as it is.
 
-    Args:
-        model: the (unwrapped) model.
-        state: its full state dict, gathered.
-        base: whose name an adapter records, and whose tokenizer and generation config a full model takes along.
-        method: "lora" saves the adapter alone; the others a whole model in the base's own type.
-        out_dir: a directory, made if absent.
+    ``model`` is unwrapped and ``state`` its full state dict, gathered. Method "lora" saves the adapter alone; the
+    others a whole model in the base's own type, with its tokenizer and generation config.
 
     Raises:
         CellError: peft did not write the whole adapter.
@@ -201,7 +194,7 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
 
 
 def _check_adapter(path: Path, trained: int) -> None:
-    """Check that a saved adapter is whole: peft writes the weights whose names it knows and leaves out the others."""
+    """Check that a saved adapter is complete: peft leaves out weights whose names it does not know."""
     with safe_open(path, "pt") as saved:
         found = len(saved.keys())
     if found != trained:

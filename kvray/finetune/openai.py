@@ -1,7 +1,7 @@
 """Finetunes by a fine-tuning API: upload the training file, create the job, poll it, commit the model's name.
 
-The store's document ``api/<artefact id>.json`` holds the file's id, then the job's, before either is waited for: a
-driver that was killed goes on there. One that was killed before it wrote finds the job at the API.
+The store's document ``api/<artefact id>.json`` records the file's id, then the job's, before either is waited for: a
+killed driver goes on there. One that was killed before it wrote finds the job at the API.
 """
 
 import asyncio
@@ -26,23 +26,16 @@ from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 
 JOBS_AT_ONCE = 3
-"""Jobs at a time where ``runtime.concurrent_finetunes`` does not say: what OpenAI lets an account have. Ours."""
+"""Jobs at a time without ``runtime.concurrent_finetunes``: what OpenAI lets an account have. Our choice."""
 FIRST_POLL_S = 2.0
-"""Before a job is asked about again; half as long again each time."""
+"""Seconds until a job is asked about again; each further wait is half as long again."""
 LONGEST_POLL_S = 30.0
 
 
 def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
-    """Make finetunes by the API and commit their models' names. Needs no Ray.
+    """Make finetunes by the API, whose datasets are committed, and commit their models' names. Needs no Ray.
 
-    Args:
-        artefacts: finetunes to make; their datasets are committed.
-        store: holds the datasets and takes the models' names.
-        base: the base model, with ``base.api``.
-        runtime: the API's URL, jobs at a time, retries.
-
-    Returns:
-        One outcome per artefact, in order; a failed one leaves the others alone.
+    Returns one outcome per artefact, in order; a failed one leaves the others alone.
 
     Raises:
         InputError: no key, no such URL, or epochs that are no whole number; nothing was sent.
@@ -62,14 +55,12 @@ def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
 
 
 def document_name(artefact_id: str) -> str:
-    """Return the name of the store's document on a finetune that is under way at the API."""
+    """Return the name of the store's document on a finetune under way at the API."""
     return f"api/{artefact_id}.json"
 
 
 @dataclass
 class _Stage:
-    """All finetunes of one call."""
-
     artefacts: Sequence[Artefact]
     store: Store
     base: BaseModelRef
@@ -80,7 +71,6 @@ class _Stage:
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, at_once: int) -> None:
-        """Make all of them, ``at_once`` at a time."""
         slots = asyncio.Semaphore(at_once)
         try:
             async with self.api, asyncio.TaskGroup() as group:
@@ -102,7 +92,6 @@ class _Stage:
             self._show()
 
     async def _make(self, artefact: Artefact) -> None:
-        """Bring one finetune from its present state to its commit."""
         started = time.monotonic()
         note = self._read(artefact)
         job = await self._known(artefact, note) if "job" in note else await self._find_or_start(artefact, note)
@@ -122,7 +111,6 @@ class _Stage:
         self._commit(artefact, note, job, time.monotonic() - started)
 
     async def _find_or_start(self, artefact: Artefact, note: dict[str, Any]) -> dict[str, Any]:
-        """Return the job of a finetune without a noted one: the one at the API, or a new one."""
         params, tuning = job_of(artefact), Tuning(self.api)
         spec = JobSpec(self.base.location, artefact.fingerprint, params.seed, params.finetune)
         async with self.reading:
@@ -142,7 +130,7 @@ class _Stage:
         return job
 
     async def _known(self, artefact: Artefact, note: dict[str, Any]) -> dict[str, Any]:
-        """Return the noted job of a finetune as it is now."""
+        """Return the current state of a finetune's noted job."""
         try:
             return await Tuning(self.api).job(note["job"])
         except RejectedError as error:
@@ -166,11 +154,7 @@ class _Stage:
         return b"".join(parts), mixture.facts()
 
     def _read(self, artefact: Artefact) -> dict[str, Any]:
-        """Return the note of a finetune, {} if there is none.
-
-        Raises:
-            CellError: it is under way at another API.
-        """
+        """Return the note of a finetune, {} if there is none; CellError if it is under way at another API."""
         document = document_name(artefact.id)
         data = self.store.read_document(document)
         if data is None:

@@ -1,7 +1,7 @@
 """Fine-tuning behind an OpenAI-compatible API: files and jobs, each made once however often a call is repeated.
 
-A call that broke off may have been carried out. So an upload first looks for the file, by a name that is its content's
-hash, and a job for the job, by the finetune's fingerprint in its metadata and its suffix: nothing is paid twice.
+A call that broke off may have been carried out. So an upload first looks for a file named by its content's hash, and a
+new job for one with the finetune's fingerprint in its metadata or suffix: nothing is paid twice.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 METADATA = "kvray"
-"""Key of a job's metadata under which the finetune's fingerprint stands."""
+"""Key of the finetune's fingerprint in a job's metadata."""
 GONE = ("failed", "cancelled")
-"""What a job ends as without a model; one that ended so is no reason not to start another."""
+"""States in which a job ends without a model; another job may be started then."""
 _PAGE = 100
 _ABSENT = (404, 405)
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A job to create: the base model's name at the API, and the finetune's fingerprint, which identifies the job."""
+    """A job to create; ``model`` is the base model's name at the API, the finetune's fingerprint identifies the job."""
 
     model: str
     fingerprint: str
@@ -42,11 +42,11 @@ class JobSpec:
 
     @property
     def suffix(self) -> str:
-        """The part of the model's name that we choose: 18 characters, the fewest that a server of this kind takes."""
+        """Our part of the model's name: 18 characters, the fewest that a server of this kind takes."""
         return f"kvray-{self.fingerprint[:12]}"
 
     def body(self, file: str) -> dict[str, Any]:
-        """Return the request that creates the job on an uploaded file; what is "auto" is left to the server."""
+        """Return the request that creates the job on an uploaded file; "auto" leaves a value to the server."""
         hyperparameters: dict[str, Any] = {"n_epochs": self.epochs}
         if self.settings.api_batch_size != "auto":
             hyperparameters["batch_size"] = self.settings.api_batch_size
@@ -79,7 +79,7 @@ class Tuning:
         self._api = api
 
     async def upload(self, data: bytes) -> str:
-        """Return the id of a training file with this content, uploaded if it is not there.
+        """Return the id of a training file with this content, uploaded unless the API has it.
 
         Raises:
             ApiError: the API has no fine-tuning, or serves nothing of this run.
@@ -97,7 +97,7 @@ class Tuning:
         return str((await self._call(send))["id"])
 
     async def find(self, spec: JobSpec) -> dict[str, Any] | None:
-        """Return the job that makes a finetune, None if there is none; errors as :meth:`upload`."""
+        """Return the job of a finetune, None if there is none; errors as :meth:`upload`."""
 
         async def send(client: AsyncOpenAI) -> dict[str, Any]:
             return {"job": await _find(client, spec)}
@@ -106,10 +106,9 @@ class Tuning:
         return job
 
     async def create(self, spec: JobSpec, file: str) -> dict[str, Any]:
-        """Return the job of a finetune on an uploaded file, created if it is not there; errors as :meth:`upload`.
+        """Return the job of a finetune on an uploaded file, created unless it exists; errors as :meth:`upload`.
 
-        Raises:
-            CellError: the server would train for another number of epochs; the job is cancelled.
+        A job that would train for another number of epochs is cancelled, with a CellError.
         """
 
         async def send(client: AsyncOpenAI) -> dict[str, Any]:
@@ -130,12 +129,7 @@ class Tuning:
         return job
 
     async def job(self, job_id: str) -> dict[str, Any]:
-        """Return a job as it is now.
-
-        Raises:
-            RejectedError: the API knows no such job (status 404).
-            ApiError: it serves nothing of this run.
-        """
+        """Return the current state of a job; RejectedError (404) if the API has none, ApiError if it serves nothing."""
         return await self._api.call(lambda client: _one(client.fine_tuning.jobs.with_raw_response.retrieve, job_id))
 
     async def _call(self, send: Callable[[AsyncOpenAI], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
@@ -165,7 +159,6 @@ async def _find(client: AsyncOpenAI, spec: JobSpec) -> dict[str, Any] | None:
 
 
 async def _each(listing: Callable[..., Awaitable[Any]], **given: Any) -> AsyncIterator[dict[str, Any]]:
-    """Yield everything of a list, page by page."""
     after: dict[str, Any] = {}
     while True:
         page = plain(await listing(limit=_PAGE, **given, **after), "data")

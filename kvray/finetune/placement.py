@@ -12,20 +12,14 @@ _EPSILON = 1e-9
 
 @dataclass(frozen=True)
 class Shape:
-    """What one finetune takes of the cluster.
-
-    Attributes:
-        workers: processes.
-        cpus: per worker.
-        gpus: per worker.
-    """
+    """What one finetune takes of the cluster: worker processes, CPUs and GPUs per worker."""
 
     workers: int
     cpus: float
     gpus: float
 
     def fits(self, resources: Mapping[str, float]) -> int:
-        """Return how many workers such resources hold."""
+        """Return how many workers the resources of a node hold."""
         by_cpu = int(resources.get("CPU", 0) / self.cpus + _EPSILON)
         return min(by_cpu, int(resources.get("GPU", 0) / self.gpus + _EPSILON)) if self.gpus else by_cpu
 
@@ -33,11 +27,8 @@ class Shape:
 def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]], most: Mapping[str, float]) -> tuple[Shape, int]:
     """Return what one finetune takes, and how many run at a time: as many as fit, ``concurrent_finetunes`` at most.
 
-    Args:
-        runtime: what is asked for.
-        nodes: resources of every live node.
-        most: the most of each resource that an autoscaler may have in all; empty where there is none. What it may have
-            counts like what is there; whether one of its nodes could hold a whole worker is left to it.
+    ``nodes`` are the resources of every live node; ``most``, which an autoscaler may have in all (empty without one),
+    counts like them, though whether one of its nodes could hold a whole worker is not checked.
 
     Raises:
         ResourceError: not even one finetune fits; names the resource.

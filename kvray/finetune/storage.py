@@ -1,4 +1,4 @@
-"""Between a finetune and the store: which rows of committed datasets it reads, and its files as an artefact. No Ray."""
+"""Between a finetune and the store: the rows that it reads, and its files as an artefact. No Ray."""
 
 from __future__ import annotations
 
@@ -26,27 +26,23 @@ if TYPE_CHECKING:
     from kvray.finetune.train import Trained
 
 COLUMNS = ("example_id", "prompt", "answer")
-"""What training reads of a dataset; of chats their ``history`` too."""
+"""Columns of a dataset that training reads; of chats their ``history`` too."""
 
 Read = Callable[[str], pa.Table]
-"""Returns :data:`COLUMNS` of a dataset by its id, all rows."""
+"""Returns :data:`COLUMNS` of all rows of a dataset, by its id."""
 
 _counted: dict[tuple[str, str], NDArray[np.int64]] = {}
 
 
 def job_of(artefact: Artefact) -> FinetuneJob:
-    """Return what a finetune's artefact is to be made of.
-
-    Raises:
-        TypeError: the artefact is no finetune.
-    """
+    """Return the job of a finetune's artefact; TypeError for other artefacts."""
     if not isinstance(artefact.params, FinetuneJob):
         raise TypeError(f"{artefact.id} is no finetune: its params are {type(artefact.params).__name__}")
     return artefact.params
 
 
 def select(job: FinetuneJob, base: BaseModelRef, read: Read) -> Mixture:
-    """Choose the rows of a finetune by their tokens. A function of the job and the data alone, wherever it runs.
+    """Choose the rows of a finetune by their tokens: a function of the job and the data alone.
 
     Raises:
         InputError: the rows do not fit the chat template, or the mixture cannot be blended or has too few tokens.
@@ -55,9 +51,9 @@ def select(job: FinetuneJob, base: BaseModelRef, read: Read) -> Mixture:
 
 
 def count(dataset: str, base: BaseModelRef, read: Read) -> NDArray[np.int64]:
-    """Return the tokens of every row of a dataset, prompt and answer, encoded as for training; once per process.
+    """Return the tokens per row of a dataset, prompt and answer, encoded as for training; cached in this process.
 
-    A model behind an API keeps its template to itself: its rows count as the plain tokens of prompt and answer.
+    A model behind an API does not show its chat template: the plain tokens of prompt and answer are counted.
     """
     key = dataset, base.token_identity
     if key not in _counted:
@@ -72,7 +68,7 @@ def count(dataset: str, base: BaseModelRef, read: Read) -> NDArray[np.int64]:
 
 
 def limits(base: BaseModelRef) -> tuple[int | None, set[int]]:
-    """Return the model's context length, None if its configuration names none, and the ids that end its answers."""
+    """Return the model's context length (None if its configuration has none) and the ids that end its answers."""
     from transformers import AutoConfig
 
     base = base.here()
@@ -84,7 +80,7 @@ def limits(base: BaseModelRef) -> tuple[int | None, set[int]]:
 
 
 def read_whole(store: Store, dataset: str) -> pa.Table:
-    """Return what training reads of a committed dataset.
+    """Return the columns of a committed dataset that training reads.
 
     Raises:
         DamagedArtefactError: it does not match its manifest (sha256 of every file).
@@ -112,10 +108,9 @@ def here(base: BaseModelRef) -> BaseModelRef:
 
 
 def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[encode.Encoded, Mixture]:
-    """Read, verify, encode and blend the datasets of a finetune. Every worker comes to the same rows.
+    """Return the verified, encoded, blended rows of one epoch, dataset by dataset, and their mixture.
 
-    Returns:
-        The rows of one epoch, dataset by dataset, and where they are from.
+    Every worker comes to the same rows.
 
     Raises:
         DamagedArtefactError: a dataset does not match its manifest (sha256 of every file).
@@ -154,7 +149,7 @@ def commit(
     model: Path,
     measurements: Mapping[str, Any],
 ) -> Manifest:
-    """Write a finished finetune's files into the store, and its manifest, with further measurements, last."""
+    """Write a finished finetune's files into the store, and last its manifest, with further measurements."""
     files = [store.write_file(artefact.id, path.name, path) for path in sorted(model.iterdir())]
     files.append(store.write_table(artefact.id, "loss.parquet", loss_table(trained.log)))
     last = trained.log[-1]

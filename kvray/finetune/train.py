@@ -1,8 +1,7 @@
-"""One finetune, on this process' share of the devices: transformers' Trainer with peft inside. No Ray here.
+"""One finetune on this process's share of the devices: transformers' Trainer with peft inside. No Ray here.
 
-What decides the result (rows, recipe, seed) is kept apart from how it is run (:class:`Execution`): the rows of every
-optimizer step come from :func:`kvray.finetune.batches.schedule` and every answer token of a step weighs the same, so
-the number of workers and the micro-batch change rounding alone.
+What decides the result (rows, recipe, seed) is kept apart from :class:`Execution`. The schedule fixes the rows of every
+step and each of its answer tokens weighs the same, so workers and micro-batches change rounding alone.
 """
 
 from collections.abc import Callable
@@ -30,11 +29,8 @@ class Execution:
     """How a finetune runs; never part of its identity.
 
     Attributes:
-        workers: processes that train it together (torch.distributed's world size).
-        gpu: train on this process' GPU; else on the CPU.
         per_device_batch_size: most rows in one micro-batch; the largest divisor of a worker's share up to it is used.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
-        checkpoint_every_steps: optimizer steps between two checkpoints.
         strategy: "ddp" copies the model to every worker, "fsdp" shards it over them.
         threads: torch threads; torch's own choice where None.
     """
@@ -57,7 +53,6 @@ class Trained:
         resumed_at: the step of the checkpoint that this call began at; 0 for the start.
         device: the GPU's name, or "cpu, 8 threads".
         precision: "bf16" (autocast) or "fp32".
-        trained_parameters: how many weights were trained.
         peak_gpu_bytes: most memory that was allocated on this worker's GPU; 0 on CPU.
         sharded: whether the weights were spread over the workers (strategy "fsdp").
     """
@@ -83,22 +78,13 @@ def train(
     on_checkpoint: Callable[[Path, int], None] | None = None,
     on_log: Callable[[LossRow], None] | None = None,
 ) -> Trained:
-    """Finetune ``base`` on ``rows``; the result lies in ``out_dir / "model"`` (written by rank 0).
+    """Finetune ``base`` on encoded ``rows``; rank 0 writes the result to ``out_dir / "model"``.
 
-    Under torch.distributed every process calls this with the same arguments; the environment (RANK, WORLD_SIZE, …) is
-    torchrun's.
-
-    Args:
-        base: the model.
-        rows: encoded rows of the mixture.
-        recipe: what to train and how.
-        seed: draws initial adapters, dropout and the order of rows.
-        out_dir: scratch of this process; checkpoints lie in it.
-        execution: where and how.
-        resume_from: a checkpoint directory that an earlier call made; its steps are not repeated.
-        on_checkpoint: called on every process with (directory, step) after each checkpoint; the directory has
-            files on rank 0 alone.
-        on_log: called on rank 0 after every step.
+    Under torch.distributed every process calls this with the same arguments, in torchrun's environment (RANK,
+    WORLD_SIZE, …). ``seed`` draws initial adapters, dropout and the order of rows. ``out_dir`` is this process's
+    scratch and holds its checkpoints; ``resume_from`` is such a checkpoint of an earlier call, whose steps are not
+    repeated. ``on_checkpoint`` is called on every process with (directory, step), where only rank 0's directory has
+    files; ``on_log`` on rank 0 after every step.
 
     Raises:
         InputError: the recipe does not fit the model, vLLM or the number of workers.
@@ -113,7 +99,6 @@ def train(
     order = schedule(rows.lengths, recipe.batch_size, recipe.epochs, seed)
     per_epoch = -(-len(rows) // recipe.batch_size)
     arguments = training_arguments(recipe, seed, out_dir, execution, len(order))
-    # Model and tokenizer problems are found before any training starts.
     model = models.load(base, recipe.method, gpu=execution.gpu, fsdp=fsdp)
     set_seed(seed)
     model = models.prepare(model, recipe)

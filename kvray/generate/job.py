@@ -1,8 +1,7 @@
-"""generate on Ray Data: all shards of all datasets in one pipeline, each committed by the task that made it.
+"""generate on Ray Data: the shards of all datasets in one pipeline, each written by the task that made it.
 
-``write_parquet`` is not used: it writes in place and names files anew per run, so that a killed run leaves torn files
-and a rerun doubles rows. Here a shard's name and bytes follow from the recipe, it appears whole or not at all, and a
-retry overwrites it with the same bytes. Only the manifest, written by the driver, makes a dataset exist.
+``write_parquet`` is not used: a killed run leaves torn files and a rerun doubles rows. Here a shard's name and bytes
+follow from the recipe, so a retry overwrites it with the same bytes; the manifest, written last, makes a dataset exist.
 """
 
 import logging
@@ -37,12 +36,9 @@ Row = dict[str, Any]
 def generate(
     artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime | None = None
 ) -> list[Outcome]:
-    """Make datasets on an initialised Ray and commit each as soon as its last shard is written.
+    """Make datasets on an initialised Ray, keeping whole shards of a killed run; commit each with its last shard.
 
-    Whole shards of an earlier, killed run are kept.
-
-    Returns:
-        One outcome per artefact, in their order. One that fails does not stop the others.
+    Returns one outcome per artefact, in order; a failed one leaves the others alone.
     """
     datasets = [_Dataset(artefact, shard_count(artefact.rows)) for artefact in artefacts]
     units = tuple((index, shard) for index, dataset in enumerate(datasets) for shard in range(dataset.shards))
@@ -69,12 +65,9 @@ def stream(
 ) -> Iterator[Row]:
     """Run ``work(0)`` … ``work(units - 1)`` on Ray Data and yield the rows that they return, as they come.
 
-    Args:
-        units: the number of units.
-        work: picklable; returns a flat row, to which ``unit`` is added.
-        retries: further attempts at a task whose worker died. Ray Data's own default has no bound.
-        ordered: yield in the order of the units; waiting results are held by Ray's object store.
-        workers: tasks at a time, on fractions of CPUs if there are fewer CPUs; None leaves it to Ray.
+    ``work`` is picklable and returns a flat row, to which ``unit`` is added. ``retries`` bounds further attempts at a
+    task whose worker died. ``ordered`` yields in the order of the units. ``workers`` is the number of tasks at a time,
+    on fractions of CPUs if there are fewer CPUs; None leaves it to Ray.
     """
     import ray
 
@@ -111,15 +104,12 @@ def _task(artefact: Artefact) -> Task:
 
 
 def _written(artefact: Artefact, store: Store) -> Written | None:
-    """Return the writing that a dataset needs, if it needs one."""
     needed = [need for need in artefact.needs if need.startswith(f"{FOLDERS['writing']}/")]
     return Written(store, needed[0]) if needed else None
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker needs of an artefact."""
-
     artefact_id: str
     task: Task
     rows: int
@@ -141,7 +131,7 @@ class _ShardWork:
         try:
             entry, tokens = self._shard(self.jobs[index], shard)
         except Exception as error:
-            # Returned with its kind to the driver, which fails this dataset and no other.
+            # Returned with its kind, so that the driver fails this dataset alone.
             kind = "" if isinstance(error, KvrayError) else f"{type(error).__name__}: "
             entry = FileEntry(shard_name(shard), 0, 0, "")
             return {**asdict(entry), "tokens": 0, "seconds": 0.0, "error": f"{kind}{last_line(error)}"}

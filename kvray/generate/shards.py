@@ -1,4 +1,4 @@
-"""Shards of a dataset: which rows, under which name, and the table of each. Knows no Ray."""
+"""Shards of a dataset: the rows, the name and the table of each. Knows no Ray."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -42,17 +42,14 @@ class Written:
     artefact_id: str
 
     def texts(self) -> list[str]:
-        """Read the replies, by number of the prompt; an unusable reply is empty."""
+        """Read the replies in the order of the prompts; an unusable reply is empty."""
         return writing.texts(self.store.read_table(self.artefact_id))
 
 
 def context_of(task: Task, base: BaseModelRef, written: Written | None = None) -> Context:
-    """Return what building needs, made once per process and task: it may read sources and measure a tokenizer.
+    """Return what building a task needs, made once per process: it may read sources and measure a tokenizer.
 
-    Args:
-        task: the task to build.
-        base: the model whose tokenizer counts.
-        written: the replies of the task's writer; None is enough to count its examples.
+    ``base`` is the model whose tokenizer counts; ``written`` has the replies of the task's writer, if it has one.
     """
     # A task itself need not be hashable.
     replies = (written.store.uri, written.artefact_id) if written else None
@@ -71,7 +68,7 @@ def rows_of(task: Task, base: BaseModelRef) -> int:
 
 
 def check_written(task: Task, written: Written | None) -> None:
-    """Refuse a task whose writer has not written: only a sweep has a model write.
+    """Refuse a task whose writer has not written yet: only a sweep asks writers.
 
     Raises:
         InputError: the task has a writer, and ``written`` is None.
@@ -84,10 +81,10 @@ def check_written(task: Task, written: Written | None) -> None:
 
 
 def build(task: Task, base: BaseModelRef, rows: range, written: Written | None = None) -> pa.Table:
-    """Make some examples of a task, in this process; arguments as for :func:`context_of`.
+    """Make some examples of a task in this process; arguments as for :func:`context_of`.
 
     Raises:
-        InputError: the task's parameters cannot be met, or a model is to write for it and has not.
+        InputError: the task's parameters cannot be met, or its writer has not written yet.
         KvrayError: the task returned other columns, or another number of rows.
     """
     check_written(task, written)

@@ -5,19 +5,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-Message = dict[str, str]
-"""``{"role": "system" | "user" | "assistant", "content": …}``."""
-Prompt = str | list[Message]
-"""What is put to a model: one user message, or a chat that ends in one."""
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": …}
+Prompt = str | list[Message]  # one user message, or a chat that ends in one
 
 
 def conversation(prompt: Prompt, system: str | None = None) -> list[Message]:
-    """Return a prompt as messages.
-
-    Args:
-        prompt: one user message, or a chat.
-        system: a system message to start with, unless the chat has one of its own.
-    """
+    """Return a prompt as messages; ``system`` is the first one, unless the chat has a system message of its own."""
     chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     first = [{"role": "system", "content": system}] if system and chat[0]["role"] != "system" else []
     return [*first, *chat]
@@ -41,17 +34,15 @@ def prompts_of(examples: pa.Table) -> list[Prompt]:
 
 
 def plain_text(prompts: Sequence[Prompt]) -> list[str]:
-    """Return the texts of prompts, the messages of each one after another, for counting without a chat template."""
+    """Return the text of each prompt, its messages joined, for counting without a chat template."""
     return ["\n".join(message["content"] for message in conversation(prompt)) for prompt in prompts]
 
 
 def json_lines(examples: pa.Table, system: str | None = None, further: Sequence[str] = ()) -> bytes:
-    """Return examples as JSON lines, ``{"messages": [user, assistant]}``.
+    """Return examples (columns ``prompt``, ``answer``) as JSON lines, ``{"messages": [user, assistant]}``.
 
-    Args:
-        examples: with the columns ``prompt`` and ``answer``, and ``history`` where they are chats.
-        system: a system message before each that has none of its own; None for none.
-        further: columns that each line has beside the messages.
+    Chats also have a column ``history``. ``system`` starts each line that has no system message of its own;
+    ``further`` names columns to add beside the messages.
     """
     lines = []
     for prompt, row in zip(prompts_of(examples), examples.select(["answer", *further]).to_pylist(), strict=True):

@@ -1,7 +1,7 @@
-"""Renders conversations by a model's chat template, as transformers does, within a tenth of a second.
+"""Renders conversations by a model's chat template, as transformers does, but within a tenth of a second.
 
-transformers' own renderer takes more than a second to import and its tokenizers ten, which is longer than a plan may
-take. This one uses jinja2 with the same settings; a template that it cannot parse is left to transformers.
+transformers' renderer takes a second to import, its tokenizers ten: too long for a plan. This one uses jinja2 with the
+same settings; a template that it cannot parse is left to transformers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ Conversation = Sequence[Mapping[str, str]]
 
 
 class ChatTemplate:
-    """A chat template.
-
-    Args:
-        source: in jinja2's language.
-        special_tokens: the variables ``bos_token``, ``eos_token`` and so on.
-    """
+    """A chat template in jinja2's language; ``special_tokens`` are its variables ``bos_token``, ``eos_token`` etc."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._source = source
@@ -37,12 +32,7 @@ class ChatTemplate:
             self._template = None
 
     def __call__(self, conversations: Sequence[Conversation], prompt: bool) -> list[str]:
-        """Return the texts of conversations.
-
-        Args:
-            conversations: messages with "role" and "content".
-            prompt: whether to add what comes before an answer.
-        """
+        """Return the texts of conversations; ``prompt`` adds what comes before an answer."""
         chats = [list(messages) for messages in conversations]
         options = {"add_generation_prompt": prompt, **self._special_tokens}
         if self._template is not None:

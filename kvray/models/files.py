@@ -1,4 +1,4 @@
-"""Facts about a model read from its files: whether they are complete, the length of its context, its chat template.
+"""What a model's files say: whether they are complete, the length of the context, the chat template.
 
 Reading them takes milliseconds; importing the libraries that load a model takes ten seconds, too long for a plan.
 """
@@ -14,27 +14,17 @@ from typing import Any
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 """A tokenizer that transformers can load has at least one of these files."""
-SMALL_FILES = ("*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
-"""The files of a model on the hub that a plan needs: all but the weights."""
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")  # all that a plan needs, without weights
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-"""Names under which configurations give the length of the context."""
-_STRETCHED_ALREADY = ("su", "longrope", "llama3")
-"""Kinds of rotary embeddings whose configuration gives the length after stretching; others are multiplied (vLLM)."""
-_UNADAPTED = ("norm", "ln_", "embed", "wte", "wpe", "lm_head")
-"""Parts of the names of modules with weights that get no adapter."""
-_FUSED = ("expert", "moe")
-"""Parts of the names of weights that transformers loads under other names."""
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # fields with the context's length
+_STRETCHED_ALREADY = ("su", "longrope", "llama3")  # rotary embeddings whose stretching the length includes (vLLM)
+_UNADAPTED = ("norm", "ln_", "embed", "wte", "wpe", "lm_head")  # in the names of modules that get no adapter
+_FUSED = ("expert", "moe")  # in the names of weights that transformers renames when loading
 
 
 def problems(directory: Path, weights: bool = True) -> list[str]:
-    """Return what a model's directory lacks to be loaded.
-
-    Args:
-        directory: where its files are.
-        weights: whether the weights are needed, or its tokenizer alone.
-    """
+    """Return what a model's directory lacks to be loaded, with or without its weights."""
     lacking: list[str] = []
     if not (directory / "config.json").is_file():
         return ["is a directory without config.json, so not a transformers model"]
@@ -69,7 +59,7 @@ def _weight_problems(directory: Path) -> list[str]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raise ValueError if there is none or it cannot be read."""
+    """Return the object in a JSON file; ValueError if it is missing, unreadable or no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -81,11 +71,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model.
-
-    Attributes:
-        directory: where they are.
-    """
+    """The files of a model in a directory."""
 
     directory: Path
 
@@ -103,16 +89,13 @@ class ModelFiles:
 
     @property
     def trained_length(self) -> int | None:
-        """Most tokens of a row to train on; None if the files do not say."""
+        """Most tokens of a training row; None if the files do not say."""
         length = self.config.get("max_position_embeddings")
         return length if isinstance(length, int) else None
 
     @property
     def served_length(self) -> int | None:
-        """Most tokens of prompt and answer that vLLM serves; None if the files do not say.
-
-        As in vllm/config/model.py: the configuration's length, stretched as its rotary embeddings are.
-        """
+        """Most tokens of prompt and answer that vLLM serves (vllm/config/model.py); None if the files do not say."""
         lengths = [value for name in _LENGTHS if isinstance(value := self.config.get(name), int)]
         if not lengths:
             return None
@@ -155,9 +138,9 @@ class ModelFiles:
         return frozenset(each for each in (ends if isinstance(ends, list) else [ends]) if isinstance(each, int))
 
     def module_names(self) -> frozenset[str]:
-        """Return the names of modules that can get an adapter (``q_proj`` and the like); empty where unknown.
+        """Return the names of modules that can get an adapter, such as ``q_proj``; empty if unknown.
 
-        Models with experts are left out: transformers joins their weights and gives them other names.
+        They are unknown for models with experts, whose weights transformers joins and renames.
         """
         from safetensors import SafetensorError, safe_open
 

@@ -1,8 +1,8 @@
-"""Client of an OpenAI-compatible API: its address and key, the one layer of retries, errors that never show the key.
+"""Client of an OpenAI-compatible API: its address and key, the only layer of retries, errors that never show the key.
 
-Answers are read as plain JSON, since the client library would build its objects from half a body too. Temporary
-failures (429, 5xx, timeouts, broken connections, half a body) are retried; failures that concern every request (the
-key, the quota, no server) end the run with one error; failures of one request are the caller's.
+Answers are read as plain JSON, since the client library builds objects from half a body too. Temporary failures (429,
+5xx, timeouts, broken connections, half a body) are retried; failures of all requests (key, quota, no server) end the
+run with one error; failures of one request are left to the caller.
 """
 
 from __future__ import annotations
@@ -31,17 +31,12 @@ URL_VARIABLE = "OPENAI_BASE_URL"
 KEY_VARIABLE = "OPENAI_API_KEY"
 OPENAI_SYSTEM = "Write a response that appropriately completes the request."
 """System message of the OpenAI fine-tuning format (official code of the paper, OpenAI file)."""
-NO_KEY = "EMPTY"
-"""Sent where no key is set: one's own server asks for none, but the client library needs one."""
-HIDDEN = "<key>"
-"""Replaces the key, or a piece of it, in every message."""
-MODEL_FILE = "model.json"
-"""The file of a finetune made by an API: the ``model`` that answers, and how it was made."""
-FIRST_WAIT_S = 0.5
-"""Wait before the second attempt where the server names no delay; doubled at each further attempt."""
+NO_KEY = "EMPTY"  # sent where no key is set: a private server asks for none, but the client library needs one
+HIDDEN = "<key>"  # replaces the key, or a piece of it, in every message
+MODEL_FILE = "model.json"  # of a finetune made by an API: the model that answers, and how it was made
+FIRST_WAIT_S = 0.5  # before the second attempt if the server names no delay; doubled at each further attempt
 LONGEST_WAIT_S = 60.0
-LONGEST_NAMED_WAIT_S = 120.0
-"""Longest delay accepted from the server."""
+LONGEST_NAMED_WAIT_S = 120.0  # longest delay accepted from the server
 CONNECT_S = 15.0
 
 Result = TypeVar("Result")
@@ -54,10 +49,7 @@ _MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
 
 
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end and return its result; Ctrl-C cancels it.
-
-    A notebook has a running event loop, which ``asyncio.run`` refuses to work beside: there, a thread gets a loop.
-    """
+    """Return a coroutine's result; Ctrl-C cancels it. Beside the running event loop of a notebook, use a thread."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -74,17 +66,11 @@ def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
 
 
 class ApiError(ResourceError):
-    """The API serves no request of this run: the key is refused, the quota used up, or nobody answers."""
+    """The API serves no request of this run: the key is refused, the quota used up, or no server answers."""
 
 
 class RejectedError(CellError):
-    """The API refuses this one request for good.
-
-    Attributes:
-        status: the HTTP status.
-        code: the API's own error code, "" for none.
-        reason: the server's message, without the key.
-    """
+    """The API refuses this one request for good: HTTP status, the API's code ("" for none), reason without the key."""
 
     def __init__(self, message: str, status: int, code: str, reason: str) -> None:
         super().__init__(message)
@@ -98,14 +84,10 @@ class IncompleteError(Exception):
 
 
 def plain(response: Any, *needs: str) -> dict[str, Any]:
-    """Return a raw response of the client as plain JSON.
-
-    Args:
-        response: from ``with_raw_response``.
-        needs: fields that it must have.
+    """Return the JSON object of a response from the client's ``with_raw_response``.
 
     Raises:
-        IncompleteError: it is no JSON object, or lacks one of ``needs``.
+        IncompleteError: it is no JSON object, or lacks a field of ``needs``.
     """
     try:
         body = json.loads(response.text)
@@ -119,14 +101,9 @@ def plain(response: Any, *needs: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Address:
-    """The URL of an API, and its key.
+    """The URL of an API, and its key."""
 
-    Attributes:
-        url: with the version, without a slash at its end; holds no secret.
-        key: never shown.
-    """
-
-    url: str
+    url: str  # with the version, without a final slash; holds no secret
     key: str = field(repr=False)
 
     @property
@@ -152,7 +129,7 @@ def address(base_url: str | None = None) -> Address:
     where = "runtime.api_base_url" if base_url else URL_VARIABLE
     parts = urlsplit(url)
     if parts.username or parts.password or parts.query or parts.fragment:
-        # Not shown: it is written to the store with the sweep, and into errors.
+        # Refused, and not shown: a URL is written to the store with the sweep, and into errors.
         raise InputError(f"{where}: found a URL with a name, a password or a query; expected http(s)://HOST/v1")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"{where}: found {url!r}; expected a URL such as http://127.0.0.1:8000/v1")
@@ -170,17 +147,8 @@ def address(base_url: str | None = None) -> Address:
 class Api:
     """A connection to an API; an asynchronous context manager.
 
-    Args:
-        base_url: as for :func:`address`.
-        timeout_s: seconds that one request may take.
-        retries: most further attempts at a request that failed temporarily.
-
-    Attributes:
-        address: of the API.
-        retries: further attempts so far, over all calls.
-
-    Raises:
-        InputError: as :func:`address`.
+    ``base_url`` is that of :func:`address`, which may raise an InputError; ``timeout_s`` is per request, and so are the
+    ``retries`` allowed. The attribute ``retries`` counts those made, over all calls.
     """
 
     def __init__(self, base_url: str | None, timeout_s: float, retries: int) -> None:
@@ -207,10 +175,7 @@ class Api:
         await self._client.close()
 
     async def call(self, send: Callable[[AsyncOpenAI], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        """Send a request until it succeeds, at most ``api_retries`` times more than once.
-
-        Args:
-            send: sends once and returns :func:`plain` of the response; all its steps are repeated at a retry.
+        """Call ``send``, which sends once and returns :func:`plain` of the response, until it succeeds.
 
         Raises:
             ApiError: no request of this run will be served.
@@ -246,7 +211,7 @@ class Api:
         ) from None
 
     def _temporary(self, error: OpenAIError | IncompleteError) -> _Failure:
-        """Return a failure that the next attempt may not meet; raise any other."""
+        """Return the failure if it is temporary; raise any other."""
         import openai
 
         if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ not in _UNREACHABLE:
@@ -276,17 +241,11 @@ class Api:
 
 @dataclass(frozen=True)
 class _Failure:
-    """A temporary failure.
+    """A temporary failure."""
 
-    Attributes:
-        text: its description, without the key.
-        delay: seconds to wait, as the server asks.
-        everybody: whether other requests would fail alike.
-    """
-
-    text: str
-    delay: float | None = None
-    everybody: bool = False
+    text: str  # its description, without the key
+    delay: float | None = None  # seconds to wait, as the server asks
+    everybody: bool = False  # whether other requests would fail alike
 
 
 def _delay(headers: Mapping[str, str]) -> float | None:
@@ -306,19 +265,19 @@ def _delay(headers: Mapping[str, str]) -> float | None:
 
 
 def _message(body: object, length: int = _MESSAGE_LENGTH) -> str:
-    """Return a server's error message in one line, from whichever field it uses."""
+    """Return a server's error message on one line, from whichever field holds it."""
     while isinstance(body, dict):
         inner = next((body[name] for name in ("message", "error", "detail") if body.get(name)), None)
         if inner is None:
             break
         body = inner
     text = " ".join(("" if body is None else str(body)).split())
-    # A proxy's HTML page tells no more than the status.
+    # A proxy's HTML page says no more than the status.
     return "" if text.startswith("<") else text[:length]
 
 
 def _without_pieces(text: str, key: str) -> str:
-    """Hide every piece of the key, at least :data:`_KEY_PIECE` characters long, in a text."""
+    """Hide every piece of the key of at least ``_KEY_PIECE`` characters."""
     parts: list[str] = []
     at = 0
     while at < len(text):

@@ -1,7 +1,4 @@
-"""Base models by name: where each is, and what identifies it.
-
-A name is a bundled model, a directory, an id on the Hugging Face hub, or ``openai:<name>``.
-"""
+"""Base models by name: bundled, a directory, an id on the Hugging Face hub, or ``openai:<name>``."""
 
 from __future__ import annotations
 
@@ -16,35 +13,23 @@ from kvray.errors import InputError, Problem, SourceUnreachableError, first_line
 from kvray.models import files
 
 BUNDLED = {"kvray-tiny": Path(__file__).parent / "kvray-tiny"}
-API = "openai:"
-"""Prefix of the name of a model behind an OpenAI-compatible API."""
-API_TOKENIZER = "Xenova/gpt-3.5-turbo"
-"""Whose tokenizer counts for a model behind an API where the sweep names none: a hub copy of its cl100k_base."""
+API = "openai:"  # prefix of the name of a model behind an OpenAI-compatible API
+API_TOKENIZER = "Xenova/gpt-3.5-turbo"  # counts for such a model by default: a hub copy of cl100k_base
 HUB_TIMEOUT_S = 20
 _CONTENT = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True)
 class BaseModelRef:
-    """A base model that can be loaded.
+    """A base model that can be loaded."""
 
-    Attributes:
-        name: as the user wrote it; the ``base_model`` column of the results.
-        location: a directory, or a hub id.
-        revision: hub commit; None for a directory.
-        identity: what fingerprints cover: a sha256 over the files' content, or the hub id and commit.
-        trust_remote_code: whether the model's own Python code may run (a knob of the sweep).
-        tokenizer: the model whose tokenizer counts tokens in its place; None for its own.
-        cached: whether it was found in the hub's cache on this machine because the hub did not answer.
-    """
-
-    name: str
-    location: str
-    revision: str | None
-    identity: str
-    trust_remote_code: bool = False
-    tokenizer: BaseModelRef | None = None
-    cached: bool = False
+    name: str  # as the user wrote it; the base_model column of the results
+    location: str  # a directory, or a hub id
+    revision: str | None  # hub commit; None for a directory
+    identity: str  # part of fingerprints: a sha256 over the files' content, or the hub id and commit
+    trust_remote_code: bool = False  # whether the model's own Python code may run (a setting of the sweep)
+    tokenizer: BaseModelRef | None = None  # the model whose tokenizer counts tokens in its place; None for its own
+    cached: bool = False  # resolved from the hub's cache on this machine, because the hub did not answer
 
     @property
     def api(self) -> bool:
@@ -53,14 +38,13 @@ class BaseModelRef:
 
     @property
     def token_identity(self) -> str:
-        """Identity of the tokenizer that counts tokens; part of every dataset's identity."""
+        """Identity of the tokenizer that counts; part of every dataset's identity."""
         return (self.tokenizer or self).identity
 
     def here(self) -> BaseModelRef:
-        """Return the model with its location on this machine.
+        """Return the model with its location on this machine: a bundled one lies inside the installed kvray.
 
-        A bundled model lies where this machine's kvray is installed. A model that was found in the hub's cache becomes
-        the directory of the cache, so that loading it needs no hub; a machine whose cache lacks it asks the hub.
+        One from the hub's cache becomes the cache's directory, so that no hub is asked, if this machine has it.
         """
         if self.name in BUNDLED:
             return replace(self, location=str(BUNDLED[self.name]))
@@ -71,16 +55,14 @@ class BaseModelRef:
 
 
 def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
-    """Find a base model.
+    """Find a base model: bundled, a directory, a hub id, or ``openai:<name>``.
 
-    Args:
-        name: a bundled model, a directory, a hub id, or ``openai:<name>``.
-        tokenizer: a model (not behind an API) whose tokenizer counts tokens; default the model's own, and
-            :data:`API_TOKENIZER` for one behind an API.
+    ``tokenizer`` is a model (not behind an API) whose tokenizer counts; default the model's own, or
+    :data:`API_TOKENIZER` for one behind an API.
 
     Raises:
         SourceUnreachableError: the hub does not answer.
-        InputError: nothing by that name is bundled, on disk, or on the hub.
+        InputError: no model of that name is bundled, on disk, or on the hub.
     """
     counting = None
     if tokenizer or name.startswith(API):
@@ -89,19 +71,13 @@ def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
 
 
 def unresolved(name: str, tokenizer: str | None = None) -> BaseModelRef:
-    """Return a reference to a model that cannot be reached now; enough to plan with, and no artefact matches it."""
+    """Return a reference to a model that is out of reach: enough for a plan, but no artefact matches it."""
     counting = BaseModelRef(tokenizer, tokenizer, None, f"unresolved:{tokenizer}") if tokenizer else None
     return BaseModelRef(name, name.removeprefix(API), None, f"unresolved:{name}", tokenizer=counting)
 
 
 def _find(name: str, field: str = "base_model", weights: bool = True) -> BaseModelRef:
-    """Find a model.
-
-    Args:
-        name: as in a sweep.
-        field: the sweep's field of that name, for the messages.
-        weights: whether the weights are needed, or the tokenizer alone.
-    """
+    """Find a model; ``field`` is the sweep's field, for messages, and without ``weights`` a tokenizer is enough."""
     if name.startswith(API):
         model = name.removeprefix(API)
         if not model.strip():
@@ -132,7 +108,7 @@ def _check(name: str, directory: Path, field: str, weights: bool) -> None:
 
 
 def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
-    """Find a model on the hub or, where the hub does not answer, in its cache on this machine."""
+    """Find a model on the hub or, if that does not answer, in its cache on this machine."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
@@ -146,12 +122,12 @@ def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
         revision = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha
     except HfHubHTTPError as error:
         if error.response.status_code < 500:
-            # Missing, gated and forbidden models: the hub did answer.
+            # A missing, gated or forbidden model: the hub did answer.
             text = f"{name} could not be resolved on the Hugging Face hub: {first_line(error)}"
             raise InputError(Problem((field,), text)) from error
         unreachable: Exception = error
     except Exception as error:
-        # The client lets through whatever its HTTP library raises when there is no way to the hub.
+        # The client passes on whatever its HTTP library raises when the hub is out of reach.
         unreachable = error
     else:
         return BaseModelRef(name, name, revision, f"hub:{name}@{revision}")
@@ -159,7 +135,7 @@ def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
 
 
 def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> BaseModelRef:
-    """Find a model in the hub's cache: the commit that it was last asked for by name, or the only one."""
+    """Find a model in the hub's cache: the commit last requested by name, or the only one."""
     snapshot = _snapshot(name, None)
     if snapshot is None:
         from huggingface_hub import constants
@@ -184,21 +160,17 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
     except IncompleteSnapshotError as error:
-        # It may lack no more than weights in a second format; what is needed is checked by name.
+        # It may only lack weights in a second format; the needed files are checked by name.
         return Path(error.snapshot_path)
     except LocalEntryNotFoundError:
-        # Files that were asked for by commit, as kvray does online, leave no branch behind.
+        # Files requested by commit, as kvray does online, leave no branch in the cache.
         folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots"
         commits = [path for path in folder.glob("*") if path.is_dir()] if revision is None else []
         return commits[0] if len(commits) == 1 else None
 
 
 def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
-    """Return the files of a model (of one on the hub, all but its weights); None if they cannot be had now.
-
-    Raises:
-        InputError: the hub has the model and refuses its files.
-    """
+    """Return a model's files (on the hub, all but its weights), None if unavailable now; InputError if refused."""
     ref = ref.here()
     if ref.api or ref.identity.startswith("unresolved:"):
         return None
@@ -216,13 +188,13 @@ def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
             ) from error
         return None
     except Exception:
-        # As in _on_hub: whatever the HTTP library raises. The plan then estimates, and its warnings tell so.
+        # As in _on_hub: whatever the HTTP library raises. The plan then estimates, and its warnings say so.
         return None
     return files.ModelFiles(directory)
 
 
 def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:
-    """Return the transformers tokenizer of a base model itself, not of ``ref.tokenizer`` (heavy import)."""
+    """Return the transformers tokenizer of the base model itself, not of ``ref.tokenizer`` (heavy import)."""
     from transformers import AutoTokenizer
 
     ref = ref.here()

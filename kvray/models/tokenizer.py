@@ -1,9 +1,8 @@
-"""Token counts: exact by the tokenizer, and exact but cheap for texts made of integers between fixed pieces of text.
+"""Token counts: by the tokenizer, and cheaply for texts of integers between fixed pieces of text; both exact.
 
-Tokenizing is about a hundred times slower than making a prompt of integers. But such a text need not be tokenized where
-its count is a sum: the fixed pieces once, plus one table entry per integer. That sum is right when no token can reach
-from one integer into another, which :meth:`TokenCounter.separates` proves from the tokenizer itself; a task compares
-its sum with the tokenizer on real prompts before it relies on it.
+Tokenizing a prompt of integers takes about a hundred times longer than making it. Its count is a sum, the fixed pieces
+once plus one table entry per integer, if no token reaches from one integer into another. :meth:`TokenCounter.separates`
+proves that from the tokenizer; a task also compares its sum with the tokenizer on real prompts before relying on it.
 """
 
 from __future__ import annotations
@@ -30,9 +29,7 @@ _PROBES = 256
 
 @lru_cache(maxsize=4)
 def token_counter(base: BaseModelRef) -> TokenCounter:
-    """Return the counter of the tokenizer that counts for a base model; loaded once per process.
-
-    A directory's ``tokenizer.json`` is read without transformers, which would cost seconds of import per worker.
+    """Return the token counter of a base model, loaded once per process.
 
     Raises:
         InputError: the model has no fast tokenizer, or one that cannot be read.
@@ -42,11 +39,11 @@ def token_counter(base: BaseModelRef) -> TokenCounter:
     base = (base.tokenizer or base).here()
     file = Path(base.location) / "tokenizer.json"
     try:
-        if file.is_file():
+        if file.is_file():  # read without transformers, whose import would cost seconds per worker
             return TokenCounter(Tokenizer.from_file(str(file)))
         tokenizer = load_tokenizer(base)
     except Exception as error:
-        # tokenizers raises bare Exceptions, transformers whatever its many kinds of tokenizers do.
+        # tokenizers raises bare Exceptions, transformers whatever its many tokenizers raise.
         raise InputError(f"the tokenizer of {base.name} cannot be read: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{base.name} has neither tokenizer.json nor a fast transformers tokenizer")
@@ -62,7 +59,7 @@ class TokenCounter:
         self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> Counts:
-        """Return the number of tokens of each text. Shape ``(len(texts),)``."""
+        """Return the number of tokens of each text, of shape ``(len(texts),)``."""
         counts = np.empty(len(texts), np.int64)
         for start in range(0, len(texts), _BATCH):
             batch = self.tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
@@ -70,11 +67,10 @@ class TokenCounter:
         return counts
 
     def separates(self, text: str) -> bool:
-        """Tell whether no token of texts like this one can depend on two integers at once.
+        """Return whether no token of texts like this one can depend on two integers at once.
 
-        Either of two reasons is enough. The pre-tokenizer cuts the text into pieces that each touch one integer at most
-        (and a piece is tokenized alone). Or every vocabulary entry with a digit consists of digits only, so that no
-        token crosses the edge of an integer, whatever the order of merges.
+        Either the pre-tokenizer cuts the text into pieces of at most one integer, each tokenized alone. Or every
+        vocabulary entry with a digit consists of digits only, so that no token crosses the edge of an integer.
         """
         return self._cuts_between_integers(text) or self._digits_stand_alone(text)
 
@@ -82,13 +78,13 @@ class TokenCounter:
         """Return what each integer adds in each context, beyond what ``low`` adds there.
 
         Args:
-            contexts: (left, right) of the integer: the fixed text around it, to the next integers and beyond.
+            contexts: the fixed text to the left and right of the integer, to the next integers and beyond.
             low: the integer that counts as zero.
             limit: the integers are ``low <= n < limit``.
 
         Returns:
             int64 of shape ``(len(contexts), limit)``; entries below ``low`` are 0. A context that agrees with the first
-            on a few hundred integers of every size shares its measurement.
+            on a few hundred integers of every size shares its row.
         """
         table = np.zeros((len(contexts), limit), np.int64)
         probes = np.unique(np.geomspace(low, limit - 1, _PROBES).astype(np.int64))

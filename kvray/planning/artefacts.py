@@ -1,4 +1,4 @@
-"""What a sweep is made of: artefacts, the jobs that make them, and the plan document that names them in the store."""
+"""The artefacts of a sweep, the jobs that make them, and the plan document in the store."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kvray.tasks.code import carried
 Kind = Literal["writing", "dataset", "finetune", "predictions"]
 Counted = Literal["rows", "sample", "estimate"]
 KINDS: tuple[Kind, ...] = ("writing", "dataset", "finetune", "predictions")
-"""Kinds of artefacts; each needs artefacts of the kinds before it alone."""
+"""Kinds of artefacts; each needs only artefacts of earlier kinds."""
 FORMAT = 1
 """Version of the plan document."""
 
 
 def read_document(data: bytes) -> PlanDocument:
-    """Read what :meth:`Plan.to_json` wrote.
+    """Read the JSON of :meth:`Plan.to_json`.
 
     Raises:
-        InputError: it is no plan document, or one of a later version.
+        InputError: no plan document, or one of another version.
     """
     try:
         document = json.loads(data)
@@ -37,12 +37,7 @@ def read_document(data: bytes) -> PlanDocument:
 
 @dataclass(frozen=True)
 class WritingJob:
-    """What a model is to write for a dataset.
-
-    Attributes:
-        task: its :meth:`~kvray.tasks.base.Task.to_write` gives the prompts.
-        writer: the model, a name as for ``base_model``.
-    """
+    """The task whose prompts (:meth:`~kvray.tasks.base.Task.to_write`) a model answers, and that model's name."""
 
     task: Task
     writer: str
@@ -53,10 +48,9 @@ class FinetuneJob:
     """What the finetune stage needs beside the recipe.
 
     Attributes:
-        finetune: the hyperparameters; its ``seeds`` are not this job's.
-        seed: this finetune's seed.
+        finetune: the hyperparameters; ``seed`` stands in for its ``seeds``.
         mixture: (dataset id, share) in the order of the recipe; shares sum to 1.
-        budget: (dataset id, share) of the mixture whose tokens per epoch this one is matched to; empty for no cut.
+        budget: (dataset id, share) of the mixture whose tokens per epoch this one is cut to; empty for no cut.
     """
 
     finetune: Finetune
@@ -67,14 +61,10 @@ class FinetuneJob:
 
 @dataclass(frozen=True)
 class PredictionsJob:
-    """What the evaluate stage needs beside the recipe.
+    """What the evaluate stage needs beside the recipe; ``task`` scores the answers, ``evaluation`` is the label.
 
-    Attributes:
-        task: its scorer scores the answers.
-        dataset_id: the examples; None where another library brings them (``Task.BRINGS_EXAMPLES``).
-        finetune_id: the finetune that answers; None for the base model.
-        evaluation: the evaluation's label.
-        finetune: that finetune's hyperparameters; None for the base model.
+    Without a dataset another library brings the examples (``Task.BRINGS_EXAMPLES``); without a finetune the base model
+    answers.
     """
 
     task: Task
@@ -90,18 +80,15 @@ class Artefact:
 
     Attributes:
         id: ``<folder>/<name>-<fingerprint[:16]>``.
-        kind: writing, dataset, finetune or predictions.
         name: readable part of the id.
         fingerprint: sha256 of the recipe and of the fingerprints of what it needs.
         recipe: everything that decides its content.
         needs: ids of the artefacts it is made from, in the order of the recipe.
-        rows: prompts of the writing, rows of the dataset, rows of one epoch of the finetune (about, if matched by
-            tokens), or predictions.
+        rows: prompts of a writing, rows of a dataset, rows of one epoch of a finetune (about, if matched by tokens), or
+            predictions.
         tokens: about how many tokens making it reads; 0 if unknown.
-        counted: what rows and tokens rest on: every row of its data, a sample of them, or a rough size for want of the
-            base model's tokenizer.
         labels: its names in the sweep: dataset and role; mixture, finetune and seed; evaluation with those three.
-        params: WritingJob, Task, FinetuneJob or PredictionsJob.
+        counted: basis of rows and tokens: all rows, a sample, or a rough estimate without the base model's tokenizer.
     """
 
     id: str
@@ -117,7 +104,7 @@ class Artefact:
     counted: Counted = "estimate"
 
     def identity(self) -> dict[str, Any]:
-        """Return what a stage commits it under: the arguments of ``Store.commit`` that do not come from the work."""
+        """Return the arguments of ``Store.commit`` that are known before the artefact is made."""
         return {
             "id": self.id,
             "kind": self.kind,
@@ -130,7 +117,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class PlannedArtefact:
-    """An artefact as the plan document has it; attributes as in :class:`Artefact`."""
+    """An artefact in a plan document; attributes as in :class:`Artefact`."""
 
     id: str
     kind: Kind
@@ -147,12 +134,9 @@ class Plan:
     """All artefacts of a sweep in dependency order: writings, datasets, finetunes, predictions.
 
     Attributes:
-        sweep: what was planned.
-        base_model: the base model's name.
         artefacts: each once, though several variants may share it.
-        notes: what could not be looked at and was assumed (:func:`kvray.planning.inputs.gather`); such a plan cannot be
-            run.
-        warnings: what can be run and is likely to be a mistake.
+        notes: what did not answer and was assumed (:func:`kvray.planning.inputs.gather`); such a plan cannot be run.
+        warnings: likely mistakes that do not prevent a run.
     """
 
     sweep: Sweep
@@ -162,7 +146,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     def code(self) -> dict[str, str]:
-        """Return the sha256 of each Python file outside any package that tasks are from, by its path."""
+        """Return the sha256, by path, of each Python file outside any package that defines a task."""
         tasks = [*self.sweep.datasets.values(), *self.sweep.evaluate.values()]
         sources = [source for task in tasks if (source := carried(task))]
         return {source.path: source.sha256 for source in sources}
@@ -182,20 +166,13 @@ class Plan:
         }
 
     def to_json(self) -> bytes:
-        """Return :meth:`document` as UTF-8 JSON, the same bytes for the same plan."""
+        """Return :meth:`document` as UTF-8 JSON, byte for byte reproducible."""
         return (json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n").encode()
 
 
 @dataclass(frozen=True)
 class PlanDocument:
-    """A plan as it is read from the store.
-
-    Attributes:
-        name: the sweep's name.
-        base_model: as the user wrote it.
-        sweep: the sweep in plain values, defaults and overrides included; ``Sweep.model_validate`` takes it.
-        artefacts: in dependency order.
-    """
+    """A plan read from the store; ``sweep`` has plain values, defaults included, for ``Sweep.model_validate``."""
 
     name: str
     base_model: str

@@ -1,4 +1,4 @@
-"""What a plan must know of the world: the base model, the sources' sha256, the examples and their lengths."""
+"""The inputs of a plan: the base model, the sources' sha256, the examples and their lengths."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ UNKNOWN = "unresolved"
 
 
 def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | None = None) -> Inputs:
-    """Look at the base model and at every source of every variant of a sweep. Reads files; writes nothing.
+    """Read the base model and the sources of all variants of a sweep; writes nothing.
 
-    Args:
-        sweep: what is planned.
-        offline: continue without what is on the network and does not answer; :attr:`Inputs.notes` says what.
-        expanded: the sweep's variants, where they are known already.
+    With ``offline``, assumptions stand in for models and sources that do not answer; :attr:`Inputs.notes` lists them.
+    ``expanded`` are the sweep's variants, if known already.
 
     Raises:
-        InputError: a base model or a source cannot be read, or a task makes no example; all of them at once.
+        InputError: with every base model or source that cannot be read and every task without examples.
     """
     expanded = variants(sweep) if expanded is None else expanded
     gatherer = _Gatherer(sweep, offline)
@@ -48,12 +46,12 @@ def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | No
 
 
 def task_key(task: Task) -> str:
-    """Return the JSON of all of a task's parameters, those outside its identity (paths) included."""
+    """Return the JSON of all parameters of a task, including those outside its identity (paths)."""
     return canonical_json(task.model_dump(mode="json")).decode()
 
 
 def _tasks(expanded: Sequence[Variant]) -> Iterator[tuple[Variant, Path, Task]]:
-    """Yield every different task of the variants, with the first variant that has it and its path there."""
+    """Yield each distinct task with the first variant that has it and its path there."""
     seen: set[tuple[int, int]] = set()  # variants share the tasks that they do not vary
     for variant in expanded:
         sweep = variant.sweep
@@ -71,12 +69,12 @@ def _tasks(expanded: Sequence[Variant]) -> Iterator[tuple[Variant, Path, Task]]:
 
 
 def _no_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Stand in for the tokenizer of a base model that was not found, so that the sources are looked at all the same."""
+    """Stand in for the tokenizer of a base model that cannot be read, so that sources are checked all the same."""
     return np.zeros(len(texts), np.int64)
 
 
 def _counter(base: BaseModelRef) -> CountTokens:
-    """Return a counter that loads the tokenizer when a task first asks it; most tasks know their size without."""
+    """Return a counter that loads the tokenizer on first use; most tasks know their size without it."""
 
     def count(texts: Sequence[str]) -> NDArray[np.int64]:
         from kvray.models.tokenizer import token_counter
@@ -88,13 +86,7 @@ def _counter(base: BaseModelRef) -> CountTokens:
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What a plan must know of one task.
-
-    Attributes:
-        sources: the sha256 of each source, by field name.
-        lengths: how many examples it makes and their tokens, counted or estimated.
-        writing: how many prompts its writer answers and their tokens; (0, 0) where no model writes.
-    """
+    """Inputs of a task: sha256 of its sources by field name, its lengths, and (prompts, tokens) for its writer."""
 
     sources: Mapping[str, str]
     lengths: Lengths
@@ -103,15 +95,12 @@ class TaskInputs:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What :func:`gather` found.
+    """Inputs of a plan, from :func:`gather`.
 
     Attributes:
-        base: the base model.
-        variants: every combination of the values of the sweep's grid and zip.
         tasks: by :func:`task_key`.
         writers: the models that write parts of datasets, by name.
-        limits: what the base model can take.
-        notes: what did not answer, and what is assumed instead; empty unless that was allowed.
+        notes: what did not answer, and what is assumed instead; empty unless ``offline``.
     """
 
     base: BaseModelRef
@@ -121,21 +110,21 @@ class Inputs:
     limits: Limits
     notes: tuple[str, ...] = ()
     _known: dict[int, tuple[Task, TaskInputs]] = field(default_factory=dict, compare=False, repr=False)
-    """Tasks that were asked for, by identity, beside their inputs: variants share most of their tasks."""
+    """Cache by the task's ``id``: variants share most tasks. It holds the task to keep that id taken."""
 
     def of(self, task: Task) -> TaskInputs:
-        """Return what is known of a task."""
+        """Return the inputs of a task."""
         if id(task) not in self._known:
             self._known[id(task)] = task, self.tasks[task_key(task)]
         return self._known[id(task)][1]
 
     def lengths_of(self, task: Task) -> Lengths:
-        """Return how many examples a task makes, and their tokens."""
+        """Return the lengths of a task's examples."""
         return self.of(task).lengths
 
 
 class _Gatherer:
-    """Looks at models and tasks; keeps what is wrong with them, and what does not answer, until all is looked at."""
+    """Reads models and tasks, and collects their problems and what does not answer."""
 
     def __init__(self, sweep: Sweep, offline: bool) -> None:
         self.offline = offline
@@ -146,13 +135,13 @@ class _Gatherer:
         self.limits: Limits | None = None
         self.base = self.model(sweep.base_model, sweep.tokenizer)
         if self.base is not None and sweep.trust_remote_code:
-            # Another model code may run than without it, so it is another model.
+            # Other model code may run than without it, so it is another model.
             self.base = replace(self.base, trust_remote_code=True, identity=f"{self.base.identity}+remote_code")
         known = self.base is not None and not self.problems and not self.notes
         self.count_tokens: CountTokens = _counter(self.base) if known and self.base is not None else _no_tokens
 
     def count_rows(self, examples: bool) -> None:
-        """Read the base model's limits and, if any task brings examples, count rows by its tokenizer from now on."""
+        """Read the base model's limits and, if any task brings examples, its tokenizer and template for counting."""
         assert self.base is not None
         try:
             self.limits = limits_of(self.base, files_of(self.base))
@@ -164,7 +153,7 @@ class _Gatherer:
     def model(
         self, name: str, tokenizer: str | None, place: Path = (), variant: Variant | None = None
     ) -> BaseModelRef | None:
-        """Return a model, a stand-in if the hub does not answer and that is allowed, None for a problem."""
+        """Return a model, a stand-in if the hub does not answer while offline, None for a problem."""
         try:
             return resolve(name, tokenizer)
         except SourceUnreachableError as error:
@@ -179,7 +168,7 @@ class _Gatherer:
             return None
 
     def task(self, variant: Variant, place: Path, task: Task) -> TaskInputs:
-        """Return the inputs of a task; of one with a problem they mean nothing."""
+        """Return the inputs of a task, meaningless if it has a problem."""
         sources: dict[str, str] = {}
         lengths = estimated(0, 0)
         try:
@@ -211,7 +200,7 @@ class _Gatherer:
         return estimated(rows, task.tokens_estimate())
 
     def writing(self, variant: Variant, place: Path, task: Task, rows: int) -> tuple[int, int]:
-        """Look at a task's writer; return how many prompts it answers, and their tokens."""
+        """Resolve a task's writer; return how many prompts it answers, and their tokens."""
         writer = task.writer()
         assert writer is not None
         if writer not in self.writers:
@@ -228,11 +217,11 @@ class _Gatherer:
             return rows, 0
 
     def refuse(self, error: Exception, place: Path, task: Task | None = None, variant: Variant | None = None) -> None:
-        """Keep the problems of a model, or of a task: its errors may start with the name of a field."""
+        """Collect the problems of a model or of a task, whose errors may start with the name of a field."""
         for each in error.found if isinstance(error, InputError) else [Problem((), " ".join(str(error).split()))]:
             at, text = place or each.path, each.text
             field, colon, rest = text.partition(": ")
             if task is not None and colon and field in type(task).model_fields:
                 at, text = (*at, field), rest
-            # Not where the block is varied: most mistakes of a task are there whatever the value of another knob.
+            # Not where the block is varied: most mistakes of a task do not depend on another knob's value.
             self.problems.append(Problem(variant.origins.get(at, at) if variant else at, text))

@@ -1,4 +1,4 @@
-"""The labels of artefacts: the names of the sweep's file, followed by what its grid varies of them."""
+"""Labels of artefacts: their names in the sweep, followed by what its grid varies."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kvray.sweep.grid import Variant, show_value
 
 
 def suffix(changes: Sequence[tuple[str, Any]]) -> str:
-    """Return what is varied as it stands behind a name: ``[epochs=2,learning_rate=1e-05]``."""
+    """Format varied values for a label: ``[epochs=2,learning_rate=1e-05]``."""
     return f"[{','.join(f'{key}={show_value(value)}' for key, value in changes)}]" if changes else ""
 
 
 def finetune_label(variant: Variant, api: bool) -> str:
-    """Return the method and what is varied of it, leaving out what the method does not use."""
+    """Return the method and its varied hyperparameters, without those that it does not use."""
     finetune = variant.sweep.finetune
     used = (finetune.api_recipe() if api else finetune.recipe()).keys() - {"method"}
     changes = [(str(key), value) for (section, key, *_), value in variant.changes if section == "finetune"]
@@ -22,21 +22,18 @@ def finetune_label(variant: Variant, api: bool) -> str:
 
 
 def evaluation_label(variant: Variant, name: str) -> str:
-    """Return an evaluation's name and what is varied of it."""
+    """Return an evaluation's name and varied values."""
     return name + suffix(_block_changes(variant, "evaluate", name))
 
 
 def data_label(variant: Variant, name: str, seed: int) -> str:
-    """Return a dataset's name and what is varied of it; ``seed`` is what the finetune's seed adds to its own."""
+    """Return a dataset's name and varied values; ``seed`` is what the finetune adds to its own."""
     own = [("seed", variant.sweep.datasets[name].seed + seed)] if seed else []
     return name + suffix(_block_changes(variant, "datasets", name) + own)
 
 
 def mixture_label(variant: Variant, mixture: str, matched: bool) -> str:
-    """Return the mixture's name and what is varied of its weights and its datasets.
-
-    Of a mixture that is matched to the sweep's first one in tokens, what is varied of that one is varied too.
-    """
+    """Return a mixture's name and varied values; if ``matched`` to the first mixture's tokens, that one's as well."""
     sweep, first = variant.sweep, next(iter(variant.sweep.mixtures))
     datasets = sweep.mixtures[mixture]
     changes = _block_changes(variant, "mixtures", mixture)
@@ -50,5 +47,4 @@ def mixture_label(variant: Variant, mixture: str, matched: bool) -> str:
 
 
 def _block_changes(variant: Variant, section: str, name: str, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return what is varied of one block of a section, as (prefix and knob, value)."""
     return [(f"{prefix}{path[-1]}", value) for path, value in variant.changes if path[:2] == (section, name)]

@@ -1,7 +1,7 @@
-"""How long the rows of a task are: real rows, made and counted by the base model's own tokenizer and chat template.
+"""Counts the tokens of a task's rows, with the base model's tokenizer and chat template.
 
-A plan needs it for two questions: which rows a mixture matched in tokens reads, and whether prompts fit the
-model. A sample is enough for datasets whose rows are many, and it is a function of the task alone, as its rows are.
+Plans need them to tell which rows a mixture matched in tokens reads, and whether prompts fit the model. Large datasets
+are sampled; the sample depends on the task alone.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from kvray.tasks.base import Context, CountTokens, Task
 Counts = NDArray[np.int64]
 
 WHOLE_ROWS = 64
-"""Rows up to which a dataset is counted whole, if it is no more than :data:`MOST_TOKENS`."""
+"""A dataset of no more rows, nor more than :data:`MOST_TOKENS`, is counted whole."""
 MOST_ROWS = 320
-"""Rows of a sample at most."""
+"""Largest sample."""
 MOST_TOKENS = 60_000
-"""Tokens after which a sample ends: enough of the longest prompts, and a plan stays a matter of seconds."""
+"""Tokens after which a sample ends, so that a plan takes seconds; several of the longest prompts fit."""
 PRECISION = 0.01
-"""Standard error of the mean length at which a sample is large enough, as a share of the mean."""
+"""Relative standard error of the mean length at which a sample is large enough."""
 _BLOCK = 8
-"""Neighbouring rows that are made at once; blocks are spread over the dataset, whose order may follow its lengths."""
+"""Consecutive rows that are made at once. Blocks are spread over the dataset, which may be ordered by length."""
 
 
 def counting(base: BaseModelRef) -> Counting | None:
-    """Return what counts for a base model, None where its tokenizer is not at hand.
+    """Return the counter of a base model, None if its tokenizer is not available.
 
     Raises:
         InputError: the tokenizer cannot be read, or has no chat template.
@@ -44,7 +44,7 @@ def counting(base: BaseModelRef) -> Counting | None:
     if files is None:
         return None
     if base.api:
-        # It keeps its template to itself: what is counted is the plain texts.
+        # An API does not publish its template, so the plain texts are counted.
         return Counting(token_counter(base))
     files = files if base.tokenizer is None else files_of(base)
     if files is None:
@@ -59,16 +59,10 @@ def counting(base: BaseModelRef) -> Counting | None:
 
 
 def measure(task: Task, context: Context, rows: int, counted: Counting) -> Lengths:
-    """Count rows of a task: all of a small dataset, else as many as tell the mean length well enough.
-
-    Args:
-        task: whose rows.
-        context: of the task.
-        rows: how many it makes.
-        counted: what counts.
+    """Count the tokens of a task's ``rows``: of all if they are few, else of enough for a precise mean.
 
     Raises:
-        InputError: the rows cannot be made, or the template does not take them.
+        InputError: the rows cannot be made, or the template refuses them.
     """
     counts: dict[int, tuple[Counts, Counts, Counts]] = {}
     for block in _spread(-(-rows // _BLOCK)):
@@ -78,14 +72,14 @@ def measure(task: Task, context: Context, rows: int, counted: Counting) -> Lengt
         counts[block] = plain, *counted.count(plain, *texts, check=not counts)
         if _enough(np.concatenate([trained for *_, trained in counts.values()]), rows):
             break
-    # In the order of the rows: which of them a mixture keeps depends on it.
+    # In the order of the rows: which ones a mixture keeps depends on it.
     return Lengths(
         rows, *(np.concatenate(each) for each in zip(*(counts[block] for block in sorted(counts)), strict=True))
     )
 
 
 def estimated(rows: int, tokens: int) -> Lengths:
-    """Return the lengths of rows of which only a rough size is known, 0 for not even that."""
+    """Return lengths for rows of about ``tokens`` each (0: unknown) that cannot be counted."""
     each = np.full(min(rows, 1), tokens, np.int64)
     return Lengths(rows, each, each, each, real=False)
 
@@ -100,7 +94,7 @@ def _enough(lengths: Counts, rows: int) -> bool:
 
 
 def _spread(blocks: int) -> list[int]:
-    """Return ``0 … blocks - 1`` such that whatever number of them is taken first, they are spread over all."""
+    """Return ``0 … blocks - 1`` in an order of which every prefix is spread over the whole range."""
     golden = (5**0.5 - 1) / 2
     order = np.argsort(np.arange(blocks) * golden % 1.0, kind="stable")
     places = np.empty(blocks, np.int64)
@@ -110,14 +104,14 @@ def _spread(blocks: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the rows of a dataset.
+    """Tokens of the rows of a dataset; arrays have shape ``(counted rows,)``.
 
     Attributes:
         rows: how many rows the dataset has.
-        prompts: of the counted rows: tokens of the user message alone, as its ``prompt_tokens``.
-        asked: the same as evaluation sends them, with the chat template.
-        trained: the same as training reads them, with the template and the answer.
-        real: False for a rough size that stands in for counted rows.
+        prompts: of the user message alone, as its ``prompt_tokens``.
+        asked: as evaluation sends it, with the chat template.
+        trained: as training reads it, with the template and the answer.
+        real: False for a rough estimate instead of counted rows.
     """
 
     rows: int
@@ -132,43 +126,31 @@ class Lengths:
         return self.real and len(self.prompts) == self.rows
 
     def total(self, counts: Counts) -> int:
-        """Return the tokens of all rows: exact where every row was counted."""
+        """Return the tokens of all rows, exact if every row was counted."""
         return round(float(counts.mean()) * self.rows) if len(counts) else 0
 
 
 class Counting:
-    """Counts rows as they are asked and as they are trained on.
-
-    Args:
-        texts: counts plain texts for the data.
-        chat: counts conversations; None for a model behind an API, which keeps its template to itself.
-    """
+    """Counts rows as asked and as trained on; ``chat`` is None for a model behind an API, whose template is unknown."""
 
     def __init__(self, texts: CountTokens, chat: _Chat | None = None) -> None:
         self.texts = texts
         self._chat = chat
         self._added: tuple[int, int] | None = None
-        """Tokens that the template adds to every prompt and to every row; None where it was not found to be so."""
+        """Tokens that the template adds to each prompt and to each row; None if unknown or not constant."""
 
     def count(
         self, plain: Counts, prompts: Sequence[Prompt], answers: Sequence[str], check: bool
     ) -> tuple[Counts, Counts]:
-        """Return the tokens of rows as they are asked, and as they are trained on.
+        """Return the tokens of rows as they are asked, and as they are trained on, from those of the prompts alone.
 
-        A template mostly adds as many tokens to every row, in special tokens that no text can join. Then the counts of
-        the texts and that number are enough; each dataset's first rows tell, and where it does not hold every row is
-        worded and counted.
-
-        Args:
-            plain: tokens of the prompts alone.
-            prompts: user messages, or chats.
-            answers: what is trained on.
-            check: find out what the template adds.
+        Most templates add a constant number of special tokens, with which no text can merge: then that number is added
+        to the counts of the texts. ``check`` tests this on a dataset's first rows; if it fails, every row is rendered.
         """
         replies = self.texts(answers)
         if self._chat is None:
             return plain, plain + replies
-        # What it adds to a chat depends on how many messages that has.
+        # What the template adds to a chat depends on its number of messages.
         single = all(isinstance(prompt, str) for prompt in prompts)
         if self._added is not None and not check and single:
             return plain + self._added[0], plain + replies + self._added[1]
@@ -181,7 +163,7 @@ class Counting:
 
 
 class _Chat:
-    """A tokenizer with its chat template, as :mod:`kvray.finetune.encode` uses it, without transformers' import."""
+    """A tokenizer with its chat template, equal to :mod:`kvray.finetune.encode` but without importing transformers."""
 
     def __init__(self, counter: TokenCounter, files: ModelFiles, template: str) -> None:
         special = files.special_tokens
@@ -191,15 +173,14 @@ class _Chat:
         self._ends = {*files.end_ids, own} - {None}
 
     def counts_data(self, texts: CountTokens) -> bool:
-        """Return whether the data are counted by this very tokenizer, so that their counts can be added to."""
+        """Return whether the data are counted by this very tokenizer, so that counts can be added."""
         return texts is self._counter
 
     def asked(self, prompts: Sequence[Prompt]) -> Counts:
-        """Return the tokens of user messages with what comes before an answer."""
         return self._counter(self._worded([conversation(prompt) for prompt in prompts], True))
 
     def trained(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Counts:
-        """Return the tokens of conversations up to the last end token: what stands behind it is not trained on."""
+        """Return the tokens of conversations up to the last end token; later ones are not trained on."""
         chats = [answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         counts = np.empty(len(chats), np.int64)
         encoded = self._counter.tokenizer.encode_batch_fast(self._worded(chats, False), add_special_tokens=False)
@@ -212,5 +193,5 @@ class _Chat:
         try:
             return self._render(chats, prompt)
         except Exception as error:
-            # A template is a program of the model's: it may raise anything, and training would meet the same.
+            # A template is a program of the model's: it may raise anything, here as in training.
             raise InputError(f"the base model's chat template refuses a conversation: {error}") from error

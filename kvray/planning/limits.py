@@ -1,6 +1,6 @@
-"""Whether what a sweep asks for fits its model and its workers: the plan reports what a run would refuse later. Pure.
+"""Checks in the plan what a run would refuse: rows, hyperparameters and resources against the model and the workers.
 
-Lengths are those of counted rows (:mod:`kvray.planning.lengths`). What could not be counted is not refused here.
+Only counted rows (:mod:`kvray.planning.lengths`) are checked, not estimated ones.
 """
 
 from __future__ import annotations
@@ -18,24 +18,18 @@ from kvray.tasks.lm_eval import LmEval
 from kvray.tasks.problems import nearest
 
 FEW = 0.05
-"""Share of an evaluation's prompts that may be too long for the model: those score nothing, and that is a warning."""
+"""Share of an evaluation's prompts up to which prompts too long for the model are a warning, not an error."""
 
 
 def limits_of(base: BaseModelRef, files: ModelFiles | None) -> Limits:
-    """Return a model's limits by its files; none where they are not at hand."""
+    """Return a model's limits according to its files; no limits without files."""
     if files is None or base.api:
         return Limits(base)
     return Limits(base, files.trained_length, files.served_length, files.module_names())
 
 
 def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
-    """Yield what the model or the workers of one variant would refuse, each with its dotted path.
-
-    Args:
-        sweep: the variant; its grid is not looked at.
-        limits: of its base model.
-        lengths: of a task's rows.
-    """
+    """Yield what the model or the workers would refuse of one variant; its grid is ignored."""
     if sweep.mixtures:
         yield from _finetune_problems(sweep.finetune, sweep.runtime, limits)
     yield from _engine_problems(sweep.runtime, limits)
@@ -50,7 +44,7 @@ def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -
 
 
 def warnings(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
-    """Yield which evaluations have few prompts that are too long: such rows are left unanswered."""
+    """Yield the evaluations with a few prompts that are too long, which stay unanswered."""
     for name, task in sweep.evaluate.items():
         share, text = _too_long(task, sweep.runtime, limits, lengths(task))
         if 0 < share <= FEW:
@@ -125,7 +119,7 @@ def _row_problems(place: Path, sweep: Sweep, limits: Limits, lengths: Lengths) -
 
 
 def _too_long(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths) -> tuple[float, str]:
-    """Return the share of an evaluation's prompts that leave no room for its answers, and the message for it."""
+    """Return the share of an evaluation's prompts that leave no room for an answer, and the message for it."""
     room = [length for length in (runtime.max_model_len, limits.served) if length]
     if not room or limits.base.api:
         return 0.0, ""
@@ -154,13 +148,9 @@ def _of(over: int, lengths: Lengths) -> str:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a base model can take, where its files say it.
+    """Limits of a base model, as far as its files state them.
 
-    Attributes:
-        base: the model.
-        trained: tokens of a row to train on at most.
-        served: tokens of prompt and answer that vLLM serves at most.
-        modules: names of modules that can get an adapter; empty if unknown.
+    They are tokens of a training row, tokens of prompt and answer in vLLM, and modules that can get an adapter.
     """
 
     base: BaseModelRef

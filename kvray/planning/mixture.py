@@ -1,7 +1,6 @@
 """Blends of datasets by weight, matched by rows or by tokens: which rows one epoch of a mixture reads.
 
-A function of (seed, sizes) through counter-based draws, so every worker, on any number of machines and after any
-restart, computes the same rows instead of receiving them; and so does a plan, before there is a worker.
+The rows are a function of (seed, sizes) through counter-based draws: the plan and every worker compute the same ones.
 """
 
 from __future__ import annotations
@@ -20,14 +19,13 @@ from kvray.planning.lengths import Lengths
 from kvray.tasks.rng import draws, key_of
 
 SHORTFALL = 0.05
-"""Share of its tokens that a mixture may lack against the sweep's first one: then it is taken whole. The paper's two
-prompt variants, with the same rows, differ by one percent."""
+"""Share of its tokens that a dataset may lack and is then taken whole. The paper's prompt variants differ by 1 %."""
 CERTAINLY_TOO_FEW = 1 - 2 * SHORTFALL
-"""Share of the tokens that it needs below which a dataset has too few, by the mean of a sample too."""
+"""Share of its needed tokens below which a dataset has too few even if they are estimated from a sample."""
 
 
 def permutation(seed: int, purpose: str, count: int) -> NDArray[np.int64]:
-    """Return ``0 … count - 1`` in an order that depends on (seed, purpose) alone."""
+    """Return ``0 … count - 1`` in an order that depends only on (seed, purpose)."""
     drawn = draws(key_of("kvray.finetune", purpose, seed), 0, count, 1)[:, 0]
     return np.argsort(drawn, kind="stable").astype(np.int64)
 
@@ -35,9 +33,7 @@ def permutation(seed: int, purpose: str, count: int) -> NDArray[np.int64]:
 def mix(job: FinetuneJob, tokens: Callable[[str], NDArray[np.integer]]) -> Mixture:
     """Choose the rows of a finetune: its mixture, cut to the tokens of the budget's mixture if it has one.
 
-    Args:
-        job: the finetune.
-        tokens: of each row of a dataset, by its id. Shape ``(rows,)``.
+    ``tokens`` returns the tokens of each row of a dataset id, of shape ``(rows,)``.
 
     Raises:
         InputError: as :func:`blend`.
@@ -60,19 +56,15 @@ def blend(
 ) -> list[Part]:
     """Choose which rows of each dataset make up a mixture.
 
-    Without a budget, shares are as large as the weights allow without repeating a row: the dataset that would run out
-    first is taken whole and the others are cut to it; one dataset alone is taken whole, whatever its weight. With a
-    budget, an epoch of the mixture reads that many tokens to within one row, and so does each share.
+    Without a budget no row repeats: the dataset that would run out first is taken whole and the others are cut to its
+    share; a single dataset is taken whole. With a budget, the epoch and each share meet it to within one row.
 
     Args:
-        datasets: what there is to take.
+        datasets: name and row lengths of each.
         weights: positive, one per dataset, in any unit.
         match: whether weights are shares of rows or of tokens.
-        seed: draws which rows a cut dataset keeps.
-        budget: tokens that an epoch is to read; for ``match`` "tokens" alone.
-
-    Returns:
-        What is taken of each dataset.
+        seed: decides which rows a cut dataset keeps.
+        budget: tokens of an epoch; only if ``match`` is "tokens".
 
     Raises:
         InputError: a weight is not positive, a dataset is empty, a share is less than one row, or a dataset has too few
@@ -100,12 +92,7 @@ def blend(
 
 
 def read_per_epoch(job: FinetuneJob, lengths: Mapping[str, Lengths]) -> Epoch:
-    """Return what one epoch of a finetune reads: the very rows where all are counted, else by the mean of a sample.
-
-    Args:
-        job: the finetune.
-        lengths: of its datasets, by id.
-    """
+    """Return an epoch's size from lengths by dataset id: exact if all rows are counted, else by mean lengths."""
     counted = counted_of([lengths[data] for data, _ in (*job.mixture, *job.budget)])
     if counted == "rows":
         try:
@@ -127,7 +114,7 @@ def read_per_epoch(job: FinetuneJob, lengths: Mapping[str, Lengths]) -> Epoch:
 
 
 def counted_of(lengths: Sequence[Lengths]) -> Counted:
-    """Return what numbers rest on that come of several datasets."""
+    """Return the basis of numbers that combine several datasets."""
     if all(each.whole for each in lengths):
         return "rows"
     return "sample" if all(each.real for each in lengths) else "estimate"
@@ -136,7 +123,7 @@ def counted_of(lengths: Sequence[Lengths]) -> Counted:
 def _mean_epoch(
     parts: Sequence[tuple[Lengths, float]], match: Literal["rows", "tokens"], budget: float | None = None
 ) -> tuple[int, float]:
-    """Return about how many rows and tokens one epoch of a mixture has: :func:`blend` by mean lengths."""
+    """Return about how many rows and tokens an epoch has: :func:`blend` by mean lengths."""
     totals = [data.total(data.trained) for data, _ in parts]
     amounts = [data.rows if match == "rows" else total for total, (data, _) in zip(totals, parts, strict=True)]
     scale = min(amount / share for amount, (_, share) in zip(amounts, parts, strict=True))
@@ -153,11 +140,11 @@ def _at_most(
     orders: Sequence[NDArray[np.int64]],
     match: Literal["rows", "tokens"],
 ) -> list[int]:
-    """Return how many rows of each order there are, if the dataset that runs out first is taken whole."""
+    """Return how many rows of each order to take, if the dataset that runs out first is taken whole."""
     amounts = [float(len(data.tokens) if match == "rows" else data.tokens.sum()) for data in datasets]
     scale = min(amount / weight for amount, weight in zip(amounts, weights, strict=True))
     if match == "rows":
-        # The tolerance keeps a share that is whole but for a rounding error.
+        # The tolerance keeps a share that is an integer but for a rounding error.
         return [int(np.floor(scale * weight + 1e-9)) for weight in weights]
     return [
         int(np.searchsorted(np.cumsum(data.tokens[order]), scale * weight * (1 + 1e-12), side="right"))
@@ -170,7 +157,7 @@ def _within(
 ) -> list[int]:
     """Return how many rows of each order come nearest to its share of the budget.
 
-    What one dataset misses by (half a row) is made up for by the next, so that the sum is within half a row as well.
+    Each dataset's error (up to half a row) carries over to the next, so the sum is within half a row too.
     """
     counts: list[int] = []
     problems: list[str] = []
@@ -190,8 +177,8 @@ def _within(
 
 
 def too_few(name: str, rows: int, total: int, needed: float, budget: float) -> str:
-    """Return the message for a dataset with too few tokens for its share of the budget: how many rows have enough."""
-    # Other rows have other lengths; two percent more than the mean asks for is enough of them.
+    """Return the message for a dataset with too few tokens for its share of the budget, with the rows that suffice."""
+    # New rows have other lengths, hence two percent more than the mean requires.
     enough = math.ceil(1.02 * needed / total * rows) + 1
     return (
         f"{name} has {total:,} tokens in {rows:,} rows, but its share of an epoch is {needed:,.0f} of "
@@ -202,12 +189,7 @@ def too_few(name: str, rows: int, total: int, needed: float, budget: float) -> s
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a blend must know of a dataset.
-
-    Attributes:
-        name: what to call it in an error.
-        tokens: of each of its rows, prompt and answer as they are trained on. Shape ``(rows,)``.
-    """
+    """A dataset's name, for errors, and the tokens of each row (prompt and answer as trained on), shape ``(rows,)``."""
 
     name: str
     tokens: NDArray[np.integer]
@@ -215,13 +197,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Part:
-    """What a mixture takes of a dataset.
-
-    Attributes:
-        name: the dataset's.
-        rows: which of its rows, ascending.
-        tokens: of each of these rows; same shape.
-    """
+    """What a mixture takes of a dataset: row numbers, ascending, and the tokens of each, of the same shape."""
 
     name: str
     rows: NDArray[np.int64]
@@ -229,18 +205,13 @@ class Part:
 
     @property
     def total(self) -> int:
-        """Tokens of all these rows."""
+        """Tokens of all rows."""
         return int(self.tokens.sum())
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The rows of one epoch of a finetune.
-
-    Attributes:
-        parts: what is taken of each dataset, in the order of the job.
-        budget: the tokens that it was cut to; None where it was not.
-    """
+    """The rows of one epoch of a finetune, and the tokens it was cut to (``budget``, None if not cut)."""
 
     parts: tuple[Part, ...]
     budget: int | None
@@ -257,14 +228,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch of a finetune reads, as far as a plan can tell.
-
-    Attributes:
-        rows: how many rows.
-        tokens: tokens of prompts and answers.
-        counted: what both rest on.
-        problems: why there is no such epoch, datasets by id; then rows and tokens mean nothing.
-    """
+    """Planned size of one epoch of a finetune; meaningless if there are ``problems``, which name datasets by id."""
 
     rows: int
     tokens: float

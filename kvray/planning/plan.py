@@ -1,7 +1,7 @@
-"""Sweep -> artefacts: what must exist, in dependency order, each under the fingerprint of its recipe. Pure.
+"""Sweep -> artefacts in dependency order, each identified by the fingerprint of its recipe.
 
-An artefact's id is a function of its recipe alone, never of the names in the YAML: renaming a mixture, adding one, or
-writing another sweep over the same data runs nothing twice. The names are its labels.
+An id never depends on the names in the YAML, which are labels: after renaming or adding a mixture, or in another sweep
+over the same data, nothing runs twice.
 """
 
 from __future__ import annotations
@@ -37,20 +37,15 @@ from kvray.tasks.base import EXAMPLE_FORMAT, Task
 Shares = Sequence[tuple[Artefact, float]]
 """Datasets with their shares of a mixture."""
 _BASE_MODEL = {"mixture": None, "finetune": None, "seed": None}
-"""Labels of the base model, in the place of a finetune's."""
+"""Labels of the base model in place of a finetune's."""
 
 
 def plan(sweep: Sweep, inputs: Inputs) -> Plan:
-    """Return every artefact of a sweep.
-
-    Args:
-        sweep: the sweep.
-        inputs: what :func:`~kvray.planning.inputs.gather` returns for it.
+    """Return every artefact of a sweep, given its inputs (:func:`~kvray.planning.inputs.gather`).
 
     Raises:
-        InputError: two names of the sweep stand for one and the same artefact, an evaluation asks the very examples
-            that a dataset trains on, or a run would refuse something: rows that do not fit the model, a mixture with
-            too few tokens, and so on.
+        InputError: two names stand for one artefact, an evaluation asks the examples that a dataset trains on, or a run
+            would refuse something, such as rows that do not fit the model or a mixture with too few tokens.
     """
     builder = _Builder(inputs)
     for variant in inputs.variants:
@@ -62,18 +57,12 @@ def plan(sweep: Sweep, inputs: Inputs) -> Plan:
 
 
 def plain_name(task: Task) -> str:
-    """Return a task's name as a part of an artefact's id: ``shouting:Shout`` is ``shouting-Shout``."""
+    """Return a task's name as a part of an artefact's id: ``shouting-Shout`` for ``shouting:Shout``."""
     return task.task.replace(":", "-").replace(".", "-")
 
 
 def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> dict[str, Any]:
-    """Return the recipe of a dataset.
-
-    Args:
-        task: the parameters.
-        sources: the sha256 of each source, by field name.
-        tokenizer: identity of the model whose tokenizer counts.
-    """
+    """Return the recipe of a dataset: ``sources`` are sha256 by field name, ``tokenizer`` is its model's identity."""
     return {
         "format": EXAMPLE_FORMAT,
         "task": task.recipe(),
@@ -86,22 +75,19 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
 
 @dataclass
 class _Builder:
-    """Collects the artefacts of all variants, each once."""
-
     inputs: Inputs
     artefacts: dict[str, Artefact] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
-    """Of the datasets, by id."""
+    """Lengths of datasets by id."""
     shared: dict[tuple[int, str, str], Artefact] = field(default_factory=dict)
     """Datasets by task and labels: variants share most of them."""
     problems: dict[Problem, None] = field(default_factory=dict)
     warnings: dict[str, None] = field(default_factory=dict)
     doubled: set[str] = field(default_factory=set)
-    """Artefacts that stand under two names; what is made from them is doubled with them, and not reported again."""
+    """Artefacts with two names. Those made from them have two names as well, which is not reported again."""
     labelled: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def add(self, variant: Variant) -> None:
-        """Add everything that one variant needs."""
         sweep = variant.sweep
         for problem in limits.problems(sweep, self.inputs.limits, self.inputs.lengths_of):
             self.problems.setdefault(Problem(variant.written(problem.path), problem.text))
@@ -115,7 +101,7 @@ class _Builder:
                 self.predictions(sweep, task, label, examples, finetune, path)
 
     def datasets(self, variant: Variant) -> dict[tuple[str, int], Artefact]:
-        """Add the datasets that are trained on; return them by name and by what is added to their seed."""
+        """Add the datasets that are trained on; return them by name and by the number added to their seed."""
         sweep = variant.sweep
         used = {name for weights in sweep.mixtures.values() for name in weights}
         found = {}
@@ -126,10 +112,9 @@ class _Builder:
         return found
 
     def finetunes(self, variant: Variant, data: Mapping[tuple[str, int], Artefact]) -> list[Artefact]:
-        """Add a finetune per mixture and seed."""
         sweep, found = variant.sweep, []
         label = finetune_label(variant, self.inputs.base.api)
-        absent = {name: {name: 1.0} for name in sweep.datasets} == sweep.mixtures  # as if the file has no mixtures
+        absent = {name: {name: 1.0} for name in sweep.datasets} == sweep.mixtures  # the default, as if absent
         for mixture in sweep.mixtures:
             path = variant.written(("datasets" if absent else "mixtures", mixture))
             for seed in sweep.finetune.seeds:
@@ -179,7 +164,7 @@ class _Builder:
             **self.system_message(sweep),
         }
         if budget:
-            # Not as needs alone: a mixture over the very datasets of the budget is another one without it.
+            # Needs alone would not tell this mixture from one over the same datasets without a budget.
             recipe["budget"] = [[data.fingerprint, share] for data, share in budget]
         tasks = dict.fromkeys(data.name for data, _ in parts)
         name = "-".join([*tasks, "api" if api else finetune.method, f"s{seed}"])
@@ -224,7 +209,7 @@ class _Builder:
         self.artefact("predictions", name, recipe, needs, labels, job, path, lengths.rows, tokens, counted)
 
     def system_message(self, sweep: Sweep) -> dict[str, Any]:
-        """Return the part of a recipe that a model behind an API adds."""
+        """Return the part of a recipe that only models behind an API have."""
         return {"system_message": sweep.system_message} if self.inputs.base.api and sweep.system_message else {}
 
     def artefact(
@@ -240,7 +225,7 @@ class _Builder:
         tokens: int,
         counted: Counted,
     ) -> Artefact:
-        """Add an artefact; return the first one of its id. ``path`` is where a problem with its name is reported."""
+        """Add an artefact; return the first one with its id. Problems with its labels are reported at ``path``."""
         digest = fingerprint(recipe, [need.fingerprint for need in needs])
         need_ids = tuple(need.id for need in needs)
         found, name = artefact_id(kind, name, digest), readable_name(name)
@@ -250,7 +235,7 @@ class _Builder:
             if not self.doubled & set(need_ids):
                 self.problems.setdefault(_clash(known, labels, path))
             self.doubled.add(new.id)
-        # Results tell artefacts apart by their labels: two of one kind with the same would be averaged.
+        # Results distinguish artefacts by labels: two of one kind with the same labels would be averaged.
         if self.labelled.setdefault((kind, *labels.values()), known.id) != known.id:
             shown = ", ".join(f"{key} {value}" for key, value in labels.items() if value is not None)
             self.problems.setdefault(Problem(path, f"found two {kind} artefacts named {shown}; expected one"))
@@ -258,13 +243,13 @@ class _Builder:
 
 
 def _shares(of: Shares) -> list[tuple[Artefact, float]]:
-    """Return (dataset, share); the order and the unit of the weights in the YAML mean nothing, so neither stays."""
+    """Normalise weights to shares, in an order independent of the YAML's."""
     total = sum(weight for _, weight in of)
     return sorted(((data, round(weight / total, 12)) for data, weight in of), key=lambda part: part[0].fingerprint)
 
 
 def _clash(known: Artefact, labels: Mapping[str, Any], path: Path) -> Problem:
-    """Say why one artefact under two names is refused: results would count twice, or training would see the test."""
+    """Return why an artefact with two names is refused: results would count twice, or training would see the test."""
     if known.kind in ("writing", "dataset"):
         section = {"train": "datasets", "evaluate": "evaluate"}
         first, second = (f"{section[of['role']]}.{of['dataset']}" for of in (known.labels, labels))

@@ -1,4 +1,4 @@
-"""The state of a plan's artefacts in a store, and the plans and failures that a store keeps."""
+"""States of a plan's artefacts in a store, and the plans that a store keeps."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from kvray.store import failures
 from kvray.store.store import Store
 
 _LISTED = 6
-"""Names that are listed at most."""
+"""Most names in a message."""
 STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
 
 
 def status(planned: Sequence[Artefact | PlannedArtefact], store: Store, verify: bool = False) -> list[Status]:
-    """Return the state of every artefact of a plan: committed, missing, damaged or failed (with the reason)."""
+    """Return the state of every artefact of a plan."""
     states = store.states([artefact.id for artefact in planned], verify)
     noted = failures.noted(store)
     found = []
@@ -32,7 +32,7 @@ def stored_plan(name: str, store: Store) -> Sequence[PlannedArtefact]:
     """Return the artefacts of a sweep that was run into this store.
 
     Raises:
-        InputError: no sweep of that name was; names those that were.
+        InputError: the store has no such sweep; the message names those it has.
     """
     data = store.read_document(document_name(name))
     if data is None:
@@ -45,15 +45,12 @@ def stored_plan(name: str, store: Store) -> Sequence[PlannedArtefact]:
 
 
 def document_name(sweep: str) -> str:
-    """Return where the store keeps a sweep's plan."""
+    """Return the name of a sweep's plan in the store."""
     return f"sweeps/{sweep}.json"
 
 
 def replaced(stored: PlanDocument, planned: Plan) -> str | None:
-    """Say what of a stored plan the new one of its name lacks; None where it lacks nothing.
-
-    A sweep that grew has all of the old one. One that has not is another sweep, or the same after an edit.
-    """
+    """Return a message on what a new plan lacks of the stored one of its name; None if the sweep only grew."""
     new = {artefact.id for artefact in planned.artefacts}
     gone = [artefact for artefact in stored.artefacts if artefact.id not in new]
     if not gone:
@@ -85,7 +82,7 @@ def _listed(names: list[str]) -> str:
 
 @dataclass(frozen=True)
 class Status:
-    """State of one artefact: committed, missing, damaged or failed; ``reason`` for the last."""
+    """State of one artefact: committed, missing, damaged or failed (with ``reason``)."""
 
     id: str
     kind: str

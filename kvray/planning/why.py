@@ -1,4 +1,4 @@
-"""Why an artefact is to be made: its state, and what of its recipe differs from those in the store, nearest first."""
+"""Why an artefact is to be made: its state, and how its recipe differs from those in the store, nearest first."""
 
 from __future__ import annotations
 
@@ -20,26 +20,23 @@ from kvray.sweep.model import Sweep
 from kvray.tasks.problems import nearest
 
 _SHOWN = 10
-"""Artefacts that are listed in full in the terminal; further ones have a line each."""
+"""Artefacts listed in full in the terminal; the others get a line each."""
 Known = Artefact | PlannedArtefact
 
 
 def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> dict[str, Any]:
-    """Explain one artefact.
+    """Explain one artefact: ``cell`` is its id, or a part of an id that fits no other.
 
-    Args:
-        cell: its id, or a part of an id that fits one artefact alone.
-        store: where it is, or will be.
-        planned: where to look it up; None looks through the sweeps that were run into the store.
+    It is looked up in ``planned``, or if that is None in the sweeps that were run into the store.
 
     Returns:
-        id, kind, state and labels. Of a committed artefact ``made``: created, rows, files, versions, recipe, needs. Of
-        any other ``stored``: the committed artefacts of its kind, nearest first, each with id, created and differences
-        ("dotted.path: stored -> planned"), null where the recipe is not known; ``needs``, explained alike, of what the
-        store has not; ``problems``, why it failed or what is damaged.
+        id, kind, state and labels. For a committed artefact, ``made``: created, rows, files, versions, recipe, needs.
+        For any other: ``stored``, the committed artefacts of its kind, nearest first, each with id, created and
+        differences ("dotted.path: stored -> planned"), null if the recipe is unknown; ``needs`` that the store lacks,
+        explained likewise; ``problems``, why it failed or what is damaged.
 
     Raises:
-        InputError: no artefact fits, or several do; the message lists them, the nearest first.
+        InputError: no artefact fits, or several do; the message lists the nearest first.
     """
     known: dict[str, Known] = {}
     stored = (artefact for document in _documents(store) for artefact in document.artefacts)
@@ -52,7 +49,7 @@ def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) 
 
 
 def find(cell: str, known: dict[str, Known]) -> Known:
-    """Return the one artefact that a name stands for: its id, else how its name starts, a part of its id, a label.
+    """Return the one artefact with this id, else start of a name, else part of an id, else label.
 
     Raises:
         InputError: none or several fit.
@@ -86,10 +83,7 @@ def _documents(store: Store) -> Iterator[PlanDocument]:
 
 
 def _replanned(artefact_id: str, store: Store) -> dict[str, Artefact]:
-    """Plan again the stored sweep that has an artefact, for the recipes; nothing where that is not possible now.
-
-    A plan document keeps no recipes. Its sweep may not be plannable today: a source moved, or a task changed.
-    """
+    """Plan an artefact's stored sweep again, since plan documents keep no recipes; empty if that fails today."""
     for document in _documents(store):
         if all(artefact.id != artefact_id for artefact in document.artefacts):
             continue
@@ -104,7 +98,6 @@ def _replanned(artefact_id: str, store: Store) -> dict[str, Artefact]:
 
 
 def _flat(recipe: Mapping[str, Any], path: str) -> Iterator[str]:
-    """Yield ``dotted.path: value`` for every value of a recipe."""
     for key, value in sorted(recipe.items()):
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}{key}.")
@@ -113,7 +106,7 @@ def _flat(recipe: Mapping[str, Any], path: str) -> Iterator[str]:
 
 
 def lines(explained: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Yield an explanation, of :func:`explain`, in lines for a terminal."""
+    """Format an explanation of :func:`explain` for a terminal."""
     labels = _labels(explained["labels"])
     yield f"{indent}{explained['id']}: {explained['state']}" + (f" ({labels})" if labels else "")
     nested = bool(indent)
@@ -141,7 +134,7 @@ def _made(made: Mapping[str, Any], indent: str) -> Iterator[str]:
 
 
 def _nearest(explained: Mapping[str, Any], indent: str, most: int) -> Iterator[str]:
-    """Yield the stored artefacts that one is compared with: ``most`` of them in full."""
+    """Format the stored artefacts that one is compared with, ``most`` of them in full."""
     stored = explained["stored"]
     if stored is None:
         yield f"{indent}its sweep cannot be planned here now, so its recipe is unknown; give --sweep FILE"
@@ -164,8 +157,6 @@ def _nearest(explained: Mapping[str, Any], indent: str, most: int) -> Iterator[s
 
 
 class _Explanation:
-    """Walks from an artefact to what it needs."""
-
     def __init__(self, store: Store, known: dict[str, Known], manifests: Sequence[Manifest]) -> None:
         self.store = store
         self.known = known
@@ -173,7 +164,7 @@ class _Explanation:
         self.explained: set[str] = set()
 
     def of(self, artefact_id: str) -> dict[str, Any]:
-        """Return what :func:`explain` does."""
+        """Explain one artefact, or refer to its explanation further up."""
         artefact = self.known[artefact_id]
         (found,) = status([artefact], self.store)
         result: dict[str, Any] = {
@@ -207,12 +198,12 @@ class _Explanation:
         return {"made": {**made, "recipe": manifest.recipe, "needs": manifest.needs}}
 
     def _compared(self, artefact: Known) -> list[dict[str, Any]] | None:
-        """Compare with the committed artefacts of the same kind, those first whose recipes and needs differ least."""
+        """Compare with the committed artefacts of the same kind, nearest first."""
         if isinstance(artefact, PlannedArtefact):
             return None
         others = [manifest for manifest in self.manifests.values() if manifest.kind == artefact.kind]
         others = [manifest for manifest in others if manifest.id != artefact.id]
-        # The same name (tasks, method and seed) is nearer than fewer lines; of equals the newest.
+        # The same name (tasks, method and seed) counts as nearer than fewer differences; of equals the newest first.
         others.sort(key=lambda manifest: (manifest.created, manifest.id), reverse=True)
         scored = [(manifest, self._differences(manifest, artefact)) for manifest in others]
         scored.sort(key=lambda each: (each[0].name != artefact.name, len(each[1])))
@@ -227,7 +218,7 @@ class _Explanation:
         return lines
 
     def _inside(self, before: str | None, after: str | None) -> list[str]:
-        """Return what differs between two things that are needed, where both recipes are known."""
+        """Return the differences between two needed artefacts, if both recipes are known."""
         old = self.manifests.get(before) if before else None
         planned = self.known.get(after) if after else None
         new = planned.recipe if isinstance(planned, Artefact) else None

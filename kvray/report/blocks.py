@@ -1,7 +1,6 @@
-"""A report as blocks, rendered twice: Markdown for git and terminals, one self-contained HTML page for browsers.
+"""A report as blocks, rendered as Markdown and as one self-contained HTML page in the reader's light or dark theme.
 
-Text in blocks may hold ``**bold**``, ``*emphasis*`` and backticks; everything else is escaped. The HTML asks nothing of
-the network: styles are inline and figures are SVG in the page, whose inks follow the reader's light or dark theme.
+Text in blocks may hold ``**bold**``, ``*emphasis*`` and backticks; everything else is escaped.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from kvray.report.charts.style import COLOURS, GRID, INK, MUTED, PAPER, render
 _VERDICTS = {"better": "up", "worse": "down", "within noise": "noise", "not compared": "noise"}
 _STATES = {"failed": "down", "missing": "noise", "damaged": "down"}
 _JUDGING = {"verdict", "the first is", "state"}
-"""Headers of the columns whose words are verdicts and states; elsewhere "better" may be somebody's mixture."""
+"""Headers of the columns that hold verdicts and states; elsewhere "better" may be a mixture's name."""
 _NAME_LENGTH = 120
-"""Characters of a figure's file name, without its suffix."""
+"""Most characters of a figure's file name, without its suffix."""
 _INKS = {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER} | {f"c{i}": c for i, c in enumerate(COLOURS)}
 _DARK_COLOURS = (
     "#3fa0dd", "#f07c3e", "#2fc295", "#e39cc6", "#f0b340", "#7cc8f2", "#bd9c62", "#a78be0", "#d0679b", "#66ccbb",
@@ -36,7 +35,7 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """Return blocks as one HTML page that needs nothing else."""
+    """Return blocks as one HTML page with inline styles and figures."""
     body = "\n".join(block._html(str(i)) for i, block in enumerate(blocks))
     light = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(COLOURS))
     dark = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(_DARK_COLOURS))
@@ -50,10 +49,7 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
 
 
 def name_figures(blocks: Sequence[Block]) -> list[Figure]:
-    """Return all figures of a report, folded ones too, after giving a number to those named like an earlier one.
-
-    Different keys can give one name ("m[n=1]" and "m-n-1"), and many file systems ignore the case of letters.
-    """
+    """Return all figures, folded ones too; a name that occurred before gets a number (file systems may ignore case)."""
     figures: list[Figure] = []
     for block in blocks:
         figures += [block] if isinstance(block, Figure) else []
@@ -86,13 +82,12 @@ def _inline(text: str) -> str:
     escaped = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
     escaped = re.sub(r"(?<![\w*])\*([^*]+)\*(?![\w*])", r"<em>\1</em>", escaped)
     escaped = re.sub(r"(?<=\d) %", "\u00a0%", escaped)
-    # Arrows after a number mark a verdict in tables by position.
     escaped = escaped.replace("\u25b2", '<span class="up">\u25b2</span>')
     return escaped.replace("\u25bc", '<span class="down">\u25bc</span>')
 
 
 def _inline_svg(svg: str, prefix: str, about: str) -> str:
-    """Return an SVG to stand in a page: its own ids, no fixed size, colours of the page's theme, a description."""
+    """Return an SVG for use in a page: unique ids, no fixed size, colours of the page's theme, a description."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', svg)
@@ -156,10 +151,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text cells: words in the first ``left`` columns and in the last ``words`` ones, numbers between.
-
-    Numbers are set right; long words are broken where room is short.
-    """
+    """A table of text cells: words in the first ``left`` and last ``words`` columns, right-aligned numbers between."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -190,12 +182,9 @@ class Code:
 
 
 class Figure:
-    """A figure, in SVG on the page and in PNG and SVG beside it.
+    """A matplotlib Figure, as SVG on the page and as PNG and SVG beside it.
 
-    Args:
-        chart: the matplotlib Figure.
-        about: what it shows, for those who do not see it.
-        key: its kind, then the evaluations that it shows; the name of its files is made of them.
+    ``about`` describes it for readers who cannot see it; ``key`` (its kind and evaluations) makes its file name.
     """
 
     def __init__(self, chart: Any, about: str, *key: str) -> None:
@@ -214,7 +203,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are folded away until asked for."""
+    """Blocks that are folded away until opened."""
 
     summary: str
     blocks: Sequence[Block]

@@ -1,4 +1,4 @@
-"""The report's closer looks: by position, length, depth, subtask and condition, and the kinds of answers."""
+"""Accuracy by position, length, depth, subtask and condition, and the kinds of answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,13 @@ from kvray.results.frames import BASE, accuracy
 from kvray.results.snapshot import Snapshot
 
 _WIDE = 12
-"""Places on an axis up to which the table is open."""
+"""Most places on an axis for a table that is not folded away."""
 _CELLS = 400
-"""Cells of a grid up to which their numbers are listed."""
+"""Most cells of a grid whose numbers are listed."""
 
 
 def by_axes(snapshot: Snapshot) -> list[Block]:
-    """Accuracy along each axis that an evaluation has several places on: a figure and a table."""
+    """Accuracy along each axis on which an evaluation has several places: a figure and a table."""
     blocks: list[Block] = []
     for axis in CURVES:
         evaluations = [name for name, each in snapshot.profiles.items() if axis in each.curves]
@@ -35,7 +35,7 @@ def by_axes(snapshot: Snapshot) -> list[Block]:
 
 
 def grids_by_depth(snapshot: Snapshot) -> list[Block]:
-    """Heatmaps of accuracy and of change by length and depth, their numbers folded away."""
+    """Heatmaps of accuracy and of change by length and depth, with their numbers folded away."""
     evaluations = [name for name, each in snapshot.profiles.items() if each.grid]
     blocks: list[Block] = [Heading("By context length and needle depth")] if evaluations else []
     for evaluation in evaluations:
@@ -45,7 +45,7 @@ def grids_by_depth(snapshot: Snapshot) -> list[Block]:
 
 
 def by_kind(snapshot: Snapshot) -> list[Block]:
-    """Accuracy by subtask and by each condition, tables with a row per model."""
+    """Tables of accuracy by subtask and by each condition."""
     blocks: list[Block] = []
     for evaluation, each in snapshot.profiles.items():
         tables = []
@@ -59,7 +59,7 @@ def by_kind(snapshot: Snapshot) -> list[Block]:
 
 
 def answers(snapshot: Snapshot) -> list[Block]:
-    """How each model's answers divide into kinds; for closed book, how many of the wrong ones are inventions."""
+    """How each model's answers divide into kinds; for closed book, also the inventions among the wrong ones."""
     evaluations = [name for name, each in snapshot.profiles.items() if each.outcomes]
     blocks: list[Block] = [Heading("What the answers are")] if evaluations else []
     for evaluation in evaluations:
@@ -68,7 +68,7 @@ def answers(snapshot: Snapshot) -> list[Block]:
 
 
 def answers_in(snapshot: Snapshot, evaluation: str) -> list[Block]:
-    """The kinds of answers in one evaluation: a figure and a table, or a sentence where all are of one kind."""
+    """Kinds of answers in one evaluation: a figure and a table, or a sentence where all are of one kind."""
     shares = outcomes.shares(snapshot.predictions, evaluation)
     kinds = shares["outcome"].unique(maintain_order=True).to_list()
     if len(kinds) == 1:
@@ -120,7 +120,7 @@ def _curve(snapshot: Snapshot, evaluation: str, axis: Axis) -> Figure:
 
 
 def bounds(snapshot: Snapshot, evaluation: str) -> list[curves.Level]:
-    """Return the floors and ceilings of an evaluation as a figure draws them: of the base, and of the finetunes."""
+    """Return the floors and ceilings that a figure of an evaluation shows."""
     levels = []
     for (name, measure), rows in profile.bounds(snapshot.predictions, snapshot.profiles, evaluation).items():
         by_model = {row["model"]: row["accuracy"] for row in accuracy(rows, ["model"]).iter_rows(named=True)}
@@ -133,7 +133,7 @@ def bounds(snapshot: Snapshot, evaluation: str) -> list[curves.Level]:
 
 
 def _asked(snapshot: Snapshot, evaluation: str, *axes: Axis) -> str:
-    """Return what was asked how often: "mdqa (20 documents), 200 questions at each position"."""
+    """Return "mdqa (20 documents), 200 questions at each position"."""
     by = [axis.name for axis in axes]
     rows = snapshot.of(evaluation).filter(pl.all_horizontal(pl.col(name).is_not_null() for name in by))
     per = rows.group_by(by).agg(pl.col("question_id").n_unique())["question_id"].unique().sort().to_list()
@@ -146,7 +146,6 @@ def _asked(snapshot: Snapshot, evaluation: str, *axes: Axis) -> str:
 
 
 def _table_along(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Block]:
-    """Accuracy along an axis, a row per model, published rows under them; arrows mark what differs from the base."""
     rows = along(snapshot.scores, axis).filter(pl.col("evaluation") == evaluation)
     places = rows[axis.name].unique().sort().to_list()
     table = _models(snapshot, rows, axis, places)
@@ -174,7 +173,6 @@ def _heatmaps(snapshot: Snapshot, evaluation: str) -> list[Block]:
 
 
 def _grid_numbers(snapshot: Snapshot, evaluation: str) -> list[Block]:
-    """The numbers behind the heatmaps, folded away; in scores.parquet alone where they are too many."""
     rows = grids.cells(snapshot.scores, evaluation)
     lengths, depths = (rows[axis.name].unique().sort().to_list() for axis in (LENGTH, DEPTH))
     if len(lengths) * len(depths) > _CELLS:
@@ -198,7 +196,6 @@ def _split(snapshot: Snapshot, rows: pl.DataFrame, evaluation: str, axis: Axis, 
 
 
 def _models(snapshot: Snapshot, rows: pl.DataFrame, axis: Axis, values: list[Any]) -> list[list[str]]:
-    """Return a line per model: its name, then its accuracy at each value of an axis."""
     cells = {(row["model"], row[axis.name]): row for row in rows.iter_rows(named=True)}
     table = []
     for model in [BASE, *snapshot.models]:

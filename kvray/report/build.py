@@ -20,7 +20,7 @@ from kvray.store.schemas import SCORES_SCHEMA
 from kvray.store.store import Store
 
 Section = Callable[[Snapshot], list[Block]]
-"""A part of a report: its headings, text, tables and figures; no blocks where the sweep has nothing for it."""
+"""A part of a report: headings, text, tables and figures, or no blocks where the sweep has nothing for it."""
 SECTIONS: tuple[Section, ...] = (
     findings.opening,
     findings.gains,
@@ -39,20 +39,12 @@ SECTIONS: tuple[Section, ...] = (
     methods.reading,
     methods.provenance,
 )
-"""What a report consists of: findings first, then their evidence, then how it was made."""
+"""Findings first, then their evidence, then how they were made."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a report lies: local paths, or URIs in an object store.
-
-    Attributes:
-        directory: of all of it.
-        markdown: report.md.
-        html: report.html, the one to open.
-        scores: scores.parquet, of the scores schema.
-        figures: every figure, PNG and SVG.
-    """
+    """Local paths, or URIs in an object store, of a report's directory and files; figures are PNG and SVG."""
 
     directory: str
     markdown: str
@@ -64,16 +56,12 @@ class Paths:
 def write(
     store: Store, sweep: str, out_dir: str | os.PathLike[str] | None = None, sections: Sequence[Section] = SECTIONS
 ) -> Paths:
-    """Write the report of a sweep, finished or not, over an older one; figures that only the older one had are removed.
+    """Write the report of a sweep, finished or not, replacing an older one.
 
-    Args:
-        store: where the sweep is.
-        sweep: its name.
-        out_dir: a directory, or the URI of one in a bucket; None writes to ``reports/<sweep>/`` in the store.
-        sections: what it consists of, in this order.
+    ``out_dir`` is a directory or the URI of one in a bucket; None writes to ``reports/<sweep>/`` in the store.
 
     Raises:
-        InputError: the store knows no such sweep, or ``out_dir`` cannot be written.
+        InputError: the store has no such sweep, or ``out_dir`` cannot be written.
         StoreError: the store cannot be written; the message says how to write elsewhere.
     """
     snapshot = collect(store, sweep)
@@ -102,16 +90,16 @@ def write(
 
 
 def current(store: Store, sweep: str) -> bool:
-    """Return whether the store's report of a sweep shows it as it is now: its plan, what is committed, this kvray.
+    """Return whether the store's report of a sweep is up to date with its plan, its artefacts and this kvray.
 
     Raises:
-        InputError: the store knows no such sweep.
+        InputError: the store has no such sweep.
     """
     return holds(_of_store(store, sweep), made_from(store, look(store, sweep)))
 
 
 def scores_parquet(scores: pl.DataFrame) -> bytes:
-    """Return scores as Parquet of the scores schema, descriptions included; the same rows give the same bytes."""
+    """Return scores as Parquet of the scores schema; the same rows give the same bytes."""
     table = scores.select(SCORES_SCHEMA.names).to_arrow().cast(pa.schema(SCORES_SCHEMA))
     stream = io.BytesIO()
     with pq.ParquetWriter(stream, SCORES_SCHEMA, compression="zstd") as writer:
@@ -120,7 +108,7 @@ def scores_parquet(scores: pl.DataFrame) -> bytes:
 
 
 def location(store: Store, folder: str) -> str:
-    """Return where a folder of the store is, as a user would open it: a path, or a URI with its scheme."""
+    """Return the path of a folder of the store, or its URI with the scheme."""
     path = store.path(folder)
     scheme = re.match(r"[a-z0-9]+://", store.uri)
     return f"{scheme.group()}{path}" if scheme else path

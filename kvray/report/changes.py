@@ -1,4 +1,4 @@
-"""What it cost: changes in closed-book knowledge and on general benchmarks, published ones beside them."""
+"""Changes in closed-book knowledge and on general benchmarks, with published ones."""
 
 from typing import Any
 
@@ -33,10 +33,7 @@ def knowledge(snapshot: Snapshot) -> list[Block]:
 
 
 def benchmarks(snapshot: Snapshot) -> list[Block]:
-    """General benchmarks: a row per model and a column per benchmark, published rows under ours; the figure of changes.
-
-    Intervals and p are folded away.
-    """
+    """General benchmarks: a table with published rows under ours, the figure of changes, and intervals folded away."""
     evaluations = snapshot.measuring("benchmark")
     if not evaluations:
         return []

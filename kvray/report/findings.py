@@ -1,4 +1,4 @@
-"""The report's findings: headlines, models compared, retrieval against knowledge, and what is missing."""
+"""Findings of a report: headlines, models compared, retrieval against knowledge, and what is missing."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,12 +17,12 @@ from kvray.results.snapshot import Snapshot
 _PAIRS_SHOWN = 12
 _PAIRS_OPEN = 24
 _GAINS_DRAWN = 6
-"""Pairs of (retrieval, knowledge) up to which each has a figure; of more, the first closed-book evaluation's."""
+"""Most pairs (retrieval, knowledge) that all have a figure; of more, only those of the first closed-book evaluation."""
 _GAINS_OPEN = 2
 
 
 def opening(snapshot: Snapshot) -> list[Block]:
-    """Title, what was compared, how far the sweep is, and the findings."""
+    """Title, what was compared, the sweep's progress, and the findings."""
     done, cells = snapshot.evaluated()
     base = snapshot.document.get("base_model") or "the base model"
     labels = [artefact["labels"] for artefact in snapshot.planned("finetune")]
@@ -44,7 +44,7 @@ def opening(snapshot: Snapshot) -> list[Block]:
 
 
 def gains(snapshot: Snapshot) -> list[Block]:
-    """Figures of retrieval gained against knowledge lost, the further ones folded away."""
+    """Figures of retrieval gained against knowledge lost, all but the first few folded away."""
     against = snapshot.against_base()
     retrieval, knowledge = (
         [evaluation for evaluation in snapshot.measuring(measure) if evaluation in against["evaluation"]]
@@ -67,7 +67,7 @@ def gains(snapshot: Snapshot) -> list[Block]:
 
 
 def mixtures(snapshot: Snapshot) -> list[Block]:
-    """One table per evaluation, benchmarks aside: each model's accuracy and change against the base; then the pairs."""
+    """One table per evaluation that is no benchmark, then the finetuned models compared in pairs."""
     evaluations = [name for name, profile in snapshot.profiles.items() if profile.measures != "benchmark"]
     blocks: list[Block] = [Heading("Mixtures compared")] if evaluations else []
     for evaluation in evaluations:
@@ -76,7 +76,7 @@ def mixtures(snapshot: Snapshot) -> list[Block]:
 
 
 def evaluation_table(snapshot: Snapshot, evaluation: str) -> list[Block]:
-    """Accuracy of each model on an evaluation, the best first, with its change against the base."""
+    """Accuracy of each model on an evaluation, best first, with its change against the base."""
     rows = unsplit(snapshot.scores).filter(pl.col("evaluation") == evaluation)
     place = {model: at for at, model in enumerate([BASE, *snapshot.models])}
     rows = rows.with_columns(pl.col("model").replace_strict(place, return_dtype=pl.Int64).alias("place"))
@@ -101,7 +101,7 @@ def evaluation_table(snapshot: Snapshot, evaluation: str) -> list[Block]:
 
 
 def missing(snapshot: Snapshot) -> list[Block]:
-    """Every artefact of the plan that is not committed, with its state and reason; rows that could not be scored."""
+    """Planned artefacts that are not committed, with state and reason, and rows that could not be scored."""
     blocks: list[Block] = [Heading("What is missing")]
     table = [[snapshot.cell(artefact), artefact["kind"], state, why] for artefact, state, why in absent(snapshot)]
     blocks += [Table(["cell", "kind", "state", "why"], table, left=4)] if table else []
@@ -118,13 +118,13 @@ def missing(snapshot: Snapshot) -> list[Block]:
 
 
 def absent(snapshot: Snapshot) -> list[tuple[Mapping[str, Any], str, str]]:
-    """Return (artefact, state, why) of everything planned that is not committed."""
+    """Return (artefact, state, why) for everything planned that is not committed."""
     lacking = [artefact for artefact in snapshot.document["artefacts"] if artefact["id"] not in snapshot.manifests]
     return [(a, snapshot.states[a["id"]], snapshot.failures.get(a["id"]) or _why(snapshot, a)) for a in lacking]
 
 
 def seeds_averaged(snapshot: Snapshot, evaluations: list[str]) -> str:
-    """Return ", mean of 3 seeds" where the finetunes have several, for a figure's subtitle."""
+    """Return ", mean of 3 seeds" for a figure's subtitle; "" where no finetune has several."""
     rows = snapshot.predictions.filter(pl.col("seed").is_not_null() & pl.col("evaluation").is_in(evaluations))
     cells = rows.group_by("evaluation", "model").agg(pl.col("seed").n_unique())
     numbers = cells["seed"].unique().sort().to_list()
@@ -160,7 +160,7 @@ def _pairs(snapshot: Snapshot, level: int) -> list[Block]:
 
 
 def _leader_first(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Swap the models of a comparison where the difference is negative, so that every row reads the same way."""
+    """Swap the models of a comparison where the difference is negative."""
     if row["difference"] >= 0:
         return dict(row)
     verdict = "better" if row["verdict"] == "worse" else row["verdict"]

@@ -1,7 +1,6 @@
-"""Where a report goes: a folder of the store, a directory or a bucket, with a note of what the report was made from.
+"""Where a report is written: a folder of the store, a directory or a bucket.
 
-The note is removed before anything else is written and comes back last, so a report with a note is complete. It lists
-the files: figures of an earlier report that the new one lacks are removed, and nothing else is.
+A note of the report's files and sources is deleted first and written last, so a report with a note is complete.
 """
 
 from __future__ import annotations
@@ -18,13 +17,11 @@ from kvray.store.output import Place
 from kvray.store.store import Store
 
 NOTE = "made-from.json"
-"""The note's file name."""
 FIGURES = "figures/"
-"""Folder of a report's figures."""
 
 
 def made_from(store: Store, progress: Progress) -> dict[str, str]:
-    """Return what a report shows, in digests: two reports made from the same need not both be written."""
+    """Return digests of everything that a report depends on."""
     times = {one: manifest.created for one, manifest in progress.manifests.items()}
     parts = {"plan": progress.document, "committed": times, "states": progress.states, "failures": progress.failures}
     digests = {name: hashlib.sha256(canonical_json(part)).hexdigest() for name, part in parts.items()}
@@ -32,12 +29,7 @@ def made_from(store: Store, progress: Progress) -> dict[str, str]:
 
 
 def fill(folder: Folder, files: Mapping[str, bytes], source: Mapping[str, str]) -> None:
-    """Write a report's files in their order over an older report, and remove the figures that only the older one had.
-
-    Args:
-        folder: where to.
-        files: by name; whoever sees the last one has the rest.
-        source: of :func:`made_from`.
+    """Write a report's files in order, and remove figures that only an older report had.
 
     Raises:
         StoreError: the store or the directory cannot be written.
@@ -52,7 +44,7 @@ def fill(folder: Folder, files: Mapping[str, bytes], source: Mapping[str, str]) 
 
 
 def holds(folder: StoreFolder, source: Mapping[str, str]) -> bool:
-    """Return whether a folder holds a complete report made from this."""
+    """Return whether a folder holds a complete report made from ``source``."""
     note = _note(folder)
     listed = note.get("files")
     complete = isinstance(listed, list) and set(listed) <= set(folder.names())
@@ -68,35 +60,35 @@ def _note(folder: Folder) -> dict[str, object]:
 
 
 class StoreFolder:
-    """A folder of a store; all that is in it is the report's."""
+    """A folder of a store, which holds nothing but the report."""
 
     def __init__(self, store: Store, folder: str, place: str) -> None:
         self._store, self._folder, self.place = store, folder, place
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file, over an older one."""
+        """Write or replace a file."""
         self._store.write_document(f"{self._folder}/{name}", data)
 
     def read(self, name: str) -> bytes | None:
-        """Return a file, None where there is none."""
+        """Return a file; None where it does not exist."""
         return self._store.read_document(f"{self._folder}/{name}")
 
     def delete(self, name: str) -> None:
-        """Remove a file; nothing happens where there is none."""
+        """Remove a file if it exists."""
         self._store.delete_document(f"{self._folder}/{name}")
 
     def figures(self) -> list[str]:
-        """Return the figures of an earlier report: all that are here, since nobody else writes here."""
+        """Return the figures of an earlier report."""
         return [name for name in self.names() if name.startswith(FIGURES)]
 
     def names(self) -> list[str]:
-        """Return the names of all files of the report."""
+        """Return the names of all files."""
         names = self._store.documents(f"{self._folder}/")
         return [name.removeprefix(f"{self._folder}/") for name in names]
 
 
 class Directory(Place):
-    """A directory or a prefix of a bucket, which may hold files of the user's beside the report."""
+    """A directory or a prefix of a bucket, which may also hold files of the user."""
 
     def figures(self) -> list[str]:
         """Return the figures of an earlier report that the note lists."""
@@ -106,4 +98,4 @@ class Directory(Place):
 
 
 Folder = StoreFolder | Directory
-"""Where a report goes; ``place`` is that place as a user would open it: a path, or a URI."""
+"""Where a report is written; ``place`` is its path or URI."""

@@ -1,4 +1,4 @@
-"""The findings in sentences, careful ones: what was shown, by how much, and what remains possible."""
+"""The findings in careful sentences: what was shown, by how much, and what remains possible."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,12 +23,9 @@ _VERDICTS = ("better", "worse", "within noise")
 
 
 def headlines(predictions: pl.DataFrame, against: pl.DataFrame, profiles: Mapping[str, Profile]) -> list[str]:
-    """Return one sentence per evaluation on all mixtures, joined, then one line per model against the base.
+    """Return a paragraph with a sentence per evaluation on all mixtures, then a line per model against the base.
 
-    Args:
-        predictions: rows with a ``model`` column.
-        against: comparisons with the base over whole evaluations.
-        profiles: of the evaluations, by name.
+    ``against`` holds the comparisons with the base over whole evaluations.
     """
     if BASE not in predictions["model"]:
         return ["The base model has no predictions yet, so nothing can be compared with it."]
@@ -53,7 +50,7 @@ def headlines(predictions: pl.DataFrame, against: pl.DataFrame, profiles: Mappin
 
 
 def benchmark_line(rows: Sequence[Mapping[str, Any]], first: bool) -> str:
-    """Return one clause on the benchmarks of one model: those that changed with their change, the others by name."""
+    """Return a clause on one model's benchmarks: those that changed with their change, the others by name."""
     parts = []
     for verdict in ("better", "worse"):
         changed = [f"{row['evaluation']} ({signed(row['difference'])})" for row in rows if row["verdict"] == verdict]
@@ -91,7 +88,7 @@ def _overall(against: pl.DataFrame, compared: Sequence[Profile], noun: str) -> s
 
 
 def _verb(profile: Profile, verdict: str, models: int = 1) -> str:
-    """Return the predicate of a verdict for this many models: "knows more than the base model", "are within noise"."""
+    """Return the predicate for a verdict: "knows more than the base model", "are within noise"."""
     if verdict == "within noise":
         return f"{'is' if models == 1 else 'are'} within noise"
     verb, rest = _VERBS.get((profile.measures, verdict), f"scores {verdict} than").split(" ", 1)

@@ -1,4 +1,4 @@
-"""The report's later sections: what was evaluated, how to read the numbers, where they come from."""
+"""The report's methods: what was evaluated, how to read the numbers, where they come from."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from kvray.results.axes import CURVES
 from kvray.results.snapshot import Snapshot
 
 _LISTED = 7
-"""Places on an axis up to which each is listed."""
+"""Most places on an axis that are listed one by one."""
 
 
 def evaluated(snapshot: Snapshot) -> list[Block]:
-    """What each evaluation asked, how long its prompts were, and what a comparison on it could find."""
+    """What each evaluation asked, how long its prompts were, and which difference it could detect."""
     table = [_evaluation(snapshot, evaluation) for evaluation in snapshot.profiles]
     header = ["evaluation", "task", "asked at", "questions", "examples", "prompt tokens", "cached", "engine time"]
     header += ["answers cut", "excluded", "detectable"]
@@ -61,7 +61,7 @@ def reading(snapshot: Snapshot) -> list[Block]:
 
 
 def provenance(snapshot: Snapshot) -> list[Block]:
-    """Versions, hardware, fingerprints, and the commands that make this report again."""
+    """Versions, hardware, fingerprints, and the commands to reproduce this report."""
     uri, sweep = shlex.quote(snapshot.store.uri), shlex.quote(snapshot.sweep)
     commands = [f"kvray report {sweep} --store {uri}"]
     commands += [f"kvray why {shlex.quote(cell['id'])} --store {uri}" for cell in snapshot.planned("predictions")[:1]]
@@ -91,7 +91,7 @@ def provenance(snapshot: Snapshot) -> list[Block]:
 
 
 def places(rows: pl.DataFrame) -> str:
-    """Return where an evaluation asks: "positions 1, 5, 10", "lengths 250 to 3,000 (5)"."""
+    """Return the places on each axis: "positions 1, 5, 10", "lengths 250 to 3,000 (5)"."""
     lists = []
     for axis in (curve.name for curve in CURVES):
         values = rows[axis].drop_nulls().unique().sort().to_list()
@@ -133,7 +133,7 @@ def _evaluation(snapshot: Snapshot, evaluation: str) -> list[str]:
 
 
 def _distinct(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return every value of each name that occurs: "kvray 0.3.0, ray 2.51.0 | 2.52.0"."""
+    """Return the different values of each name: "kvray 0.3.0, ray 2.51.0 | 2.52.0"."""
     seen: dict[str, set[str]] = {}
     for name, value in (item for record in records for item in record.items()):
         shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)

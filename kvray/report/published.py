@@ -1,4 +1,4 @@
-"""Published numbers beside ours: matched by evaluation, mixture and place; as curves, as points and as tables."""
+"""Published numbers beside ours in curves, points and tables, matched by evaluation, mixture and place."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +21,7 @@ _LEVELS_ONLY = "No published change has a counterpart here; published accuracies
 
 
 def curves(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Published]:
-    """Return the published accuracies along an axis of an evaluation, for the models that the sweep has too.
-
-    Places beyond the sweep's own are left out: there is nothing of ours that they would stand beside.
-    """
+    """Return the published accuracies along an axis, for models of the sweep and within the range of its places."""
     rows = _along(snapshot, evaluation, axis)
     works = rows.select("work", "base_model").n_unique() if rows.height else 0
     lines = []
@@ -37,13 +34,13 @@ def curves(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Published]:
 
 
 def credit(snapshot: Snapshot, evaluation: str, axis: Axis) -> str:
-    """Return who published the curves of a figure, and on which models: "Liu et al. 2023 on gpt-3.5-turbo"."""
+    """Return the sources of a figure's published curves: "Liu et al. 2023 on gpt-3.5-turbo"."""
     works = _along(snapshot, evaluation, axis).select("work", "base_model").unique(maintain_order=True).rows()
     return listed([f"{short(work)} on {_model(base)}" for work, base in works])
 
 
 def changes(snapshot: Snapshot) -> dict[tuple[str, str], list[float]]:
-    """Return the published changes over whole evaluations, as shares, by (evaluation, model of the sweep)."""
+    """Return the published changes over whole evaluations, as shares, by (evaluation, our model)."""
     by_cell: dict[tuple[str, str], list[float]] = {}
     for evaluation in snapshot.profiles:
         for row in _unplaced(snapshot, evaluation).filter(pl.col("change").is_not_null()).iter_rows(named=True):
@@ -53,7 +50,7 @@ def changes(snapshot: Snapshot) -> dict[tuple[str, str], list[float]]:
 
 
 def lines(snapshot: Snapshot, evaluation: str, axis: Axis, places: list[Any]) -> list[list[str]]:
-    """Return rows for a table along an axis: model, who published it, then the accuracy at each of our places."""
+    """Return rows for a table along an axis: our model, the source, then the accuracy at each place."""
     table = []
     rows = _along(snapshot, evaluation, axis)
     for (work, base, mixture), part in rows.group_by("work", "base_model", "mixture", maintain_order=True):
@@ -66,7 +63,7 @@ def lines(snapshot: Snapshot, evaluation: str, axis: Axis, places: list[Any]) ->
 
 
 def benchmark_lines(snapshot: Snapshot, model: str, evaluations: list[str]) -> list[list[str]]:
-    """Return rows for the table of benchmarks: what others published for a model, a row per work and base model."""
+    """Return rows for the table of benchmarks: published numbers for a model, a row per work and base model."""
     table: dict[tuple[str, str, str], list[str]] = {}
     for at, evaluation in enumerate(evaluations):
         for row in _unplaced(snapshot, evaluation).iter_rows(named=True):
@@ -82,7 +79,7 @@ def benchmark_lines(snapshot: Snapshot, model: str, evaluations: list[str]) -> l
 
 
 def beside(snapshot: Snapshot) -> list[Block]:
-    """Every published number of the sweep's reference sets that has a counterpart here, beside it."""
+    """Every published number of the sweep's reference sets that has a counterpart here, with that."""
     blocks: list[Block] = []
     if snapshot.unknown_sets:
         known = ", ".join(references.sets())
@@ -102,12 +99,12 @@ def beside(snapshot: Snapshot) -> list[Block]:
 
 
 def short(work: str) -> str:
-    """Return a work without its identifier: "Xiong et al. 2024"."""
+    """Return a work's name without its identifier: "Xiong et al. 2024"."""
     return work.partition(" (")[0]
 
 
 def _means(rows: list[dict[str, Any]]) -> list[str]:
-    """Return for each work and model how far our changes are from its own, on average; unconfirmed ones left out."""
+    """Return a sentence per work and model on how far our changes are from its confirmed ones, on average."""
     by_work: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in filter(_both, rows):
         if "recalled" not in row["certainty"]:
@@ -149,7 +146,7 @@ def _notes(snapshot: Snapshot, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _beside(snapshot: Snapshot, evaluation: str) -> list[dict[str, Any]]:
-    """Return the published cells of an evaluation that our predictions have too, each with ours."""
+    """Return the published cells of an evaluation that we have predictions for, with our numbers."""
     cells = []
     for row in _published(snapshot, evaluation).iter_rows(named=True):
         rows = snapshot.of(evaluation)
@@ -193,12 +190,11 @@ def _published(snapshot: Snapshot, evaluation: str) -> pl.DataFrame:
 
 
 def _unplaced(snapshot: Snapshot, evaluation: str) -> pl.DataFrame:
-    """Return the published cells over the whole evaluation."""
     return _published(snapshot, evaluation).filter(pl.all_horizontal(pl.col(place).is_null() for place in PLACES))
 
 
 def _along(snapshot: Snapshot, evaluation: str, axis: Axis) -> pl.DataFrame:
-    """Return the published cells along an axis that lie among our places, of models that we have there."""
+    """Return the published cells along an axis that lie between our places and belong to models that we have there."""
     rows, name = _published(snapshot, evaluation), axis.name
     if name not in PLACES:
         return rows.clear()
@@ -211,7 +207,7 @@ def _along(snapshot: Snapshot, evaluation: str, axis: Axis) -> pl.DataFrame:
 
 
 def _ours(snapshot: Snapshot, mixture: str) -> list[str]:
-    """Return the models of the sweep that a published mixture stands beside."""
+    """Return the sweep's models of a published mixture."""
     if mixture == BASE:
         return [BASE]
     of = snapshot.predictions.filter(pl.col("mixture") == mixture)

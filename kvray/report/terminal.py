@@ -1,4 +1,4 @@
-"""A sweep's results for a terminal, a row per model and a column per evaluation; and in plain values for programs."""
+"""A sweep's results as lines for a terminal and as plain values for programs."""
 
 from typing import Any
 
@@ -12,17 +12,15 @@ from kvray.results.snapshot import Snapshot, collect
 from kvray.store.store import Store
 
 WIDTH = 158
-"""Characters of a line at most, where one evaluation fits beside the models' names."""
+"""Most characters of a line with more than one evaluation."""
 _GAP = "  "
 
 
 def summary(store: Store, sweep: str) -> list[str]:
     """Return the results in lines for a terminal: a row per model, a column per evaluation.
 
-    Evaluations that do not fit side by side follow in further blocks.
-
     Raises:
-        InputError: the store knows no such sweep.
+        InputError: the store has no such sweep.
     """
     snapshot = collect(store, sweep)
     done, cells = snapshot.evaluated()
@@ -39,7 +37,7 @@ def document(store: Store, sweep: str) -> dict[str, Any]:
     """Return the results in plain values, for ``kvray report --json``.
 
     Raises:
-        InputError: the store knows no such sweep.
+        InputError: the store has no such sweep.
     """
     snapshot = collect(store, sweep)
     done, cells = snapshot.evaluated()
@@ -57,13 +55,7 @@ def document(store: Store, sweep: str) -> dict[str, Any]:
 
 
 def blocks(names: list[str], columns: list[list[str]], width: int) -> list[str]:
-    """Set columns side by side behind ``names``, as many as fit; the rest in further blocks, a blank line between.
-
-    Args:
-        names: a cell per line.
-        columns: as many cells each.
-        width: characters of a line; a single column may be wider.
-    """
+    """Return lines of ``names`` and as many columns as fit into ``width``, the others in further blocks."""
     first = max(map(len, names))
     groups: list[list[list[str]]] = [[]]
     used = first

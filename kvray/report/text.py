@@ -1,4 +1,4 @@
-"""Numbers as text. A missing one is a dash, a minus is a real one."""
+"""Numbers as text: a dash for a missing one, a true minus sign."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from kvray.results.frames import BASE
 
 DASH = "\u2013"
 ARROWS = {"better": " \u25b2", "worse": " \u25bc"}
-"""Behind a number that differs from the base's after Holm's correction, by verdict."""
+"""Suffix, by verdict, of a number that differs from the base's after Holm's correction."""
 
 
 def signed(share: float) -> str:
@@ -41,12 +41,12 @@ def p_value(p: float | None) -> str:
 
 
 def count(number: float | None) -> str:
-    """Return a whole number with its thousands apart: "2,655"."""
+    """Return a number rounded, with separated thousands: "2,655"."""
     return DASH if number is None else f"{number:,.0f}"
 
 
 def counts(numbers: Sequence[int]) -> str:
-    """Return one number, or a range of sorted ones: "200", "3 to 1,200"."""
+    """Return the range of sorted numbers: "200", "3 to 1,200"."""
     return " to ".join(f"{number:,}" for number in dict.fromkeys([numbers[0], numbers[-1]]))
 
 
@@ -63,27 +63,27 @@ def duration(seconds: float | None) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return "a", "a and b" or "a, b and c"; "none" of none."""
+    """Return "a", "a and b", "a, b and c", or "none"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or "none"
 
 
 def plural(number: int, noun: str) -> str:
-    """Return the noun for this many: "mixture", "mixtures"."""
+    """Return the noun in its singular or plural: "mixture", "mixtures"."""
     return noun if number == 1 else f"{noun}s"
 
 
 def bold(model: str) -> str:
-    """Return a model as tables name it: finetuned ones are bold."""
+    """Return a model's name for a table, bold unless it is the base."""
     return model if model == BASE else f"**{model}**"
 
 
 def marked(row: Mapping[str, Any] | None, digits: int) -> str:
-    """Return the accuracy of a row of scores, with an arrow where it differs from the base's."""
+    """Return the accuracy in a row of scores, with an arrow where it differs from the base's."""
     return DASH if row is None else percent(row["accuracy"], digits) + ARROWS.get(row["verdict"] or "", "")
 
 
 def arrows(table: Sequence[Sequence[str]], comparisons: int, which: str) -> str:
-    """Return what the arrows of a table mean, or that it has none; nothing where nothing was compared."""
+    """Return what the arrows of a table mean, or that it has none; "" where nothing was compared."""
     if not comparisons:
         return ""
     after = f"after Holm's correction over all {comparisons:,} comparisons {which}."

@@ -1,4 +1,4 @@
-"""What was trained: each finetune, what an epoch of a mixture reads, how the loss fell, and text that models wrote."""
+"""What was trained: finetunes, the tokens of an epoch, loss curves, and text that models wrote."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from kvray.results import losses
 from kvray.results.snapshot import Snapshot
 
 _MATCHED = 0.05
-"""Share of the first mixture's tokens per epoch by which others may differ and count as matched: one that lacks up to
-that is used whole (:data:`kvray.planning.mixture.SHORTFALL`)."""
+"""Difference from the first mixture's tokens per epoch, as a share, up to which another is matched; a mixture that
+lacks no more than that is used whole (:data:`kvray.planning.mixture.SHORTFALL`)."""
 _OPEN = 24
-"""Rows of the table of losses up to which it is open."""
+"""Most rows of a table of losses that is not folded away."""
 _LOSSES = (
     "Losses are mean cross entropies of the answers in nats per token, each step's before its update, so the first "
     "tenth of the steps (at least one step) is close to the base model's own loss."
@@ -28,7 +28,7 @@ _FIGURE_4 = (
 
 
 def trained(snapshot: Snapshot) -> list[Block]:
-    """What each finetune was trained on and how it went, from its manifest; what an epoch of each mixture reads."""
+    """What each finetune was trained on and how it went, and the tokens of an epoch of each mixture."""
     table = []
     for artefact in snapshot.planned("finetune"):
         manifest = snapshot.manifests.get(artefact["id"])
@@ -80,7 +80,7 @@ def fell(snapshot: Snapshot) -> list[Block]:
 
 
 def written(snapshot: Snapshot) -> list[Block]:
-    """The text that models wrote for datasets: who, how many prompts, and how much of it can be used."""
+    """Text that models wrote for datasets: the writer, the prompts, and how much of it is usable."""
     table = []
     for artefact in snapshot.planned("writing"):
         manifest = snapshot.manifests.get(artefact["id"])
@@ -110,7 +110,7 @@ def written(snapshot: Snapshot) -> list[Block]:
 
 
 def _figures(snapshot: Snapshot, models: list[str], both: bool) -> list[Block]:
-    """The figures of losses; models that have no predictions yet take the colours behind the others'."""
+    """Draw the losses; models without predictions take the colours after those of the others."""
     palette = Palette(list(dict.fromkeys([*snapshot.models, *models])))
     rows = losses.curves(snapshot.losses)
     seeds = max(rows["seeds"].to_list())
@@ -131,7 +131,7 @@ def _figures(snapshot: Snapshot, models: list[str], both: bool) -> list[Block]:
 
 
 def _epochs(snapshot: Snapshot) -> list[Block]:
-    """What an epoch of each mixture reads, by dataset, averaged over seeds; and whether mixtures are matched."""
+    """Tokens of an epoch of each mixture by dataset, averaged over seeds, and whether mixtures are matched."""
     names = {artefact["id"]: str(artefact["labels"].get("dataset")) for artefact in snapshot.planned("dataset")}
     finetunes: dict[str, list[Mapping[str, Any]]] = {}
     for artefact in snapshot.planned("finetune"):
@@ -158,11 +158,9 @@ def _epochs(snapshot: Snapshot) -> list[Block]:
 
 
 def matched(totals: Mapping[str, float], cut: bool) -> str:
-    """Return whether mixtures are matched by tokens, in a sentence.
+    """Return a sentence on whether mixtures are matched, from each one's tokens per epoch in the sweep's order.
 
-    Args:
-        totals: tokens of an epoch by mixture, the sweep's first one first.
-        cut: whether they were cut to the first one's budget.
+    ``cut`` tells whether they were cut to the first one's budget.
     """
     low, high = min(totals.values()), max(totals.values())
     first = next(iter(totals.values()))
@@ -183,7 +181,7 @@ def matched(totals: Mapping[str, float], cut: bool) -> str:
 
 
 def _writer(snapshot: Snapshot, artefact: Mapping[str, Any]) -> str:
-    """Return the writer's name, as the sweep has it in the dataset's block."""
+    """Return the model in the ``..._writer`` key of the dataset's block."""
     labels = artefact["labels"]
     sections = snapshot.document.get("sweep", {})
     blocks = sections.get("evaluate" if labels.get("role") == "evaluate" else "datasets", {})
@@ -196,5 +194,4 @@ def _mean(values: list[float]) -> float:
 
 
 def _ends(row: Mapping[str, Any] | None) -> list[str]:
-    """Return the first and the last loss."""
     return [DASH if row is None or row[end] is None else f"{row[end]:.3f}" for end in ("first", "last")]

@@ -1,7 +1,4 @@
-"""Results of sweeps: predictions as polars frames, accuracies and paired comparisons. Needs neither Ray nor torch.
-
-``kvray.results.open("store").compare(sweep="quickstart")`` compares the finetuned models with their base model.
-"""
+"""Results of sweeps as polars frames, without Ray or torch: ``kvray.results.open("store").compare(sweep="mine")``."""
 
 from kvray.results.reader import EVERY, Results, open
 from kvray.results.stats import detectable_difference

@@ -1,28 +1,18 @@
-"""Names that stand for different things in different sweeps of a store: no number over several sweeps may mix them.
-
-Two sweeps may call different data "ours", or the same data by different names. What a name stands for follows from the
-artefacts that a plan document lists under it.
-"""
+"""Names that stand for different artefacts in different sweeps of a store: no number over several sweeps mixes them."""
 
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 Ids = dict[Any, str]
-"""Ids of the artefacts of one name, by a finetune's seed."""
+"""Ids of the finetunes of one model, by seed."""
 
 
 def ambiguous(documents: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """Return the names that two sweeps give to different things.
+    """Return each name that differs between two plan documents (given by sweep), as (name, first sweep, second sweep).
 
     An evaluation stands for the base model's predictions in it, a model for its finetunes by seed. Where two sweeps
-    share a name, the artefacts that both have under it must be the same, and there must be one at least.
-
-    Args:
-        documents: plan documents, by the sweep's name.
-
-    Returns:
-        (the name, the first sweep, another that differs), each name once.
+    share a name, the artefacts that both have under it must be the same, and they must share at least one.
     """
     clashes: dict[str, tuple[str, str, str]] = {}
     for (first, one), (second, other) in itertools.combinations(documents.items(), 2):
@@ -46,7 +36,7 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[str
 
 
 def _evaluations(document: Mapping[str, Any]) -> dict[str, str]:
-    """Return the id of the base model's predictions by evaluation."""
+    """Return the ids of the base model's predictions, by evaluation."""
     planned = [artefact for artefact in document["artefacts"] if artefact["kind"] == "predictions"]
     return {a["labels"]["evaluation"]: a["id"] for a in planned if a["labels"].get("mixture") is None}
 

@@ -12,13 +12,12 @@ OVERALL, PAIRWISE = "against the base", "pairwise"
 
 @dataclass(frozen=True)
 class Axis:
-    """A column by which the examples of an evaluation differ.
+    """A column by which the examples of an evaluation differ; null where an evaluation has no such axis.
 
     Attributes:
-        name: the column, in predictions and in scores; null where an evaluation has no such axis.
-        title: in headings and sentences.
-        value: format string of one place on it, for a table's header.
-        scale: what stands under a figure, with the unit; empty for an axis that only tables split by.
+        title: name in headings and sentences.
+        value: format string for one value, in a table's header.
+        scale: label under a figure, with the unit; empty for an axis that only tables split by.
         beside: axes that comparisons along this one are split by as well.
     """
 
@@ -30,12 +29,12 @@ class Axis:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that comparisons along this axis are split by."""
+        """Columns that comparisons along this axis are split by."""
         return (*self.beside, self.name)
 
     @property
     def family(self) -> str:
-        """The family of the comparisons along this axis."""
+        """Family of the comparisons along this axis."""
         return f"{OVERALL}, by {' and '.join(self.columns)}"
 
 
@@ -45,20 +44,20 @@ DEPTH = Axis("depth", "needle depth", "{:g} %", "depth of the needle, % of the c
 SUBTASK = Axis("subtask", "subtask")
 CONDITION = Axis("condition", "condition")
 AXES = {axis.name: axis for axis in (POSITION, LENGTH, DEPTH, SUBTASK, CONDITION)}
-"""Every axis by its column, in the order of the columns; all are null in a row over a whole evaluation."""
+"""Every axis, by its column; all are null in a row over a whole evaluation."""
 CURVES = tuple(axis for axis in AXES.values() if axis.scale)
-"""The axes that accuracy is drawn along."""
+"""Axes that accuracy is drawn along."""
 _SCORES = pl.DataFrame(SCORES_SCHEMA.empty_table()).schema
 TYPES = {name: _SCORES[name] for name in AXES}
-"""The polars type of each axis."""
+"""Polars type of each axis."""
 
 
 def unsplit(scores: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows over whole evaluations: all positions, lengths, depths, subtasks and conditions together."""
+    """Return the rows over whole evaluations, split along no axis."""
     return scores.filter(pl.all_horizontal(pl.col(axis).is_null() for axis in AXES))
 
 
 def along(scores: pl.DataFrame, axis: Axis) -> pl.DataFrame:
-    """Return the rows that are split by an axis, and at most by those :attr:`~Axis.beside` it."""
+    """Return the rows that are split by an axis, and otherwise at most by those :attr:`~Axis.beside` it."""
     others = [other for other in AXES if other not in axis.columns]
     return scores.filter(pl.col(axis.name).is_not_null() & pl.all_horizontal(pl.col(o).is_null() for o in others))

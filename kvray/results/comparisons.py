@@ -1,4 +1,4 @@
-"""All comparisons of a report, family by family, and the scores beside them: overall and along every axis."""
+"""All comparisons of a report, family by family, and its scores: overall and along every axis."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,11 @@ from kvray.results.profile import Profile
 
 
 def compare_all(predictions: pl.DataFrame, profiles: Mapping[str, Profile] | None = None) -> pl.DataFrame:
-    """Compare every model with the base, overall and along each axis, and all pairs of models overall.
+    """Compare every model with the base, overall and along each axis of an evaluation's profile, and all pairs overall.
 
-    An evaluation is split along the axes that its profile names. Holm's correction runs within each family of
-    comparisons, so that looking closer costs the overall comparisons nothing.
-
-    Args:
-        predictions: rows with a ``model`` column.
-        profiles: of the evaluations, :func:`kvray.results.profile.profiles`; computed where None.
-
-    Returns:
-        Columns of :func:`kvray.results.frames.judge` behind family, evaluation and the axes (null: all together).
+    Holm's correction runs within each family of comparisons, so that splitting by an axis costs the overall ones
+    nothing. Columns: family, evaluation, the axes (null: all values together), and those of
+    :func:`kvray.results.frames.judge`.
     """
     profiles = profile.profiles(predictions) if profiles is None else profiles
     finetuned = models(predictions)
@@ -48,9 +42,9 @@ def compare_all(predictions: pl.DataFrame, profiles: Mapping[str, Profile] | Non
 def scores(
     predictions: pl.DataFrame, comparisons: pl.DataFrame, profiles: Mapping[str, Profile] | None = None
 ) -> pl.DataFrame:
-    """Return the rows of scores.parquet: accuracy beside its difference to the base, overall and along every axis.
+    """Return the rows of scores.parquet: accuracy and its difference from the base, overall and along every axis.
 
-    Accuracy is also given by subtasks that are too many to be compared (the subjects of MMLU).
+    Subtasks too many to be compared (the subjects of MMLU) have an accuracy alone.
     """
     profiles = profile.profiles(predictions) if profiles is None else profiles
     keys = ["sweep", "evaluation", "task", "base_model", "mixture", "finetune", "model"]
@@ -76,7 +70,7 @@ def scores(
 
 
 def _compare(rows: pl.DataFrame, columns: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[pl.DataFrame]:
-    """Compare pairs of models one evaluation at a time: its comparisons share the resampled questions."""
+    # One evaluation at a time: its comparisons share the resampled questions.
     parts = [Pairs(part, columns) for part in rows.partition_by("evaluation", maintain_order=True)]
     return [table for part in parts for a, b in pairs if (table := part.compare(a, b)).height]
 
@@ -84,7 +78,7 @@ def _compare(rows: pl.DataFrame, columns: Sequence[str], pairs: Sequence[tuple[s
 def _split(
     predictions: pl.DataFrame, axis: Axis, profiles: Mapping[str, Profile], all_subtasks: bool = False
 ) -> pl.DataFrame:
-    """Return the rows of the evaluations that are split along an axis, those without a place on it left out."""
+    """Return the rows with a value on an axis, of the evaluations that are split along it."""
     many = all_subtasks and axis == SUBTASK
     split = [name for name, each in profiles.items() if each.splits(axis) or (many and each.subtasks)]
     rows = predictions.filter(pl.col("evaluation").is_in(split))

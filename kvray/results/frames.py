@@ -1,7 +1,7 @@
-"""Predictions as polars frames: accuracy with intervals, and paired comparisons. Pure functions of frames.
+"""Accuracies with intervals and paired comparisons, as pure functions of polars frames of predictions.
 
-Two rules hold everywhere. Rows without a score (prompts too long to run) are excluded and counted. A finetune with
-several seeds is averaged over its seeds first, example by example, so one example weighs one whatever the seeds.
+Rows without a score (prompts too long to run) are excluded and counted. Scores are averaged over seeds first, example
+by example, so that each example has the same weight.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from kvray.errors import InputError
 from kvray.results import stats
 
 BASE = "base"
-"""The base model in the column ``model``, in tables and in figures; :func:`with_models` gives it to nothing else."""
+"""Name of the base model in the column ``model``, in tables and in figures, and of no other model."""
 COMPARED = {
     "a": pl.String,
     "b": pl.String,
@@ -33,16 +33,15 @@ COMPARED = {
     "unmatched": pl.Int64,
     "excluded": pl.Int64,
 }
-"""Columns of a comparison, behind those that it is split by."""
+"""Columns of a comparison, after those that it is split by."""
 _EXAMPLE = ["evaluation", "example_id"]
 
 
 def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
-    """Add the column ``model``: "base", the mixture, or "mixture finetune" where it was finetuned in several ways.
+    """Add the column ``model``: "base" (no mixture), the mixture, or "mixture finetune" where it has several finetunes.
 
-    Seeds of one finetune share its label ``finetune``. Where all finetunes have one method only what is varied is kept:
-    "ours [learning_rate=1e-05]". The base model is what has no mixture, and every name stands for one model: a mixture
-    called "base", which earlier versions allowed, is "base (mixture)".
+    Where all finetunes share one method only the varied settings are kept: "ours [learning_rate=1e-05]". A mixture
+    called "base", which earlier versions allowed, becomes "base (mixture)".
     """
     pairs = predictions.select("mixture", "finetune").unique(maintain_order=True)
     named = pairs.with_columns(pl.Series("model", _names(pairs.rows()), dtype=pl.String))
@@ -50,7 +49,6 @@ def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
 
 
 def _names(pairs: Sequence[tuple[str | None, str | None]]) -> list[str]:
-    """Return a name per (mixture, finetune), no two alike."""
     labels = {(mixture, finetune): finetune or "" for mixture, finetune in pairs if mixture is not None}
     mixtures = [mixture for mixture, _ in labels]
     if len({label.partition("[")[0] for label in labels.values()}) <= 1:  # one method: keep what is varied alone
@@ -70,23 +68,18 @@ def _names(pairs: Sequence[tuple[str | None, str | None]]) -> list[str]:
 
 
 def models(predictions: pl.DataFrame) -> list[str]:
-    """Return the finetuned models of a frame of :func:`with_models`, in the order of their first row."""
+    """Return the finetuned models in the order of their first rows."""
     return [str(m) for m in predictions["model"].unique(maintain_order=True) if m != BASE]
 
 
 def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """Mean score by any columns, with a 95 % interval clustered by question.
+    """Return mean scores by any columns (none: all rows together) with 95 % intervals clustered by question.
 
-    Args:
-        predictions: rows of the predictions schema.
-        by: columns to group by; empty for all rows together.
-
-    Returns:
-        ``by``, then n (scored rows), questions, seeds, excluded (rows without a score), accuracy, low, high (null where
-        nothing was scored), sorted by ``by``.
+    Columns: ``by`` (sorted), n (scored rows), questions, seeds, excluded (rows without a score), accuracy, low, high
+    (null where nothing was scored).
 
     Raises:
-        InputError: a column that the predictions lack.
+        InputError: the predictions lack a column.
     """
     check_columns(predictions, by)
     groups = predictions.group_by(list(by), maintain_order=True) if by else [((), predictions)]
@@ -111,18 +104,11 @@ def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 
 
 def compare(predictions: pl.DataFrame, a: str, b: str, by: Sequence[str] = ()) -> pl.DataFrame:
-    """Compare model ``b`` with model ``a`` on the examples that both answered: b - a, always split by evaluation.
+    """Compare model ``b`` with the reference ``a`` on the examples that both answered, split by evaluation and ``by``.
 
-    Args:
-        predictions: rows with a ``model`` column (:func:`with_models`).
-        a: the reference model.
-        b: the model compared with it.
-        by: further columns to split by, such as ``position``.
-
-    Returns:
-        evaluation, ``by``, a, b, n (pairs), questions, a_accuracy, b_accuracy, difference, low, high, better and worse
-        (discordant pairs), test, p, unmatched (examples that only one of the two answered, dropped), excluded (rows
-        without a score); nulls where there is no pair. :func:`judge` adds Holm's p and the verdict.
+    Columns: evaluation, ``by``, then :data:`COMPARED`: n counts pairs; better and worse, discordant pairs; unmatched,
+    examples that only one of the two answered; excluded, rows without a score. Null where there is no pair.
+    :func:`judge` adds Holm's p and the verdict.
 
     Raises:
         InputError: an unknown model or column.
@@ -151,7 +137,7 @@ def judge(comparisons: pl.DataFrame) -> pl.DataFrame:
 
 
 def _per_example(rows: pl.DataFrame) -> pl.DataFrame:
-    """One row per scored example: its mean over whatever repeats it (seeds), in a fixed order."""
+    """Return one row per scored example with its mean over seeds, in a fixed order."""
     scored = rows.filter(pl.col("score").is_not_null())
     return scored.group_by("question_id", *_EXAMPLE).agg(pl.col("score").mean()).sort("question_id", *_EXAMPLE)
 
@@ -168,7 +154,7 @@ def check_columns(predictions: pl.DataFrame, by: Sequence[str]) -> None:
 
 
 class Pairs:
-    """Pairs the answers of two models; scores are averaged over seeds once, for all comparisons of a model."""
+    """Pairs the answers of two models; averages the scores of each model over seeds only once."""
 
     def __init__(self, predictions: pl.DataFrame, by: Sequence[str]) -> None:
         self.split = ["evaluation", *(name for name in by if name != "evaluation")]

@@ -1,7 +1,4 @@
-"""Loss curves of the finetunes: of tokens with digits, of the other answer tokens, and of all of them.
-
-Losses are mean cross entropies in nats of each optimizer step, before its update, as :mod:`kvray.finetune` logs them.
-"""
+"""Loss curves of the finetunes: mean cross entropy of each optimizer step, before its update, in nats per token."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -16,9 +13,9 @@ Part = Literal["all", "integers", "words"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """All answer tokens, those that hold a digit, and the others."""
 FILE = "loss.parquet"
-"""A finetune's loss log; one that an API trained has none."""
+"""A finetune's loss log; finetunes trained by an API have none."""
 BINS = 20
-"""Parts that a training is divided into for a curve: the steps of each are averaged."""
+"""Points of a curve: the steps of each twentieth of the training are averaged."""
 _LOGGED: Mapping[str, Part] = {"loss": "all", "loss_integers": "integers", "loss_words": "words"}
 _LOSSES: dict[str, Any] = {
     "model": pl.String,
@@ -35,19 +32,11 @@ def read(
     manifests: Mapping[str, Manifest],
     predictions: pl.DataFrame,
 ) -> pl.DataFrame:
-    """Return the loss logs of a sweep's committed finetunes that separate integers from words.
+    """Return the loss logs of the planned finetunes that are committed and separate integers from words.
 
-    Finetunes without such a log, or with an unreadable one, are left out.
-
-    Args:
-        store: holds the logs.
-        planned: the plan's finetunes.
-        manifests: of the committed artefacts, by id.
-        predictions: rows with a ``model`` column, which name the models.
-
-    Returns:
-        model, seed, step, share (of the training done: 0 at the first step, 1 at the last), all, integers, words (null
-        where a step has no such token): a row per optimizer step, in the plan's order.
+    Manifests are given by artefact id; the predictions name the models. Unreadable logs are left out. Columns: model,
+    seed, step, share (of the training: 0 at the first step, 1 at the last), all, integers, words (null where a step has
+    no such token); a row per optimizer step, in the plan's order.
     """
     model = names(planned, predictions)
     parts = [pl.DataFrame(schema=_LOSSES)]
@@ -77,11 +66,10 @@ def models(losses: pl.DataFrame) -> list[str]:
 
 
 def curves(losses: pl.DataFrame) -> pl.DataFrame:
-    """Return loss by share of training done: each :data:`BINS`-th part averaged, then averaged over seeds.
+    """Return loss by share of the training, averaged within each of :data:`BINS` bins, then over seeds.
 
-    Returns:
-        model, part, share (mean over the steps), loss, low, high (range over seeds), seeds; sorted by model, part and
-        share. A part that a model's answers have no token of has no row.
+    Columns: model, part, share (mean over the steps), loss, low, high (range over seeds), seeds; sorted by model, part
+    and share. A part without tokens in a model's answers has no row.
     """
     each = _long(losses).with_columns((pl.col("share") * BINS).floor().clip(upper_bound=BINS - 1).alias("bin"))
     keys = ["model", "part", "bin"]
@@ -99,12 +87,9 @@ def curves(losses: pl.DataFrame) -> pl.DataFrame:
 
 
 def tenths(losses: pl.DataFrame) -> pl.DataFrame:
-    """Return mean losses over the first and the last tenth of each training's steps (at least one), seeds averaged.
+    """Return mean losses over the first and last tenth of each training (at least one step), averaged over seeds.
 
-    The first tenth is close to the base model's own loss: little was learnt yet.
-
-    Returns:
-        model, part, first, last, sorted by model and part; null where the steps of a tenth have no such token.
+    Columns: model, part, first (close to the base model's loss), last; sorted by model and part; null without tokens.
     """
     ordinal = pl.col("step").rank("dense").over("model", "seed")
     count = pl.col("step").n_unique().over("model", "seed")
@@ -122,19 +107,19 @@ def tenths(losses: pl.DataFrame) -> pl.DataFrame:
 
 
 def split(losses: pl.DataFrame) -> list[str]:
-    """Return the models whose answers have both integers and words, in the plan's order."""
+    """Return the models whose answers hold both integers and words, in the plan's order."""
     both = losses.group_by("model", maintain_order=True).agg(pl.col("integers", "words").count())
     return [str(row["model"]) for row in both.iter_rows(named=True) if row["integers"] and row["words"]]
 
 
 def _long(losses: pl.DataFrame) -> pl.DataFrame:
-    """Return a row per step and part: the columns beside the parts, part, loss; steps without such a token left out."""
+    """Return a row per step and part that has tokens in it, in the columns ``part`` and ``loss``."""
     index = [name for name in losses.columns if name not in PARTS]
     return losses.unpivot(PARTS, index=index, variable_name="part", value_name="loss").drop_nulls("loss")
 
 
 def names(planned: Sequence[Mapping[str, Any]], predictions: pl.DataFrame) -> dict[tuple[Any, Any], str]:
-    """Return the model per (mixture, finetune): as named in the predictions, else as among all planned ones."""
+    """Return each model's name by (mixture, finetune), from the predictions where they hold it, else from the plan."""
     labels = [{name: a["labels"].get(name) for name in ("mixture", "finetune")} for a in planned]
     every = with_models(pl.DataFrame(labels, schema={"mixture": pl.String, "finetune": pl.String}))
     known = predictions.select("mixture", "finetune", "model").unique(maintain_order=True)

@@ -1,4 +1,4 @@
-"""Kinds of answers: how often each was given, and of the wrong ones how many are inventions. Functions of frames."""
+"""Kinds of answers: how often each was given, and which share of the wrong ones are inventions."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from kvray.results.ratios import ratio, ratio_difference
 
 RIGHT, INVENTION = "right", "invention"
 ORDER = (RIGHT, "partial", "refusal", "other", "wrong", INVENTION)
-"""From what one wants to what one fears; a kind not named here stands before the last."""
+"""From the best kind to the worst; a kind not listed here goes before the last."""
 _INVENTED = {
     "model": pl.String,
     "wrong": pl.Int64,
@@ -23,11 +23,9 @@ def ordered(outcomes: list[str]) -> list[str]:
 
 
 def shares(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
-    """Return how often each kind of answer was given, over the rows that were run, seeds averaged per example.
+    """Return the share of each kind of answer over the rows that were run, averaged over seeds per example.
 
-    Returns:
-        model, outcome, share, n (rows): a row per model, the base first, and kind that any model gave, in the order of
-        :func:`ordered`.
+    Columns: model (the base first), outcome (every kind that any model gave, :func:`ordered`), share, n (rows).
     """
     rows = _run(predictions, evaluation)
     kinds = ordered(rows["outcome"].unique().to_list())
@@ -40,15 +38,12 @@ def shares(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
 
 
 def inventions(predictions: pl.DataFrame, evaluation: str) -> pl.DataFrame:
-    """Return, of each model's wrong answers, the share that are confident inventions, and its change to the base's.
+    """Return the share of inventions among each model's wrong answers (refusals too), and its change from the base.
 
-    Wrong is every answer that is not right, refusals among them. Intervals resample questions; the change compares the
-    two models on the examples that both answered, with the same questions resampled. A change in this share is no
-    change in knowledge: it says how a model errs where it errs.
-
-    Returns:
-        model, wrong (rows), share, low, high, difference, difference_low, difference_high (null for the base, or where
-        a model has no wrong answer); a row per model, the base first.
+    Intervals resample questions, the same ones for both models of a change, which covers the examples that both
+    answered. A change here is no change in knowledge: it says how a model errs where it errs. Columns: model (the base
+    first), wrong (rows), share, low, high, difference, difference_low, difference_high (null for the base, or where a
+    model has no wrong answer).
     """
     rows = _run(predictions, evaluation)
     of = {model: _per_example(rows.filter(pl.col("model") == model)) for model in _models(rows)}
@@ -78,7 +73,7 @@ def _models(rows: pl.DataFrame) -> list[str]:
 
 
 def _per_example(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return example_id, question_id, wrong and invented (shares over seeds), in a fixed order."""
+    """Return the shares of seeds with a wrong and with an invented answer, by example, in a fixed order."""
     wrong, invented = pl.col("outcome") != RIGHT, pl.col("outcome") == INVENTION
     each = rows.group_by("example_id", "question_id").agg(
         wrong.mean().alias("wrong"), invented.mean().alias("invented")

@@ -1,4 +1,4 @@
-"""What an evaluation measures, what its units are called, and along which axes its accuracy can be shown."""
+"""Profiles of evaluations: what one measures, what its units are called, which axes its accuracy is shown along."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Measure
 
 MOST_SUBTASKS = 12
-"""Subtasks, or values of a condition, that a table shows; more (the subjects of MMLU) stay together."""
+"""Most subtasks, or values of a condition, that a table shows; more (the subjects of MMLU) stay together."""
 MOST_PLACES = 50
-"""Lengths, and depths, of a grid; more were drawn at random and are no axis."""
+"""Most lengths, and most depths, of a grid; more were drawn at random and are no axis."""
 _FILLED = 0.6
-"""Share of a grid's cells that have rows at least: depths drawn at random fill hardly any."""
+"""Least share of a grid's cells that have rows: depths drawn at random fill hardly any."""
 
 
 Declared = Mapping[str, Mapping[str, Any]]
-"""What the manifests of an evaluation's predictions declare of it, by evaluation: "measures" and "unit"."""
+"""What the manifests of the predictions declare, by evaluation: "measures" and "unit"."""
 
 
 def profiles(predictions: pl.DataFrame, declared: Declared | None = None) -> dict[str, Profile]:
-    """Return the profile of every evaluation of the predictions, by name, in the order of their first rows.
+    """Return the profile of each evaluation by name, in the order of their first rows.
 
-    What an evaluation measures is as declared, else as its task defines, else (a task that this process does not know)
-    as the rows suggest.
+    What it measures is as declared, else as its task defines, else (for an unknown task) as the rows suggest.
     """
     parts = predictions.partition_by("evaluation", maintain_order=True, as_dict=True)
     return {
@@ -39,10 +38,9 @@ def profiles(predictions: pl.DataFrame, declared: Declared | None = None) -> dic
 def bounds(
     predictions: pl.DataFrame, profiles: Mapping[str, Profile], evaluation: str
 ) -> dict[tuple[str, Measure], pl.DataFrame]:
-    """Return what bounds an evaluation of gold positions: the same questions closed book, or with one document alone.
+    """Return the closed-book and oracle predictions on an evaluation's questions: its lower and upper bounds.
 
-    Returns:
-        The predictions of the shared questions by (evaluation, "knowledge" or "ceiling").
+    Keys are (evaluation, "knowledge" or "ceiling"); only evaluations of gold positions have bounds.
     """
     rows = predictions.filter((pl.col("evaluation") == evaluation) & pl.col("position").is_not_null())
     if profiles[evaluation].measures != "retrieval" or not rows.height:
@@ -57,7 +55,7 @@ def bounds(
 
 
 def by_condition(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows once per condition, ``condition`` being that one alone ("padding=books"); none without one."""
+    """Return each row once per condition, with that condition alone ("padding=books"); rows without one are dropped."""
     split = rows.with_columns(pl.col("condition").str.split(" ")).explode("condition")
     return split.filter(pl.col("condition").is_not_null() & (pl.col("condition") != ""))
 
@@ -68,7 +66,7 @@ def _profile(name: str, rows: pl.DataFrame, declared: Mapping[str, Any]) -> Prof
     cells = rows.select("length", "depth").drop_nulls().n_unique()
     filled = cells > _FILLED * values["length"] * values["depth"]
     grid = placed and filled and 1 < values["length"] <= MOST_PLACES
-    # Of RULER's variants only one has depths: the lengths are drawn for all of them, and the grid beside.
+    # Only one of RULER's variants has depths: a curve by length shows all of them, besides the grid.
     every_row_in_grid = grid and rows["depth"].null_count() == 0
     curves = {
         POSITION: values["position"] > 1,
@@ -93,7 +91,6 @@ def _profile(name: str, rows: pl.DataFrame, declared: Mapping[str, Any]) -> Prof
 
 
 def _suggested(rows: pl.DataFrame) -> Measure:
-    """Return what an evaluation of an unknown task seems to measure."""
     if rows["position"].is_not_null().any() or rows["depth"].is_not_null().any():
         return "retrieval"
     return "length" if rows["length"].drop_nulls().n_unique() > 1 else "other"
@@ -105,20 +102,23 @@ def _conditions(rows: pl.DataFrame) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if 1 < names.count(name) <= MOST_SUBTASKS)
 
 
+def _singular(noun: str) -> str:
+    return f"{noun.removesuffix('ies')}y" if noun.endswith("ies") else noun.removesuffix("s")
+
+
 @dataclass(frozen=True)
 class Profile:
-    """What an evaluation is.
+    """What an evaluation measures and how its accuracy can be split.
 
     Attributes:
-        name: in the sweep.
         measures: "retrieval" (gold positions, needles), "length" (accuracy by context length), "knowledge" (closed
             book), "ceiling" (the gold document alone), "benchmark" (of lm-evaluation-harness) or "other".
         unit: plural noun for what the prompts hold: "documents".
-        units: how many of them, every number that occurs; empty where there are none.
-        curves: the axes that accuracy is drawn along: those with several places.
-        grid: whether there are several depths at several lengths: a heatmap.
-        subtasks: how many there are; 0 where all examples are of one.
-        conditions: names of the conditions that have several values, few enough for a table.
+        units: every number of them that occurs, sorted.
+        curves: axes with several values, which accuracy is drawn along.
+        grid: whether a heatmap of several depths at several lengths is drawn.
+        subtasks: their number; 0 where all examples are of one.
+        conditions: names of those with several values, but few enough for a table.
         outcomes: kinds of answers, where there are more than right and wrong.
     """
 
@@ -134,10 +134,10 @@ class Profile:
 
     @property
     def title(self) -> str:
-        """The name with the size: "mdqa (20 documents)"."""
+        """Name with the size: "mdqa (20 documents)"."""
         if not self.units:
             return self.name
-        unit = self.unit.removesuffix("s") if self.units == (1,) else self.unit
+        unit = _singular(self.unit) if self.units == (1,) else self.unit
         return f"{self.name} ({' to '.join(map(str, dict.fromkeys([self.units[0], self.units[-1]])))} {unit})"
 
     @property
@@ -146,6 +146,6 @@ class Profile:
         return 1 < self.subtasks <= MOST_SUBTASKS
 
     def splits(self, axis: Axis) -> bool:
-        """Return whether models are compared along an axis of this evaluation."""
+        """Return whether models are compared along an axis."""
         split = {"subtask": self.by_subtask, "condition": bool(self.conditions), "position": False}
         return axis in self.curves or split.get(axis.name, self.grid)

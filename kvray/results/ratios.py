@@ -1,4 +1,4 @@
-"""A ratio of two sums with clustered intervals: of the wrong answers, the share that are inventions. Pure numpy."""
+"""Ratios of two sums, such as inventions to wrong answers, with intervals clustered by question. Pure numpy."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,15 +8,10 @@ from kvray.results.stats import Interval, wilson
 
 
 def ratio(part: Floats, whole: Floats, questions: NDArray[np.int64]) -> Interval | None:
-    """Return the sum of ``part`` over the sum of ``whole`` with its 95 % interval, questions resampled.
+    """Return ``part.sum() / whole.sum()`` with its 95 % interval, questions resampled; None where the whole is 0.
 
-    Where every question has the same ratio a bootstrap would claim certainty: there Wilson's interval over the number
-    of questions with a whole is given. None where there is no whole.
-
-    Args:
-        part: shape ``(rows,)``, at most ``whole``.
-        whole: shape ``(rows,)``, in [0, 1].
-        questions: shape ``(rows,)``, codes 0..k-1.
+    Shapes are ``(rows,)``, with 0 <= part <= whole <= 1 and question codes 0..k-1. Where every question has the same
+    ratio a bootstrap would claim certainty: there it is Wilson's interval over the questions with a whole.
     """
     if whole.sum() <= 0:
         return None
@@ -33,13 +28,9 @@ def ratio_difference(
 ) -> Interval | None:
     """Return ratio(b) - ratio(a) on the same rows with its 95 % interval, the same questions resampled for both.
 
-    None where one of the two has no whole. Where no resample differs from another, the interval is the difference plus
-    or minus Wilson's upper bound for a share of zero among the questions of the smaller whole.
-
-    Args:
-        a: (part, whole) of the reference, shape ``(rows,)`` each.
-        b: (part, whole) of what is compared with it, of the same rows.
-        questions: shape ``(rows,)``, codes 0..k-1.
+    ``a`` and ``b`` are (part, whole), as in :func:`ratio`; None where a whole is 0. Where all resamples agree, the
+    interval is the difference plus or minus Wilson's upper bound for a share of zero among the questions of the smaller
+    whole.
     """
     if min(a[1].sum(), b[1].sum()) <= 0:
         return None
@@ -55,7 +46,6 @@ def ratio_difference(
 
 
 def _quotients(part: Floats, whole: Floats) -> Floats:
-    """Return the ratio of each resample, NaN where it has no whole."""
     quotients: Floats = np.full(whole.shape, np.nan)
     np.divide(part, whole, out=quotients, where=whole > 1e-6)
     return quotients

@@ -1,7 +1,4 @@
-"""Predictions of a store's sweeps: those of committed artefacts, under the labels of the sweep's plan document.
-
-Predictions are shared between sweeps, which may name them differently, so the labels in the files are never read.
-"""
+"""Committed predictions of a store's sweeps, labelled by the sweep's plan: sweeps may name shared ones differently."""
 
 from __future__ import annotations
 
@@ -23,13 +20,12 @@ from kvray.store.store import Store
 EVERY = "*"
 """Every model, in :meth:`Results.compare`."""
 EMPTY = pl.DataFrame(PREDICTIONS_SCHEMA.append(ARTEFACT).empty_table())
-"""Predictions without rows."""
 _DOCUMENTS = "sweeps/"
 _LABELS = ("evaluation", "mixture", "finetune", "seed")
 
 
 def open(store: Store | str | os.PathLike[str]) -> Results:
-    """Return the results in a store, given as a :class:`~kvray.store.store.Store`, a path or a URI (``s3://…``).
+    """Return the results in a store, given as such or by its path or URI (``s3://…``).
 
     Raises:
         InputError: the URI cannot be a store.
@@ -39,24 +35,20 @@ def open(store: Store | str | os.PathLike[str]) -> Results:
 
 @dataclass(frozen=True)
 class Results:
-    """Predictions, accuracies and comparisons of the sweeps of one store.
-
-    Attributes:
-        store: where they are.
-    """
+    """Predictions, accuracies and comparisons of the sweeps of one store."""
 
     store: Store
 
     def sweeps(self) -> list[str]:
-        """Return the names of the sweeps that the store knows, sorted."""
+        """Return the names of the store's sweeps, sorted."""
         names = self.store.documents(_DOCUMENTS)
         return [name[len(_DOCUMENTS) : -len(".json")] for name in names if name.endswith(".json")]
 
     def document(self, sweep: str) -> dict[str, Any]:
-        """Return the document of a sweep: what it planned.
+        """Return the plan document of a sweep.
 
         Raises:
-            InputError: the store knows no such sweep.
+            InputError: the store has no such sweep.
             StoreError: the document is unreadable.
         """
         data = self.store.read_document(f"{_DOCUMENTS}{sweep}.json")
@@ -72,19 +64,14 @@ class Results:
         return dict(document)
 
     def predictions(self, sweep: str | None = None, *, skip_damaged: bool = False) -> pl.LazyFrame:
-        """Return the predictions of a sweep, lazily; None takes every sweep of the store.
+        """Return the committed predictions of a sweep (None: of every sweep), lazily.
 
-        An artefact in two sweeps gives its rows under both names, so that each sweep is complete;
-        ``.unique(["artefact", "example_id"])`` leaves each row once. What is not committed yet is left out. A column
-        that a stored file lacks, written by an earlier kvray, is null.
-
-        Args:
-            sweep: name of the sweep.
-            skip_damaged: leave damaged artefacts out, for whoever lists them otherwise.
+        Rows shared by sweeps occur once per sweep; ``.unique(["artefact", "example_id"])`` leaves each once. Columns
+        that a file of an earlier kvray lacks are null.
 
         Raises:
-            InputError: the store knows no such sweep, or its plan, of an earlier kvray, calls two models alike.
-            DamagedArtefactError: a committed artefact lacks a file or rows.
+            InputError: no such sweep, or its plan, of an earlier kvray, gives two models one name.
+            DamagedArtefactError: a committed artefact lacks a file or rows, unless ``skip_damaged`` leaves it out.
         """
         names = self.sweeps() if sweep is None else [sweep]
         parts = []
@@ -104,15 +91,11 @@ class Results:
 
         ``accuracy(by=["model", "position"])`` is a curve over gold positions, ``by=["evaluation", "model", "length",
         "depth"]`` a heatmap; an axis (:data:`kvray.results.axes.AXES`) is null where an evaluation lacks it. By
-        ``outcome``, ``n`` counts each kind of answer. Over several sweeps a row counts once, however many have it.
-
-        Args:
-            by: columns to group by; empty for all rows together.
-            sweep: name of the sweep; None takes every sweep of the store.
+        ``outcome``, ``n`` counts each kind of answer. ``sweep=None`` reads all sweeps and counts shared rows once.
 
         Raises:
-            InputError: no such sweep or column; or no sweep named, ``sweep`` not in ``by``, and one name stands for
-                different things in different sweeps, so that a number over them would mean nothing.
+            InputError: no such sweep or column; or all sweeps are read without ``sweep`` in ``by`` though one name
+                stands for different things in them.
         """
         rows = self._models(sweep)
         if sweep is None and "sweep" not in by:
@@ -130,14 +113,13 @@ class Results:
         Holm's correction within each family of them (:func:`kvray.results.comparisons.compare_all`).
 
         Args:
-            a: the reference: a model's name; None, "base" or "*" for the base model.
+            a: the reference model; None, "base" or "*" for the base model.
             b: the model compared with it; None or "base" for the base model, "*" for every other finetuned one.
             by: further columns to split by, such as ``position``, ``length`` or ``subtask``.
-            sweep: name of the sweep; None takes the only one.
+            sweep: its name; None where the store has only one.
 
         Raises:
-            InputError: no such sweep, model (the message names those that there are) or column, or several sweeps and
-                none named.
+            InputError: no such sweep, model or column, or several sweeps and none named.
         """
         rows = self._models(self._one(sweep))
         if a == EVERY and b == EVERY and not by:

@@ -1,8 +1,7 @@
-"""Published numbers beside ours: ``reference.csv``, matched with a sweep's evaluations.
+"""Published numbers (``reference.csv``) to set beside a sweep's own.
 
-A row says who measured what on which model, and how sure we are that the work says so: *primary* was read in the work,
-its code or its data card, *secondary* in notes or reviews that quote it; *derived* is arithmetic of ours on such
-numbers, and *recalled* is a hypothesis. Nothing here is a measurement of kvray's.
+The certainty of a row: *primary* was read in the work, its code or its data card, *secondary* in notes or reviews that
+quote it; *derived* is our arithmetic on such numbers, and *recalled* is unconfirmed.
 """
 
 from collections.abc import Mapping
@@ -36,14 +35,14 @@ REFERENCE_SCHEMA = pa.schema(
 )
 """Columns of reference.csv, in this order; an empty cell is null."""
 PLACES = tuple(name for name in AXES if name in REFERENCE_SCHEMA.names)
-"""The axes on which a number may have a place."""
+"""Axes along which numbers may be published."""
 CELL = ("set", "work", "base_model", "mixture", "evaluation", *PLACES, "metric")
-"""The columns that identify a number."""
+"""Columns that identify a number."""
 
 
 @cache
 def read() -> pl.DataFrame:
-    """Return all published numbers, columns of :data:`REFERENCE_SCHEMA`; the tests check the file against it."""
+    """Return all published numbers, in the columns of :data:`REFERENCE_SCHEMA`."""
     file = resources.files("kvray.results") / "reference.csv"
     types = pl.DataFrame(REFERENCE_SCHEMA.empty_table()).schema
     rows = pl.read_csv(file.read_bytes(), schema=types, raise_if_empty=True)
@@ -51,13 +50,10 @@ def read() -> pl.DataFrame:
 
 
 def of_sweep(document: Mapping[str, object]) -> tuple[pl.DataFrame, list[str]]:
-    """Return the published numbers of the sets that a sweep names, and those of its names that are no set.
+    """Return the published numbers of the sets that a sweep's plan document names, and the names that are no set.
 
-    Where a set has numbers of the sweep's own base model for an evaluation, those of other models are left out of it.
-
-    Returns:
-        Columns of :data:`REFERENCE_SCHEMA` and ``same_base`` (bool: measured on the sweep's base model), in the order
-        of the sets; unknown names.
+    Added is the column ``same_base`` (bool: measured on the sweep's base model). Where a set has such numbers for an
+    evaluation, its numbers of other models are left out.
     """
     sweep = document.get("sweep")
     named = sweep.get("reference") if isinstance(sweep, Mapping) else None
@@ -73,14 +69,14 @@ def of_sweep(document: Mapping[str, object]) -> tuple[pl.DataFrame, list[str]]:
 
 
 def sets() -> list[str]:
-    """Return the names of all sets."""
+    """Return the names of all sets, in the order of the file."""
     return read()["set"].unique(maintain_order=True).to_list()
 
 
 def changes(rows: pl.DataFrame) -> pl.DataFrame:
-    """Return one row per published cell with ``accuracy`` and ``change`` side by side, in percent and points.
+    """Return one row per published cell with its ``accuracy`` (percent) and ``change`` (points).
 
-    A change that was not printed is the accuracy minus the base's of the same work, model and cell.
+    A change that was not printed is the accuracy minus the base's in the same work, base model and cell.
     """
     cell = [name for name in CELL if name != "metric"]
     keep = [name for name in rows.columns if name not in (*cell, "metric", "value", "source", "note", "n")]
@@ -101,5 +97,5 @@ def changes(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def model_name(name: str) -> str:
-    """Return a model's name for comparing: its last part, in lower case, without ``openai:``."""
+    """Return a model's name for comparison: its last part, in lower case, without ``openai:``."""
     return name.removeprefix("openai:").rstrip("/").rpartition("/")[2].lower()

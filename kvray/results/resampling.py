@@ -1,4 +1,4 @@
-"""Resampling of questions: seeded, drawn once per number of questions, cheap for many questions. Pure numpy."""
+"""Seeded resampling of questions, drawn once per number of questions. Pure numpy."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 RESAMPLES = 10_000
 """Bootstrap resamples: the ends of a 95 % interval then move by about 1 % of its width between seeds."""
 SEED = 20240627
-"""Of the resampling; fixed, so that the same results give the same report."""
-
+"""Fixed, so that the same results give the same report."""
 LEVEL = 0.95
 """Coverage of every interval."""
 
@@ -21,12 +20,7 @@ _FEW_VALUES = 512
 
 
 def means(sums: Floats, counts: Floats) -> Floats:
-    """Return the mean of each resample, shape ``(RESAMPLES,)``: a ratio, since questions may differ in rows.
-
-    Args:
-        sums: of the values of each question. Shape ``(questions,)``.
-        counts: rows of each question; same shape.
-    """
+    """Return the mean of each resample, shape ``(RESAMPLES,)``, from each question's sum and number of rows."""
     if bool(np.all(counts == counts[0])):
         return np.asarray(totals(sums[None])[0] / (counts[0] * sums.size))
     total = totals(np.stack([sums, counts]))
@@ -34,22 +28,16 @@ def means(sums: Floats, counts: Floats) -> Floats:
 
 
 def percentiles(resampled: Floats) -> tuple[float, float]:
-    """Return the ends of the 95 % percentile interval of resampled values; NaN are left out."""
+    """Return the ends of the 95 % percentile interval of resampled values, NaN left out."""
     low, high = np.nanquantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def totals(values: Floats) -> Floats:
-    """Return the sums over each resample of the questions, the same resamples for all rows of ``values``.
+    """Return the sums over each resample, shape ``(k, RESAMPLES)``, of values of shape ``(k, questions)``.
 
-    Of many questions that take few different values only how often each value is drawn matters, which is multinomial:
-    the same distribution at a thousandth of the cost (a benchmark of 18,000 questions has a handful of values).
-
-    Args:
-        values: shape ``(k, questions)``.
-
-    Returns:
-        Shape ``(k, RESAMPLES)``.
+    For many questions with few different values (a benchmark of 18,000 has a handful) how often each value occurs is
+    drawn instead, which is multinomial: the same distribution at a thousandth of the cost.
     """
     size = values.shape[1]
     if RESAMPLES * size > _CACHED_ENTRIES:
@@ -63,17 +51,16 @@ def totals(values: Floats) -> Floats:
 
 
 def chunks(total: int, width: int) -> Iterator[int]:
-    """Yield how many of ``total`` lines of ``width`` entries to work on at a time."""
+    """Yield the sizes of chunks of ``total`` lines of ``width`` entries that fit into memory."""
     step = max(1, _CHUNK_ENTRIES // width)
     for start in range(0, total, step):
         yield min(step, total - start)
 
 
 def _resamples(size: int) -> Iterator[NDArray[np.float32]]:
-    """Yield how often each of ``size`` questions is drawn, shape ``(resamples of the chunk, size)``.
+    """Yield how often each of ``size`` questions is drawn, in chunks of shape ``(resamples, size)``.
 
-    The draws depend on ``size`` alone and are kept: a report computes hundreds of intervals over one set of questions,
-    and drawing is by far the most expensive part.
+    Draws depend on ``size`` alone and are cached: a report has hundreds of intervals over the same questions.
     """
     if RESAMPLES * size <= _CACHED_ENTRIES:
         yield from _kept_resamples(size)

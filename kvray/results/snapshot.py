@@ -1,4 +1,4 @@
-"""A sweep as the store has it at one moment: plan, states, manifests, failures, predictions, comparisons."""
+"""The state of a sweep at one moment: plan, manifests, failures, predictions, comparisons."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ from kvray.tasks.base import Measure
 
 
 def collect(store: Store, sweep: str) -> Snapshot:
-    """Read a sweep's plan and all of it that is committed, and compare the models.
-
-    Damaged artefacts are left out of the predictions; their state says so.
+    """Read a sweep's plan and its committed artefacts, and compare the models; damaged predictions are left out.
 
     Raises:
-        InputError: the store knows no such sweep.
+        InputError: the store has no such sweep.
     """
     progress = look(store, sweep)
     predictions = frames.with_models(Results(store).predictions(sweep, skip_damaged=True).collect())
@@ -52,10 +50,10 @@ def collect(store: Store, sweep: str) -> Snapshot:
 
 
 def look(store: Store, sweep: str) -> Progress:
-    """Read a sweep's plan and what the store has of it, without the predictions.
+    """Read a sweep's plan, states, manifests and failures, but not its predictions.
 
     Raises:
-        InputError: the store knows no such sweep.
+        InputError: the store has no such sweep.
     """
     document = Results(store).document(sweep)
     states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
@@ -74,19 +72,15 @@ def _manifest(store: Store, artefact_id: str) -> Manifest | None:
 
 
 def _failure(store: Store, artefact_id: str) -> str:
-    """Return why an artefact failed when it was last tried, in one line."""
+    """Return the error of an artefact's last attempt, in one line."""
     return " ".join((failures.read(store, artefact_id) or "").split())[:400] or "failed without a message"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a sweep is.
+    """A sweep's plan document, and by artefact id: states, manifests where committed, errors where failed.
 
-    Attributes:
-        document: its plan document.
-        states: committed, missing, damaged or failed, per artefact id of the plan.
-        manifests: of the committed artefacts, by id.
-        failures: why, by id, of those that failed when last tried.
+    States are committed, missing, damaged or failed.
     """
 
     document: Mapping[str, Any]
@@ -95,31 +89,24 @@ class Progress:
     failures: Mapping[str, str]
 
     def planned(self, kind: str) -> list[dict[str, Any]]:
-        """Return the plan's artefacts of a kind, in its order."""
+        """Return the plan's artefacts of a kind."""
         return [artefact for artefact in self.document["artefacts"] if artefact["kind"] == kind]
 
     def evaluated(self) -> tuple[int, int]:
-        """Return how many of the plan's predictions are committed, and how many there are."""
+        """Return how many predictions are committed, and how many are planned."""
         cells = self.planned("predictions")
         return sum(cell["id"] in self.manifests for cell in cells), len(cells)
 
 
 @dataclass(frozen=True)
 class Snapshot(Progress):
-    """What a report is made from.
+    """What a report is made from; :func:`collect` shows which function documents the columns of each table.
 
     Attributes:
-        store: where it was read.
-        sweep: the sweep's name.
-        predictions: all rows, with the column ``model``.
-        comparisons: of :func:`kvray.results.comparisons.compare_all`.
-        scores: of :func:`kvray.results.comparisons.scores`.
-        names: of the finetuned models, with or without predictions, by (mixture, finetune).
-        losses: of the finetunes, :func:`kvray.results.losses.read`.
-        published: numbers of the sets that the sweep names, of :func:`kvray.results.references.of_sweep`.
+        names: finetuned models, with or without predictions, by (mixture, finetune).
         unknown_sets: names under ``reference`` that are no set.
-        profiles: of the evaluations that have predictions, by name, in the plan's order.
-        models: the finetuned models that have predictions, in the plan's order.
+        profiles: by name of the evaluations that have predictions, in the plan's order.
+        models: finetuned models that have predictions, in the plan's order.
     """
 
     store: Store
@@ -139,15 +126,15 @@ class Snapshot(Progress):
         return self.predictions.filter(pl.col("evaluation") == evaluation)
 
     def against_base(self) -> pl.DataFrame:
-        """Return the comparisons of the models with the base over whole evaluations, those without pairs left out."""
+        """Return the comparisons with the base over whole evaluations that have pairs."""
         return self.comparisons.filter((pl.col("family") == OVERALL) & pl.col("difference").is_not_null())
 
     def measuring(self, measure: Measure) -> list[str]:
-        """Return the evaluations that measure this and have predictions, in the plan's order."""
+        """Return the evaluations with predictions that measure this, in the plan's order."""
         return [name for name, each in self.profiles.items() if each.measures == measure]
 
     def cell(self, artefact: Mapping[str, Any]) -> str:
-        """Return what an artefact of the plan is, in the sweep's names: "ours, seed 0 on mdqa"."""
+        """Return an artefact's name in the sweep's words: "ours, seed 0 on mdqa"."""
         labels = artefact["labels"]
         if artefact["kind"] == "writing":
             return f"text written for {labels.get('dataset')}"

@@ -1,9 +1,8 @@
-"""Intervals and tests for paired, clustered scores. Pure numpy; nothing here knows frames or stores.
+"""Intervals and tests for paired, clustered scores. Pure numpy.
 
-The unit that varies is the *question*: its rows at several gold positions stand or fall together, so intervals resample
-questions and tests flip the signs of questions, never of rows (Miller 2024, arXiv 2411.00640: ignoring this can
-understate the standard error threefold). The intervals cover the choice of questions, not the luck of one finetuning
-run: for that, train several seeds and look at their spread.
+The rows of one question at several gold positions are correlated, so intervals resample questions and tests flip the
+signs of questions, never of rows (Miller 2024, arXiv 2411.00640: ignoring this can understate the standard error
+threefold). The intervals cover the choice of questions, not the luck of one finetuning run.
 """
 
 import math
@@ -30,18 +29,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, b minus a.
+    """A paired mean difference, b minus a, with its 95 % interval (questions resampled) and two-sided p.
 
     Attributes:
-        difference: mean over pairs.
-        low: lower end of the 95 % interval (questions resampled).
-        high: upper end.
-        p: two-sided, exact unless ``test`` says sampled.
         test: "McNemar" (0/1 scores, one pair per question), "sign flip" (exact, by question) or "sign flip, sampled".
-        n: pairs.
-        questions: different questions among them.
-        better: pairs where b scores above a.
-        worse: pairs where b scores below a.
+        n: pairs, of which b scores above a in ``better`` and below a in ``worse``.
+        questions: different ones among the pairs.
     """
 
     difference: float
@@ -70,15 +63,11 @@ def wilson(mean: float, n: int) -> tuple[float, float]:
 
 
 def accuracy(scores: Floats, questions: NDArray[np.int64]) -> Interval:
-    """Mean score with its interval.
+    """Return the mean score with its 95 % interval: the percentile bootstrap over questions, or Wilson's.
 
-    Wilson where every question occurs once and every score is 0 or 1; otherwise the percentile bootstrap that resamples
-    questions. Where all scores are alike a bootstrap would claim certainty: there Wilson's interval over the number of
-    *questions* is given.
-
-    Args:
-        scores: shape ``(rows,)``, in [0, 1], one per example (seeds averaged already).
-        questions: shape ``(rows,)``, codes 0..k-1 of the question of each row.
+    Wilson's over the number of questions serves where each occurs once with a score of 0 or 1, and where all scores
+    are alike, so that a bootstrap would claim certainty. Scores are in [0, 1], one per example (seeds averaged), and
+    questions are codes 0..k-1; both have shape ``(rows,)``.
 
     Raises:
         ValueError: no rows.
@@ -94,19 +83,11 @@ def accuracy(scores: Floats, questions: NDArray[np.int64]) -> Interval:
 
 
 def paired(a: Floats, b: Floats, questions: NDArray[np.int64]) -> Difference:
-    """Compare b with a on the same examples: difference b - a, interval, two-sided p.
+    """Compare scores b with scores a of the same examples, seeds averaged; shapes ``(pairs,)``, question codes 0..k-1.
 
-    The interval resamples questions (10,000 times, seeded). The test is exact McNemar for 0/1 scores with one pair per
-    question. With several pairs per question (positions) or averaged seeds, it is its generalisation by question: under
-    no effect each question's summed difference is as likely to have the other sign, and the distribution of the total
-    over all sign flips is computed exactly (for one 0/1 pair per question that *is* McNemar's exact test).
-    Where all pairs are alike (none differs, say) a bootstrap would claim certainty: there the interval is the mean plus
-    or minus Wilson's upper bound for a share of zero among that many questions.
-
-    Args:
-        a: shape ``(pairs,)``, scores of the reference, seeds averaged already.
-        b: shape ``(pairs,)``, scores on the same examples.
-        questions: shape ``(pairs,)``, codes 0..k-1.
+    The test is McNemar's exact one for 0/1 scores with one pair per question, otherwise its generalisation by question
+    (:func:`sign_flip`). Where all pairs differ alike a bootstrap would claim certainty: there the interval is the mean
+    plus or minus Wilson's upper bound for a share of zero among that many questions.
 
     Raises:
         ValueError: no pairs.
@@ -130,20 +111,17 @@ def paired(a: Floats, b: Floats, questions: NDArray[np.int64]) -> Difference:
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Return McNemar's exact two-sided p for two counts of discordant pairs; 1 where there are none."""
+    """Return McNemar's exact two-sided p for the numbers of discordant pairs; 1 where there are none."""
     from scipy.stats import binomtest
 
     return float(binomtest(better, better + worse, 0.5).pvalue) if better + worse else 1.0
 
 
 def sign_flip(sums: Floats) -> tuple[float, bool]:
-    """Two-sided p of ``|sums.sum()|`` when every question's sum may take either sign with probability one half.
+    """Return (p, whether it is exact): two-sided, of ``|sums.sum()|`` if each question's sum had a random sign.
 
     Exact where the sums lie on a lattice (0/1 scores, averaged over up to 64 seeds), by the distribution of subset
     sums; otherwise from 10,000 seeded flips, p = (1 + hits) / (1 + flips).
-
-    Returns:
-        (p, whether it is exact).
     """
     size = np.abs(sums[np.abs(sums) > 1e-12])
     if size.size == 0:
@@ -174,7 +152,7 @@ def sign_flip(sums: Floats) -> tuple[float, bool]:
 
 
 def holm(p: Floats) -> Floats:
-    """Return p values after Holm's step-down correction over this family; NaN stays NaN and counts for nothing."""
+    """Return p values after Holm's step-down correction; NaN stays NaN and does not count."""
     adjusted = np.full(p.shape, np.nan)
     known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
@@ -184,27 +162,21 @@ def holm(p: Floats) -> Floats:
 
 
 def verdict(difference: float, low: float, high: float, p_holm: float) -> str:
-    """Return "better" or "worse" if the corrected p is at most 0.05 *and* the interval leaves zero out; else noise."""
+    """Return "better" or "worse" if the corrected p is at most 0.05 and zero is outside the interval; else noise."""
     if math.isnan(p_holm) or p_holm > 1 - LEVEL + 1e-12 or low <= 0 <= high:
         return "within noise"
     return "better" if difference > 0 else "worse"
 
 
 def detectable_difference(n: int, discordant: float = 0.2, power: float = 0.8, comparisons: int = 1) -> float:
-    """Smallest true paired difference that a two-sided 5 % McNemar test of ``n`` questions finds with this power.
+    """Return the smallest true paired difference, in (0, 1], that a two-sided 5 % McNemar test finds with this power.
 
     Connor (1987), normal approximation: ``sqrt(n) d = z_a sqrt(psi) + z_b sqrt(psi - d^2)``, psi the share of
-    discordant pairs (a difference above ``discordant`` raises it to itself). 0.088 at n = 200, 0.024 at n = 2,655.
+    discordant pairs, at least d. 0.088 at n = 200, 0.024 at n = 2,655; 1.0 where not even the largest can be found.
 
-    Args:
-        n: independent pairs: questions.
-        discordant: share of pairs on which the two models differ; where a question is asked several times, the
-            variance of its mean difference.
-        power: probability of finding it.
-        comparisons: tested together with Holm's correction, whose first step asks for 5 % divided by their number.
-
-    Returns:
-        A difference in accuracy, in (0, 1]; 1.0 where not even the largest can be found.
+    ``n`` counts questions, and ``discordant`` is the share of discordant pairs or, where a question is asked several
+    times, the variance of its mean difference. ``comparisons`` are corrected together: Holm's first step asks for 5 %
+    divided by their number.
 
     Raises:
         ValueError: an argument outside its range.
@@ -222,15 +194,12 @@ def detectable_difference(n: int, discordant: float = 0.2, power: float = 0.8, c
 
 
 def detectable_from(low: float, high: float, comparisons: int = 1, power: float = 0.8) -> float:
-    """Return the smallest true difference, in [0, 1], that a comparison with this 95 % interval finds.
-
-    :func:`detectable_difference` from a measured precision instead of a number of questions; arguments as there.
-    """
+    """Return :func:`detectable_difference` from a measured 95 % interval instead of a number of questions."""
     return min(1.0, (high - low) / (2 * _Z) * sum(_quantiles(power, comparisons)))
 
 
 def _quantiles(power: float, comparisons: int) -> tuple[float, float]:
-    """Return the normal quantiles of the corrected level and of the power."""
+    """Return the normal quantiles for the corrected level and for the power."""
     return NormalDist().inv_cdf(1 - (1 - LEVEL) / 2 / max(1, comparisons)), NormalDist().inv_cdf(power)
 
 

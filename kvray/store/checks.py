@@ -1,4 +1,4 @@
-"""What the store checks when it reads: presence, size, rows, sha256; and verified copies. One file at a time."""
+"""What the store checks in a file that it reads: presence, size, rows, sha256; and verified copies."""
 
 import hashlib
 import mmap
@@ -22,12 +22,7 @@ def rows(files: Files, path: str) -> int:
 def problem(files: Files, directory: str, entry: FileEntry, size: int | None, verify: bool) -> str | None:
     """Return what is wrong with a file that a manifest lists, None if nothing.
 
-    Args:
-        files: the file system.
-        directory: the artefact's.
-        entry: the file as the manifest lists it.
-        size: its actual size in bytes, None if it is missing.
-        verify: whether to read every byte for the sha256.
+    ``size`` is its actual size in bytes, None if it is missing; ``verify`` reads every byte for the sha256.
     """
     path = f"{directory}/{entry.name}"
     if size != entry.bytes:
@@ -43,7 +38,7 @@ def problem(files: Files, directory: str, entry: FileEntry, size: int | None, ve
 
 
 def verify(files: Files, directory: str, entry: FileEntry) -> None:
-    """Check a listed file to the last byte; DamagedArtefactError if it is missing or differs from its manifest."""
+    """Check every byte of a listed file; DamagedArtefactError if it is missing or differs from its manifest."""
     text = problem(files, directory, entry, files.size(f"{directory}/{entry.name}"), verify=True)
     if text:
         raise DamagedArtefactError(text)
@@ -53,7 +48,7 @@ def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str]
     """Return a listed Parquet file as a table.
 
     Raises:
-        DamagedArtefactError: it is missing or unreadable, or has another number of rows than the manifest says.
+        DamagedArtefactError: it is missing or unreadable, or its number of rows is not the manifest's.
         StoreError: it has no such column.
     """
     path = f"{directory}/{entry.name}"
@@ -70,11 +65,7 @@ def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str]
 
 
 def copy(files: Files, directory: str, entry: FileEntry, into: Path) -> None:
-    """Copy a listed file to a local directory; it gets its name once its sha256 is right. A whole copy is kept.
-
-    Raises:
-        DamagedArtefactError: it is missing or its sha256 differs.
-    """
+    """Copy a listed file to a local directory, unless it is there; DamagedArtefactError as from :func:`verify`."""
     source, target = f"{directory}/{entry.name}", into / entry.name
     with naming(str(target), f"write {entry.bytes:,} bytes"):
         if target.is_file() and target.stat().st_size == entry.bytes:

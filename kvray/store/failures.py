@@ -9,11 +9,7 @@ _FOLDER, _SUFFIX = "failures/", ".json"
 
 
 def note(store: Root, artefact_id: str, error: str) -> None:
-    """Write down why an artefact failed, over an older note.
-
-    Raises:
-        StoreError: the store cannot be written.
-    """
+    """Write why an artefact failed, over an older note; StoreError if the store cannot be written."""
     document = json.dumps({"id": artefact_id, "error": error}, ensure_ascii=False)
     store.write_document(_name(artefact_id), f"{document}\n".encode())
 
@@ -31,7 +27,7 @@ def read(store: Root, artefact_id: str) -> str | None:
 
 
 def delete(store: Root, artefact_id: str) -> None:
-    """Remove the note of an artefact, if there is one."""
+    """Remove the note of an artefact, if any."""
     store.delete_document(_name(artefact_id))
 
 

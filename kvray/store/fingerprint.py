@@ -1,4 +1,4 @@
-"""Identity: one byte form per recipe, its sha256, and what differs between two recipes. Standard library alone."""
+"""Identity: one byte form per recipe, its sha256, and the differences of two recipes. Standard library alone."""
 
 import hashlib
 import json
@@ -8,35 +8,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _ABSENT = object()
-_SURROGATES = re.compile("[\ud800-\udfff]")
-"""Halves of characters, which UTF-8 has no form for."""
-_SHOWN = 80
-"""Characters of a value that a line of a diff shows."""
+_SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
+_SHOWN = 80  # characters of a value in a line of a diff
 
 
 def canonical_json(value: Any) -> bytes:
     """Return the one JSON form of a value: sorted keys, no spaces, UTF-8.
 
     Raises:
-        TypeError: something in it has no stable form (NaN, an infinity, bytes, a key that is no string, a set, a NumPy
-            scalar, any other object); the message gives its dotted path. There is no fallback to ``repr``.
+        TypeError: a part of it, named by its dotted path, has no stable form: NaN, bytes, a key not str, any object.
     """
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 
 
 def fingerprint(recipe: Mapping[str, Any], needs: Sequence[str] = ()) -> str:
-    """Return the sha256 (64 hex digits) of a recipe and the fingerprints of what it needs, in order."""
+    """Return the sha256 (64 hex digits) of a recipe and, in order, the fingerprints of what it needs."""
     return hashlib.sha256(canonical_json({"recipe": recipe, "needs": list(needs)})).hexdigest()
 
 
 def plain(value: Any, path: str = "") -> Any:
-    """Copy a value into dicts, lists, strings, numbers, booleans and None, as a JSON round trip would.
-
-    Types are compared exactly: a subclass (an enum, ``numpy.float64``) may print itself otherwise in its next version.
-
-    Raises:
-        TypeError: as for :func:`canonical_json`.
-    """
+    """Copy a value as a JSON round trip would; TypeError as from :func:`canonical_json`."""
+    # Types are compared exactly: a subclass (an enum, numpy.float64) may print differently in its next version.
     if value is None or type(value) in (bool, int):
         return value
     if type(value) is float and math.isfinite(value):
@@ -54,10 +46,9 @@ def plain(value: Any, path: str = "") -> Any:
 
 
 def recipe_diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Return what differs between two recipes, one ``dotted.path: old -> new`` per line, sorted by path.
+    """Return the differences of two recipes, one ``dotted.path: old -> new`` per line, sorted by path.
 
-    Lists of one length are compared item by item (the index is part of the path), others as a whole. A field that one
-    side lacks shows as ``(absent)``.
+    Lists of equal length are compared item by item, others as a whole; a missing field shows as ``(absent)``.
     """
     return [f"{path}: {_show(old)} -> {_show(new)}" for path, old, new in _differences(a, b, "")]
 

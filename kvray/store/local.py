@@ -1,8 +1,7 @@
-"""Where a store is, and the local file system under it: whole files or nothing, at every instant.
+"""The file system under a store: the protocol, and local disks, where a file is whole or absent at every instant.
 
-A file is written to a hidden temporary name beside its place, flushed to the disk, renamed, and the directory flushed:
-a reader, or a machine that loses its power, sees the old state or the new one. The flushes cost about 1.6 ms per file
-of 2 MB. Object stores are in :mod:`kvray.store.object_store`, behind the same protocol.
+A file is written under a hidden temporary name, flushed, renamed, and its directory flushed (about 1.6 ms for 2 MB), so
+a reader, or a machine that loses power, sees the old state or the new one. Object stores: see ``object_store``.
 """
 
 import contextlib
@@ -19,16 +18,14 @@ import pyarrow.fs as pafs
 
 from kvray.errors import StoreError
 
-TEMPORARY = ".tmp-"
-"""Prefix of files being written; hidden, so that no listing shows them and Parquet readers skip them."""
-STALE_S = 3600.0
-"""A temporary file of another host is taken for abandoned after this many seconds."""
+TEMPORARY = ".tmp-"  # prefix of files being written; hidden, so that listings and Parquet readers skip them
+STALE_S = 3600.0  # seconds after which another host's temporary file counts as abandoned
 _CHUNK = 8 * 2**20
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 class Files(Protocol):
-    """What the store needs of a file system. Paths are inside ``fs``; every failure is a StoreError with the path."""
+    """The store's view of a file system. Paths are inside ``fs``; every failure is a StoreError with the path."""
 
     @property
     def fs(self) -> pafs.FileSystem:
@@ -36,41 +33,41 @@ class Files(Protocol):
 
     @property
     def remote(self) -> bool:
-        """Whether every read is a round trip, so that reads are worth saving or sending at once."""
+        """Whether every read is a round trip, so that reads should be few and concurrent."""
 
     def put(self, path: str, data: memoryview) -> None:
         """Write a whole file; concurrent readers see the old one or the new one."""
 
     def put_new(self, path: str, data: memoryview) -> bool:
-        """Write a whole file unless there is one; return whether it was written."""
+        """Write a whole file unless it exists; return whether it was written."""
 
     def read(self, path: str) -> bytes | None:
-        """Return a file's bytes, None where there is no file."""
+        """Return a file's bytes, None if it is missing."""
 
     def tail(self, path: str, count: int) -> bytes | None:
-        """Return the last ``count`` bytes (all of a shorter file), None where there is no file."""
+        """Return the last ``count`` bytes (all of a shorter file), None if it is missing."""
 
     def chunks(self, path: str) -> Iterator[bytes]:
         """Yield a file's bytes in pieces of some MiB; the file must exist."""
 
     def size(self, path: str) -> int | None:
-        """Return a file's bytes, None where there is no file."""
+        """Return a file's size in bytes, None if it is missing."""
 
     def listing(self, path: str, hidden: bool = False) -> dict[str, int]:
         """Return name -> bytes of every file below a directory, names relative to it, hidden ones on request."""
 
     def delete(self, path: str) -> None:
-        """Remove a file, durably; nothing happens where there is none."""
+        """Remove a file, if it exists, durably."""
 
     def delete_tree(self, path: str) -> None:
-        """Remove a directory with all that is in it; nothing happens where there is none."""
+        """Remove a directory, if it exists, with its contents."""
 
     def clean(self, path: str) -> None:
         """Remove temporary files that dead writers left below a directory."""
 
 
 def sha256(files: Files, path: str) -> str:
-    """Return a file's sha256 in hex, read in pieces (flat memory whatever the size)."""
+    """Return a file's sha256 in hex, in flat memory."""
     digest = hashlib.sha256()
     for chunk in files.chunks(path):
         digest.update(chunk)
@@ -79,7 +76,7 @@ def sha256(files: Files, path: str) -> str:
 
 @contextlib.contextmanager
 def naming(path: str, doing: str) -> Iterator[None]:
-    """Turn any OSError into a StoreError that names the path and the act."""
+    """Turn any OSError into a StoreError that names the path and the operation."""
     try:
         yield
     except OSError as error:
@@ -102,11 +99,7 @@ class LocalFiles:
             _flush_directory(os.path.dirname(path))
 
     def put_new(self, path: str, data: memoryview) -> bool:
-        """Link a file that is already whole to its name, which fails if the name is taken.
-
-        Where the file system has no hard links (exFAT, some FUSE mounts) the check comes first and the rename after:
-        of two writers within the same millisecond the later one wins there.
-        """
+        """Link a file that is already whole to its name, which fails if the name is taken."""
         with naming(path, f"write {data.nbytes:,} bytes"):
             temporary = _write_temporary(path, data)
             with _removed_on_failure(temporary):
@@ -118,6 +111,7 @@ class LocalFiles:
                 except OSError as error:
                     if error.errno not in _NO_HARD_LINKS:
                         raise
+                    # exFAT, some FUSE mounts: of two writers within the same millisecond the later one wins there.
                     if os.path.lexists(path):
                         os.unlink(temporary)
                         return False
@@ -176,7 +170,6 @@ class LocalFiles:
 
 
 def _write_temporary(path: str, data: memoryview) -> str:
-    """Write and flush a hidden file beside ``path``; return its name."""
     directory = os.path.dirname(path)
     _make_directory(directory)
     temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{secrets.token_hex(6)}")
@@ -264,7 +257,6 @@ def _host() -> str:
 
 
 def _abandoned(path: str) -> bool:
-    """Return whether the writer of a temporary file is dead, or so old that it must be."""
     host, pid, *_ = [*os.path.basename(path).removeprefix(TEMPORARY).split("-"), "", ""]
     try:
         if host == _host() and pid.isdecimal():

@@ -13,57 +13,34 @@ from kvray.errors import DamagedArtefactError
 from kvray.store.fingerprint import canonical_json
 
 MANIFEST = "manifest.json"
-"""Name of the manifest in its artefact's directory."""
 _SEAL = ".sizes-"
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of an artefact.
+    """One file of an artefact."""
 
-    Attributes:
-        name: relative to the artefact's directory, with ``/``.
-        rows: of a Parquet file; None of any other.
-        bytes: its size.
-        sha256: of its bytes, in hex.
-    """
-
-    name: str
-    rows: int | None
+    name: str  # relative to the artefact's directory, with "/"
+    rows: int | None  # of a Parquet file; None of any other
     bytes: int
-    sha256: str
+    sha256: str  # hex
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artefact is, how it was made, and every one of its files.
+    """What an artefact is, how it was made, and all of its files."""
 
-    Attributes:
-        id: ``<kind folder>/<name>-<fingerprint[:16]>``.
-        kind: dataset, finetune or predictions.
-        name: the readable part of the id.
-        fingerprint: sha256 of the recipe and of what it needs.
-        recipe: everything that decides the content, in full.
-        needs: ids of the artefacts that it was made from.
-        files: all files; one that is not listed is not part of the artefact.
-        rows: of all Parquet files together.
-        schema: name, type and description per column, where the artefact is a table.
-        measurements: versions, hardware and whatever the stage measured; never part of the identity. The file calls
-            them ``facts``.
-        created: ISO 8601, UTC.
-    """
-
-    id: str
-    kind: str
-    name: str
-    fingerprint: str
-    recipe: dict[str, Any]
-    needs: list[str]
-    files: list[FileEntry]
-    rows: int
-    schema: list[dict[str, str]] | None
-    measurements: dict[str, Any]
-    created: str
+    id: str  # <kind folder>/<name>-<fingerprint[:16]>
+    kind: str  # writing, dataset, finetune or predictions
+    name: str  # the readable part of the id
+    fingerprint: str  # sha256 of the recipe and of what it needs
+    recipe: dict[str, Any]  # everything that decides the content
+    needs: list[str]  # ids of the artefacts that it was made from
+    files: list[FileEntry]  # a file that is not listed is not part of the artefact
+    rows: int  # of all Parquet files together
+    schema: list[dict[str, str]] | None  # name, type and description per column, if the artefact is a table
+    measurements: dict[str, Any]  # versions, hardware and the stage's own; outside the identity; "facts" in the file
+    created: str  # ISO 8601, UTC
 
     def to_bytes(self) -> bytes:
         """Return the file's content: readable JSON that carries the sha256 of its own values."""
@@ -75,7 +52,7 @@ def parse(data: bytes, artefact_id: str) -> Manifest:
     """Read a manifest's bytes.
 
     Raises:
-        DamagedArtefactError: the bytes are no manifest, were changed after they were written, or are another id's.
+        DamagedArtefactError: they are no manifest, were changed after they were written, or belong to another id.
     """
     where = f"{artefact_id}/{MANIFEST}"
     try:
@@ -96,21 +73,20 @@ def parse(data: bytes, artefact_id: str) -> Manifest:
 def seal(sizes: Mapping[str, int]) -> str:
     """Return the name of the empty file that vouches for the names and sizes of an artefact's files.
 
-    Beside the manifest on object stores: one listing then shows that a thousand artefacts are whole, without a thousand
-    manifests being read. Hidden names in ``sizes`` do not count.
+    On object stores it lies beside the manifest: one listing shows which artefacts are whole; no manifest is read.
     """
     lines = [f"{name}\0{size}\n" for name, size in sorted(sizes.items()) if not name.startswith(".")]
     return _SEAL + hashlib.sha256("".join(lines).encode()).hexdigest()[:32]
 
 
 def describe(schema: pa.Schema) -> list[dict[str, str]]:
-    """Return name, type and description of every column of an Arrow schema, for a manifest."""
+    """Return the name, type and description of every column of a schema, for a manifest."""
     about = {field.name: (field.metadata or {}).get(b"description", b"").decode() for field in schema}
     return [{"name": field.name, "type": str(field.type), "description": about[field.name]} for field in schema]
 
 
 def now() -> str:
-    """Return the time, ISO 8601, UTC, to the second."""
+    """Return the time in ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

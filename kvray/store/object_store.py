@@ -1,11 +1,11 @@
-"""Store URIs, and object stores (S3 and what speaks its protocol, Google Cloud Storage) under a store.
+"""Store URIs, and object stores (S3 and compatible ones, Google Cloud Storage) under a store.
 
-An object appears whole, when its write is finished: one PUT up to 10 MB, one multipart upload above (what a killed
-writer leaves of such an upload is invisible; the bucket's lifecycle rule for incomplete uploads removes it).
+An object appears whole when its write ends: one PUT up to 10 MB, one multipart upload above. What a killed writer
+leaves of an upload is invisible until the bucket's lifecycle rule for incomplete uploads removes it.
 
-Accepted trade-off: pyarrow has no conditional PUT, so "create unless there" is a check and then a PUT. Of two drivers
-that commit one artefact within the same moment the later manifest stays. Datasets are pure functions of their recipe,
-so either is right; for finetunes and predictions run one driver per sweep on an object store.
+pyarrow has no conditional PUT, so "create unless it exists" is a check, then a PUT: of two drivers that commit the same
+artefact at once, the later manifest stays. Either is right for a dataset, a pure function of its recipe; for finetunes
+and predictions run one driver per sweep on an object store.
 """
 
 import contextlib
@@ -26,8 +26,7 @@ from kvray.store.local import Files, LocalFiles
 
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 10.0
-ATTEMPTS = 3
-"""Tries of one request. A silent endpoint is given up after ATTEMPTS * REQUEST_TIMEOUT_S, half a minute."""
+ATTEMPTS = 3  # per request: a silent endpoint is given up after ATTEMPTS * REQUEST_TIMEOUT_S, half a minute
 PARAMETERS = {
     "s3": ("endpoint_override", "scheme", "region", "anonymous"),
     "gs": ("endpoint_override", "scheme", "anonymous"),
@@ -41,27 +40,19 @@ _PIECE = 64 * 2**20
 
 @dataclass(frozen=True)
 class Location:
-    """A parsed store URI: absolute, and free of credentials by construction.
-
-    Attributes:
-        scheme: local, s3 or gs.
-        uri: the form that opens the same place from any working directory.
-        root: the store's root inside the file system (``/data/store``, ``bucket/prefix``).
-        options: connection parameters of the URI, name and value.
-    """
+    """A parsed store URI: absolute, and free of credentials by construction."""
 
     scheme: Literal["local", "s3", "gs"]
-    uri: str
-    root: str
-    options: tuple[tuple[str, str], ...] = ()
+    uri: str  # opens the same place from any working directory
+    root: str  # the store's root inside the file system: /data/store, bucket/prefix
+    options: tuple[tuple[str, str], ...] = ()  # connection parameters of the URI, name and value
 
 
 def locate(uri: str, named: str = "store") -> Location:
     """Read a store URI without touching the place; ``named`` is what messages call it.
 
     Raises:
-        InputError: unknown scheme, no bucket, unknown parameters, or credentials in the URI. The message repeats
-            nothing that could be a key.
+        InputError: unknown scheme or parameter, no bucket, or credentials, which the message does not repeat.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
     kind = scheme[1].lower() if scheme else "local"
@@ -118,10 +109,10 @@ def _locate_bucket(kind: Literal["s3", "gs"], uri: str, named: str) -> Location:
 
 
 def connect(location: Location, named: str = "store") -> Files:
-    """Open the file system of a location, called ``named`` in messages. A bucket is looked up, once.
+    """Open the file system of a location, called ``named`` in messages; a bucket is looked up once.
 
     Raises:
-        InputError: the bucket is missing, refused or out of reach; found within about half a minute at most.
+        InputError: the bucket is missing, forbidden or out of reach (after half a minute at most).
     """
     if location.scheme == "local":
         nearest = location.root
@@ -156,9 +147,8 @@ class ObjectFiles:
         self._scheme = scheme
 
     def put(self, path: str, data: memoryview) -> None:
-        # pyarrow cannot abandon a stream: dropped half written, it finishes the upload with what it has. Two things
-        # keep half an object from appearing. Parts go out in the background, for only then does a failed part mark the
-        # whole upload as failed. And the writing runs in its own thread, where no KeyboardInterrupt can cut it short.
+        # pyarrow cannot abandon a stream: dropped half written, it completes the upload with what it has. So parts go
+        # out in the background, where a failed part fails the upload, and from a thread that no Ctrl-C cuts short.
         with self._naming(path, f"write {data.nbytes:,} bytes"), ThreadPoolExecutor(1) as thread:
             thread.submit(self._upload, path, data.cast("B")).result()
 
@@ -171,7 +161,6 @@ class ObjectFiles:
         stream.close()
 
     def put_new(self, path: str, data: memoryview) -> bool:
-        """Write a file unless there is one: a check, then a PUT (the trade-off in the module's docstring)."""
         if self.size(path) is not None:
             return False
         self.put(path, data)
@@ -227,14 +216,14 @@ class ObjectFiles:
         except FileNotFoundError:
             raise StoreError(f"{self._scheme}://{path}: cannot {doing}: no such object or bucket") from None
         except (OSError, pa.ArrowException) as error:
-            # "from None": the text of the cause goes through _clean_text, a chained traceback would not.
+            # "from None": a chained traceback would show the cause without _clean_text.
             raise StoreError(f"{self._scheme}://{path}: cannot {doing}: {_clean_text(error)}") from None
 
 
 def _s3(bucket: str, options: dict[str, str]) -> pafs.FileSystem:
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
-        # With an endpoint of its own a region is a formality; looking it up would ask Amazon.
+        # With an own endpoint the region is a formality; looking it up would ask Amazon.
         region = "us-east-1" if "endpoint_override" in options else pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(
         anonymous=options.get("anonymous") == "true",

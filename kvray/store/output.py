@@ -1,4 +1,4 @@
-"""The target of ``--out``: a file or a directory, local or in a bucket, written whole or not at all."""
+"""The target of ``--out``: a file or a directory, local or in a bucket; files are written whole or not at all."""
 
 import errno
 import os
@@ -20,11 +20,9 @@ _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
 
 @contextmanager
 def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a file, to write and to read, that takes the place of ``out`` once it is whole.
+    """Open a file, to write and to read, that takes the place of ``out`` (a path or a URI) once it is whole.
 
-    Args:
-        out: a path, whose directory is made if need be, or ``s3://bucket/name`` or ``gs://bucket/name``, which is
-            written to this machine's temporary directory first.
+    Missing directories are made. A file for a bucket is first written to the local temporary directory.
 
     Raises:
         InputError: ``out`` cannot be written, or its bucket is out of reach; nothing was written.
@@ -47,7 +45,7 @@ def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def shown(out: str | os.PathLike[str]) -> str:
-    """Return ``out`` as messages name it: a path as it was given, a URI without its parameters."""
+    """Return ``out`` as messages name it: a path unchanged, a URI without its parameters."""
     location = locate(os.fspath(out), OPTION)
     return os.fspath(out) if location.scheme == "local" else _named(location)
 
@@ -58,10 +56,9 @@ def _named(location: Location) -> str:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[IO[bytes]]:
-    """Open a hidden file beside ``path`` that takes its place once it is whole, and is removed otherwise."""
     if path.is_dir():
         raise InputError(f"{OPTION}: {path} is a directory; expected a file name like {path / 'data.jsonl'}")
-    # A rename would replace the device itself, /dev/stdout say, for every program of the machine.
+    # A rename would replace the device itself, such as /dev/stdout, for every program of the machine.
     if path.exists() and (not path.is_file() or Path(os.path.realpath(path.parent)) == Path("/dev")):
         raise InputError(f"{OPTION}: {path} is a device or a pipe; expected the name of a file")
     temporary = path.parent / f"{TEMPORARY}{uuid.uuid4().hex[:8]}"
@@ -91,7 +88,7 @@ def _named_option() -> Iterator[None]:
 
 @contextmanager
 def _disk_errors(path: str) -> Iterator[None]:
-    """Name the file in what a disk says while it is written; all other errors are those of whoever fills it."""
+    """Name the file in errors of its disk; all other errors belong to the code that fills it."""
     try:
         yield
     except OSError as error:
@@ -101,18 +98,10 @@ def _disk_errors(path: str) -> Iterator[None]:
 
 
 class Place:
-    """A directory that holds files by name.
-
-    Attributes:
-        place: as a user would open it: the path as it was given, or a URI.
-    """
+    """A directory that holds files by name; ``place`` is what a user opens: the path unchanged, or a URI."""
 
     def __init__(self, out: str | os.PathLike[str]) -> None:
-        """Take a directory, made if need be, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``, and try to write.
-
-        Raises:
-            InputError: it cannot be written (a hidden probe file comes and goes), or its bucket is out of reach.
-        """
+        """Take a path (made if missing) or a bucket's URI, and write a probe file; InputError if that fails."""
         location = locate(os.fspath(out), OPTION)
         self._root = location.root
         self._files = connect(location, OPTION)
@@ -125,16 +114,16 @@ class Place:
             raise InputError(f"{error}; give a directory that can be written") from None
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all, over an older one."""
+        """Write a file, whole or not at all; an older one is replaced."""
         with _named_option():
             self._files.put(f"{self._root}/{name}", memoryview(data))
 
     def read(self, name: str) -> bytes | None:
-        """Return a file, None where there is none."""
+        """Return a file's bytes, None if it is missing."""
         with _named_option():
             return self._files.read(f"{self._root}/{name}")
 
     def delete(self, name: str) -> None:
-        """Remove a file; nothing happens where there is none."""
+        """Remove a file, if it exists."""
         with _named_option():
             self._files.delete(f"{self._root}/{name}")

@@ -1,4 +1,4 @@
-"""Parquet as the store writes and checks it: the same table gives the same bytes, and a footer gives the rows."""
+"""Parquet as the store writes and checks it: equal tables give equal bytes, and the footer states the rows."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -8,22 +8,18 @@ import pyarrow.parquet as pq
 
 from kvray.errors import StoreError
 
-ROW_GROUP_ROWS = 4096
-"""Rows per row group, fixed: how the caller batched or sliced the table leaves no trace in the file."""
+ROW_GROUP_ROWS = 4096  # fixed, so that how a caller batched or sliced the table leaves no trace in the file
 _MAGIC = b"PAR1"
 _FIRST_READ = 64 * 1024
 
 
 class UnreadableError(ValueError):
-    """Bytes that are no whole Parquet file."""
+    """Bytes that are no complete Parquet file."""
 
 
 def encode(table: pa.Table) -> pa.Buffer:
-    """Return a table as Parquet bytes (zstd, statistics), a pure function of its values and schema.
-
-    Pure for one version of pyarrow, which writes its own version into the footer. Level 1: prompts of integers come out
-    3 % larger than at level 3, in less than half the time.
-    """
+    """Return a table as Parquet bytes: a pure function of its values, its schema and the version of pyarrow."""
+    # zstd's level 1: prompts of integers come out 3 % larger than at level 3, in less than half the time.
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink, table.schema, version="2.6", compression="zstd", compression_level=1, write_statistics=True
@@ -39,8 +35,8 @@ def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the table of a Parquet file's bytes.
 
     Raises:
-        UnreadableError: they are no whole Parquet file.
-        StoreError: the file is whole and lacks one of the columns.
+        UnreadableError: they are no complete Parquet file.
+        StoreError: the file lacks one of the columns.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
@@ -53,13 +49,10 @@ def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def footer_rows(tail: Callable[[int], bytes | None]) -> int:
-    """Return the rows that a Parquet footer states, reading nothing but the file's end.
-
-    Args:
-        tail: returns the last n bytes of the file.
+    """Return the rows that a Parquet footer states; ``tail(n)`` returns the last n bytes of the file.
 
     Raises:
-        UnreadableError: there is no whole footer.
+        UnreadableError: there is no complete footer.
     """
     data = tail(_FIRST_READ) or b""
     if len(data) < 12 or not data.endswith(_MAGIC):

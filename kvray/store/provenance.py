@@ -24,7 +24,7 @@ def with_provenance(measurements: Mapping[str, Any] | None) -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that shape results; nothing is imported for it."""
+    """Return the versions of Python and of the packages that shape results, without importing them."""
     packages = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         for distribution in (name, f"{name}-cpu"):
@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def hardware() -> dict[str, Any]:
-    """Return processor, cores, memory in bytes and NVIDIA devices of this host, read without any driver library."""
+    """Return this host's processor, cores, memory (bytes) and NVIDIA devices, without any driver library."""
     models = [
         line.split(":", 1)[1].strip()
         for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))

@@ -14,30 +14,20 @@ from kvray.store.object_store import connect, locate
 
 FOLDERS = {"writing": "writings", "dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}
 """Folder of each kind of artefact."""
-NAME_LENGTH = 60
-"""Characters of the readable part of an artefact's id."""
-IN_FLIGHT = 16
-"""Requests to an object store at once; pyarrow's client holds 25 connections."""
+NAME_LENGTH = 60  # characters of the readable part of an artefact's id
+IN_FLIGHT = 16  # concurrent requests to an object store; pyarrow's client holds 25 connections
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
 
 class Root:
-    """A place that holds files, by absolute URI.
-
-    Attributes:
-        uri: absolute; never holds a credential (those come from the environment).
-        root: path of the root inside :attr:`fs`.
-    """
+    """A place that holds files. Its ``uri`` is absolute and holds no credential; ``root`` is its path inside ``fs``."""
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         """Take a directory, ``s3://bucket/prefix?endpoint_override=…&scheme=…&region=…`` or ``gs://bucket/prefix``.
 
-        Nothing is opened or created yet.
-
-        Raises:
-            InputError: the URI cannot be a store.
+        Nothing is opened or created yet; InputError if the URI is not valid.
         """
         self._location = locate(os.fspath(uri))
         self.uri = self._location.uri
@@ -55,19 +45,11 @@ class Root:
 
     @property
     def fs(self) -> pafs.FileSystem:
-        """The pyarrow file system, for Ray Train's ``storage_filesystem`` beside :meth:`path`.
-
-        Raises:
-            InputError: the place is out of reach.
-        """
+        """The pyarrow file system of :meth:`path`; InputError if the place is out of reach."""
         return self._files.fs
 
     def check(self, write: bool = False) -> None:
-        """Make sure that the store can be reached and, on request, written (a hidden probe file comes and goes).
-
-        Raises:
-            InputError: it is out of reach, the bucket is missing, or it cannot be written; the message says why.
-        """
+        """Check that the store can be reached and, with ``write``, written to; InputError says why if it cannot."""
         probe = self.path(f"{TEMPORARY}probe-{os.getpid()}")
         self._files.size(probe)
         if not write:
@@ -83,7 +65,7 @@ class Root:
         """Return a path inside :attr:`fs`.
 
         Raises:
-            StoreError: a name is empty, absolute, or would leave the root.
+            StoreError: a name is empty, absolute, or leads out of the root.
         """
         for name in (artefact_id, *names):
             parts = name.split("/")
@@ -92,12 +74,12 @@ class Root:
         return "/".join((self.root.rstrip("/"), artefact_id, *names))
 
     def write_document(self, name: str, data: bytes) -> None:
-        """Write a small file, whole or not at all, over an older one of that name."""
+        """Write a small file, whole or not at all; an older one of that name is replaced."""
         self._check_document(name)
         self._files.put(self.path(name), memoryview(data))
 
     def read_document(self, name: str) -> bytes | None:
-        """Return a document, None where there is none."""
+        """Return a document, None if it is missing."""
         return self._files.read(self.path(name))
 
     def documents(self, prefix: str) -> list[str]:
@@ -109,7 +91,7 @@ class Root:
         return sorted(name for name in names if name.startswith(prefix))
 
     def delete_document(self, name: str) -> None:
-        """Remove a document; nothing happens where there is none."""
+        """Remove a document, if it exists."""
         self._check_document(name)
         self._files.delete(self.path(name))
 
@@ -118,7 +100,7 @@ class Root:
             raise StoreError(f"{name!r} is no document name: expected <folder>/<name> outside the artefacts' folders")
 
     def _each(self, work: Callable[[_T], _U], items: Sequence[_T]) -> list[_U]:
-        """Apply ``work`` to every item, in order; several at once where each is a round trip."""
+        """Apply ``work`` to every item and keep their order; concurrently where each is a round trip."""
         if not self._files.remote or len(items) < 2:
             return [work(item) for item in items]
         with ThreadPoolExecutor(IN_FLIGHT) as pool:

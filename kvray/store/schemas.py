@@ -1,4 +1,4 @@
-"""Every Arrow schema of what a store holds, imported by whoever writes and whoever reads."""
+"""The Arrow schemas of everything that a store holds, for its writers and its readers."""
 
 import pyarrow as pa
 
@@ -8,7 +8,7 @@ def column(name: str, kind: pa.DataType, about: str, nullable: bool = False) -> 
     return pa.field(name, kind, nullable=nullable, metadata={"description": about})
 
 
-EXAMPLE_SCHEMA = pa.schema(
+EXAMPLE_SCHEMA = pa.schema(  # every dataset, for training and for evaluation
     [
         column("example_id", pa.string(), "unique within the dataset"),
         column("question_id", pa.string(), "pairs examples that ask the same question (at several positions, say)"),
@@ -24,14 +24,12 @@ EXAMPLE_SCHEMA = pa.schema(
         column("prompt_tokens", pa.int32(), "tokens of the user message alone, by the base model's tokenizer"),
     ]
 )
-"""Columns of every dataset, for training and for evaluation."""
 
-CHAT_SCHEMA = EXAMPLE_SCHEMA.append(
+CHAT_SCHEMA = EXAMPLE_SCHEMA.append(  # datasets of chats: a prompt may have messages before it
     column("history", pa.string(), "messages before the prompt, as JSON: [{role, content}, …]; null if none", True)
 )
-"""Columns of datasets of chats: a prompt may have messages before it."""
 
-WRITING_SCHEMA = pa.schema(
+WRITING_SCHEMA = pa.schema(  # the replies to what a task asks its writer
     [
         column("index", pa.int32(), "number of the prompt, from 0"),
         column("prompt", pa.string(), "the user message"),
@@ -41,9 +39,8 @@ WRITING_SCHEMA = pa.schema(
         column("output_tokens", pa.int32(), "tokens that it wrote"),
     ]
 )
-"""Columns of a writing: the replies to what a task asks its writer."""
 
-LOSS_SCHEMA = pa.schema(
+LOSS_SCHEMA = pa.schema(  # a finetune's loss.parquet: one row per optimizer step
     [
         column("step", pa.int32(), "optimizer steps so far"),
         column("epoch", pa.float64(), "passes over the mixture so far"),
@@ -58,7 +55,6 @@ LOSS_SCHEMA = pa.schema(
         ),
     ]
 )
-"""Columns of a finetune's ``loss.parquet``: one row per optimizer step."""
 
 PREDICTIONS_SCHEMA = pa.schema(
     [
@@ -90,10 +86,10 @@ PREDICTIONS_SCHEMA = pa.schema(
         column("finish_reason", pa.string(), "stop | length | too_long (prompt over the model's length; not run)"),
     ]
 )
-"""One row per (example, model). Further columns may follow these in a file; readers ignore what they do not know."""
+"""One row per (example, model). A file may have further columns, which readers ignore."""
 
 ARTEFACT = column("artefact", pa.string(), "id of the predictions; with example_id one row, whatever sweeps call it")
-"""What :meth:`kvray.results.Results.predictions` adds: rows of several sweeps are read under each one's names."""
+"""Added by :meth:`kvray.results.Results.predictions`, which reads a row under the names of each sweep that has it."""
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -124,5 +120,5 @@ SCORES_SCHEMA = pa.schema(
         column("verdict", pa.string(), "better | worse | within noise | not compared; null for the base", True),
     ]
 )
-"""Rows of scores.parquet: one per (evaluation, model) over everything, with position, length, depth, subtask and
-condition null; then one per position, length, (length, depth), subtask or condition where an evaluation has several."""
+"""Rows of scores.parquet: one per (evaluation, model) over all examples, then one per position, length, pair of length
+and depth, subtask or condition where an evaluation has several."""

@@ -4,14 +4,14 @@
     <root>/sweeps/…, failures/…, reports/…                                     documents
     <root>/.work/…                                                             scratch, never listed
 
-Files are written whole or not at all; the manifest is written last, once, and never over another. So its presence means
-that the artefact is whole, and what is left to do is the plan minus what has a manifest. Readers go through manifests
-only: a file that none lists does not exist for them. A committed artefact is never written into; the first commit wins.
+Files are written whole or not at all; the manifest is written last, once, and never over another. Its presence means
+that the artefact is whole; a file that no manifest lists does not exist for readers. The first commit wins, and nothing
+is written into a committed artefact.
 
-Scope: one writer per artefact at a time is expected. Several are safe where the bytes are a function of the recipe
-(datasets). Two that make the same finetune or predictions at once may overwrite each other's files before the first
-commit: its size check, or later its sha256, shows that, and the artefact is made again. There are no locks, so nothing
-is left locked by whoever dies. Object stores: see the trade-off in :mod:`kvray.store.object_store`.
+One writer per artefact at a time is expected; there are no locks, which a dead writer could leave behind. Several are
+safe for datasets, whose bytes are a function of the recipe. Two that make the same finetune or predictions may
+overwrite each other's files before the first commit: its size check, or later its sha256, shows that, and the artefact
+is made again. For object stores see :mod:`kvray.store.object_store`.
 """
 
 import hashlib
@@ -47,39 +47,32 @@ def readable_name(name: str) -> str:
 
 
 def artefact_id(kind: str, name: str, fingerprint: str) -> str:
-    """Return the id, which is also the path, of an artefact: ``<folder>/<name>-<16 digits of the fingerprint>``."""
+    """Return the id, also the path, of an artefact: ``<folder>/<name>-<16 digits of the fingerprint>``."""
     return f"{FOLDERS[kind]}/{readable_name(name)}-{fingerprint[:16]}"
 
 
 class Store(Root):
-    """Artefacts, and the documents of :class:`~kvray.store.root.Root`, under one root.
-
-    Picklable: it carries its URI alone and connects where it is used.
-    """
-
-    # Files of an artefact that is being made.
+    """Artefacts and documents under one root. Picklable: it carries its URI alone and connects where it is used."""
 
     def write_table(self, artefact_id: str, name: str, table: pa.Table) -> FileEntry:
-        """Write a table as one Parquet file, whole or not at all; equal tables give equal bytes.
-
-        Into a committed artefact nothing is written: the committed entry comes back.
+        """Write a table as one Parquet file and return its entry; a committed artefact returns its own, unchanged.
 
         Raises:
-            StoreError: the place cannot be written (the message names it), or the name is refused.
+            StoreError: the place cannot be written, or the name is refused.
         """
         self._check_name(artefact_id, name)
         return self._write(artefact_id, name, lambda: memoryview(parquet.encode(table)), table.num_rows)
 
     def write_bytes(self, artefact_id: str, name: str, data: bytes) -> FileEntry:
-        """Write bytes as one file; as :meth:`write_table`."""
+        """Write bytes as one file, as :meth:`write_table` does."""
         return self._write(artefact_id, name, lambda: memoryview(data), None)
 
     def write_file(self, artefact_id: str, name: str, local: Path) -> FileEntry:
-        """Copy a local file in; as :meth:`write_table`. Flat memory: the file is mapped, not read."""
+        """Copy a local file into an artefact, as :meth:`write_table` does; in flat memory, since it is mapped."""
         return self._write(artefact_id, name, lambda: checks.mapped(local), None)
 
     def read_file_table(self, artefact_id: str, name: str) -> pa.Table | None:
-        """Return a Parquet file of an artefact that may not be committed yet; None if absent or unreadable."""
+        """Return a Parquet file of an artefact that need not be committed; None if absent or unreadable."""
         data = self._files.read(self.path(artefact_id, name))
         try:
             return None if data is None else parquet.decode(data)
@@ -87,7 +80,7 @@ class Store(Root):
             return None
 
     def entry(self, artefact_id: str, name: str) -> FileEntry | None:
-        """Describe a stored file, for resuming; None if it is absent, or named ``.parquet`` and not whole."""
+        """Describe a stored file, for resuming; None if it is absent, or an incomplete Parquet file."""
         path = self.path(artefact_id, name)
         size = self._files.size(path)
         if size is None:
@@ -111,18 +104,15 @@ class Store(Root):
         schema: pa.Schema | None = None,
         measurements: Mapping[str, Any] | None = None,
     ) -> Manifest:
-        """Write the manifest, which makes the artefact exist. Temporary files of dead writers are removed.
+        """Write the manifest, which makes the artefact exist, and return it, or the one committed first.
 
-        Versions and hardware are added to the measurements.
-
-        Returns:
-            The manifest; if the same recipe is committed already, the first one, unchanged.
+        Versions and hardware are added to the measurements. Temporary files of dead writers are removed.
 
         Raises:
             RecipeMismatchError: another recipe is committed at this id; the message shows the difference.
             DamagedArtefactError: the artefact has an unreadable manifest (:meth:`discard` it first).
             StoreError: a listed file is missing or has another size, or the id does not fit the kind.
-            TypeError: the recipe or the measurements hold something that JSON cannot.
+            TypeError: the recipe or the measurements hold a value that JSON cannot.
         """
         self._check_id(id)
         if FOLDERS.get(kind) != id.partition("/")[0]:
@@ -159,14 +149,8 @@ class Store(Root):
         self._files.clean(self.path(id))
         return stored
 
-    # Committed artefacts.
-
     def manifest(self, artefact_id: str) -> Manifest | None:
-        """Return the manifest of an artefact, None if it is not committed.
-
-        Raises:
-            DamagedArtefactError: its manifest cannot be read, or was changed.
-        """
+        """Return an artefact's manifest, None if it is not committed; DamagedArtefactError if it is unreadable."""
         data = self._files.read(self.path(artefact_id, MANIFEST))
         return None if data is None else parse(data, artefact_id)
 
@@ -175,7 +159,7 @@ class Store(Root):
 
         Raises:
             StoreError: it is not committed, has no such column, or holds no Parquet file.
-            DamagedArtefactError: a file is missing or unreadable, or has another number of rows than the manifest says.
+            DamagedArtefactError: a file is missing or unreadable, or its number of rows is not the manifest's.
         """
         listed = [entry for entry in self._committed(artefact_id).files if entry.name.endswith(".parquet")]
         if not listed:
@@ -187,12 +171,11 @@ class Store(Root):
     def fetch(self, artefact_id: str, into: Path) -> Path:
         """Return a local directory with a committed artefact's files, each verified by sha256.
 
-        A local store gives the artefact's own directory (do not write there); others are copied into ``into``, where
-        files that are whole already are kept.
+        On a local store it is the artefact's own, not to be written to; else ``into``, where complete files are kept.
 
         Raises:
             StoreError: it is not committed.
-            DamagedArtefactError: a file is missing or its sha256 is another.
+            DamagedArtefactError: a file is missing or its sha256 differs.
         """
         entries, directory = self._committed(artefact_id).files, self.path(artefact_id)
         if self._location.scheme == "local":
@@ -202,10 +185,7 @@ class Store(Root):
         return into
 
     def problems(self, artefact_id: str, verify: bool = False) -> list[str]:
-        """Return what is wrong with an artefact, [] if it is whole.
-
-        Sizes come from one listing, rows from the Parquet footers; ``verify`` reads every byte for its sha256.
-        """
+        """Return what is wrong with an artefact, [] if nothing: by sizes and rows and, with ``verify``, by sha256."""
         try:
             manifest = self.manifest(artefact_id)
         except DamagedArtefactError as error:
@@ -221,7 +201,7 @@ class Store(Root):
         return [text for text in self._each(problem, manifest.files) if text]
 
     def state(self, artefact_id: str, verify: bool = False) -> State:
-        """Return the state of one artefact, by :meth:`problems`."""
+        """Return the state of an artefact, by :meth:`problems`."""
         if self._files.size(self.path(artefact_id, MANIFEST)) is None:
             return "missing"
         return "damaged" if self.problems(artefact_id, verify) else "committed"
@@ -229,8 +209,8 @@ class Store(Root):
     def states(self, ids: Iterable[str], verify: bool = False) -> dict[str, State]:
         """Return the state of many artefacts, from one recursive listing of each kind's folder.
 
-        Missing files and wrong sizes show. A local store also reads each manifest (0.1 s per 1,000); an object store
-        does so only where the listing differs from what the commit sealed. ``verify`` checks rows and sha256 of each.
+        Names and sizes are compared with each manifest (0.1 s per 1,000) or, on an object store, with the commit's
+        seal. ``verify`` also checks rows and sha256.
         """
         wanted = list(dict.fromkeys(ids))
         for one in wanted:
@@ -259,7 +239,7 @@ class Store(Root):
         return dict(zip(wanted, self._each(state, wanted), strict=True))
 
     def manifests(self, kind: str | None = None) -> list[Manifest]:
-        """Return the manifests of all committed artefacts, by id; :meth:`state` names the unreadable ones."""
+        """Return the manifests of all committed artefacts, ordered by id, without the unreadable ones."""
         suffix = f"/{MANIFEST}"
         ids = [
             f"{folder}/{name.removesuffix(suffix)}"
@@ -277,7 +257,7 @@ class Store(Root):
         return [manifest for manifest in self._each(read, ids) if manifest]
 
     def discard(self, artefact_id: str) -> None:
-        """Remove an artefact: its manifest first, so that at no instant a committed one lacks files."""
+        """Remove an artefact, its manifest first, so that a committed one never lacks files."""
         self._check_id(artefact_id)
         self._files.delete(self.path(artefact_id, MANIFEST))
         self._files.delete_tree(self.path(artefact_id))

@@ -1,4 +1,4 @@
-"""Task blocks of a sweep: ``{task: NAME, …}`` -> the task, or what is wrong with the block."""
+"""Task blocks of a sweep: ``{task: NAME, …}`` -> the task, or the block's problems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TASK_SECTIONS = ("datasets", "evaluate")
 
 
 def check_task(block: Any, path: Path = ()) -> tuple[Task | None, list[Problem]]:
-    """Check one task block ``{task: name, …}``; return the task only if there is no problem."""
+    """Check one task block; return the task (None if there is a problem) and the problems."""
     load_all()
     if isinstance(block, Task):
         refused = external.refusal(type(block)) if ":" in block.task else None
@@ -44,7 +44,7 @@ def parse_task(block: Any) -> Task:
     """Return the task of a block ``{task: name, …}``, or the task itself if it is one already.
 
     Raises:
-        ValueError: the block has problems; the message holds all of them.
+        ValueError: with all problems of the block.
     """
     task, problems = check_task(block)
     if task is None:

@@ -1,4 +1,4 @@
-"""The check of a sweep's plain values: each task block, each field, and the parts against each other."""
+"""Checks a sweep's plain values: each task block, each field, and the parts against each other."""
 
 from __future__ import annotations
 
@@ -18,21 +18,16 @@ from kvray.tasks.problems import explain, misread_booleans
 
 @dataclass
 class Checked:
-    """Task blocks and pairs of tasks that were checked already, for the check of many variants of one sweep."""
+    """Results by task block and by pair of tasks, so that variants of one sweep do not repeat a check."""
 
     tasks: dict[tuple[str, str, str], tuple[Task | None, list[Problem]]] = field(default_factory=dict)
     overlaps: Overlaps = field(default_factory=dict)
 
 
 def check(raw: Mapping[str, Any], checked: Checked | None = None) -> tuple[Sweep | None, list[Problem]]:
-    """Check the plain values of a sweep, except what its grid and zip vary.
+    """Check a sweep's plain values, grid and zip aside; return the sweep (None if there is a problem) and the problems.
 
-    Args:
-        raw: the values; tasks may be blocks or :class:`Task` objects.
-        checked: what earlier calls checked; new results are added.
-
-    Returns:
-        The sweep, None if there is a problem; and the problems.
+    Tasks may be blocks or :class:`Task` objects. Results are read from ``checked`` and added to it.
     """
     checked = checked or Checked()
     problems: list[Problem] = []

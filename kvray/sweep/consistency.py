@@ -1,4 +1,4 @@
-"""What no single field of a sweep can tell: its names, mixtures against datasets, training data against evaluations."""
+"""Checks across the fields of a sweep: names, mixtures against datasets, training data against evaluations."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ from kvray.tasks.base import REGISTRY, Task
 from kvray.tasks.problems import MAX_PROBLEMS, show, unknown
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-"""Names of sweeps, datasets, mixtures and evaluations: safe in paths, URLs and labels.
-
-They are parts of file names (``sweeps/NAME.json``; a figure has two of them), for which there are 255 bytes.
-"""
+"""Names of sweeps, datasets, mixtures and evaluations. A figure's file name holds two of them in its 255 bytes."""
 NAME_RULE = "up to 80 letters, digits and . _ -, starting with a letter or digit"
 RESERVED = "base"
-"""The base model's name in results, beside those of mixtures."""
+"""The base model's name in results, so no mixture may have it."""
 SWEEP_FILES = (".yaml", ".yml")
-"""Endings of sweep files: commands that take a file or a sweep's name tell them apart by these."""
+"""Endings of sweep files, by which commands tell a file from a sweep's name."""
 MAX_PAIRS = 100_000
-"""Pairs of training data (a dataset with each seed) and evaluations in one sweep; each pair is compared."""
+"""Limit on pairs of training data (a dataset with one seed) and evaluation, each of which is compared."""
 
 Overlaps = dict[tuple[str, str], str | None]
-"""Answers of :meth:`Task.overlaps` by the JSON of both tasks; it may read their sources, so each pair is asked once."""
+"""Results of :meth:`Task.overlaps`, which may read sources, by the JSON of both tasks."""
 
 
 def cross_problems(
@@ -37,14 +34,9 @@ def cross_problems(
     seeds: Sequence[int],
     overlaps: Overlaps,
 ) -> list[Problem]:
-    """Check the parts of a sweep against each other.
+    """Return the problems between the parts of a sweep, given its plain values and its valid tasks.
 
-    Args:
-        raw: the plain values of the sweep.
-        datasets: its valid datasets by name.
-        evaluate: its valid evaluations by name.
-        seeds: what finetunes add to the seeds of datasets.
-        overlaps: known pairs of tasks; new ones are added.
+    ``seeds`` are what finetunes add to the seeds of datasets. ``overlaps`` is read, and gets the pairs it lacks.
     """
     problems = [*_name_problems(raw), *_reference_problems(raw)]
     if not raw.get("datasets") and not raw.get("evaluate"):
@@ -70,14 +62,14 @@ def cross_problems(
 
 
 def mapping(raw: Mapping[str, Any], section: str) -> Mapping[str, Any]:
-    """Return a section, empty where it is absent or no mapping (which is reported elsewhere)."""
+    """Return a section, empty if it is absent or no mapping (which is reported elsewhere)."""
     value = raw.get(section)
     return value if isinstance(value, Mapping) else {}
 
 
 @cache
 def reference_sets() -> tuple[str, ...]:
-    """Return the names of the sets of published numbers that come with kvray."""
+    """Return the names of kvray's sets of published numbers."""
     file = resources.files("kvray") / "results" / "reference.csv"  # as data: kvray.results brings polars in
     rows = csv.DictReader(file.read_text(encoding="utf-8").splitlines())
     return tuple(dict.fromkeys(row["set"] for row in rows))
@@ -114,7 +106,6 @@ def _reference_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 def _overlap_problems(
     datasets: Mapping[str, Task], evaluate: Mapping[str, Task], seeds: Sequence[int], overlaps: Overlaps
 ) -> Iterator[Problem]:
-    """Check that no evaluation asks what a dataset, with any of its seeds, trains on."""
     asked = [(name, task, task.model_dump_json()) for name, task in evaluate.items()]
     for name, task in datasets.items() if asked else ():
         drawn = [(each, each.model_dump_json()) for each in map(task.reseeded, seeds)]

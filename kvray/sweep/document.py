@@ -1,4 +1,4 @@
-"""A sweep's plain values with the place of each: those of a YAML file, and what ``--set`` and a scale changed."""
+"""A sweep's plain values with the place of each, in a YAML file or on the command line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ _ABSENT = object()
 
 @dataclass
 class Document:
-    """A YAML file as plain values, with the place of each.
+    """A YAML file as plain values, with the place of each key and list item.
 
     Attributes:
         file: as the user named it; empty for values given in Python.
-        value: the top-level mapping.
-        places: where each key or list item was written.
-        problems: what is wrong with the YAML itself (duplicate keys, unset variables, tags).
-        broken: paths whose value is unknown because of a problem; nothing more is reported of them.
+        problems: of the YAML itself (duplicate keys, unset variables, tags).
+        broken: paths whose value is unknown because of a problem; no further problem of them is reported.
     """
 
     file: str
@@ -35,18 +33,14 @@ class Document:
     broken: set[Path] = field(default_factory=set)
 
     def place(self, path: Path) -> Place:
-        """Return where the value at ``path`` is, or the nearest thing around it."""
+        """Return the place of the value at ``path``, else of the nearest one that contains it."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.places:
                 return self.places[path[:length]]
         return Place(1, f"{self.file}:1" if self.file else "")
 
     def set(self, path: Path, value: Any, place: Place) -> None:
-        """Put a value at a path of mapping keys, making the mappings above it.
-
-        Raises:
-            InputError: something above the path is not a mapping.
-        """
+        """Put a value at a path as :func:`put` does; problems below the path are dropped."""
         put(self.value, path, value)
         for known in [known for known in self.places if known[: len(path)] == path]:
             del self.places[known]
@@ -62,19 +56,13 @@ class Document:
         return int(any(known[0] == "scales" and other == place for known, other in self.places.items() if known))
 
     def hides(self, path: Path) -> bool:
-        """Say whether the value at a path, or a part of it, is unknown because of a problem that is reported already.
-
-        Of the document as a whole little is known while one of its sections is not.
-        """
+        """Return whether a value (at the empty path: any section) is unknown because of a reported problem."""
         if not path:
             return any(len(broken) == 1 for broken in self.broken)
         return any(path[: len(broken)] == broken[: len(path)] for broken in self.broken)
 
     def report(self, problems: Iterable[Problem]) -> list[str]:
-        """Return one line per problem, ``FILE:LINE: dotted.path: text``, in the order of the file.
-
-        What an alias repeats is one mistake, reported where it was written; of very many mistakes only the first are.
-        """
+        """Return a line per problem, ``FILE:LINE: dotted.path: text``, in file order: the first few, none twice."""
         lines: dict[str, int] = {}
         reported: set[tuple[Place, str]] = set()
         for problem in map(self._narrowed, problems):
@@ -88,10 +76,7 @@ class Document:
         return [*ordered[:MAX_PROBLEMS], *more]
 
     def _narrowed(self, problem: Problem) -> Problem:
-        """Move the keys that a text starts with into the path: ``datasets.kv: source: …`` is about a line of its own.
-
-        Tasks and sources know the name of a field, not where in which file it was written.
-        """
+        """Move field names, with which tasks start a problem's text, into its path: a field has a line of its own."""
         head, colon, text = problem.text.partition(": ")
         here = _at(self.value, problem.path)
         below = split(head, here) if colon and isinstance(here, Mapping) else ()
@@ -101,10 +86,9 @@ class Document:
 
 
 def from_values(values: Mapping[str, Any]) -> Document:
-    """Return values given in Python as a document without a file: problems keep their order and have no lines.
+    """Return values given in Python as a document without a file, whose problems have an order but no lines.
 
-    Objects (tasks, ``Finetune``, ``Runtime``) become the mappings that stand for them in a file, tuples and ranges
-    lists, paths text.
+    Objects (tasks, ``Finetune``, ``Runtime``) become mappings as in a file, tuples and ranges lists, paths text.
     """
     document = Document("")
 
@@ -123,12 +107,12 @@ def from_values(values: Mapping[str, Any]) -> Document:
 
 
 def typed(option: str) -> Place:
-    """Return the place of what was typed on the command line, which is reported after the file."""
+    """Return the place of a command-line option, whose problems are reported after those of the file."""
     return Place(_TYPED_LINE, option)
 
 
 def put(target: dict[str, Any], path: Path, value: Any) -> None:
-    """Put a value at a path of mapping keys, in place, making the mappings above it.
+    """Put a value at a path of mapping keys, in place, creating the mappings above it.
 
     Raises:
         InputError: something above the path is not a mapping.
@@ -144,13 +128,9 @@ def put(target: dict[str, Any], path: Path, value: Any) -> None:
 
 
 def merge(document: Document, path: Path, value: Any, written: Path) -> None:
-    """Change a document at a path: a mapping is merged into the one there, None takes away, all else replaces.
+    """Change a document at a path: a mapping is merged into the existing one, None deletes, all else replaces.
 
-    Args:
-        document: what is changed.
-        path: where.
-        value: what with.
-        written: where in the document the value was written, for the lines of messages.
+    ``written`` is the path at which the value stands in the document, for the lines of messages.
 
     Raises:
         InputError: something above the path is not a mapping.
@@ -173,7 +153,7 @@ def merge(document: Document, path: Path, value: Any, written: Path) -> None:
 
 
 def split(path: str, root: Mapping[str, Any]) -> Path:
-    """Split a dotted path along the keys of ``root``, whose names may hold dots themselves."""
+    """Split a dotted path along the keys of ``root``, which may contain dots themselves."""
     parts = path.split(".")
     keys: list[str] = []
     here: object = root
@@ -187,7 +167,6 @@ def split(path: str, root: Mapping[str, Any]) -> Path:
 
 
 def _at(root: Any, path: Path) -> Any:
-    """Return what is at a path of mapping keys, :data:`_ABSENT` if nothing is."""
     for part in path:
         root = root.get(part, _ABSENT) if isinstance(root, Mapping) else _ABSENT
     return root

@@ -1,8 +1,7 @@
-"""Tasks from outside kvray, by name: ``module:Class`` of a package or of a file, and entry points of packages.
+"""Tasks from outside kvray: ``module:Class`` of a package or a file beside the sweep, and entry points of packages.
 
-A file is code of whoever gave the sweep away, so it is loaded from one folder alone, that of the sweep, and only where
-:func:`lookup` allows it. It is loaded from its path: ``sys.path`` is never touched, so no other file of that folder can
-stand for a module of Python or of a package.
+Such a file is code by the sweep's author, so it is loaded only where :func:`lookup` allows it, and from its path:
+``sys.path`` stays as it is, so no other file of that folder can shadow a module of Python or of a package.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from kvray.tasks.problems import nearest, show, unknown
 from kvray.tasks.rows import RowTask
 
 GROUP = "kvray.tasks"
-"""The entry-point group in which packages name their tasks."""
+"""Entry-point group of tasks."""
 _NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 _NEEDED = ("build", "score")
 
 
 @dataclass(frozen=True)
 class _Lookup:
-    """Where names are looked up: classes that are known already, and a folder whose files may stand for modules."""
+    """Where names are looked up: known classes, and a folder whose files may stand for modules."""
 
     classes: Mapping[str, type[Task]]
     folder: Path | None = None
@@ -47,19 +46,14 @@ _LOOKUP: ContextVar[_Lookup] = ContextVar("lookup", default=_Lookup({}))  # noqa
 
 @contextmanager
 def lookup(folder: str | Path, allow_code: bool) -> Iterator[None]:
-    """Look for ``module:Class`` among the files of a folder too, while the context lasts.
-
-    Args:
-        folder: of the sweep's file.
-        allow_code: load such files; otherwise a name that stands for one is refused.
-    """
+    """Within the context, look for ``module:Class`` in the sweep's folder too, but refuse it without ``allow_code``."""
     with _during(_Lookup({}, Path(folder).resolve(), allow_code)):
         yield
 
 
 @contextmanager
 def known(*sections: object) -> Iterator[None]:
-    """Look up the names of the tasks in these mappings as their classes, while the context lasts, and load no file."""
+    """Within the context, resolve the names of the tasks in these mappings to their classes, and load no file."""
     values = [value for section in sections if isinstance(section, Mapping) for value in section.values()]
     with _during(_Lookup({task.task: type(task) for task in values if isinstance(task, Task)})):
         yield
@@ -78,7 +72,7 @@ def task_class(name: object) -> type[Task]:
     """Return the class that the ``task`` of a block names.
 
     Raises:
-        InputError: there is none, or it is code that is not allowed, cannot be loaded or is no task; one line.
+        InputError: no such class, or code that is not allowed, cannot be loaded or is no task; one line.
     """
     current = _LOOKUP.get()
     if isinstance(name, str) and name in REGISTRY:
@@ -97,12 +91,12 @@ def task_class(name: object) -> type[Task]:
 
 
 def entry_points() -> list[str]:
-    """Return the names that installed packages have for tasks; none of them is loaded."""
+    """Return the task names of installed packages, without loading any."""
     return sorted({entry.name for entry in _entries(tuple(sys.path))})
 
 
 def code_file(name: object) -> Path | None:
-    """Return the file beside the sweep that the ``task`` of a block stands for; None where there is none."""
+    """Return the file beside the sweep that the ``task`` of a block stands for, None if there is none."""
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
     folder = _LOOKUP.get().folder
     if match is None or folder is None:
@@ -112,7 +106,7 @@ def code_file(name: object) -> Path | None:
 
 
 def refuse_code(names: Iterator[object]) -> str | None:
-    """Return the one sentence that refuses the files that names stand for; None where they are allowed or none."""
+    """Return the message that refuses the files that names stand for, None if there are none or they are allowed."""
     files = dict.fromkeys(file.name for name in names if (file := code_file(name)))
     if not files or _LOOKUP.get().allow_code:
         return None
@@ -120,7 +114,7 @@ def refuse_code(names: Iterator[object]) -> str | None:
 
 
 def refusal(cls: type[Task]) -> str | None:
-    """Return why a task class cannot be used, None if it can."""
+    """Return why a task class cannot be used, None if it can be."""
     if cls.__module__ == "__main__":
         return (
             f"found {cls.__name__}, a class of a script or notebook, which no worker can load; put it into a file, "
@@ -144,7 +138,7 @@ def refusal(cls: type[Task]) -> str | None:
 
 @lru_cache(maxsize=1)
 def _entries(path: tuple[str, ...]) -> list[metadata.EntryPoint]:
-    """Return the entry points of all packages on ``sys.path``, none of them loaded: every package is looked at."""
+    """Return the tasks' entry points; cached by ``sys.path``, since the metadata of every package is read."""
     return list(metadata.entry_points(group=GROUP))
 
 
@@ -166,7 +160,7 @@ def _by_module(name: str, current: _Lookup) -> type[Task]:
 
 
 def _import(name: str, folder: Path | None) -> object:
-    """Import a module; without loading a file that only ``python -m`` in the current folder has put in reach."""
+    """Import a module, but not from a file that is importable only because ``python -m`` was started beside it."""
     top = name.partition(".")[0]
     if top not in sys.modules:
         spec = importlib.util.find_spec(top)
@@ -182,7 +176,7 @@ def _import(name: str, folder: Path | None) -> object:
 
 
 def _run(load: Callable[[], Any], what: str, file: str = "") -> Any:
-    """Run code of somebody else's module; whatever it raises, ``SystemExit`` too, becomes one line with its cause."""
+    """Load somebody else's code; whatever it raises, ``SystemExit`` included, becomes an InputError of one line."""
     try:
         return load()
     except KeyboardInterrupt:
@@ -201,7 +195,6 @@ def _run(load: Callable[[], Any], what: str, file: str = "") -> Any:
 
 
 def _member(module: object, name: str, where: str) -> type[Task]:
-    """Return the task class of a name in a module."""
     found = getattr(module, name, None)
     if found is None:
         own = sorted(key for key, value in vars(module).items() if _is_task(value))
@@ -217,7 +210,6 @@ def _is_task(value: object) -> bool:
 
 
 def _checked(value: Any, where: str) -> type[Task]:
-    """Return a class that is a task with all that a task needs."""
     if not _is_task(value):
         kind = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
         raise InputError(f"found {where}, {kind}; expected a subclass of kvray.tasks.Task or kvray.tasks.RowTask")

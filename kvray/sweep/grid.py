@@ -1,4 +1,4 @@
-"""Variants of a sweep: ``grid`` is every combination of its lists, ``zip`` goes through its lists side by side."""
+"""Variants of a sweep: ``grid`` combines its lists in every way, ``zip`` goes through its lists side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.problems import MAX_PROBLEMS, nearest, show
 
 MAX_VARIANTS = 1000
-"""Variants of one sweep; a grid beyond it is more likely a slip than a plan."""
+"""Limit on variants of one sweep: a larger grid is more likely a slip."""
 
 
 def variants(sweep: Sweep) -> list[Variant]:
@@ -38,15 +38,9 @@ def variants(sweep: Sweep) -> list[Variant]:
 def expand(
     raw: Mapping[str, Any], known: Sequence[Problem] = (), checked: Checked | None = None
 ) -> tuple[list[Variant], list[Problem]]:
-    """Check grid and zip, and every combination of their values.
+    """Check grid, zip and every combination of their values; return the valid variants and the problems.
 
-    Args:
-        raw: the plain values of a sweep.
-        known: the problems of the sweep without grid and zip, which are not reported again.
-        checked: what the check of the sweep itself has checked.
-
-    Returns:
-        The variants, all of them if there is no problem; and the problems.
+    ``known`` are the problems of the sweep itself, which are not repeated; ``checked`` has the results of its check.
     """
     checked = checked or Checked()
     problems, usable = _lists(raw)
@@ -74,12 +68,12 @@ def expand(
 
 
 def show_value(value: object) -> str:
-    """Return a value as a label shows it: ``1e-05``, ``true``, ``[1,10]``."""
+    """Format a value for a label: ``1e-05``, ``true``, ``[1,10]``."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _combinations(raw: Mapping[str, Any]) -> Iterator[tuple[dict[Path, Path], dict[str, Any]]]:
-    """Yield every combination as ({varied path: where its value stands in grid or zip}, plain values of the sweep)."""
+    """Yield every combination as ({varied path: its value's path in grid or zip}, plain values of the sweep)."""
     axes = [[[(name, i, "grid")] for i in range(len(values))] for name, values in raw["grid"].items()]
     if raw["zip"]:
         length = min(len(values) for values in raw["zip"].values())
@@ -103,7 +97,7 @@ def _variant(sweep: Sweep, origins: dict[Path, Path]) -> Variant:
 
 
 def _plain_value(sweep: Sweep, path: Path) -> Any:
-    """Return the validated value at ``finetune.KNOB`` or ``SECTION.NAME.KNOB``, in plain JSON."""
+    """Return the validated value at ``finetune.KNOB`` or ``SECTION.NAME.KNOB`` as plain JSON."""
     section, *names, knob = path
     holder = getattr(sweep, str(section))
     for name in names:
@@ -112,7 +106,7 @@ def _plain_value(sweep: Sweep, path: Path) -> Any:
 
 
 def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, list[Any]]]]:
-    """Check the keys and the lists of grid and zip; return the problems, and the grid and zip that can be expanded."""
+    """Return the problems of grid and zip, and the parts of both that can be expanded."""
     problems: list[Problem] = []
     known = _paths(raw)
     usable: dict[str, dict[str, list[Any]]] = {"grid": {}, "zip": {}}
@@ -140,7 +134,6 @@ def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, l
 
 
 def _paths(raw: Mapping[str, Any]) -> list[str]:
-    """Return every path that ``grid`` and ``zip`` may vary in this sweep."""
     paths = [f"finetune.{name}" for name in Finetune.model_fields if name != "seeds"]
     for section in (*TASK_SECTIONS, "mixtures"):
         blocks = raw.get(section)
@@ -169,7 +162,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _origin(path: Path, origins: Mapping[Path, Path]) -> Path:
-    """Return the grid value that a problem comes from: the one with most of its path."""
+    """Return the place in grid or zip of the varied value that shares most of a problem's path."""
 
     def common(varied: Path) -> int:
         return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(path, varied, strict=False))))
@@ -182,10 +175,10 @@ class Variant:
     """One combination of the values of ``grid`` and ``zip``.
 
     Attributes:
-        label: what is varied, ``learning_rate=1e-05,rows=350``; empty for a sweep without grid and zip.
-        sweep: the sweep with these values, and neither grid nor zip.
-        changes: the varied paths with their values, in plain JSON.
-        origins: the varied paths with where their values stand in ``grid`` or ``zip``.
+        label: ``learning_rate=1e-05,rows=350``; empty for a sweep without grid and zip.
+        sweep: with these values, and neither grid nor zip.
+        changes: varied paths and their values, in plain JSON.
+        origins: varied paths and the paths of their values in ``grid`` or ``zip``.
     """
 
     label: str
@@ -194,8 +187,5 @@ class Variant:
     origins: Mapping[Path, Path] = field(default_factory=dict)
 
     def written(self, path: Path) -> Path:
-        """Return where a value of this variant was written: at its path, or in ``grid`` or ``zip``.
-
-        A block as a whole was written where it is varied, if it is.
-        """
+        """Return where a value of this variant was written: in ``grid`` or ``zip`` if it or a part of it varies."""
         return next((origin for varied, origin in self.origins.items() if varied[: len(path)] == path), path)

@@ -1,4 +1,4 @@
-"""A sweep file: YAML -> a frozen :class:`Sweep`, every problem of the file at once, and its schema for editors."""
+"""Reads a sweep file into a frozen :class:`Sweep`, with all its problems at once; and its schema for editors."""
 
 from __future__ import annotations
 
@@ -21,13 +21,7 @@ from kvray.tasks.problems import show
 
 
 class Loaded(NamedTuple):
-    """A sweep file that was read and checked.
-
-    Attributes:
-        sweep: the sweep.
-        document: the line of each of its values.
-        variants: the sweep with every combination of the values of its grid and zip.
-    """
+    """A sweep that was read and checked, with the place of each value and its variants (grid and zip expanded)."""
 
     sweep: Sweep
     document: Document
@@ -49,15 +43,15 @@ def read(
     """Read and check a sweep file.
 
     Args:
-        path: a YAML file, or the text of one (it has line ends, as no path has); ``${NAME}`` and ``${NAME:-default}``
-            in it come from the environment.
-        scale: one of the file's ``scales``, whose changes are made first; the sweep's name gets it as an ending.
-        overrides: ``dotted.key=value`` each, the value in YAML; applied in order and checked like the file.
-        base_model: in place of the file's.
+        path: a YAML file, or the text of one (recognised by its line ends); ``${NAME}`` and ``${NAME:-default}`` in it
+            are taken from the environment.
+        overrides: ``dotted.key=value`` each, the value in YAML; applied in order, after the scale.
+        scale: one of the file's ``scales``; it is appended to the sweep's name.
+        base_model: replaces the file's.
         allow_code: load the files beside this one that its tasks name (``task: shouting:Shout``).
 
     Raises:
-        InputError: the file has problems; its ``problems`` are all of them, in the order of the file, as
+        InputError: with every problem, in the order of the file, as
             ``FILE:LINE: dotted.path: found …; expected …; did you mean …?``.
     """
     load_all()
@@ -78,7 +72,7 @@ def read(
 
 
 def check_document(document: Document) -> tuple[Sweep | None, list[Variant], list[Problem]]:
-    """Check the values of a document; return the sweep, its variants, and what is wrong with it or with any of them."""
+    """Check a document; return the sweep (None if it has problems), its variants, and the problems of all of them."""
     checked = Checked()
     sweep, problems = check(document.value, checked)
     variants, varied = expand(document.value, problems, checked)
@@ -86,7 +80,7 @@ def check_document(document: Document) -> tuple[Sweep | None, list[Variant], lis
 
 
 def _code_problem(document: Document) -> Problem | None:
-    """Return what refuses a sweep as a whole, before any of it is checked: code beside it that is not allowed."""
+    """Return the problem of code beside the sweep that is not allowed; it is reported alone, before any check."""
     sections = {section: mapping(document.value, section) for section in TASK_SECTIONS}
     tasks = {
         (section, name, "task"): block.get("task")
@@ -99,7 +93,7 @@ def _code_problem(document: Document) -> Problem | None:
 
 
 def _take_scale(document: Document, scale: str) -> list[Problem]:
-    """Make the changes of a scale: a mapping is merged into what is there, null takes away, all else replaces."""
+    """Apply a scale's changes to the document and its name; return the problems."""
     scales = document.value.get("scales")
     known = sorted(scales) if isinstance(scales, dict) else []
     changes = scales.get(scale) if isinstance(scales, dict) else None
@@ -120,7 +114,7 @@ def _take_scale(document: Document, scale: str) -> list[Problem]:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a sweep file, for editors; each task's block has its own form."""
+    """Return the JSON schema of a sweep file, for editors."""
     load_all()
     schema = Sweep.model_json_schema()
     definitions: dict[str, Any] = schema.setdefault("$defs", {})

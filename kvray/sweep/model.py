@@ -79,16 +79,16 @@ class Finetune(Strict):
         return seeds
 
     def recipe(self) -> dict[str, Any]:
-        """Return what decides a finetune beside its seed; without the adapter's fields where there is no adapter."""
+        """Return the hyperparameters that decide a finetune beside its seed; the adapter's only for ``lora``."""
         unused = {"seeds", "reseed_data", *_API_FIELDS, *(() if self.method == "lora" else _LORA_FIELDS)}
         return {name: value for name, value in super().recipe().items() if name not in unused}
 
     def data_seeds(self) -> tuple[int, ...]:
-        """Return what is added to the seeds of the datasets, each once."""
+        """Return the numbers that are added to the datasets' seeds, each once."""
         return self.seeds if self.reseed_data else (0,)
 
     def api_recipe(self) -> dict[str, Any]:
-        """Return what decides a finetune that a fine-tuning API makes, beside its seed: the rest is the server's."""
+        """Return the hyperparameters that decide a finetune by an API, beside its seed."""
         return {name: value for name, value in super().recipe().items() if name in {"epochs", "match", *_API_FIELDS}}
 
 
@@ -178,11 +178,7 @@ class Sweep(Strict):
     if not TYPE_CHECKING:  # editors and type checkers take the fields for arguments
 
         def __init__(self, **values: Any) -> None:
-            """Check the values as those of a file are checked.
-
-            Raises:
-                InvalidValueError: with every problem, in the words that a file gets.
-            """
+            """Check the values as those of a file; raise an InvalidValueError with every problem."""
             from kvray.sweep import load  # which needs this class
 
             document = from_values(values)
@@ -207,8 +203,8 @@ class Sweep(Strict):
         """Read a sweep file.
 
         Args:
-            source: a YAML file, or the text of one.
-            set: changes by dotted path, ``{"finetune.epochs": 1}``, or as for ``--set``, ``["finetune.epochs=1"]``.
+            source: a path, or the text of a sweep file.
+            set: changes, ``{"finetune.epochs": 1}`` or as for ``--set``, ``["finetune.epochs=1"]``.
             scale: one of the file's ``scales``.
             allow_code: load the Python files beside the file that its tasks name.
 
@@ -222,7 +218,7 @@ class Sweep(Strict):
         return load(os.fspath(source), overrides, scale, allow_code)
 
     def written(self) -> dict[str, Any]:
-        """See :meth:`Strict.written`; mixtures of one dataset each, the default, are left out too."""
+        """See :meth:`Strict.written`; the default mixtures, one per dataset, are left out too."""
         values = super().written()
         for section in TASK_SECTIONS:
             values[section] = {name: task.written() for name, task in getattr(self, section).items()}
@@ -231,11 +227,7 @@ class Sweep(Strict):
         return values
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return the sweep as the text of a sweep file: what was given, defaults left out.
-
-        Args:
-            path: a file to write, too.
-        """
+        """Return the sweep as the text of a sweep file, without defaults; with a path, write that file too."""
         from kvray.sweep.write import sweep_text
 
         text = sweep_text(self)
@@ -258,7 +250,7 @@ class Sweep(Strict):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, raw: Any) -> Any:
-        """An empty section (all its lines commented out) is an absent one; mixtures default to one per dataset."""
+        """Take an empty section (all its lines commented out) as absent; default mixtures to one per dataset."""
         if not isinstance(raw, Mapping):
             return raw
         filled = {name: value for name, value in raw.items() if value is not None}

@@ -1,9 +1,7 @@
-"""Knobs of ``finetune`` that are written and do nothing: the method, or a model behind an API, has no use for them.
+"""Knobs of ``finetune`` that have no effect with the method (an adapter's rank with ``full``) or with an API.
 
-A file that sets the rank of an adapter beside ``method: full`` asks for something that it does not get, and a recipe
-without it would make the very same artefacts. Only what is written is looked at, never a default. What the command line
-or a scale changes may leave behind knobs that were of use before, so a knob is reported only if written as late as the
-choice that makes it useless.
+Only written knobs are reported, never defaults. If ``--set`` or a scale changes the method or the base model, knobs
+written before that are no mistake: a knob is reported only if written as late as the choice that makes it useless.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ _METHODS = ("lora", "attention", "full")
 
 
 def unused(document: Document) -> list[Problem]:
-    """Return a problem per knob of ``finetune``, in the block itself or in grid and zip, that no variant uses."""
+    """Return a problem per knob of ``finetune``, in its block, grid or zip, that no variant uses."""
     base_model = document.value.get("base_model")
     api = isinstance(base_model, str) and base_model.startswith(API)
     methods = _methods(document)
@@ -44,12 +42,10 @@ def unused(document: Document) -> list[Problem]:
 
 
 def _recipe(method: str) -> set[str]:
-    """Return the fields that decide a finetune by a method."""
     return set(Finetune.model_validate({"method": method}).recipe())
 
 
 def _methods(document: Document) -> set[str]:
-    """Return every method that a variant takes."""
     varied = [value for path, value in _written(document, "method").items() if path[0] != "finetune"]
     values = [each for value in varied if isinstance(value, list) for each in value]
     own = _written(document, "method").get(("finetune", "method"), Finetune().method)
@@ -57,7 +53,7 @@ def _methods(document: Document) -> set[str]:
 
 
 def _written(document: Document, name: str) -> dict[Path, object]:
-    """Return where a knob of finetune is written, with its value or its list of values."""
+    """Return the paths at which a knob of finetune is written, with its value or its list of values."""
     found: dict[Path, object] = {}
     for section, key in (("finetune", name), ("grid", f"finetune.{name}"), ("zip", f"finetune.{name}")):
         block = document.value.get(section)

@@ -1,4 +1,4 @@
-"""Writes a sweep as the YAML that :mod:`kvray.sweep.yaml` reads back to the very same sweep."""
+"""Writes a sweep as YAML that :mod:`kvray.sweep.yaml` reads back to an equal sweep."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from kvray.sweep.yaml import is_text
 
 
 def sweep_text(sweep: Sweep) -> str:
-    """Return the text of a sweep file: the values that were given, in the order of the fields, defaults left out.
-
-    Knobs of ``finetune`` that the method, or a model behind an API, has no use for are left out too: they change
-    nothing, and a file that has them is refused.
-    """
+    """Return the text of a sweep file, without defaults and without unused knobs, for which a file is refused."""
     written = sweep.written()
     for problem in unused(from_values(written)):
         section, name = map(str, problem.path)
@@ -27,7 +23,7 @@ def sweep_text(sweep: Sweep) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Return a value as it stands after ``--set key=``: YAML on one line."""
+    """Return a value as one line of YAML, for ``--set key=``."""
     return _dump([value], True)[1:].rstrip()[:-1]
 
 
@@ -38,7 +34,7 @@ def _dump(value: Any, flow: bool | None) -> str:
 
 
 def _escaped(value: Any) -> Any:
-    """Return a value in which no text is taken for one that names an environment variable; keys never are."""
+    """Escape texts that would be read as environment variables (keys never are)."""
     if isinstance(value, dict):
         return {name: _escaped(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -47,7 +43,7 @@ def _escaped(value: Any) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes every value out, without anchors, and quotes what our reader, of YAML 1.2, would not take for text."""
+    """Writes no anchors, and quotes texts that our reader (YAML 1.2) would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,8 +1,7 @@
-"""YAML that remembers its lines: the safe loader, closed to duplicate keys, with ``${VAR}`` from the environment.
+"""A safe YAML reader that keeps lines, refuses duplicate keys and takes ``${VAR}`` from the environment.
 
 Scalars follow YAML 1.2 where PyYAML follows 1.1: ``1e-5`` is a number; ``no``, ``on``, ``1:30`` and dates are text.
-Mapping keys are always text, as written. A file of any content is answered soon: its size, its depth and the number of
-its values have limits, and all that could take long or go deep is counted on the way.
+Mapping keys are always text. Limits on size, depth and number of values let every file be read or refused quickly.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from kvray.sweep.document import Document, put, split, typed
 from kvray.tasks.problems import show, unknown
 
 MAX_BYTES = 2**20
-"""Bytes of one file: a hundred times the longest of ours."""
+"""Bytes of a file."""
 MAX_NODES = 20_000
-"""Values in one file, aliases counted as often as they are used (a file of nested aliases explodes otherwise)."""
+"""Values in a file. Each use of an alias counts: nested aliases grow exponentially."""
 MAX_DEPTH = 32
-"""Mappings and lists inside each other; a sweep has five."""
+"""Levels of mappings and lists; a sweep has five."""
 MAX_DIGITS = 18
-"""Digits of a whole number, so that it fits in 64 bits."""
+"""Digits of an integer, so that it fits into 64 bits."""
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
@@ -38,7 +37,7 @@ for _word, _value in (("null", None), ("true", True), ("false", False)):
     _WORDS |= {_word: _value, _word.title(): _value, _word.upper(): _value}
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
-"""Characters that no text holds: control characters, and what a file that is not UTF-8 turns into."""
+"""Control characters, surrogates and noncharacters, which no text contains."""
 _EXPECTED = "expected a mapping with name, datasets, evaluate …"
 
 
@@ -46,11 +45,11 @@ def read(file: str) -> Document:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
-        InputError: no such file, no file, too long, not UTF-8, not YAML, empty, or not a mapping.
+        InputError: no such file, not a regular file, too long, not UTF-8, not YAML, empty, or not a mapping.
     """
     try:
         path = FilePath(os.path.expanduser(file))
-        # A pipe may never end and is gone once it was read, while a sweep is read by one command after the other.
+        # A pipe may never end and can be read only once; commands read a sweep again and again.
         if not stat.S_ISREG(path.stat().st_mode):
             kind = "a directory" if path.is_dir() else "a pipe or a device"
             raise InputError(f"{file}: found {kind}; expected a file, a sweep in YAML")
@@ -72,7 +71,7 @@ def read(file: str) -> Document:
 
 
 def parse(text: str, file: str) -> Document:
-    """Parse the text of a YAML file whose top level is a mapping; ``file`` is its name in messages.
+    """Parse YAML text whose top level is a mapping; messages call it ``file``.
 
     Raises:
         InputError: not YAML, empty, or not a mapping.
@@ -96,7 +95,7 @@ def parse(text: str, file: str) -> Document:
 
 
 def override(document: Document, text: str) -> Problem | None:
-    """Apply one ``dotted.key=value`` of the command line, the value being YAML; return what is wrong with it."""
+    """Apply one ``dotted.key=value`` of the command line, the value in YAML; return its problem, if any."""
     name, equals, value = text.partition("=")
     name = name.strip()
     place = typed(f"--set {name if len(name) <= 200 else name[:199] + '…'}")
@@ -122,12 +121,12 @@ def override(document: Document, text: str) -> Problem | None:
 
 
 def is_text(scalar: str) -> bool:
-    """Return whether a scalar without quotes stands for text, not for a number, true, false or nothing."""
+    """Return whether an unquoted scalar is text, not a number, boolean or null."""
     return scalar not in _WORDS and not _INT.fullmatch(scalar) and not _FLOAT.fullmatch(scalar)
 
 
 class _Refused(Exception):
-    """A text that is not read at all: its line, and why."""
+    """Why, and in which line, a text cannot be read at all."""
 
     def __init__(self, line: int, text: str) -> None:
         super().__init__(text)
@@ -136,7 +135,7 @@ class _Refused(Exception):
 
 
 def _compose(text: str) -> tuple[yaml.Node | None, set[int]]:
-    """Return the text's root node, and where in the text a tag is written."""
+    """Return the root node, and the positions of tags in the text."""
     stray = _NO_TEXT.search(text)
     if stray:
         line = text.count("\n", 0, stray.start()) + 1
@@ -151,7 +150,7 @@ def _compose(text: str) -> tuple[yaml.Node | None, set[int]]:
 
 
 def _scan(text: str) -> set[int]:
-    """Go once through the text, however deep or long, before anything recursive does; return where tags are."""
+    """Check the limits without recursion, before anything recurses; return the positions of tags."""
     depth, tags = 0, set()
     for count, event in enumerate(yaml.parse(text, yaml.CSafeLoader)):
         mark = event.start_mark
@@ -171,7 +170,6 @@ def _scan(text: str) -> set[int]:
 
 @contextmanager
 def _messages(text: str) -> Iterator[None]:
-    """Give the YAML library's errors a line and a hint."""
     try:
         yield
     except yaml.MarkedYAMLError as error:
@@ -194,8 +192,6 @@ def _line(node: yaml.Node) -> int:
 
 
 class _Reader:
-    """Turns YAML nodes into plain values and notes where each came from."""
-
     def __init__(self, document: Document, place: Callable[[Any], Place], tags: set[int]) -> None:
         self.document = document
         self.place = place
@@ -223,7 +219,7 @@ class _Reader:
         return result
 
     def fill(self, result: dict[str, Any], node: yaml.MappingNode, path: Path) -> None:
-        """Add a mapping's pairs, then what ``<<`` merges into it, to what is there; what is there already stays."""
+        """Add a mapping's pairs, then those that ``<<`` merges into it; keys that ``result`` has keep their values."""
         merged: list[yaml.Node] = []
         nearer, own = set(result), set()
         for key, item in node.value:
@@ -250,7 +246,7 @@ class _Reader:
                 self.open.pop()
 
     def enter(self, node: yaml.Node, path: Path) -> bool:
-        """Open a mapping or a list, unless it is open already or too deep (aliases can nest deeper than the text)."""
+        """Open a mapping or list, unless it is open already or too deep (aliases can nest deeper than the text)."""
         if any(node is other for other in self.open):
             self.problem(node, path, "found an alias inside its own anchor; expected a value")
             return False
@@ -289,7 +285,7 @@ class _Reader:
         return text if node.style else self.plain(node, path, text)
 
     def plain(self, node: yaml.ScalarNode, path: Path, text: str) -> Any:
-        """Return what a scalar without quotes stands for."""
+        """Return the value of an unquoted scalar."""
         if text in _WORDS:
             return _WORDS[text]
         if _INT.fullmatch(text):
@@ -304,7 +300,7 @@ class _Reader:
         return text
 
     def problem(self, node: yaml.Node, path: Path, text: str) -> None:
-        """Note a problem, once for a node however many aliases stand for it."""
+        """Record a problem of a node, once however many aliases repeat it."""
         if id(node) not in self.reported:
             self.document.problems.append(Problem(path, text, self.place(node.start_mark)))
         self.reported.add(id(node))

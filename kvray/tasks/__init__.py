@@ -1,7 +1,7 @@
 """Task families: :func:`load_all` imports every module here, and those that define tasks register them.
 
-A task class is an attribute of this package by its own name (``kvray.tasks.SimpleKV``), imported when first asked for;
-so is what one's own task is written with: :class:`Task`, :class:`RowTask`, :class:`Example`, :func:`recipe`.
+Task classes are attributes of this package (``kvray.tasks.SimpleKV``), imported when first asked for; so is what one's
+own task is written with: :class:`Task`, :class:`RowTask`, :class:`Example`, :func:`recipe`.
 """
 
 import importlib
@@ -34,10 +34,7 @@ _AUTHORING = {"Task": "base", "recipe": "base", "RowTask": "rows", "Example": "r
 
 @cache
 def load_all() -> None:
-    """Import every module of this package, so that ``kvray.tasks.base.REGISTRY`` knows every task.
-
-    There is no list to keep: a new task is one new file that registers itself.
-    """
+    """Import every module of this package, so that ``kvray.tasks.base.REGISTRY`` knows every task."""
     for module in pkgutil.walk_packages(__path__, f"{__name__}."):
         importlib.import_module(module.name)
 

@@ -1,7 +1,6 @@
-"""What a task is: frozen parameters, a generator of examples, a wording and a scorer.
+"""What a task is: frozen parameters (a pydantic model), examples as Arrow tables, a wording and a scorer of strings.
 
-A task file defines one family. Its parameters are a frozen pydantic model derived from :class:`Task`; its examples are
-Arrow tables of :data:`EXAMPLE_SCHEMA`; its scorer is a function of strings. Nothing here knows Ray or torch.
+Nothing here knows Ray or torch.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from kvray.tasks import code
 from kvray.tasks.problems import explain, misread_booleans
 
 EXAMPLE_FORMAT = 2
-"""Version of these columns; part of every dataset's identity."""
+"""Version of the columns of examples; part of every dataset's identity."""
 Measure = Literal["retrieval", "length", "knowledge", "ceiling", "benchmark", "other"]
 """What an evaluation measures: retrieval from a context; holding up with length; knowledge without a context; the
 ceiling of retrieval (the gold document alone); a general benchmark; or anything else."""
@@ -57,21 +56,14 @@ def runtime(default: Any = ..., **constraints: Any) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """Return what was typed for a list of numbers as a tuple: one number, or a text like ``1,5,10`` (command line).
-
-    Anything else is returned as it is, for pydantic to judge.
-    """
+    """Return a number, or a text like ``1,5,10`` (command line), as a tuple; leave anything else to pydantic."""
     if isinstance(value, str) and _LISTED.fullmatch(value):
         return tuple(part.strip() for part in value.split(","))
     return (value,) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
 def distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
-    """Return the values.
-
-    Raises:
-        ValueError: for pydantic; the list is empty, or names something twice.
-    """
+    """Return the values; a ValueError, for pydantic, if there are none or one comes twice."""
     if not values or len(set(values)) != len(values):
         raise ValueError(f"found {list(values)}, expected at least one, and each once")
     return values
@@ -115,21 +107,17 @@ class Strict(BaseModel):
         __init__.__pydantic_base_init__ = True
 
     def written(self) -> dict[str, Any]:
-        """Return the JSON form of the fields that were given, defaults left out: what a sweep file would say."""
+        """Return the JSON form of the fields that were given, without defaults, as in a sweep file."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def recipe(self) -> dict[str, Any]:
-        """Return the JSON form of the fields that decide content, in full (defaults included).
-
-        Raises:
-            TypeError: a field is declared neither recipe nor runtime.
-        """
+        """Return the JSON form of the fields that decide content, defaults included."""
         values = self.model_dump(mode="json")
         return {name: values[name] for name in type(self).model_fields if self.identity(name) == "recipe"}
 
     @classmethod
     def identity(cls, name: str) -> str:
-        """Return "recipe" or "runtime" for a field."""
+        """Return "recipe" or "runtime" for a field; a TypeError if it is declared as neither."""
         extra = cls.model_fields[name].json_schema_extra
         kind = extra.get("identity") if isinstance(extra, dict) else None
         if kind not in ("recipe", "runtime"):
@@ -138,7 +126,7 @@ class Strict(BaseModel):
 
 
 class CountTokens(Protocol):
-    """Counts the tokens of texts, without special tokens. Shape: ``(len(texts),)``, int64."""
+    """Counts the tokens of texts, without special tokens. Shape ``(len(texts),)``, int64."""
 
     def __call__(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Count."""
@@ -146,11 +134,9 @@ class CountTokens(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What building needs beside the parameters; made once per worker by :meth:`Task.context`.
+    """What building needs beside the parameters, made once per worker by :meth:`Task.context`.
 
-    Attributes:
-        count_tokens: the base model's tokenizer as a counter.
-        material: whatever the family prepared from its sources (questions, permutations); its own business.
+    ``count_tokens`` is of the base model; ``material`` is whatever the family prepared from its sources.
     """
 
     count_tokens: CountTokens
@@ -161,7 +147,7 @@ class Task(Strict):
     """Parameters of one dataset or evaluation of a task family. Subclasses add their knobs and a ``task`` literal."""
 
     VERSION: ClassVar[int] = 1
-    """Part of every fingerprint; raised by whoever changes a byte of the examples, or the scorer."""
+    """Part of every fingerprint; to be raised with any change to a byte of the examples, or to the scorer."""
     UNIT: ClassVar[str] = "units"
     """What the ``units`` column counts, as a plural noun: documents, dictionaries, keys, segments."""
     MEASURES: ClassVar[Measure] = "other"
@@ -170,12 +156,12 @@ class Task(Strict):
     MAX_OUTPUT_TOKENS: ClassVar[int] = 100
     """Tokens that an evaluation lets the model write."""
     WRITING_TOKENS: ClassVar[int] = 256
-    """Tokens that the :meth:`writer` may write for one of :meth:`to_write`; what is cut off there is not used."""
+    """Tokens that the :meth:`writer` may write per message of :meth:`to_write`; a reply that is cut off is not used."""
     STOP: ClassVar[tuple[str, ...]] = ()
     """Texts that end an answer, beside the model's own end token."""
 
     EXAMPLES: ClassVar[pa.Schema] = EXAMPLE_SCHEMA
-    """Columns of the examples: :data:`EXAMPLE_SCHEMA`, or more behind them."""
+    """Columns of the examples: those of :data:`EXAMPLE_SCHEMA`, then perhaps more."""
     BRINGS_EXAMPLES: ClassVar[bool] = True
     """False for an evaluation whose questions another library brings: it has no dataset in the store."""
 
@@ -194,14 +180,14 @@ class Task(Strict):
         return values
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Take the source of a class along that other nodes have not installed."""
+        """Pickle with the source of a class that other nodes have not installed."""
         source = code.carried(self)
         if source is None:
             return super().__reduce_ex__(protocol)
         return code.restore, (source, type(self).__qualname__), self.__getstate__()
 
     def written(self) -> dict[str, Any]:
-        """See :meth:`Strict.written`; the task's name comes first, given or not."""
+        """As :meth:`Strict.written`, with the task's name first."""
         return {"task": self.task, **super().written()}
 
     def sources(self) -> dict[str, str]:
@@ -209,11 +195,11 @@ class Task(Strict):
         return {}
 
     def count(self, context: Context) -> int:
-        """Return how many examples this task makes; holds before anything was written (:meth:`to_write`)."""
+        """Return how many examples this task makes, which the writer's replies (:meth:`to_write`) do not change."""
         return self.expected_rows()
 
     def expected_rows(self) -> int:
-        """Return about how many examples there are, for a plan made where the sources cannot be reached."""
+        """Return about how many examples there are, for a plan where the sources cannot be reached."""
         return int(getattr(self, "rows", None) or getattr(self, "questions", None) or 0)
 
     def writer(self) -> str | None:
@@ -221,7 +207,7 @@ class Task(Strict):
         return None
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
-        """Return the user messages that the :meth:`writer` answers, more than are needed: unusable ones are passed by.
+        """Return the user messages that the :meth:`writer` answers, more than needed: unusable replies are skipped.
 
         A pure function of the recipe: the replies are an artefact of their own, made once.
         """
@@ -230,10 +216,8 @@ class Task(Strict):
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Read sources and prepare what :meth:`build` needs. May be slow; called once per worker.
 
-        Args:
-            count_tokens: the base model's tokenizer as a counter.
-            written: the writer's replies to :meth:`to_write`, in order; None while there are none, which is enough to
-                :meth:`count`.
+        ``written`` has the writer's replies to :meth:`to_write`, in order; None, before they exist, is enough to
+        :meth:`count`.
         """
         return Context(count_tokens)
 
@@ -242,7 +226,7 @@ class Task(Strict):
         raise NotImplementedError
 
     def overlaps(self, other: Task) -> str | None:
-        """Say which examples an evaluation ``other`` would share with training data of this task, None if none.
+        """Describe the examples that an evaluation ``other`` would share with training data of this task, None if none.
 
         The rows of one recipe and seed are the same however many are asked for. Families whose examples can meet in
         other ways (the same questions at other positions, say) override this.
@@ -256,7 +240,7 @@ class Task(Strict):
         return self.model_copy(update={"seed": self.seed + by}) if by else self
 
     def with_rows(self, rows: int) -> Task:
-        """Return the task with at least ``rows`` examples, and no more than its law allows to leave out.
+        """Return the task with at least ``rows`` examples, and as few more as possible.
 
         Families without a ``rows`` field override this, or stay as they are.
         """
@@ -271,7 +255,7 @@ class Task(Strict):
         return 0
 
     def output_estimate(self) -> int:
-        """Return about how many tokens a reply has, for the plan's estimates; by default half of what it may have."""
+        """Return about how many tokens a reply has, for the plan's estimates; by default half of the most."""
         return self.MAX_OUTPUT_TOKENS // 2
 
     def score(self, answer: str, references: Sequence[str]) -> float:
@@ -280,11 +264,7 @@ class Task(Strict):
 
     @classmethod
     def measures(cls, units: Collection[int]) -> Measure:
-        """Return what an evaluation of this task measures.
-
-        Args:
-            units: the different values of the ``units`` column of its examples.
-        """
+        """Return what an evaluation measures whose examples have these different ``units``."""
         return cls.MEASURES
 
     @classmethod
@@ -298,7 +278,7 @@ class Task(Strict):
 
 
 REGISTRY: dict[str, type[Task]] = {}
-"""Every task by name; the spec reads its knobs from here, there is no second list."""
+"""Every task by name; sweeps read the tasks' knobs from here."""
 
 
 def register(name: str) -> Callable[[type[Task]], type[Task]]:

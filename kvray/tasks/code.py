@@ -1,8 +1,8 @@
 """Task classes that a Python file outside any package defines: their source, its hash, and their way to other nodes.
 
-Such a class is known by ``module:Class``. Its file's sha256 is part of every recipe that uses it, and a task that is
-pickled takes its source along, so that every process of every node runs the very bytes that were planned with: nothing
-is to be installed or mounted there, and files of one name in two folders stay two modules.
+Such a class is known by ``module:Class``. Its file's sha256 is part of every recipe that uses it, and a pickled task
+takes its source along, so that every node runs the bytes that were planned with, without installing or mounting them.
+Files of one name in two folders stay two modules.
 """
 
 from __future__ import annotations
@@ -22,13 +22,7 @@ _STDLIB = sysconfig.get_path("stdlib")
 
 @dataclass(frozen=True)
 class Source:
-    """A Python file as it was read.
-
-    Attributes:
-        name: of the module, without a package.
-        path: where it was read; another node need not have it.
-        text: its bytes.
-    """
+    """A Python file as it was read: the module's ``name`` without a package, the ``path`` on that node, the bytes."""
 
     name: str
     path: str
@@ -36,7 +30,6 @@ class Source:
 
     @cached_property
     def sha256(self) -> str:
-        """The sha256 of the file, in hex."""
         return hashlib.sha256(self.text).hexdigest()
 
     @cached_property
@@ -46,11 +39,7 @@ class Source:
         return f"_kvray_{self.name}_{place[:16]}"
 
     def load(self) -> ModuleType:
-        """Execute the source as a module, once per process.
-
-        Raises:
-            BaseException: whatever the source raises; the module is then unknown, as with ``import``.
-        """
+        """Execute the source as a module, once per process; what it raises is passed on, as with ``import``."""
         known = sys.modules.get(self.module)
         if known is not None:
             return known
@@ -66,7 +55,7 @@ class Source:
 
 
 def source_of(cls: type) -> Source | None:
-    """Return the file that defines a class; None for what is installed, and for modules of packages."""
+    """Return the file that defines a class; None for installed modules and modules of packages."""
     module = sys.modules.get(cls.__module__)
     loaded = getattr(module, _SOURCE, None)
     if isinstance(loaded, Source):
@@ -78,19 +67,19 @@ def source_of(cls: type) -> Source | None:
 
 
 def name_of(cls: type) -> str:
-    """Return the ``module:Class`` that a class is known by."""
+    """Return a class's ``module:Class``."""
     source = source_of(cls)
     return f"{source.name if source else cls.__module__}:{cls.__qualname__}"
 
 
 def digest_of(task: Any) -> dict[str, str]:
-    """Return the part of a recipe that identifies the code of a task: nothing for what is installed."""
+    """Return the part of a recipe that identifies the code of a task; empty for installed code."""
     source = carried(task)
     return {"code": source.sha256} if source else {}
 
 
 def carried(task: Any) -> Source | None:
-    """Return the source that goes where a task goes, None for tasks that every node has installed."""
+    """Return the source that a pickled task takes along, None for tasks that every node has installed."""
     return source_of(type(task)) if ":" in task.task else None
 
 

@@ -1,7 +1,7 @@
 """General benchmarks through lm-evaluation-harness: MMLU, HellaSwag, GSM8K, TriviaQA, NQ-Open and any other it has.
 
 The harness brings questions, prompts, filters and metrics (github.com/EleutherAI/lm-evaluation-harness; pinned, and
-its task versions are in the manifest), so that the numbers compare with published ones. Here are the knobs alone;
+its task versions are in the manifest), so that the numbers compare with published ones. This module has the knobs;
 :mod:`kvray.evaluate.lm_eval` asks. Shots and harness of the paper's general-benchmark tables are not known; the
 defaults here are the harness's own.
 """
@@ -23,7 +23,7 @@ from kvray.tasks.base import Context, CountTokens, Task, recipe, register, runti
 FEWSHOT_SEED = 1234
 """The harness's own seed of the few-shot examples; a task's ``seed`` is added to it."""
 UNKNOWN_ROWS = 1000
-"""Questions assumed for a benchmark whose size is not listed here; the plan's estimates alone."""
+"""Questions assumed, for the plan's estimates alone, for a benchmark that is not listed here."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Size:
     Attributes:
         questions: of the split that is asked.
         subtasks: that ``limit`` holds for each.
-        shots: the harness's own.
+        shots: the harness's default.
         tokens: of one question with its options, and of one more as an example with its answer.
         requests: readings of the prompt per question (one per option, unless the options are single tokens).
         reply: tokens that are written per question; 0 where options are only read.
@@ -67,7 +67,7 @@ class LmEval(Task):
     TRAINABLE = False
     BRINGS_EXAMPLES = False
     MAX_OUTPUT_TOKENS = 256
-    """Where neither the sweep nor the harness's task says: the default of the harness's own model classes."""
+    """Where neither the sweep nor the harness's task has a limit: the default of the harness's own model classes."""
 
     task: Literal["lm_eval"] = recipe("lm_eval")
     benchmark: str = recipe(
@@ -90,7 +90,7 @@ class LmEval(Task):
     )
 
     def sources(self) -> dict[str, str]:
-        """Return the sha256 over the files of ``include_path``: their names and contents.
+        """Return the sha256 over the names and contents of the files of ``include_path``.
 
         Raises:
             InputError: it is no directory, or holds no task file.
@@ -98,11 +98,7 @@ class LmEval(Task):
         return {} if self.include_path is None else {"include_path": _digest(Path(self.include_path))}
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Refuse: there are no examples of kvray's own to make.
-
-        Raises:
-            InputError: always.
-        """
+        """Raise an InputError: kvray makes no examples of its own here."""
         raise InputError(
             f"lm_eval: {self.benchmark} is asked by lm-evaluation-harness, which brings the questions; "
             "kvray makes no examples of it"
@@ -121,12 +117,11 @@ class LmEval(Task):
         return min(size.questions, size.subtasks * self.limit) if self.limit else size.questions
 
     def with_rows(self, rows: int) -> LmEval:
-        """Return the task with at least ``rows`` questions."""
         size = SIZES.get(self.benchmark)
         return self.model_copy(update={"limit": -(-rows // (size.subtasks if size else 1))})
 
     def tokens_estimate(self) -> int:
-        """Return about the prompt tokens that one question makes the model read; 0 for a benchmark not in SIZES."""
+        """Return about the prompt tokens read for one question; 0 for a benchmark not in :data:`SIZES`."""
         size = SIZES.get(self.benchmark)
         if size is None:
             return 0
@@ -135,13 +130,12 @@ class LmEval(Task):
         return size.requests * min(question + shots * shot, self.length)
 
     def output_estimate(self) -> int:
-        """Return about the tokens that are written for one question."""
         size = SIZES.get(self.benchmark)
         return size.reply if size else super().output_estimate()
 
 
 def _digest(directory: Path) -> str:
-    """Return the sha256 over all files of a directory; Python's caches, hidden files and *.md are no content."""
+    """Return the sha256 over all files of a directory, except Python's caches, hidden files and ``*.md``."""
     if not directory.is_dir():
         raise InputError(f"include_path: {directory} is no directory; expected one that holds task files (*.yaml)")
     files = sorted(

@@ -34,14 +34,11 @@ _SCORERS = {"exact": scorers.exact, "contains": scorers.contains, "f1": scorers.
 
 @dataclass(frozen=True)
 class Chat:
-    """One example of a source.
+    """One example of a source: messages that end in the user's, and the assistant's answer.
 
     Attributes:
-        id: the first 12 digits of the sha256 of its messages, the answer included, and its number among the same.
-        prompt: messages that end in the user's; what is asked.
-        answer: the assistant's message behind it; what is trained on.
-        references: accepted answers.
-        first: what tells its row from others: the messages before the row's last answer.
+        id: the first 12 digits of the sha256 of prompt and answer, with a number where these come again.
+        first: identifies its row: the messages before the row's last answer.
     """
 
     id: str
@@ -88,7 +85,6 @@ class Messages(Task):
     )
 
     def sources(self) -> dict[str, str]:
-        """Return what identifies the file."""
         return {"source": read.digest(self.source)}
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
@@ -104,11 +100,9 @@ class Messages(Task):
         return self
 
     def count(self, context: Context) -> int:
-        """Return the number of examples."""
         return len(context.material)
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``."""
         chats: Sequence[Chat] = context.material[start:stop]
         made = examples(
             {
@@ -129,7 +123,6 @@ class Messages(Task):
         return _SCORERS[self.scorer](answer, references)
 
     def overlaps(self, other: Task) -> str | None:
-        """Say how many prompts training data and an evaluation share, None if none."""
         if not isinstance(other, Messages):
             return None
         shared = {chat.first for chat in self.chosen()} & {chat.first for chat in other.chosen()}
@@ -138,11 +131,7 @@ class Messages(Task):
         return f"{len(shared)} of the same prompts; give one split: train and the other split: test"
 
     def chosen(self) -> list[Chat]:
-        """Return the examples of the split, in order.
-
-        Raises:
-            InputError: as for :meth:`context`.
-        """
+        """Return the examples of the split, in order; an InputError as in :meth:`context`."""
         fields = (self.messages, self.prompt, self.answer, self.references)
         pool = list(_read(self.source, read.digest(self.source), fields, self.turns))
         if self.split != "all":
@@ -162,7 +151,7 @@ class Messages(Task):
 
 @lru_cache(maxsize=8)
 def _read(source: str, digest: str, fields: tuple[str, str, str, str | None], turns: str) -> tuple[Chat, ...]:
-    """Read every example of a source; once per process as long as its content, named by the digest, is the same."""
+    """Read every example of a source, once per process for one content (``digest``)."""
     found: list[Chat] = []
     seen: dict[str, int] = {}
     for where, row in read.rows(source):
@@ -188,7 +177,7 @@ def _digest(chat: Sequence[Message]) -> str:
 def _chat(
     row: Mapping[str, Any], where: str, fields: tuple[str, str, str, str | None]
 ) -> tuple[list[Message], tuple[str, ...]]:
-    """Return the messages of a row, the last one the assistant's, and its accepted answers, if it has any."""
+    """Return the messages of a row, the assistant's last, and its accepted answers, if it has any."""
     messages, prompt, answer, references = fields
     if messages in row:
         chat = list(_turns(row[messages], f"{where}: {messages}"))

@@ -1,4 +1,4 @@
-"""Words for what is wrong with an input: what was found, what was expected, and the nearest valid name."""
+"""Texts for what is wrong with an input: what was found, what was expected, and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from kvray.errors import Path, Problem
 
 MAX_PROBLEMS = 100
-"""Problems that are told of one input; beyond them something is wrong with the input as a whole."""
+"""Most problems reported of one input; with more, something is wrong with the input as a whole."""
 _SHOWN_CHARACTERS = 60
 _SHOWN_NAMES = 60
 _NEAR_CHARACTERS, _NEAR_NAMES = 60, 1000
@@ -31,7 +31,7 @@ _PLAIN = {
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that ``name`` most looks like, or None when nothing is near."""
+    """Return the known name most like ``name``, or None when nothing is near."""
     if len(name) > _NEAR_CHARACTERS:
         return None
     by_lower = {other.lower(): other for other in itertools.islice(known, _NEAR_NAMES)}
@@ -53,7 +53,7 @@ def unknown(name: object, known: Iterable[str], what: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text as one line of a terminal: what is no printable character is shown by its code."""
+    """Return a text as one line of a terminal; unprintable characters become their codes."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -68,13 +68,9 @@ def show(value: object) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], at: Path = ()) -> list[Problem]:
-    """Turn pydantic's errors into problems, one per value.
+    """Turn pydantic's errors, raised by ``model.model_validate(raw)``, into problems, one per value.
 
-    Args:
-        error: what ``model.model_validate(raw)`` raised.
-        model: the model, for its field names.
-        raw: what was validated.
-        at: the path of ``raw`` in the document.
+    ``at`` is the path of ``raw`` in the document.
     """
     texts: dict[Path, list[str]] = {}
     found: dict[Path, str] = {}
@@ -101,14 +97,14 @@ def explain(error: ValidationError, model: type[BaseModel], raw: Mapping[str, An
         texts.setdefault(inner, [])
         if text not in texts[inner]:
             texts[inner].append(text)
-    # A list with one wrong item is told at the item, not also as a whole that is none of the other things it may be.
+    # A list with one wrong item is reported at the item, not also as a whole that fits none of its other types.
     around = {inner[:length] for inner in texts for length in range(len(inner))}
     told = [inner for inner in texts if inner not in around]
     return [Problem((*at, *inner), found[inner] + " or ".join(texts[inner])) for inner in told]
 
 
 def misread_booleans(model: type[BaseModel], raw: Mapping[str, Any], at: Path = ()) -> list[Problem]:
-    """Return the fields where pydantic would take a true or false for a number, which is never what was meant."""
+    """Return the fields where pydantic would read a boolean as a number, which is never what was meant."""
     return [
         Problem((*at, name), f"found {show(value)}; expected a number")
         for name, value in raw.items()

@@ -23,17 +23,10 @@ def key_of(*parts: str | int) -> int:
 
 
 def draws(key: int, start: int, stop: int, width: int, stream: int = 0) -> Draws:
-    """Return uniform 64-bit draws for rows ``[start, stop)``.
+    """Return uniform 64-bit draws for rows ``[start, stop)``. Shape ``(stop - start, width)``, uint64.
 
-    Args:
-        key: from :func:`key_of`.
-        start: first row, >= 0.
-        stop: one past the last row.
-        width: draws per row; must be constant for one (key, stream), since a row's counters start at row * width / 4.
-        stream: an independent sequence for the same rows (a redraw, another purpose).
-
-    Returns:
-        uint64 array of shape ``(stop - start, width)``.
+    ``width`` must be constant for one (key, stream), since a row's counters start at row * width / 4. A ``stream`` is
+    an independent sequence for the same rows (a redraw, another purpose).
     """
     padded = -(-width // 4) * 4
     # The counter is 256 bits: the low 192 count blocks, the top 64 name the stream.

@@ -1,4 +1,4 @@
-"""A task made row by row: the short way to a task of one's own, where a million rows a minute are not needed."""
+"""Tasks made row by row: the short way to a task of one's own, where a million rows a minute are not needed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Example:
         answer: the assistant message to train on.
         references: accepted answers, for the scorer; the answer itself where empty.
         question_id: pairs examples that ask the same question; one of its own where empty.
-        position: 1-based place of what is asked for, of ``units`` (documents, keys).
+        position: 1-based place of the answer among ``units`` (documents, keys).
         length: nominal context length in tokens, where it is varied.
-        depth: place of what is asked for, in percent of the context, where it is varied.
+        depth: place of the answer in percent of the context, where it is varied.
         subtask: kind of example within the task, where there are several.
         condition: further conditions, ``"padding=books"``.
     """
@@ -47,11 +47,9 @@ class RowTask(Task):
     rows: int = recipe(100, ge=1, le=10_000_000, description="examples")
 
     def example(self, row: int, rng: random.Random) -> Example:
-        """Make one example: a pure function of the knobs, the row, and what ``rng`` draws.
+        """Make one example: a pure function of the knobs, the row (from 0), and what ``rng`` draws.
 
-        Args:
-            row: from 0.
-            rng: of this row alone, seeded by the task, its version, its seed and the row.
+        ``rng`` is of this row alone, seeded by the task, its version, its seed and the row.
         """
         raise NotImplementedError
 
@@ -60,14 +58,13 @@ class RowTask(Task):
         return scorers.exact(answer, references)
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)`` one by one."""
         key = (self.task, self.VERSION, self.seed)
         made = [self.example(row, random.Random(key_of(*key, row))) for row in range(start, stop)]
         return table(made, range(start, stop), context.count_tokens)
 
 
 def table(made: Sequence[Example], numbers: Sequence[int], count_tokens: CountTokens) -> pa.Table:
-    """Return examples as a table of :data:`~kvray.tasks.base.EXAMPLE_SCHEMA`, called by their numbers."""
+    """Return examples as a table of :data:`~kvray.tasks.base.EXAMPLE_SCHEMA`, identified by their numbers."""
     optional = ("position", "length", "depth", "subtask", "condition")
     return examples(
         {

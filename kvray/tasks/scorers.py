@@ -24,7 +24,7 @@ def f1(answer: str, references: Sequence[str]) -> float:
 
 
 def _pairs(answer: str, references: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the answer beside each reference, normalised; as they are where a reference is punctuation alone."""
+    """Yield the answer beside each reference, normalised unless the reference is punctuation alone."""
     for reference in references:
         wanted = normalise(reference)
         yield (normalise(answer), wanted) if wanted else (answer.strip(), reference.strip())

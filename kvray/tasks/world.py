@@ -1,14 +1,14 @@
 """A made-up world of people and facts, shared by the tasks and by the bundled model that was trained on it.
 
-Every person has one value per relation. Three groups of people are told apart by construction:
+Every person has one value per relation. Three groups of people share no names:
 
-- the *known*: their facts are what ``kvray-tiny`` has learned by heart; they are asked about closed book (``recall``);
+- the *known*: their facts are what ``kvray-tiny`` has learned by heart; ``recall`` asks about them closed book;
 - the *train* group: names for training data, whose facts are drawn anew for every question;
 - the *test* group: names that no training ever shows, for evaluations.
 
 A fact reads "The birthplace of Belda Cranford is Velmora." and is asked as "What is the birthplace of Belda
-Cranford?", so that an answer restates the sentence of its document up to the value (the paper's answer template at
-work, section 3.2).
+Cranford?", so that an answer restates the sentence of its document up to the value (the paper's answer template,
+section 3.2).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def known_value(person: int, relation: str) -> str:
 
 
 def two_facts(drawn: Draws) -> list[tuple[str, str]]:
-    """Return two facts (relation, value) of different relations; ``drawn`` has at least three draws."""
+    """Return two facts (relation, value) of different relations from at least three draws."""
     first = int(below(drawn[0], 3))
     second = (first + 1 + (int(drawn[0]) & 1)) % 3
     pairs = zip((RELATION_NAMES[first], RELATION_NAMES[second]), drawn[1:3], strict=True)

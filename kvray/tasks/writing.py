@@ -1,8 +1,8 @@
-"""What a language model writes for a task: how much is asked, how replies are read, and which of them are used.
+"""What a language model writes for a task: how many replies are requested, how they are read, and which are used.
 
-A task with a writer (:meth:`kvray.tasks.base.Task.writer`) asks for more replies than it needs and skips, in order,
+A task with a writer (:meth:`kvray.tasks.base.Task.writer`) requests more replies than it needs and skips, in order,
 those that it cannot use, so that its examples are a function of the replies alone. Whether enough are usable shows only
-once the model has answered; the error then says how many were.
+once the model has answered; the error then has their number.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from kvray.errors import InputError
 
 _T = TypeVar("_T")
 _MARKS = "*_#>` \t"
-"""Markup that chat models put round the name and the text of a field."""
+"""Markup that chat models put around the name and the text of a field."""
 
 
 def asked(needed: int, surplus: float) -> int:
-    """Return how many prompts to ask for ``needed`` usable replies; ``surplus`` 0.5 asks half as many again."""
+    """Return how many prompts to send for ``needed`` usable replies; ``surplus`` 0.5 sends half as many again."""
     return math.ceil(needed * (1 + surplus))
 
 
 def texts(writing: pa.Table) -> list[str]:
-    """Return what was written, by number of the prompt; empty, so of no use, where it was cut off or not asked."""
+    """Return the replies in the order of the prompts; empty, so unusable, where one was cut off or not requested."""
     ordered = writing.sort_by("index")
     pairs = zip(ordered["text"].to_pylist(), ordered["finish_reason"].to_pylist(), strict=True)
     return [text if reason == "stop" else "" for text, reason in pairs]
@@ -37,11 +37,9 @@ def texts(writing: pa.Table) -> list[str]:
 def fields(reply: str, names: Sequence[str]) -> list[str] | None:
     """Return the texts of a reply's fields (``Question: …``, ``Answer: …``), each as one line.
 
-    A field begins at a line with its name and a colon, in bold or not, and ends at the next field. What stands before
-    the first (``Sure, here is one:``) is skipped, and so is what follows once every field is found.
-
-    Returns:
-        One text per name, or None if a field is missing, empty, or not in its order.
+    A field begins at a line with its name and a colon, in bold or not, and ends at the next field. Text before the
+    first (``Sure, here is one:``) is skipped, and so are further fields. None if a field is missing, empty, or not in
+    its order.
     """
     header = re.compile(rf"^[{_MARKS}-]*({'|'.join(map(re.escape, names))})[{_MARKS}]*:", re.IGNORECASE | re.MULTILINE)
     found = list(header.finditer(reply))[: len(names) + 1]
@@ -60,15 +58,11 @@ def choose(
 ) -> list[_T]:
     """Return the content of the first ``needed`` usable replies.
 
-    Args:
-        replies: in the order in which they were asked.
-        needed: how many.
-        read: takes the number of a reply and its text; returns its content, None if it cannot be used.
-        writer: the model, for the message.
-        what: the name of the content, for the message ("fine-grained questions").
+    ``read`` takes a reply's number and text and returns its content, None if it cannot be used. ``writer``, the model,
+    and ``what``, the content's name ("fine-grained questions"), are for the error.
 
     Raises:
-        InputError: fewer can be used; says how many of how many.
+        InputError: fewer are usable; names both numbers.
     """
     contents = (read(number, reply) for number, reply in enumerate(replies))
     usable = list(islice((content for content in contents if content is not None), needed))

@@ -85,7 +85,7 @@ def test_a_plan_is_the_one_of_the_command_line(tmp_path: Path) -> None:
     for source in (small(), file, str(file)):
         plan = kvray.plan(source, tmp_path / "store")
         assert str(plan) == repr(plan) == expected.text()
-        assert plan.document() == expected.document()
+        assert plan.document() == expected.document
         assert [artefact.id for artefact in plan.artefacts] == plan.to_run == [a.id for a in planned.artefacts]
     assert not (tmp_path / "store").exists(), "a plan writes nothing"
 

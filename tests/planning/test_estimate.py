@@ -28,7 +28,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def document(store: Store, **changes: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(estimate(toy_plan(**changes), store).document()))
+    found: dict[str, Any] = json.loads(json.dumps(estimate(toy_plan(**changes), store).document))
     return found
 
 
@@ -75,7 +75,7 @@ def test_measured_rates_replace_the_defaults(tmp_path: Path) -> None:
     found = estimate(planned, store)
     item = next(item for item in found.items if item.artefact.id == second.id)
     assert item.seconds is not None and item.seconds > item.reads / 8
-    assert "8 tokens/s, measured over 1 lora finetune" in found.bases["finetune"]
+    assert "8 tokens/s, measured over 1 lora finetune" in found.document["totals"]["seconds_basis"]["finetune"]
 
 
 def test_what_the_data_counted_corrects_the_tokens_of_what_needs_it(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_whole_store_has_nothing_to_do(tmp_path: Path) -> None:
     for artefact in planned.artefacts:
         commit(store, artefact)
     found = estimate(planned, store)
-    assert found.document()["totals"] == {
+    assert found.document["totals"] == {
         "to_run": 0,
         "cached": len(planned.artefacts),
         "tokens": 0,
@@ -132,7 +132,7 @@ def test_it_is_quick(tmp_path: Path) -> None:
 def test_what_was_not_counted_is_marked_and_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rough = estimate(toy_plan(), Store(tmp_path))
     assert "?160" in rough.text() and "? a rough estimate" in rough.text()
-    assert {each["counted"] for each in rough.document()["artefacts"]} == {"estimate"}
+    assert {each["counted"] for each in rough.document["artefacts"]} == {"estimate"}
     monkeypatch.setattr(inputs, "resolve", resolve)
     many = {"ours": {"task": "toy", "rows": 20}, "other": {"task": "toy", "rows": 4000, "seed": 1}}
     counted = estimate(toy_plan(base_model="kvray-tiny", datasets=many), Store(tmp_path))

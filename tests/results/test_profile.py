@@ -78,6 +78,12 @@ def test_units_are_called_as_the_task_calls_them(rows: pl.DataFrame) -> None:
     assert profile.profiles(rows)["mdqa-oracle"].title == "mdqa-oracle (1 document)"
 
 
+@pytest.mark.parametrize(("unit", "one"), [("dictionaries", "1 dictionary"), ("keys", "1 key"), ("data", "1 data")])
+def test_a_single_unit_is_in_the_singular(unit: str, one: str) -> None:
+    assert profile.Profile("kv", "retrieval", unit, units=(1,)).title == f"kv ({one})"
+    assert profile.Profile("kv", "retrieval", unit, units=(1, 3)).title == f"kv (1 to 3 {unit})"
+
+
 def test_an_unknown_task_measures_what_its_predictions_declare_or_its_rows_suggest(rows: pl.DataFrame) -> None:
     foreign = rows.with_columns(task=pl.lit("elsewhere"))
     suggested = {name: each.measures for name, each in profile.profiles(foreign).items()}

@@ -1,8 +1,8 @@
 """What an engine is: whatever answers requests for one model and its adapters.
 
 :class:`~kvray.evaluate.engines.vllm.VllmEngine` runs models in this process,
-:class:`~kvray.evaluate.engines.chat.ChatEngine` asks an API. Another one is a subclass of :class:`Engine` in any
-installed module, chosen by ``runtime.engine: module:Class`` or by the name of an entry point in :data:`GROUP`.
+:class:`~kvray.evaluate.engines.chat.ChatEngine` asks an API. Another is a subclass of :class:`Engine` in any installed
+module, chosen by ``runtime.engine: module:Class`` or by the name of an entry point in :data:`GROUP`.
 """
 
 import importlib
@@ -36,10 +36,8 @@ Key = TypeVar("Key")
 class Adapter:
     """A finetune on a local disk, served beside the base model.
 
-    Attributes:
-        name: unique; vLLM's prefix cache tells adapters apart by it.
-        number: unique, from 1.
-        path: directory of its files: a LoRA adapter's, or the name of a model at an API.
+    ``name``, by which vLLM's prefix cache tells adapters apart, and ``number``, from 1, are unique. ``path`` is the
+    directory of its files: a LoRA adapter's, or the name of a model at an API.
     """
 
     name: str
@@ -54,14 +52,12 @@ class Request:
     Attributes:
         tokens: the prompt's token ids, int32; empty for an engine that reads text.
         text: the user message, or a chat that ends in one, for an engine that reads text.
-        system: the message before it, unless it has one of its own; None for none.
+        system: the message before it, unless the chat has its own.
         kind: "generate" writes an answer; "score" takes the log-probabilities of the prompt's tokens from number
-            ``context`` on, each given those before it; "choose" those of ``labels`` as the next token.
+            ``context`` (at least 1) on, each given those before it; "choose" those of ``labels`` as the next token.
         max_tokens: tokens of the answer.
         stop: texts that end the answer and are not part of it.
         special_tokens: whether special tokens are kept in the answer's text.
-        context: of "score", at least 1.
-        labels: of "choose", token ids.
         adapter: the model that answers; None for the base model, or the full finetune in its place.
     """
 
@@ -79,7 +75,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back of a request.
+    """The answer to a request, or its log-probabilities.
 
     Attributes:
         prompt_tokens: chat template included; 0 if unknown.
@@ -100,15 +96,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Serving:
-    """What an engine is to serve, and with what.
+    """What an engine is to serve, on how many GPUs and CPUs; ``models`` different ones will be asked.
 
-    Attributes:
-        base: the base model; its tokenizer also serves a full finetune.
-        weights: directory of a full finetune that is served in its place; None for the base and its adapters.
-        runtime: where and how.
-        gpus: GPUs of this engine.
-        cpus: CPUs of this engine.
-        models: how many different models will be asked.
+    ``weights`` is the directory of a full finetune, served in place of the base model but with its tokenizer; None for
+    the base and its adapters.
     """
 
     base: BaseModelRef
@@ -148,31 +139,19 @@ class Engine:
         raise NotImplementedError
 
     def add(self, adapter: Adapter) -> None:
-        """Take note of an adapter before the start.
-
-        Raises:
-            CellError: it cannot be served.
-        """
+        """Record an adapter before the start; CellError if it cannot be served."""
 
     def start(self, length: int) -> None:
         """Load the model for requests of at most ``length`` tokens, prompt and answer."""
         raise NotImplementedError
 
     def load(self, adapter: Adapter) -> None:
-        """Load an adapter that was added.
-
-        Raises:
-            CellError: it cannot be loaded.
-        """
+        """Load an adapter that was added; CellError if it cannot be loaded."""
 
     def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
-        """Yield each request's key with its reply as soon as it is there, or with what is wrong with this request.
+        """Yield each request's key with its reply as soon as it comes, or with what is wrong with this request.
 
-        Args:
-            requests: (key, request); to be taken lazily, not far ahead of the replies.
-
-        Raises:
-            KvrayError: no request will be answered.
+        Requests are to be taken lazily, not far ahead of the replies. A KvrayError means that none will be answered.
         """
         raise NotImplementedError
 

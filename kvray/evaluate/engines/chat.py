@@ -1,7 +1,6 @@
 """An engine that asks an OpenAI-compatible API for chat completions.
 
-The server applies its own chat template and counts by its own tokenizer: its ``usage`` is what is recorded. A finetune
-is asked by the model's name in its ``model.json``.
+The server applies its own chat template and tokenizer; its ``usage`` is recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 SEED = 0
-"""Sent with every request, as far as the server takes one: greedy answers should not need it. Ours."""
+"""Sent with every request, if the server takes one; greedy answers should not need it. Our choice."""
 _REFUSED = (400, 413, 422)
 _TOO_LONG = re.compile(
     r"context[ _-]?(length|size|window)|maximum (model|prompt|input) length|input tokens exceed|prompt is too long"
@@ -38,18 +37,13 @@ _TOO_LONG = re.compile(
 class ChatEngine(Engine):
     """Asks an API, ``runtime.api_concurrency`` requests at a time.
 
-    The client runs on an event loop in a thread of its own, so that a caller with a running loop (a notebook) can use
-    it too, and requests go on while answers are written.
+    The client has an event loop in a thread of its own: it works in a notebook, and asks on while answers are written.
     """
 
     READS_TEXT = True
 
     def __init__(self, serving: Serving) -> None:
-        """Find the API; nothing is sent yet.
-
-        Raises:
-            InputError: there is no key, or no such URL.
-        """
+        """Find the API, sending nothing yet; InputError if there is no key or no such URL."""
         super().__init__(serving)
         runtime = serving.runtime
         self._api = Api(runtime.api_base_url, runtime.api_timeout_s, runtime.api_retries)
@@ -59,11 +53,7 @@ class ChatEngine(Engine):
         self._thread: threading.Thread | None = None
 
     def add(self, adapter: Adapter) -> None:
-        """Read the name of a finetuned model.
-
-        Raises:
-            CellError: the finetune was not made by an API.
-        """
+        """Read a finetuned model's name from its ``model.json``; CellError if no API made the finetune."""
         try:
             self._models[adapter.name] = str(json.loads((adapter.path / MODEL_FILE).read_bytes())["model"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -72,20 +62,17 @@ class ChatEngine(Engine):
             ) from error
 
     def start(self, length: int) -> None:
-        """Open the connection; lengths are the server's to check."""
+        """Open the connection; the server checks lengths."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kvray-chat", daemon=True)
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._api.__aenter__(), self._loop).result()
 
     def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
-        """Answer requests as the server does.
+        """Answer requests as the server does; ApiError if it will serve none.
 
-        A prompt that fits, with less room behind it than the task asks for, is answered in that room by some servers
-        (vLLM) and refused by others (OpenAI).
-
-        Raises:
-            ApiError: no request of this run will be served.
+        Where a prompt leaves less room than the task asks for, some servers (vLLM) answer in that room, others (OpenAI)
+        refuse.
         """
         waiting = iter(requests)
         running: dict[Future[Reply], Key] = {}
@@ -107,14 +94,14 @@ class ChatEngine(Engine):
                 future.cancel()
 
     def info(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Return the address, the model, what the server said it is, and the client's version."""
+        """Return the address, the model, the names that the server gave it, and the client's version."""
         model = self._model(adapter)
         served = sorted(tuple(self._served[model]))
         return {"api": self._api.address.url, "model": model, "served": served, "client": f"openai {version('openai')}"}
 
     @property
     def note(self) -> str:
-        """Requests that were sent again."""
+        """Number of requests that were sent again."""
         return f"{self._api.retries} retries" if self._api.retries else ""
 
     def close(self) -> None:
@@ -138,13 +125,7 @@ class ChatEngine(Engine):
         return self._models[adapter.name] if adapter else self.serving.base.location
 
     async def _ask(self, request: Request) -> Reply:
-        """Return the answer to one request; one that does not fit the model gives the reply ``too_long``.
-
-        Raises:
-            ApiError: no request of this run will be served.
-            ModelError: there is no such model.
-            CellError: this request cannot be answered.
-        """
+        """Return the answer to one request, ``too_long`` for one that does not fit; errors fail it or the whole run."""
         model = self._model(request.adapter)
         body: dict[str, Any] = {
             "model": model,
@@ -185,7 +166,7 @@ def read(completion: Mapping[str, Any]) -> Reply:
 
     Raises:
         IncompleteError: a part of it is missing.
-        CellError: it ended in another way than by its end or by its limit.
+        CellError: it ended neither by itself nor at its limit.
     """
     usage = completion["usage"]
     try:
@@ -193,7 +174,7 @@ def read(completion: Mapping[str, Any]) -> Reply:
         message, finish = choice["message"], choice["finish_reason"]
         prompt_tokens, output_tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        # A model that said nothing, or refused by a field of its own, has answered with nothing.
+        # A missing text (or a refusal, which has a field of its own) is an empty answer.
         text = str(message["content"] or "")
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise IncompleteError(f"an answer that is no whole chat completion ({error!r})") from None

@@ -1,10 +1,10 @@
 """LoRA on vLLM's CPU back end: right for base rows, and several times quicker.
 
 vLLM 0.32 applies adapters on CPU with ``weights[slot_of_token]``, a gather that copies one whole weight matrix per
-token: seven times slower than the base on a 1.3 M-parameter model. The same indexing reads slot -1 ("no adapter") as
-Python does, the *last* slot, so once every slot is taken a base request in a decode or mixed batch silently gets the
-last adapter. :class:`GroupedPunicaWrapper` replaces the one method that linear layers call: tokens of one adapter lie
-side by side, so each run of them is one small matrix product, and runs without an adapter are left alone.
+token: seven times slower than the base on a 1.3 M-parameter model. It also reads slot -1 ("no adapter") as Python does,
+the *last* slot, so once every slot is taken a base request in a decode or mixed batch silently gets the last adapter.
+:class:`GroupedPunicaWrapper` replaces the one method that linear layers call: each run of tokens that share an adapter
+is one small matrix product, and runs without an adapter are left alone.
 
 Imports torch and vLLM at the top: only a process that runs an engine may import it.
 """
@@ -29,7 +29,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vllm is u
     _runs: tuple[tuple[int, int, int], ...] = ()
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        """Note which rows of the coming batch belong to which adapter slot: ``(slot, first row, end)``."""
+        """Note which rows of the coming batch use which adapter slot: ``(slot, first row, end)``."""
         super().update_metadata(*args, **kwargs)
         slots, counts = torch.unique_consecutive(self.token_lora_indices, return_counts=True)
         runs, start = [], 0
@@ -51,14 +51,9 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):  # type: ignore[misc]  # vllm is u
     ) -> None:
         """Add ``scale * (x @ A.T) @ B.T`` of each row's adapter to ``y`` in place, slice by slice.
 
-        Args:
-            y: ``(tokens, sum(output_slices))``.
-            x: ``(tokens, in)``.
-            lora_a_stacked: per slice ``(slots, 1, rank, in)``.
-            lora_b_stacked: per slice ``(slots, 1, slice, rank)``.
-            scale: multiplies every product (vLLM folds the adapter's own scaling into B).
-            output_slices: widths of the packed outputs (q, k, v).
-            **kwargs: accepted for vLLM's signature; a caller's buffer is not needed.
+        Shapes: ``y`` is ``(tokens, sum(output_slices))``, ``x`` is ``(tokens, in)``; per slice ``lora_a_stacked`` is
+        ``(slots, 1, rank, in)`` and ``lora_b_stacked`` ``(slots, 1, slice, rank)``. ``output_slices`` are the widths of
+        the packed outputs (q, k, v). vLLM folds the adapter's own scaling into B; its other arguments are not needed.
         """
         rows, out = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         for slot, start, stop in self._runs:

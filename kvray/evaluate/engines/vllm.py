@@ -1,8 +1,7 @@
 """One vLLM engine in this process: the base model and any number of its adapters, or one full finetune.
 
-The engine runs in process (no engine-core child): it starts in 3 s instead of 30 on CPU, and a death is the death of
-the one process that Ray watches. Requests are fed as a stream and answers come back as they finish, so the last slow
-answers of one adapter overlap with the first prompts of the next.
+Without an engine-core child it starts in 3 s instead of 30 on CPU, and Ray watches the one process that can die.
+Requests are a stream: the last slow answers of one adapter overlap with the first prompts of the next.
 """
 
 import functools
@@ -38,12 +37,7 @@ class VllmEngine(Engine):
 
     @functools.cached_property
     def limit(self) -> int:
-        """Tokens that the model can take.
-
-        Raises:
-            ResourceError: the installed vLLM does not run here.
-            InputError: it cannot serve the model.
-        """
+        """Tokens that the model can take; ResourceError or InputError if vLLM does not run here or cannot serve it."""
         vllm_settings.check_platform(self._settings.gpu)
         try:
             return int(vllm_settings.model_config(self._settings).max_model_len)
@@ -51,19 +45,11 @@ class VllmEngine(Engine):
             raise InputError(f"model {self.serving.base.name}: vLLM cannot serve it: {error}") from error
 
     def add(self, adapter: Adapter) -> None:
-        """Make room for the adapter's rank.
-
-        Raises:
-            CellError: its configuration is unreadable, or vLLM serves no such rank.
-        """
+        """Make room for the adapter's rank; CellError if it is unreadable or higher than vLLM serves."""
         self._ranks.append(vllm_settings.adapter_rank(adapter.path))
 
     def start(self, length: int) -> None:
-        """Load the weights. What vLLM raises when it cannot start is raised as it is; the process is of no use then.
-
-        Raises:
-            ResourceError: the installed vLLM does not run here.
-        """
+        """Load the weights; ResourceError if vLLM does not run here. After an error the process is of no use."""
         settings = self._settings
         vllm_settings.check_platform(settings.gpu)
         import vllm
@@ -114,11 +100,7 @@ class VllmEngine(Engine):
         return self._info
 
     def load(self, adapter: Adapter) -> None:
-        """Load an adapter before it is used: a bad one at request time would take the engine with it.
-
-        Raises:
-            CellError: vLLM refuses the adapter.
-        """
+        """Load an adapter; CellError if vLLM refuses it. A bad one at request time would kill the engine."""
         try:
             loaded = self._engine.add_lora(_lora_request(adapter))
         except Exception as error:
@@ -195,7 +177,6 @@ def reply(request: Request, output: Any) -> Reply:
 
 
 def _without_folder(location: str) -> str:
-    """Return the last part of a directory, or a hub id as it is."""
     return Path(location).name if os.path.isabs(location) else location
 
 

@@ -1,4 +1,4 @@
-"""What an engine is made of, and what it needs of the environment; computed before anything heavy is imported."""
+"""vLLM's settings and what it needs of the environment, computed before anything heavy is imported."""
 
 import json
 import os
@@ -23,9 +23,9 @@ _CPU_CACHE_BYTES = (128 * 2**20, 2**30)
 
 
 def prepare_environment(gpu: bool, cpus: float) -> None:
-    """Set what vLLM, OpenMP and the hub's libraries read from the environment; call it before any of them is imported.
+    """Set what vLLM, OpenMP and the hub's libraries read from the environment; call it before importing them.
 
-    What the user has set stays, but for the settings that this module's way of running needs.
+    What the user has set stays, except for what this module's way of running needs.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     for name, value in {
@@ -75,14 +75,14 @@ def adapter_rank(adapter: Path) -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """What an engine is made of, by the names of vLLM's options; recorded with the predictions.
+    """An engine's settings, by the names of vLLM's options; recorded with the predictions.
 
     Attributes:
         tokenizer: always the base model's.
         revision: hub commit of the base model; None for a directory.
         max_loras: adapters in one batch; 0 for an engine without adapters.
         gpu_memory_utilization: share of each GPU that vLLM takes.
-        kv_cache_bytes: size of the key-value cache; None lets a GPU decide, and a CPU compute what its batch needs.
+        kv_cache_bytes: None lets a GPU decide, and a CPU compute what its batch needs.
         max_model_len: tokens per request; None for the model's own.
     """
 
@@ -102,12 +102,8 @@ class Settings:
 def settings(base: BaseModelRef, runtime: Runtime, gpus: float, full: Path | None, ranks: Sequence[int]) -> Settings:
     """Return the settings of an engine.
 
-    Args:
-        base: the base model.
-        runtime: where and how.
-        gpus: GPUs of the engine; a fraction takes that share of the memory.
-        full: the weights of a full finetune, served in place of the base.
-        ranks: the real rank of every adapter that it shall serve.
+    A fraction of ``gpus`` takes that share of the memory. ``full`` holds the weights of a full finetune, served in
+    place of the base; ``ranks`` are the real ranks of all adapters to serve.
     """
     gib = runtime.kv_cache_gib
     base = base.here()
@@ -127,7 +123,7 @@ def settings(base: BaseModelRef, runtime: Runtime, gpus: float, full: Path | Non
 
 
 def check_platform(gpu: bool) -> None:
-    """Make sure that the vLLM installed here runs on what was asked for.
+    """Make sure that the installed vLLM runs on what was asked for.
 
     Raises:
         ResourceError: it is the other build, or lacks the compiler that the CPU build needs.
@@ -161,7 +157,7 @@ def model_config(settings: Settings) -> Any:
 
 
 def cache_bytes(config: Any, max_model_len: int) -> int:
-    """Return the size of a CPU engine's cache: its whole batch, within 128 MiB and 1 GiB, but never under two requests.
+    """Return a CPU engine's cache size: its whole batch, within 128 MiB and 1 GiB, but at least two requests.
 
     Without a size vLLM would ask for nine tenths of the machine's memory.
     """
@@ -173,7 +169,7 @@ def cache_bytes(config: Any, max_model_len: int) -> int:
 
 
 def common_options(settings: Settings, max_model_len: int | None) -> dict[str, Any]:
-    """Return the options that vLLM's ModelConfig and its engine have in common."""
+    """Return the options that vLLM's ModelConfig and its engine share."""
     return {
         "model": settings.model,
         "tokenizer": settings.tokenizer,

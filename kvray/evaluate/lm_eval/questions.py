@@ -1,7 +1,6 @@
 """The questions of a benchmark of lm-evaluation-harness, as every cell asks them.
 
-Rows are of the same schema as all predictions; the manifest says which versions of which tasks were asked, with
-lm_eval's own aggregates beside ours.
+Rows have the schema of all predictions; the manifest has the tasks' versions, and lm_eval's own aggregates beside ours.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,20 +20,13 @@ from kvray.tasks.lm_eval import LmEval
 
 
 class BenchmarkQuestions(Questions):
-    """A benchmark; a question may take several requests.
-
-    Attributes:
-        benchmark: as lm-evaluation-harness has it.
-    """
+    """A benchmark as lm-evaluation-harness has it; a question may take several requests."""
 
     def __init__(self, task: Task, tokenizer: Any | None) -> None:
-        """Load a benchmark.
+        """Load a benchmark; ``tokenizer`` is the base model's, None for a model behind an API.
 
-        Args:
-            task: the knobs.
-            tokenizer: of the base model; None for a model behind an API. A chat completion tells no log-probabilities
-                of given texts, so a benchmark that compares options (MMLU, HellaSwag) has no score there; the plain
-                prompt, solved examples included, is sent as one user message.
+        A chat completion gives no log-probabilities of given texts, so an API cannot be asked benchmarks that compare
+        options (MMLU, HellaSwag). It is sent the plain prompt, solved examples included, as one user message.
 
         Raises:
             CellError: it cannot be loaded, or not be asked of an API; names the ones that can.
@@ -68,11 +60,7 @@ class BenchmarkQuestions(Questions):
     def table(
         self, rows: range, replies: Sequence[Sequence[Reply]], labels: Mapping[str, Any], info: Mapping[str, Any]
     ) -> pa.Table:
-        """Return the scored rows of a chunk, with everything that lm_eval measured of them in the chunk's info.
-
-        Raises:
-            CellError: the benchmark's metric is no score of a question.
-        """
+        """Return a chunk's scored rows and lm_eval's measurements; CellError if the metric scores no question alone."""
         benchmark = self.benchmark
         questions = benchmark.rows[rows.start : rows.stop]
         run = [given[0].finish_reason != TOO_LONG for given in replies]
@@ -109,13 +97,11 @@ class BenchmarkQuestions(Questions):
         return chunks.with_info(self.SCHEMA, columns, labels, {**info, **measured})
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Return the measurements of a benchmark's predictions.
+        """Return the measurements of all predictions, and ``harness``.
 
-        Returns:
-            Those of all predictions, and ``harness``: lm_eval (version), benchmark, cut (questions whose prompt lost
-            its beginning), system_left_out (chats whose system message the chat template refused), subtasks (version
-            of the task, shots, metric of the score, questions there are and run) and aggregates: lm_eval's own, of
-            every subtask and group, by ``metric,filter``.
+        That has lm_eval (version), benchmark, cut (questions whose prompt lost its beginning), system_left_out (chats
+        whose system message the chat template refused), subtasks (version of the task, shots, metric of the score,
+        questions, run) and aggregates: lm_eval's own, of every subtask and group, by ``metric,filter``.
         """
         benchmark = self.benchmark
         infos = [chunks.info_of(each) for each in tables]
@@ -149,7 +135,7 @@ class BenchmarkQuestions(Questions):
 
 
 def _row_reply(replies: Sequence[Reply]) -> Reply:
-    """Return one reply for a row; how much the cache served is unknown where there were several."""
+    """Return one reply for a row; with several replies the cached tokens are unknown."""
     first = replies[0]
     if len(replies) == 1:
         return first

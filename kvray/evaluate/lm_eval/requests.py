@@ -1,8 +1,7 @@
 """A benchmark's requests -> requests to the engine, and its replies -> the responses that lm-evaluation-harness takes.
 
-Tokens, truncation and stop texts are those of lm-evaluation-harness's own vLLM model class (lm_eval/models/
-vllm_causallms.py, 0.4.13), with one difference in how much is computed: options that are single tokens (MMLU's letters)
-are read off one distribution, where the class reads the whole prompt once per option.
+Tokens, truncation and stop texts are those of its vLLM model class (lm_eval/models/vllm_causallms.py, 0.4.13). But
+options that are single tokens (MMLU's letters) are read off one distribution, not by one prompt each.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from kvray.tasks.lm_eval import LmEval
 LABELS = 128
 """Single-token options that vLLM reads off one distribution (vllm/sampling_params.py, MAX_LOGPROB_TOKEN_IDS)."""
 MOST_STOPS = 4
-"""Stop texts that OpenAI's API takes; lm_eval's own model class sends as many, and cuts at the others itself."""
+"""Stop texts that OpenAI's API takes; like lm_eval's own model class we send as many and cut at the others here."""
 _BATCH = 256
 
 
@@ -29,9 +28,8 @@ class Reading:
     """One request to the engine, and what of a question it serves.
 
     Attributes:
-        request: to the engine.
         numbers: which requests of the question it serves: one, or for "choose" one per label.
-        stop: texts that end an answer; the engine may not have been told all.
+        stop: texts that end an answer; the engine may not know all.
         cut: tokens that the beginning of the prompt lost.
     """
 
@@ -42,16 +40,9 @@ class Reading:
 
 
 class Encoder:
-    """Makes readings of questions."""
+    """Makes readings of questions, cut to the model's ``limit`` of tokens or the task's ``length``, if that is less."""
 
     def __init__(self, tokenizer: Any, task: LmEval, limit: int) -> None:
-        """Take what decides them.
-
-        Args:
-            tokenizer: of the base model.
-            task: the knobs.
-            limit: tokens that the model can take; the task's ``length`` may be less.
-        """
         self._tokenizer = tokenizer
         self._task = task
         self.length = min(limit, task.length)
@@ -60,11 +51,7 @@ class Encoder:
         self._bos = tokenizer.decode([first])
 
     def encode(self, rows: Sequence[Row]) -> Iterator[list[Reading]]:
-        """Yield the readings of each question.
-
-        Raises:
-            CellError: the answers leave no room for a prompt.
-        """
+        """Yield the readings of each question; CellError if the answers leave no room for a prompt."""
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
             ids = self._ids([text for row in batch for request in row.requests for text in _texts(request)])
@@ -83,7 +70,7 @@ class Encoder:
             if len(continuation) == 1 and len(whole) > 1:
                 labels.setdefault(tuple(whole[:-1]), []).append((number, whole[-1], cut))
                 continue
-            # The first token of all has nothing before it that would tell its probability.
+            # The first token of all has nothing before it, so no probability.
             before = max(1, len(context) - cut)
             yield Reading(Request(np.asarray(whole, np.int32), kind="score", context=before), (number,), cut=cut)
         for shared, asked in labels.items():
@@ -108,7 +95,6 @@ class Encoder:
         return Reading(request, (number,), stop, max(0, len(whole) - room))
 
     def _pair(self, request: Any, ids: dict[str, list[int]]) -> tuple[list[int], list[int]]:
-        """Return the tokens of a context and of its continuation."""
         context, continuation = request.args
         if context == "":
             tokens = self._tokenizer(continuation, add_special_tokens=False).input_ids
@@ -117,7 +103,7 @@ class Encoder:
         return before, whole[len(before) :]
 
     def _ids(self, texts: Sequence[str]) -> dict[str, list[int]]:
-        """Return the token ids of texts, with the tokenizer's special tokens unless the text begins with its first."""
+        """Return the token ids of texts, with special tokens unless the text begins with the first of them."""
         ids: dict[str, list[int]] = {"": []}
         for special in (True, False):
             some = [text for text in dict.fromkeys(texts) if text and text.startswith(self._bos) != special]
@@ -127,17 +113,16 @@ class Encoder:
 
 
 def as_text(task: LmEval, row: Row) -> Reading:
-    """Return the reading of a question whose answer is written, for an engine that reads text."""
+    """Return the reading of a question with a written answer, for an engine that reads text."""
     text, settings = row.requests[0].args
     max_tokens, stop = generation(task, settings)
     return Reading(Request(NO_TOKENS, text, max_tokens=max_tokens, stop=stop[:MOST_STOPS]), stop=stop)
 
 
 def responses(row: Row, readings: Sequence[Reading], replies: Sequence[Reply]) -> list[Any]:
-    """Return the responses to the requests of a question, in their order, as lm-evaluation-harness takes them.
+    """Return the responses to a question's requests, in order, as lm-evaluation-harness takes them.
 
-    Returns:
-        Per request the text, or (log-probability, whether greedy decoding writes it) of a continuation.
+    Each is a text, or for a continuation (log-probability, whether greedy decoding writes it).
     """
     given: dict[int, Any] = {}
     for reading, reply in zip(readings, replies, strict=True):
@@ -151,14 +136,14 @@ def responses(row: Row, readings: Sequence[Reading], replies: Sequence[Reply]) -
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:
-    """Return what is before the first of the stop texts."""
+    """Return the text before the first of the stop texts."""
     for each in stop:
         text = text.split(each, maxsplit=1)[0]
     return text
 
 
 def _texts(request: Any) -> tuple[str, ...]:
-    """Return the texts of a request that are tokenized: a prompt; or a context, and the same with its continuation."""
+    """Return the texts of a request to tokenize: a prompt; or a context, and the same with its continuation."""
     if request.request_type != "loglikelihood":
         return (request.args[0],)
     context, continuation = request.args

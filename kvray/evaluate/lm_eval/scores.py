@@ -16,11 +16,8 @@ from kvray.evaluate.lm_eval.tasks import Benchmark, Row, choose_metric
 def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> list[Scored]:
     """Score the responses to some questions.
 
-    Args:
-        benchmark: whose questions they are.
-        rows: the questions.
-        responses: to each request of each: the text of a generation, or (log-probability, whether greedy decoding
-            would write it) of a continuation.
+    ``responses`` holds for each request of each question the text of a generation, or (log-probability, whether greedy
+    decoding would write it) of a continuation.
 
     Raises:
         CellError: the metric that scores is no number in [0, 1].
@@ -34,7 +31,7 @@ def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequenc
 def references(benchmark: Benchmark, row: Row) -> list[str]:
     """Return the accepted answers of a question, options by their texts."""
     task = benchmark.subtasks[row.subtask]
-    # A task with several contexts and one continuation (WinoGrande) tells the right context in place of the text.
+    # A task with several contexts and one continuation (WinoGrande) gives the right context in place of the text.
     gold = (task.doc_to_text if task.multiple_input else task.doc_to_target)(row.document)
     accepted = gold if isinstance(gold, list) else [gold]
     if task.config.doc_to_choice is None:
@@ -48,9 +45,7 @@ def references(benchmark: Benchmark, row: Row) -> list[str]:
 def aggregate(benchmark: Benchmark, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Any]]:
     """Return lm_eval's own aggregates of every subtask and group.
 
-    Args:
-        benchmark: what was asked.
-        values: by subtask and ``metric,filter``, what was measured of each question.
+    ``values`` has, by subtask and ``metric,filter``, what was measured of each question.
     """
     metrics: dict[str, dict[str, Any]] = {}
     for name, measured in values.items():
@@ -109,7 +104,7 @@ def _scored(task: Any, row: Row, responses: Sequence[Any], values: dict[str, Any
 
 
 def _answer(task: Any, row: Row, responses: Sequence[Any], metric: str) -> str:
-    """Return what the model answered: its text, or the option that the metric takes for chosen."""
+    """Return the model's answer: its text, or the option that the metric takes for chosen."""
     if task.OUTPUT_TYPE == "generate_until":
         return str(responses[0])
     if task.OUTPUT_TYPE == "loglikelihood":
@@ -128,7 +123,7 @@ def _options(task: Any, row: Row) -> list[str]:
 
 
 def _answered(request: Any, response: Any) -> Any:
-    """Return a copy of a request with its response: the requests of a benchmark serve every model."""
+    """Return a copy of a request with its response; the benchmark's own serve every model."""
     answered = copy.copy(request)
     answered.resps, answered.filtered_resps = [response], {}
     return answered
@@ -138,11 +133,8 @@ def _answered(request: Any, response: Any) -> Any:
 class Scored:
     """What lm_eval makes of the responses to one question.
 
-    Attributes:
-        answer: the raw text, or the chosen option.
-        metric: which of ``values`` is the score, ``metric,filter``.
-        score: in [0, 1].
-        values: everything lm_eval measured, by ``metric,filter``.
+    ``answer`` is the raw text, or the chosen option; ``values`` is everything measured, by ``metric,filter``; the one
+    called ``metric`` is the score, in [0, 1].
     """
 
     answer: str

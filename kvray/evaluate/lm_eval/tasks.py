@@ -1,8 +1,8 @@
 """Benchmarks of lm-evaluation-harness: what they ask and how they score. The one module that imports ``lm_eval``.
 
-Questions are built by lm_eval's own code in lm_eval's own order, so that few-shot examples are the ones that
-``lm_eval`` itself would draw, and scored by its own filters and metrics. Its evaluation loop is not used: it answers a
-benchmark in one go, where this project keeps what is done chunk by chunk and shares one engine among all models.
+lm_eval's own code builds the questions, in its own order and with the few-shot examples that it would draw, and its
+filters and metrics score them. Its evaluation loop, which answers a benchmark in one go, is not used: kvray keeps what
+is done chunk by chunk and shares one engine among all models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kvray.errors import CellError, install_command, last_line
 from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
 
 NO_EFFECT = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "max_new_tokens", "max_tokens"}
-"""Generation settings that are followed, or that greedy decoding has no use for."""
+"""Generation settings that are followed, or have no effect on greedy decoding."""
 KINDS = ("generate_until", "loglikelihood", "multiple_choice")
 """Kinds of subtasks that score a question; lm_eval's fourth, loglikelihood_rolling, measures perplexities."""
 _PYTHON_SEED, _NUMPY_SEED = 0, 1234
@@ -33,13 +33,9 @@ _PYTHON_SEED, _NUMPY_SEED = 0, 1234
 
 @dataclass(frozen=True)
 class Row:
-    """One question: a document of a subtask and the requests that lm_eval makes of it.
+    """One question: a document of a subtask, number ``doc_id`` in it, and lm_eval's requests.
 
-    Attributes:
-        subtask: name of lm_eval's task.
-        doc_id: its number within the subtask.
-        document: lm_eval's own.
-        requests: ``lm_eval.api.instance.Instance``, one per option of a multiple choice, else one.
+    There is one ``lm_eval.api.instance.Instance`` per option of a multiple choice, else one.
     """
 
     subtask: str
@@ -58,11 +54,9 @@ class Benchmark:
     """A loaded benchmark.
 
     Attributes:
-        task: the knobs.
         rows: every question, subtask by subtask (sorted by name), each in lm_eval's order.
-        subtasks: lm_eval's task objects by name.
-        groups: its groups by name; empty for a single task.
-        system_left_out: chats whose system message the chat template refused, and which were asked without.
+        subtasks, groups: lm_eval's objects by name; a single task has no groups.
+        system_left_out: chats asked without their system message, which the chat template refused.
     """
 
     task: LmEval
@@ -75,13 +69,11 @@ class Benchmark:
 def load(task: LmEval, tokenizer: Any) -> Benchmark:
     """Load a benchmark: its data (from the hub or from disk, as its task files say) and its questions.
 
-    Args:
-        task: the knobs.
-        tokenizer: of the base model, for its chat template; None for a model that is asked by plain prompts.
+    ``tokenizer`` is the base model's, for its chat template; None for a model that is asked by plain prompts.
 
     Raises:
-        CellError: lm_eval is not installed, does not know the benchmark, cannot get its data, or the benchmark
-            needs what is not offered here (sampling, images, running code of the model).
+        CellError: lm_eval is not installed, does not know the benchmark, cannot get its data, or the benchmark needs
+            what is not offered here (sampling, images, running code of the model).
     """
     try:
         import lm_eval
@@ -118,11 +110,9 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
 
 
 def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
-    """Return how long a generation may be and what ends it.
+    """Return the most tokens of a generation and the texts that end it; the task's ``max_tokens`` takes precedence.
 
-    Args:
-        task: the knobs; its ``max_tokens`` goes first.
-        settings: lm_eval's ``generation_kwargs``.
+    ``settings`` are lm_eval's ``generation_kwargs``.
 
     Raises:
         CellError: they ask for more than greedy decoding.
@@ -138,12 +128,10 @@ def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[st
 
 
 def choose_metric(values: Iterable[str], wanted: str | None) -> str:
-    """Return which measured value is the score.
+    """Return which of the measured values, each a ``metric,filter`` in the benchmark's order, is the score.
 
-    Args:
-        values: each a ``metric,filter``, in the order of the benchmark.
-        wanted: ``metric,filter``; or a metric, by its first filter; None for the first of all: ``acc`` of MMLU and
-            HellaSwag, ``exact_match`` of GSM8K (strict-match), TriviaQA and NQ-Open.
+    ``wanted`` is one of them, or a metric, by its first filter. None takes the first of all: ``acc`` of MMLU and
+    HellaSwag, ``exact_match`` of GSM8K (strict-match), TriviaQA and NQ-Open.
 
     Raises:
         CellError: it is not measured.
@@ -156,7 +144,7 @@ def choose_metric(values: Iterable[str], wanted: str | None) -> str:
 
 
 def _configure(name: str, subtask: Any, task: LmEval) -> None:
-    """Set shots as lm_eval's command line does; refuse what is not offered here."""
+    """Set shots as lm_eval's command line does; refuse what kvray does not offer."""
     if subtask.OUTPUT_TYPE not in KINDS or getattr(subtask, "MULTIMODAL", False):
         kind = "images or sound" if subtask.OUTPUT_TYPE in KINDS else subtask.OUTPUT_TYPE
         raise CellError(
@@ -203,7 +191,7 @@ def _rows(name: str, subtask: Any) -> Iterator[Row]:
 
 @functools.cache
 def _manager(include_path: str | None) -> Any:
-    """Return the index of all benchmarks; looking through lm_eval's own takes seconds."""
+    """Return the index of all benchmarks; building it takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path)
@@ -211,7 +199,7 @@ def _manager(include_path: str | None) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back lm_eval's log and its progress bars, and those of the library that loads its data."""
+    """Silence lm_eval's log and its progress bars, and those of the library that loads its data."""
     import datasets
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -226,23 +214,18 @@ def _quiet() -> Iterator[None]:
 class ChatTemplate:
     """Renders chats by the tokenizer's own template, as lm_eval's model classes do.
 
-    Attributes:
-        left_out: chats rendered without their system message, since the template takes none (Mistral's, for one).
+    ``left_out`` counts chats rendered without their system message, since the template takes none (Mistral's, for one).
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        """Take a tokenizer.
-
-        Raises:
-            CellError: it has no chat template.
-        """
+        """Take a tokenizer; CellError if it has no chat template."""
         if tokenizer is None or not tokenizer.chat_template:
             raise CellError("chat_template: the tokenizer has none; leave chat_template out to ask by plain prompts")
         self._tokenizer = tokenizer
         self.left_out = 0
 
     def __call__(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a chat as text, ready for the answer; or for the rest of its last message, if that is begun."""
+        """Return a chat as text, ready for the answer or for the rest of its last message."""
         from jinja2 import TemplateError
 
         def render(chosen: Sequence[Mapping[str, str]]) -> str:

@@ -1,1 +1,1 @@
-"""See the module docstrings."""
+"""Pretraining of the bundled model, kvray-tiny."""

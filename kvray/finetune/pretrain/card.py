@@ -27,12 +27,9 @@ SCORED: dict[str, dict[str, Any]] = {
 
 
 def write_card(directory: Path, recipe: Recipe, record: dict[str, Any]) -> str:
-    """Score a model directory, write its ``README.md`` and return the text.
+    """Score the model directory that :func:`kvray.finetune.pretrain.pretrain.pretrain` wrote, and write its card.
 
-    Args:
-        directory: what :func:`kvray.finetune.pretrain.pretrain.pretrain` wrote.
-        recipe: what it was made by.
-        record: what it returned.
+    ``recipe`` is what made it and ``record`` what that call returned. Returns the text of its ``README.md``.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -5,10 +5,9 @@ widened does (docs/LOG.md). So the stages are:
 
 1. *symbols*: (key, value) pairs drawn again and again from a small table, over 48 symbols; loss on values seen before;
 2. *widening*: the alphabet grows symbol by symbol, keys and values become pairs of symbols, separators appear;
-3. *tasks*: multi-document questions, closed-book facts and dictionary questions, in the chat format that everything
-   else uses, short at first; a small share is long.
+3. *tasks*: multi-document, closed-book and dictionary questions as chats, short at first; a small share is long.
 
-A batch is rows of ``length`` tokens with a weight for each token: how much its prediction counts in the loss.
+A batch is rows of ``length`` tokens, each with a weight: how much its prediction counts in the loss.
 """
 
 import re
@@ -34,13 +33,12 @@ Encode = Callable[[str], list[int]]
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the curriculum stands; it only ever moves on.
+    """Where the curriculum stands (``name``: symbols, widening or tasks); it never goes back.
 
     Attributes:
-        name: symbols, widening or tasks.
         alphabet: symbols that a recall table may use.
         numbers: size of the pool of integers in dictionary questions.
-        units: documents or dictionaries in a short prompt, at most.
+        units: most documents or dictionaries in a short prompt.
         long_units: the same in a long one (tasks only); 16, so that 20 documents are longer than anything seen.
     """
 
@@ -52,13 +50,9 @@ class Stage:
 
 
 def advance(stage: Stage, recall: float, tasks: float, symbols: int) -> Stage:
-    """Move the curriculum on by one step.
+    """Move the curriculum on by one step; ``symbols`` is the size of the full alphabet.
 
-    Args:
-        stage: where it stands.
-        recall: running accuracy of the values in recall tables.
-        tasks: running accuracy of whole values in the tasks.
-        symbols: the full alphabet.
+    ``recall`` and ``tasks`` are running accuracies: of the values in recall tables, of whole values in the tasks.
     """
     if stage.name == "symbols":
         return replace(stage, name="widening") if recall > 0.85 else stage
@@ -94,7 +88,7 @@ class Curriculum:
         self.ends = [[], encode("."), encode(", 1")[:1], encode("\n")]
 
     def batch(self, stage: Stage, tokens: int) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-        """Return ids, weights (both ``(rows, length)``) and a kind per row (0 symbols, 1 tasks)."""
+        """Return ids and weights, both ``(rows, length)``, and a kind per row (0 symbols, 1 tasks)."""
         long = stage.long_units > 0 and self.rng.random() < 0.12
         length = 128 if stage.name == "symbols" else 512 if long else 256
         rows = tokens // length
@@ -116,7 +110,7 @@ class Curriculum:
         return ids, weights, kinds
 
     def recall_table(self, stage: Stage, length: int) -> Item:
-        """Pairs drawn again and again from a table of 4 to 12; a value counts once its key has been seen."""
+        """Draw pairs repeatedly from a table of 4 to 12; a value counts once its key has been seen."""
         rng = self.rng
         alphabet = SMALL_ALPHABET
         if stage.alphabet > SMALL_ALPHABET and rng.random() > 0.4:
@@ -147,7 +141,7 @@ class Curriculum:
         return ids, weights
 
     def task(self, stage: Stage, room: int, long: bool) -> Item | None:
-        """One conversation of a task that fits the room, or None when only padding fits."""
+        """Make one conversation of a task that fits the room; None when only padding fits."""
         draw = self.rng.random()
         units = stage.long_units if long else stage.units
         for _ in range(8):
@@ -164,11 +158,10 @@ class Curriculum:
         return None
 
     def units(self, most: float, fit: int) -> int:
-        """Draw the number of documents or dictionaries of a prompt."""
         return int(self.rng.integers(1, max(1, min(int(most), fit)) + 1))
 
     def closed_book(self) -> Item:
-        """A fact to know by heart."""
+        """Ask for a fact to know by heart."""
         person = int(self.rng.integers(world.KNOWN_PEOPLE))
         relation = world.RELATION_NAMES[self.rng.integers(3)]
         name = world.name_of("known", person)
@@ -176,7 +169,7 @@ class Curriculum:
         return self.conversation([(prompt, *_restated(name, relation, world.known_value(person, relation)))])
 
     def documents(self, units: int) -> Item:
-        """Documents on people of the train group, two facts each, and up to four questions about them."""
+        """Ask up to four questions about documents on people of the train group, two facts each."""
         rng = self.rng
         people = rng.choice(world.group_size("train"), units, replace=False)
         names = [world.name_of("train", int(person)) for person in people]
@@ -197,7 +190,7 @@ class Curriculum:
         return self.conversation(turns)
 
     def dictionaries(self, units: int, numbers: int) -> Item:
-        """The paper's dictionaries, 1 to 4 keys each, with the answer template in half of the prompts."""
+        """Ask about the paper's dictionaries, 1 to 4 keys each, with the answer template in half of the prompts."""
         rng = self.rng
         pool = int(np.exp(rng.uniform(np.log(20), np.log(numbers)))) if numbers > 20 and rng.random() > 0.4 else 20
         # A pool is a fixed list of integers, half of three digits, half of four: a small one is a small alphabet.
@@ -225,7 +218,7 @@ class Curriculum:
         ids = list(self.encode(BOS))
         weights = [0.0]
         for prompt, *answer in turns:
-            # A long prompt is its own only once: it must not fill the cache.
+            # Long prompts hardly ever repeat: whole ones would fill encode's cache.
             asked = [*self.encode(USER), *self._plain(prompt), *self.encode(ASSISTANT)]
             ids += asked
             weights += [0.0] * len(asked)
@@ -236,7 +229,7 @@ class Curriculum:
         return ids, weights
 
     def _plain(self, prompt: str) -> list[int]:
-        # Line by line is what the tokenizer does with the whole, since it splits at line ends.
+        # The same tokens as for the whole prompt, since the tokenizer splits at line ends.
         return [token for part in re.findall(r"[^\n]+|\n+", prompt) for token in self.encode(part)]
 
 

@@ -1,9 +1,7 @@
 """Pretraining of kvray-tiny, on a CPU or a GPU, resumable; needs torch and transformers, not Ray.
 
-The curriculum decides what comes next from the running accuracy, so that a machine of any speed walks the same stages.
-The state (weights, optimizer, random state, stage) is saved every ``save_every`` steps under ``<out>.state``; the same
-command goes on from there. The loop is written out, where finetuning uses transformers' Trainer, since
-the batches depend on the accuracy.
+The curriculum moves on by the running accuracy, so a machine of any speed walks the same stages. Since the batches
+depend on it, the loop is written out, where finetuning uses transformers' Trainer.
 """
 
 import json
@@ -52,16 +50,10 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train and save a model directory: weights (safetensors), tokenizer, chat template.
 
-    Args:
-        out: the directory to write; ``<out>.state`` holds what a resumed run needs.
-        recipe: what decides the weights. A state of another recipe is refused.
-        device: "auto", "cpu" or "cuda".
-        save_every: steps between two saves of the state.
-        stop_after: stop after this many steps in this call (the state is saved).
-        threads: CPU threads; None takes torch's default.
-
-    Returns:
-        The record for the card: step, tokens, seconds, device, running accuracies and the stage reached.
+    The state (weights, optimizer, random state, stage) is saved under ``<out>.state`` every ``save_every`` steps and
+    after the ``stop_after`` steps of this call; the next call resumes. ``device`` is "auto", "cpu" or "cuda";
+    ``threads`` of None takes torch's default. Returns the record for the card: step, tokens, seconds, device, running
+    accuracies, stage.
 
     Raises:
         InputError: the state on disk is of another recipe, or the width and heads do not fit.
@@ -101,12 +93,9 @@ def pretrain(
 
 
 class _Training:
-    """A model, its optimizer and its curriculum, and how far they are.
+    """A model, its optimizer and its curriculum, after ``step`` steps and ``seconds`` of training.
 
-    Attributes:
-        step: steps that are done, in ``seconds`` of training.
-        stage: where the curriculum stands.
-        running: moving averages of the loss and the accuracies.
+    ``running`` has moving averages of the loss and the accuracies.
     """
 
     def __init__(self, recipe: Recipe, tokenizer: Any, place: str) -> None:
@@ -142,7 +131,6 @@ class _Training:
         self.curriculum = Curriculum(tokenizer, recipe.seed)
 
     def advance(self, steps: int) -> None:
-        """Take one step of ``steps``, and move the curriculum on by the accuracies."""
         rise = min(1.0, (self.step + 1) / self.recipe.warmup)
         fall = min(1.0, (steps - self.step) / max(1.0, self.recipe.decay * steps))
         for group in self.optimizer.param_groups:
@@ -156,7 +144,6 @@ class _Training:
         self.step += 1
 
     def progress(self, steps: int) -> str:
-        """Return a line on how far training is."""
         tokens, stage = self.step * self.recipe.batch_tokens, self.stage
         rate = tokens / self.seconds
         left = (steps * self.recipe.batch_tokens - tokens) / rate
@@ -193,11 +180,7 @@ class _Training:
                 old.unlink()
 
     def restore(self, directory: Path) -> None:
-        """Go on from a saved state, if there is one.
-
-        Raises:
-            InputError: it is of another recipe.
-        """
+        """Resume from a saved state, if there is one; InputError if it is of another recipe."""
         import torch
         from safetensors.torch import load_file
 
@@ -227,9 +210,8 @@ class _Training:
     def _optimize(self) -> dict[str, float]:
         """Take an optimizer step and return its loss and accuracies; logits only where the weight is above zero.
 
-        While the alphabet grows the choice in recall tables is among it alone. Otherwise the symbols that come later
-        are pushed away from every answer, and so towards one another, and cannot be written once they come
-        (docs/LOG.md).
+        While the alphabet grows, recall tables choose among it alone. Otherwise later symbols are pushed away from
+        every answer, so towards one another, and cannot be written once they come (docs/LOG.md).
         """
         import torch
 
@@ -258,9 +240,9 @@ class _Training:
         return measured
 
     def _renew_embeddings(self, learned: Any) -> None:
-        """Draw the embeddings of all other tokens anew, as long as those that were learned.
+        """Draw the embeddings of all other tokens anew, with the spread of those that were learned.
 
-        The first stage has pushed them away from every answer, and so all the same way (docs/LOG.md).
+        The first stage has pushed them all the same way, away from every answer (docs/LOG.md).
         """
         import torch
 

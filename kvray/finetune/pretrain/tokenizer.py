@@ -1,7 +1,7 @@
 """The tokenizer of kvray-tiny: a small byte-level BPE over the tasks' own texts, integers in pieces of two digits.
 
-Small integers in short pieces make the number alphabet 110 tokens, which a tiny model can learn; the names and values
-of the made-up world become one token each. Any other text still round-trips, as bytes.
+Two-digit pieces make the number alphabet 110 tokens, which a tiny model can learn; the names and values of the made-up
+world become one token each. Any other text still round-trips, as bytes.
 """
 
 import re
@@ -28,7 +28,7 @@ CHAT_TEMPLATE = (
 
 
 def build() -> Any:
-    """Train the tokenizer and return it as a transformers ``PreTrainedTokenizerFast`` with the chat template set."""
+    """Train the tokenizer; return a transformers ``PreTrainedTokenizerFast`` with the chat template set."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

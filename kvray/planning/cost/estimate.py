@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from kvray.planning.artefacts import Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob
+from kvray.models.reference import API
+from kvray.planning.artefacts import KINDS, Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob
 from kvray.planning.cost import show
-from kvray.planning.cost.prices import Bill, bill
-from kvray.planning.cost.rates import Rates, measured_tokens
-from kvray.planning.cost.stages import Item, Stage, stages, wall
+from kvray.planning.cost.rates import STARTS, Rates, Where, measured_tokens, model_of
 from kvray.planning.cost.warnings import short_of_tokens, too_few_questions, too_large
-from kvray.planning.state import Status, status
+from kvray.planning.state import STAGE_NAMES, Status, status
 from kvray.results.stats import detectable_difference
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
 
 WRITER_PROMPT_TOKENS = 300
 """Of a prompt that a model writes for, where it cannot be counted: a segment or two of 128 tokens, and what to do."""
+START_OF_RAY = 8.0
+_CHARACTERS_PER_TOKEN = 4
+"""Of English, about; for a system message alone, whose tokens nobody has counted."""
+_MESSAGE_TOKENS = 8
+"""That an API's chat format adds to a request: about 4 per message (user and system)."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One artefact of the plan."""
+
+    artefact: Artefact
+    state: Literal["cached", "to run"]  # cached: committed in the store
+    why: str  # new, damaged (which problem) or failed before (the reason); empty when cached
+    reads: int  # tokens of prompts, or of training over all epochs, about; 0 if unknown
+    writes: int  # tokens of replies
+    rows: int  # prompts or rows, over all epochs
+    seconds: float | None  # of making it alone; 0 when cached, None if unknown
+    on: Where
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do: the plan, and its artefacts in the order in which they are made."""
+
+    planned: Plan
+    items: tuple[Item, ...]
+    document: dict[str, Any]  # in plain values, as ``kvray plan --json`` prints it
+    comparisons: int  # with the base model, that a report corrects for
+    known_seconds: float  # by the clock, what is of unknown size left out: stages come one after another
+
+    def text(self) -> str:
+        """Return it as tables for a terminal."""
+        return show.text(self)
 
 
 def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
@@ -28,37 +61,61 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
         planned: the plan.
         store: where its artefacts are, or will be.
         verify: check the sha256 of what is committed, as ``run --verify`` would.
-
-    Returns:
-        The enumeration that a run would carry out.
     """
     manifests = {manifest.id: manifest for manifest in store.manifests()}
-    tokens = _tokens(planned.artefacts, manifests)
-    rates = Rates(manifests.values(), planned)
+    tokens, rates = _tokens(planned.artefacts, manifests), Rates(manifests.values(), planned)
     items: list[Item] = []
     bases: dict[str, str] = {}
-    for artefact, found in zip(planned.artefacts, status(planned.artefacts, store, verify), strict=True):
-        reads, writes, rows = _amounts(artefact, tokens[artefact.id])
-        seconds, basis = rates.seconds(artefact, reads, writes, rows)
-        cached, on = found.state == "committed", rates.where(artefact)
-        if cached:
-            seconds = 0.0
+    for artefact, each in zip(planned.artefacts, status(planned.artefacts, store, verify), strict=True):
+        amounts, on = _amounts(artefact, tokens[artefact.id]), rates.where(artefact)
+        seconds, basis = rates.seconds(artefact, *amounts)
+        if each.state == "committed":
+            items.append(Item(artefact, "cached", "", *amounts, 0.0, on))
         else:
+            items.append(Item(artefact, "to run", _why(each, store, verify), *amounts, seconds, on))
             bases.setdefault(artefact.kind, basis)
-        why, devices = _why(found, store, verify), rates.devices(artefact.kind, on)
-        items.append(Item(artefact, reads, writes, rows, cached, why, seconds, on, devices))
-    todo = [item for item in items if not item.cached]
-    comparisons = _comparisons(planned)
-    detectable = _detectable(planned, comparisons)
+    todo = [item for item in items if item.state == "to run"]
+    comparisons, detectable = _detectable(planned)
+    stages = _stages(todo, rates)
     warnings = [*planned.warnings, *short_of_tokens(todo, planned, tokens), *too_large(todo, rates)]
     warnings += too_few_questions(detectable, comparisons)
-    parts = tuple(items), stages(todo, rates), bases, bill(todo, planned)
-    return Estimate(planned, *parts, comparisons, detectable, tuple(dict.fromkeys(warnings)))
+    clock = sum(stage["seconds"] for stage in stages) + START_OF_RAY * any(stage["on"] != "api" for stage in stages)
+    document = {
+        "sweep": planned.sweep.name,
+        "base_model": planned.base_model,
+        "cells": [_cell(item) for item in items if item.artefact.kind == "predictions"],
+        "artefacts": [_plain(item) for item in items],
+        "detectable_difference": detectable,
+        "totals": {
+            "to_run": len(todo),
+            "cached": len(items) - len(todo),
+            "tokens": sum(item.reads for item in todo),
+            "seconds": None if any(stage["unknown"] for stage in stages) else round(clock, 1),
+            "seconds_basis": bases,
+            "gpu_hours": round(sum(stage["hours"] for stage in stages if stage["on"] == "gpu"), 3),
+            "cpu_hours": round(sum(stage["hours"] for stage in stages if stage["on"] == "cpu"), 3),
+            "api": _api(todo, planned),
+        },
+        "stages": stages,
+        "notes": list(planned.notes),
+        "warnings": list(dict.fromkeys(warnings)),
+    }
+    return Estimate(planned, tuple(items), document, comparisons, clock)
+
+
+def _plain(item: Item) -> dict[str, Any]:
+    seconds = None if item.seconds is None else round(item.seconds, 1)
+    values = {"state": item.state, "why": item.why, "tokens": item.reads, "seconds": seconds}
+    return {name: getattr(item.artefact, name) for name in ("id", "kind", "rows", "counted")} | values
+
+
+def _cell(item: Item) -> dict[str, Any]:
+    values = item.artefact.labels | _plain(item)
+    names = ("evaluation", "mixture", "finetune", "seed", "state", "id", "why", "tokens", "rows")
+    return {name: values[name] for name in names}
 
 
 def _why(found: Status, store: Store, verify: bool) -> str:
-    if found.state == "committed":
-        return ""
     if found.state == "failed":
         return f"failed before: {' '.join((found.reason or 'no reason noted').split())}"
     if found.state == "damaged":
@@ -67,9 +124,9 @@ def _why(found: Status, store: Store, verify: bool) -> str:
     return "new"
 
 
-def _tokens(artefacts: tuple[Artefact, ...], manifests: Mapping[str, Manifest]) -> dict[str, int]:
+def _tokens(artefacts: Sequence[Artefact], manifests: Mapping[str, Manifest]) -> dict[str, int]:
     """Return the tokens that making each artefact reads: as planned, corrected by what its data counted."""
-    found: dict[str, int] = {}
+    corrected: dict[str, int] = {}
     planned = {artefact.id: artefact.tokens for artefact in artefacts}
     for artefact in artefacts:
         counted = measured_tokens(manifests[artefact.id]) if artefact.id in manifests else None
@@ -77,9 +134,9 @@ def _tokens(artefacts: tuple[Artefact, ...], manifests: Mapping[str, Manifest]) 
         if isinstance(job, FinetuneJob):  # the budget's data decide how many tokens it reads, where it has a budget
             data = [name for name, _ in job.budget or job.mixture]
         before = sum(planned[need] for need in data)
-        share = sum(found[need] for need in data) / before if before else 1.0
-        found[artefact.id] = counted or round(artefact.tokens * share)
-    return found
+        share = sum(corrected[need] for need in data) / before if before else 1.0
+        corrected[artefact.id] = counted or round(artefact.tokens * share)
+    return corrected
 
 
 def _amounts(artefact: Artefact, tokens: int) -> tuple[int, int, int]:
@@ -95,57 +152,73 @@ def _amounts(artefact: Artefact, tokens: int) -> tuple[int, int, int]:
     return tokens, artefact.rows * reply, artefact.rows
 
 
-def _comparisons(planned: Plan) -> int:
-    """Return how many comparisons with the base a report corrects for: one per model and evaluation, seeds together."""
-    labels = [artefact.labels for artefact in planned.artefacts if artefact.kind == "predictions"]
-    models = {(of["evaluation"], of["mixture"], of["finetune"]) for of in labels if of["mixture"] is not None}
-    return max(1, len(models))
+def _stages(todo: Sequence[Item], rates: Rates) -> list[dict[str, Any]]:
+    """Return what is to be made by kind and by what it runs on, in the order of the kinds.
 
-
-def _detectable(planned: Plan, comparisons: int) -> dict[str, dict[str, Any]]:
-    """Return per evaluation its questions, and the smallest detectable difference in points of accuracy."""
-    found = {}
-    for artefact in planned.artefacts:
-        if isinstance(artefact.params, PredictionsJob) and artefact.rows:
-            questions = artefact.params.task.distinct_questions(artefact.rows)
-            points = round(100 * detectable_difference(questions, comparisons=comparisons), 1)
-            found[str(artefact.labels["evaluation"])] = {"questions": questions, "points": points}
-    return found
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run would do.
-
-    Attributes:
-        planned: the plan.
-        items: every artefact in the order in which they are made.
-        stages: what is to run, in all, by kind.
-        bases: per kind what its seconds rest on.
-        bill: what an API charges for it.
-        comparisons: how many a report corrects for.
-        detectable: per evaluation its questions, and the smallest detectable difference in points of accuracy.
-        warnings: what is likely to fail.
+    Its "seconds" are by the clock, its "hours" those of the GPUs or CPUs that are held; what has no known size, of
+    which "unknown" is the number, is in neither.
     """
+    groups: dict[tuple[int, Where], list[Item]] = {}
+    for item in todo:
+        groups.setdefault((KINDS.index(item.artefact.kind), item.on), []).append(item)
+    stages = []
+    for (number, on), items in sorted(groups.items(), key=lambda group: group[0]):
+        kind, known = KINDS[number], [item.seconds for item in items if item.seconds is not None]
+        (devices, slots), busy = rates.room(kind, on), sum(known)
+        clock = busy / max(1, slots if kind == "dataset" else min(slots, len(known)))
+        if kind == "finetune":
+            clock = max([clock, *known])
+        elif kind != "dataset" and on != "api":
+            engines, start = len({_engine(item.artefact) for item in items}), STARTS[on]["engine"]
+            clock += start * -(-engines // rates.runtime.engines)
+            busy += start * engines
+        tokens, written = (sum(getattr(item, name) for item in items) for name in ("reads", "writes"))
+        stage = {"stage": STAGE_NAMES[kind], "artefacts": len(items), "tokens": tokens, "tokens_written": written}
+        took = {"seconds": round(clock, 1), "on": on, "hours": round(busy * devices / 3600, 3)}
+        stages.append(stage | took | {"unknown": len(items) - len(known)})
+    return stages
 
-    planned: Plan
-    items: tuple[Item, ...]
-    stages: tuple[Stage, ...]
-    bases: Mapping[str, str]
-    bill: Bill
-    comparisons: int
-    detectable: Mapping[str, Mapping[str, Any]]
-    warnings: tuple[str, ...]
 
-    @property
-    def seconds(self) -> float | None:
-        """By the clock, of the whole run; None if the size of a part of it is unknown."""
-        return None if any(stage.unknown for stage in self.stages) else wall(self.stages)
+def _engine(artefact: Artefact) -> str:
+    """Return which engine answers: full finetunes have one each, the base and all adapters share one."""
+    job = artefact.params
+    if isinstance(job, WritingJob):
+        return job.writer
+    assert isinstance(job, PredictionsJob)
+    alone = job.finetune is not None and job.finetune.method != "lora"
+    return f"{job.finetune_id if alone else 'shared'} {job.task.BRINGS_EXAMPLES}"
 
-    def document(self) -> dict[str, Any]:
-        """Return it in plain values, for ``kvray plan --json``."""
-        return show.document(self)
 
-    def text(self) -> str:
-        """Return it as tables for a terminal."""
-        return show.text(self)
+def _api(todo: Sequence[Item], planned: Plan) -> dict[str, Any]:
+    """Return the tokens that go through an API and their price in USD, None where the sweep does not give one.
+
+    Prompts count with the system message, replies as long as their tasks expect them, training by tokens times epochs.
+    No price is known here: they change too often.
+    """
+    system = len(planned.sweep.system_message or "") // _CHARACTERS_PER_TOKEN + _MESSAGE_TOKENS
+    tokens = {"input": 0, "output": 0, "training": 0}
+    for item in todo:
+        if item.artefact.kind != "dataset" and model_of(item.artefact, planned).startswith(API):
+            tokens["training" if item.artefact.kind == "finetune" else "input"] += item.reads + system * item.rows
+            tokens["output"] += item.writes
+    prices = {name: getattr(planned.sweep.runtime, f"api_price_{name}") for name in tokens if tokens[name]}
+    usd = None if None in prices.values() else sum(tokens[name] / 1e6 * price for name, price in prices.items())
+    return {"tokens": tokens, "usd": None if usd is None else round(float(usd), 4)}
+
+
+def _detectable(planned: Plan) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Return how many comparisons a report corrects for: each model with the base per evaluation, seeds averaged; and
+    per evaluation its questions, and the smallest detectable difference in points of accuracy.
+    """  # noqa: D205
+    names, compared, questions = ("evaluation", "mixture", "finetune"), set(), {}
+    for artefact in planned.artefacts:
+        job, labels = artefact.params, artefact.labels
+        if isinstance(job, PredictionsJob) and artefact.rows:
+            questions[str(labels["evaluation"])] = job.task.distinct_questions(artefact.rows)
+        if isinstance(job, PredictionsJob) and labels["mixture"] is not None:
+            compared.add(tuple(labels[name] for name in names))
+    comparisons = max(1, len(compared))
+    points = {name: detectable_difference(number, comparisons=comparisons) for name, number in questions.items()}
+    return comparisons, {
+        name: {"questions": questions[name], "points": round(100 * points[name], 1)} for name in questions
+    }

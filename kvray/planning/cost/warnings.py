@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kvray.console import count
 from kvray.planning.artefacts import FinetuneJob, Plan
 from kvray.planning.cost.rates import Rates, model_of
-from kvray.planning.cost.speed import GPU_BYTES
-from kvray.planning.cost.stages import Item
 from kvray.results.stats import detectable_difference
 
+if TYPE_CHECKING:
+    from kvray.planning.cost.estimate import Item
+
+GPU_BYTES = 80e9
 MOST_POINTS = 30
 """Smallest detectable difference above which an evaluation is of no use: the paper's largest gains are about this."""
 GOOD_POINTS = 10
@@ -41,29 +43,23 @@ def short_of_tokens(todo: Sequence[Item], planned: Plan, tokens: Mapping[str, in
 def too_large(todo: Sequence[Item], rates: Rates) -> Iterator[str]:
     """Yield where weights alone are more than the GPUs of one finetune or engine can be expected to hold."""
     for item in todo:
-        size = rates.size(model_of(item.artefact, rates.planned)) if item.on == "gpu" else None
-        job = item.artefact.params
+        size, job = rates.sizes[model_of(item.artefact, rates.planned)], item.artefact.params
         full = isinstance(job, FinetuneJob) and job.finetune.method == "full"
         # Weights in bfloat16; in full finetuning in float32, with gradient and AdamW's two moments.
         needed = (16 if full else 2) * size.total if size else 0
-        room = item.devices * GPU_BYTES
-        if size and needed > room:
+        room = rates.room(item.artefact.kind, item.on)[0] * GPU_BYTES
+        if item.on == "gpu" and needed > room:
             knob = "tensor_parallel" if item.artefact.kind != "finetune" else "workers_per_finetune (strategy: fsdp)"
             what = "full finetuning" if full else f"the weights, in {item.artefact.kind}"
             yield (
-                f"{what}: about {needed / 1e9:,.0f} GB of {size.text} weights do not fit {room / 1e9:,.0f} GB of GPU "
+                f"{what}: about {needed / 1e9:,.0f} GB of {size} weights do not fit {room / 1e9:,.0f} GB of GPU "
                 f"memory; raise runtime.{knob} to {-(-needed // (0.85 * GPU_BYTES)):.0f}"
             )
 
 
-def too_few_questions(found: Mapping[str, Mapping[str, float]], comparisons: int) -> Iterator[str]:
-    """Yield which evaluations ask so few questions that hardly any finetune could be told apart from the base model.
-
-    Args:
-        found: per evaluation its questions, and the smallest detectable difference in points.
-        comparisons: how many a report corrects for.
-    """
-    for name, each in found.items():
+def too_few_questions(detectable: Mapping[str, Mapping[str, float]], comparisons: int) -> Iterator[str]:
+    """Yield which evaluations ask so few questions that hardly any finetune could be told apart from the base model."""
+    for name, each in detectable.items():
         if each["points"] > MOST_POINTS:
             yield (
                 f"evaluate.{name}: {each['questions']:g} questions find a difference of {each['points']:g} points at "
@@ -74,10 +70,7 @@ def too_few_questions(found: Mapping[str, Mapping[str, float]], comparisons: int
 
 def _enough_questions(comparisons: int) -> int:
     """Return about how many questions find a difference of :data:`GOOD_POINTS`, rounded up to two digits."""
-
-    def is_enough(questions: int) -> bool:
-        return 100 * detectable_difference(questions, comparisons=comparisons) <= GOOD_POINTS
-
-    least = 1 + bisect.bisect_left(range(1, 100_000), True, key=is_enough)
-    step = int(10 ** max(0, len(str(least)) - 2))
-    return -(-least // step) * step
+    questions = 10
+    while 100 * detectable_difference(questions, comparisons=comparisons) > GOOD_POINTS:
+        questions += int(10 ** (len(str(questions)) - 2))
+    return questions

@@ -1,4 +1,4 @@
-"""Accuracy along an axis: gold position, context length or needle depth; floors, ceilings and published numbers."""
+"""Accuracy along an axis (gold position, context length, needle depth), with floors, ceilings, published numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +12,15 @@ from kvray.results.axes import LENGTH, Axis, along
 from kvray.results.frames import BASE
 
 _TOGETHER = 4
-"""Models drawn in one panel; more get a panel each, beside the base, since their bands would hide each other."""
+"""Most models drawn in one panel; more get a panel each, with the base, since their bands would hide each other."""
 _DOTS = (0, (1, 1.6))
 
 
 @dataclass(frozen=True)
 class Level:
-    """A floor or a ceiling: the accuracy on the same questions without a document, or with the gold one alone.
+    """A floor or a ceiling: accuracies on the same questions without a document, or with the gold one alone.
 
-    Attributes:
-        name: of the evaluation, and what it is.
-        floor: whether it lies under the curves; it is named under its line then.
-        base: accuracy of the base model.
-        low: lowest accuracy of a finetune.
-        high: highest accuracy of a finetune.
+    ``base`` is the base model's, ``low`` and ``high`` the range of the finetunes'.
     """
 
     name: str
@@ -37,7 +32,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Published:
-    """A published curve beside a model of the sweep: its name, and (place on the axis, accuracy in [0, 1]) by place."""
+    """A published curve for a model of the sweep: points are (place on the axis, accuracy in [0, 1])."""
 
     model: str
     name: str
@@ -55,8 +50,7 @@ def accuracy_along(
 ) -> Any:
     """Draw accuracy along an axis, a line with its 95 % band per model, the base dashed and grey.
 
-    Lengths that span eightfold or more have a logarithmic axis. Floors and ceilings are thin horizontal lines;
-    published numbers are dotted, with hollow markers, in the colour of the model that they stand beside.
+    Published numbers are dotted, with hollow markers, in the colour of their model.
     """
     rows = along(scores, axis).filter((pl.col("evaluation") == evaluation) & pl.col("accuracy").is_not_null())
     rows = rows.sort(axis.name).with_columns(pl.col(axis.name).cast(pl.Float64).alias("x"))
@@ -83,7 +77,7 @@ def accuracy_along(
 
 
 def _curves(panel: Any, rows: pl.DataFrame, models: Sequence[str], palette: Palette, alone: bool) -> list[labels.End]:
-    """Draw the base and some models; return the ends of the lines that are to be named."""
+    """Draw the base and some models; return the ends of the lines to be named."""
     ends = []
     for model in [BASE, *models]:
         line = rows.filter(pl.col("model") == model)
@@ -115,7 +109,7 @@ def _published(panel: Any, published: Sequence[Published], palette: Palette, alo
 
 
 def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[Published], letter: float) -> None:
-    """Set limits and ticks; ``letter`` is the width of a letter in shares of the axis, so that names keep apart."""
+    """Set limits, and ticks whose names keep apart; ``letter`` is the width of a letter as a share of the axis."""
     from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
     every = sorted({*places, *(point[0] for each in published for point in each.points)})
@@ -159,7 +153,7 @@ def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
         drawn = [end for end in (level.base, level.low, level.high) if end is not None]
         if not drawn:
             continue
-        # A floor is named under its line and a ceiling over it, where no curve should be.
+        # Curves lie between floor and ceiling, so names go outside.
         below = level.floor and min(drawn) > 0.06
         panel.annotate(
             f"{level.name}: {', '.join(numbers)}" if alone else f"{level.name}, {numbers[0]}",

@@ -13,12 +13,12 @@ from kvray.results.frames import BASE
 Places = Mapping[tuple[str, str], Sequence[float]]
 """Published changes, as shares, by (evaluation, model)."""
 _CORNER = (0.24, 0.07)
-"""Width and height of the words in a corner, in shares of the panel."""
+"""Width and height of the words in a corner, as shares of the panel."""
 
 
 def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], palette: Palette, subtitle: str) -> Any:
-    """Draw the change of each model in the closed-book evaluations, a panel each, the greatest gain on top."""
-    # From below upward; of equals the sweep's first stands highest.
+    """Draw each model's change in closed-book evaluations, a panel each, the greatest gain on top."""
+    # Drawn from below: reversed so that among equals the sweep's first is highest.
     parts = [comparisons.filter(pl.col("evaluation") == evaluation) for evaluation in evaluations]
     tables = [part.reverse().sort("difference", maintain_order=True).to_dicts() for part in parts]
     height = sum(0.42 * len(table) + 0.9 for table in tables) + 0.2
@@ -49,7 +49,7 @@ def benchmark_changes(
     subtitle: str,
     published: Places | None = None,
 ) -> Any:
-    """Draw the change of every model on every benchmark, a panel each on one scale; published ones are hollow."""
+    """Draw each model's change on benchmarks, a panel each on one scale; published changes are hollow."""
     rows = comparisons.filter(pl.col("evaluation").is_in(list(evaluations))).to_dicts()
     models = sorted({row["b"] for row in rows}, key=palette.place, reverse=True)
     theirs = {key: each for key, each in (published or {}).items() if key[0] in evaluations and key[1] in models}
@@ -108,7 +108,7 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
         panel.scatter([0], [0], color=style.GREY, s=34, zorder=2)
         panel.annotate(BASE, (0, 0), (-6, -12), textcoords="offset points", color=style.MUTED, fontsize=9, ha="right")
         corner = {"transform": panel.transAxes, "fontsize": 8.5, "color": style.MUTED, "style": "italic"}
-        # Each where its quarter has room for it: across the lines of zero it would describe another one.
+        # Only where the words fit into their quadrant: across a zero line they would describe another one.
         if right > _CORNER[0] * width and high > _CORNER[1] * height:
             panel.text(0.985, 0.98, "retrieves more, knows more", ha="right", va="top", **corner)
         if -left > _CORNER[0] * width and -low > _CORNER[1] * height:
@@ -119,7 +119,6 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
 
 
 def _dot(panel: Any, row: Mapping[str, Any], y: float, palette: Palette) -> None:
-    """Draw a model's change with its interval at a height."""
     marker, colour = palette.marker(row["b"]), palette.colour(row["b"])
     panel.errorbar(
         100 * row["difference"], y, xerr=style.reach(row), fmt=marker, color=colour, elinewidth=2.0, **style.DOT

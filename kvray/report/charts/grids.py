@@ -12,7 +12,7 @@ from kvray.results.frames import BASE
 
 _ACROSS = 3
 _PRINTED = 16
-"""Lengths or depths up to which every cell shows its number."""
+"""Most lengths or depths of a heatmap whose cells show their numbers."""
 _SEQUENTIAL = ("#f3f7fb", "#c6dbec", "#86b6d8", "#3f87bd", "#0b559b", "#08306b")
 _DIVERGING = ("#8c3a00", "#d55e00", "#f0a875", "#f6f4f1", "#85b7dc", "#0072b2", "#003f6b")
 FILLS = {
@@ -23,10 +23,10 @@ FILLS = {
     "wrong": "#d19a8a",
     "invention": "#b03a2e",
 }
-"""Colour of each kind of answer; apart from the models' colours, and from each other in grey as well."""
+"""Colours of the kinds of answers, distinct from the models' and, in grey, from each other."""
 _FURTHER = "#a99bb5"
 _NARROW = 0.055
-"""Share of the answers from which a part of a bar shows its number."""
+"""Least share of the answers that is printed in its part of the bar."""
 
 
 def accuracy_grid(scores: pl.DataFrame, evaluation: str, palette: Palette, subtitle: str) -> Any:
@@ -37,14 +37,11 @@ def accuracy_grid(scores: pl.DataFrame, evaluation: str, palette: Palette, subti
 
 
 def change_grid(scores: pl.DataFrame, evaluation: str, palette: Palette, subtitle: str) -> Any:
-    """Draw each finetune's change against the base like :func:`accuracy_grid`; None where nothing was compared.
-
-    Cells that differ from the base after Holm's correction have a border.
-    """
+    """Draw each finetune's change against the base, with a border where significant; None if nothing was compared."""
     rows = cells(scores, evaluation).filter(pl.col("difference").is_not_null())
     if not rows.height:
         return None
-    # Rounded up, so that the scale reads well: 20, 40, 60, 80 or 100 points.
+    # A scale that reads well: 20, 40, 60, 80 or 100 points.
     far = max(0.2, math.ceil(5 * max(abs(float(change)) for change in rows["difference"]) - 1e-9) / 5)
     head = (f"Change against the base by context length and needle depth: {evaluation}", subtitle)
     return _heatmaps(rows, "difference", head, palette, (-far, far), "change, points")
@@ -57,14 +54,7 @@ def cells(scores: pl.DataFrame, evaluation: str) -> pl.DataFrame:
 
 
 def outcome_bars(shares: pl.DataFrame, evaluation: str, subtitle: str, ends: Mapping[str, str]) -> Any:
-    """Draw how each model's answers divide into kinds, a bar per model, the base first.
-
-    Args:
-        shares: rows of :func:`kvray.results.outcomes.shares`.
-        evaluation: which evaluation.
-        subtitle: under the title.
-        ends: words at the end of a model's bar, by model.
-    """
+    """Draw :func:`kvray.results.outcomes.shares` as a bar per model, with the words of ``ends`` behind it."""
     models = shares["model"].unique(maintain_order=True).to_list()
     with theme():
         head = (f"What the answers are: {evaluation}", subtitle)
@@ -149,19 +139,18 @@ def _heatmap(
 
 
 def _points(share: float, value: str) -> str:
-    """Return a number for a cell, without decimals: a change has its sign."""
+    """Return a whole number for a cell, with a sign if it is a change."""
     points = round(100 * share)
     return f"{points:+d}".replace("-", "\u2212") if value == "difference" and points else f"{points}"
 
 
 def _whole_percent(share: float) -> str:
-    """Return a share in %, without decimals; but only all is 100."""
+    """Return a share in % without decimals, "100" only for 1."""
     rounded = f"{100 * share:.0f}"
     return rounded if rounded != "100" or share == 1 else f"{min(100 * share, 99.9):.1f}"
 
 
 def _legend(panel: Any, kinds: list[str]) -> None:
-    """Name the kinds over the first bar, each behind a patch of its colour."""
     at = 0.0
     for kind in kinds:
         panel.barh(-0.8, 0.016, left=at, height=0.34, color=FILLS.get(kind, _FURTHER), linewidth=0)

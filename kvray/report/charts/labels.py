@@ -1,4 +1,4 @@
-"""Where names go in a figure, so that none covers another or a point. Boxes are (left, bottom, right, top)."""
+"""Placement of names in a figure, so that none covers another or a point. Boxes are (left, bottom, right, top)."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,21 +7,14 @@ from typing import Any
 
 Box = tuple[float, float, float, float]
 _BESIDE = 0.93
-"""Share of a panel's width from which a line counts as reaching its right side."""
+"""Share of a panel's width from which a line counts as ending at its right side."""
 
 
 @dataclass(frozen=True)
 class End:
-    """The end of a line, with what to call the line.
+    """The end of a line ``at`` a point in data coordinates, with the line's name.
 
-    Attributes:
-        at: the last point, in data coordinates.
-        name: of the line; broken once where it is longer than ``width`` letters.
-        colour: of the name.
-        leader: colour of the thin line from the name to the point.
-        size: of the letters, in points.
-        bold: whether they are bold.
-        width: letters up to which the name keeps one line.
+    ``size`` is in points, ``leader`` the colour of the thin line to the name, which is broken beyond ``width`` letters.
     """
 
     at: tuple[float, float]
@@ -34,14 +27,9 @@ class End:
 
 
 def at_ends(panel: Any, ends: Sequence[End], inches: float) -> None:
-    """Write names behind the ends of their lines, right of the panel, none over another and none above or below it.
+    """Write names to the right of a panel, or at the ends of lines that end inside it, none over another.
 
-    The name of a line that ends inside the panel stands at its end. Limits and scales must be set before.
-
-    Args:
-        panel: matplotlib Axes.
-        ends: of the lines.
-        inches: height of the panel, about.
+    Limits and scales of the matplotlib Axes must be set before; ``inches`` is the approximate height of the panel.
     """
     from matplotlib.transforms import offset_copy
 
@@ -78,7 +66,7 @@ def name_panel(panel: Any, name: str, colour: str) -> None:
 def places(
     names: Sequence[str], points: Sequence[tuple[float, float]], origin: tuple[float, float]
 ) -> list[tuple[float, float]]:
-    """Return where each point's name starts, in shares of the panel: on the side with the least in the way."""
+    """Return where each point's name starts, as shares of the panel, on the side with the least in the way."""
     boxes = [(origin[0] - 0.06, origin[1] - 0.05, origin[0] + 0.01, origin[1] + 0.02), (0.76, 0.93, 1.0, 1.0)]
     boxes += [(0.0, 0.0, 0.24, 0.06), *((x - 0.012, y - 0.02, x + 0.012, y + 0.02) for x, y in points)]
     chosen = []
@@ -98,17 +86,14 @@ def places(
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Return the area that two boxes share, times 100."""
+    """Return the area of two boxes' overlap, times 100."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1])) * 100
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float], ends: tuple[float, float] | None = None) -> list[float]:
-    """Move the middles of labels apart, keeping their order, until none overlaps another.
+    """Move the middles of labels from where they are wanted, keeping their order, until none overlaps another.
 
-    Args:
-        wanted: where each middle should be.
-        heights: of the labels.
-        ends: where the middles must lie; labels that are too many for it are spread evenly around its middle.
+    Middles stay between ``ends``; labels too many for that are spread evenly around their centre.
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     apart = [0.5 * (heights[i] + heights[j]) for i, j in itertools.pairwise(order)]
@@ -138,7 +123,7 @@ def spread(wanted: Sequence[float], heights: Sequence[float], ends: tuple[float,
 
 
 def two_lines(name: str, width: int) -> str:
-    """Break a name that is longer than ``width`` once: behind a comma, at a blank, or before a bracket."""
+    """Break a name longer than ``width`` once: after a comma, at a blank, or before a bracket."""
     if len(name) <= width:
         return name
     at = name.find(", ") + 1 or name.rfind(" ", 0, width + 1)

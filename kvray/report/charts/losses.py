@@ -1,4 +1,4 @@
-"""Loss by share of training done: all mixtures in one panel or two, or a panel each where there are many."""
+"""Loss by share of the training: all mixtures in one or two panels, or a panel each where there are many."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from kvray.report.charts.style import DASHES, ON_LINE, WIDTH, Palette, facets, p
 from kvray.results.losses import PARTS, Part
 
 TOGETHER = 6
-"""Mixtures drawn in one panel; more get a panel each."""
+"""Most mixtures drawn in one panel; more get a panel each."""
 SHOWN = 12
-"""Panels of a figure at most; further mixtures are in the table alone."""
+"""Most panels of a figure; further mixtures are only in the table."""
 _TITLES: dict[Part, str] = {
     "all": "all answer tokens",
     "integers": "integers: tokens that hold a digit",
@@ -21,27 +21,20 @@ _TITLES: dict[Part, str] = {
 _WIDE = 30.0
 """Ratio of the largest loss to the smallest from which the axis is logarithmic."""
 _LEAST = 1e-3
-"""Nats; lower losses are drawn there on a logarithmic axis."""
+"""Nats; a logarithmic axis ends there, and lower losses are drawn at its end."""
 _NAME = 18
-"""Letters of a name up to which two panels stand side by side."""
+"""Most letters of a name for two panels side by side."""
 _MARKED = 5
 """Markers on a line."""
 
 
 def together(curves: pl.DataFrame, parts: Sequence[Part], palette: Palette, head: tuple[str, str]) -> Any:
-    """Draw a panel per part of the answer tokens on one scale, a line per model that has all of these parts.
-
-    Args:
-        curves: rows of :func:`kvray.results.losses.curves`.
-        parts: a panel each.
-        palette: colours of the models.
-        head: title and subtitle.
-    """
+    """Draw :func:`kvray.results.losses.curves`: a panel per part, a line per model that has all of these parts."""
     rows = curves.filter(pl.col("part").is_in(list(parts)))
     have = rows.group_by("model").agg(pl.col("part").n_unique()).filter(pl.col("part") == len(parts))
     models = sorted(have["model"].to_list(), key=palette.place)
     rows = rows.filter(pl.col("model").is_in(models))
-    # Side by side, or one over the other where long names would leave no room for the lines.
+    # Stacked where long names would leave no room for the lines.
     stacked = len(parts) > 1 and max(map(len, models)) > _NAME
     shape, height = ((len(parts), 1), 3.0 * len(parts)) if stacked else ((1, len(parts)), 3.6)
     with theme():
@@ -64,7 +57,7 @@ def together(curves: pl.DataFrame, parts: Sequence[Part], palette: Palette, head
 
 
 def apart(curves: pl.DataFrame, palette: Palette, head: tuple[str, str]) -> Any:
-    """Draw a panel per model, the first :data:`SHOWN`: integers and words where it has both, else all tokens."""
+    """Draw a panel each for the first :data:`SHOWN` models: integers and words where it has both, else all tokens."""
     models = sorted(curves["model"].unique().to_list(), key=palette.place)[:SHOWN]
     has_all_parts = pl.col("part").n_unique().over("model") == len(PARTS)
     shown = pl.when(has_all_parts).then(pl.col("part") != "all").otherwise(pl.col("part") == "all")
@@ -85,7 +78,7 @@ def apart(curves: pl.DataFrame, palette: Palette, head: tuple[str, str]) -> Any:
 
 
 def _line(panel: Any, rows: pl.DataFrame, palette: Palette, model: str, dashed: bool = False) -> tuple[float, float]:
-    """Draw a model's line, with the range of its seeds as a band; return its end as drawn."""
+    """Draw a model's line, with the range of its seeds as a band; return its end."""
     least = panel.get_ylim()[0]
     x = rows["share"].to_list()
     y, low, high = (rows[name].clip(lower_bound=least).to_list() for name in ("loss", "low", "high"))
@@ -99,7 +92,7 @@ def _line(panel: Any, rows: pl.DataFrame, palette: Palette, model: str, dashed: 
 
 
 def _scale(panel: Any, rows: pl.DataFrame) -> None:
-    """Set the axes for all rows: losses from zero, or on a logarithmic axis where they are far apart."""
+    """Set the axes to hold all rows: losses from zero, or on a logarithmic axis where they are far apart."""
     from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
     smallest, largest = float(rows["low"].min()), float(rows["high"].max())  # type: ignore[arg-type]

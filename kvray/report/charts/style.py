@@ -1,8 +1,7 @@
-"""What all figures share: colours, markers, style, the head, rendering. matplotlib without pyplot.
+"""Style of all figures: colours, markers, the head, rendering. matplotlib without pyplot.
 
-Colours are Okabe and Ito's, safe for colour-blind readers, and stay with their model through all figures; each model
-has a marker of its own besides, so no meaning rests on colour alone. Colours named here follow the page's theme
-(:mod:`kvray.report.blocks`); fills of heatmaps and bars bring the colour of the text on them and stay as they are.
+A model keeps its colour (Okabe and Ito's, safe for colour-blind readers) and marker through all figures. Colours named
+here follow the page's theme (:mod:`kvray.report.blocks`); fills of heatmaps and bars, with the text on them, do not.
 """
 
 import io
@@ -14,11 +13,11 @@ from typing import Any
 from kvray.results.frames import BASE
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#fffffe"
-"""Colours of text, secondary text, grid and ground; :mod:`kvray.report.blocks` swaps them in a dark theme."""
+"""Colours of text, secondary text, grid and background."""
 GREY = "#818b98"
-"""The base model, in every figure."""
+"""Colour of the base model."""
 COLOURS = tuple("#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #8C6D31 #5D3A9B #882255 #44AA99".split())
-"""Of the models, in the order of the sweep; the eleventh starts again, with another marker."""
+"""Colours of the finetuned models, in the order of the sweep; the eleventh has the first again, with another marker."""
 WIDTH = 8.6
 """Inches of a figure that fills the page."""
 DASHES = (0, (4, 2.5))
@@ -27,7 +26,7 @@ ZERO: dict[str, Any] = {"color": GREY, "linewidth": 1.1, "linestyle": (0, (4, 3)
 DOT: dict[str, Any] = {"markersize": 8, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
 """Keywords of a point with error bars."""
 ON_LINE: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.7, "clip_on": False}
-"""Keywords of a line with markers; one at 0 or 100 % is shown in full."""
+"""Keywords of a line with markers, shown in full at 0 and 100 %."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 _DPI = 150
 _ON_DARK, _ON_LIGHT = "#fdfdfd", "#14181d"  # not PAPER and INK: the page would swap them
@@ -48,7 +47,7 @@ class Palette:
         return "o" if model == BASE else _MARKERS[self._place[model] % len(_MARKERS)]
 
     def place(self, model: str) -> int:
-        """Return the model's place in the sweep; the base comes first."""
+        """Return the model's place in the sweep; -1 for the base."""
         return -1 if model == BASE else self._place[model]
 
 
@@ -58,13 +57,13 @@ def render(figure: Any, kind: str) -> bytes:
     metadata = {"Date": None} if kind == "svg" else {}
     with theme():
         figure.savefig(stream, format=kind, dpi=_DPI, facecolor=PAPER, metadata=metadata)
-    # Laid out once: it is a third of the time of the next rendering, and both show the same.
+    # The layout takes a third of the time of the next rendering, which needs no other.
     figure.set_layout_engine("none")
     return stream.getvalue()
 
 
 def theme() -> AbstractContextManager[None]:
-    """Return the context in which every figure is drawn and rendered."""
+    """Return the matplotlib context in which every figure is drawn and rendered."""
     from matplotlib import rc_context
 
     context: AbstractContextManager[None] = rc_context(
@@ -101,11 +100,8 @@ def panels(
 ) -> tuple[Any, list[Any]]:
     """Return a matplotlib Figure with a head, and its panels line by line.
 
-    Args:
-        size: width, and height without the head, in inches.
-        shape: lines and columns.
-        head: title and subtitle; the subtitle is broken where it is wider than the figure.
-        heights: of the lines, relative to each other.
+    ``size`` is the width and the height without the head in inches, ``shape`` (lines, columns), ``head`` (title,
+    subtitle), and ``heights`` are those of the lines, relative to each other.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -117,7 +113,7 @@ def panels(
     top = below + 0.165 * len(subtitle) + 0.06
     height = size[1] + top
     figure = Figure(figsize=(size[0], height))
-    # Constrained layout does not know of the head.
+    # Constrained layout ignores the head.
     inside = (0.008, 0.01, 0.984, 0.99 - top / height)
     figure.set_layout_engine(ConstrainedLayoutEngine(rect=inside, hspace=0.06, wspace=0.05))
     FigureCanvasAgg(figure)
@@ -130,15 +126,9 @@ def panels(
 def facets(
     number: int, size: tuple[float, float], head: tuple[str, str], below: str, columns: int = 3, margin: float = 0.4
 ) -> tuple[Any, list[Any]]:
-    """Return a matplotlib Figure of panels line by line, the lowest ones named below.
+    """Return a matplotlib Figure with a number of :func:`panels` and ``below`` as the name of their horizontal axes.
 
-    Args:
-        number: of panels.
-        size: width, and height of a line, in inches.
-        head: title and subtitle.
-        below: name of the horizontal axis.
-        columns: panels in a line.
-        margin: added to the height, in inches.
+    ``size`` is the width and the height of a line, and ``margin`` is added to the height, in inches.
     """
     lines = -(-number // columns)
     figure, axes = panels((size[0], size[1] * lines + margin), (lines, columns), head)
@@ -150,7 +140,7 @@ def facets(
 
 
 def on(fill: Any) -> str:
-    """Return the colour of text on a fill: the one of two with more contrast (relative luminance, WCAG)."""
+    """Return the colour of two for text on a fill that has more contrast (relative luminance, WCAG)."""
     from matplotlib.colors import to_rgb
 
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(fill)]
@@ -159,13 +149,13 @@ def on(fill: Any) -> str:
 
 
 def reach(row: Mapping[str, Any]) -> list[list[float]]:
-    """Return the two lengths of an error bar, in points. A percentile interval always holds its mean up to rounding."""
+    """Return the two lengths of an error bar, in points; at least 0, since rounding may put a mean off its interval."""
     low, high = row["difference"] - row["low"], row["high"] - row["difference"]
     return [[100 * max(0.0, low)], [100 * max(0.0, high)]]
 
 
 def limits(rows: Sequence[Mapping[str, Any]], others: Sequence[float] = ()) -> tuple[float, float]:
-    """Return limits, in points, that hold all intervals, ``others`` and zero, at least five points to either side."""
+    """Return limits, in points, that hold all intervals, ``others``, and five points to either side of zero."""
     low = min([-5.0, *(100 * float(row["low"]) for row in rows), *(100 * other for other in others)])
     high = max([5.0, *(100 * float(row["high"]) for row in rows), *(100 * other for other in others)])
     margin = 0.06 * (high - low)
@@ -178,7 +168,7 @@ def tokens(length: float) -> str:
 
 
 def thinned(values: Sequence[float], most: int) -> list[float]:
-    """Return at most ``most`` of some ticks, evenly chosen, the first and the last among them."""
+    """Return at most ``most`` of the values, evenly chosen, with the first and the last."""
     if len(values) <= most:
         return list(values)
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

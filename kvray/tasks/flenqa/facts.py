@@ -43,13 +43,9 @@ _SLOTS: dict[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Fact:
-    """A key fact and the sentences that can surround it, in the order in which they are taken.
+    """A key fact and the sentences (``fillers``) that can surround it; they neither give nor contradict an answer.
 
-    Attributes:
-        sentence: the fact itself.
-        fillers: sentences that neither give nor contradict an answer.
-        least: how many of the fillers are always present.
-        depth: where among its fillers the fact stands, in [0, 1).
+    The first ``least`` fillers are always present; ``depth`` is where the fact stands among them, in [0, 1).
     """
 
     sentence: str
@@ -71,14 +67,13 @@ class Instance(Question):
 
 
 class Cast:
-    """Endless supply of people and rooms that are used once each; a pure function of two random draws."""
+    """Supply of people and rooms that are used once each; a pure function of two random draws."""
 
     def __init__(self, drawn: Draws) -> None:
         self._people = _walk(drawn[0], world.group_size("test"), "people")
         self._rooms = _walk(drawn[1], len(world.FIRST_NAMES) * len(ROOMS), "rooms")
 
     def person(self) -> str:
-        """Return the full name of somebody new."""
         return world.name_of("test", next(self._people))
 
     def room(self, occupant: str) -> str:
@@ -90,16 +85,10 @@ class Cast:
 
 
 def make(subtask: Subtask, drawn: Draws, cast: Cast, label: bool) -> Instance:
-    """Make a base instance.
+    """Make a base instance with the answer ``label`` from ``drawn``, shape ``(WIDTH,)``.
 
-    Args:
-        subtask: which of the three tasks.
-        drawn: random draws, shape ``(WIDTH,)``.
-        cast: the people and rooms of one example; the paddings' instances take theirs from the same.
-        label: the answer that it shall have.
-
-    Raises:
-        InputError: the cast is used up.
+    The paddings' instances of an example take their people and rooms from the same ``cast``; an InputError if it is
+    used up.
     """
     makers: dict[Subtask, Callable[[Draws, Cast, bool], Instance]]
     makers = {"MonoRel": _monorel, "PIR": _people_in_rooms, "RuleTaker": _ruletaker}

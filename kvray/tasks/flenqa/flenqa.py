@@ -73,34 +73,28 @@ class Flenqa(Task):
         return self
 
     def sources(self) -> dict[str, str]:
-        """Return what identifies the published rows, or the version of the tiny world, and the padding's text."""
         identities = {"source": source_identity(self.source)}
         if self.padding_source is not None:
             identities["padding_source"] = read.digest(self.padding_source)
         return identities
 
     def conditions(self) -> list[Condition]:
-        """Return the conditions that each base instance is asked under."""
+        """Return the conditions under which each base instance is asked."""
         return conditions(self.paddings, self.dispersions, self.lengths)
 
     def expected_rows(self) -> int:
-        """Return the number of examples."""
         return self.questions * len(self.tasks) * len(self.conditions())
 
     def with_rows(self, rows: int) -> Self:
-        """Return the task with just enough base instances for ``rows`` examples."""
         return self.model_copy(update={"questions": -(-rows // (len(self.tasks) * len(self.conditions())))})
 
     def distinct_questions(self, rows: int) -> int:
-        """Return the base instances of ``rows`` examples: each is asked under every condition."""
         return -(-rows // len(self.conditions()))
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example, roughly: the mean length, the question and the instructions."""
         return sum(self.lengths) // len(self.lengths) + (120 if self.cot else 60)
 
     def output_estimate(self) -> int:
-        """Tokens of a reply, roughly: the steps, or one word."""
         return 200 if self.cot else 5
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
@@ -120,10 +114,10 @@ class Flenqa(Task):
         return Context(count_tokens, Maker(self.VERSION, self.seed, min(self.lengths), count_tokens, prose))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``: base instances by turns of the tasks, each under all its conditions.
+        """Base instances of the tasks come in turn, each under all its conditions.
 
         Raises:
-            InputError: the base model's tokenizer needs more tokens for the key paragraphs than a length has.
+            InputError: the key paragraphs take more tokens than a length has.
         """
         every = self.conditions()
         columns: dict[str, list[Any]] = defaultdict(list)
@@ -160,8 +154,6 @@ class Flenqa(Task):
 
 @dataclass(frozen=True)
 class _Published:
-    """Published rows, and the base instances of each task that were chosen."""
-
     rows: published.Rows
     chosen: Mapping[Subtask, Sequence[str]]
 

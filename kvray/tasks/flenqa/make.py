@@ -1,10 +1,10 @@
-"""FLenQA at any length, offline: key paragraphs of our instances within padding, as many tokens long as asked.
+"""FLenQA at any length, offline: key paragraphs of our instances within padding.
 
-As in Levy et al. (2024), an instance keeps its two key paragraphs at every length, and they fill the shortest text (250
-tokens) by themselves; longer texts add padding around them: after them (first), on both sides (middle), before them
-(last), or before, between and after them at random. The length is that of the text without the question and the
-instructions, so that direct and chain-of-thought prompts share their texts. The padding of a longer text begins with
-that of the shorter one, and "random" stands at the same share of the padding at every length.
+As in Levy et al. (2024), an instance keeps its two key paragraphs at every length, and they alone fill the shortest
+text (250 tokens); longer texts add padding after them (first), on both sides (middle), before them (last), or before,
+between and after them at random. The length leaves out the question and the instructions, so that direct and
+chain-of-thought prompts share their texts. The padding of a longer text begins with that of the shorter one, and
+"random" stands at the same share of the padding at every length.
 """
 
 from __future__ import annotations
@@ -34,12 +34,8 @@ _ROUNDS = 5
 class Maker:
     """Makes texts; a pure function of its fields.
 
-    Attributes:
-        version: of the task.
-        seed: of the recipe.
-        shortest: nominal length of the recipe's shortest text.
-        count_tokens: the base model's tokenizer as a counter.
-        prose: paragraphs of sentences to pad "books" with; None for our own.
+    ``shortest`` is the nominal length of the recipe's shortest text in tokens, ``prose`` the paragraphs of sentences to
+    pad "books" with, None for our own.
     """
 
     version: int
@@ -52,7 +48,7 @@ class Maker:
         """Return base instance ``number`` of a task and its text under each condition.
 
         Raises:
-            InputError: a length is less than the key paragraphs have, or more than the padding.
+            InputError: a length is shorter than the key paragraphs, or longer than the padding can fill.
         """
         # Of two neighbours one is true and one false, so that labels balance and more instances change no earlier one.
         first = int(draws(self._key(subtask, "label"), number // 2, number // 2 + 1, 1)[0, 0]) & 1
@@ -80,11 +76,11 @@ class Maker:
         return key_of("flenqa", self.version, self.seed, subtask, purpose)
 
     def _floor(self) -> int:
-        """Return the length that the key paragraphs fill by themselves."""
+        """The length in tokens that the key paragraphs fill by themselves."""
         return min(SHORTEST, self.shortest)
 
     def _fillers(self, facts: tuple[Fact, Fact]) -> tuple[int, int]:
-        """Return how many fillers the key paragraphs have, so that together they are nearest to the shortest text."""
+        """Return the fillers per key paragraph that bring both together nearest to the shortest text."""
         costs = [self.count_tokens([f" {text}" for text in (fact.sentence, *fact.fillers)]).tolist() for fact in facts]
         shown = [fact.least for fact in facts]
         sizes = [sum(cost[: 1 + least]) for cost, least in zip(costs, shown, strict=True)]
@@ -106,7 +102,7 @@ class Maker:
         spots: tuple[float, float],
         conditions: Sequence[Condition],
     ) -> list[str]:
-        """Return the texts: sums over sentences say about how much padding each takes, the tokenizer decides."""
+        """Return the texts: sums over sentences suggest how much padding each takes, the tokenizer decides."""
         bare = int(self.count_tokens(["\n".join(keys)])[0])
         fits = [_Fit(condition, streams[condition.padding], bare, self._floor()) for condition in conditions]
         unsettled = fits
@@ -127,7 +123,7 @@ class Maker:
 
 
 class _Stream:
-    """Padding as sentences with the separator before each, and the sum of their tokens."""
+    """Padding as sentences with the separator before each, and the sums of their tokens."""
 
     def __init__(self, paragraphs: Paragraphs, count_tokens: CountTokens) -> None:
         self._paragraphs = paragraphs
@@ -144,13 +140,13 @@ class _Stream:
         return at if at == 0 or self._ends[at] - tokens < tokens - self._ends[at - 1] else at - 1
 
     def moved(self, take: int, tokens: int) -> int:
-        """Return how many sentences are that many tokens more (or less) than the first ``take``."""
+        """Return how many sentences have ``tokens`` more (or less) than the first ``take``."""
         return self.nearest(self._ends[take] + tokens)
 
     def around(self, keys: tuple[str, str], take: int, condition: Condition, spots: tuple[float, float]) -> str:
         """Put the key paragraphs where a condition wants them among the first ``take`` sentences."""
         places = {"first": (0.0, 0.0), "middle": (0.5, 0.5), "last": (1.0, 1.0), "random": spots}
-        # After how many of the sentences that share of their tokens has passed.
+        # The number of sentences after which that share of their tokens has passed.
         first, second = (
             min(self.nearest(round(share * self._ends[take])), take) for share in places[condition.dispersion]
         )
@@ -172,10 +168,7 @@ class _Stream:
 class _Fit:
     """The search for how many sentences of padding bring a text nearest to its length.
 
-    Attributes:
-        take: the number of sentences to try next.
-        off: tokens by which the ``best`` text so far misses its length.
-        settled: whether another try would be the same.
+    ``take`` is the number to try next; ``best`` misses its length by ``off`` tokens, and once ``settled`` it stays.
     """
 
     def __init__(self, condition: Condition, stream: _Stream, bare: int, floor: int) -> None:
@@ -188,7 +181,6 @@ class _Fit:
         self.off, self.best = float("inf"), ""
 
     def learn(self, text: str, tokens: int) -> None:
-        """Take note of a text's tokens and choose the next number of sentences."""
         off = tokens - self.condition.length
         if abs(off) < self.off:
             self.off, self.best = abs(off), text

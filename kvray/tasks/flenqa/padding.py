@@ -1,8 +1,8 @@
 """The text around FLenQA's key paragraphs: endless streams of sentences, of which a context takes the first so many.
 
 Levy et al. (2024) pad with paragraphs of other instances ("same"), with prose of the Books Corpus ("books"), or with
-copies of the key paragraphs ("identity"). Our prose is written from a small grammar; its people have no names, so
-nothing in it bears on a question.
+copies of the key paragraphs ("identity"). Our prose comes from a small grammar; its people have no names, so nothing
+in it bears on a question.
 """
 
 import re
@@ -24,14 +24,10 @@ _PROSE: dict[str, list[str]] = TEXTS["prose"]
 
 
 def same(subtask: Subtask, key: int, row: int, cast: Cast, fillers: tuple[int, int]) -> Paragraphs:
-    """Yield the key paragraphs of other instances of the task.
+    """Yield the key paragraphs of other instances of the task, drawn for the instance ``row`` alone.
 
-    Args:
-        subtask: the task.
-        key: of :mod:`kvray.tasks.rng`, for this purpose.
-        row: the instance that is padded; its paddings are drawn for it alone.
-        cast: its people and rooms; those of the padding come from the same supply, so that nobody is met twice.
-        fillers: sentences beside the fact, per paragraph of an instance: as in the padded one.
+    Their people and rooms come from the padded instance's ``cast``, so that nobody is met twice; their paragraphs have
+    as many ``fillers`` as its own.
     """
     for drawn in _drawn(key, row, WIDTH):
         facts = make(subtask, drawn, cast, bool(below(drawn[2], 2))).facts
@@ -40,7 +36,7 @@ def same(subtask: Subtask, key: int, row: int, cast: Cast, fillers: tuple[int, i
 
 
 def books(key: int, row: int) -> Paragraphs:
-    """Yield paragraphs of made-up prose, four to seven sentences each, drawn for one instance alone."""
+    """Yield paragraphs of made-up prose, four to seven sentences each, drawn for the instance ``row`` alone."""
     for drawn in _drawn(key, row, 16):
         who, other = _two(_PROSE["who"], drawn[0], drawn[1])
         where, place = _two(_PROSE["where"], drawn[2], drawn[4])
@@ -53,18 +49,14 @@ def books(key: int, row: int) -> Paragraphs:
 
 
 def text(paragraphs: Sequence[list[str]], key: int, row: int) -> Paragraphs:
-    """Yield a text of the user's from a drawn paragraph on, and from its start again after its end."""
+    """Yield a user's text from a drawn paragraph on, again and again."""
     first = int(below(draws(key, row, row + 1, 1)[0, 0], len(paragraphs)))
     for index in count(first):
         yield paragraphs[index % len(paragraphs)]
 
 
 def split(texts: Sequence[str], source: str) -> list[list[str]]:
-    """Cut texts into paragraphs of sentences: paragraphs at line ends, sentences at most 40 words long.
-
-    Raises:
-        InputError: there is no word in them.
-    """
+    """Cut texts at line ends into paragraphs of sentences of at most 40 words; an InputError if there is no word."""
     paragraphs = []
     for line in (line for text in texts for line in text.splitlines()):
         sentences = [sentence.split() for sentence in cut_after(_END, line)]
@@ -83,6 +75,5 @@ def _drawn(key: int, row: int, width: int) -> Iterator[Draws]:
 
 
 def _two(choices: list[str], first: Draws, second: Draws) -> tuple[str, str]:
-    """Draw two different ones."""
     at = int(below(first, len(choices)))
     return choices[at], choices[(at + 1 + int(below(second, len(choices) - 1))) % len(choices)]

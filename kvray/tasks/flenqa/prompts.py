@@ -14,13 +14,13 @@ Dispersion = Literal["first", "middle", "last", "random"]
 Verdict = Literal["true", "false", "other"]
 
 TEXTS: dict[str, Any] = tomllib.loads(resources.files("kvray.tasks.flenqa").joinpath("texts.toml").read_text("utf-8"))
-"""The authors' prompts, and the words that our own instances are written with."""
+"""The authors' prompts, and the words of our own instances."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One text of an instance: how it is padded, where the key paragraphs stand, and its nominal length in tokens."""
+    """One text of an instance: its padding, where the key paragraphs stand, and its nominal length in tokens."""
 
     padding: Padding
     dispersion: Dispersion
@@ -29,13 +29,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Question:
-    """A true or false question.
+    """A true or false question, or a statement to derive; ``label`` is the answer, ``rule`` is RuleTaker's, else "".
 
-    Attributes:
-        question: the question, or the statement to derive.
-        label: its answer.
-        steps: the reasoning of a worked answer, a sentence each.
-        rule: RuleTaker's rule, else "".
+    ``steps`` is the reasoning of a worked answer, a sentence each.
     """
 
     question: str
@@ -52,14 +48,9 @@ def conditions(
 
 
 def prompt(subtask: Subtask, cot: bool, *, text: str, question: str, rule: str = "") -> str:
-    """Word a prompt.
+    """Word a prompt; ``cot`` asks for the steps first (chain of thought).
 
-    Args:
-        subtask: which of the three tasks.
-        cot: ask for the steps first (chain of thought).
-        text: key paragraphs and padding (``mixin`` in the published rows).
-        question: the question or the statement to derive (``assertion/question``).
-        rule: RuleTaker's rule.
+    In the published rows ``text`` (key paragraphs and padding) is ``mixin`` and ``question`` is ``assertion/question``.
     """
     template: str = TEXTS["prompts"]["cot" if cot else "direct"][subtask]
     return template.format(text=text, question=question, rule=rule)

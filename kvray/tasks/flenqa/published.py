@@ -33,15 +33,10 @@ Rows = Mapping[tuple[Subtask, str], Mapping[Condition, Row]]
 
 
 def read(source: str, subtasks: Sequence[Subtask], conditions: Sequence[Condition]) -> Rows:
-    """Return the rows of the instances that were published under every condition.
-
-    Args:
-        source: any place of :mod:`kvray.tasks.sources.read`.
-        subtasks: the tasks that are asked for.
-        conditions: the conditions that are asked for.
+    """Return the rows of those instances that were published under every condition.
 
     Raises:
-        InputError: a row cannot be read; or a task or a condition has no row, and the message lists those that have.
+        InputError: a row cannot be read; or a task or condition has no row (the message lists those that have).
     """
     wanted = set(conditions)
     instances: dict[tuple[Subtask, str], dict[Condition, Row]] = {}
@@ -68,11 +63,7 @@ def read(source: str, subtasks: Sequence[Subtask], conditions: Sequence[Conditio
 
 
 def choose(rows: Rows, subtask: Subtask, questions: int, key: tuple[str | int, ...]) -> list[str]:
-    """Choose base instances of a task by the seed, true and false ones by turns while both last.
-
-    Raises:
-        InputError: fewer were published under all the conditions.
-    """
+    """Choose base instances of a task by the seed, true and false in turn while both last; InputError if too few."""
     names = [instance for name, instance in rows if name == subtask]
     if len(names) < questions:
         raise InputError(

@@ -1,4 +1,4 @@
-"""IN2 over a corpus: texts cut into segments, and questions on them that a file brings or a language model writes.
+"""IN2 over a corpus: texts cut into segments, and questions on them from a file or a language model.
 
 FILM cuts C4 (realnewslike) into segments of 128 tokens and lets GPT-4-Turbo write the questions (An et al. 2024,
 section 2.1; its prompts are in appendix I). The training set was never published, so this rebuilds it from the recipe.
@@ -27,7 +27,7 @@ ANSWER_TOKENS = 128
 _OF_THE_TEXT = re.compile(
     r"\b(according to|based on|in) (the|this|these) (given |provided )?(text|context|passage|piece)s?\b", re.IGNORECASE
 )
-"""Names of the text in a question, whose reader would not know which is meant; FILM's prompt forbids them as well."""
+"""Mentions of the text in a question, whose reader would not know which is meant; FILM's prompt forbids them too."""
 _SENTENCE_END = re.compile(r"[.!?][\"')\]\u2019\u201d]*\s+|[\u3002\uff01\uff1f]+")
 _WORD_END = re.compile(r"\s+")
 _PIECES_AT_ONCE = 2048
@@ -46,8 +46,7 @@ class Asked:
 class Corpus:
     """Segments that contexts are filled from, and the questions on them; makes drafts.
 
-    Attributes:
-        asked: the questions on several segments (integration: True) and on one (fine-grained: False).
+    ``asked`` has the questions on several segments (integration) under True, those on one (fine-grained) under False.
     """
 
     def __init__(self, segments: Sequence[str], asked: Sequence[Asked], key: int, count_tokens: CountTokens) -> None:
@@ -58,7 +57,7 @@ class Corpus:
         self._normal = lru_cache(maxsize=None)(lambda at: f" {questions.normalise(segments[at])} ")
 
     def draft(self, row: int, integration: bool, number: int) -> Draft:
-        """Return the ``number``-th question of a kind, with fillers and places by the row."""
+        """Return the ``number``-th question of a kind, with fillers and places drawn for the row."""
         asked = self.asked[integration][number]
         gold = tuple(self._segments[at] for at in asked.segments)
         order, places = (draws(self._key, row, row + 1, len(self._segments), stream)[0] for stream in (1, 2))
@@ -66,7 +65,7 @@ class Corpus:
         return Draft(asked.question, asked.answer, asked.references, gold, fillers, places)
 
     def _fillers(self, asked: Asked, order: Sequence[int]) -> Iterator[Segment]:
-        """Yield, in order, the segments that are none of the question's and contain no answer of it."""
+        """Yield, in order, the segments that are none of the question's and contain none of its answers."""
         forbidden = [f" {normal} " for text in asked.references if (normal := questions.normalise(text))]
         for at in order:
             if at not in asked.segments and not any(text in self._normal(at) for text in forbidden):
@@ -76,8 +75,8 @@ class Corpus:
 def cut(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
     """Yield a text in segments of at most ``limit`` tokens, as many whole sentences as fit in each.
 
-    A sentence that is longer is cut between words, a word that is longer between characters. White space becomes
-    single spaces. All of the text comes out, the last segment however short.
+    A longer sentence is cut between words, a longer word between characters. White space becomes single spaces. Nothing
+    is left out, however short the last segment.
     """
     line = " ".join(text.split())
     segment, size = "", 0
@@ -91,7 +90,7 @@ def cut(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
 
 
 def pool(texts: Sequence[str], limit: int, most: int, key: int, count_tokens: CountTokens) -> list[list[str]]:
-    """Return the segments of texts drawn by the seed, until there are ``most``, text by text; no segment twice.
+    """Return segments of texts drawn by the seed, until there are ``most``, text by text; no segment twice.
 
     A rest of less than half a segment is left out, unless it is all of its text.
     """
@@ -135,7 +134,7 @@ def shuffled(items: Sequence[Any], key: int) -> list[Any]:
 
 
 def prompt_of(segments: Sequence[str]) -> str:
-    """Return what a writer is asked for a question on one segment, or on several."""
+    """Return the prompt that asks a writer for a question on one segment, or on several."""
     if len(segments) == 1:
         return str(TEXTS["writer"]["fine_grained"]).format(segment=segments[0])
     pieces = "\n\n".join(f"Piece {number}:\n{segment}" for number, segment in enumerate(segments, start=1))
@@ -154,12 +153,11 @@ def read_reply(asked_on: Sequence[tuple[int, ...]], count_tokens: CountTokens, n
 
 
 def from_rows(source: str, limit: int, count_tokens: CountTokens) -> tuple[list[str], list[Asked]]:
-    """Read a file with its own questions.
+    """Read a file with its own questions; return the segments and the questions.
 
     A row has ``question``, ``answer``, and ``segments`` (a list of texts) or ``text``; optionally ``references`` (what
     an answer must contain, all of it; default the answer). A text longer than a segment is cut into several, each of
-    which may hold a part of the answer. A row without a question only adds its segments to those that contexts are
-    filled with.
+    which may hold a part of the answer. A row without a question only adds its segments to those that fill contexts.
 
     Raises:
         InputError: the source cannot be read, or a row lacks something; names it.
@@ -205,7 +203,7 @@ def _counted(pieces: Iterator[str], limit: int, count_tokens: CountTokens) -> It
 
 
 def _within(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
-    """Yield a segment that was counted by its pieces, cut again should it be more tokens than they were."""
+    """Yield a segment whose pieces were counted one by one, cut again if together they have more tokens."""
     text = text.strip()
     if int(count_tokens([text])[0]) <= limit or limit < 2:
         yield text

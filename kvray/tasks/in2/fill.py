@@ -1,4 +1,4 @@
-"""From a question and its segments to a prompt of a given length: filled up with other segments, all of them shuffled.
+"""From a question and its segments to a prompt of a given length: filled up with other segments, all shuffled.
 
 FILM's layout (An et al. 2024, appendix I, and the model card of FILM-7B). That segments stand on lines of their own is
 ours: the paper only says that they are concatenated.
@@ -22,12 +22,7 @@ LAYOUT: str = TEXTS["layout"]
 
 @dataclass(frozen=True)
 class Segment:
-    """A segment of the corpus.
-
-    Attributes:
-        text: one line.
-        tokens: its tokens, or a little more (a segment made of sentences counted one by one).
-    """
+    """A segment of the corpus, one line; ``tokens`` may be a little high (sentences counted one by one)."""
 
     text: str
     tokens: int
@@ -38,8 +33,6 @@ class Draft:
     """One example before its context is filled.
 
     Attributes:
-        question: the instruction.
-        answer: to train on.
         references: what an answer must contain, all of it.
         gold: the segments that hold the answer.
         fillers: segments that do not, in the order in which they are taken; read as far as there is room.
@@ -64,14 +57,9 @@ class Filled:
 
 
 def fill(draft: Draft, length: int | None, count_tokens: CountTokens) -> Filled:
-    """Return the longest prompt of at most ``length`` tokens: the next filler would not fit.
+    """Return the longest prompt of at most ``length`` tokens; None stands for the gold segments alone.
 
     A segment's place among the others does not depend on how many follow it, so gold ones are anywhere alike.
-
-    Args:
-        draft: the question and its segments.
-        length: tokens of the prompt; None for the gold segments alone.
-        count_tokens: the base model's tokenizer.
 
     Raises:
         InputError: the gold segments alone are longer, or the fillers run out.

@@ -3,8 +3,8 @@
 Questions on one short segment (fine-grained) or on several (integration), asked of a context in which these segments
 are shuffled among many others, so that any place may hold what matters. FILM: segments of 128 tokens, contexts spread
 evenly over 4K to 32K tokens, 1.1M fine-grained and 300K integration questions, 150K (a tenth) kept short; beside that
-it trains on 200K general instructions, which are a mixture's business here. The paper of the needles takes it as a
-baseline for Mistral-7B v0.1 and says nothing of lengths (paper, section 4.3); ours keep to that model's window of 4K.
+it trains on 200K general instructions, which a mixture adds here. The paper takes it as a baseline for Mistral-7B v0.1
+and gives no lengths (section 4.3); ours keep to that model's window of 4K.
 """
 
 from collections import defaultdict
@@ -78,11 +78,9 @@ class In2(Task):
         return self
 
     def sources(self) -> dict[str, str]:
-        """Return the sha256 of the source, or the version of the tiny world."""
         return {"source": source_identity(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Refuse training data that shares people, or the source, with an evaluation."""
         if not isinstance(other, (In2, QuestionTask)) or self.sources() != other.sources():
             return None
         if self.source != TINY:
@@ -95,20 +93,17 @@ class In2(Task):
         return None
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example, on average."""
         long = (self.length_min + self.length_max - self.segment_tokens) / 2
         return round((1 - self.short_share) * long + self.short_share * (self.segment_tokens + 60))
 
     def output_estimate(self) -> int:
-        """Return about the tokens of one or two sentences."""
         return 40
 
     def writer(self) -> str | None:
-        """Return the model that writes the questions, if one does."""
         return self.question_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
-        """Return a prompt per question: fine-grained ones, then integration ones.
+        """Fine-grained questions come first, then integration ones.
 
         Raises:
             InputError: the corpus cannot be read, or has too few segments for as many questions.
@@ -129,7 +124,6 @@ class In2(Task):
         return Context(count_tokens, None if written is None else self._written(count_tokens, written))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``."""
         short, integration, lengths = self.kinds(stop)
         numbers = np.where(integration, np.cumsum(integration), np.cumsum(~integration)) - 1
         rows: dict[str, list[Any]] = defaultdict(list)
@@ -194,7 +188,7 @@ class In2(Task):
         return Corpus(segments, chosen, self._key("context"), count_tokens)
 
     def _writable(self, count_tokens: CountTokens) -> tuple[list[str], dict[bool, list[tuple[int, ...]]], list[str]]:
-        """Return the segments, which of them each question is to be about (by kind), and the prompts."""
+        """Return the segments, those that each question is to be about (by kind), and the prompts."""
         texts = sources.texts(self.source)
         by_text = corpus.pool(texts, self.segment_tokens, self.corpus_segments, self._key("corpus"), count_tokens)
         segments = [segment for of_text in by_text for segment in of_text]

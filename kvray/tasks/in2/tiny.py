@@ -1,7 +1,7 @@
 """IN2 over the made-up world: segments are passages about people, questions are templates, answers restate the facts.
 
 Every person stands in one passage of the context, and a value that an answer needs stands in no other: facts are drawn
-anew for every row, those of the others from what is left.
+anew for every row, and those of other people from the remaining values.
 """
 
 from collections import defaultdict
@@ -34,14 +34,9 @@ class _Passage:
 
 @dataclass(frozen=True)
 class Tiny:
-    """Makes drafts of any row, by (key, row) alone.
+    """Makes drafts of any row, by (key, row) alone, about people of ``group``.
 
-    Attributes:
-        key: of the random numbers.
-        group: the people that it is about.
-        limit: most tokens of a segment.
-        longest: tokens of the longest prompt.
-        count_tokens: the base model's tokenizer.
+    A segment has at most ``limit`` tokens, the longest prompt ``longest``.
     """
 
     key: int
@@ -53,7 +48,7 @@ class Tiny:
     def draft(self, row: int, integration: bool, number: int) -> Draft:
         """Return the question of a row: on one relation of one person, or on two people of two segments.
 
-        What it asks is drawn by the row; its ``number`` among the questions of its kind matters to a corpus alone.
+        The row decides what is asked; ``number``, the question's among those of its kind, is for corpora alone.
         """
         drawn = draws(self.key, row, row + 1, 12)[0]
         size = world.group_size(self.group)

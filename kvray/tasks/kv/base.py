@@ -1,7 +1,7 @@
 """What the dictionary tasks share: checks of their knobs, prompts laid out as cells, and the loop that makes examples.
 
-Drafts hold the gold dictionary *first*, as the paper's scripts do while they count tokens; :meth:`Layout.prompts` puts
-it at its position. So one draft serves every gold position, and the others keep their order.
+Drafts hold the gold dictionary *first*, as in the paper's scripts; :meth:`Layout.prompts` moves it to its position, so
+one draft serves every gold position.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kvray.tasks.rng import Draws
 
 
 class DictionaryTask(Task):
-    """A task on numbered dictionaries, of which one or several hold what is asked for."""
+    """A task on numbered dictionaries, one or several of which hold what is asked for."""
 
     UNIT = "dictionaries"
     MEASURES = "retrieval"
@@ -41,11 +41,7 @@ class DictionaryTask(Task):
         return self
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``.
-
-        Raises:
-            InputError: a row finds no draft within the token budget; the message names the knobs.
-        """
+        """Make examples ``[start, stop)``; an InputError names the knobs if no draft of a row fits the token budget."""
         builder: Builder = context.material
         return builder.build(start, stop)
 
@@ -56,10 +52,10 @@ class DictionaryDraft(Draft):
 
     Attributes:
         index: entries of :attr:`Layout.table`, gold dictionary first. Shape ``(rows, dictionaries, entries)``.
-        query: the gold key in the order in which the prompt asks for it. Shape ``(rows, integers)``.
-        key: the gold key as it stands in its dictionary. Shape ``(rows, integers)``.
+        query: the gold key in the order of the question. Shape ``(rows, integers)``.
+        key: the gold key as its dictionary has it. Shape ``(rows, integers)``.
         value: the gold value. Shape ``(rows,)``.
-        units: how many of the dictionaries are used. Shape ``(rows,)``.
+        units: dictionaries in use. Shape ``(rows,)``.
     """
 
     index: Ints
@@ -71,12 +67,9 @@ class DictionaryDraft(Draft):
 
 @dataclass(frozen=True)
 class Layout:
-    """How drafts become text.
+    """How drafts become text: ``head``, then the dictionaries, of which a prompt has at most ``dictionaries``.
 
-    Attributes:
-        head: before the dictionaries.
-        table: a cell for every entry that a draft can name, the last one empty. Shape ``(entries,)``.
-        dictionaries: the most that a prompt can have.
+    ``table`` has a cell for every entry that a draft can name, the last one empty. Shape ``(entries,)``.
     """
 
     head: str
@@ -89,7 +82,7 @@ class Layout:
         return np.stack([cells(f"Dictionary [{i + 1}] {{", width) for i in range(self.dictionaries)])
 
     def prompts(self, draft: DictionaryDraft, gold: Ints, tail: Sequence[str | Cells]) -> list[bytes]:
-        """Return the prompts with the gold dictionary at 0-based index ``gold``; ``tail`` is woven after them."""
+        """Return prompts with the gold dictionary at 0-based index ``gold``, each followed by its row of ``tail``."""
         rows, dictionaries, entries = draft.index.shape
         place = np.arange(dictionaries)
         order = np.where(place < gold[:, None], place + 1, np.where(place == gold[:, None], 0, place))
@@ -111,14 +104,10 @@ class Layout:
 
 
 class Builder(ABC):
-    """Makes examples. Its tables cost up to a second, so subclasses make them at the first use and keep them.
+    """Makes examples. Its tables cost up to a second, so subclasses create them at the first use and keep them.
 
-    Attributes:
-        positions: where the gold dictionaries go.
-        width: random draws per row.
-        block_rows: rows that are made together.
-        unfit: for the error when a row finds no draft (see :func:`kvray.tasks.kv.drafts.settle`).
-        remedy: likewise, which knobs to change.
+    ``width`` is the random draws per row, ``block_rows`` the rows made together; ``unfit`` and ``remedy`` are for
+    :func:`kvray.tasks.kv.drafts.settle`.
     """
 
     positions: GoldPositions
@@ -137,7 +126,7 @@ class Builder(ABC):
 
     @abstractmethod
     def _measure(self, rows: Ints, draft: DictionaryDraft) -> Mask:
-        """Fill in the tokens (and units) of a draft and tell which rows are accepted."""
+        """Fill in the tokens (and units) of a draft; mark the rows that are accepted."""
 
     @abstractmethod
     def _prompts(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
@@ -145,7 +134,7 @@ class Builder(ABC):
 
     @abstractmethod
     def _answers(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
-        """Return the answers to train on, which are the only ones accepted."""
+        """Return the answers to train on, which are also the only ones accepted."""
 
     def _attempt(self, rows: Ints, number: int) -> DictionaryDraft:
         return self._draft(draws_of(self.key, rows, self.width, number))
@@ -154,7 +143,6 @@ class Builder(ABC):
         return self.count_tokens([text.decode() for text in self._prompts(draft, gold)])
 
     def build(self, start: int, stop: int) -> pa.Table:
-        """Make examples ``[start, stop)``."""
         prompts: list[bytes] = []
         answers: list[bytes] = []
         numbers: dict[str, list[Ints]] = {"position": [], "units": [], "prompt_tokens": []}

@@ -16,18 +16,11 @@ from kvray.tasks.prompts import KV_HEAD
 def measure_costs(
     counter: TokenCounter, question: str, integers: tuple[int, int], slots: int, dictionaries: int
 ) -> Costs | None:
-    """Measure every piece of a prompt in its context.
+    """Measure every piece of a prompt in its context, for entries in the order of kv/simple.py's ``SECTIONS``.
 
-    Args:
-        counter: of the base model.
-        question: what follows the dictionaries, with ``{key}`` where the key is asked for.
-        integers: the least key or value, and one past the largest.
-        slots: most pairs of a dictionary.
-        dictionaries: most dictionaries of a prompt.
-
-    Returns:
-        The costs for entries ordered as :data:`kvray.tasks.kv.simple.SECTIONS` says, or None where the tokenizer lets
-        pieces hang together or their counts do not add up.
+    ``integers`` are the smallest key or value and one past the largest; ``slots`` the most pairs of a dictionary;
+    ``question``, with ``{key}``, follows the dictionaries, of which there are at most ``dictionaries``. None where the
+    tokens of the pieces do not add up to those of a prompt.
     """
     one = integers[0]
     tail = question.replace("{key}", str(one))
@@ -65,12 +58,12 @@ def measure_costs(
 
 @dataclass(frozen=True)
 class Costs:
-    """What each piece of a prompt adds to its tokens.
+    """Tokens that each piece adds to a prompt.
 
     Attributes:
         fixed: of what every prompt holds.
-        query: by the key that is asked for, all its mentions together.
-        labels: by dictionary label minus 1: a line with the least integers, one pair.
+        query: by the key asked for, all its mentions together.
+        labels: by dictionary label minus 1: a line with the smallest integers, one pair.
         pieces: by entry of the layout's table; 0 for the empty one.
     """
 
@@ -80,12 +73,12 @@ class Costs:
     pieces: Ints
 
     def sums(self, draft: DictionaryDraft) -> Ints:
-        """Return the tokens of each prompt with 1, 2, … of its dictionaries. Shape ``(rows, dictionaries)``."""
+        """Tokens of each prompt with 1, 2, … of its dictionaries. Shape ``(rows, dictionaries)``."""
         lines = self.pieces.take(draft.index).sum(axis=2) + self.labels
         return np.cumsum(lines, axis=1) + (self.fixed + self.query[draft.query[:, 0]])[:, None]
 
     def totals(self, draft: DictionaryDraft) -> Ints:
-        """Return the tokens of each prompt with all its dictionaries. Shape ``(rows,)``."""
+        """Tokens of each prompt with all its dictionaries. Shape ``(rows,)``."""
         pieces = self.pieces.take(draft.index.reshape(len(draft), -1)).sum(axis=1)
         totals: Ints = pieces + self.query[draft.query[:, 0]] + (self.fixed + self.labels.sum())
         return totals

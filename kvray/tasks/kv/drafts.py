@@ -1,4 +1,4 @@
-"""Drafts of prompts out of numbered dictionaries: random integers, redraws until a row is accepted, gold positions."""
+"""Drafts of prompts with numbered dictionaries: random integers, redraws until a row is accepted, gold positions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 REDRAWS = 1000
 """Drafts tried after the first before a row is given up (paper.md 1.1)."""
 EARLY_BOUND = 0.05
-"""The early positions are the first 5 % of the samples (``law: paper``) or of the dictionaries (``law: strict``)."""
+"""Early positions are the first 5 % of the samples (``law: paper``) or of the dictionaries (``law: strict``)."""
 
 _PROBE_AFTER = 8
 _POSITIONS, _FORCED = 1 << 20, 2 << 20
@@ -38,9 +38,9 @@ def redraw(drawn: Draws) -> Draws:
 
 
 def integer_pool(digits_min: int, digits_max: int) -> Ints:
-    """Return integers to draw uniformly from, so that the number of digits is uniform, and the integer given that.
+    """Return integers without leading zeros, repeated so that a uniform draw makes the number of digits uniform.
 
-    No leading zeros. Length ``(digits_max - digits_min + 1) * 9 * 10 ** (digits_max - 1)``.
+    Length ``(digits_max - digits_min + 1) * 9 * 10 ** (digits_max - 1)``.
     """
     return np.concatenate(
         [
@@ -78,18 +78,14 @@ def draws_of(key: int, rows: Ints, width: int, stream: int) -> Draws:
 
 
 def _among(rows: Ints, chosen: Ints) -> Mask:
-    """Tell which rows are in ``chosen``, which is sorted; ``np.isin`` would sort both for every block."""
+    """Mark the rows that are in ``chosen``, which is sorted; ``np.isin`` would sort both for every block."""
     among: Mask = np.append(chosen, -1)[np.searchsorted(chosen, rows)] == rows
     return among
 
 
 @dataclass(kw_only=True)
 class Draft:
-    """A draft of some rows: every field is an array with an entry per row.
-
-    Attributes:
-        tokens: of the prompt; filled in by whoever counts them. Shape ``(rows,)``.
-    """
+    """A draft of some rows: every field has an entry per row; ``tokens`` are the prompts', once they are counted."""
 
     tokens: Ints
 
@@ -97,7 +93,7 @@ class Draft:
         return len(self.tokens)
 
     def put(self, at: Ints, other: Draft, chosen: Mask) -> None:
-        """Overwrite the rows ``at[chosen]`` by the ``chosen`` rows of another draft."""
+        """Overwrite the rows ``at[chosen]`` with the ``chosen`` rows of another draft."""
         for field in fields(self):
             getattr(self, field.name)[at[chosen]] = getattr(other, field.name)[chosen]
 
@@ -110,12 +106,8 @@ def settle(
 ) -> _D:
     """Draft every row until it is accepted; attempt ``a`` of a row does not depend on the other rows.
 
-    Args:
-        rows: ascending row numbers.
-        attempt: makes attempt ``a`` of some rows.
-        measure: fills in the tokens and tells which drafts are accepted.
-        unfit: for the error: which drafts were wanted, "simple_kv: row {row}: no draft … stayed within max_tokens".
-        remedy: for the error: which knobs to change.
+    ``attempt`` makes attempt ``a`` of some ascending ``rows``; ``measure`` fills in the tokens and marks accepted rows.
+    The error is ``unfit`` (with ``{row}``), the last tokens, and ``remedy`` (which knobs to change).
 
     Raises:
         InputError: a row was not accepted in 1 + :data:`REDRAWS` attempts.
@@ -127,7 +119,7 @@ def settle(
         if not pending.size:
             return settled
         if number == _PROBE_AFTER and pending.size > 1:
-            # Knobs that cannot work are found out on one row, not on a thousand.
+            # Knobs that cannot work show on one row, sooner than on a thousand.
             settle(rows[pending[:1]], attempt, measure, unfit, remedy)
         draft = attempt(rows[pending], number)
         accepted = measure(rows[pending], draft)
@@ -141,14 +133,10 @@ def settle(
 
 @dataclass(frozen=True)
 class GoldPositions:
-    """Where the gold dictionary goes: uniform, but for a share of the samples forced to be first and a share early.
+    """Where the gold dictionary goes: uniform, but for the shares of samples forced to be ``first`` or ``early``.
 
-    Attributes:
-        key: Philox key of the recipe.
-        rows: samples in the dataset.
-        first: share of the samples at index 0.
-        early: share of the samples, others than these, at a random early index.
-        by_samples: the early indices end at 5 % of the *samples* (the paper's quirk), else of the dictionaries.
+    With ``by_samples`` the early indices end at 5 % of the ``rows`` of the dataset (a quirk of the paper's scripts),
+    otherwise of the dictionaries. ``key`` is the Philox key of the recipe.
     """
 
     key: int
@@ -158,7 +146,7 @@ class GoldPositions:
     by_samples: bool
 
     def of(self, rows: Ints, units: Ints) -> Ints:
-        """Return the 0-based gold index of ascending ``rows``, given their dictionaries. Shape ``(len(rows),)``."""
+        """Return the 0-based gold index of ascending ``rows`` with ``units`` dictionaries. Shape ``(len(rows),)``."""
         drawn = draws_of(self.key, rows, 4, _POSITIONS)
         index = below(drawn[:, 0], units)
         # Multiplied by the share, then cut: int(350 * 0.05) = 17, as in the paper's scripts.
@@ -170,7 +158,7 @@ class GoldPositions:
 
     @cached_property
     def _forced(self) -> tuple[Ints, Ints]:
-        """Which rows are forced; the only thing about a row that depends on how many rows there are."""
+        """The rows forced first and early; nothing else about a row depends on how many rows there are."""
         drawn = draws(self.key, 0, -(-self.rows // 4), 4, _FORCED).reshape(-1)[: self.rows]
         order = np.argsort(drawn, kind="stable")
         first = int(self.rows * self.first)

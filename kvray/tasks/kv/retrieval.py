@@ -1,8 +1,8 @@
 """Key-value retrieval (Liu et al. 2023, "Lost in the Middle", section 3): a JSON object of UUIDs, one value asked for.
 
-Prompt, rule and the rearrangement of the published rows are lost-in-the-middle's: the asked record is taken out and put
-back at the gold position, the others keep their order. Sources are its ``kv-retrieval-{75,140,300}_keys.jsonl.gz``, or
-rows drawn here in the same way (every key and value a UUID of its own).
+Prompt, rule and rearrangement are lost-in-the-middle's: the asked record moves to the gold position, the others keep
+their order. Sources are its ``kv-retrieval-{75,140,300}_keys.jsonl.gz``, or rows drawn here in the same way (every key
+and value a UUID of its own).
 """
 
 from __future__ import annotations
@@ -34,13 +34,7 @@ Record = tuple[str, str]
 
 @dataclass(frozen=True)
 class Asked:
-    """One question.
-
-    Attributes:
-        id: unique within its source.
-        gold: the key asked for and its value.
-        others: the other records, in order.
-    """
+    """One question: the ``gold`` record (key and value) and the others in order; ``id`` is unique within its source."""
 
     id: str
     gold: Record
@@ -48,8 +42,6 @@ class Asked:
 
 
 class _Row(BaseModel):
-    """The fields of lost-in-the-middle's rows that are read."""
-
     ordered_kv_records: list[Record]
     key: str
     value: str
@@ -81,15 +73,13 @@ class KVRetrieval(Task):
         return self
 
     def gold_positions(self) -> tuple[int, ...]:
-        """Return the 1-based gold positions at which each question is asked."""
+        """Return the 1-based gold positions of each question."""
         return spread(self.keys) if self.positions is None else self.positions
 
     def sources(self) -> dict[str, str]:
-        """Return the sha256 of the file, or the version of the rows drawn here."""
         return {"source": DRAWN if self.source == TINY else read.digest(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Say that training data asks about the same records as an evaluation: one file, or one seed."""
         if not isinstance(other, KVRetrieval) or self.sources() != other.sources():
             return None
         if self.source != TINY:
@@ -97,31 +87,23 @@ class KVRetrieval(Task):
         return "the same records are drawn by the same seed; give one another seed" if self.seed == other.seed else None
 
     def with_rows(self, rows: int) -> KVRetrieval:
-        """Return the task with just enough questions for ``rows`` examples."""
         return self.model_copy(update={"questions": self.distinct_questions(rows)})
 
     def distinct_questions(self, rows: int) -> int:
-        """Return the questions of ``rows`` examples: each is asked at every position."""
         return -(-rows // len(self.gold_positions()))
 
     def expected_rows(self) -> int:
-        """Return questions times positions."""
         return self.questions * len(self.gold_positions())
 
     def tokens_estimate(self) -> int:
-        """Return about 60 tokens a record: 50 by GPT's tokenizer, 72 by LLaMA's (Liu et al., appendix E)."""
+        """About 60 tokens a record: 50 by GPT's tokenizer, 72 by LLaMA's (Liu et al., appendix E)."""
         return 40 + 60 * self.keys
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the file, if there is one.
-
-        Raises:
-            InputError: a row lacks a field, has another number of records, or there are too few rows; names the row.
-        """
+        """Read the file, if there is one; an InputError names a bad row, or says that there are too few."""
         return Context(count_tokens, None if self.source == TINY else self._chosen())
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``; the positions of one question follow one another."""
         at = self.gold_positions()
         rows: dict[str, list[Any]] = defaultdict(list)
         for number in range(start // len(at), -(-stop // len(at))):
@@ -150,7 +132,6 @@ class KVRetrieval(Task):
         return Asked(f"kv-{number:06d}", gold, tuple(others))
 
     def _chosen(self) -> list[Asked]:
-        """Read the file and choose ``questions`` of its rows by the seed."""
         by_id: dict[str, Asked] = {}
         for where, row in read.rows(self.source):
             asked = self._read(row, where)
@@ -180,11 +161,6 @@ class KVRetrieval(Task):
 
 
 def prompt(records: Sequence[Record], key: str) -> str:
-    """Word a prompt, lost-in-the-middle's to the letter.
-
-    Args:
-        records: (key, value) in order.
-        key: the one whose value is asked for.
-    """
+    """Word a prompt exactly as lost-in-the-middle does: the records in order, and the key whose value is asked for."""
     lines = ",\n ".join(f'"{name}": "{value}"' for name, value in records)
     return PROMPT.format(records=f"{{{lines}}}", key=key)

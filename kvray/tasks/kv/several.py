@@ -3,8 +3,8 @@
 What reviewers of arXiv 2406.19292 asked for: whether what is learned on one key carries to several, and the other way
 round. Nothing of it is published, so examples, wording and scorer are ours: all keys of a prompt differ, the asked ones
 lie in different dictionaries, uniform over all of them, and are asked in random order; no other pair has one of their
-values. The sentence of the answer is the paper's, once per key; 80 dictionaries instead of its 85 leave room for three
-such sentences within 4,096 tokens.
+values. The answer has the paper's sentence once per key; 80 dictionaries instead of its 85 leave room for three such
+sentences within 4,096 tokens.
 """
 
 from __future__ import annotations
@@ -78,18 +78,13 @@ class SeveralKV(DictionaryTask):
         return self
 
     def tokens_estimate(self) -> int:
-        """Return about the tokens of a prompt: between a tokenizer of single digits and one of short pieces."""
         integer = 0.65 * (self.digits_min + self.digits_max + 0.8) / 2
         pairs = (self.keys_min + self.keys_max) / 2
         asked = 50 + self.keys_asked * (30 if self.template else 4)
         return min(self.max_tokens, asked + round(self.dictionaries * (5 + pairs * (2 * integer + 3.5))))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``; every prompt is tokenized.
-
-        Raises:
-            InputError: a row finds no draft within the token budget; the message names the knobs.
-        """
+        """Make examples ``[start, stop)``; an InputError names the knobs if no draft of a row fits the token budget."""
         key, pool = key_of("several_kv", self.VERSION, self.seed), integer_pool(self.digits_min, self.digits_max)
 
         def attempt(rows: Ints, number: int) -> _Texts:
@@ -152,7 +147,7 @@ class SeveralKV(DictionaryTask):
         pairs = np.ascontiguousarray(drawn[:, 2 * count + asked :])
         keys, values = high(pairs, pool), low(pairs, pool)
         while True:
-            # Only what is spoiled is drawn again, from its own draw, until nothing is.
+            # Only spoiled pairs are drawn again, each from its own draw, until none is left.
             spoiled = repeats(keys)
             for one in range(asked):
                 same = values == values[each, at[:, one : one + 1]]

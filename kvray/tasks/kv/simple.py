@@ -34,7 +34,7 @@ GOLD_KEYS = 3
 DRAFT_MARGIN, PROMPT_MARGIN = 100, 30
 """Law paper: tokens below ``max_tokens`` with the gold dictionary first, and as emitted."""
 SECTIONS = (("", ": "), ("", ": "), ("", ", "), ("", "}\n"))
-"""What stands around an integer: a dictionary's first key, a further key, a value, its last value."""
+"""The text around an integer: a dictionary's first key, a further key, a value, its last value."""
 
 _VALUE = re.compile(r"\bis\s+(\d+)\b")
 _DICTIONARY = re.compile(r"\bDictionary\s*\[(\d+)\]")
@@ -50,12 +50,10 @@ def answered(answer: str) -> tuple[str, str] | None:
 
 
 def collapse(keys: Ints, values: Ints, sizes: Ints) -> None:
-    """Let a repeated key of a dictionary overwrite, as a Python dict does: first place, last value. In place.
+    """Let a repeated key of a dictionary overwrite, as in a Python dict: first place, last value. In place.
 
-    Args:
-        keys: shape ``(rows, dictionaries, slots)``.
-        values: of the same shape.
-        sizes: slots in use, shape ``(rows, dictionaries)``; lowered where keys repeat.
+    ``keys`` and ``values`` have shape ``(rows, dictionaries, slots)``; ``sizes``, the slots in use, has shape
+    ``(rows, dictionaries)`` and is lowered where keys repeat.
     """
     slots = keys.shape[2]
     absent = np.arange(slots) >= sizes[..., None]
@@ -111,12 +109,12 @@ class SimpleKV(DictionaryTask):
         return self
 
     def most_dictionaries(self) -> int:
-        """Return how many dictionaries leave room for unique keys: at most half of the integers."""
+        """Return how many dictionaries leave room for unique keys, which take at most half of the integers."""
         integers: int = 10**self.digits_max - 10 ** (self.digits_min - 1)
         return integers // (2 * self.keys_max)
 
     def tokens_estimate(self) -> int:
-        """Return about the tokens of a prompt: between a tokenizer of single digits and one of short pieces."""
+        """About the tokens of a prompt: between a tokenizer of single digits and one of short pieces."""
         if self.dictionaries == "fit":
             return self.max_tokens
         integer = 0.65 * (self.digits_min + self.digits_max + 0.8) / 2
@@ -124,7 +122,6 @@ class SimpleKV(DictionaryTask):
         return min(self.max_tokens, 90 + round(self.dictionaries * (5 + pairs * (2 * integer + 3.5))))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Return a context whose tables are made when the first example is."""
         return Context(count_tokens, SimpleBuilder(self, count_tokens))
 
     def score(self, answer: str, references: Sequence[str]) -> float:
@@ -162,12 +159,12 @@ class SimpleBuilder(Builder):
         self.remedy = "lower dictionaries, keys_max or digits_max, or raise max_tokens"
 
     def _enough_dictionaries(self) -> int:
-        """Return a number that fills every prompt: half as many again as fit at mean length, and eight."""
+        """Return enough to fill every prompt: half as many again as fit at mean length, and eight."""
         task, one = self.task, int(self.pool[self.pool.size // 2])
         line = f"Dictionary [10] {{{', '.join([f'{one}: {one}'] * task.keys_min)}}}\n"
         double, single, longer = self.count_tokens([line * 2, line, line + f"{one}: {one}, " * 16]).tolist()
         mean = (double - single) + (longer - single) / 16 * (task.keys_max - task.keys_min) / 2
-        # No more than leave their unique keys room: with 3 or 4 digits that is what long prompts come up against.
+        # Unique keys must be left room: with 3 or 4 digits, that is what limits long prompts.
         return min(int(task.max_tokens / max(mean, 1.0) * 1.5) + 8, task.most_dictionaries())
 
     @cached_property
@@ -181,7 +178,7 @@ class SimpleBuilder(Builder):
 
     @cached_property
     def costs(self) -> Costs | None:
-        """The costs of the pieces, if the tokenizer lets them add up and real prompts bear it out."""
+        """Costs of the pieces, None where they do not add up to what the tokenizer counts for real prompts."""
         if not isinstance(self.count_tokens, TokenCounter):
             return None
         integers = (10 ** (self.task.digits_min - 1), self.limit)
@@ -259,7 +256,7 @@ class SimpleBuilder(Builder):
         return (first < self.task.max_tokens - DRAFT_MARGIN) & (draft.tokens < self.task.max_tokens - PROMPT_MARGIN)
 
     def _fill(self, rows: Ints, draft: DictionaryDraft) -> Mask:
-        """Use the most dictionaries that keep within the budget; one more of the row's own stream exceeds it."""
+        """Use the most dictionaries that stay within the budget."""
         budget = self.task.max_tokens
         if self.costs is not None:
             sums = self.costs.sums(draft)

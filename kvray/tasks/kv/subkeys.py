@@ -4,8 +4,8 @@ The harder dictionary task of arXiv 2406.19292. Its generator's knobs are publis
 answer files are not. So 49 dictionaries and 150 rows are the paper's, subkeys of 3 digits and values of 4 are its
 function defaults, and the wording, the sizes, both probabilities and the number of shared subkeys are ours.
 
-Every key but the gold one holds at most the *shared* subkeys of the gold key, never its private ones: other keys have
-some of the integers asked for, none has all. No two keys of a prompt are equal, no other value is the gold value.
+Other keys hold at most the *shared* subkeys of the gold key, never its private ones: some have some of the integers
+asked for, none has all. No two keys of a prompt are equal, no other value is the gold value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kvray.tasks.prompts import KV_HEAD, SUBKEY_ANSWER, SUBKEY_TAIL, SUBKEY_TEMP
 from kvray.tasks.rng import Draws, below, key_of, unit
 
 SECTIONS = (("(", ", "), ("", ", "), ("", "): "), ("", ", "), ("", "}\n"))
-"""What stands around an integer: first, further and last subkey of a key, a value, a dictionary's last value."""
+"""The text around an integer: first, further and last subkey of a key, a value, a dictionary's last value."""
 
 _ANSWER = re.compile(r"\bis\s+\(([\d,\s]+)\).*?\bis\s+(\d+)\b.*?\bDictionary\s*\[(\d+)\]")
 
@@ -79,13 +79,11 @@ class MultiSubkeyKV(DictionaryTask):
         return self
 
     def tokens_estimate(self) -> int:
-        """Return about the tokens of a prompt: between a tokenizer of single digits and one of short pieces."""
         subkeys, keys = (self.key_size_min + self.key_size_max) / 2, (self.keys_min + self.keys_max) / 2
         key = subkeys * (0.65 * self.subkey_digits + 1.2) + 0.65 * self.value_digits + 4
         return min(self.max_tokens, 110 + round(self.dictionaries * (5 + keys * key)))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Return a context whose tables are made when the first example is."""
         return Context(count_tokens, SubkeyBuilder(self, count_tokens))
 
     def score(self, answer: str, references: Sequence[str]) -> float:
@@ -98,7 +96,7 @@ class MultiSubkeyKV(DictionaryTask):
 
 
 class SubkeyBuilder(Builder):
-    """Makes multi_subkey_kv's examples, each prompt of which is tokenized; the gold key is in slot ``at``."""
+    """Makes multi_subkey_kv's examples; every prompt is tokenized."""
 
     block_rows = 64
 
@@ -162,12 +160,7 @@ class SubkeyBuilder(Builder):
         )
 
     def _fresh(self, drawn: Draws, taken: Ints) -> Ints:
-        """Draw distinct subkeys that are none of ``taken``.
-
-        Args:
-            drawn: shape ``(keys, size)``.
-            taken: shape ``(keys, any)``.
-        """
+        """Draw distinct subkeys, shape ``(keys, size)``, that are none of ``taken``, shape ``(keys, any)``."""
         drawn = drawn.copy()
         subkeys = high(drawn, self.subkeys)
         touched = np.arange(len(drawn))
@@ -192,10 +185,9 @@ class SubkeyBuilder(Builder):
         return np.take_along_axis(gold, source, axis=1)
 
     def _keys(self, pairs: Draws, gold: Ints, common: Ints) -> tuple[Ints, Ints]:
-        """Draw every key as if it were not gold.
+        """Draw every key as if it were not gold; return subkeys, 0 where a key is shorter, and sizes.
 
-        Returns:
-            Subkeys ``(rows, dictionaries, slots, size)``, 0 where a key is shorter, and sizes without the last axis.
+        Shapes ``(rows, dictionaries, slots, size)`` and ``(rows, dictionaries, slots)``.
         """
         task, run = self.task, self.task.common_subkeys
         flat = pairs.reshape(-1, self.pair_draws)
@@ -218,7 +210,7 @@ class SubkeyBuilder(Builder):
         return keys.reshape(*pairs.shape[:3], self.size), size.reshape(pairs.shape[:3])
 
     def _values(self, drawn: Draws, at: Ints) -> Ints:
-        """Draw the values; none but the gold one equals it. Shape of ``drawn``: ``(rows, dictionaries, slots)``."""
+        """Draw the values, shape ``(rows, dictionaries, slots)``; none but the gold one equals it."""
         shape = drawn.shape
         drawn = drawn.reshape(len(drawn), -1).copy()
         values = high(drawn, self.values)
@@ -232,7 +224,7 @@ class SubkeyBuilder(Builder):
             values[spoiled] = high(drawn[spoiled], self.values)
 
     def _index(self, keys: Ints, key_sizes: Ints, values: Ints, sizes: Ints) -> Ints:
-        """Return the entries of the layout's table: per pair its subkeys, padded, and its value."""
+        """Return entries of the layout's table: per pair its subkeys, padded, and its value."""
         slot, last = np.arange(self.size), key_sizes[..., None] - 1
         empty = self._layout.table.size - 1
         section = np.where(slot == last, 2, np.where(slot == 0, 0, 1))
@@ -264,7 +256,7 @@ class SubkeyBuilder(Builder):
         return [part for column in columns for part in (", ", column)][1:]
 
     def _keys_differ(self, draft: DictionaryDraft) -> Mask:
-        """Tell which rows have no two equal keys: one prompt in some ten thousands has, and is drawn again."""
+        """Mark the rows without two equal keys: one prompt in some ten thousands has them, and is drawn again."""
         keys = draft.index.reshape(len(draft), -1, self.size + 1)[:, :, :-1]
         differ = np.ones(len(draft), np.bool_)
         for row, drawn in enumerate(keys):

@@ -1,7 +1,7 @@
 """Text as numpy: rows of 8-byte cells padded with zero bytes, squeezed into an Arrow string column.
 
-A prompt of several hundred integers costs a table look-up per integer instead of a format call; the padding is dropped
-in one pass over the bytes. About fifty times faster than joining Python strings.
+A prompt of several hundred integers costs a table look-up per integer instead of a format call: about fifty times
+faster than joining Python strings.
 """
 
 from __future__ import annotations
@@ -28,18 +28,14 @@ def cells(text: str, width: int | None = None) -> Cells:
 
 
 def integer_cells(limit: int, left: str = "", right: str = "") -> Cells:
-    """Return one cell per integer below ``limit``: its decimal digits between ``left`` and ``right``.
-
-    Raises:
-        ValueError: the longest needs more than 8 bytes.
-    """
+    """Return one cell per integer below ``limit``, its digits between ``left`` and ``right``; at most 8 bytes each."""
     if len(f"{left}{limit - 1}{right}") > CELL_BYTES:
         raise ValueError(f"{left}{limit - 1}{right} does not fit a cell of {CELL_BYTES} bytes")
     return np.array([f"{left}{n}{right}" for n in range(limit)], f"S{CELL_BYTES}").view(np.uint64)
 
 
 def fill_in(wording: str, **fields: Sequence[str | Cells]) -> list[str | Cells]:
-    """Split a wording at its ``{fields}`` and put the parts of each in its place, for :func:`weave`."""
+    """Split a wording at its ``{fields}`` and put the parts of each field in its place, for :func:`weave`."""
     parts: list[str | Cells] = []
     for text, name, _, _ in Formatter().parse(wording):
         parts += [text] if text else []
@@ -64,11 +60,7 @@ def squeeze(buffer: Cells) -> list[bytes]:
 
 
 def strings(texts: Sequence[bytes]) -> pa.Array:
-    """Return texts as an Arrow string array.
-
-    Raises:
-        OverflowError: they hold 2 GiB or more in all.
-    """
+    """Return texts as an Arrow string array; an OverflowError from 2 GiB on."""
     lengths = np.fromiter((len(text) for text in texts), np.int64, len(texts))
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     if offsets[-1] >= 2**31:

@@ -1,9 +1,8 @@
-"""Haystacks: prompts of an exact length in tokens, out of whole sentences, with needles at chosen depths.
+"""Haystacks: prompts of an exact length in tokens, made of whole sentences, with needles at chosen depths.
 
-A haystack begins at a drawn sentence of its text, goes on to the end and wraps round. A needle at depth d goes in at
-the last sentence break before d percent of the haystack's tokens, as Kamradt's test has it (which cuts the text at the
-length, where ours ends with a whole sentence). Sentences are counted once; their sum says about how many fit, then the
-tokenizer counts the whole prompt.
+A haystack begins at a drawn sentence of its text and wraps round at the end. A needle at depth d goes in at the last
+sentence break before d percent of its tokens, as in Kamradt's test (which cuts the text at the length, where ours ends
+with a sentence). Sums over sentences suggest how many fit; then the tokenizer counts the whole prompt.
 """
 
 from __future__ import annotations
@@ -26,20 +25,14 @@ from kvray.tasks.world import TINY
 
 Ints = NDArray[np.int64]
 Supply = Callable[[int], tuple[list[str], Ints]]
-"""Returns the haystack's pieces in order, of at least so many tokens in all, and what each adds to a prompt."""
+"""Returns the haystack's pieces in order, of at least so many tokens in all, and the tokens each adds to a prompt."""
 
 _BLOCK_TOKENS = 2**21
 _ANCHOR = "So it is."
 
 
 def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) -> Haystack:
-    """Read a haystack.
-
-    Args:
-        source: "tiny", or any text of your own (:func:`kvray.tasks.sources.read.texts`).
-        count_tokens: the base model's tokenizer as a counter; not asked before the first prompt is made.
-        group: whose people the tiny world's sentences are about.
-        seed: of the tiny world's facts and their order.
+    """Read a haystack: "tiny" (facts about a group, drawn by the seed) or any text (:mod:`kvray.tasks.sources.read`).
 
     Raises:
         InputError: the source cannot be read, or has no sentence of at most :data:`LONGEST` characters.
@@ -69,7 +62,7 @@ def tiny(group: world.Group, seed: int) -> list[str]:
 
 
 def added(count_tokens: CountTokens, pieces: Sequence[str]) -> Ints:
-    """Return what each piece adds to a text that it follows, in tokens. Shape ``(len(pieces),)``."""
+    """Return the tokens that each piece adds to a text that it follows. Shape ``(len(pieces),)``."""
     counts = count_tokens([_ANCHOR, *(_ANCHOR + piece for piece in pieces)])
     more: Ints = np.maximum(counts[1:] - counts[0], 1)
     return more
@@ -84,7 +77,6 @@ class Haystack:
 
     @cached_property
     def costs(self) -> Ints:
-        """What each sentence adds to a prompt, in tokens."""
         return added(self.count_tokens, self.pieces)
 
     @cached_property
@@ -99,10 +91,8 @@ class Haystack:
     def supply(self, start: int, forbidden: Sequence[str] = ()) -> Supply:
         """Return the supply that begins at sentence ``start`` and wraps round.
 
-        Args:
-            start: index of a sentence.
-            forbidden: texts as :func:`normalise` leaves them; sentences that contain one of them are left out, so that
-                nothing but the needle states its fact.
+        Sentences that contain one of the ``forbidden`` texts (as :func:`normalise` leaves them) are left out, so that
+        nothing but the needle states its fact.
         """
 
         def take(tokens: int) -> tuple[list[str], Ints]:
@@ -124,14 +114,9 @@ class Haystack:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a prompt is made of.
+    """What a prompt is made of; its ``length`` is the most tokens that it may have.
 
-    Attributes:
-        supply: the haystack's sentences.
-        needles: (depth in percent, text with its own white space before it), in any order.
-        head: text before the haystack.
-        tail: text after it.
-        length: most tokens of the whole prompt.
+    ``needles`` are (depth in percent, text with its own white space before it), in any order.
     """
 
     supply: Supply
@@ -142,10 +127,7 @@ class Frame:
 
 
 def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str], list[int]]:
-    """Return the prompts, each with as many sentences as its length allows, and their tokens.
-
-    Every prompt is tokenized as a whole: it has at most ``length`` tokens, and less room is left than the haystack's
-    next sentence takes.
+    """Return the prompts, each with as many sentences as its length allows, and the tokens of each.
 
     Raises:
         InputError: a length has no room for a single sentence beside the needles and the question.
@@ -171,10 +153,8 @@ def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str],
 def insert(pieces: Sequence[str], until: Ints, needles: Sequence[tuple[float, str]]) -> str:
     """Return a haystack with its needles, each at the last sentence break before its depth point.
 
-    Args:
-        pieces: the haystack's sentences, with their white space.
-        until: tokens before each of them, and of all; shape ``(len(pieces) + 1,)``.
-        needles: (depth in percent, text). At 0 a needle comes first, at 100 last; several at one break by depth.
+    ``until`` has the tokens before each piece, and of all; shape ``(len(pieces) + 1,)``. Needles are (depth in percent,
+    text): 0 comes first, 100 last, and several at one break by depth.
     """
     parts, begun = [], 0
     for depth, text in sorted(needles, key=lambda needle: needle[0]):
@@ -185,12 +165,7 @@ def insert(pieces: Sequence[str], until: Ints, needles: Sequence[tuple[float, st
 
 
 class _Filling:
-    """The search for how many sentences of a haystack fill a prompt.
-
-    Attributes:
-        best: the longest prompt known to fit, of ``tokens`` tokens.
-        settled: whether no other sentence has room.
-    """
+    """The search for how many sentences of a haystack fill a prompt; ``best`` (of ``tokens``) is the longest so far."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
@@ -208,12 +183,11 @@ class _Filling:
         self._number = max(1, self._within(room))
 
     def text(self) -> str:
-        """Return the prompt with the present number of sentences."""
         context = insert(self._pieces[: self._number], self._until[: self._number + 1], self.frame.needles)
         return self.frame.head + context + self.frame.tail
 
     def learn(self, text: str, counted: int) -> None:
-        """Take note of a prompt's tokens; choose another number of sentences unless this is the one."""
+        """Note a prompt's tokens; choose another number of sentences unless this one is final."""
         spare = self.frame.length - counted
         if spare >= 0:
             self._fits, self.best, self.tokens = self._number, text, counted
@@ -235,7 +209,6 @@ class _Filling:
         self._until = np.concatenate(([0], np.cumsum(costs)))
 
     def _within(self, tokens: int) -> int:
-        """Return how many sentences have at most so many tokens in all."""
         return max(0, int(np.searchsorted(self._until, tokens, side="right")) - 1)
 
     def _too_short(self, tokens: int) -> str:

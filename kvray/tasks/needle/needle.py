@@ -3,8 +3,8 @@
 The prompt has his structure: the text, then the question with "Don't give information outside the document or repeat
 your findings"; he sends them as two user messages after a system message, ours is one message. His needle is
 ``needles: classic``; by default every example has another one. He lets a model grade the answer; ours is exact. The
-paper's needle baseline is built on his test; how its training data were made is not known, so all that is ours: many
-needles, random depths, one length, 400 rows of 4,096 tokens (not fewer than its own 350 rows of about 3,950).
+paper's needle baseline is built on his test; its training data are not described, so these are ours: many needles,
+random depths, one length, 400 rows of 4,096 tokens (not fewer than its own 350 rows of about 3,950).
 """
 
 import tomllib
@@ -35,24 +35,19 @@ CLASSIC_FACTS = ("eat a sandwich", "sit in Dolores Park")
 
 @dataclass(frozen=True)
 class Family:
-    """Facts of one kind, for haystacks of any text: made-up ones about the people of :mod:`kvray.tasks.world`.
+    """Facts of one kind about the made-up people of :mod:`kvray.tasks.world`, for haystacks of any text.
 
-    A fact reads "The special ingredient of Belda Cranford's soup is saffron"; an answer restates it up to the value.
-
-    Attributes:
-        subject: what a fact is about, with ``{name}``.
-        values: what it can be; no value is part of another one, of any subject or of a question.
+    A fact reads "The special ingredient of Belda Cranford's soup is saffron". No value is part of another one, of any
+    subject or of a question.
     """
 
     subject: str
     values: tuple[str, ...]
 
     def fact(self, name: str, value: str) -> str:
-        """Word a fact, without its full stop."""
         return f"{self.subject.format(name=name)} is {value}"
 
     def question(self, name: str) -> str:
-        """Word the question that a fact answers."""
         subject = self.subject.format(name=name)
         return f"What is {subject[0].lower()}{subject[1:]}?"
 
@@ -64,15 +59,9 @@ FAMILIES = tuple(Family(kind["subject"], tuple(kind["values"])) for kind in _TAB
 
 @dataclass(frozen=True)
 class Needle:
-    """One needle.
+    """One needle: its text with the white space before it, the question, and the answer to train on (the fact again).
 
-    Attributes:
-        id: unique within the dataset.
-        text: as it stands in the haystack, with the white space before it.
-        question: what it answers.
-        answer: the answer to train on: the fact again.
-        facts: what an answer must contain.
-        subject: who it is about; no other sentence of the haystack names them. "" where it is about nobody.
+    An answer must contain the ``facts``. No other sentence of the haystack names the ``subject``, "" for nobody.
     """
 
     id: str
@@ -122,17 +111,16 @@ class NeedleInHaystack(Task):
         return value
 
     def depth_steps(self) -> tuple[float | None, ...]:
-        """Return the depths that each needle is placed at; one entry (None) when they are random."""
+        """Return the depths in percent at which each needle is placed; one entry (None) when they are random."""
         if isinstance(self.depths, int):
             return tuple(np.linspace(0, 100, self.depths).tolist())
         return self.depths if isinstance(self.depths, tuple) else (None,)
 
     def sources(self) -> dict[str, str]:
-        """Return the sha256 of the haystack's text, or the version of the tiny world."""
         return {"source": world.source_identity(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Refuse training data with needles that an evaluation asks about, or about the tiny world's test people.
+        """Refuse needles that an evaluation asks about, and needles about the tiny world's test people.
 
         Many needles are about people of their split, whatever the haystack; the classic needle is always the same.
         """
@@ -151,33 +139,23 @@ class NeedleInHaystack(Task):
         )
 
     def with_rows(self, rows: int) -> Self:
-        """Return the task with just enough needles for ``rows`` examples."""
         return self.model_copy(update={"rows": self.distinct_questions(rows)})
 
     def distinct_questions(self, rows: int) -> int:
-        """Return the needles of ``rows`` examples: each is asked about at every length and depth."""
         return -(-rows // (len(self.lengths) * len(self.depth_steps())))
 
     def expected_rows(self) -> int:
-        """Return needles times lengths times depths."""
         return self.rows * len(self.lengths) * len(self.depth_steps())
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example: the mean of the lengths, less half a sentence."""
         return max(1, sum(self.lengths) // len(self.lengths) - 12)
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the haystack.
-
-        Raises:
-            InputError: it cannot be read or has no sentence.
-        """
+        """Read the haystack; an InputError if that cannot be done or it has no sentence."""
         return Context(count_tokens, haystack.read(self.source, count_tokens, self.split, self.seed))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``; those of one needle follow one another, by length and depth.
-
-        The haystack of a needle begins at the same sentence at every length and depth: examples of one needle share it.
+        """Make examples ``[start, stop)``: of one needle all lengths and depths, which share a haystack.
 
         Raises:
             InputError: a length has no room for the needle, the question and one sentence.
@@ -215,13 +193,9 @@ class NeedleInHaystack(Task):
         return float(all(normalise(reference) in normal for reference in references))
 
     def _needle(self, number: int, person: int, turn: int, drawn: tuple[Any, Any]) -> Needle:
-        """Return a needle.
+        """Return needle ``number``, about a person who had ``turn`` needles before; each turn asks for something else.
 
-        Args:
-            number: of the needle.
-            person: whom it is about.
-            turn: how many needles were about this person before; each turn asks for something else.
-            drawn: the person's draw, for what is asked, and the needle's, for the value.
+        ``drawn`` is the person's draw, for what is asked, and the needle's, for the value.
         """
         if self.needles == "classic":
             return Needle(f"needle-classic-{number:06d}", CLASSIC, CLASSIC_QUESTION, CLASSIC.strip(), CLASSIC_FACTS)

@@ -2,9 +2,9 @@
 
 A needle registers a value under a key. ``single``: one needle, asked about. ``multikey``: several under different keys,
 one asked about. ``multivalue``: several under one key, all asked about. ``multiquery``: several under different keys,
-all asked about. Keys and values are words, numbers of seven digits or UUIDs, as there; the haystack is text, noise, or
-nothing but further needles. The variants, the counts of four and the rule are RULER's; every wording is ours, and so
-are the 100 rows (RULER asks 500) and the lengths up to 32K.
+all asked about. Keys and values are words, numbers of seven digits or UUIDs; the haystack is text, noise, or nothing
+but further needles. Variants, kinds, the counts of four and the rule are RULER's; every wording is ours, and so are the
+100 rows (RULER asks 500) and the lengths up to 32K.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ KINDS = {"words": "word", "numbers": "number", "uuid": "UUID"}
 _TEXTS = tomllib.loads(resources.files("kvray.tasks.needle").joinpath("ruler.toml").read_text("utf-8"))
 NOISE: list[str] = _TEXTS["noise"]
 WORDS = [f"{first}-{second}" for first, second in product(_TEXTS["first"].split(), _TEXTS["second"].split())]
-"""Names of two words, some 35,000 of them."""
+"""Some 35,000 names of two words."""
 
 _STEPS = 11
 _SMALLEST, _NUMBERS = 1_000_000, 9_000_000
@@ -74,31 +74,22 @@ class Ruler(Task):
     queries: int = recipe(4, ge=2, le=100, description="multiquery: keys asked about")
 
     def sources(self) -> dict[str, str]:
-        """Return the sha256 of the haystack's text, or the version of the tiny world; nothing without text."""
         return {"source": source_identity(self.source)} if self.haystack == "essay" else {}
 
     def with_rows(self, rows: int) -> Ruler:
-        """Return the task with just enough rows of each variant for ``rows`` examples."""
         return self.model_copy(update={"rows": -(-rows // (len(self.variants) * len(self.lengths)))})
 
     def distinct_questions(self, rows: int) -> int:
-        """Return the questions of ``rows`` examples: each is asked at every length."""
         return -(-rows // len(self.lengths))
 
     def expected_rows(self) -> int:
-        """Return rows times variants times lengths."""
         return self.rows * len(self.variants) * len(self.lengths)
 
     def tokens_estimate(self) -> int:
-        """Prompt tokens of one example: the mean of the lengths, less half a sentence."""
         return max(1, sum(self.lengths) // len(self.lengths) - 12)
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the haystack.
-
-        Raises:
-            InputError: it cannot be read or has no sentence.
-        """
+        """Read the haystack; an InputError if that cannot be done or it has no sentence."""
         if self.haystack == "essay":
             # Its people are those of training: no ruler question is about a person.
             return Context(count_tokens, haystack.read(self.source, count_tokens, "train", self.seed))
@@ -110,8 +101,8 @@ class Ruler(Task):
         Needles, question and the beginning of the haystack are the same at every length.
 
         Raises:
-            InputError: a length has no room for the needles, the question and one sentence; or too long a haystack of
-                needles for words as keys.
+            InputError: a length has no room for the needles, the question and one sentence, or needs more needles than
+                there are words for keys.
         """
         kind = KINDS[self.value_kind]
         rows: dict[str, list[Any]] = defaultdict(list)
@@ -168,7 +159,7 @@ class Ruler(Task):
         return pairs, 1, ONE.format(kind=kind, keys=pairs[0][0])
 
     def _supply(self, context: Context, records: _Records, used: int) -> Supply:
-        """Return the haystack of one prompt: the context's, or further records behind the ``used`` ones."""
+        """Return the haystack of one prompt: the context's, or further records after the ``used`` ones."""
         if self.haystack != "needles":
             hay: Haystack = context.material
             return hay.supply(int(below(draws(records.key, 0, 1, 1, 2), len(hay.pieces))[0, 0]))
@@ -188,18 +179,13 @@ class Ruler(Task):
 
 
 class _Records:
-    """Keys with their values, none of which comes twice in one prompt; the first ones do not depend on how many."""
+    """Keys with their values, none twice in one prompt; the first ones are the same however many are taken."""
 
     def __init__(self, key: int, kinds: tuple[Kind, Kind]) -> None:
         self.key = key
         self.kinds = kinds
 
     def take(self, number: int) -> list[tuple[str, str]]:
-        """Return the first ``number`` records.
-
-        Raises:
-            InputError: too few names of two words exist.
-        """
         drawn = number + number // 64 + 8
         while True:
             keys, values = (self._labels(kind, which, drawn) for which, kind in enumerate(self.kinds))

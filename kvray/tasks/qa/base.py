@@ -1,6 +1,6 @@
 """What tasks over questions share: where the questions come from, which ones, the documents in a prompt, the scorer.
 
-A question's distractors are the same at every gold position, in the same order. So the examples of one question pair
+A question's distractors and their order are the same at every gold position. So the examples of one question pair
 across positions and models, and their prompts share a prefix up to the gold document.
 """
 
@@ -47,11 +47,8 @@ class Asks(Protocol):
 class Material:
     """What examples are made from.
 
-    Attributes:
-        asks: gives the questions.
-        size: how many are asked.
-        numbers: which of them, in order; None for the first ``size``.
-        answers: what is trained on, per question; None where the task itself words the answer.
+    ``numbers`` are the questions asked, in order (None for the first ``size``), ``answers`` what is trained on, per
+    question (None where the task words it).
     """
 
     asks: Asks
@@ -87,7 +84,6 @@ class QuestionTask(Task):
     split: Split = recipe("test", description="test, train (a fifth of a file's questions, by hash) or all")
 
     def sources(self) -> dict[str, str]:
-        """Return what identifies the questions' file, or the version of the tiny world."""
         return {"source": world.source_identity(self.source)}
 
     def score(self, answer: str, references: Sequence[str]) -> float:
@@ -95,12 +91,7 @@ class QuestionTask(Task):
         return questions.best_subspan_em(answer, references)
 
     def pick(self, pool: Sequence[Question], wanted: int | None, spare: int = 0) -> list[Question]:
-        """Choose questions of the split by the seed.
-
-        Args:
-            pool: every question of the source.
-            wanted: how many; None for all of the split.
-            spare: up to so many more, after them.
+        """Choose questions of the split by the seed: ``wanted`` (None for all) and up to ``spare`` more.
 
         Raises:
             InputError: the split has fewer than ``wanted``.
@@ -115,11 +106,7 @@ class QuestionTask(Task):
         return [split[index] for index in order[: None if wanted is None else wanted + spare]]
 
     def refuse_missing_passages(self, chosen: Sequence[Question]) -> None:
-        """Check that every question has its gold passage.
-
-        Raises:
-            InputError: one has none; names it.
-        """
+        """Raise an InputError that names the first question without a gold passage, if there is one."""
         if missing := next((question for question in chosen if not question.passage), None):
             raise InputError(f"{self.source}: {missing.text!r} has no gold passage ('ctxs' with isgold, or 'text')")
 
@@ -164,7 +151,7 @@ class DocumentsTask(QuestionTask):
         return self
 
     def gold_positions(self) -> tuple[int, ...]:
-        """Return the gold positions that each question is asked at; one entry (0) when random or without documents."""
+        """Return the gold positions at which each question is asked; one entry (0) when random or without documents."""
         if self.positions == "random" or self.documents == 0:
             return (0,)
         return base.spread(self.documents) if self.positions is None else self.positions
@@ -184,10 +171,7 @@ class DocumentsTask(QuestionTask):
             yield index, asked, (at[slot] or self._random_position(number)) if self.documents else None
 
     def overlaps(self, other: Task) -> str | None:
-        """Say why this training data must not be evaluated by ``other``: the same source and a shared split.
-
-        With a file that holds for closed-book questions too; the tiny world's are about people of their own.
-        """
+        """With a file, closed-book questions overlap too; the tiny world's are about people of their own."""
         if not isinstance(other, QuestionTask) or self.sources() != other.sources():
             return None
         if (isinstance(other, DocumentsTask) or self.source != TINY) and (
@@ -200,11 +184,10 @@ class DocumentsTask(QuestionTask):
         return None
 
     def distinct_questions(self, rows: int) -> int:
-        """Return the questions of ``rows`` examples: each is asked at every position."""
         return -(-rows // len(self.gold_positions()))
 
     def tokens_estimate(self) -> int:
-        """Return about 27 tokens a document in the tiny world, 165 elsewhere (paper, 4.1)."""
+        """About 27 tokens a document in the tiny world, 165 elsewhere (paper, 4.1)."""
         return 30 + self.documents * (27 if self.source == TINY else 165)
 
     def _random_position(self, number: int) -> int:

@@ -13,7 +13,7 @@ from kvray.tasks.rng import below, draws, key_of, permutation
 
 
 def holds(passage: str, answers: Sequence[str]) -> bool:
-    """Tell whether a passage holds an answer, both normalised."""
+    """Tell whether a passage contains an answer, both normalised."""
     return any(answer and answer in passage for answer in answers)
 
 
@@ -32,15 +32,10 @@ class RandomDistractors:
         self.normal = [questions.normalise(f"{question.title} {question.passage}") for question in self.pool]
 
     def gold(self, number: int) -> Question:
-        """Return a question with its gold passage."""
         return self.chosen[number]
 
     def ask(self, number: int) -> Asked:
-        """Return a question with its documents.
-
-        Raises:
-            InputError: too few passages hold none of its answers.
-        """
+        """Raise an InputError if too few passages hold none of the question's answers."""
         asked = self.chosen[number]
         forbidden = [questions.normalise(answer) for answer in asked.answers]
         titles, texts, taken = [asked.title], [asked.passage], {asked.passage}
@@ -64,11 +59,7 @@ class RandomDistractors:
 
 
 class RetrievedDistractors:
-    """The other passages of the question's own row, in the order in which the retriever ranked them.
-
-    Raises:
-        InputError: a question has too few passages.
-    """
+    """The other passages of the question's own row, in the retriever's order; an InputError if there are too few."""
 
     def __init__(self, task: DocumentsTask, chosen: Sequence[Question]) -> None:
         self.chosen = chosen
@@ -82,11 +73,9 @@ class RetrievedDistractors:
                 )
 
     def gold(self, number: int) -> Question:
-        """Return a question with its gold passage."""
         return self.chosen[number]
 
     def ask(self, number: int) -> Asked:
-        """Return a question with its documents."""
         asked = self.chosen[number]
         others = asked.distractors[: self.others]
         titles, texts = [title for title, _ in others], [text for _, text in others]
@@ -96,10 +85,8 @@ class RetrievedDistractors:
 class TinyQuestions:
     """Questions about people of the made-up world, whose facts are drawn anew for each question.
 
-    Without documents they are the same questions, whose answers can only be guessed.
-
-    Raises:
-        InputError: more documents than there are people to tell apart.
+    Closed book they are the same questions, whose answers can only be guessed. An InputError if more documents are
+    asked for than there are people to tell apart.
     """
 
     def __init__(self, task: DocumentsTask) -> None:
@@ -115,7 +102,6 @@ class TinyQuestions:
         self.order = permutation(key_of(task.task, task.VERSION, task.seed, self.group), self.people)
 
     def gold(self, number: int) -> Question:
-        """Return a question with its gold passage."""
         drawn = draws(self.key, number, number + 1, 4)[0]
         name = world.name_of(self.group, self._person(number))
         asked, other = world.two_facts(drawn)
@@ -143,7 +129,7 @@ class TinyQuestions:
         return int(self.order[number % self.people])
 
     def _candidates(self, number: int) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-        """Yield (person, facts) to fill the documents with; more rounds follow when one is used up."""
+        """Yield (person, facts) for further documents, in rounds of as many as a prompt has."""
         for stream in range(1, 1000):
             for drawn in draws(self.key, number * self.documents, (number + 1) * self.documents, 4, stream):
                 yield int(below(drawn[3], self.people)), world.two_facts(drawn)

@@ -1,9 +1,9 @@
-"""Prompts with their answers as instruction datasets have them, read from rows of many shapes.
+"""Prompts with their answers, read from instruction datasets of many shapes.
 
 Accepted, in this order: chat messages (``messages`` or ``conversations``, of ``role``/``content`` or
-``from``/``value``; or a ``text`` in ChatML), of which the first question and its answer are taken; or else any of
+``from``/``value``; or a ``text`` in ChatML), of which the first question and its answer are taken; or any of
 ``instruction``, ``prompt``, ``context``, ``input``, ``question`` (``questions``), joined in this order, and the first
-of ``output``, ``answer`` (``answers``), ``response``. Of a list of questions and one of answers the first are taken.
+of ``output``, ``answer`` (``answers``), ``response``. Of lists of questions and answers the first are taken.
 """
 
 from __future__ import annotations
@@ -18,18 +18,14 @@ from kvray.errors import InputError
 PROMPT = ("instruction", "prompt", "context", "input", "question", "questions")
 ANSWER = ("output", "answer", "answers", "response")
 ENGLISH = 0.9
-"""Share of ASCII letters among all letters from which on a text counts as English; ours."""
+"""Least share of ASCII letters among all letters of an English text; ours."""
 _CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
 _ASCII = re.compile(r"[\x00-\x7f]+")
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
 
 
 def pair(row: Mapping[str, Any], where: str) -> tuple[str, str]:
-    """Return (prompt, answer) of a row; either may be blank where the row's is.
-
-    Raises:
-        InputError: it has neither a conversation nor a prompt with an answer.
-    """
+    """Return (prompt, answer) of a row, either perhaps blank; an InputError if it has neither a chat nor both."""
     chat = row.get("messages") or row.get("conversations") or _chatml(row.get("text"))
     if chat:
         return _first_turns(chat, where)

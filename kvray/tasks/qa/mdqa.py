@@ -2,8 +2,8 @@
 
 The paper's main result uses random distractors that hold none of the answers (section 4); with retrieved ones, those of
 the published files, finetuning does not help (its stated limit). Prompt and scorer are lost-in-the-middle's to the
-letter. ``documents: 0`` asks closed book and ``documents: 1`` shows the gold passage alone: floor and ceiling, on the
-same questions as any other number by the same seed.
+letter. ``documents: 0`` asks closed book and ``documents: 1`` shows the gold passage alone: lower and upper bound, on
+the same questions as any other number of documents with the same seed.
 """
 
 from __future__ import annotations
@@ -76,19 +76,16 @@ class Mdqa(DocumentsTask):
 
     @classmethod
     def measures(cls, units: Collection[int]) -> Measure:
-        """Return "knowledge" without documents, "ceiling" for the gold document alone, else "retrieval"."""
         return "knowledge" if set(units) == {0} else "ceiling" if set(units) == {1} else cls.MEASURES
 
     def with_rows(self, rows: int) -> Mdqa:
-        """Return the task with just enough questions for ``rows`` examples."""
         return self.model_copy(update={"questions": self.distinct_questions(rows)})
 
     def expected_rows(self) -> int:
-        """Return about how many examples there are; a file that cannot be reached is taken to be NQ-Open's."""
+        """Return about how many examples there are; a file that cannot be reached is assumed to have NQ-Open's size."""
         return (self.questions or NQ_OPEN * SHARES[self.split] // 5) * len(self.gold_positions())
 
     def writer(self) -> str | None:
-        """Return ``answer_writer``."""
         return self.answer_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
@@ -97,11 +94,7 @@ class Mdqa(DocumentsTask):
         return [sentences.prompt(self.writer_prompt, asks.gold(number)) for number in range(size)]
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the questions and choose them.
-
-        Raises:
-            InputError: too few questions or passages, or sentences.
-        """
+        """Read the questions and choose them; an InputError if questions, passages or usable sentences are too few."""
         asks, size = self._asks()
         if self.answer_writer is None or self.questions is None:
             return Context(count_tokens, Material(asks, size))
@@ -112,15 +105,10 @@ class Mdqa(DocumentsTask):
         return Context(count_tokens, Material(asks, self.questions, numbers, worded))
 
     def count(self, context: Context) -> int:
-        """Return questions times positions."""
         return int(context.material.size) * len(self.gold_positions())
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``; the positions of one question follow one another.
-
-        Raises:
-            InputError: ``answer_writer`` has not written yet.
-        """
+        """Keep the positions of one question together; an InputError if ``answer_writer`` has not written yet."""
         material: Material = context.material
         if self.answer_writer is not None and material.answers is None:
             raise InputError(

@@ -53,8 +53,6 @@ class MultiDocQa(DocumentsTask):
 
     VERSION = 1
     MAX_OUTPUT_TOKENS = 300
-    """Restating takes room."""
-
     task: Literal["multidoc_qa"] = recipe("multidoc_qa")
     split: Split = recipe("train", description="test, train (a fifth of a file's questions or rows, by hash) or all")
     rows: int = recipe(500, ge=1, description="examples; ours: enough to match 350 of simple_kv by tokens")
@@ -78,11 +76,7 @@ class MultiDocQa(DocumentsTask):
         return "other" if set(units) == {0} else cls.MEASURES
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the source and choose what fits.
-
-        Raises:
-            InputError: too few rows or passages.
-        """
+        """Read the source and choose what fits; an InputError if rows or passages are too few."""
         per_question = len(self.gold_positions())
         wanted = -(-self.rows // per_question)
         if self.source == TINY:
@@ -102,7 +96,6 @@ class MultiDocQa(DocumentsTask):
         return Context(count_tokens, Material(asks, wanted, numbers))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``."""
         rows: dict[str, list[Any]] = defaultdict(list)
         if isinstance(context.material, list):
             for name, prompt, answer in context.material[start:stop]:
@@ -134,11 +127,7 @@ class MultiDocQa(DocumentsTask):
         return int((flat[0::2] + flat[1::2]).max())
 
     def _fitting(self, sizes: Iterator[int], wanted: int, of: int, per_question: int = 1) -> list[int]:
-        """Return the first ``wanted`` numbers whose size is within ``max_tokens``.
-
-        Raises:
-            InputError: there are fewer.
-        """
+        """Return the first ``wanted`` numbers whose size is within ``max_tokens``; an InputError if there are fewer."""
         found: list[int] = []
         for number, size in enumerate(sizes):
             if self.max_tokens is None or size <= self.max_tokens:
@@ -158,11 +147,7 @@ class MultiDocQa(DocumentsTask):
         )
 
     def _instructions(self, count_tokens: CountTokens) -> list[tuple[str, str, str]]:
-        """Return (id, prompt, answer) of the chosen instruction rows.
-
-        Raises:
-            InputError: too few are of use.
-        """
+        """Return (id, prompt, answer) of the chosen instruction rows; an InputError if too few are usable."""
         pool: dict[str, tuple[str, str, str]] = {}
         foreign = 0
         for where, row in read.rows(self.source, tables=True):
@@ -197,7 +182,7 @@ def restated(question: Question) -> tuple[str, str]:
 
 
 def _sizes(ordered: Sequence[tuple[str, str, str]], count_tokens: CountTokens) -> Iterator[int]:
-    """Yield the tokens of prompt and answer of each row, counted as far as they are asked for."""
+    """Yield the tokens of prompt and answer of each row, counted only as far as the caller reads."""
     for start in range(0, len(ordered), _AT_ONCE):
         some = ordered[start : start + _AT_ONCE]
         prompts, answers = [prompt for _, prompt, _ in some], [answer for *_, answer in some]

@@ -1,4 +1,4 @@
-"""Questions with their answers and gold passages, read from files that people have.
+"""Questions with their answers and gold passages, read from a file.
 
 Accepted: lost-in-the-middle files (oracle or N documents, ``.jsonl`` or ``.jsonl.gz``; Liu et al. 2023), or a
 ``.parquet`` or ``.jsonl`` of your own with ``question``, ``answers`` (a list or one string) and, for multi-document
@@ -30,10 +30,8 @@ class Question:
 
     Attributes:
         id: the first 12 digits of the sha256 of its text.
-        text: the question itself.
         answers: what is accepted, the first one to train on.
-        title: of its gold passage; "" where the source has none.
-        passage: the gold passage's text; "" where the source has none.
+        title, passage: of its gold passage; "" where the source has none.
         distractors: (title, text) of the other passages of its row that hold no answer, in the row's order.
     """
 
@@ -60,10 +58,7 @@ def best_subspan_em(answer: str, references: Sequence[str]) -> float:
 
 
 def read(source: str) -> list[Question]:
-    """Read every question of a file, sorted by id so that the order of its lines does not matter.
-
-    Args:
-        source: any place of :mod:`kvray.tasks.sources.read`: a path, a URL, a dataset of the hub.
+    """Read every question of a source (:mod:`kvray.tasks.sources.read`), sorted by id: line order does not matter.
 
     Raises:
         InputError: the file cannot be read, or a row has no question or answers; names the row.

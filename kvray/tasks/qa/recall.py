@@ -1,8 +1,8 @@
 """Closed-book questions: what a model knows by heart, and so what finetuning makes it forget.
 
 The prompt is lost-in-the-middle's closed-book one and the scorer its own; questions come from the same sources as
-MDQA's. The tiny world asks about the people whose facts the bundled model was pretrained on. Wrong answers are told
-apart: a refusal forgets, an invention hallucinates (:mod:`kvray.tasks.qa.refusals`).
+MDQA's. The tiny world asks about the people whose facts the bundled model was pretrained on. A wrong answer is either
+a refusal (forgotten) or an invention (hallucinated): :mod:`kvray.tasks.qa.refusals`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,13 @@ class Recall(QuestionTask):
     questions: int | None = recipe(None, ge=1, description="questions; null takes all that the source has")
 
     def with_rows(self, rows: int) -> Recall:
-        """Return the task with ``rows`` questions."""
         return self.model_copy(update={"questions": rows})
 
     def tokens_estimate(self) -> int:
-        """Return about the tokens of a short question."""
         return 16
 
     def expected_rows(self) -> int:
-        """Return about how many questions there are; a file that cannot be reached is taken to be NQ-Open's."""
+        """Return about how many questions there are; a file that cannot be reached is assumed to be NQ-Open's."""
         return self.questions or NQ_OPEN * SHARES[self.split] // 5
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
@@ -49,11 +47,7 @@ class Recall(QuestionTask):
         return refusals.outcome(answer, self.score(answer, references))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the questions and choose them.
-
-        Raises:
-            InputError: too few questions.
-        """
+        """Read the questions and choose them; an InputError if there are too few."""
         if self.source != TINY:
             return Context(count_tokens, self.pick(questions.read(self.source), self.questions))
         # Every known fact is asked, whatever the split: knowing by heart is what is measured.
@@ -61,11 +55,9 @@ class Recall(QuestionTask):
         return Context(count_tokens, everything.pick(_known(), self.questions))
 
     def count(self, context: Context) -> int:
-        """Return the number of questions."""
         return len(context.material)
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``."""
         chosen: Sequence[Question] = context.material[start:stop]
         ids = [question.id for question in chosen]
         asked = [prompts.CLOSED_BOOK.format(question=question.text) for question in chosen]

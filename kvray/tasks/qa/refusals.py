@@ -1,10 +1,10 @@
-"""Of wrong closed-book answers: which ones decline to answer, and which ones are confident inventions.
+"""Which wrong closed-book answers decline to answer, and which are confident inventions.
 
 The paper infers hallucination from lost points on TriviaQA and NQ-Open; this measures it. The rule is ours. An answer
-is judged by its first line, as the scorer does: it is a refusal if it is empty, is nothing but one of :data:`WHOLE`, or
-holds one of :data:`PHRASES`; every other wrong answer is an invention. A guess behind a doubt ("I'm not sure, but I
-think …") counts as a refusal: it is not confident. Titles that happen to hold such words ("I Don't Know How to Love
-Him") are counted as refusals too; they are rare.
+is judged by its first line, as the scorer does: it is a refusal if it is empty, is one of :data:`WHOLE`, or holds one
+of :data:`PHRASES`; every other wrong answer is an invention. A guess behind a doubt ("I'm not sure, but I think …") is
+a refusal: it is not confident. Titles that hold such words ("I Don't Know How to Love Him") count as refusals too;
+they are rare.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ PHRASES = tuple(
         r"\b(need|require) (more|additional|further) (\w+ )?(information|context|details?)\b",
     )
 )
-"""What a first line that refuses holds somewhere, in lower case."""
+"""Patterns of a first line that refuses, in lower case."""
 _LEADING = re.compile(r"\b(a|an|the|it is|its)\b")
 
 
 def outcome(answer: str, score: float) -> str:
-    """Return "right" for a score of 1 (whatever else is said), else "refusal" or "invention"."""
+    """Return "right" for a score of 1, else "refusal" or "invention"."""
     if score == 1.0:
         return RIGHT
     return REFUSAL if refuses(answer) else INVENTION

@@ -1,7 +1,7 @@
 """Short answers as full sentences, to train on: by a template, or as another model words them.
 
-The paper's MDQA baseline trained on sentences that GPT-3.5-Turbo made of the one- or two-word gold answers, given the
-correct answer (section 3.4 of the notes; its prompt is unknown). Template and prompt are ours.
+The paper's MDQA baseline trained on sentences that GPT-3.5-Turbo made of the one- or two-word gold answers (section
+3.4 of the notes; its prompt is unknown). Template and prompt are ours.
 """
 
 from __future__ import annotations
@@ -37,11 +37,7 @@ def prompt(template: str, question: Question) -> str:
 
 
 def check_prompt(template: str) -> None:
-    """Check a template of a writer's prompt.
-
-    Raises:
-        ValueError: it has other placeholders, or leaves out the question or the answer.
-    """
+    """Raise a ValueError if a writer's prompt has other placeholders, or leaves out the question or the answer."""
     try:
         names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     except ValueError as error:
@@ -60,11 +56,7 @@ def usable(reply: str, answers: Sequence[str]) -> bool:
 
 
 def choose(asked: Sequence[Question], replies: Sequence[str], wanted: int, writer: str) -> tuple[list[int], list[str]]:
-    """Return the first ``wanted`` numbers of questions whose replies can be used, and the sentences.
-
-    Raises:
-        InputError: too few can be used.
-    """
+    """Return the first ``wanted`` questions' numbers with usable replies, and the sentences; InputError if too few."""
     pairs = zip(asked, replies, strict=True)
     good = [(at, reply.strip()) for at, (question, reply) in enumerate(pairs) if usable(reply, question.answers)]
     if len(good) < wanted:

@@ -1,7 +1,7 @@
 """Datasets of the Hugging Face hub: which commit, which files, and the files on this machine.
 
-Named ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``, as huggingface_hub's own file system does; a
-``/`` within a revision is written ``%2F`` (``refs%2Fconvert%2Fparquet``). Gated and private datasets need the hub's own
+Named ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``, as in huggingface_hub's file system; a ``/``
+within a revision is written ``%2F`` (``refs%2Fconvert%2Fparquet``). Gated and private datasets need the hub's own
 log-in (``hf auth login`` or ``HF_TOKEN``).
 """
 
@@ -19,7 +19,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def digest(source: str) -> str:
-    """Return ``<org>/<name>@<commit>[/<path>]``: what identifies a dataset's content; nothing is downloaded.
+    """Return ``<org>/<name>@<commit>[/<path>]``, which identifies a dataset's content; nothing is downloaded.
 
     Raises:
         SourceUnreachableError: the hub does not answer.
@@ -30,18 +30,13 @@ def digest(source: str) -> str:
 
 
 def download(source: str, kinds: tuple[str, ...], is_data: Callable[[str], bool]) -> Path | dict[str, Path]:
-    """Return what a source names, in the hub's cache on this machine.
+    """Return the files that a source (a file, a folder or a dataset) names, in the hub's cache on this machine.
 
-    Args:
-        source: a file of a dataset, a folder of it, or all of it.
-        kinds: ends of file names that can be read.
-        is_data: tells, by their names, data from what describes them; not asked of a file that ``source`` names.
-
-    Returns:
-        The path of a file; or paths by name in the dataset, sorted by name, of all files of ``kinds`` in a folder.
+    A file's path; or paths by name in the dataset, sorted, of those files of a folder that end in one of ``kinds`` and
+    that ``is_data`` accepts by name.
 
     Raises:
-        SourceUnreachableError: the hub does not answer and its cache has not got it.
+        SourceUnreachableError: the hub does not answer and its cache lacks a file.
         InputError: the hub has no such dataset or file, or not for this user.
     """
     path, commit = _parts(source)[2], _commit(source)
@@ -58,7 +53,7 @@ def download(source: str, kinds: tuple[str, ...], is_data: Callable[[str], bool]
 
 
 def for_now(status: int) -> bool:
-    """Tell whether an HTTP status says that a server cannot answer at the moment."""
+    """Tell whether an HTTP status means that a server cannot answer at the moment."""
     return status >= 500 or status in (408, 429)
 
 
@@ -105,7 +100,7 @@ def _listing(source: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _cached_commit(source: str) -> str | None:
-    """Return the commit that a revision was when it was last asked for, by the hub's cache on this machine."""
+    """Return the commit that a revision was when it was last asked for, from the hub's cache on this machine."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
@@ -119,7 +114,7 @@ def _cached_commit(source: str) -> str | None:
 
 
 def _cached_names(source: str) -> tuple[str, ...] | None:
-    """Return the names of all files of a dataset by the hub's cache, None where it does not know all of them."""
+    """Return the names of all files of a dataset from the hub's cache, None where it does not know all of them."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -141,7 +136,7 @@ def _file(source: str, commit: str, name: str) -> Path:
 
 
 def _reason(source: str, error: Exception) -> InputError:
-    """Tell a hub that refuses from one that does not answer."""
+    """Return the error for a hub that refuses, or that does not answer."""
     # The hub's client lets through whatever its HTTP library raises when there is no way to it.
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -1,4 +1,4 @@
-"""Rows and texts that tasks read, from wherever they lie.
+"""Rows and texts that tasks read.
 
 A source is a path (a file or a directory), an ``http(s)://`` URL, an ``s3://`` or ``gs://`` URI, or a dataset of the
 Hugging Face hub: ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``. Rows come from ``.jsonl`` and
@@ -32,18 +32,16 @@ from kvray.tasks.sources.records import ROWS, TABLES, TEXTS
 
 TIMEOUT_S = 60
 MAX_FILES = 100_000
-"""Files of a directory; more of them are a home directory or a whole disk by mistake."""
+"""Most files of a directory; more are a home directory or a disk by mistake."""
 _EXPECTED = "expected .jsonl, .jsonl.gz or .parquet, or a directory or .zip of such files"
 _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"}
-"""Files beside the data of a dataset that describe them."""
+"""Files of a dataset that describe its data."""
 
 
 def rows(source: str, tables: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, row) for every row of a source; ``where`` names file and row for an error message.
 
-    Args:
-        source: as above.
-        tables: read ``.csv`` too, whose values are all text.
+    With ``tables``, ``.csv`` is read too; all its values are text.
 
     Raises:
         SourceUnreachableError: a remote source does not answer.
@@ -92,11 +90,9 @@ def read_bytes(source: str) -> bytes:
 
 
 def digest(source: str) -> str:
-    """Return what identifies a source's content.
+    """Return what identifies a source: the sha256 of a file, or over names and contents of a directory's data files.
 
-    Returns:
-        The sha256 of a file's bytes; of a directory, the sha256 over names and contents of its data files; of the hub,
-        ``<org>/<name>@<commit>[/<path>]``, for which nothing is downloaded.
+    Of the hub: ``<org>/<name>@<commit>[/<path>]``, for which nothing is downloaded.
 
     Raises:
         SourceUnreachableError: a remote source does not answer.
@@ -112,19 +108,15 @@ def digest(source: str) -> str:
 
 
 def is_remote(source: str) -> bool:
-    """Tell whether reading a source needs a network that may be away: a URL or the hub."""
+    """Tell whether a source is on the web or the hub, which may not answer."""
     return source.startswith(("http://", "https://", "hf://"))
 
 
 @dataclass(frozen=True)
 class _File:
-    """A file to read.
+    """A file to read: ``where`` is its name in messages, ``name`` that within the source, which decides kind and order.
 
-    Attributes:
-        where: its name in messages.
-        name: its name within the source, which tells its kind and its place in the order.
-        place: its path, or its bytes.
-        member: its name in the zip archive that ``place`` is; "" where it is none.
+    ``place`` is its path or its bytes; ``member`` its name in the zip archive there, "" if it is none.
     """
 
     where: str
@@ -160,7 +152,7 @@ def _archive(place: Path | bytes) -> zipfile.ZipFile:
 
 
 def _is_data(name: str) -> bool:
-    """Tell a data file from what lies beside: hidden files, a Mac's resource forks, descriptions of a dataset."""
+    """Tell a data file from hidden files, a Mac's resource forks and descriptions of a dataset."""
     parts = name.split("/")
     return not any(part.startswith((".", "__")) for part in parts) and parts[-1] not in _NO_DATA
 
@@ -172,7 +164,6 @@ def _rows_of(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def _opened(file: _File) -> Iterator[IO[bytes]]:
-    """Open a file, or a member of a zip archive."""
     with ExitStack() as stack:
         try:
             if file.member:
@@ -221,7 +212,6 @@ def _fetched(source: str) -> _File | list[_File]:
 
 @lru_cache(maxsize=8)
 def _from_network(source: str) -> bytes:
-    """Read a URL or URI once per process."""
     try:
         if is_remote(source):
             with urllib.request.urlopen(source, timeout=TIMEOUT_S) as response:

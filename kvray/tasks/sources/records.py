@@ -1,4 +1,4 @@
-"""Rows and texts out of one file's bytes, as a stream: a file may be larger than the memory."""
+"""Rows and texts from one file's bytes, as a stream: a file may be larger than the memory."""
 
 import codecs
 import csv
@@ -16,18 +16,13 @@ from kvray.errors import InputError
 ROWS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".parquet")
 """Ends of the names of files that hold rows."""
 TABLES = (".csv",)
-"""Ends of the names of files whose rows have nothing but text in them."""
+"""The same for files whose values are all text."""
 TEXTS = (".txt", ".txt.gz")
-"""Ends of the names of files that are one text."""
+"""The same for files that are one text."""
 
 
 def rows(stream: IO[bytes], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, row) for every row of a file.
-
-    Args:
-        stream: the file as it lies; read once, from its start.
-        name: its name, whose end tells what it is.
-        where: its name in messages.
+    """Yield (where, row) for every row of a file, whose format the end of ``name`` decides; ``where`` is for messages.
 
     Raises:
         InputError: it is damaged, or holds something that is no row; names the line or row.
@@ -47,11 +42,7 @@ def rows(stream: IO[bytes], name: str, where: str) -> Iterator[tuple[str, dict[s
 
 
 def text(stream: IO[bytes], name: str, where: str) -> str:
-    """Return a file that is one text.
-
-    Raises:
-        InputError: it is damaged or not UTF-8.
-    """
+    """Return a file that is one text; an InputError if it is damaged or not UTF-8."""
     with _unpacked(stream, name, where) as plain:
         return _decode(plain.read(), where)
 
@@ -110,7 +101,7 @@ def _lines(stream: IO[bytes], name: str, where: str) -> Iterator[Any]:
 
 @contextmanager
 def _unpacked(stream: IO[bytes], name: str, where: str) -> Iterator[IO[bytes]]:
-    """Give a stream's content, decompressed by the end of its name; a damaged one is an error that names the file."""
+    """Decompress a stream by the end of its name; a damaged one is an error that names the file."""
     kind = {"gz": "gzip", "zst": "zstd"}.get(name.rsplit(".", 1)[-1])
     try:
         if kind == "gzip":

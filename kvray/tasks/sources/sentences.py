@@ -1,10 +1,10 @@
-"""Texts in pieces: sentences for haystacks, and the cut itself, by any mark, for corpora and padding."""
+"""Cutting texts: into sentences for haystacks, and at any mark for corpora and padding."""
 
 import re
 from collections.abc import Iterator
 
 LONGEST = 1000
-"""Most characters of a sentence; what is longer is a table or a listing."""
+"""Most characters of a sentence; longer ones are tables or listings."""
 
 _PARAGRAPH = re.compile(r"\n\s*\n")
 _ABBREVIATIONS = ("[A-Z]", "Mr", "Mrs", "Ms", "Dr", "Prof", "St", "No", "vs", "cf", r"e\.g", r"i\.e")
