@@ -207,16 +207,15 @@ def _api(todo: Sequence[Item], planned: Plan) -> dict[str, Any]:
 
 
 def _detectable(planned: Plan) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Return how many comparisons a report corrects for: each model with the base per evaluation, seeds averaged; and
-    per evaluation its questions, and the smallest detectable difference in points of accuracy.
-    """  # noqa: D205
-    names, compared, questions = ("evaluation", "mixture", "finetune"), set(), {}
+    """Return how many comparisons a report corrects for, and per evaluation its questions and detectable points."""
+    questions: dict[str, int] = {}
+    compared = set()  # each model with the base, per evaluation; seeds are averaged
     for artefact in planned.artefacts:
         job, labels = artefact.params, artefact.labels
         if isinstance(job, PredictionsJob) and artefact.rows:
             questions[str(labels["evaluation"])] = job.task.distinct_questions(artefact.rows)
         if isinstance(job, PredictionsJob) and labels["mixture"] is not None:
-            compared.add(tuple(labels[name] for name in names))
+            compared.add((labels["evaluation"], labels["mixture"], labels["finetune"]))
     comparisons = max(1, len(compared))
     points = {name: detectable_difference(number, comparisons=comparisons) for name, number in questions.items()}
     return comparisons, {

@@ -97,8 +97,7 @@ def default_speed(size: Size, on: str, what: str, length: float, devices: float 
     On "gpu" or "cpu" it does "train", "read" or "write" rows of ``length`` tokens, at ``cost`` operations per token and
     weight. ``devices`` are the GPUs that it holds; all CPU cores count as one.
     """
-    in_memory = (on, what) == ("gpu", "write")
-    context = CACHED_CONTEXT if in_memory else ATTENTION_7B * math.cbrt(size.active / 7e9)
+    context = ATTENTION_7B * math.cbrt(size.active / 7e9) if (on, what) != ("gpu", "write") else CACHED_CONTEXT
     operations = OPERATIONS[on][what] * (devices if on == "gpu" else 1)
     return operations / (cost * size.active * (1 + length / context))
 
@@ -115,9 +114,7 @@ def measured_tokens(manifest: Manifest) -> int | None:
 
 
 class Rates:
-    """Throughput from manifests of the same task or method on the same model, else of the same kind of artefact on
-    that model, else from defaults; and the machines that the sweep, or else this host, has for it.
-    """  # noqa: D205
+    """Throughput: measured for a model's same task or method, else its same kind of artefact, else a default."""
 
     def __init__(self, manifests: Iterable[Manifest], planned: Plan) -> None:
         """Take the store's manifests and the plan whose sweep says where it runs."""
@@ -147,8 +144,8 @@ class Rates:
             return "gpu" if asked > 0 else "cpu"
         size = self.sizes[model]
         hub = model not in BUNDLED and "/" in model and not os.path.isdir(os.path.expanduser(model))
-        some = hardware()["gpus"] or runtime.gpus_per_finetune or runtime.gpus_per_engine
-        return "gpu" if some or hub or (size and size.total > _SMALL) else "cpu"
+        has_gpus = hardware()["gpus"] or runtime.gpus_per_finetune or runtime.gpus_per_engine
+        return "gpu" if has_gpus or hub or (size and size.total > _SMALL) else "cpu"
 
     def room(self, kind: Kind, on: Where) -> tuple[float, int]:
         """Return how many GPUs or CPUs one artefact or engine holds, and how many (datasets: shards) run side by side.
@@ -200,16 +197,16 @@ class Rates:
             return rows * reply / at_once, f"{reply:.1f} s a reply, {at_once} at a time, a rough default for an API"
         job, name, number = artefact.params, model_of(artefact, self.planned), self.room(artefact.kind, on)[0]
         size = self.sizes[name] or _UNKNOWN[on]
-        known = f"{size} weights" if self.sizes[name] else f"{name} taken as {size} weights"
+        weights = f"{size} weights" if self.sizes[name] else f"{name} taken as {size} weights"
         held = f"assuming {'one 80 GB GPU' if number == 1 else f'{number:g} 80 GB GPUs'} each"
-        known = f"a rough default ({known}, {held if on == 'gpu' else 'on CPU cores'})"
+        source = f"a rough default ({weights}, {held if on == 'gpu' else 'on CPU cores'})"
         if isinstance(job, FinetuneJob):
             cost = TRAINING.get(job.finetune.method, TRAINING["full"])
             cost += CHECKPOINTING if self.runtime.gradient_checkpointing else 0
             train = default_speed(size, on, "train", reads / rows, number, cost)
-            return reads / train, f"{train:,.0f} tokens/s, {known}"
+            return reads / train, f"{train:,.0f} tokens/s, {source}"
         read, write = (default_speed(size, on, what, reads / rows, number) for what in ("read", "write"))
-        return reads / read + writes / write, f"{read:,.0f} tokens/s read and {write:,.0f} written, {known}"
+        return reads / read + writes / write, f"{read:,.0f} tokens/s read and {write:,.0f} written, {source}"
 
 
 def _keys(kind: str, recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
