@@ -21,8 +21,8 @@ from kvray.sweep.model import Runtime
 
 CONNECT = """
 import sys
-from kvray.config import Runtime
-from kvray.connection import connect
+from kvray.sweep.model import Runtime
+from kvray.driver.connection import connect
 with connect(Runtime(num_cpus=3, object_store_memory=100_000_000)):
     import ray
     print(ray.cluster_resources()["CPU"], ray.get_runtime_context().gcs_address)
