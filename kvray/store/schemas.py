@@ -8,16 +8,19 @@ def column(name: str, kind: pa.DataType, about: str, nullable: bool = False) -> 
     return pa.field(name, kind, nullable=nullable, metadata={"description": about})
 
 
+_PLACE = [  # of a question within its prompt and task
+    column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
+    column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
+    column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
+    column("depth", pa.float32(), "depth of the needle in percent of the context; null where it is no axis", True),
+    column("subtask", pa.string(), "kind of example within the task (MonoRel, multikey, …); null if one", True),
+    column("condition", pa.string(), "further conditions, 'dispersion=random padding=books'; null if none", True),
+]
 EXAMPLE_SCHEMA = pa.schema(  # every dataset, for training and for evaluation
     [
         column("example_id", pa.string(), "unique within the dataset"),
         column("question_id", pa.string(), "pairs examples that ask the same question (at several positions, say)"),
-        column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
-        column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
-        column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
-        column("depth", pa.float32(), "depth of the needle in percent of the context; null where it is no axis", True),
-        column("subtask", pa.string(), "kind of example within the task (MonoRel, multikey, …); null if one", True),
-        column("condition", pa.string(), "further conditions, 'dispersion=random padding=books'; null if none", True),
+        *_PLACE,
         column("prompt", pa.string(), "the user message"),
         column("answer", pa.string(), "the assistant message to train on"),
         column("references", pa.list_(pa.string()), "accepted answers, for the scorer"),
@@ -68,12 +71,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         column("adapter", pa.string(), "last part of the finetune's artefact id; null for the base model", True),
         column("example_id", pa.string(), "unique within the evaluation's dataset"),
         column("question_id", pa.string(), "pairs examples that ask one question; the cluster of all statistics"),
-        column("position", pa.int32(), "1-based gold position; null where the task has none", nullable=True),
-        column("units", pa.int32(), "documents or dictionaries in the prompt; 0 where there are none"),
-        column("length", pa.int32(), "nominal context length in tokens; null where it is no axis", nullable=True),
-        column("depth", pa.float32(), "depth of the needle in percent of the context; null where it is no axis", True),
-        column("subtask", pa.string(), "kind of example within the task (MonoRel, multikey, …); null if one", True),
-        column("condition", pa.string(), "further conditions, 'dispersion=random padding=books'; null if none", True),
+        *_PLACE,
         column("prompt_tokens", pa.int32(), "tokens of the whole prompt, chat template included"),
         column("cached_tokens", pa.int32(), "tokens of the prompt that the prefix cache served; null if untold", True),
         column("output_tokens", pa.int32(), "tokens written by the model; 0 where it was not run"),
