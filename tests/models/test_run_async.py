@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
+import signal
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -44,7 +45,9 @@ def test_ctrl_c_cancels_it(place: Callable[..., object]) -> None:
     ended = []
 
     async def long() -> None:
-        asyncio.get_running_loop().call_later(0.1, _thread.interrupt_main)
+        main = threading.main_thread().ident
+        assert main
+        asyncio.get_running_loop().call_later(0.1, signal.pthread_kill, main, signal.SIGINT)
         try:
             await asyncio.sleep(30)
         finally:
