@@ -41,26 +41,11 @@ def schedule(lengths: NDArray[np.integer], batch_size: int, epochs: float, seed:
     return np.take_along_axis(table, np.argsort(-size, axis=1, kind="stable"), axis=1)
 
 
-class ScheduledRows:
-    """Rows in the order of a schedule: a map-style dataset for a torch DataLoader.
-
-    ``order`` holds row indices, shape ``(n,)``; BLANK stands for the one token ``filler``, without loss.
-    """
-
-    def __init__(self, rows: Encoded, order: NDArray[np.int64], filler: int) -> None:
-        self._rows = rows
-        self._order = order
-        self._filler = np.array([filler], np.int32)
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, at: int) -> tuple[NDArray[np.int32], int]:
-        """Return (ids, answer tokens) of the row at place ``at`` of the order."""
-        index = int(self._order[at])
-        if index == BLANK:
-            return self._filler, 0
-        return self._rows.row(index), int(self._rows.answers[index])
+def scheduled(rows: Encoded, order: NDArray[np.int64], filler: int) -> list[tuple[NDArray[np.int32], int]]:
+    """Return (ids, answer tokens) of the rows at the indices ``order``; BLANK is the one token ``filler``, no loss."""
+    blank = np.array([filler], np.int32), 0
+    answers = rows.answers.tolist()
+    return [blank if index == BLANK else (rows.ids[index], answers[index]) for index in order.ravel().tolist()]
 
 
 def collate(items: list[tuple[NDArray[np.int32], int]], pad_id: int) -> dict[str, Any]:

@@ -5,8 +5,6 @@ off anywhere (worker, node, driver) goes on at its last checkpoint. Rank 0's com
 are Ray Train's, within bounds; errors of the input are not retried.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
@@ -15,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -27,9 +25,6 @@ from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
-
-if TYPE_CHECKING:
-    from kvray.finetune.callbacks import LossRow
 
 PREEMPTIONS = 20
 """Node preemptions that one finetune survives; they do not count as its own failures."""
@@ -230,9 +225,9 @@ def _worker(config: dict[str, Any]) -> str | None:
 def _train(run: Run, runner: Any) -> None:
     import ray.train
 
-    from kvray.finetune.train import Execution, train
+    from kvray.finetune.train import train
 
-    artefact, store, runtime, shape = run.artefact, run.store, run.runtime, run.shape
+    artefact, store, shape = run.artefact, run.store, run.shape
     if store.manifest(artefact.id) is not None:
         return
     job = job_of(artefact)
@@ -242,7 +237,7 @@ def _train(run: Run, runner: Any) -> None:
     steps = -(-len(rows) // job.finetune.batch_size) * job.finetune.epochs
     noted = 0.0
 
-    def on_log(row: LossRow) -> None:
+    def on_log(row: dict[str, Any]) -> None:
         nonlocal noted
         if time.monotonic() - noted > _POLL_S:
             noted = time.monotonic()
@@ -253,15 +248,6 @@ def _train(run: Run, runner: Any) -> None:
         checkpoint = ray.train.Checkpoint.from_directory(path) if first else None
         ray.train.report({"step": step}, checkpoint, checkpoint_dir_name=f"step-{step:08d}")
 
-    execution = Execution(
-        workers=shape.workers,
-        gpu=shape.gpus > 0,
-        per_device_batch_size=runtime.per_device_batch_size,
-        gradient_checkpointing=runtime.gradient_checkpointing,
-        checkpoint_every_steps=runtime.checkpoint_every_steps,
-        strategy=runtime.strategy,
-        threads=max(1, int(shape.cpus)),
-    )
     latest = ray.train.get_checkpoint()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvray-finetune-")))
@@ -271,15 +257,15 @@ def _train(run: Run, runner: Any) -> None:
             job.finetune,
             job.seed,
             scratch,
-            execution=execution,
+            shape=shape,
+            runtime=run.runtime,
             resume_from=Path(stack.enter_context(latest.as_directory())) if latest else None,
             on_checkpoint=on_checkpoint,
             on_log=on_log,
         )
         if first:
-            strategy = "fsdp" if trained.sharded else "ddp"
-            measurements = {"workers": shape.workers, "strategy": strategy, **mixture.facts()}
-            commit(store, artefact, rows, trained, scratch / "model", measurements)
+            measurements = {"workers": shape.workers, **trained.measurements, **mixture.facts()}
+            commit(store, artefact, rows, trained.log, scratch / "model", measurements)
 
 
 def _clear(store: Store, directory: str) -> None:

@@ -9,18 +9,8 @@ from numpy.typing import NDArray
 from kvray.finetune.batches import IGNORED
 
 
-def answer_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """Return the cross entropy summed over answer tokens, divided by ``num_items_in_batch``.
-
-    ``outputs`` has logits of shape ``(rows, kept, vocabulary)``, ``labels`` is ``(rows, kept)``. transformers' Trainer
-    counts ``num_items_in_batch`` over all micro-batches and workers of the optimizer step, so that every token weighs
-    the same however a step is cut; None counts this batch alone.
-    """
-    return _mean(*_token_losses(outputs, labels), num_items_in_batch)
-
-
 class SplitLoss:
-    """:func:`answer_loss` that also sums the losses of integers and of the words around them (paper, fig. 4).
+    """The loss; also sums the losses of integers and of the words around them (paper, fig. 4) for the log.
 
     ``integers`` marks the tokens of the vocabulary that hold a digit, shape ``(vocabulary,)``.
     """
@@ -30,14 +20,23 @@ class SplitLoss:
         self._sums = np.zeros((2, 2))
 
     def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Return the loss, as :func:`answer_loss` does."""
-        losses, targets = _token_losses(outputs, labels)
+        """Return the cross entropy summed over answer tokens, divided by ``num_items_in_batch``.
+
+        ``outputs`` has logits of shape ``(rows, kept, vocabulary)``, ``labels`` is ``(rows, kept)``. transformers'
+        Trainer counts ``num_items_in_batch`` over all micro-batches and workers of the optimizer step, so that every
+        token weighs the same however a step is cut; None counts this batch alone.
+        """
+        logits = outputs["logits"][:, :-1].float()
+        targets = labels[:, 1:].reshape(-1)
+        losses = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="none"
+        )
         counted = targets != IGNORED
         digits = self._integers[targets[counted].cpu().numpy()]
         values = losses.detach()[counted].cpu().numpy()
         for kind, mask in enumerate((digits, ~digits)):
             self._sums[kind] += (values[mask].sum(), mask.sum())
-        return _mean(losses, targets, num_items_in_batch)
+        return losses.sum() / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
 
     def take(self) -> tuple[float | None, float | None]:
         """Return the mean losses of integers and of words since the last call; None for no such token."""
@@ -54,18 +53,3 @@ def holds_digit(tokenizer: Any, vocabulary: int) -> NDArray[np.bool_]:
         # Byte tokens are written <0x0A>: their digits are no text.
         digits[token] = any(c.isdigit() for c in text or "") and not (text or "").startswith("<")
     return digits
-
-
-def _token_losses(outputs: Any, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy and the target of every kept position, both of shape ``(rows * kept,)``."""
-    logits = outputs["logits"][:, :-1].float()
-    targets = labels[:, 1:].reshape(-1)
-    losses = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="none"
-    )
-    return losses, targets
-
-
-def _mean(losses: torch.Tensor, targets: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-    count = num_items_in_batch if num_items_in_batch is not None else (targets != IGNORED).sum()
-    return losses.sum() / count
