@@ -69,29 +69,21 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
     for warning in planned.warnings:
         say(f"kvray: warning: {warning}")
     result = running.run(planned, base, place, verify)
-    name = planned.sweep.name
-    if result.nothing_to_do:
-        print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
+    print(result.outcome())
     if result.failed:  # before the report, which a full disk ends with an error of its own
         from kvray.console import table
 
-        print(
-            f"\n{len(result.failed)} of {len(planned.artefacts)} artefacts failed; the same command tries them again:"
-        )
-        print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
+        print(table(["artefact", "why"], result.failures()))
     if report:
         from kvray.report.build import current, location, write
         from kvray.report.terminal import summary
 
+        name = planned.sweep.name
         if not current(place, name):
             write(place, name)
         print("\n".join(["", *summary(place, name), ""]))
         print(f"report: {location(place, f'reports/{name}')}/report.html")
-    if result.failed:
-        return 1
-    if not result.nothing_to_do:
-        print(f"{len(result.made)} made, {result.cached} were there, {result.seconds:.0f} s")
-    return 0
+    return 1 if result.failed else 0
 
 
 @command
