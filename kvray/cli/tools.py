@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,7 +144,7 @@ def doctor(
     from kvray.cli.doctor import check
 
     report = check(open_store(store), address)
-    print(json.dumps(report.document(), indent=1) if json_ else report.text())
+    print(json.dumps(asdict(report), indent=1) if json_ else report.text())
     return 1 if report.problems else 0
 
 

@@ -6,7 +6,6 @@ world become one token each. Any other text still round-trips, as bytes.
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from kvray.tasks import world
@@ -80,10 +79,3 @@ def corpus() -> Iterator[str]:
     for wording in WORDINGS:
         filled = re.sub(r"{(key|value|dictionary|index|subkeys)}", "1234", wording)
         yield from [filled] * 2000
-
-
-def save(directory: Path) -> Any:
-    """Train the tokenizer, write its files into a directory and return it."""
-    tokenizer = build()
-    tokenizer.save_pretrained(directory)
-    return tokenizer
