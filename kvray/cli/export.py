@@ -25,7 +25,7 @@ from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.mixture import Mixture
 from kvray.store import parquet
 from kvray.store.output import replacing, shown
-from kvray.store.schemas import CHAT_SCHEMA, EXAMPLE_SCHEMA, column
+from kvray.store.schemas import CHAT_SCHEMA, DATASET, EXAMPLE_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.base import Task
@@ -36,7 +36,6 @@ FORMATS: dict[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": 
 _CHOICES = "parquet, jsonl or openai"
 _SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
 
-DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")
 BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)
 IN_PROCESS_ROWS = 20_000  # for fewer rows, starting Ray takes longer than making them
 
