@@ -77,7 +77,7 @@ class Tuning:
             "learning_rate_multiplier": self.settings.api_learning_rate_multiplier,
         }
         given = {name: value for name, value in values.items() if value != "auto"}  # the server's own choice
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "training_file": file,
             "suffix": self.suffix,

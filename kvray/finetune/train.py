@@ -15,10 +15,9 @@ from transformers.utils import logging
 
 from kvray.errors import CellError
 from kvray.finetune import model as models
-from kvray.finetune.batches import collate, schedule, scheduled
+from kvray.finetune.batches import SplitLoss, collate, holds_digit, schedule, scheduled
 from kvray.finetune.callbacks import LossRow, Progress
 from kvray.finetune.encode import Encoded
-from kvray.finetune.loss import SplitLoss, holds_digit
 from kvray.finetune.placement import Shape, batch_shape
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.sweep.model import Finetune, Runtime
@@ -128,17 +127,12 @@ def training_arguments(
     scheduler: str = recipe.scheduler
     if scheduler == "constant" and recipe.warmup_ratio:
         scheduler = "constant_with_warmup"
-    sharding: dict[str, Any] = {}
-    if fsdp:
-        sharding = {
-            "fsdp": True,
-            "fsdp_config": {
-                "version": 2,
-                "reshard_after_forward": True,
-                "state_dict_type": "FULL_STATE_DICT",
-                "activation_checkpointing": runtime.gradient_checkpointing,
-            },
-        }
+    sharding = {
+        "version": 2,
+        "reshard_after_forward": True,
+        "state_dict_type": "FULL_STATE_DICT",
+        "activation_checkpointing": runtime.gradient_checkpointing,
+    }
     return TrainingArguments(
         output_dir=str(out_dir),
         per_device_train_batch_size=micro,
@@ -169,7 +163,8 @@ def training_arguments(
         disable_tqdm=True,
         report_to="none",
         log_level="error",
-        **sharding,
+        fsdp=fsdp,
+        fsdp_config=sharding if fsdp else None,
     )
 
 

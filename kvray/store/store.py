@@ -26,8 +26,7 @@ from kvray.errors import DamagedArtefactError, RecipeMismatchError, StoreError
 from kvray.store import checks, parquet
 from kvray.store.files import mapped
 from kvray.store.fingerprint import plain, recipe_diff
-from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, now, parse, seal
-from kvray.store.provenance import with_provenance
+from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, now, parse, seal, with_provenance
 from kvray.store.root import FOLDERS, NAME_LENGTH, Root
 
 State = Literal["committed", "missing", "damaged"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvray.finetune.batches import BLANK, IGNORED, collate, scheduled
-from kvray.finetune.loss import SplitLoss, holds_digit
+from kvray.finetune.batches import BLANK, IGNORED, SplitLoss, collate, holds_digit, scheduled
 
 
 @pytest.fixture(scope="module")
