@@ -61,7 +61,7 @@ class FinetuneJob:
 
 @dataclass(frozen=True)
 class PredictionsJob:
-    """What the evaluate stage needs beside the recipe; ``task`` scores the answers, ``evaluation`` is the label.
+    """What the evaluate stage needs beside the recipe; ``task`` scores the answers, ``sweep`` is the name stored with each row.
 
     Without a dataset another library brings the examples (``Task.BRINGS_EXAMPLES``); without a finetune the base model
     answers.
@@ -70,7 +70,7 @@ class PredictionsJob:
     task: Task
     dataset_id: str | None
     finetune_id: str | None
-    evaluation: str
+    sweep: str
     finetune: Finetune | None = None
 
 

@@ -200,7 +200,7 @@ class _Builder:
         labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
         settings = finetune.params.finetune if finetune and isinstance(finetune.params, FinetuneJob) else None
         job = PredictionsJob(
-            task, examples.id if examples else None, finetune.id if finetune else None, evaluation, settings
+            task, examples.id if examples else None, finetune.id if finetune else None, sweep.name, settings
         )
         needs = [need for need in (examples, finetune) if need is not None]
         name = f"{plain_name(task)}-{finetune.name if finetune else 'base'}"
