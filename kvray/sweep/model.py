@@ -217,6 +217,12 @@ class Sweep(Strict):
         overrides = [f"{key}={value_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
         return load(os.fspath(source), overrides, scale, allow_code)
 
+    def trained_on(self) -> list[tuple[str, Task, int]]:
+        """Return each dataset that a mixture uses, with each number that finetunes add to its seed."""
+        used = {name for weights in self.mixtures.values() for name in weights}
+        tasks = [(name, task) for name, task in self.datasets.items() if name in used]
+        return [(name, task, seed) for name, task in tasks for seed in self.finetune.data_seeds()]
+
     def written(self) -> dict[str, Any]:
         """See :meth:`Strict.written`; the default mixtures, one per dataset, are left out too."""
         values = super().written()
