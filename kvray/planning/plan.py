@@ -184,7 +184,7 @@ class _Builder:
         if examples is None:
             recipe |= {"task": task.recipe(), "sources": dict(known.sources)}
         labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
-        data_id, finetune_id = examples and examples.id, finetune and finetune.id
+        data_id, finetune_id = (need.id if need is not None else None for need in (examples, finetune))
         job = PredictionsJob(task, data_id, finetune_id, sweep.name, sweep.finetune if finetune else None)
         needs = [need for need in (examples, finetune) if need is not None]
         name = f"{plain_name(task)}-{finetune.name if finetune else 'base'}"
