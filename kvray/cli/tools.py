@@ -141,6 +141,7 @@ def _task(
     name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None, allow_code: bool
 ) -> Any:
     from kvray.cli import samples
+    from kvray.models.reference import resolve
 
     task: Task = samples.task_of(name, seed, settings, allow_code)
-    return (samples.with_rows(task, rows) if rows else task), samples.base_of(base_model)
+    return (samples.with_rows(task, rows) if rows else task), resolve(base_model or samples.DEFAULT_BASE)

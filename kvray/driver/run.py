@@ -151,21 +151,21 @@ def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, s
     started = time.monotonic()
     name = STAGE_NAMES[kind]
     say(f"kvray: {name}: {len(ready)} to make")
+    # A stage that ends without a word on an artefact has not made it.
+    errors: dict[str, str | None] = {each.id: f"{name} ended without saying what became of it" for each in ready}
     try:
         outcomes = _stage_function(kind, base.api)(ready, store, base, planned.sweep.runtime)
+        errors |= {outcome.artefact_id: outcome.error for outcome in outcomes}
     except ResourceError:
         raise
     except KvrayError as error:
-        outcomes = [Outcome(artefact.id, str(error)) for artefact in ready]
-    for outcome in outcomes:
-        if outcome.error is None:
-            result.made.append(outcome.artefact_id)
+        errors = dict.fromkeys(errors, str(error))
+    for artefact_id, why in errors.items():
+        if why is None:
+            result.made.append(artefact_id)
         else:
-            _fail(outcome.artefact_id, outcome.error, store, result)
-    silent = {artefact.id for artefact in ready} - {outcome.artefact_id for outcome in outcomes}
-    for artefact_id in sorted(silent):
-        _fail(artefact_id, f"{name} ended without saying what became of it", store, result)
-    good = sum(outcome.error is None for outcome in outcomes)
+            _fail(artefact_id, why, store, result)
+    good = sum(why is None for why in errors.values())
     say(f"kvray: {name}: {good} of {len(todo)} made, {time.monotonic() - started:.0f} s")
 
 

@@ -59,7 +59,6 @@ class Store(Root):
         Raises:
             StoreError: the place cannot be written, or the name is refused.
         """
-        self._check_name(artefact_id, name)
         return self._write(artefact_id, name, lambda: memoryview(parquet.encode(table)), table.num_rows)
 
     def write_bytes(self, artefact_id: str, name: str, data: bytes) -> FileEntry:
@@ -201,10 +200,8 @@ class Store(Root):
         return [text for text in self._each(problem, manifest.files) if text]
 
     def state(self, artefact_id: str, verify: bool = False) -> State:
-        """Return the state of an artefact, by :meth:`problems`."""
-        if self._files.size(self.path(artefact_id, MANIFEST)) is None:
-            return "missing"
-        return "damaged" if self.problems(artefact_id, verify) else "committed"
+        """Return the state of an artefact; see :meth:`states`."""
+        return self.states([artefact_id], verify)[artefact_id]
 
     def states(self, ids: Iterable[str], verify: bool = False) -> dict[str, State]:
         """Return the state of many artefacts, from one recursive listing of each kind's folder.
