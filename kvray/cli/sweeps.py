@@ -138,7 +138,9 @@ def status(
         artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in rows]
         print(json.dumps({**counts, "artefacts": artefacts}, indent=1))
         return
-    print(table(["artefact", "state", "why"], [[e.id, e.state, _one_line(e.reason or "")] for e in rows]))
+    print(
+        table(["artefact", "state", "why"], [[e.id, e.state, " ".join((e.reason or "").split())[:200]] for e in rows])
+    )
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
@@ -206,7 +208,3 @@ def why(
 
 def _code(planned: Plan) -> list[str]:
     return [f"code: {file}, sha256 {digest[:16]}, loaded by --allow-code" for file, digest in planned.code().items()]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]

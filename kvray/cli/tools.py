@@ -1,7 +1,5 @@
 """Commands beside sweeps: examples, datasets and mixtures as files, the bundled base model, the machines."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -157,28 +157,26 @@ def _run_all(runner: Any, slots: int, runs: Sequence[Run]) -> dict[str, str | No
     return errors
 
 
-def _run(run: Run, runner: Any) -> str | None:
-    """Run one finetune to its end, clearing torn scratch once; return what went wrong, or None."""
+def _run(run: Run, runner: Any, again: bool = True) -> str | None:
+    """Run one finetune to its end; return what went wrong, or None. ``again`` clears torn scratch, once."""
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     work = run.store.path(".work", "finetunes")
     scratch = f"{work}/{run.artefact.fingerprint}"
-    for attempt in range(2):
-        try:
-            error = _fit(run, runner, work)
-        except (TrainingFailedError, RayError) as failure:
-            if _DAMAGED in str(failure) and attempt == 0:
-                # Ray Train overwrites its snapshot in place, so a kill can tear it. The run starts afresh.
-                _clear(run.store, scratch)
-                continue
-            error = _reason(failure)
-        if error is None and run.store.manifest(run.artefact.id) is None:
-            error = "it ended without a commit"
-        if error is None:
+    try:
+        error = _fit(run, runner, work)
+    except (TrainingFailedError, RayError) as failure:
+        if _DAMAGED in str(failure) and again:
+            # Ray Train overwrites its snapshot in place, so a kill can tear it. The run starts afresh.
             _clear(run.store, scratch)
-        return error
-    return f"its checkpoints under {work} are damaged and could not be cleared"
+            return _run(run, runner, again=False)
+        return _reason(failure)
+    if error is None and run.store.manifest(run.artefact.id) is None:
+        return "it ended without a commit"
+    if error is None:
+        _clear(run.store, scratch)
+    return error
 
 
 def _fit(run: Run, runner: Any, work: str) -> str | None:
