@@ -31,31 +31,25 @@ class LocalFiles(Files):
 
     def put(self, path: str, data: memoryview) -> None:
         with self.naming(path, f"write {data.nbytes:,} bytes"):
-            temporary = _write_temporary(path, data)
-            with _removed_on_failure(temporary):
+            with _temporary(path, data) as temporary:
                 os.replace(temporary, path)
             _flush_directory(os.path.dirname(path))
 
     def put_new(self, path: str, data: memoryview) -> bool:
         """Link a file that is already whole to its name, which fails if the name is taken."""
         with self.naming(path, f"write {data.nbytes:,} bytes"):
-            temporary = _write_temporary(path, data)
-            with _removed_on_failure(temporary):
+            with _temporary(path, data) as temporary:
                 try:
                     os.link(temporary, path)
                 except FileExistsError:
-                    os.unlink(temporary)
                     return False
                 except OSError as error:
                     if error.errno not in _NO_HARD_LINKS:
                         raise
                     # exFAT, some FUSE mounts: of two writers within the same millisecond the later one wins there.
                     if os.path.lexists(path):
-                        os.unlink(temporary)
                         return False
                     os.replace(temporary, path)
-                else:
-                    os.unlink(temporary)
             _flush_directory(os.path.dirname(path))
         return True
 
@@ -73,12 +67,14 @@ class LocalFiles(Files):
                         os.unlink(os.path.join(path, name))
 
 
-def _write_temporary(path: str, data: memoryview) -> str:
+@contextlib.contextmanager
+def _temporary(path: str, data: memoryview) -> Iterator[str]:
+    """Write data to a hidden file beside ``path`` and yield its name; it is removed unless it was renamed."""
     directory = os.path.dirname(path)
     _make_directory(directory)
     temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{secrets.token_hex(6)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    with _removed_on_failure(temporary):
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             view = data.cast("B")
             while view.nbytes:
@@ -86,17 +82,10 @@ def _write_temporary(path: str, data: memoryview) -> str:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    return temporary
-
-
-@contextlib.contextmanager
-def _removed_on_failure(temporary: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
+        yield temporary
+    finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise
 
 
 def _make_directory(path: str) -> None:
