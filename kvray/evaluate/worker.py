@@ -37,13 +37,9 @@ class Chunk:
     cell: Artefact
     questions: Questions
     index: int
+    rows: range
     replies: dict[int, list[Reply | None]] = field(default_factory=dict)
     open: int = 0
-
-    @property
-    def rows(self) -> range:
-        """The rows of the chunk."""
-        return chunks.span(self.index, len(self.questions))
 
 
 class Worker:
@@ -72,9 +68,9 @@ class Worker:
         self._kind.prepare(given.gpus, given.cpus)
         cells = [cell for cell in given.cells if self._guard(cell, self._read)]
         whole = [
-            Chunk(cell, self._questions[cell.id], index)
-            for cell in cells
-            for index in range(chunks.chunk_count(len(self._questions[cell.id])))
+            Chunk(cell, questions, index, chunks.span(index, len(questions)))
+            for cell, questions in ((cell, self._questions[cell.id]) for cell in cells)
+            for index in range(chunks.chunk_count(len(questions)))
         ]
         # Dealt round over all cells, so that parts differ by one chunk at most, whatever the cells' sizes.
         ours = whole[given.part :: given.parts]
@@ -133,18 +129,14 @@ class Worker:
             self._questions[cell.id].prepare(rows, tokenizer, limit)
 
         absent = self._guarded(absent, prepare)
-        requests = [request for chunk in absent for row in chunk.rows for request in chunk.questions.requests(row)]
+        requests = [request for chunk in absent for row in chunk.rows for request in chunk.questions.requests[row]]
         if not requests:
             for chunk in absent:
                 self._finish(chunk, {"seconds": 0.0})
             return
         with closing(engine):
-            if engine.READS_TEXT:
-                engine.start(0)
-                adapters.load(())
-            else:
-                engine.start(engine_length((len(each.tokens) + each.max_tokens for each in requests), limit))
-                adapters.load([request.tokens for request in requests])
+            engine.start(engine_length((len(each.tokens) + each.max_tokens for each in requests), limit))
+            adapters.load([request.tokens for request in requests])
             absent = self._guarded(absent, adapters.of)
             self._stream(absent, engine, adapters)
 
@@ -171,7 +163,7 @@ class Worker:
     ) -> Iterator[tuple[tuple[Chunk, int, int], Request]]:
         for chunk in absent:
             adapter = adapters.of(chunk.cell)
-            asked = {row: chunk.questions.requests(row) for row in chunk.rows}
+            asked = {row: chunk.questions.requests[row] for row in chunk.rows}
             chunk.replies = {row: [None] * len(requests) for row, requests in asked.items()}
             chunk.open = sum(map(len, asked.values()))
             if not chunk.open:

@@ -124,14 +124,9 @@ class Address:
     url: str  # with the version, without a final slash; holds no secret
     key: str = field(repr=False)
 
-    @property
-    def open(self) -> bool:
-        """Whether no key is set."""
-        return self.key == NO_KEY
-
     def redact(self, text: str) -> str:
         """Hide the key in a text: whole, URL-encoded, in pieces, or half masked as OpenAI's errors quote it."""
-        if not self.open:
+        if self.key != NO_KEY:
             for form in dict.fromkeys((self.key, quote(self.key, safe=""))):
                 text = _without_pieces(text.replace(form, HIDDEN), form)
         return _MASKED_KEY.sub(HIDDEN, text)
@@ -243,7 +238,11 @@ class Api:
         reason = self.address.redact(_message(error.body, 4 * _MESSAGE_LENGTH))[:_MESSAGE_LENGTH]
         text = f"{status}: {reason}" if reason else f"{status}"
         if status == 401:
-            key = f"{KEY_VARIABLE} is not set" if self.address.open else f"the key in {KEY_VARIABLE} is not one of its"
+            key = (
+                f"{KEY_VARIABLE} is not set"
+                if self.address.key == NO_KEY
+                else f"the key in {KEY_VARIABLE} is not one of its"
+            )
             raise ApiError(f"the API at {self.address.url} refuses the key ({text}); {key}") from None
         if status == 403:
             raise ApiError(f"the API at {self.address.url} forbids this to the key ({text})") from None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kvray.evaluate.engines import vllm_settings
+from kvray.evaluate.engines.base import Serving
 from kvray.evaluate.engines.vllm_settings import prepare_environment
 from kvray.models.files import ModelFiles
 from kvray.models.reference import BUNDLED, resolve
@@ -48,5 +49,5 @@ def test_a_plan_takes_a_model_s_context_to_be_what_vllm_derives(tmp_path: Path, 
     shutil.copytree(BUNDLED["kvray-tiny"], model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, **changes}))
-    chosen = vllm_settings.settings(resolve(str(model)), Runtime(), 0, None, [])
-    assert ModelFiles(model).served_length == vllm_settings.model_config(chosen).max_model_len
+    serving = Serving(resolve(str(model)), None, Runtime())
+    assert ModelFiles(model).served_length == vllm_settings.model_config(serving).max_model_len

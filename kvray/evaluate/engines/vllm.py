@@ -7,14 +7,12 @@ Requests are a stream: the last slow answers of one adapter overlap with the fir
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kvray.errors import CellError, InputError, last_line
 from kvray.evaluate.engines import vllm_settings
 from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request, Serving
-from kvray.evaluate.engines.vllm_settings import Settings
 
 
 class VllmEngine(Engine):
@@ -30,17 +28,12 @@ class VllmEngine(Engine):
         """Set the environment of vLLM, OpenMP and the hub's libraries."""
         vllm_settings.prepare_environment(gpus > 0, cpus)
 
-    @property
-    def _settings(self) -> Settings:
-        of = self.serving
-        return vllm_settings.settings(of.base, of.runtime, of.gpus, of.weights, self._ranks)
-
     @functools.cached_property
     def limit(self) -> int:
         """Tokens that the model can take; ResourceError or InputError if vLLM does not run here or cannot serve it."""
-        vllm_settings.check_platform(self._settings.gpu)
+        vllm_settings.check_platform(self.serving.gpus > 0)
         try:
-            return int(vllm_settings.model_config(self._settings).max_model_len)
+            return int(vllm_settings.model_config(self.serving).max_model_len)
         except (ValueError, OSError) as error:
             raise InputError(f"model {self.serving.base.name}: vLLM cannot serve it: {error}") from error
 
@@ -49,50 +42,25 @@ class VllmEngine(Engine):
         self._ranks.append(vllm_settings.adapter_rank(adapter.path))
 
     def start(self, length: int) -> None:
-        """Load the weights; ResourceError if vLLM does not run here. After an error the process is of no use."""
-        settings = self._settings
-        vllm_settings.check_platform(settings.gpu)
+        """Load the weights. After an error the process is of no use."""
+        import torch
         import vllm
 
         from kvray.evaluate.engines import cpu_lora
 
-        options = vllm_settings.common_options(settings, length)
-        cache = settings.kv_cache_bytes
-        if settings.max_loras:
-            options |= {"enable_lora": True, "max_loras": settings.max_loras, "max_lora_rank": settings.max_lora_rank}
-        if settings.gpu:
-            options["gpu_memory_utilization"] = settings.gpu_memory_utilization
-            if settings.tensor_parallel > 1:
-                # Ray has given this process all GPUs of the engine, so their workers are its children.
-                options |= {
-                    "tensor_parallel_size": settings.tensor_parallel,
-                    "distributed_executor_backend": "mp",
-                }
-        else:
-            cpu_lora.install()
-            cache = cache or vllm_settings.cache_bytes(vllm_settings.model_config(settings), length)
-            options |= {
-                "max_num_seqs": vllm_settings.CPU_SEQUENCES,
-                "max_num_batched_tokens": max(vllm_settings.CPU_BATCH_TOKENS, vllm_settings.CPU_SEQUENCES),
-                "block_size": vllm_settings.CPU_BLOCK,
-            }
-        if cache is not None:
-            options["kv_cache_memory_bytes"] = cache
-        llm = vllm.LLM(enable_prefix_caching=True, use_tqdm_on_load=False, **options)
+        cpu_lora.install()
+        options = vllm_settings.engine_options(self.serving, self._ranks, length)
+        llm = vllm.LLM(use_tqdm_on_load=False, **options)
         self._engine = llm.llm_engine
         # Twice the batch keeps the scheduler's queue filled without holding every prompt of the sweep in it.
         self._window = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs
+        gpu = torch.cuda.get_device_name() if self.serving.gpus else ""
+        places = {name: options[name] for name in ("model", "tokenizer")}
         self._info: dict[str, Any] = {
             "vllm": vllm.__version__,
-            "device": _device(settings.gpu),
+            "device": gpu or f"cpu, {torch.get_num_threads()} threads",
             "dtype": str(llm.model_config.dtype).removeprefix("torch."),
-            "flags": {
-                **asdict(settings),
-                "model": _without_folder(settings.model),
-                "tokenizer": _without_folder(settings.tokenizer),
-                "max_model_len": length,
-                "kv_cache_bytes": cache,
-            },
+            "flags": options | {name: Path(at).name if os.path.isabs(at) else at for name, at in places.items()},
         }
 
     def info(self, adapter: Adapter | None) -> dict[str, Any]:
@@ -176,17 +144,7 @@ def reply(request: Request, output: Any) -> Reply:
     return Reply(length, cached, 0, None, "stop", scored)
 
 
-def _without_folder(location: str) -> str:
-    return Path(location).name if os.path.isabs(location) else location
-
-
 def _lora_request(adapter: Adapter) -> Any:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(adapter.name, adapter.number, str(adapter.path))
-
-
-def _device(gpu: bool) -> str:
-    import torch
-
-    return str(torch.cuda.get_device_name()) if gpu else f"cpu, {torch.get_num_threads()} threads"

@@ -4,15 +4,12 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvray.errors import CellError, ResourceError, install_command
-from kvray.evaluate.engines.base import ADAPTER_CONFIG
+from kvray.evaluate.engines.base import ADAPTER_CONFIG, Serving
 from kvray.models.lora import ENGINE_RANKS, LARGEST_RANK
-from kvray.models.reference import BaseModelRef
-from kvray.sweep.model import Runtime
 
 CPU_SEQUENCES = 128
 """Requests in one batch of a CPU engine."""
@@ -73,53 +70,52 @@ def adapter_rank(adapter: Path) -> int:
     return rank
 
 
-@dataclass(frozen=True)
-class Settings:
-    """An engine's settings, by the names of vLLM's options; recorded with the predictions.
+def model_options(serving: Serving) -> dict[str, Any]:
+    """Return the options that vLLM's ModelConfig and its engine share.
 
-    Attributes:
-        tokenizer: always the base model's.
-        revision: hub commit of the base model; None for a directory.
-        max_loras: adapters in one batch; 0 for an engine without adapters.
-        gpu_memory_utilization: share of each GPU that vLLM takes.
-        kv_cache_bytes: None lets a GPU decide, and a CPU compute what its batch needs.
-        max_model_len: tokens per request; None for the model's own.
+    The tokenizer is always the base model's. ``max_model_len`` is tokens per request; None for the model's own length.
     """
+    base, gpu = serving.base.here(), serving.gpus > 0
+    return {
+        "model": str(serving.weights or base.location),
+        "tokenizer": base.location,
+        # A full finetune's weights are files, which have no revision.
+        "revision": None if serving.weights else base.revision,
+        "tokenizer_revision": base.revision,
+        "trust_remote_code": base.trust_remote_code,
+        "dtype": "auto" if gpu else "float32",
+        "max_model_len": serving.runtime.max_model_len,
+        "seed": 0,
+        "enforce_eager": not gpu,
+    }
 
-    model: str
-    tokenizer: str
-    revision: str | None
-    trust_remote_code: bool
-    gpu: bool
-    max_loras: int
-    max_lora_rank: int
-    tensor_parallel: int
-    gpu_memory_utilization: float
-    kv_cache_bytes: int | None
-    max_model_len: int | None
 
+def engine_options(serving: Serving, ranks: Sequence[int], length: int) -> dict[str, Any]:
+    """Return the options of an engine for requests of at most ``length`` tokens.
 
-def settings(base: BaseModelRef, runtime: Runtime, gpus: float, full: Path | None, ranks: Sequence[int]) -> Settings:
-    """Return the settings of an engine.
+    ``ranks`` are the real ranks of all adapters to serve. A fraction of a GPU takes that share of its memory.
 
-    A fraction of ``gpus`` takes that share of the memory. ``full`` holds the weights of a full finetune, served in
-    place of the base; ``ranks`` are the real ranks of all adapters to serve.
+    Raises:
+        CellError: vLLM serves no such rank.
     """
-    gib = runtime.kv_cache_gib
-    base = base.here()
-    return Settings(
-        model=str(full) if full else base.location,
-        tokenizer=base.location,
-        revision=base.revision,
-        trust_remote_code=base.trust_remote_code,
-        gpu=gpus > 0,
-        max_loras=min(runtime.max_loras, len(ranks)),
-        max_lora_rank=lora_rank(max(ranks, default=1)),
-        tensor_parallel=runtime.tensor_parallel if gpus else 1,
-        gpu_memory_utilization=runtime.gpu_memory_utilization * (min(gpus, 1.0) or 1.0),
-        kv_cache_bytes=None if gib is None else int(gib * 2**30),
-        max_model_len=runtime.max_model_len,
-    )
+    runtime = serving.runtime
+    options = model_options(serving) | {"max_model_len": length, "enable_prefix_caching": True}
+    if ranks:
+        at_once = min(runtime.max_loras, len(ranks))
+        options |= {"enable_lora": True, "max_loras": at_once, "max_lora_rank": lora_rank(max(ranks))}
+    if serving.gpus > 0:
+        options["gpu_memory_utilization"] = runtime.gpu_memory_utilization * min(serving.gpus, 1.0)
+        if runtime.tensor_parallel > 1:
+            # Ray has given this process all GPUs of the engine, so their workers are its children.
+            options |= {"tensor_parallel_size": runtime.tensor_parallel, "distributed_executor_backend": "mp"}
+    else:
+        batch_tokens = max(CPU_BATCH_TOKENS, CPU_SEQUENCES)
+        options |= {"max_num_seqs": CPU_SEQUENCES, "max_num_batched_tokens": batch_tokens, "block_size": CPU_BLOCK}
+    if runtime.kv_cache_gib is not None:
+        options["kv_cache_memory_bytes"] = int(runtime.kv_cache_gib * 2**30)
+    elif serving.gpus == 0:
+        options["kv_cache_memory_bytes"] = cache_bytes(model_config(serving), length)
+    return options
 
 
 def check_platform(gpu: bool) -> None:
@@ -145,7 +141,7 @@ def check_platform(gpu: bool) -> None:
         )
 
 
-def model_config(settings: Settings) -> Any:
+def model_config(serving: Serving) -> Any:
     """Return vLLM's ModelConfig (no weights are loaded); ``max_model_len`` is the length the model can take.
 
     Raises:
@@ -153,7 +149,7 @@ def model_config(settings: Settings) -> Any:
     """
     from vllm.engine.arg_utils import EngineArgs
 
-    return EngineArgs(**common_options(settings, settings.max_model_len)).create_model_config()
+    return EngineArgs(**model_options(serving)).create_model_config()
 
 
 def cache_bytes(config: Any, max_model_len: int) -> int:
@@ -166,19 +162,3 @@ def cache_bytes(config: Any, max_model_len: int) -> int:
     low, high = _CPU_CACHE_BYTES
     wanted = min(max(CPU_SEQUENCES * max_model_len * per_token, low), high)
     return int(max(wanted, 2 * (max_model_len + CPU_BLOCK) * per_token))
-
-
-def common_options(settings: Settings, max_model_len: int | None) -> dict[str, Any]:
-    """Return the options that vLLM's ModelConfig and its engine share."""
-    return {
-        "model": settings.model,
-        "tokenizer": settings.tokenizer,
-        # A full finetune's weights are files, which have no revision; the tokenizer is the base model's.
-        "revision": settings.revision if settings.model == settings.tokenizer else None,
-        "tokenizer_revision": settings.revision,
-        "trust_remote_code": settings.trust_remote_code,
-        "dtype": "auto" if settings.gpu else "float32",
-        "max_model_len": max_model_len,
-        "seed": 0,
-        "enforce_eager": not settings.gpu,
-    }
