@@ -8,12 +8,13 @@ go on; an engine that dies takes the process with it, and whoever assigned the w
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kvray.console import Advance
 from kvray.errors import CellError, KvrayError
 from kvray.evaluate import chunks
 from kvray.evaluate.adapters import Adapters, finetune_of, model_directory
@@ -30,6 +31,38 @@ Report = Callable[[int, int, str], None]
 """Takes the rows of an assignment that are done, all rows that it has, and a note of the engine."""
 
 
+class Tally:
+    """The progress of several assignments on one line: sums what their workers report.
+
+    An assignment counts with its planned rows, an estimate for lm_eval benchmarks, until its worker has counted them.
+    """
+
+    def __init__(
+        self, advance: Advance, planned: Sequence[float], unit: str = "rows", waiting: str = "an engine starts"
+    ) -> None:
+        """Take the planned rows per assignment; ``waiting`` is shown until the first answer."""
+        self.waiting = waiting
+        self._advance = advance
+        self._unit = unit
+        self._totals = list(planned)
+        self._done: dict[int, int] = {}
+        self._kept = 0
+        self._started = time.monotonic()
+
+    def report(self, number: int, done: int, total: int, note: str = "") -> None:
+        """Take what a worker reports: ``done`` of ``total`` rows of an assignment."""
+        if number not in self._done:
+            self._kept += done  # of an earlier run
+        self._done[number], self._totals[number] = done, total
+        answered = sum(self._done.values()) - self._kept
+        rate = f"{max(answered, 0) / max(time.monotonic() - self._started, 1e-9):.1f} {self._unit}/s"
+        self.show(", ".join(filter(None, [rate if answered else self.waiting, note])))
+
+    def show(self, note: str) -> None:
+        """Show a note beside what is done."""
+        self._advance(sum(self._done.values()), note, round(sum(self._totals)))
+
+
 @dataclass
 class Chunk:
     """A chunk being answered: per row a reply to each request, None until it comes; ``open`` requests are left."""
@@ -43,13 +76,13 @@ class Chunk:
 
 
 class Worker:
-    """Does one assignment in this process; reports at the start and after every chunk, or every row (``by_row``)."""
+    """Does one assignment in this process; reports at the start and after every chunk, of an API after every row."""
 
-    def __init__(self, assignment: Assignment, store: Store, report: Report, by_row: bool = False) -> None:
+    def __init__(self, assignment: Assignment, store: Store, report: Report) -> None:
         self._assignment = assignment
         self._store = store
         self._report = report
-        self._by_row = by_row
+        self._by_row = assignment.base.api
         self._kind = engine_class(assignment.base, assignment.runtime)
         self._loaded: dict[tuple[str | None, str], Questions | KvrayError] = {}
         self._questions: dict[str, Questions] = {}

@@ -238,11 +238,8 @@ class Api:
         reason = self.address.redact(_message(error.body, 4 * _MESSAGE_LENGTH))[:_MESSAGE_LENGTH]
         text = f"{status}: {reason}" if reason else f"{status}"
         if status == 401:
-            key = (
-                f"{KEY_VARIABLE} is not set"
-                if self.address.key == NO_KEY
-                else f"the key in {KEY_VARIABLE} is not one of its"
-            )
+            unset = self.address.key == NO_KEY
+            key = f"{KEY_VARIABLE} is not set" if unset else f"the key in {KEY_VARIABLE} is not one of its"
             raise ApiError(f"the API at {self.address.url} refuses the key ({text}); {key}") from None
         if status == 403:
             raise ApiError(f"the API at {self.address.url} forbids this to the key ({text})") from None

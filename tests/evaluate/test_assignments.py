@@ -11,7 +11,7 @@ import pytest
 from kvray.errors import CellError, ResourceError
 from kvray.evaluate.adapters import model_directory
 from kvray.evaluate.assignments import is_full, place
-from kvray.evaluate.engines import vllm_settings
+from kvray.evaluate.engines import vllm
 from kvray.evaluate.engines.base import Serving
 from kvray.models.reference import resolve
 from kvray.store.store import Store
@@ -49,16 +49,10 @@ def test_what_cannot_be_had_is_an_error_that_names_it(runtime: Runtime, nodes: l
         place(runtime, nodes)
 
 
-def test_ranks_are_rounded_up_to_what_vllm_allows() -> None:
-    assert [vllm_settings.lora_rank(rank) for rank in (1, 2, 16, 17, 512)] == [1, 8, 16, 32, 512]
-    with pytest.raises(CellError, match="rank 513"):
-        vllm_settings.lora_rank(513)
-
-
 def test_an_engine_makes_room_for_its_adapters_alone() -> None:
     def options(ranks: list[int]) -> dict[str, Any]:
         serving = Serving(resolve("kvray-tiny"), None, Runtime(max_loras=4, kv_cache_gib=1))
-        return vllm_settings.engine_options(serving, ranks, 64)
+        return vllm.engine_options(serving, ranks, 64)
 
     chosen = options([4, 16])
     assert (chosen["max_loras"], chosen["max_lora_rank"], chosen["trust_remote_code"]) == (2, 16, False)
@@ -68,7 +62,7 @@ def test_an_engine_makes_room_for_its_adapters_alone() -> None:
 
 def test_half_a_gpu_takes_half_of_its_memory() -> None:
     serving = Serving(resolve("kvray-tiny"), None, Runtime(gpu_memory_utilization=0.8), gpus=0.5)
-    chosen = vllm_settings.engine_options(serving, [], 64)
+    chosen = vllm.engine_options(serving, [], 64)
     assert chosen["dtype"] == "auto" and chosen["gpu_memory_utilization"] == pytest.approx(0.4)
     assert "kv_cache_memory_bytes" not in chosen and "max_num_seqs" not in chosen  # vLLM's own choice
 
@@ -84,9 +78,15 @@ def test_the_kind_of_a_finetune_is_told_by_its_files(tmp_path: Path) -> None:
     assert model_directory(store.fetch(full, tmp_path / "copy")).name == full.rpartition("/")[2]
 
 
-def test_the_rank_of_an_adapter_is_its_largest(tmp_path: Path) -> None:
+def test_the_rank_of_an_adapter_is_its_largest_rounded_up_to_what_vllm_allows(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "rank_pattern": {"q_proj": 32}}')
-    assert vllm_settings.adapter_rank(tmp_path) == 32
+    assert vllm.adapter_rank(tmp_path) == 32
+    for rank, allowed in ((1, 1), (2, 8), (16, 16), (17, 32), (512, 512)):
+        (tmp_path / "adapter_config.json").write_text(f'{{"r": {rank}}}')
+        assert vllm.adapter_rank(tmp_path) == allowed  # rounded up to what vLLM allows
+    (tmp_path / "adapter_config.json").write_text('{"r": 513}')
+    with pytest.raises(CellError, match="rank 513"):
+        vllm.adapter_rank(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"r": ')
     with pytest.raises(CellError, match="no readable adapter configuration"):
-        vllm_settings.adapter_rank(tmp_path)
+        vllm.adapter_rank(tmp_path)

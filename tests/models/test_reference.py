@@ -104,7 +104,7 @@ def test_a_cached_model_is_loaded_in_a_process_that_reaches_no_hub(tmp_path: Pat
     code = (
         "from kvray.models.reference import resolve, load_tokenizer\n"
         "from kvray.evaluate.engines.base import Serving\n"
-        "from kvray.evaluate.engines.vllm_settings import model_options\n"
+        "from kvray.evaluate.engines.vllm import model_options\n"
         "from kvray.sweep.model import Runtime\n"
         "from kvray.finetune.model import load\n"
         f"base = resolve({NAME!r})\n"
