@@ -10,7 +10,7 @@ import pytest
 
 from kvray.errors import CellError, ResourceError
 from kvray.evaluate.adapters import model_directory
-from kvray.evaluate.assignments import is_full, place
+from kvray.evaluate.assignments import assign_predictions, is_full, place
 from kvray.evaluate.engines import vllm
 from kvray.evaluate.engines.base import Serving
 from kvray.models.reference import resolve
@@ -90,3 +90,19 @@ def test_the_rank_of_an_adapter_is_its_largest_rounded_up_to_what_vllm_allows(tm
     (tmp_path / "adapter_config.json").write_text('{"r": ')
     with pytest.raises(CellError, match="no readable adapter configuration"):
         vllm.adapter_rank(tmp_path)
+
+
+def test_rows_carry_the_labels_of_the_sweep_that_asks_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cell = made.predictions(store, made.dataset(store, made.example_table(3)), None)
+    (assignment,) = assign_predictions([cell], store, resolve("kvray-tiny"), Runtime())
+    assert assignment.labels(cell) == {
+        "sweep": "sweep",
+        "evaluation": "facts",
+        "task": "recall",
+        "base_model": "kvray-tiny",
+        "mixture": None,
+        "finetune": None,
+        "seed": None,
+        "adapter": None,
+    }
