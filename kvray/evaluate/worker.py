@@ -99,7 +99,7 @@ class Worker:
         """
         given = self._assignment
         self._kind.prepare(given.gpus, given.cpus)
-        cells = [cell for cell in given.cells if self._guard(cell, self._read)]
+        cells = self._passing(given.cells, self._read)
         whole = [
             Chunk(cell, questions, index, chunks.span(index, len(questions)))
             for cell, questions in ((cell, self._questions[cell.id]) for cell in cells)
@@ -229,19 +229,22 @@ class Worker:
     def _tell(self, note: str = "") -> None:
         self._report(self._done + self._open_rows, self._total, note)
 
+    def _passing(self, cells: Iterable[Artefact], step: Callable[[Artefact], object]) -> list[Artefact]:
+        """Take a step for each cell, note where it fails, and return the other cells."""
+        passing = []
+        for cell in cells:
+            try:
+                step(cell)
+                passing.append(cell)
+            except KvrayError as error:
+                self._fail(cell, str(error))
+        return passing
+
     def _guarded(self, absent: list[Chunk], step: Callable[[Artefact], object]) -> list[Chunk]:
         """Take a step once for every cell; return the chunks of the cells where it went well."""
         cells = {chunk.cell.id: chunk.cell for chunk in absent}
-        good = {name for name, cell in cells.items() if self._guard(cell, step)}
+        good = {cell.id for cell in self._passing(cells.values(), step)}
         return [chunk for chunk in absent if chunk.cell.id in good]
-
-    def _guard(self, cell: Artefact, step: Callable[[Artefact], object]) -> bool:
-        try:
-            step(cell)
-        except KvrayError as error:
-            self._fail(cell, str(error))
-            return False
-        return True
 
     def _fail(self, cell: Artefact, error: str) -> None:
         if cell.id not in self._failed:
