@@ -112,18 +112,18 @@ class Inputs:
         return self._known[id(task)][1]
 
 
+@dataclass
 class _Gatherer:
     """Reads models and tasks, and collects their problems and what does not answer."""
 
-    def __init__(self, offline: bool) -> None:
-        self.offline = offline
-        self.problems: list[Problem] = []
-        self.notes: list[str] = []
-        self.writers: dict[str, BaseModelRef] = {}
-        self.base: BaseModelRef | None = None
-        self.counting: Counting | None = None
-        self.limits: Limits | None = None
-        self.count_tokens: CountTokens = _no_tokens
+    offline: bool
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    writers: dict[str, BaseModelRef] = field(default_factory=dict)
+    base: BaseModelRef | None = None
+    counting: Counting | None = None
+    limits: Limits | None = None
+    count_tokens: CountTokens = _no_tokens
 
     def read_base(self, sweep: Sweep, examples: bool) -> None:
         """Read the base model, its limits and, if any task brings ``examples``, its template for counting them."""

@@ -47,7 +47,8 @@ def tables(found: Estimate) -> Iterator[tuple[str, list[str], list[list[object]]
     """Yield per kind of artefact the title, the header and the rows of its table."""
     for kind, title in _TITLES.items():
         if items := [item for item in found.items if item.artefact.kind == kind]:
-            yield f"{title}: {len(items)}", *_artefacts(items)
+            header = [*items[0].artefact.labels, "state", "rows", "tokens", "time", "why"]
+            yield f"{title}: {len(items)}", header, [_row(item) for item in items]
 
 
 def marks(found: Estimate) -> list[str]:
@@ -56,26 +57,19 @@ def marks(found: Estimate) -> list[str]:
     return [meaning for mark, meaning in _MEANINGS.items() if mark in used]
 
 
-def _artefacts(items: Sequence[Item]) -> tuple[list[str], list[list[object]]]:
-    labels = items[0].artefact.labels
-    names = ["dataset", "role"] if "role" in labels else list(labels)
-    rows: list[list[object]] = []
-    for item in items:
-        job, why, mark = item.artefact.params, item.why, _mark(item)
-        cut = mark if isinstance(job, FinetuneJob) and (job.budget or len(job.mixture) > 1) else ""  # to a length
-        if why == "new" and isinstance(job, FinetuneJob):
-            why = f"new ({job.finetune.epochs:g} epochs)"
-        rows.append(
-            [
-                *(item.artefact.labels[name] for name in names),
-                item.state,
-                f"{cut}{item.artefact.rows}",
-                f"{mark}{count(item.reads)}" if item.reads else None,
-                None if item.seconds is None or item.state == "cached" else duration(item.seconds),
-                why if len(why) <= 90 else why[:89] + "…",
-            ]
-        )
-    return [*names, "state", "rows", "tokens", "time", "why"], rows
+def _row(item: Item) -> list[object]:
+    job, why, mark = item.artefact.params, item.why, _mark(item)
+    cut = mark if isinstance(job, FinetuneJob) and (job.budget or len(job.mixture) > 1) else ""  # to a length
+    if why == "new" and isinstance(job, FinetuneJob):
+        why = f"new ({job.finetune.epochs:g} epochs)"
+    return [
+        *item.artefact.labels.values(),
+        item.state,
+        f"{cut}{item.artefact.rows}",
+        f"{mark}{count(item.reads)}" if item.reads else None,
+        None if item.seconds is None or item.state == "cached" else duration(item.seconds),
+        why if len(why) <= 90 else why[:89] + "…",
+    ]
 
 
 def _mark(item: Item) -> str:
