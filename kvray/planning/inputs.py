@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kvray.errors import InputError, KvrayError, Path, Problem, SourceUnreachableError
 from kvray.models.reference import API, BaseModelRef, files_of, resolve, unresolved
+from kvray.models.tokenizer import token_counter
 from kvray.planning.lengths import Counting, Lengths, counting, estimated, measure
 from kvray.planning.limits import Limits, limits_of
 from kvray.store.fingerprint import canonical_json
@@ -70,8 +71,6 @@ def _counter(base: BaseModelRef) -> CountTokens:
     """Return a counter that loads the tokenizer on first use; most tasks know their size without it."""
 
     def count(texts: Sequence[str]) -> NDArray[np.int64]:
-        from kvray.models.tokenizer import token_counter
-
         return token_counter(base)(texts)
 
     return count
