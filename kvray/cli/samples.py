@@ -86,12 +86,12 @@ def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[st
     Raises:
         CellError: the harness is not installed, or it cannot load the benchmark.
     """
-    from kvray.evaluate.lm_eval import scores, tasks
+    from kvray.evaluate.lm_eval import questions, tasks
 
     benchmark = tasks.load(task, load_tokenizer(base) if task.chat_template else None)
     for row in benchmark.rows[:n]:
         asked = row.requests[0].args[0]
-        accepted = scores.references(benchmark, row)
+        accepted = questions.references(benchmark, row)
         shown = {name: None for name in ("position", "depth", "length", "condition", "prompt_tokens")}
         yield {
             **shown,

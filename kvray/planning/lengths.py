@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
-from kvray.models.chat import Prompt, answered, conversation, prompts_of
-from kvray.models.chat_template import ChatTemplate
+from kvray.models.chat import ChatTemplate, Prompt, answered, conversation, prompts_of
 from kvray.models.files import ModelFiles
 from kvray.models.reference import BaseModelRef, files_of
 from kvray.models.tokenizer import TokenCounter, token_counter
