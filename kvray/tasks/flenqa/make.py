@@ -19,7 +19,7 @@ from kvray.tasks.base import CountTokens
 from kvray.tasks.flenqa import padding
 from kvray.tasks.flenqa.facts import WIDTH, Cast, Fact, Instance, make
 from kvray.tasks.flenqa.padding import Paragraphs
-from kvray.tasks.flenqa.prompts import Condition, Padding, Subtask
+from kvray.tasks.flenqa.prompts import Condition, Padding, Question, Subtask
 from kvray.tasks.rng import draws, key_of, unit
 
 SHORTEST = 250
@@ -43,6 +43,11 @@ class Maker:
     shortest: int
     count_tokens: CountTokens
     prose: Sequence[list[str]] | None = None
+
+    def asked(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> list[tuple[str, Question, str]]:
+        """Return (question id, question, text) of base instance ``number`` of a task under each condition."""
+        instance, texts = self.texts(subtask, number, conditions)
+        return [(f"{subtask}-{number:05d}", instance, text) for text in texts]
 
     def texts(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> tuple[Instance, list[str]]:
         """Return base instance ``number`` of a task and its text under each condition.
