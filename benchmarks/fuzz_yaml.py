@@ -40,7 +40,7 @@ from kvray.sweep.load import read
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
 from kvray.tasks.sources import hub
-from kvray.tasks.sources import read as sources
+from kvray.tasks.sources import read
 
 ROOT = Path(__file__).parents[1]
 READ_S = 2.0
@@ -368,7 +368,7 @@ def no_network() -> Iterator[None]:
 
     kept: list[tuple[Any, str, Callable[..., Any]]] = [
         (inputs, "resolve", inputs.resolve),
-        (sources, "_from_network", sources._from_network),
+        (read, "_from_network", read._from_network),
         (hub, "digest", hub.digest),
         (hub, "download", hub.download),
     ]

@@ -19,6 +19,7 @@ from kvray.tasks.flenqa import published
 from kvray.tasks.flenqa.make import Maker
 from kvray.tasks.flenqa.padding import split
 from kvray.tasks.flenqa.prompts import Condition, Dispersion, Padding, Subtask, prompt, verdict
+from kvray.tasks.rng import key_of
 from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY, source_identity
@@ -104,8 +105,10 @@ class Flenqa(Task):
         """
         if self.source != TINY:
             by_task = published.instances(self.source, self.tasks, self.conditions())
-            key = ("flenqa", self.VERSION, self.seed, "published")
-            chosen = {name: published.choose(of, name, self.questions, key) for name, of in by_task.items()}
+            chosen = {}
+            for name, instances in by_task.items():
+                key = key_of("flenqa", self.VERSION, self.seed, "published", name)
+                chosen[name] = published.choose(instances, name, self.questions, key)
             return Context(count_tokens, published.Published(chosen))
         prose = None
         if self.padding_source is not None:

@@ -7,12 +7,12 @@ Rows of ``hf://datasets/alonj/FLenQA`` or of ``FLenQA.zip`` of the authors' repo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice, product, zip_longest
 from typing import Any
 
 from kvray.errors import InputError
 from kvray.tasks.flenqa.prompts import Condition, Question, Subtask
-from kvray.tasks.rng import key_of, shuffled
+from kvray.tasks.rng import shuffled
 from kvray.tasks.sources import read
 from kvray.tasks.sources.records import lacking
 
@@ -28,15 +28,15 @@ class Row(Question):
     text: str
 
 
-Instances = Mapping[str, Mapping[Condition, Row]]
-"""The rows of base instances by their ids and conditions."""
+Instance = tuple[str, Mapping[Condition, Row]]
+"""The id of a base instance, and its rows."""
 
 
 @dataclass(frozen=True)
 class Published:
     """The published instances that are asked, by task in order."""
 
-    chosen: Mapping[Subtask, Sequence[tuple[str, Mapping[Condition, Row]]]]
+    chosen: Mapping[Subtask, Sequence[Instance]]
 
     def asked(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> list[tuple[str, Question, str]]:
         """Return (question id, question, text) of base instance ``number`` of a task under each condition."""
@@ -44,8 +44,10 @@ class Published:
         return [(f"{subtask}-{name}", rows[each], rows[each].text) for each in conditions]
 
 
-def instances(source: str, subtasks: Sequence[Subtask], conditions: Sequence[Condition]) -> dict[Subtask, Instances]:
-    """Return those instances of each task that were published under every condition.
+def instances(
+    source: str, subtasks: Sequence[Subtask], conditions: Sequence[Condition]
+) -> dict[Subtask, list[Instance]]:
+    """Return those instances of each task that were published under every condition, sorted by id.
 
     Raises:
         InputError: a row cannot be read; or a task or condition has no row (the message lists those that have).
@@ -62,35 +64,32 @@ def instances(source: str, subtasks: Sequence[Subtask], conditions: Sequence[Con
         if condition in rows:
             raise InputError(f"{where}: global_sample_id {instance} of {subtask} comes twice under {condition}")
         rows[condition] = _row(row, where, subtask)
-    absent = [
-        f"{subtask} padding={each.padding} dispersion={each.dispersion} ctx_size={each.length}"
-        for subtask in subtasks
-        for each in conditions
-        if (subtask, each) not in published
-    ]
+    absent = [pair for pair in product(subtasks, conditions) if pair not in published]
     if absent:
+        subtask, first = absent[0]
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise InputError(f"{source}: no rows for {absent[0]}{more}; it has {_summary(published)}")
+        raise InputError(
+            f"{source}: no rows for {subtask} padding={first.padding} dispersion={first.dispersion} "
+            f"ctx_size={first.length}{more}; it has {_summary(published)}"
+        )
     return {
-        subtask: {name: rows for name, rows in sorted(of_task.items()) if wanted <= set(rows)}
+        subtask: [(name, rows) for name, rows in sorted(of_task.items()) if wanted <= set(rows)]
         for subtask, of_task in by_task.items()
     }
 
 
-def choose(
-    of_task: Instances, subtask: Subtask, questions: int, key: tuple[str | int, ...]
-) -> list[tuple[str, Mapping[Condition, Row]]]:
-    """Choose base instances of a task by the seed, true and false in turn while both last; InputError if too few."""
+def choose(of_task: Sequence[Instance], subtask: Subtask, questions: int, key: int) -> list[Instance]:
+    """Choose base instances of a task, true and false in turn while both last; InputError if too few."""
     if len(of_task) < questions:
         raise InputError(
             f"questions: {questions} asked for, but the source has {len(of_task)} base instances of {subtask} under "
             f"all the conditions; type questions: {len(of_task)}"
         )
-    by_label: dict[bool, list[str]] = {True: [], False: []}
-    for name in shuffled(list(of_task), key_of(*key, subtask)):
-        by_label[next(iter(of_task[name].values())).label].append(name)
+    by_label: dict[bool, list[Instance]] = {True: [], False: []}
+    for instance in shuffled(of_task, key):
+        by_label[next(iter(instance[1].values())).label].append(instance)
     in_turn = chain.from_iterable(zip_longest(by_label[True], by_label[False]))
-    return [(name, of_task[name]) for name in islice(filter(None, in_turn), questions)]
+    return list(islice(filter(None, in_turn), questions))
 
 
 def _place(row: dict[str, Any], where: str) -> tuple[Subtask, str, Condition]:
