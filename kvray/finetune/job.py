@@ -262,7 +262,7 @@ def _train(run: Run, runner: Any) -> None:
             on_log=on_log,
         )
         if first:
-            measurements = {"workers": shape.workers, **trained.measurements, **mixture.facts()}
+            measurements = {"workers": shape.workers, **trained.measurements, **mixture.measurements()}
             commit(store, artefact, rows, trained.log, scratch / "model", measurements)
 
 
