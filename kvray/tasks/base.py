@@ -35,14 +35,9 @@ _LISTED = re.compile(r"\s*\d+(\.\d+)?\s*(,\s*\d+(\.\d+)?\s*)+")
 
 def examples(columns: Mapping[str, Any]) -> pa.Table:
     """Return examples as a table of :data:`EXAMPLE_SCHEMA`; nullable columns that are not given are null."""
-    rows = len(columns["example_id"])
-    absent = {field.name for field in EXAMPLE_SCHEMA if field.nullable} - set(columns)
-    filled = {**columns, **{name: [None] * rows for name in absent}}
-    arrays = [
-        given if isinstance(given := filled[field.name], pa.Array) else pa.array(given, field.type)
-        for field in EXAMPLE_SCHEMA
-    ]
-    return pa.Table.from_arrays(arrays, schema=EXAMPLE_SCHEMA)
+    absent = [None] * len(columns["example_id"])
+    nullable = {field.name: absent for field in EXAMPLE_SCHEMA if field.nullable}
+    return pa.Table.from_pydict({**nullable, **columns}, schema=EXAMPLE_SCHEMA)
 
 
 def recipe(default: Any = ..., **constraints: Any) -> Any:
