@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -193,9 +193,13 @@ class Task(Strict):
         """Return how many examples this task makes, which the writer's replies (:meth:`to_write`) do not change."""
         return self.expected_rows()
 
+    def per_row(self) -> int:
+        """Return how many examples there are for each of ``rows`` or ``questions``: positions, lengths, depths."""
+        return 1
+
     def expected_rows(self) -> int:
         """Return about how many examples there are, for a plan where the sources cannot be reached."""
-        return int(getattr(self, "rows", None) or getattr(self, "questions", None) or 0)
+        return int(getattr(self, "rows", None) or getattr(self, "questions", None) or 0) * self.per_row()
 
     def writer(self) -> str | None:
         """Return the model that writes a part of the examples (a name as for ``base_model``), None if none does."""
@@ -230,20 +234,21 @@ class Task(Strict):
         alike = type(self) is type(other) and self.model_dump(exclude=same) == other.model_dump(exclude=same)
         return "the same examples are drawn by the same seed; give one another seed" if alike else None
 
-    def reseeded(self, by: int) -> Task:
+    def reseeded(self, by: int) -> Self:
         """Return the task with ``by`` added to its seed: other examples of the same law."""
         return self.model_copy(update={"seed": self.seed + by}) if by else self
 
-    def with_rows(self, rows: int) -> Task:
+    def with_rows(self, rows: int) -> Self:
         """Return the task with at least ``rows`` examples, and as few more as possible.
 
-        Families without a ``rows`` field override this, or stay as they are.
+        Families without a field ``rows`` or ``questions`` override this, or stay as they are.
         """
-        return self.model_copy(update={"rows": rows}) if "rows" in type(self).model_fields else self
+        update = {name: -(-rows // self.per_row()) for name in ("rows", "questions") if name in type(self).model_fields}
+        return self.model_copy(update=update)
 
     def distinct_questions(self, rows: int) -> int:
         """Return how many different questions ``rows`` examples ask: what a comparison of models counts."""
-        return rows
+        return -(-rows // self.per_row())
 
     def tokens_estimate(self) -> int:
         """Return about how many tokens a prompt has, 0 if unknown; for the plan's estimates alone."""

@@ -5,13 +5,11 @@ their order. Sources are its ``kv-retrieval-{75,140,300}_keys.jsonl.gz``, or row
 and value a UUID of its own).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError, model_validator
@@ -67,7 +65,7 @@ class KVRetrieval(Task):
     questions: int = recipe(500, ge=1, description="questions")
 
     @model_validator(mode="after")
-    def _positions_fit(self) -> KVRetrieval:
+    def _positions_fit(self) -> Self:
         if wrong := [position for position in self.positions or () if not 1 <= position <= self.keys]:
             raise ValueError(f"positions: found {wrong}, expected 1 to keys ({self.keys})")
         return self
@@ -86,14 +84,8 @@ class KVRetrieval(Task):
             return "both ask about the rows of one file; train on 'source: tiny' or on another file"
         return "the same records are drawn by the same seed; give one another seed" if self.seed == other.seed else None
 
-    def with_rows(self, rows: int) -> KVRetrieval:
-        return self.model_copy(update={"questions": self.distinct_questions(rows)})
-
-    def distinct_questions(self, rows: int) -> int:
-        return -(-rows // len(self.gold_positions()))
-
-    def expected_rows(self) -> int:
-        return self.questions * len(self.gold_positions())
+    def per_row(self) -> int:
+        return len(self.gold_positions())
 
     def tokens_estimate(self) -> int:
         """About 60 tokens a record: 50 by GPT's tokenizer, 72 by LLaMA's (Liu et al., appendix E)."""

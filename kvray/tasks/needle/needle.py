@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -138,14 +138,8 @@ class NeedleInHaystack(Task):
             "give the dataset 'split: train' and the evaluation 'split: test'"
         )
 
-    def with_rows(self, rows: int) -> Self:
-        return self.model_copy(update={"rows": self.distinct_questions(rows)})
-
-    def distinct_questions(self, rows: int) -> int:
-        return -(-rows // (len(self.lengths) * len(self.depth_steps())))
-
-    def expected_rows(self) -> int:
-        return self.rows * len(self.lengths) * len(self.depth_steps())
+    def per_row(self) -> int:
+        return len(self.lengths) * len(self.depth_steps())
 
     def tokens_estimate(self) -> int:
         return max(1, sum(self.lengths) // len(self.lengths) - 12)

@@ -32,9 +32,6 @@ class Recall(QuestionTask):
     task: Literal["recall"] = recipe("recall")
     questions: int | None = recipe(None, ge=1, description="questions; null takes all that the source has")
 
-    def with_rows(self, rows: int) -> Recall:
-        return self.model_copy(update={"questions": rows})
-
     def tokens_estimate(self) -> int:
         return 16
 
