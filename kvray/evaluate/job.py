@@ -3,12 +3,11 @@
 Models behind an API are asked from this process; others need an initialised Ray, with one engine per Tune trial.
 """
 
-import contextlib
 import functools
 from collections.abc import Sequence
 
 from kvray.console import track
-from kvray.errors import InputError, KvrayError, StoreError
+from kvray.errors import InputError, KvrayError
 from kvray.evaluate import trials
 from kvray.evaluate.assignments import Assignment, assign_predictions, place, share
 from kvray.evaluate.tally import Tally
@@ -30,7 +29,6 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
             nothing of this; what was answered stays.
         InputError: the model is behind an API, and there is no key or no such URL.
     """
-    _forget(artefacts, store)
     assignments = assign_predictions(artefacts, store, base, runtime)
     return _perform(artefacts, assignments, store, runtime, "evaluate", "rows")
 
@@ -44,7 +42,6 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
     Raises:
         ResourceError: no node of the cluster can hold an engine.
     """
-    _forget(artefacts, store)
     groups: dict[str, list[Artefact]] = {}
     for artefact in artefacts:
         assert isinstance(artefact.params, WritingJob)
@@ -62,35 +59,6 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
     return _perform(artefacts, assignments, store, runtime, "write", "prompts")
 
 
-def outcome(
-    artefact: Artefact, store: Store, assignments: Sequence[Assignment], crashes: Sequence[str | None]
-) -> Outcome:
-    """Return how an artefact ended, by its manifest, its worker's note, or what ended an assignment early."""
-    try:
-        if store.manifest(artefact.id) is not None:
-            failures.delete(store, artefact.id)
-            return Outcome(artefact.id, None)
-    except KvrayError as error:
-        return Outcome(artefact.id, str(error))
-    noted = failures.read(store, artefact.id)
-    if noted is not None:
-        return Outcome(artefact.id, noted)
-    ended = (
-        crash
-        for assignment, crash in zip(assignments, crashes, strict=True)
-        if crash and any(cell.id == artefact.id for cell in assignment.cells)
-    )
-    why = next(ended, "its engine ended without an error and without all of its predictions; run again")
-    with contextlib.suppress(StoreError):  # whoever takes the outcome notes it too, and says if that fails
-        failures.note(store, artefact.id, why)
-    return Outcome(artefact.id, why)
-
-
-def _forget(artefacts: Sequence[Artefact], store: Store) -> None:
-    for artefact in artefacts:
-        failures.delete(store, artefact.id)
-
-
 def _perform(
     artefacts: Sequence[Artefact],
     assignments: Sequence[Assignment],
@@ -101,34 +69,38 @@ def _perform(
 ) -> list[Outcome]:
     """Do assignments, those of models behind an API first; return one outcome per artefact."""
     if not assignments:
-        return [outcome(artefact, store, (), ()) for artefact in artefacts]
+        return [_outcome(artefact, store, None) for artefact in artefacts]
     api = [each for each in assignments if each.base.api]
     local = [each for each in assignments if not each.base.api]
     cpus, gpus, at_once = place(runtime, trials.nodes()) if local else (0.0, 0.0, 0)
     parts = share(local, cpus, gpus, at_once)
+    crashes: dict[str, str] = {}  # by the ids of the cells whose assignment ended early
     with track(label, sum(artefact.rows for artefact in artefacts), unit) as advance:
         waiting = "an engine starts" if parts else "the API is asked"
         tally = Tally(advance, [each.rows for each in (*parts, *api)], unit, waiting)
-        asked = [
-            _ask(each, store, tally, number, others_go_on=label == "write")
-            for number, each in enumerate(api, start=len(parts))
-        ]
-        crashes = (
-            trials.fit(parts, _answer, store, runtime, {"cpu": cpus, "gpu": gpus}, at_once, tally) if parts else []
-        )
-    return [outcome(artefact, store, (*parts, *api), (*crashes, *asked)) for artefact in artefacts]
+        for number, each in enumerate(api, start=len(parts)):
+            try:
+                Worker(each, store, functools.partial(tally.report, number), by_row=True).run()
+            except KvrayError as error:
+                if label == "evaluate":  # one model is behind all cells, while each writing has its own
+                    raise
+                crashes |= {cell.id: str(error) for cell in each.cells}
+        if parts:
+            crashes |= trials.fit(parts, _answer, store, runtime, {"cpu": cpus, "gpu": gpus}, at_once, tally)
+    return [_outcome(artefact, store, crashes.get(artefact.id)) for artefact in artefacts]
 
 
 def _answer(assignment: Assignment, store: Store, report: Report) -> None:
     Worker(assignment, store, report).run()
 
 
-def _ask(assignment: Assignment, store: Store, tally: Tally, number: int, others_go_on: bool) -> str | None:
-    """Do the assignment of a model behind an API; return what ended it early if others go on after that."""
+def _outcome(artefact: Artefact, store: Store, crash: str | None) -> Outcome:
+    """Return how an artefact ended, by its manifest, its worker's note, or what ended its assignment early."""
     try:
-        Worker(assignment, store, functools.partial(tally.report, number), by_row=True).run()
+        if store.manifest(artefact.id) is not None:
+            failures.delete(store, artefact.id)
+            return Outcome(artefact.id, None)
     except KvrayError as error:
-        if not others_go_on:
-            raise
-        return str(error)
-    return None
+        return Outcome(artefact.id, str(error))
+    silent = "its engine ended without an error and without all of its predictions; run again"
+    return Outcome(artefact.id, failures.read(store, artefact.id) or crash or silent)

@@ -20,6 +20,7 @@ from kvray.evaluate.worker import Report
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
+Work = Callable[[Assignment, Store, Report], None]
 WAIT_NOTED_S = 15.0
 """Seconds without a running engine until the progress line says what is waited for."""
 _MOST_NODES = 1024
@@ -29,16 +30,16 @@ _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Died|Compi
 
 def fit(
     assignments: Sequence[Assignment],
-    work: Callable[[Assignment, Store, Report], None],
+    work: Work,
     store: Store,
     runtime: Runtime,
     per_trial: Mapping[str, float],
     at_once: int,
     tally: Tally,
-) -> list[str | None]:
+) -> dict[str, str]:
     """Run one trial of ``work`` per assignment, ``at_once`` at a time, each with the resources ``per_trial``.
 
-    Returns per assignment what stopped it or killed it for good, None if nothing did. ``tally`` takes what the trials
+    Returns what stopped or killed an assignment for good, by the ids of its cells. ``tally`` takes what the trials
     report, by the numbers of the assignments.
     """
     # Tune reads these: no CSV, JSON and TensorBoard files per trial, no tables beside our own progress line.
@@ -68,12 +69,11 @@ def fit(
                 callbacks=[_progress(tally, per_trial)],
             ),
         )
-        results = tuner.fit()
-        crashes: list[str | None] = [None] * len(assignments)
-        for result in results:
-            if result.config is not None:
-                refused = (result.metrics or {}).get("error")
-                crashes[result.config["assignment"]] = refused if result.error is None else _cause(result.error)
+        crashes: dict[str, str] = {}
+        for result in tuner.fit():
+            crash = _cause(result.error) if result.error is not None else (result.metrics or {}).get("error")
+            if crash and result.config is not None:
+                crashes |= {cell.id: crash for cell in assignments[result.config["assignment"]].cells}
     return crashes
 
 
@@ -100,12 +100,7 @@ def _quiet(logger: str) -> Iterator[None]:
         named.setLevel(level)
 
 
-def _trial(
-    config: dict[str, Any],
-    assignments: Sequence[Assignment],
-    work: Callable[[Assignment, Store, Report], None],
-    store: Store,
-) -> None:
+def _trial(config: dict[str, Any], assignments: Sequence[Assignment], work: Work, store: Store) -> None:
     from ray import tune
 
     last = {"rows": 0, "of": 0}

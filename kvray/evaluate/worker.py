@@ -12,27 +12,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kvray.errors import CellError, KvrayError
 from kvray.evaluate import chunks
 from kvray.evaluate.adapters import Adapters, finetune_of, model_directory
 from kvray.evaluate.assignments import Assignment
 from kvray.evaluate.engines.base import Engine, ModelError, Reply, Request, Serving, engine_class
-from kvray.evaluate.questions import DatasetQuestions, Questions, engine_length
-from kvray.evaluate.writing import WritingPrompts
+from kvray.evaluate.questions import DatasetQuestions, Questions, WritingPrompts, engine_length
 from kvray.models.reference import load_tokenizer
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob
 from kvray.store import failures
 from kvray.store.store import Store
 
-
-class Report(Protocol):
-    """Takes the rows of an assignment that are done, all rows that it has, and a note of the engine."""
-
-    def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Report progress."""
+Report = Callable[[int, int, str], None]
+"""Takes the rows of an assignment that are done, all rows that it has, and a note of the engine."""
 
 
 @dataclass
@@ -98,13 +93,9 @@ class Worker:
     def _read(self, cell: Artefact) -> None:
         """Read what a cell asks; cells that ask the same share it, and its error."""
         job = cell.params
-        key: tuple[str | None, str]
-        if isinstance(job, WritingJob):
-            key = cell.id, ""
-        elif isinstance(job, PredictionsJob):
-            key = job.dataset_id, job.task.model_dump_json()
-        else:
+        if not isinstance(job, WritingJob | PredictionsJob):
             raise TypeError(f"{cell.id} asks nothing")
+        key = (job.dataset_id if isinstance(job, PredictionsJob) else None), job.task.model_dump_json()
         if key not in self._loaded:
             try:
                 self._loaded[key] = self._load(cell, job)

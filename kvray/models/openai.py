@@ -13,11 +13,13 @@ import json
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -48,21 +50,37 @@ _UNREACHABLE = {"ConnectError", "ConnectTimeout"}
 _MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
 
 
+class EventLoop:
+    """An event loop in a thread of its own, so that coroutines also run beside the loop of a notebook."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="kvray-api", daemon=True)
+        self._thread.start()
+
+    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Start a coroutine and return the future of its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        """Cancel what still runs, wait for its end, and end the thread."""
+        self.start(self._cancel_all()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _cancel_all(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
+
+
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Return a coroutine's result; Ctrl-C cancels it. Beside the running event loop of a notebook, use a thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(coroutine)
-    with closing(loop), ThreadPoolExecutor(1) as pool:
-        future = pool.submit(loop.run_until_complete, task)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            loop.call_soon_threadsafe(task.cancel)
-            raise  # once the thread has ended
+    """Return a coroutine's result; Ctrl-C cancels it."""
+    with closing(EventLoop()) as loop:
+        return loop.start(coroutine).result()
 
 
 class ApiError(ResourceError):
@@ -145,33 +163,30 @@ def address(base_url: str | None = None) -> Address:
 
 
 class Api:
-    """A connection to an API; an asynchronous context manager.
+    """A connection to an API.
 
     ``base_url`` is that of :func:`address`, which may raise an InputError; ``timeout_s`` is per request, and so are the
     ``retries`` allowed. The attribute ``retries`` counts those made, over all calls.
     """
 
     def __init__(self, base_url: str | None, timeout_s: float, retries: int) -> None:
+        import openai
+
         self.address = address(base_url)
         self.retries = 0
         self._timeout_s = timeout_s
         self._retries = retries
         self._calls = 0
         self._open_at = 0.0
-
-    async def __aenter__(self) -> Api:
-        import openai
-
-        seconds = self._timeout_s
         self._client = openai.AsyncOpenAI(
             api_key=self.address.key,
             base_url=self.address.url,
-            timeout=openai.Timeout(seconds, connect=min(CONNECT_S, seconds)),
+            timeout=openai.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
             max_retries=0,  # they are counted here alone
         )
-        return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def aclose(self) -> None:
+        """Close the connection."""
         await self._client.close()
 
     async def call(self, send: Callable[[AsyncOpenAI], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
@@ -278,16 +293,6 @@ def _message(body: object, length: int = _MESSAGE_LENGTH) -> str:
 
 def _without_pieces(text: str, key: str) -> str:
     """Hide every piece of the key of at least ``_KEY_PIECE`` characters."""
-    parts: list[str] = []
-    at = 0
-    while at < len(text):
-        end = at
-        while end < len(text) and text[at : end + 1] in key:
-            end += 1
-        if end - at >= _KEY_PIECE:
-            parts.append(HIDDEN)
-            at = end
-        else:
-            parts.append(text[at])
-            at += 1
-    return "".join(parts)
+    while (piece := SequenceMatcher(None, text, key, autojunk=False).find_longest_match()).size >= _KEY_PIECE:
+        text = text[: piece.a] + HIDDEN + text[piece.a + piece.size :]
+    return text

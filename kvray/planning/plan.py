@@ -4,8 +4,6 @@ An id never depends on the names in the YAML, which are labels: after renaming o
 over the same data, nothing runs twice.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +11,7 @@ from typing import Any
 
 from kvray.errors import InputError, Path, Problem, dotted
 from kvray.planning import limits
-from kvray.planning.artefacts import (
-    KINDS,
-    Artefact,
-    Counted,
-    FinetuneJob,
-    Kind,
-    Plan,
-    PredictionsJob,
-    WritingJob,
-)
+from kvray.planning.artefacts import KINDS, Artefact, Counted, FinetuneJob, Kind, Plan, PredictionsJob, WritingJob
 from kvray.planning.inputs import Inputs
 from kvray.planning.labels import data_label, evaluation_label, finetune_label, mixture_label
 from kvray.planning.lengths import Lengths
@@ -36,6 +25,8 @@ from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
 Shares = Sequence[tuple[Artefact, float]]
 """Datasets with their shares of a mixture."""
+Size = tuple[int, int, Counted]
+"""Rows, tokens and their basis, as of :class:`~kvray.planning.artefacts.Artefact`."""
 _BASE_MODEL = {"mixture": None, "finetune": None, "seed": None}
 """Labels of the base model in place of a finetune's."""
 
@@ -89,30 +80,29 @@ class _Builder:
 
     def add(self, variant: Variant) -> None:
         sweep = variant.sweep
-        for problem in limits.problems(sweep, self.inputs.limits, self.inputs.lengths_of):
+        for problem in limits.problems(sweep, self.inputs.limits, self.lengths_of):
             self.problems.setdefault(Problem(variant.written(problem.path), problem.text))
-        for problem in limits.warnings(sweep, self.inputs.limits, self.inputs.lengths_of):
+        for problem in limits.warnings(sweep, self.inputs.limits, self.lengths_of):
             self.warnings.setdefault(str(problem))
-        finetunes = self.finetunes(variant, self.datasets(variant))
+        finetunes = self.finetunes(variant)
         for name, task in sweep.evaluate.items():
             label, path = evaluation_label(variant, name), variant.written(("evaluate", name))
             examples = self.dataset(task, label, "evaluate", path) if task.BRINGS_EXAMPLES else None
             for finetune in (None, *finetunes):
                 self.predictions(sweep, task, label, examples, finetune, path)
 
-    def datasets(self, variant: Variant) -> dict[tuple[str, int], Artefact]:
-        """Add the datasets that are trained on; return them by name and by the number added to their seed."""
-        sweep = variant.sweep
-        used = {name for weights in sweep.mixtures.values() for name in weights}
-        found = {}
-        for name, task in sweep.datasets.items():
-            path = variant.written(("datasets", name))
-            for seed in sweep.finetune.data_seeds() if name in used else ():
-                found[name, seed] = self.dataset(task.reseeded(seed), data_label(variant, name, seed), "train", path)
-        return found
+    def lengths_of(self, task: Task) -> Lengths:
+        return self.inputs.of(task).lengths
 
-    def finetunes(self, variant: Variant, data: Mapping[tuple[str, int], Artefact]) -> list[Artefact]:
+    def finetunes(self, variant: Variant) -> list[Artefact]:
+        """Add the finetunes of a variant and the datasets that they train on."""
         sweep, found = variant.sweep, []
+        data = {
+            (name, seed): self.dataset(
+                task.reseeded(seed), data_label(variant, name, seed), "train", variant.written(("datasets", name))
+            )
+            for name, task, seed in sweep.trained_on()
+        }
         label = finetune_label(variant, self.inputs.base.api)
         absent = {name: {name: 1.0} for name in sweep.datasets} == sweep.mixtures  # the default, as if absent
         for mixture in sweep.mixtures:
@@ -138,16 +128,12 @@ class _Builder:
         needs = []
         if writer := task.writer():
             written = {**recipe, "writer": self.inputs.writers[writer].identity}
-            rows, tokens = known.writing
-            counted: Counted = "rows" if tokens else "estimate"
-            job = WritingJob(task, writer)
+            size: Size = (*known.writing, "rows" if known.writing[1] else "estimate")
             name = f"{plain_name(task)}-writing"
-            needs = [self.artefact("writing", name, written, (), labels, job, path, rows, tokens, counted)]
+            needs = [self.artefact("writing", name, written, (), labels, WritingJob(task, writer), path, size)]
         lengths = known.lengths
-        tokens, counted = lengths.total(lengths.prompts), counted_of([lengths])
-        found = self.artefact(
-            "dataset", plain_name(task), recipe, needs, labels, task, path, lengths.rows, tokens, counted
-        )
+        size = lengths.rows, lengths.total(lengths.prompts), counted_of([lengths])
+        found = self.artefact("dataset", plain_name(task), recipe, needs, labels, task, path, size)
         self.lengths[found.id] = lengths
         self.shared[id(known), label, role] = found
         return found
@@ -176,8 +162,8 @@ class _Builder:
         for text in epoch.problems:
             named = re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], text)
             self.problems.setdefault(Problem(path, named))
-        tokens = round(finetune.epochs * epoch.tokens)
-        return self.artefact("finetune", name, recipe, needs, labels, job, path, epoch.rows, tokens, epoch.counted)
+        size = epoch.rows, round(finetune.epochs * epoch.tokens), epoch.counted
+        return self.artefact("finetune", name, recipe, needs, labels, job, path, size)
 
     def predictions(
         self,
@@ -188,7 +174,7 @@ class _Builder:
         finetune: Artefact | None,
         path: Path,
     ) -> None:
-        known = self.inputs.of(task)
+        known, lengths = self.inputs.of(task), self.lengths_of(task)
         recipe = {
             "base": self.inputs.base.identity,
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
@@ -198,15 +184,12 @@ class _Builder:
         if examples is None:
             recipe |= {"task": task.recipe(), "sources": dict(known.sources)}
         labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
-        settings = finetune.params.finetune if finetune and isinstance(finetune.params, FinetuneJob) else None
-        job = PredictionsJob(
-            task, examples.id if examples else None, finetune.id if finetune else None, evaluation, settings
-        )
+        data_id, finetune_id = (need.id if need is not None else None for need in (examples, finetune))
+        job = PredictionsJob(task, data_id, finetune_id, sweep.name, sweep.finetune if finetune else None)
         needs = [need for need in (examples, finetune) if need is not None]
         name = f"{plain_name(task)}-{finetune.name if finetune else 'base'}"
-        lengths = known.lengths
-        tokens, counted = lengths.total(lengths.asked), counted_of([lengths])
-        self.artefact("predictions", name, recipe, needs, labels, job, path, lengths.rows, tokens, counted)
+        size = lengths.rows, lengths.total(lengths.asked), counted_of([lengths])
+        self.artefact("predictions", name, recipe, needs, labels, job, path, size)
 
     def system_message(self, sweep: Sweep) -> dict[str, Any]:
         """Return the part of a recipe that only models behind an API have."""
@@ -219,17 +202,15 @@ class _Builder:
         recipe: dict[str, Any],
         needs: Sequence[Artefact],
         labels: dict[str, Any],
-        params: WritingJob | Task | FinetuneJob | PredictionsJob,
+        job: WritingJob | Task | FinetuneJob | PredictionsJob,
         path: Path,
-        rows: int,
-        tokens: int,
-        counted: Counted,
+        size: Size,
     ) -> Artefact:
         """Add an artefact; return the first one with its id. Problems with its labels are reported at ``path``."""
         digest = fingerprint(recipe, [need.fingerprint for need in needs])
         need_ids = tuple(need.id for need in needs)
-        found, name = artefact_id(kind, name, digest), readable_name(name)
-        new = Artefact(found, kind, name, digest, recipe, need_ids, rows, tokens, labels, params, counted)
+        new_id, name, (rows, tokens, counted) = artefact_id(kind, name, digest), readable_name(name), size
+        new = Artefact(new_id, kind, name, digest, need_ids, rows, tokens, labels, recipe, job, counted)
         known = self.artefacts.setdefault(new.id, new)
         if known.labels != labels:
             if not self.doubled & set(need_ids):

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 from kvray.errors import InputError, Place, Problem
 from kvray.sweep import external, yaml
 from kvray.sweep.blocks import TASK_SECTIONS
-from kvray.sweep.check import Checked, check
-from kvray.sweep.consistency import NAME, mapping
+from kvray.sweep.check import Checked, check, mapping, unused
 from kvray.sweep.document import Document, merge, split, typed
 from kvray.sweep.grid import Variant, expand
-from kvray.sweep.model import Sweep
-from kvray.sweep.unused import unused
+from kvray.sweep.model import NAME, Sweep
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
 from kvray.tasks.problems import show

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from kvray.sweep.check import unused
 from kvray.sweep.document import from_values
 from kvray.sweep.model import Sweep
-from kvray.sweep.unused import unused
 from kvray.sweep.yaml import is_text
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from kvray.errors import CellError, ResourceError
 from kvray.evaluate.adapters import model_directory
-from kvray.evaluate.assignments import is_full, place
+from kvray.evaluate.assignments import assign_predictions, is_full, place
 from kvray.evaluate.engines import vllm_settings
 from kvray.models.reference import resolve
 from kvray.store.store import Store
@@ -84,3 +84,19 @@ def test_the_rank_of_an_adapter_is_its_largest(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": ')
     with pytest.raises(CellError, match="no readable adapter configuration"):
         vllm_settings.adapter_rank(tmp_path)
+
+
+def test_rows_carry_the_labels_of_the_sweep_that_asks_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cell = made.predictions(store, made.dataset(store, made.example_table(3)), None)
+    (assignment,) = assign_predictions([cell], store, resolve("kvray-tiny"), Runtime())
+    assert assignment.labels(cell) == {
+        "sweep": "sweep",
+        "evaluation": "facts",
+        "task": "recall",
+        "base_model": "kvray-tiny",
+        "mixture": None,
+        "finetune": None,
+        "seed": None,
+        "adapter": None,
+    }

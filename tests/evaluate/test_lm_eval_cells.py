@@ -115,10 +115,10 @@ def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
 ) -> None:
     from kvray.evaluate.lm_eval import scores
 
-    def scored(task: Any, row: Any, *given: Any) -> Any:
+    def scored(loaded: Any, row: Any, *given: Any) -> Any:
         if row.subtask == "tiny_letters_emblem":
             raise scores.CellError("metric acc,none of tiny_letters_emblem is no score")
-        return real(task, row, *given)
+        return real(loaded, row, *given)
 
     real = scores._scored
     monkeypatch.setattr(scores, "_scored", scored)

@@ -379,7 +379,7 @@ def test_inputs_cover_every_variant() -> None:
     sweep = sweep_of(grid={"datasets.ours.rows": [3, 4]})
     inputs = gather(sweep)
     assert isinstance(inputs, Inputs)
-    counts = {inputs.lengths_of(variant.sweep.datasets["ours"]).rows for variant in variants(sweep)}
+    counts = {inputs.of(variant.sweep.datasets["ours"]).lengths.rows for variant in variants(sweep)}
     assert counts == {3, 4}
 
 

@@ -119,13 +119,13 @@ def test_a_full_disk_under_a_trial_is_its_reason_at_once_and_no_trace_is_printed
 
     store = Store(disk / "store")
     asked, tally = {"cpu": 1.0}, Tally(lambda done, note="", total=None: None, [0])
-    told = [
-        fit([SimpleNamespace(cells=())], each, store, Runtime(retries=1), asked, 1, tally)
-        for each in (work, break_down)
-    ]
-    assert told[0][0] is not None and told[0][0].endswith("cannot write 2,097,152 bytes: No space left on device")
+    assignment = SimpleNamespace(cells=(SimpleNamespace(id="one"),))
+    full, broken = (
+        fit([assignment], each, store, Runtime(retries=1), asked, 1, tally)["one"] for each in (work, break_down)
+    )
+    assert full.endswith("cannot write 2,097,152 bytes: No space left on device")
     assert attempts.read_text() == "x"
-    assert told[1] == ["the engine died, retries included: RuntimeError: no memory; KVRAY_VERBOSE=1 shows the trace"]
+    assert broken == "the engine died, retries included: RuntimeError: no memory; KVRAY_VERBOSE=1 shows the trace"
     printed = "".join(capfd.readouterr())
     assert "Traceback" not in printed and "ERROR" not in printed
 

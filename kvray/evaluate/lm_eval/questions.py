@@ -3,20 +3,24 @@
 Rows have the schema of all predictions; the manifest has the tasks' versions, and lm_eval's own aggregates beside ours.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 
 from kvray.errors import CellError
-from kvray.evaluate import chunks
 from kvray.evaluate.engines.base import TOO_LONG, Reply, Request
 from kvray.evaluate.lm_eval import scores, tasks
 from kvray.evaluate.lm_eval.requests import Encoder, Reading, as_text, responses
-from kvray.evaluate.questions import Questions
+from kvray.evaluate.questions import Questions, Replies, info_of, reply_columns
 from kvray.tasks.base import RIGHT, WRONG, Task
 from kvray.tasks.lm_eval import LmEval
+
+Values = defaultdict[str, defaultdict[str, list[Any]]]
+"""What was measured, a value per question: by subtask, then by ``metric,filter``."""
 
 
 class BenchmarkQuestions(Questions):
@@ -49,32 +53,25 @@ class BenchmarkQuestions(Questions):
 
     def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
         task, questions = self.benchmark.task, [self.benchmark.rows[row] for row in rows]
-        if tokenizer is None:
-            made: Iterable[list[Reading]] = ([as_text(task, question)] for question in questions)
-        else:
-            made = Encoder(tokenizer, task, limit).encode(questions)
-        for row, readings in zip(rows, made, strict=True):
+        encoder = None if tokenizer is None else Encoder(tokenizer, task, limit)
+        encoded = encoder.encode(questions) if encoder else ([as_text(task, question)] for question in questions)
+        for row, readings in zip(rows, encoded, strict=True):
             self._readings[row] = readings
             yield [reading.request for reading in readings]
 
-    def table(
-        self, rows: range, replies: Sequence[Sequence[Reply]], labels: Mapping[str, Any], info: Mapping[str, Any]
-    ) -> pa.Table:
+    def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a chunk's scored rows and lm_eval's measurements; CellError if the metric scores no question alone."""
         benchmark = self.benchmark
         questions = benchmark.rows[rows.start : rows.stop]
-        run = [given[0].finish_reason != TOO_LONG for given in replies]
-        readings = [self._readings[row] for row in rows]
-        asked = [question for question, was_run in zip(questions, run, strict=True) if was_run]
-        answered = [
-            responses(*each)
-            for each, was_run in zip(zip(questions, readings, replies, strict=True), run, strict=True)
-            if was_run
-        ]
-        scored = scores.score(benchmark, asked, answered)
-        done = iter(scored)
-        results = [next(done) if was_run else None for was_run in run]
-        columns = chunks.reply_columns([_row_reply(given) for given in replies])
+        asked = {
+            row: responses(benchmark.rows[row], self._readings[row], given)
+            for row, given in zip(rows, replies, strict=True)
+            if given[0].finish_reason != TOO_LONG
+        }
+        scored = scores.score(benchmark, [benchmark.rows[row] for row in asked], list(asked.values()))
+        by_row = dict(zip(asked, scored, strict=True))
+        results = [by_row.get(row) for row in rows]
+        columns = reply_columns([_row_reply(given) for given in replies])
         columns |= {
             "example_id": [question.id for question in questions],
             "question_id": [question.id for question in questions],
@@ -85,33 +82,31 @@ class BenchmarkQuestions(Questions):
             "score": [one and one.score for one in results],
             "outcome": [one and (RIGHT if one.score == 1.0 else WRONG) for one in results],
         }
-        values: dict[str, dict[str, list[Any]]] = {}
-        for question, one in zip(asked, scored, strict=True):
+        values: Values = defaultdict(lambda: defaultdict(list))
+        for row, one in by_row.items():
             for key, value in one.values.items():
-                values.setdefault(question.subtask, {}).setdefault(key, []).append(value)
-        measured = {
+                values[benchmark.rows[row].subtask][key].append(value)
+        return columns, {
             "values": values,
-            "metrics": {question.subtask: one.metric for question, one in zip(asked, scored, strict=True)},
-            "cut": sum(any(reading.cut for reading in each) for each in readings),
+            "metrics": {benchmark.rows[row].subtask: one.metric for row, one in by_row.items()},
+            "cut": sum(any(reading.cut for reading in self._readings[row]) for row in rows),
         }
-        return chunks.with_info(self.SCHEMA, columns, labels, {**info, **measured})
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Return the measurements of all predictions, and ``harness``.
+        """Add ``harness`` to the measurements of all predictions.
 
         That has lm_eval (version), benchmark, cut (questions whose prompt lost its beginning), system_left_out (chats
         whose system message the chat template refused), subtasks (version of the task, shots, metric of the score,
         questions, run) and aggregates: lm_eval's own, of every subtask and group, by ``metric,filter``.
         """
         benchmark = self.benchmark
-        infos = [chunks.info_of(each) for each in tables]
-        values: dict[str, dict[str, list[Any]]] = {}
-        metrics: dict[str, str] = {}
+        infos = [info_of(each) for each in tables]
+        values: Values = defaultdict(lambda: defaultdict(list))
         for info in infos:
-            metrics |= info["metrics"]
             for name, measured in info["values"].items():
                 for key, each in measured.items():
-                    values.setdefault(name, {}).setdefault(key, []).extend(each)
+                    values[name][key] += each
+        metrics = {name: metric for info in infos for name, metric in info["metrics"].items()}
         subtasks = {
             name: {
                 "version": str(benchmark.subtasks[name].VERSION),
@@ -122,7 +117,7 @@ class BenchmarkQuestions(Questions):
             }
             for name, measured in values.items()
         }
-        return chunks.summarize(tables) | {
+        return super().summary(tables) | {
             "harness": {
                 "lm_eval": version("lm_eval"),
                 "benchmark": benchmark.task.benchmark,
@@ -139,4 +134,4 @@ def _row_reply(replies: Sequence[Reply]) -> Reply:
     first = replies[0]
     if len(replies) == 1:
         return first
-    return Reply(first.prompt_tokens, None, sum(each.output_tokens for each in replies), None, first.finish_reason)
+    return replace(first, cached_tokens=None, output_tokens=sum(each.output_tokens for each in replies))

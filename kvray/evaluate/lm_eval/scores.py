@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,8 @@ def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequenc
     Raises:
         CellError: the metric that scores is no number in [0, 1].
     """
-    return [
-        _scored(benchmark.subtasks[row.subtask], row, given, values, benchmark.task.metric)
-        for row, given, values in zip(rows, responses, _measure(benchmark, rows, responses), strict=True)
-    ]
+    measured = zip(rows, responses, _measure(benchmark, rows, responses), strict=True)
+    return [_scored(benchmark, row, given, values) for row, given, values in measured]
 
 
 def references(benchmark: Benchmark, row: Row) -> list[str]:
@@ -36,7 +33,7 @@ def references(benchmark: Benchmark, row: Row) -> list[str]:
     accepted = gold if isinstance(gold, list) else [gold]
     if task.config.doc_to_choice is None:
         return [str(each) for each in accepted]
-    options = _options(task, row)
+    options = [str(option) for option in task.doc_to_choice(row.document)]
     places = [each for each in accepted if isinstance(each, int)]
     named = [str(each) for each in accepted if not isinstance(each, int)]
     return named + [options[place] for place in places if 0 <= place < len(options)]
@@ -49,34 +46,25 @@ def aggregate(benchmark: Benchmark, values: Mapping[str, Mapping[str, Sequence[A
     """
     metrics: dict[str, dict[str, Any]] = {}
     for name, measured in values.items():
-        by = benchmark.subtasks[name].aggregation()
-        found: dict[str, Any] = {"sample_len": max(len(each) for each in measured.values())}
+        functions = benchmark.subtasks[name].aggregation()
+        metrics[name] = {"sample_len": max(len(each) for each in measured.values())}
         for key, each in measured.items():
-            metric, _, filtered = key.rpartition(",")
             # JSON has made lists of the pairs that some aggregates take.
             items = [tuple(value) if isinstance(value, list) else value for value in each]
-            found[key] = by[metric](items) if metric in by else np.mean(items)
-            found[f"{metric}_stderr,{filtered}"] = "N/A"
-        metrics[name] = found
+            metrics[name][key] = functions.get(key.rpartition(",")[0], np.mean)(items)
     for name, group in benchmark.groups.items():
-        metrics[name] = dict(group.aggregate(metrics))
+        metrics[name] = dict(group.aggregate(metrics))  # standard errors, which are not computed here, as "N/A"
     return {
-        name: {key: float(value) for key, value in found.items() if "," in key and value != "N/A"}
-        for name, found in metrics.items()
+        name: {key: float(value) for key, value in aggregates.items() if "," in key and value != "N/A"}
+        for name, aggregates in metrics.items()
     }
-
-
-def plain(value: Any) -> Any:
-    """Return a measured value in JSON's types."""
-    if isinstance(value, np.ndarray | list | tuple):
-        return [plain(each) for each in value]
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _measure(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Yield what lm_eval measures of each question: filters first, then metrics, as in its evaluator."""
+    # Copies, since the benchmark's own requests serve every model.
     answered = [
-        [_answered(request, given) for request, given in zip(row.requests, each, strict=True)]
+        [replace(request, resps=[given], filtered_resps={}) for request, given in zip(row.requests, each, strict=True)]
         for row, each in zip(rows, responses, strict=True)
     ]
     for name in sorted({row.subtask for row in rows}):
@@ -90,17 +78,18 @@ def _measure(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequ
         for filtered in requests[0].filtered_resps:
             results = [request.filtered_resps[filtered] for request in requests]
             for metric, value in benchmark.subtasks[row.subtask].process_results(row.document, results).items():
-                values[f"{metric},{filtered}"] = plain(value)
+                values[f"{metric},{filtered}"] = value
         yield values
 
 
-def _scored(task: Any, row: Row, responses: Sequence[Any], values: dict[str, Any], wanted: str | None) -> Scored:
-    key = choose_metric(values, wanted)
-    metric, score = key.rpartition(",")[0], values[key]
-    if isinstance(score, list) or not 0.0 <= float(score) <= 1.0:
+def _scored(benchmark: Benchmark, row: Row, responses: Sequence[Any], values: dict[str, Any]) -> Scored:
+    key = choose_metric(values, benchmark.task.metric)
+    score = values[key]
+    if isinstance(score, list | tuple | np.ndarray) or not 0.0 <= float(score) <= 1.0:
         others = ", ".join(other for other in values if other != key) or "nothing else"
         raise CellError(f"metric {key} of {row.subtask} is no score in [0, 1] of a question; it also has {others}")
-    return Scored(_answer(task, row, responses, metric), key, float(score), values)
+    answer = _answer(benchmark.subtasks[row.subtask], row, responses, key.rpartition(",")[0])
+    return Scored(answer, key, float(score), values)
 
 
 def _answer(task: Any, row: Row, responses: Sequence[Any], metric: str) -> str:
@@ -109,24 +98,13 @@ def _answer(task: Any, row: Row, responses: Sequence[Any], metric: str) -> str:
         return str(responses[0])
     if task.OUTPUT_TYPE == "loglikelihood":
         return f"log-probability {responses[0][0]:.4f}"
-    options = _options(task, row)
+    options = [str(option) for option in task.doc_to_choice(row.document)]
     lengths = {
         "acc_norm": [len(option) for option in options],
         "acc_bytes": [len(option.encode()) for option in options],
     }.get(metric, [1] * len(options))
     likelihoods = [response[0] for response in responses[: len(options)]]
     return options[int(np.argmax(np.array(likelihoods) / np.array(lengths)))]
-
-
-def _options(task: Any, row: Row) -> list[str]:
-    return [str(option) for option in task.doc_to_choice(row.document)]
-
-
-def _answered(request: Any, response: Any) -> Any:
-    """Return a copy of a request with its response; the benchmark's own serve every model."""
-    answered = copy.copy(request)
-    answered.resps, answered.filtered_resps = [response], {}
-    return answered
 
 
 @dataclass(frozen=True)

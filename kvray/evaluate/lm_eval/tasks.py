@@ -76,13 +76,12 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
             what is not offered here (sampling, images, running code of the model).
     """
     try:
-        import lm_eval
+        import lm_eval  # noqa: F401
     except ModuleNotFoundError as error:
         raise CellError(
             f"lm_eval: {error.name} is not installed; type {install_command('benchmarks')} "
             "(where make setup made the environment: .venv/bin/pip install --no-deps -r requirements/benchmarks.txt)"
         ) from error
-    del lm_eval
     template = ChatTemplate(tokenizer) if task.chat_template else None
     directory = contextlib.chdir(task.include_path) if task.include_path else contextlib.nullcontext()
     random.seed(_PYTHON_SEED)
@@ -94,11 +93,17 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
             hint = f"; near are {', '.join(near)}" if near else ""
             raise CellError(f"benchmark: found {task.benchmark!r}; lm-evaluation-harness has none by this name{hint}")
         try:
-            found = manager.load([task.benchmark])
-            subtasks = {name: found["tasks"][name] for name in sorted(found["tasks"])}
+            loaded = manager.load([task.benchmark])
+            subtasks = dict(sorted(loaded["tasks"].items()))
             for name, subtask in subtasks.items():
                 _configure(name, subtask, task)
-                _build(subtask, task, template)
+                subtask.build_all_requests(
+                    limit=task.limit,
+                    apply_chat_template=task.chat_template,
+                    fewshot_as_multiturn=True,  # lm_eval's own default; without a chat template it has no meaning
+                    chat_template=template,
+                    tokenizer_name="",  # names a cache that is not used
+                )
         except CellError:
             raise
         except Exception as error:
@@ -106,7 +111,7 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
             why = f"lm-evaluation-harness cannot load it: {last_line(error)}"
             raise CellError(f"benchmark {task.benchmark}: {why}") from error
     rows = tuple(row for name, subtask in subtasks.items() for row in _rows(name, subtask))
-    return Benchmark(task, rows, subtasks, found["groups"], template.left_out if template else 0)
+    return Benchmark(task, rows, subtasks, loaded["groups"], template.left_out if template else 0)
 
 
 def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
@@ -169,16 +174,6 @@ def _configure(name: str, subtask: Any, task: LmEval) -> None:
     subtask.set_fewshot_seed(FEWSHOT_SEED + task.seed)
 
 
-def _build(subtask: Any, task: LmEval, template: ChatTemplate | None) -> None:
-    subtask.build_all_requests(
-        limit=task.limit,
-        apply_chat_template=task.chat_template,
-        fewshot_as_multiturn=True,  # lm_eval's own default; without a chat template it has no meaning
-        chat_template=template,
-        tokenizer_name="",  # names a cache that is not used
-    )
-
-
 def _rows(name: str, subtask: Any) -> Iterator[Row]:
     by_document: dict[int, list[Any]] = {}
     for request in subtask.instances:
@@ -228,18 +223,10 @@ class ChatTemplate:
         """Return a chat as text, ready for the answer or for the rest of its last message."""
         from jinja2 import TemplateError
 
-        def render(chosen: Sequence[Mapping[str, str]]) -> str:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    chosen,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                )
-            )
-
+        end = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
-            return render(messages)
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **end))
         except TemplateError:
             self.left_out += 1
-            return render([message for message in messages if message["role"] != "system"])
+            rest = [message for message in messages if message["role"] != "system"]
+            return str(self._tokenizer.apply_chat_template(rest, tokenize=False, **end))

@@ -4,11 +4,9 @@ A question's distractors and their order are the same at every gold position. So
 across positions and models, and their prompts share a prefix up to the gold document.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import field_validator, model_validator
 
@@ -17,7 +15,7 @@ from kvray.tasks import base, prompts, world
 from kvray.tasks.base import Task, recipe, runtime
 from kvray.tasks.qa import questions
 from kvray.tasks.qa.questions import Question, Split
-from kvray.tasks.rng import below, draws, key_of, permutation
+from kvray.tasks.rng import below, draws, key_of, shuffled
 from kvray.tasks.world import TINY
 
 NQ_OPEN = 2655
@@ -26,11 +24,10 @@ _STREAM_POSITION = 2**32
 
 
 class Asked(NamedTuple):
-    """A question with the titles and texts of its documents, the gold one first."""
+    """A question with its documents as (title, text), the gold one first."""
 
     question: Question
-    titles: list[str]
-    texts: list[str]
+    documents: Sequence[tuple[str, str]]
 
 
 class Asks(Protocol):
@@ -47,22 +44,21 @@ class Asks(Protocol):
 class Material:
     """What examples are made from.
 
-    ``numbers`` are the questions asked, in order (None for the first ``size``), ``answers`` what is trained on, per
-    question (None where the task words it).
+    ``numbers`` are the questions asked, in order, ``answers`` what is trained on, per question (None where the task
+    words it).
     """
 
     asks: Asks
-    size: int
-    numbers: Sequence[int] | None = None
+    numbers: Sequence[int]
     answers: Sequence[str] | None = None
 
 
-def listed(asked: Asked, position: int) -> str:
-    """Return the documents as lost-in-the-middle lists them, the gold one at ``position`` (1-based)."""
-    order = [*range(1, position), 0, *range(position, len(asked.texts))]
+def listed(documents: Sequence[tuple[str, str]], position: int) -> str:
+    """Return documents, the gold one first, as lost-in-the-middle lists them, that one at ``position`` (1-based)."""
+    ordered = [*documents[1:position], documents[0], *documents[position:]]
     return "\n".join(
-        prompts.DOCUMENT.format(index=index, title=asked.titles[which], text=asked.texts[which])
-        for index, which in enumerate(order, start=1)
+        prompts.DOCUMENT.format(index=index, title=title, text=text)
+        for index, (title, text) in enumerate(ordered, start=1)
     )
 
 
@@ -96,14 +92,14 @@ class QuestionTask(Task):
         Raises:
             InputError: the split has fewer than ``wanted``.
         """
-        split = [question for question in pool if questions.in_split(question, self.split)]
+        split = [question for question in pool if questions.in_split(question.id, self.split)]
         if wanted is not None and wanted > len(split):
             raise InputError(
                 f"questions: {wanted} asked for, but {self.source} has {len(split)} in split {self.split!r}; "
                 f"type questions: {len(split)}" + ("" if self.split == "all" else " or split: all")
             )
-        order = permutation(key_of("questions", self.VERSION, self.seed), len(split)).tolist()
-        return [split[index] for index in order[: None if wanted is None else wanted + spare]]
+        order = shuffled(split, key_of("questions", self.VERSION, self.seed))
+        return order[: None if wanted is None else wanted + spare]
 
     def refuse_missing_passages(self, chosen: Sequence[Question]) -> None:
         """Raise an InputError that names the first question without a gold passage, if there is one."""
@@ -140,7 +136,7 @@ class DocumentsTask(QuestionTask):
         return base.listed(int(value) if isinstance(value, str) and value.strip().isdecimal() else value)
 
     @model_validator(mode="after")
-    def _positions_fit(self) -> DocumentsTask:
+    def _positions_fit(self) -> Self:
         if isinstance(self.positions, tuple):
             wrong = [position for position in self.positions if not 1 <= position <= self.documents]
             if wrong or not self.positions or len(set(self.positions)) != len(self.positions):
@@ -165,7 +161,7 @@ class DocumentsTask(QuestionTask):
         asked: Asked | None = None
         for row in range(start, stop):
             index, slot = divmod(row, len(at))
-            number = index if material.numbers is None else material.numbers[index]
+            number = material.numbers[index]
             if asked is None or slot == 0:
                 asked = material.asks.ask(number)
             yield index, asked, (at[slot] or self._random_position(number)) if self.documents else None

@@ -5,8 +5,6 @@ MDQA's. The tiny world asks about the people whose facts the bundled model was p
 a refusal (forgotten) or an invention (hallucinated): :mod:`kvray.tasks.qa.refusals`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 from typing import Literal
@@ -14,10 +12,11 @@ from typing import Literal
 import pyarrow as pa
 
 from kvray.tasks import prompts, world
-from kvray.tasks.base import Context, CountTokens, examples, recipe, register
+from kvray.tasks.base import Context, CountTokens, recipe, register
 from kvray.tasks.qa import questions, refusals
 from kvray.tasks.qa.base import NQ_OPEN, QuestionTask, target
 from kvray.tasks.qa.questions import SHARES, Question
+from kvray.tasks.rows import Example, table
 from kvray.tasks.world import TINY
 
 
@@ -55,20 +54,16 @@ class Recall(QuestionTask):
         return len(context.material)
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        chosen: Sequence[Question] = context.material[start:stop]
-        ids = [question.id for question in chosen]
-        asked = [prompts.CLOSED_BOOK.format(question=question.text) for question in chosen]
-        return examples(
-            {
-                "example_id": ids,
-                "question_id": ids,
-                "units": [0] * len(chosen),
-                "prompt": asked,
-                "answer": [target(question) for question in chosen],
-                "references": [list(question.answers) for question in chosen],
-                "prompt_tokens": context.count_tokens(asked).tolist(),
-            }
-        )
+        made = [
+            Example(
+                prompts.CLOSED_BOOK.format(question=question.text),
+                target(question),
+                question.answers,
+                example_id=question.id,
+            )
+            for question in context.material[start:stop]
+        ]
+        return table(made, context.count_tokens)
 
 
 def _known() -> list[Question]:
