@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
@@ -40,14 +41,10 @@ def examples(columns: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_pydict({**nullable, **columns}, schema=EXAMPLE_SCHEMA)
 
 
-def recipe(default: Any = ..., **constraints: Any) -> Any:
-    """Declare a pydantic field that decides content: it is part of the fingerprint."""
-    return Field(default, json_schema_extra={"identity": "recipe"}, **constraints)
-
-
-def runtime(default: Any = ..., **constraints: Any) -> Any:
-    """Declare a pydantic field that decides where or how fast, never what: it is outside every fingerprint."""
-    return Field(default, json_schema_extra={"identity": "runtime"}, **constraints)
+recipe: Callable[..., Any] = partial(Field, json_schema_extra={"identity": "recipe"})
+"""Declare a pydantic field that decides content: it is part of the fingerprint."""
+runtime: Callable[..., Any] = partial(Field, json_schema_extra={"identity": "runtime"})
+"""Declare a pydantic field that decides where or how fast, never what: it is outside every fingerprint."""
 
 
 def listed(value: Any) -> Any:
@@ -243,8 +240,8 @@ class Task(Strict):
 
         Families without a field ``rows`` or ``questions`` override this, or stay as they are.
         """
-        update = {name: -(-rows // self.per_row()) for name in ("rows", "questions") if name in type(self).model_fields}
-        return self.model_copy(update=update)
+        needed = dict.fromkeys(type(self).model_fields.keys() & {"rows", "questions"}, -(-rows // self.per_row()))
+        return self.model_copy(update=needed)
 
     def distinct_questions(self, rows: int) -> int:
         """Return how many different questions ``rows`` examples ask: what a comparison of models counts."""

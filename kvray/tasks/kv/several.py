@@ -60,11 +60,7 @@ class SeveralKV(IntegersTask):
                 f"keys_asked: found {self.keys_asked}, expected at most dictionaries = {self.dictionaries}, since each "
                 "key is asked of another dictionary"
             )
-        if 2 * self.dictionaries * self.keys_max > self.integers:
-            raise ValueError(
-                f"dictionaries: {self.dictionaries} with up to {self.keys_max} unique keys need more than half of the "
-                f"{self.integers} integers of {self.digits_min} to {self.digits_max} digits; raise digits_max"
-            )
+        self.refuse_more_keys_than_integers(self.dictionaries)
         return self
 
     def tokens_estimate(self) -> int:

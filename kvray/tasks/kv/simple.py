@@ -12,6 +12,7 @@ Under both, no other pair has the gold key or the gold value.
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from itertools import combinations
 from typing import Literal, Self
 
 import numpy as np
@@ -53,22 +54,14 @@ def collapse(keys: Ints, values: Ints, sizes: Ints) -> None:
     ``keys`` and ``values`` have shape ``(rows, dictionaries, slots)``; ``sizes``, the slots in use, has shape
     ``(rows, dictionaries)`` and is lowered where keys repeat.
     """
-    slots = keys.shape[2]
-    absent = np.arange(slots) >= sizes[..., None]
-    found = np.zeros(sizes.shape, np.bool_)
-    for first in range(slots - 1):
-        for later in range(first + 1, slots):
-            row, dictionary = np.nonzero(keys[:, :, first] == keys[:, :, later])
-            used = later < sizes[row, dictionary]
-            row, dictionary = row[used], dictionary[used]
-            values[row, dictionary, first] = values[row, dictionary, later]
-            absent[row, dictionary, later] = True
-            found[row, dictionary] = True
-    where = np.nonzero(found)
-    order = np.argsort(absent[where], axis=1, kind="stable")
-    keys[where] = np.take_along_axis(keys[where], order, axis=1)
-    values[where] = np.take_along_axis(values[where], order, axis=1)
-    sizes[where] = slots - absent[where].sum(axis=1)
+    repeated = np.zeros(sizes.shape, np.bool_)
+    for first, later in combinations(range(keys.shape[2]), 2):
+        repeated |= (keys[:, :, first] == keys[:, :, later]) & (later < sizes)
+    for at in zip(*np.nonzero(repeated), strict=True):
+        used = slice(sizes[at])
+        pairs = dict(zip(keys[at][used].tolist(), values[at][used].tolist(), strict=True))
+        sizes[at] = len(pairs)
+        keys[at][: len(pairs)], values[at][: len(pairs)] = list(pairs), list(pairs.values())
 
 
 class IntegersTask(DictionaryTask):
@@ -79,11 +72,18 @@ class IntegersTask(DictionaryTask):
     digits_min: int = recipe(3, ge=1, le=6, description="fewest digits of a key or value")
     digits_max: int = recipe(4, ge=1, le=6, description="most digits of a key or value")
 
-    @property
-    def integers(self) -> int:
-        """How many there are of these digits."""
+    def most_dictionaries(self) -> int:
+        """Return how many dictionaries leave room for unique keys, which take at most half of the integers."""
         integers: int = 10**self.digits_max - 10 ** (self.digits_min - 1)
-        return integers
+        return integers // (2 * self.keys_max)
+
+    def refuse_more_keys_than_integers(self, dictionaries: int, law: str = "") -> None:
+        """Raise a ValueError, for pydantic, if the dictionaries leave too little room for unique keys."""
+        if dictionaries > self.most_dictionaries():
+            raise ValueError(
+                f"dictionaries: {dictionaries} with up to {self.keys_max} unique keys{law} need more than half of the "
+                f"integers of {self.digits_min} to {self.digits_max} digits; raise digits_max"
+            )
 
     def dictionary_tokens(self) -> float:
         """About the tokens of a dictionary: between a tokenizer of single digits and one of short pieces."""
@@ -140,17 +140,11 @@ class SimpleKV(IntegersTask):
             raise ValueError("dictionaries: fit needs law: strict (the paper draws a fixed number within the budget)")
         if self.dictionaries != "fit" and not 1 <= self.dictionaries <= 99_999:
             raise ValueError(f"dictionaries: found {self.dictionaries}, expected 1 to 99999, or fit")
-        dictionaries = 1 if self.dictionaries == "fit" else self.dictionaries
-        if self.law == "strict" and dictionaries > self.most_dictionaries():
-            raise ValueError(
-                f"dictionaries: {dictionaries} with up to {self.keys_max} unique keys (law: strict) need more than "
-                f"half of the integers of {self.digits_min} to {self.digits_max} digits; raise digits_max"
+        if self.law == "strict":
+            self.refuse_more_keys_than_integers(
+                1 if self.dictionaries == "fit" else self.dictionaries, " (law: strict)"
             )
         return self
-
-    def most_dictionaries(self) -> int:
-        """Return how many dictionaries leave room for unique keys, which take at most half of the integers."""
-        return self.integers // (2 * self.keys_max)
 
     def tokens_estimate(self) -> int:
         if self.dictionaries == "fit":

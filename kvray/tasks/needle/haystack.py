@@ -8,10 +8,11 @@ with a sentence). Sums over sentences suggest how many fit; then the tokenizer c
 import sys
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
@@ -19,6 +20,7 @@ from kvray.tasks import world
 from kvray.tasks.base import CountTokens
 from kvray.tasks.qa.questions import normalise
 from kvray.tasks.rng import draws, key_of
+from kvray.tasks.rows import Example, table
 from kvray.tasks.sources.read import texts
 from kvray.tasks.sources.sentences import LONGEST, split_sentences
 from kvray.tasks.world import TINY
@@ -134,6 +136,16 @@ def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str],
                     del prompts[number]
     ordered = [filled[number] for number in range(len(frames))]
     return [prompt for prompt, _ in ordered], [tokens for _, tokens in ordered]
+
+
+def examples(made: Sequence[Example], frames: Sequence[Frame], count_tokens: CountTokens) -> pa.Table:
+    """Return examples as a table, each with the prompt that fills its frame."""
+    prompts, tokens = fill(frames, count_tokens)
+    complete = [
+        replace(each, prompt=prompt, prompt_tokens=counted)
+        for each, prompt, counted in zip(made, prompts, tokens, strict=True)
+    ]
+    return table(complete, count_tokens)
 
 
 def insert(pieces: Sequence[str], until: Sequence[int], needles: Sequence[tuple[float, str]]) -> str:

@@ -8,19 +8,19 @@ but further needles. Variants, kinds, the counts of four and the rule are RULER'
 """
 
 import tomllib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import count, islice, product
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
 from kvray.errors import InputError
-from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, examples, recipe, register, runtime
+from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, recipe, register, runtime
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.haystack import Frame, Haystack, Supply, added
 from kvray.tasks.rng import Draws, below, draws, key_of, uuids
+from kvray.tasks.rows import Example
 from kvray.tasks.world import TINY, source_identity
 
 Variant = Literal["single", "multikey", "multivalue", "multiquery"]
@@ -107,8 +107,7 @@ class Ruler(Task):
                 there are words for keys.
         """
         kind = KINDS[self.value_kind]
-        rows: dict[str, list[Any]] = defaultdict(list)
-        frames = []
+        made, frames = [], []
         for row in range(start, stop):
             number, cell = divmod(row, len(self.lengths) * len(self.variants))
             length, variant = self.lengths[cell // len(self.variants)], self.variants[cell % len(self.variants)]
@@ -128,16 +127,19 @@ class Ruler(Task):
             else:
                 supply = context.material.supply(int(below(draws(key, 0, 1, 1, 2), len(context.material.pieces))[0, 0]))
             frames.append(Frame(supply, needles, HEAD.format(kind=kind), question, length))
-            rows["example_id"].append(f"{name}-{length}")
-            rows["question_id"].append(name)
-            rows["units"].append(0)
-            rows["length"].append(length)
-            rows["depth"].append(float(depths[0]) if variant == "single" else None)
-            rows["subtask"].append(variant)
-            rows["answer"].append("".join(sentences[:asked]).strip())
-            rows["references"].append([value for _, value in pairs[:asked]])
-        rows["prompt"], rows["prompt_tokens"] = haystack.fill(frames, context.count_tokens)
-        return examples(rows)
+            made.append(
+                Example(
+                    "",
+                    answer="".join(sentences[:asked]).strip(),
+                    references=tuple(value for _, value in pairs[:asked]),
+                    question_id=name,
+                    length=length,
+                    depth=float(depths[0]) if variant == "single" else None,
+                    subtask=variant,
+                    example_id=f"{name}-{length}",
+                )
+            )
+        return haystack.examples(made, frames, context.count_tokens)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return the share of the asked values that the answer contains, in whatever case (RULER's string match)."""
