@@ -102,11 +102,6 @@ def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]]) -> tuple[float
     gpus = runtime.gpus_per_engine
     if gpus is None:
         gpus = float(runtime.tensor_parallel) if most_gpus else 0.0
-    if gpus and runtime.tensor_parallel > 1 and gpus != runtime.tensor_parallel:
-        raise ResourceError(
-            f"GPU: runtime.tensor_parallel {runtime.tensor_parallel} needs as many GPUs per engine, "
-            f"found runtime.gpus_per_engine {gpus:g}"
-        )
     able = [node for node in nodes if node.get("GPU", 0.0) >= gpus]
     if not able:
         raise ResourceError(

@@ -37,7 +37,8 @@ Replies = Sequence[Sequence[Reply]]
 class Questions(ABC):
     """What one cell or several cells ask.
 
-    ``keys`` are what a stored chunk must hold in its column :attr:`KEY`, per row in asking order.
+    ``keys`` are what a stored chunk must hold in its column :attr:`KEY`, per row in asking order; ``requests`` are
+    those of prepared rows to the base model, none where a row does not fit the model.
     """
 
     SCHEMA: ClassVar[pa.Schema] = PREDICTIONS_SCHEMA
@@ -45,7 +46,7 @@ class Questions(ABC):
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys
-        self._requests: dict[int, list[Request]] = {}
+        self.requests: dict[int, list[Request]] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -55,12 +56,8 @@ class Questions(ABC):
 
         ``limit`` is the tokens of prompt and answer that the model takes; without a tokenizer requests are texts.
         """
-        absent = [row for row in rows if row not in self._requests]
-        self._requests |= zip(absent, self._make(absent, tokenizer, limit), strict=True)
-
-    def requests(self, row: int) -> list[Request]:
-        """Return a prepared row's requests to the base model; none where it does not fit the model."""
-        return self._requests[row]
+        absent = [row for row in rows if row not in self.requests]
+        self.requests |= zip(absent, self._make(absent, tokenizer, limit), strict=True)
 
     def name(self, row: int) -> str:
         """Return the name of a row for messages."""

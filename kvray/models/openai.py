@@ -124,14 +124,9 @@ class Address:
     url: str  # with the version, without a final slash; holds no secret
     key: str = field(repr=False)
 
-    @property
-    def open(self) -> bool:
-        """Whether no key is set."""
-        return self.key == NO_KEY
-
     def redact(self, text: str) -> str:
         """Hide the key in a text: whole, URL-encoded, in pieces, or half masked as OpenAI's errors quote it."""
-        if not self.open:
+        if self.key != NO_KEY:
             for form in dict.fromkeys((self.key, quote(self.key, safe=""))):
                 text = _without_pieces(text.replace(form, HIDDEN), form)
         return _MASKED_KEY.sub(HIDDEN, text)
@@ -209,58 +204,54 @@ class Api:
             try:
                 return await send(self._client)
             except (OpenAIError, IncompleteError) as error:
-                failure = self._temporary(error)
+                text, delay, everybody = self._temporary(error)
             if attempt == self._retries:
                 break
             self.retries += 1
-            if failure.delay is None:
+            if delay is None:
                 await asyncio.sleep(min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * (0.75 + spread / 2))
             else:
                 # The limit is the account's, so all requests wait for it.
-                self._open_at = max(self._open_at, time.monotonic() + failure.delay)
+                self._open_at = max(self._open_at, time.monotonic() + delay)
         tries, seconds = self._retries + 1, time.monotonic() - started
-        kind = ApiError if failure.everybody else CellError
+        kind = ApiError if everybody else CellError
         raise kind(
             f"the API at {self.address.url} failed {tries} times in {seconds:.0f} s (runtime.api_retries), at last "
-            f"with {failure.text}; what was answered is kept: run again to go on"
+            f"with {text}; what was answered is kept: run again to go on"
         ) from None
 
-    def _temporary(self, error: OpenAIError | IncompleteError) -> _Failure:
-        """Return the failure if it is temporary; raise any other."""
+    def _temporary(self, error: OpenAIError | IncompleteError) -> tuple[str, float | None, bool]:
+        """Describe a temporary failure; raise any other.
+
+        Returns the description without the key, the seconds to wait if the server asks for some, and whether all other
+        requests would fail alike.
+        """
         import openai
 
         if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ not in _UNREACHABLE:
-            return _Failure(f"no answer within {self._timeout_s:g} s (runtime.api_timeout_s)")
+            return f"no answer within {self._timeout_s:g} s (runtime.api_timeout_s)", None, False
         if isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
             text = self.address.redact(f"{type(cause).__name__}: {cause}".rstrip(": "))
-            return _Failure(text, everybody=type(cause).__name__ in _UNREACHABLE)
+            return text, None, type(cause).__name__ in _UNREACHABLE
         if isinstance(error, IncompleteError):
-            return _Failure(self.address.redact(str(error)))
+            return self.address.redact(str(error)), None, False
         if not isinstance(error, openai.APIStatusError):
             raise CellError(self.address.redact(f"{type(error).__name__}: {error}")) from None
         status, code = error.status_code, error.code or ""
         reason = self.address.redact(_message(error.body, 4 * _MESSAGE_LENGTH))[:_MESSAGE_LENGTH]
         text = f"{status}: {reason}" if reason else f"{status}"
         if status == 401:
-            key = f"{KEY_VARIABLE} is not set" if self.address.open else f"the key in {KEY_VARIABLE} is not one of its"
+            unset = self.address.key == NO_KEY
+            key = f"{KEY_VARIABLE} is not set" if unset else f"the key in {KEY_VARIABLE} is not one of its"
             raise ApiError(f"the API at {self.address.url} refuses the key ({text}); {key}") from None
         if status == 403:
             raise ApiError(f"the API at {self.address.url} forbids this to the key ({text})") from None
         if status == 429 and code in _USED_UP:
             raise ApiError(f"the API at {self.address.url} serves this account no more ({text})") from None
         if status in (408, 409, 429) or status >= 500:
-            return _Failure(text, _delay(error.response.headers), everybody=status == 429)
+            return text, _delay(error.response.headers), status == 429
         raise RejectedError(f"the API at {self.address.url} refuses a request ({text})", status, code, reason) from None
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A temporary failure."""
-
-    text: str  # its description, without the key
-    delay: float | None = None  # seconds to wait, as the server asks
-    everybody: bool = False  # whether other requests would fail alike
 
 
 def _delay(headers: Mapping[str, str]) -> float | None:

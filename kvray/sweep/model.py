@@ -15,8 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, mo
 
 from kvray.errors import InvalidValueError
 from kvray.models.lora import LARGEST_RANK
-from kvray.sweep import external
-from kvray.sweep.blocks import TASK_SECTIONS, parse_task
+from kvray.sweep.blocks import TASK_SECTIONS, lookup, parse_task
 from kvray.sweep.document import from_values
 from kvray.tasks.base import Strict, Task, recipe, runtime
 
@@ -178,7 +177,7 @@ class Sweep(Strict):
             from kvray.sweep import load  # which needs this class
 
             document = from_values(values)
-            with external.known(*(values.get(section) for section in TASK_SECTIONS)):
+            with lookup(None, sections=map(values.get, TASK_SECTIONS)):
                 sweep, _, problems = load.check_document(document)
                 if sweep is None or problems:
                     raise InvalidValueError(document.report(problems))
@@ -228,7 +227,7 @@ class Sweep(Strict):
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the sweep as the text of a sweep file, without defaults; with a path, write that file too."""
-        from kvray.sweep.write import sweep_text
+        from kvray.sweep.write import sweep_text  # which needs this class
 
         text = sweep_text(self)
         if path is not None:

@@ -1,7 +1,5 @@
 """Writes a sweep as YAML that :mod:`kvray.sweep.yaml` reads back to an equal sweep."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

@@ -5,7 +5,7 @@
 module, chosen by ``runtime.engine: module:Class`` or by the name of an entry point in :data:`GROUP`.
 """
 
-import importlib
+import pkgutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -183,9 +183,8 @@ def engine_class(base: BaseModelRef, runtime: Runtime) -> type[Engine]:
                 f"runtime.engine: found {name!r}; expected {', '.join(['vllm', *sorted(known)])} or module:Class"
             )
         path = known[name]
-    module, _, attribute = path.partition(":")
     try:
-        kind = getattr(importlib.import_module(module), attribute)
+        kind = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"runtime.engine: {path} cannot be imported: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Engine)):

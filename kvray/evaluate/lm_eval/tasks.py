@@ -13,7 +13,6 @@ import functools
 import io
 import logging
 import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,7 +202,6 @@ def _quiet() -> Iterator[None]:
     # tqdm writes to what sys.stderr is when a bar starts. Errors are raised, so nothing is lost.
     with contextlib.redirect_stderr(io.StringIO()):
         yield
-    sys.stderr.flush()
 
 
 class ChatTemplate:
