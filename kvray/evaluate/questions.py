@@ -87,20 +87,20 @@ class Questions(ABC):
         """
         infos = [info_of(table) for table in tables]
         names = [name for name in _MEASURED if name in self.SCHEMA.names]
-        whole = pa.concat_tables([table.select(names).replace_schema_metadata(None) for table in tables])
-        run = whole.filter(pc.not_equal(whole["finish_reason"], TOO_LONG))
+        answers = pa.concat_tables([table.select(names).replace_schema_metadata(None) for table in tables])
+        run = answers.filter(pc.not_equal(answers["finish_reason"], TOO_LONG))
         engines = {json.dumps(info["engine"], sort_keys=True): info["engine"] for info in infos if "engine" in info}
         measured = {
-            "rows": whole.num_rows,
-            "too_long": whole.num_rows - run.num_rows,
+            "rows": answers.num_rows,
+            "too_long": answers.num_rows - run.num_rows,
             "prompt_tokens": pc.sum(run["prompt_tokens"]).as_py() or 0,
             "output_tokens": pc.sum(run["output_tokens"]).as_py() or 0,
             "seconds": round(sum(info.get("seconds", 0.0) for info in infos), 3),
             "engines": list(engines.values()),
         }
         if "score" in names:  # the accuracy is None if no row was run
-            cached_tokens = pc.sum(whole["cached_tokens"]).as_py() or 0
-            measured |= {"accuracy": pc.mean(whole["score"]).as_py(), "cached_tokens": cached_tokens}
+            cached_tokens = pc.sum(answers["cached_tokens"]).as_py() or 0
+            measured |= {"accuracy": pc.mean(answers["score"]).as_py(), "cached_tokens": cached_tokens}
         return measured
 
     @abstractmethod

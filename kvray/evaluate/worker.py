@@ -100,13 +100,13 @@ class Worker:
         given = self._assignment
         self._kind.prepare(given.gpus, given.cpus)
         cells = self._passing(given.cells, self._read)
-        whole = [
+        every = [
             Chunk(cell, questions, index, chunks.span(index, len(questions)))
             for cell, questions in ((cell, self._questions[cell.id]) for cell in cells)
             for index in range(chunks.chunk_count(len(questions)))
         ]
         # Dealt round over all cells, so that parts differ by one chunk at most, whatever the cells' sizes.
-        ours = whole[given.part :: given.parts]
+        ours = every[given.part :: given.parts]
         absent = [each for each in ours if chunks.read(self._store, each.cell.id, each.index, each.questions) is None]
         self._total = sum(len(chunk.rows) for chunk in ours)
         self._done = self._total - sum(len(chunk.rows) for chunk in absent)

@@ -278,7 +278,7 @@ def _train(run: Run, runner: Any) -> None:
         )
         if first:
             strategy = "fsdp" if trained.sharded else "ddp"
-            measurements = {"workers": shape.workers, "strategy": strategy, **mixture.facts()}
+            measurements = {"workers": shape.workers, "strategy": strategy, **mixture.measurements()}
             commit(store, artefact, rows, trained, scratch / "model", measurements)
 
 

@@ -152,7 +152,7 @@ class _Stage:
         mixture = select(job_of(artefact), self.base, read)
         system = artefact.recipe.get("system_message")
         parts = [json_lines(read(part.name).take(pa.array(part.rows)), system) for part in mixture.parts]
-        return b"".join(parts), mixture.facts()
+        return b"".join(parts), mixture.measurements()
 
     def _read(self, artefact: Artefact) -> dict[str, Any]:
         """Return the note of a finetune, {} if there is none; CellError if it is under way at another API."""

@@ -3,8 +3,6 @@
 Reading them takes milliseconds; importing the libraries that load a model takes ten seconds, too long for a plan.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,12 +95,12 @@ class ModelFiles:
         if not lengths:
             return None
         rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
-        kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+        scalings = [rope, *(each for each in rope.values() if isinstance(each, dict))]
         factors = [
-            kind["factor"]
-            for kind in kinds
-            if isinstance(kind.get("factor"), int | float)
-            and kind.get("rope_type", kind.get("type")) not in _STRETCHED_ALREADY
+            scaling["factor"]
+            for scaling in scalings
+            if isinstance(scaling.get("factor"), int | float)
+            and scaling.get("rope_type", scaling.get("type")) not in _STRETCHED_ALREADY
         ]
         return int(min(lengths) * max(factors, default=1.0))
 

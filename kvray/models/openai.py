@@ -214,8 +214,8 @@ class Api:
                 # The limit is the account's, so all requests wait for it.
                 self._open_at = max(self._open_at, time.monotonic() + delay)
         tries, seconds = self._retries + 1, time.monotonic() - started
-        kind = ApiError if everybody else CellError
-        raise kind(
+        failure = ApiError if everybody else CellError
+        raise failure(
             f"the API at {self.address.url} failed {tries} times in {seconds:.0f} s (runtime.api_retries), at last "
             f"with {text}; what was answered is kept: run again to go on"
         ) from None

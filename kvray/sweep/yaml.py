@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -124,13 +125,12 @@ def is_text(scalar: str) -> bool:
     return scalar not in _WORDS and not _INT.fullmatch(scalar) and not _FLOAT.fullmatch(scalar)
 
 
+@dataclass
 class _Refused(Exception):
     """Why, and in which line, a text cannot be read at all."""
 
-    def __init__(self, line: int, text: str) -> None:
-        super().__init__(text)
-        self.line = line
-        self.text = text
+    line: int
+    text: str
 
 
 def _compose(text: str) -> tuple[yaml.Node | None, set[int]]:

@@ -26,7 +26,7 @@ class Example:
         subtask: kind of example within the task, where there are several.
         condition: further conditions, ``"padding=books"``.
         example_id: names the example; its row where empty.
-        prompt_tokens: tokens of the prompt; counted where None.
+        prompt_tokens: tokens of the prompt; counted where 0.
     """
 
     prompt: str
@@ -40,7 +40,7 @@ class Example:
     subtask: str | None = None
     condition: str | None = None
     example_id: str = ""
-    prompt_tokens: int | None = None
+    prompt_tokens: int = 0
 
 
 class RowTask(Task):
@@ -76,6 +76,6 @@ def table(made: Sequence[Example], count_tokens: CountTokens, first: int = 0) ->
             "question_id": [each.question_id or name for each, name in zip(made, names, strict=True)],
             **{column: [getattr(each, column) for each in made] for column in alike},
             "references": [list(each.references or (each.answer,)) for each in made],
-            "prompt_tokens": count_tokens([each.prompt for each in made]) if None in counted else counted,
+            "prompt_tokens": count_tokens([each.prompt for each in made]) if 0 in counted else counted,
         }
     )

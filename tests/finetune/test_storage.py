@@ -40,7 +40,7 @@ def test_a_mixture_reads_as_many_tokens_as_the_mixture_of_its_budget(store, mini
     rows, found = load_rows(store, finetune_of({short: 1.0}, Finetune(), budget={long: 1.0}).params, mini)
     assert alone.budget is None and found.budget == whole.lengths.sum()
     assert abs(rows.lengths.sum() - whole.lengths.sum()) <= rows.lengths.max()
-    assert found.facts()["datasets"] == {short: {"rows": len(rows), "tokens": int(rows.lengths.sum())}}
+    assert found.measurements()["datasets"] == {short: {"rows": len(rows), "tokens": int(rows.lengths.sum())}}
     few = dataset(store, "few", 20, 3)
     with pytest.raises(InputError, match=rf"{few} has [\d,]+ tokens in 20 rows.*rows: \d+"):
         load_rows(store, finetune_of({few: 1.0}, Finetune(), budget={long: 1.0}).params, mini)

@@ -184,12 +184,12 @@ def engine_class(base: BaseModelRef, runtime: Runtime) -> type[Engine]:
             )
         path = known[name]
     try:
-        kind = pkgutil.resolve_name(path)
+        engine = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"runtime.engine: {path} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Engine)):
+    if not (isinstance(engine, type) and issubclass(engine, Engine)):
         raise InputError(f"runtime.engine: {path} is no subclass of kvray.evaluate.engines.base.Engine")
-    return kind
+    return engine
 
 
 def too_long(prompt_tokens: int = 0) -> Reply:

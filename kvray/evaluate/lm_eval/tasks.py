@@ -5,8 +5,6 @@ filters and metrics score them. Its evaluation loop, which answers a benchmark i
 is done chunk by chunk and shares one engine among all models.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import functools
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from kvray.errors import CellError, install_command, last_line
 from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
@@ -150,9 +149,9 @@ def choose_metric(values: Iterable[str], wanted: str | None) -> str:
 def _configure(name: str, subtask: Any, task: LmEval) -> None:
     """Set shots as lm_eval's command line does; refuse what kvray does not offer."""
     if subtask.OUTPUT_TYPE not in KINDS or getattr(subtask, "MULTIMODAL", False):
-        kind = "images or sound" if subtask.OUTPUT_TYPE in KINDS else subtask.OUTPUT_TYPE
+        needed = "images or sound" if subtask.OUTPUT_TYPE in KINDS else subtask.OUTPUT_TYPE
         raise CellError(
-            f"benchmark {task.benchmark}: {name} needs {kind}; expected one of {', '.join(KINDS)} over text"
+            f"benchmark {task.benchmark}: {name} needs {needed}; expected one of {', '.join(KINDS)} over text"
         )
     if getattr(subtask, "UNSAFE_CODE", False):
         raise CellError(f"benchmark {task.benchmark}: {name} runs code that the model writes; kvray does not")
@@ -219,8 +218,6 @@ class ChatTemplate:
 
     def __call__(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """Return a chat as text, ready for the answer or for the rest of its last message."""
-        from jinja2 import TemplateError
-
         end = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **end))

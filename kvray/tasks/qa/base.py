@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from kvray.errors import InputError
 from kvray.tasks import base, prompts, world
-from kvray.tasks.base import Task, recipe, runtime
+from kvray.tasks.base import Many, Task, recipe, runtime
 from kvray.tasks.qa import questions
 from kvray.tasks.qa.questions import Question, Split
 from kvray.tasks.rng import below, draws, key_of, shuffled
@@ -101,11 +101,6 @@ class QuestionTask(Task):
         order = shuffled(split, key_of("questions", self.VERSION, self.seed))
         return order[: None if wanted is None else wanted + spare]
 
-    def refuse_missing_passages(self, chosen: Sequence[Question]) -> None:
-        """Raise an InputError that names the first question without a gold passage, if there is one."""
-        if missing := next((question for question in chosen if not question.passage), None):
-            raise InputError(f"{self.source}: {missing.text!r} has no gold passage ('ctxs' with isgold, or 'text')")
-
 
 class DocumentsTask(QuestionTask):
     """Questions over several documents, one of which answers, at chosen gold positions."""
@@ -114,7 +109,7 @@ class DocumentsTask(QuestionTask):
     MEASURES = "retrieval"
 
     documents: int = recipe(20, ge=1, le=10_000, description="documents in a prompt, the gold one included")
-    positions: tuple[int, ...] | Literal["random"] | None = recipe(
+    positions: Many[int] | Literal["random"] | None = recipe(
         None,
         description="1-based gold positions, each question at each; 'random': one per question; default five, spread",
     )
@@ -123,27 +118,16 @@ class DocumentsTask(QuestionTask):
     @classmethod
     def _one_position(cls, values: Any) -> Any:
         """Accept ``position: 5`` for ``positions: [5]``."""
-        if isinstance(values, dict) and "position" in values:
-            if "positions" in values:
-                raise ValueError("give position or positions, not both")
-            values = {**values, "positions": values["position"]}
-            del values["position"]
-        return values
-
-    @field_validator("positions", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return base.listed(int(value) if isinstance(value, str) and value.strip().isdecimal() else value)
+        if not isinstance(values, dict) or "position" not in values:
+            return values
+        if "positions" in values:
+            raise ValueError("give position or positions, not both")
+        return {"positions" if name == "position" else name: value for name, value in values.items()}
 
     @model_validator(mode="after")
     def _positions_fit(self) -> Self:
-        if isinstance(self.positions, tuple):
-            wrong = [position for position in self.positions if not 1 <= position <= self.documents]
-            if wrong or not self.positions or len(set(self.positions)) != len(self.positions):
-                raise ValueError(
-                    f"positions must be different and lie in 1 to documents ({self.documents}); "
-                    f"found {list(self.positions)}"
-                )
+        if isinstance(self.positions, tuple) and not all(1 <= each <= self.documents for each in self.positions):
+            raise ValueError(f"positions must lie in 1 to documents ({self.documents}); found {list(self.positions)}")
         return self
 
     def gold_positions(self) -> tuple[int, ...]:

@@ -10,10 +10,13 @@ from kvray.tasks.rng import below, draws, key_of, permutation
 
 
 class _Chosen:
-    """The questions that were chosen of a file."""
+    """The questions that were chosen of a file; an InputError names one without the passage that is to be shown."""
 
-    def __init__(self, chosen: Sequence[Question]) -> None:
+    def __init__(self, task: DocumentsTask, chosen: Sequence[Question]) -> None:
         self.chosen = chosen
+        missing = next((question for question in chosen if not question.passage), None)
+        if task.documents and missing:
+            raise InputError(f"{task.source}: {missing.text!r} has no gold passage ('ctxs' with isgold, or 'text')")
 
     def gold(self, number: int) -> Question:
         return self.chosen[number]
@@ -23,7 +26,7 @@ class RandomDistractors(_Chosen):
     """Distractors drawn at random: gold passages of other questions that hold no accepted answer."""
 
     def __init__(self, task: DocumentsTask, pool: Sequence[Question], chosen: Sequence[Question]) -> None:
-        super().__init__(chosen)
+        super().__init__(task, chosen)
         self.documents = max(1, task.documents)
         self.key = key_of(task.task, task.VERSION, task.seed, "files")
         titles: dict[str, str] = {}
@@ -59,7 +62,7 @@ class RetrievedDistractors(_Chosen):
     """The other passages of the question's own row, in the retriever's order; an InputError if there are too few."""
 
     def __init__(self, task: DocumentsTask, chosen: Sequence[Question]) -> None:
-        super().__init__(chosen)
+        super().__init__(task, chosen)
         self.others = max(1, task.documents) - 1
         for asked in chosen:
             if len(asked.distractors) < self.others:

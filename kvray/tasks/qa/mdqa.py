@@ -171,8 +171,6 @@ class Mdqa(DocumentsTask):
             return asks, (asks.people if self.questions is None else self.questions) + spare
         pool = questions.read(self.source)
         chosen = self.pick(pool, self.questions, spare)
-        if self.documents:
-            self.refuse_missing_passages(chosen)
         if self.distractors == "retrieved":
             return RetrievedDistractors(self, chosen), len(chosen)
         return RandomDistractors(self, pool, chosen), len(chosen)

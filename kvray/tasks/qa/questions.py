@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from kvray.errors import InputError
 from kvray.tasks.sources.read import rows
+from kvray.tasks.sources.records import lacking
 
 Split = Literal["test", "train", "all"]
 SHARES = {"all": 5, "test": 4, "train": 1}
@@ -80,7 +81,7 @@ def _question(row: dict[str, Any], where: str) -> Question:
     answers = row.get("answers", row.get("answer"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where}: no 'question'; found the fields {', '.join(row) or 'none'}")
+        raise lacking(row, "'question'", where)
     if (
         not isinstance(answers, (list, tuple))
         or not answers

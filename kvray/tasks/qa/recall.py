@@ -54,15 +54,10 @@ class Recall(QuestionTask):
         return len(context.material)
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        made = [
-            Example(
-                prompts.CLOSED_BOOK.format(question=question.text),
-                target(question),
-                question.answers,
-                example_id=question.id,
-            )
-            for question in context.material[start:stop]
-        ]
+        made = []
+        for each in context.material[start:stop]:
+            prompt = prompts.CLOSED_BOOK.format(question=each.text)
+            made.append(Example(prompt, target(each), each.answers, example_id=each.id))
         return table(made, context.count_tokens)
 
 
