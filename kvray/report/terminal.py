@@ -13,6 +13,7 @@ from kvray.store.store import Store
 
 WIDTH = 158
 """Most characters of a line with more than one evaluation."""
+NOTE = "accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction"
 _GAP = "  "
 
 
@@ -27,10 +28,9 @@ def summary(store: Store, sweep: str) -> list[str]:
     head = f"{sweep}: {done} of {cells} cells evaluated"
     if not snapshot.profiles:
         return [head, "no predictions yet"]
-    note = "accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction"
     names = ["", BASE, *snapshot.models]
-    columns = [_column(snapshot, evaluation) for evaluation in snapshot.profiles]
-    return [head, *blocks(names, columns, WIDTH), note]
+    columns = [column(snapshot, evaluation) for evaluation in snapshot.profiles]
+    return [head, *blocks(names, columns, WIDTH), NOTE]
 
 
 def document(store: Store, sweep: str) -> dict[str, Any]:
@@ -75,14 +75,15 @@ def blocks(names: list[str], columns: list[list[str]], width: int) -> list[str]:
     return lines
 
 
-def _column(snapshot: Snapshot, evaluation: str) -> list[str]:
+def column(snapshot: Snapshot, evaluation: str) -> list[str]:
+    """Return the title of an evaluation, and its result for the base and each model."""
     rows = {r["model"]: r for r in unsplit(snapshot.scores).iter_rows(named=True) if r["evaluation"] == evaluation}
-    column = [snapshot.profiles[evaluation].title]
+    cells = [snapshot.profiles[evaluation].title]
     for model in [BASE, *snapshot.models]:
         row = rows.get(model)
         shown = "missing" if row is None else percent(row["accuracy"])
         if row is not None and row["difference"] is not None:
             low, high = signed(row["difference_low"]), signed(row["difference_high"])
             shown += f"  {signed(row['difference'])} ({low} to {high}) {row['verdict']}"
-        column.append(shown)
-    return column
+        cells.append(shown)
+    return cells
