@@ -207,10 +207,9 @@ class Sweep(Strict):
         """
         from kvray.sweep.load import load
 
-        overrides = (
-            [f"{key}={dump(value, line=True)}" for key, value in set.items()] if isinstance(set, Mapping) else set
-        )
-        return load(os.fspath(source), overrides, scale, allow_code)
+        if isinstance(set, Mapping):
+            set = [f"{key}={dump(value, line=True)}" for key, value in set.items()]
+        return load(os.fspath(source), set, scale, allow_code)
 
     def trained_on(self) -> list[tuple[str, Task, int]]:
         """Return each dataset that a mixture uses, with each number that finetunes add to its seed."""

@@ -1,4 +1,4 @@
-"""YAML as sweeps have it: a safe reader that keeps lines, refuses duplicate keys and takes ``${VAR}`` from the environment.
+"""YAML of sweeps: a safe reader that keeps lines, refuses duplicate keys and takes ``${VAR}`` from the environment.
 
 Scalars follow YAML 1.2 where PyYAML follows 1.1: ``1e-5`` is a number; ``no``, ``on``, ``1:30`` and dates are text.
 Mapping keys are always text. Limits on size, depth and number of values let every file be read or refused quickly.
