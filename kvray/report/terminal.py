@@ -11,6 +11,7 @@ from kvray.results.snapshot import Snapshot, collect
 from kvray.store.store import Store
 
 WIDTH = 158  # most characters of a line with more than one evaluation
+NOTE = "accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction"
 _GAP = "  "
 
 
@@ -25,10 +26,9 @@ def summary(store: Store, sweep: str) -> list[str]:
     head = f"{sweep}: {done} of {cells} cells evaluated"
     if not snapshot.profiles:
         return [head, "no predictions yet"]
-    note = "accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction"
     names = ["", *snapshot.with_base]
-    columns = [_column(snapshot, evaluation) for evaluation in snapshot.profiles]
-    return [head, *blocks(names, columns, WIDTH), note]
+    columns = [column(snapshot, evaluation) for evaluation in snapshot.profiles]
+    return [head, *blocks(names, columns, WIDTH), NOTE]
 
 
 def document(store: Store, sweep: str) -> dict[str, Any]:
@@ -66,13 +66,14 @@ def blocks(names: list[str], columns: list[list[str]], width: int) -> list[str]:
     return "\n\n".join(shown).split("\n")
 
 
-def _column(snapshot: Snapshot, evaluation: str) -> list[str]:
+def column(snapshot: Snapshot, evaluation: str) -> list[str]:
+    """Return the title of an evaluation, and its result for the base and each model."""
     rows = {r["model"]: r for r in unsplit(snapshot.scores).iter_rows(named=True) if r["evaluation"] == evaluation}
-    column = [snapshot.profiles[evaluation].title]
+    cells = [snapshot.profiles[evaluation].title]
     for model in snapshot.with_base:
         row = rows.get(model)
         shown = "missing" if row is None else percent(row["accuracy"])
         if row is not None and row["difference"] is not None:
             shown += f"  {change(row['difference'], row['difference_low'], row['difference_high'])} {row['verdict']}"
-        column.append(shown)
-    return column
+        cells.append(shown)
+    return cells

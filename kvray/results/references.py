@@ -9,31 +9,11 @@ from functools import cache
 from importlib import resources
 
 import polars as pl
-import pyarrow as pa
 
 from kvray.results.frames import BASE
 from kvray.results.profile import AXES
-from kvray.store.schemas import column
+from kvray.store.schemas import REFERENCE_SCHEMA
 
-REFERENCE_SCHEMA = pa.schema(
-    [
-        column("set", pa.string(), "set that a sweep names under reference:"),
-        column("work", pa.string(), "who published it"),
-        column("base_model", pa.string(), "the model that was asked, or finetuned"),
-        column("mixture", pa.string(), "finetuning data, as sweeps name it; 'base' for the model as it came"),
-        column("evaluation", pa.string(), "evaluation, as sweeps name it"),
-        column("subtask", pa.string(), "kind of example; null for all together", nullable=True),
-        column("position", pa.int32(), "1-based gold position; null for all together", nullable=True),
-        column("length", pa.int32(), "nominal context length in tokens; null for all together", nullable=True),
-        column("metric", pa.string(), "accuracy or f1 in percent, or change: accuracy minus the base's, in points"),
-        column("value", pa.float64(), "the number, in percent or points"),
-        column("n", pa.int64(), "questions behind it; null where unknown", nullable=True),
-        column("source", pa.string(), "table, figure or place in the work"),
-        column("certainty", pa.string(), "primary | secondary | derived | recalled"),
-        column("note", pa.string(), "what to know before comparing; empty if nothing"),
-    ]
-)
-"""Columns of reference.csv, in this order; an empty cell is null."""
 PLACES = tuple(name for name in AXES if name in REFERENCE_SCHEMA.names)
 """Axes along which numbers may be published."""
 CELL = ("set", "work", "base_model", "mixture", "evaluation", *PLACES, "metric")
