@@ -76,7 +76,7 @@ def test_the_rows_are_those_that_a_finetune_reads_in_their_order(store: Store, b
     assert len(lines) == len(rows)
     for at, line in enumerate(lines):
         ids = tokenizer.apply_chat_template(line["messages"], return_dict=True)["input_ids"]
-        assert ids[: len(rows.row(at))] == rows.row(at).tolist()
+        assert ids[: len(rows.ids[at])] == rows.ids[at].tolist()
     assert made.mixture.measurements() == mixed.measurements()
     assert made.mixture.measurements()["tokens_per_epoch"] == rows.lengths.sum()
     assert abs(rows.lengths.sum() - made.mixture.budget) <= rows.lengths.max()

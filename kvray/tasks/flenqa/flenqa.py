@@ -18,7 +18,7 @@ from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, rec
 from kvray.tasks.flenqa import published
 from kvray.tasks.flenqa.make import Maker
 from kvray.tasks.flenqa.padding import split
-from kvray.tasks.flenqa.prompts import Condition, Dispersion, Padding, Subtask, prompt, verdict
+from kvray.tasks.flenqa.published import Condition, Dispersion, Padding, Subtask, prompt, verdict
 from kvray.tasks.rng import key_of
 from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
