@@ -94,12 +94,12 @@ class Mdqa(DocumentsTask):
     def measures(cls, units: Collection[int]) -> Measure:
         return "knowledge" if set(units) == {0} else "ceiling" if set(units) == {1} else cls.MEASURES
 
-    def with_rows(self, rows: int) -> Self:
-        return self.model_copy(update={"questions": self.distinct_questions(rows)})
+    def per_row(self) -> int:
+        return len(self.gold_positions())
 
     def expected_rows(self) -> int:
         """Return about how many examples there are; a file that cannot be reached is assumed to have NQ-Open's size."""
-        return (self.questions or NQ_OPEN * SHARES[self.split] // 5) * len(self.gold_positions())
+        return (self.questions or NQ_OPEN * SHARES[self.split] // 5) * self.per_row()
 
     def writer(self) -> str | None:
         return self.answer_writer

@@ -14,7 +14,7 @@ too; they are rare.
 import re
 from collections.abc import Sequence
 from itertools import product
-from typing import Literal, Self
+from typing import Literal
 
 import pyarrow as pa
 
@@ -45,9 +45,6 @@ class Recall(QuestionTask):
 
     task: Literal["recall"] = recipe("recall")
     questions: int | None = recipe(None, ge=1, description="questions; null takes all that the source has")
-
-    def with_rows(self, rows: int) -> Self:
-        return self.model_copy(update={"questions": rows})
 
     def tokens_estimate(self) -> int:
         return 16
