@@ -4,14 +4,14 @@ The certainty of a row: *primary* was read in the work, its code or its data car
 quote it; *derived* is our arithmetic on such numbers, and *recalled* is unconfirmed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 
 import polars as pl
 
-from kvray.results.axes import AXES
 from kvray.results.frames import BASE
+from kvray.results.profile import AXES
 from kvray.store.schemas import REFERENCE_SCHEMA
 
 PLACES = tuple(name for name in AXES if name in REFERENCE_SCHEMA.names)
@@ -59,21 +59,32 @@ def changes(rows: pl.DataFrame) -> pl.DataFrame:
     A change that was not printed is the accuracy minus the base's in the same work, base model and cell.
     """
     cell = [name for name in CELL if name != "metric"]
-    keep = [name for name in rows.columns if name not in (*cell, "metric", "value", "source", "note", "n")]
     where = [name for name in cell if name != "mixture"]
-    wide = rows.filter(pl.col("metric") != "f1").group_by(*cell, maintain_order=True).agg(
-        *(pl.col(name).first() for name in keep if name != "certainty"),
-        pl.col("value").filter(pl.col("metric") == "accuracy").first().alias("accuracy"),
-        pl.col("value").filter(pl.col("metric") == "change").first().alias("printed"),
+    once = [name for name in rows.columns if name not in (*cell, "metric", "value", "certainty")]
+    value, metric = pl.col("value"), pl.col("metric")
+    wide = rows.filter(metric != "f1").group_by(*cell, maintain_order=True).agg(
+        pl.col(once).first(),
         pl.col("certainty").unique(maintain_order=True).str.join(", "),
-        pl.col("source").first(),
-        pl.col("note").first(),
-        pl.col("n").first(),
+        accuracy=value.filter(metric == "accuracy").first(),
+        printed=value.filter(metric == "change").first(),
     )  # fmt: skip
-    base = wide.filter(pl.col("mixture") == BASE).select(*where, pl.col("accuracy").alias("of_base"))
+    base = wide.filter(pl.col("mixture") == BASE).select(*where, of_base="accuracy")
     joined = wide.join(base, on=where, how="left", nulls_equal=True)
     difference = pl.when(pl.col("mixture") != BASE).then(pl.col("accuracy") - pl.col("of_base"))
-    return joined.with_columns(pl.coalesce("printed", difference).alias("change")).drop("printed", "of_base")
+    return joined.with_columns(change=pl.coalesce("printed", difference)).drop("printed", "of_base")
+
+
+def beside(rows: pl.DataFrame, predictions: pl.DataFrame, models: Sequence[str]) -> pl.DataFrame:
+    """Return the :func:`changes` of published numbers once for each of ``models``, and the base, of their mixture.
+
+    The column ``model`` names it as the predictions do; mixtures that the sweep lacks are left out.
+    """
+    known = predictions.select("model", pl.col("mixture").fill_null(BASE)).unique()
+    of_base = pl.col("model") == BASE
+    known = known.filter(of_base | ((pl.col("mixture") != BASE) & pl.col("model").is_in(models)))
+    place = {model: at for at, model in enumerate([BASE, *models])}
+    known = known.sort(pl.col("model").replace_strict(place, return_dtype=pl.Int64))
+    return changes(rows).join(known, on="mixture", maintain_order="left_right")
 
 
 def model_name(name: str) -> str:
