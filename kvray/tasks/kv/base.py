@@ -156,7 +156,7 @@ class Builder(ABC):
 
     @cached_property
     def forced_rows(self) -> NDArray[np.int8]:
-        """1 for rows forced to be first, 2 for early ones; nothing else about a row depends on how many there are."""
+        """1 for rows forced first, 2 for early ones; nothing else about a row depends on the number of rows."""
         rows = self.task.rows
         first, early = (int(rows * share) for share in self.forced or (0, 0))
         drawn = draws(self.key, 0, -(-rows // 4), 4, _FORCED).reshape(-1)[:rows]

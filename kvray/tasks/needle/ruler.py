@@ -33,12 +33,7 @@ NEEDLE = " One {kind} registered under {key} is {value}."
 ONE = "\n\nWhich {kind} is registered under {keys}?"
 ALL_OF_ONE = "\n\nWhich {kind}s are registered under {keys}? Name all of them."
 ONE_OF_EACH = "\n\nWhich {kind}s are registered under {keys}? Name one for each."
-QUESTIONS: dict[Variant, str] = {
-    "single": ONE,
-    "multikey": ONE,
-    "multivalue": ALL_OF_ONE,
-    "multiquery": ONE_OF_EACH,
-}
+QUESTIONS: dict[Variant, str] = {"single": ONE, "multikey": ONE, "multivalue": ALL_OF_ONE, "multiquery": ONE_OF_EACH}
 VARIANTS = tuple(QUESTIONS)
 KINDS = {"words": "word", "numbers": "number", "uuid": "UUID"}
 """What a value is called in a prompt, by its kind."""
@@ -47,7 +42,8 @@ NOISE: list[str] = _TEXTS["noise"]
 WORDS = [f"{first}-{second}" for first, second in product(_TEXTS["first"].split(), _TEXTS["second"].split())]
 """Some 35,000 names of two words."""
 
-_STEPS, _DRAWN = 11, 64
+_STEPS = 11
+_DRAWN = 64  # records drawn at a time
 _SMALLEST, _NUMBERS = 1_000_000, 9_000_000
 
 
@@ -168,7 +164,7 @@ class Ruler(Task):
 
     def _further(self, records: Iterator[Record], count_tokens: CountTokens) -> Supply:
         """Yield further needles, a haystack of their own."""
-        while pieces := self._sentences(islice(records, 64)):
+        while pieces := self._sentences(islice(records, _DRAWN)):
             yield from zip(pieces, added(count_tokens, pieces).tolist(), strict=True)
 
 
