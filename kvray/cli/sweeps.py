@@ -124,13 +124,14 @@ def status(
     from kvray.console import table
     from kvray.driver import run as running
     from kvray.planning import state
+    from kvray.planning.artefacts import described
 
     place = frame.open_store(store)
     planned: Sequence[Any]
     if sweep.endswith((".yaml", ".yml")):
         planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
     else:
-        planned = state.stored_plan(sweep, place)
+        planned = described(place.plan_document(sweep))
     rows = state.status(planned, place, verify)
     counts = {"planned": len(rows)}
     counts |= {name: sum(each.state == name for each in rows) for name in ("committed", "failed")}
@@ -160,14 +161,13 @@ def report(
     --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
     of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
-    from kvray.planning import state
     from kvray.report.build import write
     from kvray.report.terminal import document, summary
     from kvray.sweep.load import load
 
     place = frame.open_store(store)
     name = load(sweep, scale=scale, allow_code=allow_code).name if sweep.endswith((".yaml", ".yml")) else sweep
-    state.stored_plan(name, place)
+    place.plan_document(name)
     paths = write(place, name, out)
     if json_:
         print(json.dumps({**document(place, name), "report": vars(paths)}, indent=1))

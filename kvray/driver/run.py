@@ -18,10 +18,10 @@ from kvray.driver.connection import connect
 from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import API, BaseModelRef
-from kvray.planning.artefacts import KINDS, Artefact, Plan, WritingJob, read_document
+from kvray.planning.artefacts import KINDS, Artefact, Plan, WritingJob
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
-from kvray.planning.state import STAGE_NAMES, document_name, replaced
+from kvray.planning.state import STAGE_NAMES, replaced
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.load import Loaded, read
@@ -87,7 +87,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
 
         engine_class(base, planned.sweep.runtime)  # raises for a wrong name before anything is made
     tell_replaced(planned, store)
-    store.write_document(document_name(planned.sweep.name), planned.to_json())
+    store.write_document(f"sweeps/{planned.sweep.name}.json", planned.to_json())
     result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
     if not todo:
         return result
@@ -110,15 +110,14 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
 
 def tell_replaced(planned: Plan, store: Store) -> None:
     """Print a notice if the plan replaces a stored one of the same name that has artefacts beyond it."""
-    data = store.read_document(document_name(planned.sweep.name))
-    if data is None:
+    if planned.sweep.name not in store.sweeps():
         return
     try:
-        said = replaced(read_document(data), planned)
-    except InputError as error:
-        said = f"{document_name(planned.sweep.name)} in the store cannot be read ({error}) and is replaced"
-    if said:
-        say(f"kvray: {said}")
+        notice = replaced(store.plan_document(planned.sweep.name), planned)
+    except StoreError as error:
+        notice = f"the stored plan cannot be read ({error}) and is replaced"
+    if notice:
+        say(f"kvray: {notice}")
 
 
 def check_names(planned: Sequence[tuple[str, Plan]]) -> None:

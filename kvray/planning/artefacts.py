@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from kvray.errors import InputError
+from kvray.store.root import PLAN_FORMAT
 from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.base import Task
 from kvray.tasks.code import carried
@@ -15,24 +16,11 @@ Kind = Literal["writing", "dataset", "finetune", "predictions"]
 Counted = Literal["rows", "sample", "estimate"]
 KINDS: tuple[Kind, ...] = ("writing", "dataset", "finetune", "predictions")
 """Kinds of artefacts; each needs only artefacts of earlier kinds."""
-FORMAT = 1
-"""Version of the plan document."""
 
 
-def read_document(data: bytes) -> PlanDocument:
-    """Read a plan document, as of :meth:`Plan.to_json`.
-
-    Raises:
-        InputError: no plan document, or one of another version.
-    """
-    try:
-        document = json.loads(data)
-        if document["format"] != FORMAT:
-            raise InputError(f"plan: found format {document['format']}; expected {FORMAT}: use the kvray that wrote it")
-        planned = tuple(PlannedArtefact(**{**item, "needs": tuple(item["needs"])}) for item in document["artefacts"])
-        return PlanDocument(document["name"], document["base_model"], document["sweep"], planned)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"plan: found no readable plan document ({error!r})") from error
+def described(document: Mapping[str, Any]) -> list[PlannedArtefact]:
+    """Return the artefacts of a plan document (:meth:`kvray.store.root.Root.plan_document`)."""
+    return [PlannedArtefact(**{**item, "needs": tuple(item["needs"])}) for item in document["artefacts"]]
 
 
 @dataclass(frozen=True)
@@ -143,20 +131,10 @@ class Plan:
         """Return the plan document, ``sweeps/<name>.json`` in the store: UTF-8 JSON, byte for byte reproducible."""
         keys = [field.name for field in fields(PlannedArtefact)]
         document = {
-            "format": FORMAT,
+            "format": PLAN_FORMAT,
             "name": self.sweep.name,
             "base_model": self.base_model,
             "sweep": self.sweep.model_dump(mode="json"),
             "artefacts": [{key: getattr(artefact, key) for key in keys} for artefact in self.artefacts],
         }
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-@dataclass(frozen=True)
-class PlanDocument:
-    """A plan read from the store; ``sweep`` has plain values, defaults included, for ``Sweep.model_validate``."""
-
-    name: str
-    base_model: str
-    sweep: dict[str, Any]
-    artefacts: tuple[PlannedArtefact, ...]

@@ -95,9 +95,7 @@ def _spread(blocks: int) -> list[int]:
     """Return ``0 … blocks - 1`` in an order of which every prefix is spread over the whole range."""
     golden = (5**0.5 - 1) / 2
     order = np.argsort(np.arange(blocks) * golden % 1.0, kind="stable")
-    places = np.empty(blocks, np.int64)
-    places[order] = np.arange(blocks)
-    return [int(place) for place in places]
+    return [int(place) for place in np.argsort(order)]
 
 
 @dataclass(frozen=True)

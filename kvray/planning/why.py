@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError
-from kvray.planning.artefacts import Artefact, PlanDocument, PlannedArtefact, read_document
+from kvray.planning.artefacts import Artefact, PlannedArtefact, described
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.planning.state import status
@@ -38,8 +38,8 @@ def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) 
         InputError: no artefact fits, or several do; the message lists the nearest first.
     """
     known: dict[str, Known] = {}
-    documents = [] if planned is not None else _documents(store)
-    for artefact in planned or itertools.chain.from_iterable(document.artefacts for document in documents):
+    documents = [] if planned is not None else [store.plan_document(name) for name in store.sweeps()]
+    for artefact in planned or itertools.chain.from_iterable(map(described, documents)):
         known.setdefault(artefact.id, artefact)
     found = find(cell, known)
     known |= _replanned(found.id, documents)
@@ -73,18 +73,13 @@ def _labels(labels: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in labels.items() if value is not None)
 
 
-def _documents(store: Store) -> list[PlanDocument]:
-    stored = (store.read_document(name) for name in store.documents("sweeps/"))
-    return [read_document(data) for data in stored if data is not None]
-
-
-def _replanned(artefact_id: str, documents: Sequence[PlanDocument]) -> dict[str, Artefact]:
+def _replanned(artefact_id: str, documents: Sequence[Mapping[str, Any]]) -> dict[str, Artefact]:
     """Plan an artefact's stored sweep again, since plan documents keep no recipes; empty if that fails today."""
     for document in documents:
-        if all(artefact.id != artefact_id for artefact in document.artefacts):
+        if all(artefact["id"] != artefact_id for artefact in document["artefacts"]):
             continue
         try:
-            sweep = Sweep.model_validate(document.sweep)
+            sweep = Sweep.model_validate(document["sweep"])
             found = {artefact.id: artefact for artefact in plan(sweep, gather(sweep)).artefacts}
         except (InputError, ValueError):
             continue

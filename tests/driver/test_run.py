@@ -78,7 +78,7 @@ def test_everything_is_made_in_order_and_then_nothing(stages: Stages, tmp_path: 
     again = running.run(planned, BASE, store)
     assert again.nothing_to_do and again.cached == len(planned.artefacts)
     assert set(states(store).values()) == {"committed"}
-    assert [each.id for each in state.stored_plan("s", store)] == result.made
+    assert [each["id"] for each in store.plan_document("s")["artefacts"]] == result.made
 
 
 def test_a_grown_sweep_runs_its_new_cells_alone(stages: Stages, tmp_path: Path) -> None:
@@ -143,13 +143,13 @@ def test_an_unknown_sweep_names_the_known_ones(stages: Stages, tmp_path: Path) -
     store = Store(tmp_path)
     running.run(toy_plan(), BASE, store)
     with pytest.raises(InputError, match="it has s"):
-        state.stored_plan("t", store)
+        store.plan_document("t")
 
 
 def test_a_plan_that_lacks_some_of_the_stored_one_says_so_before_it_replaces_it(
     stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, name = Store(tmp_path), state.document_name("s")
+    store, name = Store(tmp_path), "sweeps/s.json"
 
     def told(planned: Plan) -> str:
         capsys.readouterr()
