@@ -94,11 +94,12 @@ def plan(
     kvray plan sweeps/quickstart.yaml
     """
     from kvray.driver import run as running
+    from kvray.planning import state
     from kvray.planning.cost import estimate
 
     planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
     place = frame.open_store(store)
-    running.tell_replaced(planned, place)
+    state.tell_replaced(planned, place)
     estimated = estimate.estimate(planned, place, verify)
     if json_:
         print(json.dumps({**estimated.document, "code": planned.code()}, indent=1))

@@ -18,8 +18,7 @@ from kvray.sweep.grid import Variant, variants
 from kvray.sweep.model import Sweep
 from kvray.tasks.base import Task
 
-UNKNOWN = "unresolved"
-"""Stands for the sha256 of a source that could not be reached; it matches no artefact."""
+UNKNOWN = "unresolved"  # stands for the sha256 of a source that could not be reached; it matches no artefact
 
 
 def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | None = None) -> Inputs:
@@ -32,10 +31,10 @@ def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | No
         InputError: with every base model or source that cannot be read and every task without examples.
     """
     expanded = variants(sweep) if expanded is None else expanded
-    gatherer = _Gatherer(offline)
-    gatherer.read_base(sweep, any(task.BRINGS_EXAMPLES for _, _, task in _tasks(expanded)))
+    distinct, gatherer = list(_tasks(expanded)), _Gatherer(offline)
+    gatherer.read_base(sweep, any(task.BRINGS_EXAMPLES for _, _, task in distinct))
     tasks: dict[str, TaskInputs] = {}
-    for variant, place, task in _tasks(expanded):
+    for variant, place, task in distinct:
         if (key := task_key(task)) not in tasks:
             tasks[key] = gatherer.task(variant, place, task)
     if gatherer.problems or gatherer.base is None:

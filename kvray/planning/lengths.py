@@ -23,12 +23,10 @@ Counts = NDArray[np.int64]
 
 WHOLE_ROWS = 64
 """A dataset of no more rows, nor more than :data:`MOST_TOKENS`, is counted whole."""
-MOST_ROWS = 320
-"""Largest sample."""
+MOST_ROWS = 320  # largest sample
 MOST_TOKENS = 60_000
 """Tokens after which a sample ends, so that a plan takes seconds; several of the longest prompts fit."""
-PRECISION = 0.01
-"""Relative standard error of the mean length at which a sample is large enough."""
+PRECISION = 0.01  # relative standard error of the mean length at which a sample is large enough
 _BLOCK = 8
 """Consecutive rows that are made at once. Blocks are spread over the dataset, which may be ordered by length."""
 

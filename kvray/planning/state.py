@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from kvray.planning.artefacts import Artefact, Plan, PlannedArtefact, described
+from kvray.console import say
+from kvray.errors import StoreError
+from kvray.planning.artefacts import Plan, PlannedArtefact, described
 from kvray.store import failures
 from kvray.store.store import Store
 
-_LISTED = 6
-"""Most names in a message."""
+_LISTED = 6  # most names in a message
 STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
 
 
-def status(planned: Sequence[Artefact | PlannedArtefact], store: Store, verify: bool = False) -> list[Status]:
+def status(planned: Sequence[PlannedArtefact], store: Store, verify: bool = False) -> list[Status]:
     """Return the state of every artefact of a plan."""
     states = store.states([artefact.id for artefact in planned], verify)
     noted = failures.noted(store)
@@ -28,12 +28,20 @@ def status(planned: Sequence[Artefact | PlannedArtefact], store: Store, verify: 
     return found
 
 
-def replaced(stored: Mapping[str, Any], planned: Plan) -> str | None:
-    """Return a message on what a new plan lacks of the stored one of its name; None if the sweep only grew."""
+def tell_replaced(planned: Plan, store: Store) -> None:
+    """Print a notice if the plan replaces a stored one of the same name that has artefacts beyond it."""
+    name = planned.sweep.name
+    if name not in store.sweeps():
+        return
+    try:
+        stored = store.plan_document(name)
+    except StoreError as error:
+        say(f"kvray: the stored plan cannot be read ({error}) and is replaced")
+        return
     new = {artefact.id for artefact in planned.artefacts}
     gone = [artefact for artefact in described(stored) if artefact.id not in new]
     if not gone:
-        return None
+        return
     differ = []
     if stored["base_model"] != planned.base_model:
         differ.append(f"its base model is {stored['base_model']}, now {planned.base_model}")
@@ -45,8 +53,8 @@ def replaced(stored: Mapping[str, Any], planned: Plan) -> str | None:
             differ.append(f"its {label}s {', '.join(lacking[:_LISTED])}{more} are not in this one")
     if not differ:
         differ.append("the names are the same, the recipes are not (kvray why says what differs)")
-    return (
-        f"the sweep {planned.sweep.name!r} in the store has {len(gone)} artefacts of {len(stored['artefacts'])} that "
+    say(
+        f"kvray: the sweep {name!r} in the store has {len(gone)} artefacts of {len(stored['artefacts'])} that "
         f"this one has not: {'; '.join(differ)}. Its plan and its report are replaced, its artefacts stay; to keep "
         "both sweeps, give this one another name (name: in the file, or --set name=NAME)"
     )

@@ -18,9 +18,7 @@ from kvray.store.store import Store
 from kvray.sweep.model import Sweep
 from kvray.tasks.problems import nearest
 
-_SHOWN = 10
-"""Artefacts listed in full in the terminal; the others get a line each."""
-Known = Artefact | PlannedArtefact
+_SHOWN = 10  # artefacts listed in full in the terminal; the others get a line each
 
 
 def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> dict[str, Any]:
@@ -37,7 +35,7 @@ def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) 
     Raises:
         InputError: no artefact fits, or several do; the message lists the nearest first.
     """
-    known: dict[str, Known] = {}
+    known: dict[str, PlannedArtefact] = {}
     documents = [] if planned is not None else [store.plan_document(name) for name in store.sweeps()]
     for artefact in planned or itertools.chain.from_iterable(map(described, documents)):
         known.setdefault(artefact.id, artefact)
@@ -46,7 +44,7 @@ def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) 
     return _Explanation(store, known, {manifest.id: manifest for manifest in store.manifests()}).of(found.id)
 
 
-def find(cell: str, known: dict[str, Known]) -> Known:
+def find(cell: str, known: dict[str, PlannedArtefact]) -> PlannedArtefact:
     """Return the one artefact with this id, else start of a name, else part of an id, else label.
 
     Raises:
@@ -148,7 +146,7 @@ def _nearest(explained: Mapping[str, Any], indent: str, most: int) -> Iterator[s
 @dataclass(frozen=True)
 class _Explanation:
     store: Store
-    known: Mapping[str, Known]
+    known: Mapping[str, PlannedArtefact]
     manifests: Mapping[str, Manifest]
     explained: set[str] = field(default_factory=set)
 
@@ -156,12 +154,8 @@ class _Explanation:
         """Explain one artefact, or refer to its explanation further up."""
         artefact = self.known[artefact_id]
         (found,) = status([artefact], self.store)
-        result: dict[str, Any] = {
-            "id": artefact_id,
-            "kind": artefact.kind,
-            "state": found.state,
-            "labels": dict(artefact.labels),
-        }
+        result: dict[str, Any] = {"id": artefact_id, "kind": artefact.kind, "state": found.state}
+        result["labels"] = dict(artefact.labels)
         if artefact_id in self.explained:
             return {**result, "above": True}
         self.explained.add(artefact_id)

@@ -16,8 +16,7 @@ from kvray.sweep.document import put, split
 from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.problems import MAX_PROBLEMS, nearest, show
 
-MAX_VARIANTS = 1000
-"""Limit on variants of one sweep: a larger grid is more likely a slip."""
+MAX_VARIANTS = 1000  # limit on variants of one sweep: a larger grid is more likely a slip
 
 
 @dataclass(frozen=True)

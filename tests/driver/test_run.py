@@ -166,11 +166,11 @@ def test_a_plan_that_lacks_some_of_the_stored_one_says_so_before_it_replaces_it(
     assert "its mixtures other, b are not in this one" in shrunk and "--set name=" in shrunk
     assert "the recipes are not" in told(toy_plan(mixtures={"ours": {"ours": 1}}, finetune={"epochs": 3}))
     unlike = replace(toy_plan(), base_model="another", artefacts=())
-    running.tell_replaced(unlike, store)
+    state.tell_replaced(unlike, store)
     said = capsys.readouterr().err
     assert "its base model is tiny, now another" in said and "its evaluations ask are not in this one" in said
     store.write_document(name, b"{}")
-    running.tell_replaced(unlike, store)
+    state.tell_replaced(unlike, store)
     assert "cannot be read" in capsys.readouterr().err
 
 
@@ -183,10 +183,10 @@ def test_unlike_sweeps_of_one_name_are_not_run_together(stages: Stages) -> None:
 
 def test_the_store_is_the_one_given_then_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVRAY_STORE", "/data/kv")
-    assert running.store_uri("s3://b/p") == "s3://b/p"
-    assert running.store_uri(None) == "/data/kv"
+    assert running.open_store("s3://bucket/p").uri == Store("s3://bucket/p").uri
+    assert running.open_store(None).uri == "/data/kv"
     monkeypatch.delenv("KVRAY_STORE")
-    assert running.store_uri(None) == "store"
+    assert running.open_store(None).uri == Store("store").uri
 
 
 def test_an_api_without_a_key_is_told_before_anything_is_written(
