@@ -94,12 +94,12 @@ def plan(
     kvray plan sweeps/quickstart.yaml
     """
     from kvray.driver import run as running
-    from kvray.planning import state
+    from kvray.planning.artefacts import tell_replaced
     from kvray.planning.cost import estimate
 
     planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
     place = frame.open_store(store)
-    state.tell_replaced(planned, place)
+    tell_replaced(planned, place)
     estimated = estimate.estimate(planned, place, verify)
     if json_:
         print(json.dumps({**estimated.document, "code": planned.code()}, indent=1))
@@ -124,8 +124,8 @@ def status(
     """
     from kvray.console import table
     from kvray.driver import run as running
-    from kvray.planning import state
     from kvray.planning.artefacts import described
+    from kvray.planning.artefacts import status as states
 
     place = frame.open_store(store)
     planned: Sequence[Any]
@@ -133,7 +133,7 @@ def status(
         planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
     else:
         planned = described(place.plan_document(sweep))
-    rows = state.status(planned, place, verify)
+    rows = states(planned, place, verify)
     counts = {"planned": len(rows)}
     counts |= {name: sum(each.state == name for each in rows) for name in ("committed", "failed")}
     if json_:

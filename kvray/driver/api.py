@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from kvray.console import duration, html_table, say, table
 from kvray.driver import run as driver
 from kvray.driver.run import Result
+from kvray.planning.artefacts import tell_replaced
 from kvray.planning.cost import show
 from kvray.planning.cost.estimate import Estimate, estimate
-from kvray.planning.state import tell_replaced
 from kvray.store.store import Store
 from kvray.sweep.model import Sweep
 

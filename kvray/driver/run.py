@@ -17,10 +17,9 @@ from kvray.driver.connection import connect
 from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import API, BaseModelRef
-from kvray.planning.artefacts import KINDS, Artefact, Plan, WritingJob
+from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, WritingJob, tell_replaced
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
-from kvray.planning.state import STAGE_NAMES, tell_replaced
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.document import from_values

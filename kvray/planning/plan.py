@@ -139,7 +139,7 @@ class _Builder:
         finetune, api = self.sweep.finetune, self.inputs.base.api
         recipe = {
             "base": self.inputs.base.identity,
-            "finetune": finetune.api_recipe() if api else finetune.recipe(),
+            "finetune": finetune.recipe(api),
             "seed": seed,
             "mixture": [share for _, share in parts],
             **self.system_message(),

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError
-from kvray.planning.artefacts import Artefact, PlannedArtefact, described
+from kvray.planning.artefacts import Artefact, PlannedArtefact, described, status
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
-from kvray.planning.state import status
 from kvray.store.fingerprint import recipe_diff
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store

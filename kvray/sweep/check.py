@@ -87,7 +87,7 @@ def unused(document: Document) -> list[Problem]:
     if not methods or not methods <= {"lora", "attention", "full"}:
         return []  # the sweep's own check reports it
     if api:
-        used = {*Finetune().api_recipe(), "seeds", "reseed_data"}
+        used = {*Finetune().recipe(api=True), "seeds", "reseed_data"}
         why = "which a model behind an API does not use"
     else:
         used = {"method", "seeds", "reseed_data"}.union(*(_recipe(method) for method in methods))

@@ -14,7 +14,7 @@ from toy_tasks import Toy
 from kvray.driver import run as running
 from kvray.errors import InputError, StoreError
 from kvray.models.reference import BaseModelRef
-from kvray.planning import inputs, state
+from kvray.planning import artefacts, inputs
 from kvray.planning.artefacts import Artefact, Plan
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
@@ -67,7 +67,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
 
 
 def states(store: Store) -> dict[str, str]:
-    return {each.id: each.state for each in state.status(toy_plan().artefacts, store)}
+    return {each.id: each.state for each in artefacts.status(toy_plan().artefacts, store)}
 
 
 def test_everything_is_made_in_order_and_then_nothing(stages: Stages, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_stage_that_breaks_or_says_nothing_fails_its_artefacts(stages: Stages,
 def test_a_stage_that_notes_failures_itself_is_read_alike(stages: Stages, tmp_path: Path) -> None:
     store, cell = Store(tmp_path), toy_plan().artefacts[-1]
     failures.note(store, cell.id, "engine died")
-    (found,) = state.status([cell], store)
+    (found,) = artefacts.status([cell], store)
     assert (found.state, found.reason) == ("failed", "engine died")
 
 
@@ -166,11 +166,11 @@ def test_a_plan_that_lacks_some_of_the_stored_one_says_so_before_it_replaces_it(
     assert "its mixtures other, b are not in this one" in shrunk and "--set name=" in shrunk
     assert "the recipes are not" in told(toy_plan(mixtures={"ours": {"ours": 1}}, finetune={"epochs": 3}))
     unlike = replace(toy_plan(), base_model="another", artefacts=())
-    state.tell_replaced(unlike, store)
+    artefacts.tell_replaced(unlike, store)
     said = capsys.readouterr().err
     assert "its base model is tiny, now another" in said and "its evaluations ask are not in this one" in said
     store.write_document(name, b"{}")
-    state.tell_replaced(unlike, store)
+    artefacts.tell_replaced(unlike, store)
     assert "cannot be read" in capsys.readouterr().err
 
 
