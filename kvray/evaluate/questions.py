@@ -46,7 +46,7 @@ class Questions(ABC):
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys
-        self.requests: dict[int, list[Request]] = {}
+        self.requests: dict[int, Sequence[Any]] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -104,7 +104,7 @@ class Questions(ABC):
         return measured
 
     @abstractmethod
-    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
+    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[Sequence[Request]]:
         """Yield the requests of each row."""
 
     @abstractmethod

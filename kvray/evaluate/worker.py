@@ -88,7 +88,7 @@ class Worker:
         self._questions: dict[str, Questions] = {}
         self._failed: set[str] = set()
         self._left: Counter[str] = Counter()
-        self._done = self._open_rows = self._total = 0
+        self._done = self._total = 0
 
     def run(self) -> None:
         """Answer what is missing and commit every cell that becomes whole.
@@ -99,7 +99,8 @@ class Worker:
         """
         given = self._assignment
         self._kind.prepare(given.gpus, given.cpus)
-        cells = self._passing(given.cells, self._read)
+        self._try(given.cells, self._read)
+        cells = [cell for cell in given.cells if cell.id in self._questions]
         every = [
             Chunk(cell, questions, index, chunks.span(index, len(questions)))
             for cell, questions in ((cell, self._questions[cell.id]) for cell in cells)
@@ -184,7 +185,7 @@ class Worker:
             chunk.replies[row][number] = reply
             chunk.open -= 1
             if self._by_row and None not in chunk.replies[row]:
-                self._open_rows += 1
+                self._done += 1
                 self._tell(engine.note)
             if not chunk.open:
                 seconds = time.monotonic() - clock
@@ -222,29 +223,24 @@ class Worker:
         if not self._left[cell.id]:
             # Another engine may still owe chunks of this cell; then it commits.
             chunks.commit_if_whole(self._store, cell, questions)
-        self._done += len(chunk.rows)
-        self._open_rows -= sum(map(bool, replies)) if self._by_row else 0
+        self._done += len(chunk.rows) - (sum(map(bool, replies)) if self._by_row else 0)
         self._tell(note)
 
     def _tell(self, note: str = "") -> None:
-        self._report(self._done + self._open_rows, self._total, note)
+        self._report(self._done, self._total, note)
 
-    def _passing(self, cells: Iterable[Artefact], step: Callable[[Artefact], object]) -> list[Artefact]:
-        """Take a step for each cell, note where it fails, and return the other cells."""
-        passing = []
+    def _try(self, cells: Iterable[Artefact], step: Callable[[Artefact], object]) -> None:
+        """Take a step for each cell, and note where it fails."""
         for cell in cells:
             try:
                 step(cell)
-                passing.append(cell)
             except KvrayError as error:
                 self._fail(cell, str(error))
-        return passing
 
     def _guarded(self, absent: list[Chunk], step: Callable[[Artefact], object]) -> list[Chunk]:
         """Take a step once for every cell; return the chunks of the cells where it went well."""
-        cells = {chunk.cell.id: chunk.cell for chunk in absent}
-        good = {cell.id for cell in self._passing(cells.values(), step)}
-        return [chunk for chunk in absent if chunk.cell.id in good]
+        self._try({chunk.cell.id: chunk.cell for chunk in absent}.values(), step)
+        return [chunk for chunk in absent if chunk.cell.id not in self._failed]
 
     def _fail(self, cell: Artefact, error: str) -> None:
         if cell.id not in self._failed:

@@ -13,11 +13,8 @@ import json
 import math
 import os
 import re
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,37 +47,12 @@ _UNREACHABLE = {"ConnectError", "ConnectTimeout"}
 _MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
 
 
-class EventLoop:
-    """An event loop in a thread of its own, so that coroutines also run beside the loop of a notebook."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kvray-api", daemon=True)
-        self._thread.start()
-
-    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
-        """Start a coroutine and return the future of its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    def close(self) -> None:
-        """Cancel what still runs, wait for its end, and end the thread."""
-        self.start(self._cancel_all()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _cancel_all(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_default_executor()
-
-
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Return a coroutine's result; Ctrl-C cancels it."""
-    with closing(EventLoop()) as loop:
-        return loop.start(coroutine).result()
+    """Return a coroutine's result, also beside the event loop of a notebook; Ctrl-C cancels it."""
+    from anyio.from_thread import start_blocking_portal
+
+    with start_blocking_portal() as portal:
+        return portal.call(lambda: coroutine)
 
 
 class ApiError(ResourceError):

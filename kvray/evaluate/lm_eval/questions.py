@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from kvray.errors import CellError
-from kvray.evaluate.engines.base import TOO_LONG, Reply, Request
+from kvray.evaluate.engines.base import TOO_LONG, Reply
 from kvray.evaluate.lm_eval import tasks
 from kvray.evaluate.lm_eval.requests import Encoder, Reading, as_text, responses
 from kvray.evaluate.lm_eval.tasks import Benchmark, Row, choose_metric
@@ -66,22 +66,19 @@ class BenchmarkQuestions(Questions):
                     "benchmarks whose answers are written work: gsm8k, triviaqa, nq_open"
                 )
         super().__init__([row.id for row in self.benchmark.rows])
-        self._readings: dict[int, list[Reading]] = {}
 
-    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
+    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Reading]]:
         task, questions = self.benchmark.task, [self.benchmark.rows[row] for row in rows]
-        encoder = None if tokenizer is None else Encoder(tokenizer, task, limit)
-        encoded = encoder.encode(questions) if encoder else ([as_text(task, question)] for question in questions)
-        for row, readings in zip(rows, encoded, strict=True):
-            self._readings[row] = readings
-            yield [reading.request for reading in readings]
+        if tokenizer is None:
+            return ([as_text(task, question)] for question in questions)
+        return Encoder(tokenizer, task, limit).encode(questions)
 
     def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a chunk's scored rows and lm_eval's measurements; CellError if the metric scores no question alone."""
         benchmark = self.benchmark
         questions = benchmark.rows[rows.start : rows.stop]
         asked = {
-            row: responses(benchmark.rows[row], self._readings[row], given)
+            row: responses(benchmark.rows[row], self.requests[row], given)
             for row, given in zip(rows, replies, strict=True)
             if given[0].finish_reason != TOO_LONG
         }
@@ -106,7 +103,7 @@ class BenchmarkQuestions(Questions):
         return columns, {
             "values": values,
             "metrics": {benchmark.rows[row].subtask: one.metric for row, one in by_row.items()},
-            "cut": sum(any(reading.cut for reading in self._readings[row]) for row in rows),
+            "cut": sum(any(reading.cut for reading in self.requests[row]) for row in rows),
         }
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
