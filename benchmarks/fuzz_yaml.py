@@ -36,11 +36,10 @@ from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning import inputs
 from kvray.planning.cost.estimate import estimate
 from kvray.store.store import Store
-from kvray.sweep.load import read
+from kvray.sweep import load
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
-from kvray.tasks.sources import hub
-from kvray.tasks.sources import read as sources
+from kvray.tasks.sources import hub, read
 
 ROOT = Path(__file__).parents[1]
 READ_S = 2.0
@@ -300,7 +299,7 @@ def answer(given: Case, folder: Path, plan: bool = True) -> Outcome:
     try:
         with _limit():
             try:
-                read(str(file), given.settings, given.scale)
+                load.read(str(file), given.settings, given.scale)
                 read_s = time.process_time() - started
                 started = time.process_time()
                 if plan:
@@ -368,7 +367,7 @@ def no_network() -> Iterator[None]:
 
     kept: list[tuple[Any, str, Callable[..., Any]]] = [
         (inputs, "resolve", inputs.resolve),
-        (sources, "_from_network", sources._from_network),
+        (read, "_from_network", read._from_network),
         (hub, "digest", hub.digest),
         (hub, "download", hub.download),
     ]

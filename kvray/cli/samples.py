@@ -9,9 +9,8 @@ from kvray.errors import InputError, Place, Problem
 from kvray.generate.shards import build, check_written, rows_of
 from kvray.models.chat import answered, prompts_of
 from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolve
-from kvray.sweep import external
 from kvray.sweep import yaml as yaml_lines
-from kvray.sweep.blocks import check_task
+from kvray.sweep.blocks import check_task, lookup, task_class
 from kvray.sweep.document import Document
 from kvray.tasks import load_all
 from kvray.tasks.base import Task
@@ -41,9 +40,9 @@ def task_of(name: str, seed: int | None = None, settings: Sequence[str] = (), al
     if "task" in document.value:
         known = f"found {document.value.pop('task')!r}; expected the task as the argument alone"
         wrong.append(Problem(("task",), known, document.places[("task",)]))
-    with external.lookup(".", allow_code):
+    with lookup(".", allow_code):
         try:
-            external.task_class(name)
+            task_class(name)
         except InputError as error:
             problems = _lines(document, [*document.problems, *wrong])
             raise InputError([f"task: {error}", *problems]) from error
@@ -87,12 +86,12 @@ def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[st
     Raises:
         CellError: the harness is not installed, or it cannot load the benchmark.
     """
-    from kvray.evaluate.lm_eval import scores, tasks
+    from kvray.evaluate.lm_eval import questions, tasks
 
     benchmark = tasks.load(task, load_tokenizer(base) if task.chat_template else None)
     for row in benchmark.rows[:n]:
         asked = row.requests[0].args[0]
-        accepted = scores.references(benchmark, row)
+        accepted = questions.references(benchmark, row)
         shown = {name: None for name in ("position", "depth", "length", "condition", "prompt_tokens")}
         yield {
             **shown,

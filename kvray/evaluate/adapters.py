@@ -31,9 +31,6 @@ class Adapters:
         self._scratch = scratch
         self._adapters: dict[str, Adapter | CellError] = {}
 
-    def __len__(self) -> int:
-        return len(self._adapters)
-
     def of(self, cell: Artefact) -> Adapter | None:
         """Return a cell's adapter, None for the base model; CellError if it cannot be loaded or changes nothing."""
         adapter = self._adapters.get(finetune_of(cell) or "")
@@ -55,9 +52,11 @@ class Adapters:
     def load(self, prompts: Sequence[NDArray[np.int32]]) -> None:
         """Load and check all adapters; :meth:`of` raises what is wrong with one.
 
-        ``prompts`` are token ids of what will be asked; none for an engine that reads text: its models differ by name.
+        ``prompts`` are token ids of what will be asked. They are empty for an engine that reads text, whose models
+        differ by name, so that there is nothing to check.
         """
-        probe = Probe(self._engine, pick(prompts)) if self._adapters and prompts else None
+        picked = pick(prompts)
+        probe = Probe(self._engine, picked) if self._adapters and picked else None
         for name, adapter in self._adapters.items():
             assert isinstance(adapter, Adapter)
             try:

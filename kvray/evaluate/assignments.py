@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from kvray.errors import InputError, KvrayError, ResourceError, StoreError
+from kvray.errors import KvrayError, ResourceError, StoreError
 from kvray.evaluate.adapters import finetune_of
 from kvray.evaluate.engines.base import ADAPTER_CONFIG, MODEL_CONFIG
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact, PredictionsJob, read_document
+from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store import failures
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
@@ -24,7 +24,6 @@ class Assignment:
         base: the base model, or the writer.
         cells: predictions or writings, in the order in which they are to be answered.
         full: id of the full finetune that is served in place of the base; None for the base and its adapters.
-        sweeps: name of a sweep per cell id, for the column ``sweep``.
         counted_by: the model whose tokenizer measures the prompts of writings; None for predictions.
         part: which of the ``parts`` engines that share these cells this is; it takes every parts-th chunk.
     """
@@ -33,7 +32,6 @@ class Assignment:
     cells: tuple[Artefact, ...]
     runtime: Runtime
     full: str | None = None
-    sweeps: Mapping[str, str] = field(default_factory=dict)
     counted_by: BaseModelRef | None = None
     part: int = 0
     parts: int = 1
@@ -51,13 +49,10 @@ class Assignment:
         if not isinstance(job, PredictionsJob):
             return {}
         return {
-            "sweep": self.sweeps.get(cell.id, ""),
-            "evaluation": job.evaluation,
+            **cell.labels,
+            "sweep": job.sweep,
             "task": job.task.task,
             "base_model": self.base.name,
-            "mixture": cell.labels.get("mixture"),
-            "finetune": cell.labels.get("finetune"),
-            "seed": cell.labels.get("seed"),
             "adapter": job.finetune_id.rpartition("/")[2] if job.finetune_id else None,
         }
 
@@ -80,10 +75,9 @@ def assign_predictions(
             continue
         own = isinstance(artefact.params, PredictionsJob) and artefact.params.task.BRINGS_EXAMPLES
         groups.setdefault((full, own), []).append(artefact)
-    sweeps = sweeps_of(store, {artefact.id for artefact in artefacts})
     return [
         # By adapter, so that an engine changes adapters as rarely as it can; the base comes first.
-        Assignment(base, tuple(sorted(cells, key=lambda cell: finetune_of(cell) or "")), runtime, full, sweeps)
+        Assignment(base, tuple(sorted(cells, key=lambda cell: finetune_of(cell) or "")), runtime, full)
         for (full, _), cells in groups.items()
     ]
 
@@ -108,11 +102,6 @@ def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]]) -> tuple[float
     gpus = runtime.gpus_per_engine
     if gpus is None:
         gpus = float(runtime.tensor_parallel) if most_gpus else 0.0
-    if gpus and runtime.tensor_parallel > 1 and gpus != runtime.tensor_parallel:
-        raise ResourceError(
-            f"GPU: runtime.tensor_parallel {runtime.tensor_parallel} needs as many GPUs per engine, "
-            f"found runtime.gpus_per_engine {gpus:g}"
-        )
     able = [node for node in nodes if node.get("GPU", 0.0) >= gpus]
     if not able:
         raise ResourceError(
@@ -146,17 +135,3 @@ def is_full(store: Store, finetune_id: str) -> bool:
         raise StoreError(f"{finetune_id} is not committed; kvray run makes it")
     names = {PurePosixPath(entry.name).name for entry in manifest.files}
     return ADAPTER_CONFIG not in names and MODEL_CONFIG in names
-
-
-def sweeps_of(store: Store, ids: set[str]) -> dict[str, str]:
-    """Return, per artefact, the first sweep of the store that plans it: a label, which readers rewrite."""
-    names: dict[str, str] = {}
-    for document in store.documents("sweeps/"):
-        try:
-            planned = read_document(store.read_document(document) or b"").artefacts
-        except InputError:
-            continue  # another program's document; labels are no reason to stop
-        for artefact in planned:
-            if artefact.id in ids:
-                names.setdefault(artefact.id, document.removeprefix("sweeps/").removesuffix(".json"))
-    return names

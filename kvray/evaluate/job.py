@@ -1,23 +1,36 @@
 """The stages that ask models: predictions of the evaluate stage, and writings, which datasets are made of.
 
-Models behind an API are asked from this process; others need an initialised Ray, with one engine per Tune trial.
+Models behind an API are asked from this process. Others need an initialised Ray: assignments are Ray Tune trials, each
+of which holds one engine. Tune places engines and restarts dead ones (within ``runtime.retries``). What is left to do
+is what has no chunk in the store, so ``Tuner.restore`` is not used.
 """
 
 import contextlib
 import functools
-from collections.abc import Sequence
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from kvray.console import track
-from kvray.errors import InputError, KvrayError, StoreError
-from kvray.evaluate import trials
+from kvray.errors import InputError, KvrayError
 from kvray.evaluate.assignments import Assignment, assign_predictions, place, share
-from kvray.evaluate.tally import Tally
-from kvray.evaluate.worker import Report, Worker
+from kvray.evaluate.worker import Report, Tally, Worker
 from kvray.models.reference import API, BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact, WritingJob
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
+
+Work = Callable[[Assignment, Store, Report], None]
+WAIT_NOTED_S = 15.0
+"""Seconds without a running engine until the progress line says what is waited for."""
+_MOST_NODES = 1024
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Died|Compiler): ")
+"""Matches the line of a trace that names the exception."""
 
 
 def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
@@ -30,9 +43,8 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
             nothing of this; what was answered stays.
         InputError: the model is behind an API, and there is no key or no such URL.
     """
-    _forget(artefacts, store)
     assignments = assign_predictions(artefacts, store, base, runtime)
-    return _perform(artefacts, assignments, store, runtime, "evaluate", "rows")
+    return _perform(artefacts, assignments, store, runtime, "evaluate")
 
 
 def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
@@ -44,7 +56,6 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
     Raises:
         ResourceError: no node of the cluster can hold an engine.
     """
-    _forget(artefacts, store)
     groups: dict[str, list[Artefact]] = {}
     for artefact in artefacts:
         assert isinstance(artefact.params, WritingJob)
@@ -59,76 +70,174 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
                 failures.note(store, cell.id, str(error))
         else:
             assignments.append(Assignment(writer, tuple(cells), runtime, counted_by=base))
-    return _perform(artefacts, assignments, store, runtime, "write", "prompts")
+    return _perform(artefacts, assignments, store, runtime, "write")
 
 
-def outcome(
-    artefact: Artefact, store: Store, assignments: Sequence[Assignment], crashes: Sequence[str | None]
-) -> Outcome:
-    """Return how an artefact ended, by its manifest, its worker's note, or what ended an assignment early."""
+def _perform(
+    artefacts: Sequence[Artefact], assignments: Sequence[Assignment], store: Store, runtime: Runtime, label: str
+) -> list[Outcome]:
+    """Do assignments, those of models behind an API first; return one outcome per artefact."""
+    if not assignments:
+        return [_outcome(artefact, store, None) for artefact in artefacts]
+    api = [each for each in assignments if each.base.api]
+    local = [each for each in assignments if not each.base.api]
+    cpus, gpus, at_once = place(runtime, nodes()) if local else (0.0, 0.0, 0)
+    parts = share(local, cpus, gpus, at_once)
+    unit = "rows" if label == "evaluate" else "prompts"
+    crashes: dict[str, str] = {}  # by the ids of the cells whose assignment ended early
+    with track(label, sum(artefact.rows for artefact in artefacts), unit) as advance:
+        waiting = "an engine starts" if parts else "the API is asked"
+        tally = Tally(advance, [each.rows for each in (*parts, *api)], unit, waiting)
+        for number, each in enumerate(api, start=len(parts)):
+            try:
+                Worker(each, store, functools.partial(tally.report, number)).run()
+            except KvrayError as error:
+                if label == "evaluate":  # one model is behind all cells, while each writing has its own
+                    raise
+                crashes |= {cell.id: str(error) for cell in each.cells}
+        if parts:
+            crashes |= fit(parts, _answer, store, at_once, tally)
+    return [_outcome(artefact, store, crashes.get(artefact.id)) for artefact in artefacts]
+
+
+def _outcome(artefact: Artefact, store: Store, crash: str | None) -> Outcome:
+    """Return how an artefact ended, by its manifest, its worker's note, or what ended its assignment early."""
     try:
         if store.manifest(artefact.id) is not None:
             failures.delete(store, artefact.id)
             return Outcome(artefact.id, None)
     except KvrayError as error:
         return Outcome(artefact.id, str(error))
-    noted = failures.read(store, artefact.id)
-    if noted is not None:
-        return Outcome(artefact.id, noted)
-    ended = (
-        crash
-        for assignment, crash in zip(assignments, crashes, strict=True)
-        if crash and any(cell.id == artefact.id for cell in assignment.cells)
-    )
-    why = next(ended, "its engine ended without an error and without all of its predictions; run again")
-    with contextlib.suppress(StoreError):  # whoever takes the outcome notes it too, and says if that fails
-        failures.note(store, artefact.id, why)
-    return Outcome(artefact.id, why)
-
-
-def _forget(artefacts: Sequence[Artefact], store: Store) -> None:
-    for artefact in artefacts:
-        failures.delete(store, artefact.id)
-
-
-def _perform(
-    artefacts: Sequence[Artefact],
-    assignments: Sequence[Assignment],
-    store: Store,
-    runtime: Runtime,
-    label: str,
-    unit: str,
-) -> list[Outcome]:
-    """Do assignments, those of models behind an API first; return one outcome per artefact."""
-    if not assignments:
-        return [outcome(artefact, store, (), ()) for artefact in artefacts]
-    api = [each for each in assignments if each.base.api]
-    local = [each for each in assignments if not each.base.api]
-    cpus, gpus, at_once = place(runtime, trials.nodes()) if local else (0.0, 0.0, 0)
-    parts = share(local, cpus, gpus, at_once)
-    with track(label, sum(artefact.rows for artefact in artefacts), unit) as advance:
-        waiting = "an engine starts" if parts else "the API is asked"
-        tally = Tally(advance, [each.rows for each in (*parts, *api)], unit, waiting)
-        asked = [
-            _ask(each, store, tally, number, others_go_on=label == "write")
-            for number, each in enumerate(api, start=len(parts))
-        ]
-        crashes = (
-            trials.fit(parts, _answer, store, runtime, {"cpu": cpus, "gpu": gpus}, at_once, tally) if parts else []
-        )
-    return [outcome(artefact, store, (*parts, *api), (*crashes, *asked)) for artefact in artefacts]
+    silent = "its engine ended without an error and without all of its predictions; run again"
+    return Outcome(artefact.id, failures.read(store, artefact.id) or crash or silent)
 
 
 def _answer(assignment: Assignment, store: Store, report: Report) -> None:
     Worker(assignment, store, report).run()
 
 
-def _ask(assignment: Assignment, store: Store, tally: Tally, number: int, others_go_on: bool) -> str | None:
-    """Do the assignment of a model behind an API; return what ended it early if others go on after that."""
+def fit(assignments: Sequence[Assignment], work: Work, store: Store, at_once: int, tally: Tally) -> dict[str, str]:
+    """Run one trial of ``work`` per assignment, ``at_once`` at a time, each with the CPUs and GPUs that it says.
+
+    Returns what stopped or killed an assignment for good, by the ids of its cells. ``tally`` takes what the trials
+    report, by the numbers of the assignments.
+    """
+    # Tune reads these: no CSV, JSON and TensorBoard files per trial, no tables beside our own progress line.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune would take Ctrl-C for itself and return what there is so far, as if the rest had failed.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    from ray import tune
+
+    first = assignments[0]  # all take the same resources
+    per_trial = {"cpu": first.cpus, "gpu": first.gpus}
+
+    def name(trial: Any) -> str:
+        return f"evaluate-{trial.config['assignment']:04d}"
+
+    trainable = tune.with_parameters(_trial, assignments=assignments, work=work, store=store)
+    with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch, _quiet("ray.tune"):
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, per_trial),
+            param_space={"assignment": tune.grid_search(list(range(len(assignments))))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=at_once, trial_name_creator=name, trial_dirname_creator=name
+            ),
+            run_config=tune.RunConfig(
+                name="evaluate",
+                storage_path=scratch,
+                verbose=0,
+                progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks clears what the cell has shown
+                failure_config=tune.FailureConfig(max_failures=first.runtime.retries),
+                callbacks=[_progress(tally, per_trial)],
+            ),
+        )
+        crashes: dict[str, str] = {}
+        for result in tuner.fit():
+            crash = _cause(result.error) if result.error is not None else (result.metrics or {}).get("error")
+            if crash and result.config is not None:
+                crashes |= {cell.id: crash for cell in assignments[result.config["assignment"]].cells}
+    return crashes
+
+
+def nodes() -> list[Mapping[str, float]]:
+    """Return the resources of every live node, and of every one that the autoscaler may add."""
+    import ray
+    from ray._private.state import state
+
+    alive: list[Mapping[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return alive + [dict(group.resources) for group in groups for _ in range(min(group.max_count, _MOST_NODES))]
+
+
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Hold back Tune's traces and its notices on files that it may not write: the outcome says what failed."""
+    named = logging.getLogger(logger)
+    level = named.level
+    named.setLevel(logging.ERROR if os.environ.get("KVRAY_VERBOSE") else logging.CRITICAL)
     try:
-        Worker(assignment, store, functools.partial(tally.report, number), by_row=True).run()
+        yield
+    finally:
+        named.setLevel(level)
+
+
+def _trial(config: dict[str, Any], assignments: Sequence[Assignment], work: Work, store: Store) -> None:
+    from ray import tune
+
+    last = {"rows": 0, "of": 0}
+
+    def report(done: int, total: int, note: str = "") -> None:
+        last.update(rows=done, of=total)
+        tune.report(dict(last))
+
+    try:
+        work(assignments[config["assignment"]], store, report)
     except KvrayError as error:
-        if not others_go_on:
-            raise
-        return str(error)
-    return None
+        # Trying again would end the same way: it is the answer for every cell that this engine owes. The driver notes
+        # it, since the store may be what failed.
+        tune.report({**last, "error": str(error)})
+
+
+def _progress(tally: Tally, per_trial: Mapping[str, float]) -> Any:
+    from ray import tune
+
+    class Progress(tune.Callback):  # type: ignore[misc]  # ray is untyped here
+        """Hands on what the trials report; shows when no trial can start.
+
+        Tune writes down its callbacks' classes too, so this one may capture no progress bar: its locks cannot be
+        written.
+        """
+
+        def __init__(self, tally: Tally, per_trial: Mapping[str, float]) -> None:
+            self._tally = tally
+            self._wanted = ", ".join(f"{name.upper()} {amount:g}" for name, amount in per_trial.items() if amount)
+            self._reported = False
+            self._running_at = time.monotonic()
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # how far the work is can be seen in the store; it is no state
+
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+            self._reported = True
+            self._tally.report(trial.config["assignment"], int(result["rows"]), int(result["of"]))
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            now = time.monotonic()
+            if any(trial.status == "RUNNING" for trial in trials):
+                self._running_at = now
+                if not self._reported:
+                    self._tally.show(self._tally.waiting)
+            elif now - self._running_at > WAIT_NOTED_S:
+                self._tally.show(f"waiting for {self._wanted}")
+
+    return Progress(tally, per_trial)
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Libraries write advice below the error itself, so the last line is not always what happened.
+    raised = [line for line in lines if _RAISED.match(line)]
+    last = next(iter([*raised[-1:], *lines[-1:]]), type(error).__name__)
+    return f"the engine died, retries included: {last}; KVRAY_VERBOSE=1 shows the trace"

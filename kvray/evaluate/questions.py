@@ -4,6 +4,7 @@ Examples are asked by (question, position): a question has the same distractors 
 share a prefix that the engine finds in its cache (27 % of the prefill of MDQA at five positions).
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,23 +16,29 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
-from kvray.evaluate import chunks
-from kvray.evaluate.engines.base import Reply, Request, too_long
+from kvray.evaluate.engines.base import TOO_LONG, Reply, Request, too_long
 from kvray.models.chat import Prompt, conversation, prompts_of
-from kvray.store.schemas import PREDICTIONS_SCHEMA
-from kvray.tasks.base import Task
+from kvray.store.schemas import PREDICTIONS_SCHEMA, WRITING_SCHEMA
+from kvray.tasks.base import CountTokens, Task
 
 ROUNDING = 64
 """An engine's length is a multiple of this, so that almost equal sweeps give equal engines."""
 NO_TOKENS = np.empty(0, np.int32)
 _COPIED = ("example_id", "question_id", "position", "units", "length", "depth", "subtask", "condition", "references")
+_REPLY = ("prompt_tokens", "cached_tokens", "output_tokens", "answer", "finish_reason")
+_MEASURED = ("finish_reason", "prompt_tokens", "output_tokens", "cached_tokens", "score")
+_INFO = b"kvray"
 _BATCH = 256
+
+Replies = Sequence[Sequence[Reply]]
+"""Per row, a reply to each of its requests."""
 
 
 class Questions(ABC):
     """What one cell or several cells ask.
 
-    ``keys`` are what a stored chunk must hold in its column :attr:`KEY`, per row in asking order.
+    ``keys`` are what a stored chunk must hold in its column :attr:`KEY`, per row in asking order; ``requests`` are
+    those of prepared rows to the base model, none where a row does not fit the model.
     """
 
     SCHEMA: ClassVar[pa.Schema] = PREDICTIONS_SCHEMA
@@ -39,7 +46,7 @@ class Questions(ABC):
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys
-        self._requests: dict[int, list[Request]] = {}
+        self.requests: dict[int, list[Request]] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -49,34 +56,63 @@ class Questions(ABC):
 
         ``limit`` is the tokens of prompt and answer that the model takes; without a tokenizer requests are texts.
         """
-        absent = [row for row in rows if row not in self._requests]
-        self._requests |= zip(absent, self._make(absent, tokenizer, limit), strict=True)
-
-    def requests(self, row: int) -> list[Request]:
-        """Return a prepared row's requests to the base model; none where it does not fit the model."""
-        return self._requests[row]
+        absent = [row for row in rows if row not in self.requests]
+        self.requests |= zip(absent, self._make(absent, tokenizer, limit), strict=True)
 
     def name(self, row: int) -> str:
         """Return the name of a row for messages."""
         return f"example {self.keys[row]}"
+
+    def table(self, rows: range, replies: Replies, labels: Mapping[str, Any], info: Mapping[str, Any]) -> pa.Table:
+        """Return the table of one chunk; CellError if the replies cannot be scored.
+
+        ``labels`` are columns that are the same in all rows; ``info`` (seconds, engine) is kept in the chunk's file.
+        Columns of the schema that are neither computed nor labels are null.
+        """
+        columns, measured = self.columns(rows, replies)
+
+        def array(field: pa.Field) -> pa.Array:
+            column = columns.get(field.name, [labels.get(field.name)] * len(rows))
+            return column.cast(field.type) if isinstance(column, pa.ChunkedArray) else pa.array(column, field.type)
+
+        table = pa.table([array(field) for field in self.SCHEMA], schema=self.SCHEMA)
+        # lm_eval measures in numpy's types.
+        text = json.dumps({**info, **measured}, sort_keys=True, default=lambda value: value.tolist())
+        return table.replace_schema_metadata({_INFO: text})
+
+    def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
+        """Return the measurements of a whole artefact, for its manifest, from the tables of its chunks.
+
+        Tokens are those of prompts that were run, seconds are without the engines' starts.
+        """
+        infos = [info_of(table) for table in tables]
+        names = [name for name in _MEASURED if name in self.SCHEMA.names]
+        answers = pa.concat_tables([table.select(names).replace_schema_metadata(None) for table in tables])
+        run = answers.filter(pc.not_equal(answers["finish_reason"], TOO_LONG))
+        engines = {json.dumps(info["engine"], sort_keys=True): info["engine"] for info in infos if "engine" in info}
+        measured = {
+            "rows": answers.num_rows,
+            "too_long": answers.num_rows - run.num_rows,
+            "prompt_tokens": pc.sum(run["prompt_tokens"]).as_py() or 0,
+            "output_tokens": pc.sum(run["output_tokens"]).as_py() or 0,
+            "seconds": round(sum(info.get("seconds", 0.0) for info in infos), 3),
+            "engines": list(engines.values()),
+        }
+        if "score" in names:  # the accuracy is None if no row was run
+            cached_tokens = pc.sum(answers["cached_tokens"]).as_py() or 0
+            measured |= {"accuracy": pc.mean(answers["score"]).as_py(), "cached_tokens": cached_tokens}
+        return measured
 
     @abstractmethod
     def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
         """Yield the requests of each row."""
 
     @abstractmethod
-    def table(
-        self, rows: range, replies: Sequence[Sequence[Reply]], labels: Mapping[str, Any], info: Mapping[str, Any]
-    ) -> pa.Table:
-        """Return the table of one chunk; CellError if the replies cannot be scored.
+    def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the columns of a chunk, and what else was measured, for the chunk's file.
 
-        ``replies`` has one reply per request for each row, ``labels`` are columns that are the same in all rows, and
-        ``info`` (seconds, engine) is kept in the chunk's file.
+        ``replies`` has one reply per request for each row. Columns that the schema lacks are left out.
         """
-
-    @abstractmethod
-    def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Return the measurements of a whole artefact, for its manifest, from the tables of its chunks."""
 
 
 class Prompts(Questions):
@@ -101,7 +137,7 @@ class Prompts(Questions):
                 self._too_long[row] = len(tokens)
             yield [replace(self._like, tokens=tokens)] if fits else []
 
-    def _replies(self, rows: range, replies: Sequence[Sequence[Reply]]) -> list[Reply]:
+    def _replies(self, rows: range, replies: Replies) -> list[Reply]:
         return [given[0] if given else too_long(self._too_long[row]) for row, given in zip(rows, replies, strict=True)]
 
 
@@ -115,33 +151,65 @@ class DatasetQuestions(Prompts):
         super().__init__(examples["example_id"].to_pylist(), examples, like)
         self._task = task
 
-    def _replies(self, rows: range, replies: Sequence[Sequence[Reply]]) -> list[Reply]:
-        counts = self._examples["prompt_tokens"]
-        # A server does not count a prompt that it did not run.
-        return [
-            replace(reply, prompt_tokens=reply.prompt_tokens or counts[row].as_py())
-            for row, reply in zip(rows, super()._replies(rows, replies), strict=True)
-        ]
-
-    def table(
-        self, rows: range, replies: Sequence[Sequence[Reply]], labels: Mapping[str, Any], info: Mapping[str, Any]
-    ) -> pa.Table:
+    def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the scored rows of a chunk."""
         examples, given = self._examples.slice(rows.start, len(rows)), self._replies(rows, replies)
         answered = list(zip([reply.answer for reply in given], examples["references"].to_pylist(), strict=True))
         score, outcome = self._task.score, self._task.outcome
-        columns = {name: examples[name] for name in _COPIED} | chunks.reply_columns(given)
+        columns = {name: examples[name] for name in _COPIED} | reply_columns(given)
+        # A server does not count a prompt that it did not run.
+        counts = examples["prompt_tokens"].to_pylist()
+        columns["prompt_tokens"] = [reply.prompt_tokens or count for reply, count in zip(given, counts, strict=True)]
         columns["score"] = [None if answer is None else float(score(answer, accepted)) for answer, accepted in answered]
         columns["outcome"] = [None if answer is None else outcome(answer, accepted) for answer, accepted in answered]
-        return chunks.with_info(self.SCHEMA, columns, labels, info)
+        return columns, {}
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Return the totals and accuracy, with what the task measures and its units' name.
+        """Add what the task measures and its units' name to the measurements.
 
         Readers of the predictions then need not know the task (:mod:`kvray.results.profile`).
         """
         units = pc.unique(self._examples["units"]).to_pylist()
-        return {**chunks.summarize(tables), "measures": self._task.measures(units), "unit": self._task.UNIT}
+        return {**super().summary(tables), "measures": self._task.measures(units), "unit": self._task.UNIT}
+
+
+class WritingPrompts(Prompts):
+    """What a task asks its writer (:class:`~kvray.planning.artefacts.WritingJob`), which writes a part of a dataset."""
+
+    SCHEMA = WRITING_SCHEMA
+    KEY = "prompt"
+
+    def __init__(self, task: Task, count_tokens: CountTokens) -> None:
+        """Read the task's sources; KvrayError if they do not hold what is to be asked."""
+        prompts = task.to_write(count_tokens)
+        like = Request(NO_TOKENS, max_tokens=task.WRITING_TOKENS)
+        super().__init__(prompts, pa.table({"prompt": pa.array(prompts, pa.string())}), like)
+
+    def name(self, row: int) -> str:
+        """Return how a message names a prompt."""
+        return f"prompt {row}"
+
+    def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the texts of a chunk; empty where a prompt did not fit."""
+        columns = reply_columns(self._replies(rows, replies))
+        columns |= {"index": list(rows), "prompt": self.keys[rows.start : rows.stop]}
+        columns["text"] = [answer or "" for answer in columns["answer"]]
+        return columns, {}
+
+    def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
+        """Add the number of texts that were cut off to the measurements."""
+        cut_off = sum(pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0 for table in tables)
+        return super().summary(tables) | {"cut_off": cut_off}
+
+
+def reply_columns(replies: Sequence[Reply]) -> dict[str, Any]:
+    """Return the columns of replies: tokens, answer and how it ended."""
+    return {name: [getattr(reply, name) for reply in replies] for name in _REPLY}
+
+
+def info_of(table: pa.Table) -> dict[str, Any]:
+    """Return the measurements kept in a chunk's file."""
+    return dict(json.loads((table.schema.metadata or {}).get(_INFO, b"{}")))
 
 
 def ask_order(examples: pa.Table) -> pa.Table:

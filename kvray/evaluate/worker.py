@@ -8,31 +8,59 @@ go on; an engine that dies takes the process with it, and whoever assigned the w
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from kvray.console import Advance
 from kvray.errors import CellError, KvrayError
 from kvray.evaluate import chunks
 from kvray.evaluate.adapters import Adapters, finetune_of, model_directory
 from kvray.evaluate.assignments import Assignment
 from kvray.evaluate.engines.base import Engine, ModelError, Reply, Request, Serving, engine_class
-from kvray.evaluate.questions import DatasetQuestions, Questions, engine_length
-from kvray.evaluate.writing import WritingPrompts
+from kvray.evaluate.questions import DatasetQuestions, Questions, WritingPrompts, engine_length
 from kvray.models.reference import load_tokenizer
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob
 from kvray.store import failures
 from kvray.store.store import Store
 
+Report = Callable[[int, int, str], None]
+"""Takes the rows of an assignment that are done, all rows that it has, and a note of the engine."""
 
-class Report(Protocol):
-    """Takes the rows of an assignment that are done, all rows that it has, and a note of the engine."""
 
-    def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Report progress."""
+class Tally:
+    """The progress of several assignments on one line: sums what their workers report.
+
+    An assignment counts with its planned rows, an estimate for lm_eval benchmarks, until its worker has counted them.
+    """
+
+    def __init__(
+        self, advance: Advance, planned: Sequence[float], unit: str = "rows", waiting: str = "an engine starts"
+    ) -> None:
+        """Take the planned rows per assignment; ``waiting`` is shown until the first answer."""
+        self.waiting = waiting
+        self._advance = advance
+        self._unit = unit
+        self._totals = list(planned)
+        self._done: dict[int, int] = {}
+        self._kept = 0
+        self._started = time.monotonic()
+
+    def report(self, number: int, done: int, total: int, note: str = "") -> None:
+        """Take what a worker reports: ``done`` of ``total`` rows of an assignment."""
+        if number not in self._done:
+            self._kept += done  # of an earlier run
+        self._done[number], self._totals[number] = done, total
+        answered = sum(self._done.values()) - self._kept
+        rate = f"{max(answered, 0) / max(time.monotonic() - self._started, 1e-9):.1f} {self._unit}/s"
+        self.show(", ".join(filter(None, [rate if answered else self.waiting, note])))
+
+    def show(self, note: str) -> None:
+        """Show a note beside what is done."""
+        self._advance(sum(self._done.values()), note, round(sum(self._totals)))
 
 
 @dataclass
@@ -42,23 +70,19 @@ class Chunk:
     cell: Artefact
     questions: Questions
     index: int
+    rows: range
     replies: dict[int, list[Reply | None]] = field(default_factory=dict)
     open: int = 0
 
-    @property
-    def rows(self) -> range:
-        """The rows of the chunk."""
-        return chunks.span(self.index, len(self.questions))
-
 
 class Worker:
-    """Does one assignment in this process; reports at the start and after every chunk, or every row (``by_row``)."""
+    """Does one assignment in this process; reports at the start and after every chunk, of an API after every row."""
 
-    def __init__(self, assignment: Assignment, store: Store, report: Report, by_row: bool = False) -> None:
+    def __init__(self, assignment: Assignment, store: Store, report: Report) -> None:
         self._assignment = assignment
         self._store = store
         self._report = report
-        self._by_row = by_row
+        self._by_row = assignment.base.api
         self._kind = engine_class(assignment.base, assignment.runtime)
         self._loaded: dict[tuple[str | None, str], Questions | KvrayError] = {}
         self._questions: dict[str, Questions] = {}
@@ -75,14 +99,14 @@ class Worker:
         """
         given = self._assignment
         self._kind.prepare(given.gpus, given.cpus)
-        cells = [cell for cell in given.cells if self._guard(cell, self._read)]
-        whole = [
-            Chunk(cell, self._questions[cell.id], index)
-            for cell in cells
-            for index in range(chunks.chunk_count(len(self._questions[cell.id])))
+        cells = self._passing(given.cells, self._read)
+        every = [
+            Chunk(cell, questions, index, chunks.span(index, len(questions)))
+            for cell, questions in ((cell, self._questions[cell.id]) for cell in cells)
+            for index in range(chunks.chunk_count(len(questions)))
         ]
         # Dealt round over all cells, so that parts differ by one chunk at most, whatever the cells' sizes.
-        ours = whole[given.part :: given.parts]
+        ours = every[given.part :: given.parts]
         absent = [each for each in ours if chunks.read(self._store, each.cell.id, each.index, each.questions) is None]
         self._total = sum(len(chunk.rows) for chunk in ours)
         self._done = self._total - sum(len(chunk.rows) for chunk in absent)
@@ -98,13 +122,9 @@ class Worker:
     def _read(self, cell: Artefact) -> None:
         """Read what a cell asks; cells that ask the same share it, and its error."""
         job = cell.params
-        key: tuple[str | None, str]
-        if isinstance(job, WritingJob):
-            key = cell.id, ""
-        elif isinstance(job, PredictionsJob):
-            key = job.dataset_id, job.task.model_dump_json()
-        else:
+        if not isinstance(job, WritingJob | PredictionsJob):
             raise TypeError(f"{cell.id} asks nothing")
+        key = (job.dataset_id if isinstance(job, PredictionsJob) else None), job.task.model_dump_json()
         if key not in self._loaded:
             try:
                 self._loaded[key] = self._load(cell, job)
@@ -142,18 +162,14 @@ class Worker:
             self._questions[cell.id].prepare(rows, tokenizer, limit)
 
         absent = self._guarded(absent, prepare)
-        requests = [request for chunk in absent for row in chunk.rows for request in chunk.questions.requests(row)]
+        requests = [request for chunk in absent for row in chunk.rows for request in chunk.questions.requests[row]]
         if not requests:
             for chunk in absent:
                 self._finish(chunk, {"seconds": 0.0})
             return
         with closing(engine):
-            if engine.READS_TEXT:
-                engine.start(0)
-                adapters.load(())
-            else:
-                engine.start(engine_length((len(each.tokens) + each.max_tokens for each in requests), limit))
-                adapters.load([request.tokens for request in requests])
+            engine.start(engine_length((len(each.tokens) + each.max_tokens for each in requests), limit))
+            adapters.load([request.tokens for request in requests])
             absent = self._guarded(absent, adapters.of)
             self._stream(absent, engine, adapters)
 
@@ -180,7 +196,7 @@ class Worker:
     ) -> Iterator[tuple[tuple[Chunk, int, int], Request]]:
         for chunk in absent:
             adapter = adapters.of(chunk.cell)
-            asked = {row: chunk.questions.requests(row) for row in chunk.rows}
+            asked = {row: chunk.questions.requests[row] for row in chunk.rows}
             chunk.replies = {row: [None] * len(requests) for row, requests in asked.items()}
             chunk.open = sum(map(len, asked.values()))
             if not chunk.open:
@@ -213,19 +229,22 @@ class Worker:
     def _tell(self, note: str = "") -> None:
         self._report(self._done + self._open_rows, self._total, note)
 
+    def _passing(self, cells: Iterable[Artefact], step: Callable[[Artefact], object]) -> list[Artefact]:
+        """Take a step for each cell, note where it fails, and return the other cells."""
+        passing = []
+        for cell in cells:
+            try:
+                step(cell)
+                passing.append(cell)
+            except KvrayError as error:
+                self._fail(cell, str(error))
+        return passing
+
     def _guarded(self, absent: list[Chunk], step: Callable[[Artefact], object]) -> list[Chunk]:
         """Take a step once for every cell; return the chunks of the cells where it went well."""
         cells = {chunk.cell.id: chunk.cell for chunk in absent}
-        good = {name for name, cell in cells.items() if self._guard(cell, step)}
+        good = {cell.id for cell in self._passing(cells.values(), step)}
         return [chunk for chunk in absent if chunk.cell.id in good]
-
-    def _guard(self, cell: Artefact, step: Callable[[Artefact], object]) -> bool:
-        try:
-            step(cell)
-        except KvrayError as error:
-            self._fail(cell, str(error))
-            return False
-        return True
 
     def _fail(self, cell: Artefact, error: str) -> None:
         if cell.id not in self._failed:

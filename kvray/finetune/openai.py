@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +74,7 @@ class _Stage:
     async def run(self, at_once: int) -> None:
         slots = asyncio.Semaphore(at_once)
         try:
-            async with self.api, asyncio.TaskGroup() as group:
+            async with aclosing(self.api), asyncio.TaskGroup() as group:
                 for artefact in self.artefacts:
                     group.create_task(self._guarded(artefact, slots))
         except ExceptionGroup as failed:

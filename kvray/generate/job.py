@@ -40,22 +40,22 @@ def generate(
 
     Returns one outcome per artefact, in order; a failed one leaves the others alone.
     """
-    datasets = [_Dataset(artefact, shard_count(artefact.rows)) for artefact in artefacts]
-    units = tuple((index, shard) for index, dataset in enumerate(datasets) for shard in range(dataset.shards))
-    jobs = tuple(_Job(artefact.id, _task(artefact), artefact.rows, _written(artefact, store)) for artefact in artefacts)
+    datasets = [_Dataset(artefact) for artefact in artefacts]
+    units = tuple((artefact, shard) for artefact in artefacts for shard in range(shard_count(artefact.rows)))
+    by_id = {dataset.artefact.id: dataset for dataset in datasets}
     retries = (runtime or Runtime()).retries
     done = 0
     try:
         with track("generate", sum(artefact.rows for artefact in artefacts)) as advance:
-            for row in stream(len(units), _ShardWork(units, jobs, store, base), retries=retries):
-                dataset = datasets[units[row["unit"]][0]]
+            for row in stream(len(units), _ShardWork(units, store, base), retries=retries):
+                dataset = by_id[units[row["unit"]][0].id]
                 dataset.add(row, store)
                 done += row["rows"]
                 advance(done, dataset.artefact.name)
     except Exception as error:
         # Ray Data gave up (a worker died more often than retries allow): whatever is not committed has failed.
         for dataset in datasets:
-            if len(dataset.rows) < dataset.shards and dataset.error is None:
+            if not dataset.whole and dataset.error is None:
                 dataset.error = f"{type(error).__name__}: {last_line(error)}"
     return [Outcome(dataset.artefact.id, dataset.error) for dataset in datasets]
 
@@ -97,39 +97,19 @@ def stream(
         yield from batch.to_pylist()
 
 
-def _task(artefact: Artefact) -> Task:
-    if not isinstance(artefact.params, Task):
-        raise TypeError(f"{artefact.id} is no dataset: its params are a {type(artefact.params).__name__}")
-    return artefact.params
-
-
-def _written(artefact: Artefact, store: Store) -> Written | None:
-    needed = [need for need in artefact.needs if need.startswith(f"{FOLDERS['writing']}/")]
-    return Written(store, needed[0]) if needed else None
-
-
-@dataclass(frozen=True)
-class _Job:
-    artefact_id: str
-    task: Task
-    rows: int
-    written: Written | None
-
-
 @dataclass(frozen=True)
 class _ShardWork:
     """Makes one shard, or finds it whole, and returns its entry; an error is returned, not raised."""
 
-    units: tuple[tuple[int, int], ...]
-    jobs: tuple[_Job, ...]
+    units: tuple[tuple[Artefact, int], ...]
     store: Store
     base: BaseModelRef
 
     def __call__(self, unit: int) -> Row:
-        index, shard = self.units[unit]
+        artefact, shard = self.units[unit]
         started = time.monotonic()
         try:
-            entry, tokens = self._shard(self.jobs[index], shard)
+            entry, tokens = self._shard(artefact, shard)
         except Exception as error:
             # Returned with its kind, so that the driver fails this dataset alone.
             kind = "" if isinstance(error, KvrayError) else f"{type(error).__name__}: "
@@ -137,15 +117,16 @@ class _ShardWork:
             return {**asdict(entry), "tokens": 0, "seconds": 0.0, "error": f"{kind}{last_line(error)}"}
         return {**asdict(entry), "tokens": tokens, "seconds": time.monotonic() - started, "error": ""}
 
-    def _shard(self, job: _Job, shard: int) -> tuple[FileEntry, int]:
-        name, rows = shard_name(shard), shard_rows(shard, job.rows)
-        table = self.store.read_file_table(job.artefact_id, name)
+    def _shard(self, artefact: Artefact, shard: int) -> tuple[FileEntry, int]:
+        task, name, rows = _task(artefact), shard_name(shard), shard_rows(shard, artefact.rows)
+        table = self.store.read_file_table(artefact.id, name)
         entry = None
-        if table is not None and table.num_rows == len(rows) and table.schema.equals(job.task.EXAMPLES):
-            entry = self.store.entry(job.artefact_id, name)
+        if table is not None and table.num_rows == len(rows) and table.schema.equals(task.EXAMPLES):
+            entry = self.store.entry(artefact.id, name)
         if table is None or entry is None:
-            table = build(job.task, self.base, rows, job.written)
-            entry = self.store.write_table(job.artefact_id, name, table)
+            needed = [need for need in artefact.needs if need.startswith(f"{FOLDERS['writing']}/")]
+            table = build(task, self.base, rows, Written(self.store, needed[0]) if needed else None)
+            entry = self.store.write_table(artefact.id, name, table)
         return entry, int(pc.sum(table["prompt_tokens"]).as_py() or 0)
 
 
@@ -165,9 +146,12 @@ class _Dataset:
     """The progress of one dataset; its rows are keyed by file name, since a retried task may return a shard twice."""
 
     artefact: Artefact
-    shards: int
     error: str | None = None
     rows: dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        return len(self.rows) == shard_count(self.artefact.rows)
 
     def add(self, row: Row, store: Store) -> None:
         """Take the entry of a shard; the last one commits the dataset."""
@@ -175,15 +159,19 @@ class _Dataset:
             self.error = self.error or row["error"]
             return
         self.rows[row["name"]] = row
-        if len(self.rows) < self.shards or self.error is not None:
+        if not self.whole or self.error is not None:
             return
         rows = self.rows.values()
         files = [FileEntry(each["name"], each["rows"], each["bytes"], each["sha256"]) for each in rows]
         seconds = round(sum(each["seconds"] for each in rows), 3)
         measurements = {"prompt_tokens": sum(each["tokens"] for each in rows), "seconds": seconds}
+        schema = _task(self.artefact).EXAMPLES
         try:
-            store.commit(
-                **self.artefact.identity(), files=files, schema=_task(self.artefact).EXAMPLES, measurements=measurements
-            )
+            store.commit(**self.artefact.identity(), files=files, schema=schema, measurements=measurements)
         except KvrayError as error:
             self.error = str(error)
+
+
+def _task(artefact: Artefact) -> Task:
+    assert isinstance(artefact.params, Task), f"{artefact.id} is no dataset"
+    return artefact.params

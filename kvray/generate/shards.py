@@ -41,10 +41,6 @@ class Written:
     store: Store
     artefact_id: str
 
-    def texts(self) -> list[str]:
-        """Read the replies in the order of the prompts; an unusable reply is empty."""
-        return writing.texts(self.store.read_table(self.artefact_id))
-
 
 def context_of(task: Task, base: BaseModelRef, written: Written | None = None) -> Context:
     """Return what building a task needs, made once per process: it may read sources and measure a tokenizer.
@@ -58,7 +54,8 @@ def context_of(task: Task, base: BaseModelRef, written: Written | None = None) -
     if context is None:
         while len(_contexts) >= CONTEXTS_KEPT:
             _contexts.pop(next(iter(_contexts)), None)
-        context = _contexts[key] = task.context(token_counter(base), written.texts() if written else None)
+        texts = writing.texts(written.store.read_table(written.artefact_id)) if written else None
+        context = _contexts[key] = task.context(token_counter(base), texts)
     return context
 
 

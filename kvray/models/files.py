@@ -3,8 +3,6 @@
 Reading them takes milliseconds; importing the libraries that load a model takes ten seconds, too long for a plan.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,31 +23,28 @@ _FUSED = ("expert", "moe")  # in the names of weights that transformers renames 
 
 def problems(directory: Path, weights: bool = True) -> list[str]:
     """Return what a model's directory lacks to be loaded, with or without its weights."""
-    lacking: list[str] = []
     if not (directory / "config.json").is_file():
         return ["is a directory without config.json, so not a transformers model"]
     try:
         config = _mapping(directory / "config.json")
     except ValueError as error:
         return [f"has a config.json that cannot be read: {error}"]
+    lacking = _weight_problems(directory) if weights else []
     if not any((directory / name).is_file() for name in TOKENIZERS):
         lacking.append(
             "has no tokenizer (tokenizer.json, or tokenizer.model); copy it from the model that this one was made of: "
             "AutoTokenizer.from_pretrained(THAT).save_pretrained(THIS)"
         )
-    if weights:
-        lacking += _weight_problems(directory)
-        if not config.get("architectures"):
-            lacking.append("has a config.json without architectures, so vLLM cannot serve it; save the model again")
+    if weights and not config.get("architectures"):
+        lacking.append("has a config.json without architectures, so vLLM cannot serve it; save the model again")
     return lacking
 
 
 def _weight_problems(directory: Path) -> list[str]:
     index = next((name for name in _INDEXES if (directory / name).is_file()), None)
     if index is None:
-        if any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
-            return []
-        return ["has no weights (model.safetensors, or what model.safetensors.index.json lists)"]
+        stored = any(any(directory.glob(pattern)) for pattern in _WEIGHTS)
+        return [] if stored else ["has no weights (model.safetensors, or what model.safetensors.index.json lists)"]
     try:
         listed = set(_mapping(directory / index)["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
@@ -100,12 +95,12 @@ class ModelFiles:
         if not lengths:
             return None
         rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
-        kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+        scalings = [rope, *(each for each in rope.values() if isinstance(each, dict))]
         factors = [
-            kind["factor"]
-            for kind in kinds
-            if isinstance(kind.get("factor"), int | float)
-            and kind.get("rope_type", kind.get("type")) not in _STRETCHED_ALREADY
+            scaling["factor"]
+            for scaling in scalings
+            if isinstance(scaling.get("factor"), int | float)
+            and scaling.get("rope_type", scaling.get("type")) not in _STRETCHED_ALREADY
         ]
         return int(min(lengths) * max(factors, default=1.0))
 

@@ -13,11 +13,13 @@ import json
 import math
 import os
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -48,21 +50,37 @@ _UNREACHABLE = {"ConnectError", "ConnectTimeout"}
 _MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
 
 
+class EventLoop:
+    """An event loop in a thread of its own, so that coroutines also run beside the loop of a notebook."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="kvray-api", daemon=True)
+        self._thread.start()
+
+    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
+        """Start a coroutine and return the future of its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        """Cancel what still runs, wait for its end, and end the thread."""
+        self.start(self._cancel_all()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _cancel_all(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
+
+
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Return a coroutine's result; Ctrl-C cancels it. Beside the running event loop of a notebook, use a thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(coroutine)
-    with closing(loop), ThreadPoolExecutor(1) as pool:
-        future = pool.submit(loop.run_until_complete, task)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            loop.call_soon_threadsafe(task.cancel)
-            raise  # once the thread has ended
+    """Return a coroutine's result; Ctrl-C cancels it."""
+    with closing(EventLoop()) as loop:
+        return loop.start(coroutine).result()
 
 
 class ApiError(ResourceError):
@@ -106,14 +124,9 @@ class Address:
     url: str  # with the version, without a final slash; holds no secret
     key: str = field(repr=False)
 
-    @property
-    def open(self) -> bool:
-        """Whether no key is set."""
-        return self.key == NO_KEY
-
     def redact(self, text: str) -> str:
         """Hide the key in a text: whole, URL-encoded, in pieces, or half masked as OpenAI's errors quote it."""
-        if not self.open:
+        if self.key != NO_KEY:
             for form in dict.fromkeys((self.key, quote(self.key, safe=""))):
                 text = _without_pieces(text.replace(form, HIDDEN), form)
         return _MASKED_KEY.sub(HIDDEN, text)
@@ -145,33 +158,30 @@ def address(base_url: str | None = None) -> Address:
 
 
 class Api:
-    """A connection to an API; an asynchronous context manager.
+    """A connection to an API.
 
     ``base_url`` is that of :func:`address`, which may raise an InputError; ``timeout_s`` is per request, and so are the
     ``retries`` allowed. The attribute ``retries`` counts those made, over all calls.
     """
 
     def __init__(self, base_url: str | None, timeout_s: float, retries: int) -> None:
+        import openai
+
         self.address = address(base_url)
         self.retries = 0
         self._timeout_s = timeout_s
         self._retries = retries
         self._calls = 0
         self._open_at = 0.0
-
-    async def __aenter__(self) -> Api:
-        import openai
-
-        seconds = self._timeout_s
         self._client = openai.AsyncOpenAI(
             api_key=self.address.key,
             base_url=self.address.url,
-            timeout=openai.Timeout(seconds, connect=min(CONNECT_S, seconds)),
+            timeout=openai.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s)),
             max_retries=0,  # they are counted here alone
         )
-        return self
 
-    async def __aexit__(self, *error: object) -> None:
+    async def aclose(self) -> None:
+        """Close the connection."""
         await self._client.close()
 
     async def call(self, send: Callable[[AsyncOpenAI], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
@@ -194,58 +204,54 @@ class Api:
             try:
                 return await send(self._client)
             except (OpenAIError, IncompleteError) as error:
-                failure = self._temporary(error)
+                text, delay, everybody = self._temporary(error)
             if attempt == self._retries:
                 break
             self.retries += 1
-            if failure.delay is None:
+            if delay is None:
                 await asyncio.sleep(min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * (0.75 + spread / 2))
             else:
                 # The limit is the account's, so all requests wait for it.
-                self._open_at = max(self._open_at, time.monotonic() + failure.delay)
+                self._open_at = max(self._open_at, time.monotonic() + delay)
         tries, seconds = self._retries + 1, time.monotonic() - started
-        kind = ApiError if failure.everybody else CellError
-        raise kind(
+        failure = ApiError if everybody else CellError
+        raise failure(
             f"the API at {self.address.url} failed {tries} times in {seconds:.0f} s (runtime.api_retries), at last "
-            f"with {failure.text}; what was answered is kept: run again to go on"
+            f"with {text}; what was answered is kept: run again to go on"
         ) from None
 
-    def _temporary(self, error: OpenAIError | IncompleteError) -> _Failure:
-        """Return the failure if it is temporary; raise any other."""
+    def _temporary(self, error: OpenAIError | IncompleteError) -> tuple[str, float | None, bool]:
+        """Describe a temporary failure; raise any other.
+
+        Returns the description without the key, the seconds to wait if the server asks for some, and whether all other
+        requests would fail alike.
+        """
         import openai
 
         if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ not in _UNREACHABLE:
-            return _Failure(f"no answer within {self._timeout_s:g} s (runtime.api_timeout_s)")
+            return f"no answer within {self._timeout_s:g} s (runtime.api_timeout_s)", None, False
         if isinstance(error, openai.APIConnectionError):
             cause = error.__cause__ or error
             text = self.address.redact(f"{type(cause).__name__}: {cause}".rstrip(": "))
-            return _Failure(text, everybody=type(cause).__name__ in _UNREACHABLE)
+            return text, None, type(cause).__name__ in _UNREACHABLE
         if isinstance(error, IncompleteError):
-            return _Failure(self.address.redact(str(error)))
+            return self.address.redact(str(error)), None, False
         if not isinstance(error, openai.APIStatusError):
             raise CellError(self.address.redact(f"{type(error).__name__}: {error}")) from None
         status, code = error.status_code, error.code or ""
         reason = self.address.redact(_message(error.body, 4 * _MESSAGE_LENGTH))[:_MESSAGE_LENGTH]
         text = f"{status}: {reason}" if reason else f"{status}"
         if status == 401:
-            key = f"{KEY_VARIABLE} is not set" if self.address.open else f"the key in {KEY_VARIABLE} is not one of its"
+            unset = self.address.key == NO_KEY
+            key = f"{KEY_VARIABLE} is not set" if unset else f"the key in {KEY_VARIABLE} is not one of its"
             raise ApiError(f"the API at {self.address.url} refuses the key ({text}); {key}") from None
         if status == 403:
             raise ApiError(f"the API at {self.address.url} forbids this to the key ({text})") from None
         if status == 429 and code in _USED_UP:
             raise ApiError(f"the API at {self.address.url} serves this account no more ({text})") from None
         if status in (408, 409, 429) or status >= 500:
-            return _Failure(text, _delay(error.response.headers), everybody=status == 429)
+            return text, _delay(error.response.headers), status == 429
         raise RejectedError(f"the API at {self.address.url} refuses a request ({text})", status, code, reason) from None
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A temporary failure."""
-
-    text: str  # its description, without the key
-    delay: float | None = None  # seconds to wait, as the server asks
-    everybody: bool = False  # whether other requests would fail alike
 
 
 def _delay(headers: Mapping[str, str]) -> float | None:
@@ -278,16 +284,6 @@ def _message(body: object, length: int = _MESSAGE_LENGTH) -> str:
 
 def _without_pieces(text: str, key: str) -> str:
     """Hide every piece of the key of at least ``_KEY_PIECE`` characters."""
-    parts: list[str] = []
-    at = 0
-    while at < len(text):
-        end = at
-        while end < len(text) and text[at : end + 1] in key:
-            end += 1
-        if end - at >= _KEY_PIECE:
-            parts.append(HIDDEN)
-            at = end
-        else:
-            parts.append(text[at])
-            at += 1
-    return "".join(parts)
+    while (piece := SequenceMatcher(None, text, key, autojunk=False).find_longest_match()).size >= _KEY_PIECE:
+        text = text[: piece.a] + HIDDEN + text[piece.a + piece.size :]
+    return text

@@ -87,18 +87,16 @@ def _find(name: str, field: str = "base_model", weights: bool = True) -> BaseMod
     if path.is_dir():
         _check(name, path, field, weights)
         return BaseModelRef(name, str(path.resolve()), None, f"sha256:{_directory_sha256(path)}")
-    if "/" not in name or name.startswith((".", "/", "~")):
-        raise InputError(Problem((field,), _unknown(name)))
-    return _on_hub(name, field, weights)
-
-
-def _unknown(name: str) -> str:
     if name.startswith((".", "/", "~")):
-        return f"{name!r} is no directory; expected one with config.json, a tokenizer and weights"
-    near = difflib.get_close_matches(name.lower(), BUNDLED, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    known = ", ".join(sorted(BUNDLED))
-    return f"{name!r} is no bundled model ({known}), directory, hub id like org/name, or openai:NAME{hint}"
+        text = f"{name!r} is no directory; expected one with config.json, a tokenizer and weights"
+        raise InputError(Problem((field,), text))
+    if "/" not in name:
+        near = difflib.get_close_matches(name.lower(), BUNDLED, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(sorted(BUNDLED))
+        text = f"{name!r} is no bundled model ({known}), directory, hub id like org/name, or openai:NAME{hint}"
+        raise InputError(Problem((field,), text))
+    return _on_hub(name, field, weights)
 
 
 def _check(name: str, directory: Path, field: str, weights: bool) -> None:
@@ -111,27 +109,20 @@ def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
     """Find a model on the hub or, if that does not answer, in its cache on this machine."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
-        validate_repo_id(name)
+        revision = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha
     except HFValidationError as error:
         text = f"{name!r} is neither a directory nor a hub id, which is org/name of letters, digits and - _ ."
         raise InputError(Problem((field,), f"{text} ({first_line(error).partition(': ')[0]})")) from error
-    try:
-        revision = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha
-    except HfHubHTTPError as error:
-        if error.response.status_code < 500:
+    except Exception as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
             # A missing, gated or forbidden model: the hub did answer.
             text = f"{name} could not be resolved on the Hugging Face hub: {first_line(error)}"
             raise InputError(Problem((field,), text)) from error
-        unreachable: Exception = error
-    except Exception as error:
         # The client passes on whatever its HTTP library raises when the hub is out of reach.
-        unreachable = error
-    else:
-        return BaseModelRef(name, name, revision, f"hub:{name}@{revision}")
-    return _in_cache(name, field, weights, unreachable)
+        return _in_cache(name, field, weights, error)
+    return BaseModelRef(name, name, revision, f"hub:{name}@{revision}")
 
 
 def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> BaseModelRef:
@@ -181,15 +172,11 @@ def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
 
     try:
         directory = Path(snapshot_download(ref.location, revision=ref.revision, allow_patterns=list(files.SMALL_FILES)))
-    except HfHubHTTPError as error:
-        if error.response.status_code < 500:
-            raise InputError(
-                Problem(("base_model",), f"{ref.name}: the hub refuses its files: {first_line(error)}")
-            ) from error
-        return None
-    except Exception:
-        # As in _on_hub: whatever the HTTP library raises. The plan then estimates, and its warnings say so.
-        return None
+    except Exception as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            text = f"{ref.name}: the hub refuses its files: {first_line(error)}"
+            raise InputError(Problem(("base_model",), text)) from error
+        return None  # as in _on_hub; the plan then estimates, and its warnings say so
     return files.ModelFiles(directory)
 
 

@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 def read_document(data: bytes) -> PlanDocument:
-    """Read the JSON of :meth:`Plan.to_json`.
+    """Read a plan document, as of :meth:`Plan.to_json`.
 
     Raises:
         InputError: no plan document, or one of another version.
@@ -61,7 +61,7 @@ class FinetuneJob:
 
 @dataclass(frozen=True)
 class PredictionsJob:
-    """What the evaluate stage needs beside the recipe; ``task`` scores the answers, ``evaluation`` is the label.
+    """What the evaluate stage needs beside the recipe; each row says which ``sweep`` asked first.
 
     Without a dataset another library brings the examples (``Task.BRINGS_EXAMPLES``); without a finetune the base model
     answers.
@@ -70,63 +70,51 @@ class PredictionsJob:
     task: Task
     dataset_id: str | None
     finetune_id: str | None
-    evaluation: str
+    sweep: str
     finetune: Finetune | None = None
 
 
 @dataclass(frozen=True)
-class Artefact:
-    """Something that must be in the store, and how it is made.
+class PlannedArtefact:
+    """Something that must be in the store, as a plan document describes it.
 
     Attributes:
         id: ``<folder>/<name>-<fingerprint[:16]>``.
         name: readable part of the id.
         fingerprint: sha256 of the recipe and of the fingerprints of what it needs.
-        recipe: everything that decides its content.
         needs: ids of the artefacts it is made from, in the order of the recipe.
         rows: prompts of a writing, rows of a dataset, rows of one epoch of a finetune (about, if matched by tokens), or
             predictions.
         tokens: about how many tokens making it reads; 0 if unknown.
         labels: its names in the sweep: dataset and role; mixture, finetune and seed; evaluation with those three.
-        counted: basis of rows and tokens: all rows, a sample, or a rough estimate without the base model's tokenizer.
     """
 
     id: str
     kind: Kind
     name: str
     fingerprint: str
-    recipe: dict[str, Any]
     needs: tuple[str, ...]
     rows: int
     tokens: int
     labels: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Artefact(PlannedArtefact):
+    """Something that must be in the store, and how it is made.
+
+    Attributes:
+        recipe: everything that decides its content.
+        counted: basis of rows and tokens: all rows, a sample, or a rough estimate without the base model's tokenizer.
+    """
+
+    recipe: dict[str, Any]
     params: WritingJob | Task | FinetuneJob | PredictionsJob
     counted: Counted = "estimate"
 
     def identity(self) -> dict[str, Any]:
         """Return the arguments of ``Store.commit`` that are known before the artefact is made."""
-        return {
-            "id": self.id,
-            "kind": self.kind,
-            "name": self.name,
-            "fingerprint": self.fingerprint,
-            "recipe": self.recipe,
-            "needs": self.needs,
-        }
-
-
-@dataclass(frozen=True)
-class PlannedArtefact:
-    """An artefact in a plan document; attributes as in :class:`Artefact`."""
-
-    id: str
-    kind: Kind
-    name: str
-    fingerprint: str
-    needs: tuple[str, ...]
-    rows: int
-    tokens: int
-    labels: dict[str, Any]
+        return {name: getattr(self, name) for name in ("id", "kind", "name", "fingerprint", "recipe", "needs")}
 
 
 @dataclass(frozen=True)
@@ -151,23 +139,17 @@ class Plan:
         sources = [source for task in tasks if (source := carried(task))]
         return {source.path: source.sha256 for source in sources}
 
-    def document(self) -> dict[str, Any]:
-        """Return the plan in plain values, for ``sweeps/<name>.json`` in the store."""
+    def to_json(self) -> bytes:
+        """Return the plan document, ``sweeps/<name>.json`` in the store: UTF-8 JSON, byte for byte reproducible."""
         keys = [field.name for field in fields(PlannedArtefact)]
-        return {
+        document = {
             "format": FORMAT,
             "name": self.sweep.name,
             "base_model": self.base_model,
             "sweep": self.sweep.model_dump(mode="json"),
-            "artefacts": [
-                {key: list(artefact.needs) if key == "needs" else getattr(artefact, key) for key in keys}
-                for artefact in self.artefacts
-            ],
+            "artefacts": [{key: getattr(artefact, key) for key in keys} for artefact in self.artefacts],
         }
-
-    def to_json(self) -> bytes:
-        """Return :meth:`document` as UTF-8 JSON, byte for byte reproducible."""
-        return (json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 @dataclass(frozen=True)

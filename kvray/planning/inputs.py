@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.errors import InputError, KvrayError, Path, Problem, SourceUnreachableError, dotted
+from kvray.errors import InputError, KvrayError, Path, Problem, SourceUnreachableError
 from kvray.models.reference import API, BaseModelRef, files_of, resolve, unresolved
 from kvray.planning.lengths import Counting, Lengths, counting, estimated, measure
 from kvray.planning.limits import Limits, limits_of
@@ -31,9 +31,8 @@ def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | No
         InputError: with every base model or source that cannot be read and every task without examples.
     """
     expanded = variants(sweep) if expanded is None else expanded
-    gatherer = _Gatherer(sweep, offline)
-    if gatherer.count_tokens is not _no_tokens:
-        gatherer.count_rows(any(task.BRINGS_EXAMPLES for _, _, task in _tasks(expanded)))
+    gatherer = _Gatherer(offline)
+    gatherer.read_base(sweep, any(task.BRINGS_EXAMPLES for _, _, task in _tasks(expanded)))
     tasks: dict[str, TaskInputs] = {}
     for variant, place, task in _tasks(expanded):
         if (key := task_key(task)) not in tasks:
@@ -54,14 +53,8 @@ def _tasks(expanded: Sequence[Variant]) -> Iterator[tuple[Variant, Path, Task]]:
     """Yield each distinct task with the first variant that has it and its path there."""
     seen: set[tuple[int, int]] = set()  # variants share the tasks that they do not vary
     for variant in expanded:
-        sweep = variant.sweep
-        used = {name for weights in sweep.mixtures.values() for name in weights}
-        found = [
-            (("datasets", name), task, seed)
-            for name, task in sweep.datasets.items()
-            for seed in (sweep.finetune.data_seeds() if name in used else ())
-        ]
-        found += [(("evaluate", name), task, 0) for name, task in sweep.evaluate.items()]
+        found = [(("datasets", name), task, seed) for name, task, seed in variant.sweep.trained_on()]
+        found += [(("evaluate", name), task, 0) for name, task in variant.sweep.evaluate.items()]
         for place, task, seed in found:
             if (id(task), seed) not in seen:
                 seen.add((id(task), seed))
@@ -118,35 +111,34 @@ class Inputs:
             self._known[id(task)] = task, self.tasks[task_key(task)]
         return self._known[id(task)][1]
 
-    def lengths_of(self, task: Task) -> Lengths:
-        """Return the lengths of a task's examples."""
-        return self.of(task).lengths
-
 
 class _Gatherer:
     """Reads models and tasks, and collects their problems and what does not answer."""
 
-    def __init__(self, sweep: Sweep, offline: bool) -> None:
+    def __init__(self, offline: bool) -> None:
         self.offline = offline
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.writers: dict[str, BaseModelRef] = {}
+        self.base: BaseModelRef | None = None
         self.counting: Counting | None = None
         self.limits: Limits | None = None
-        self.base = self.model(sweep.base_model, sweep.tokenizer)
-        if self.base is not None and sweep.trust_remote_code:
-            # Other model code may run than without it, so it is another model.
-            self.base = replace(self.base, trust_remote_code=True, identity=f"{self.base.identity}+remote_code")
-        known = self.base is not None and not self.problems and not self.notes
-        self.count_tokens: CountTokens = _counter(self.base) if known and self.base is not None else _no_tokens
+        self.count_tokens: CountTokens = _no_tokens
 
-    def count_rows(self, examples: bool) -> None:
-        """Read the base model's limits and, if any task brings examples, its tokenizer and template for counting."""
-        assert self.base is not None
+    def read_base(self, sweep: Sweep, examples: bool) -> None:
+        """Read the base model, its limits and, if any task brings ``examples``, its template for counting them."""
+        base = self.model(sweep.base_model, sweep.tokenizer)
+        if base is not None and sweep.trust_remote_code:
+            # Other model code may run than without it, so it is another model.
+            base = replace(base, trust_remote_code=True, identity=f"{base.identity}+remote_code")
+        self.base = base
+        if base is None or self.notes:
+            return
+        self.count_tokens = _counter(base)
         try:
-            self.limits = limits_of(self.base, files_of(self.base))
+            self.limits = limits_of(base, files_of(base))
             # Benchmarks of another library ask without the template, so a model need not have one for them.
-            self.counting = counting(self.base) if examples else None
+            self.counting = counting(base) if examples else None
         except InputError as error:
             self.refuse(error, ("base_model",))
 
@@ -156,36 +148,23 @@ class _Gatherer:
         """Return a model, a stand-in if the hub does not answer while offline, None for a problem."""
         try:
             return resolve(name, tokenizer)
-        except SourceUnreachableError as error:
-            if not self.offline:
-                self.refuse(error, place, variant=variant)
-                return None
-            text = f"{error.found[0].text}: taken as new, its prompts are estimated, not counted"
-            self.notes.append(str(Problem(place or error.found[0].path, text)))
-            return unresolved(name, tokenizer)
         except InputError as error:
-            self.refuse(error, place, variant=variant)
-            return None
+            assumed = self.refuse(error, place, "taken as new, its prompts are estimated, not counted", variant=variant)
+            return unresolved(name, tokenizer) if assumed else None
 
     def task(self, variant: Variant, place: Path, task: Task) -> TaskInputs:
         """Return the inputs of a task, meaningless if it has a problem."""
-        sources: dict[str, str] = {}
-        lengths = estimated(0, 0)
+        rows = max(1, task.expected_rows())
+        sources: Mapping[str, str] = {}
+        lengths = estimated(rows, task.tokens_estimate())
         try:
             sources = task.sources()
             lengths = self.lengths(variant, place, task)
-        except SourceUnreachableError as error:
-            if self.offline:
-                rows = max(1, task.expected_rows())
-                self.notes.append(f"{dotted(place)}: {error.problems[0]}: {rows} examples assumed")
-                sources, lengths = sources or {"source": UNKNOWN}, estimated(rows, task.tokens_estimate())
-            else:
-                self.refuse(error, place, task, variant)
         except (OSError, KvrayError) as error:
-            self.refuse(error, place, task, variant)
-        if task.writer() is None:
-            return TaskInputs(sources, lengths)
-        return TaskInputs(sources, lengths, self.writing(variant, place, task, lengths.rows))
+            self.refuse(error, place, f"{rows} examples assumed", task, variant)
+            sources = sources or {"source": UNKNOWN}
+        writing = self.writing(variant, place, task, lengths.rows) if task.writer() else (0, 0)
+        return TaskInputs(sources, lengths, writing)
 
     def lengths(self, variant: Variant, place: Path, task: Task) -> Lengths:
         """Count a task's examples and their tokens, or estimate what cannot be counted before a run."""
@@ -201,8 +180,7 @@ class _Gatherer:
 
     def writing(self, variant: Variant, place: Path, task: Task, rows: int) -> tuple[int, int]:
         """Resolve a task's writer; return how many prompts it answers, and their tokens."""
-        writer = task.writer()
-        assert writer is not None
+        writer = str(task.writer())
         if writer not in self.writers:
             # Nothing is counted by a writer's tokenizer, so one behind an API takes the base model's.
             counting = (self.base.tokenizer or self.base).name if self.base and writer.startswith(API) else None
@@ -212,16 +190,25 @@ class _Gatherer:
             texts = task.to_write(self.count_tokens)
             return len(texts), int(self.count_tokens(texts).sum())
         except InputError as error:
-            if not (self.offline and isinstance(error, SourceUnreachableError)):
-                self.refuse(error, place, task, variant)
+            self.refuse(error, place, f"{rows} examples assumed", task, variant)
             return rows, 0
 
-    def refuse(self, error: Exception, place: Path, task: Task | None = None, variant: Variant | None = None) -> None:
-        """Collect the problems of a model or of a task, whose errors may start with the name of a field."""
-        for each in error.found if isinstance(error, InputError) else [Problem((), " ".join(str(error).split()))]:
+    def refuse(
+        self, error: Exception, place: Path, assumed: str = "", task: Task | None = None, variant: Variant | None = None
+    ) -> bool:
+        """Collect the problems of a model or of a task, whose errors may start with the name of a field.
+
+        Offline, one that does not answer is noted instead, with what is ``assumed``; return whether it was.
+        """
+        problems = error.found if isinstance(error, InputError) else [Problem((), " ".join(str(error).split()))]
+        if self.offline and isinstance(error, SourceUnreachableError):
+            self.notes.append(str(Problem(place or problems[0].path, f"{problems[0].text}: {assumed}")))
+            return True
+        for each in problems:
             at, text = place or each.path, each.text
             field, colon, rest = text.partition(": ")
             if task is not None and colon and field in type(task).model_fields:
                 at, text = (*at, field), rest
             # Not where the block is varied: most mistakes of a task do not depend on another knob's value.
             self.problems.append(Problem(variant.origins.get(at, at) if variant else at, text))
+        return False

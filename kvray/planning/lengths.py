@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
-from kvray.models.chat import Prompt, answered, conversation, prompts_of
-from kvray.models.chat_template import ChatTemplate
+from kvray.models.chat import ChatTemplate, Prompt, answered, conversation, prompts_of
 from kvray.models.files import ModelFiles
 from kvray.models.reference import BaseModelRef, files_of
 from kvray.models.tokenizer import TokenCounter, token_counter
@@ -40,13 +39,12 @@ def counting(base: BaseModelRef) -> Counting | None:
     Raises:
         InputError: the tokenizer cannot be read, or has no chat template.
     """
-    files = files_of(base.tokenizer or base)
-    if files is None:
+    if files_of(base.tokenizer or base) is None:
         return None
     if base.api:
         # An API does not publish its template, so the plain texts are counted.
         return Counting(token_counter(base))
-    files = files if base.tokenizer is None else files_of(base)
+    files = files_of(base)
     if files is None:
         return None
     template = files.chat_template
@@ -157,7 +155,8 @@ class Counting:
         asked, trained = self._chat.asked(prompts), self._chat.trained(prompts, answers)
         if check:
             more, most = np.unique(asked - plain), np.unique(trained - plain - replies)
-            alike = self._chat.counts_data(self.texts) and single and more.size == most.size == 1
+            # Counts can be added only if the data are counted by the template's own tokenizer.
+            alike = self.texts is self._chat.counter and single and more.size == most.size == 1
             self._added = (int(more[0]), int(most[0])) if alike else None
         return asked, trained
 
@@ -167,23 +166,19 @@ class _Chat:
 
     def __init__(self, counter: TokenCounter, files: ModelFiles, template: str) -> None:
         special = files.special_tokens
-        self._counter = counter
+        self.counter = counter
         self._render = ChatTemplate(template, special)
         own = counter.tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
         self._ends = {*files.end_ids, own} - {None}
 
-    def counts_data(self, texts: CountTokens) -> bool:
-        """Return whether the data are counted by this very tokenizer, so that counts can be added."""
-        return texts is self._counter
-
     def asked(self, prompts: Sequence[Prompt]) -> Counts:
-        return self._counter(self._worded([conversation(prompt) for prompt in prompts], True))
+        return self.counter(self._worded([conversation(prompt) for prompt in prompts], True))
 
     def trained(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Counts:
         """Return the tokens of conversations up to the last end token; later ones are not trained on."""
         chats = [answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         counts = np.empty(len(chats), np.int64)
-        encoded = self._counter.tokenizer.encode_batch_fast(self._worded(chats, False), add_special_tokens=False)
+        encoded = self.counter.tokenizer.encode_batch_fast(self._worded(chats, False), add_special_tokens=False)
         for at, encoding in enumerate(encoded):
             ids = encoding.ids
             counts[at] = next((i + 1 for i in range(len(ids) - 1, -1, -1) if ids[i] in self._ends), len(ids))

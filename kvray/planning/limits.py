@@ -3,8 +3,6 @@
 Only counted rows (:mod:`kvray.planning.lengths`) are checked, not estimated ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,10 +13,23 @@ from kvray.planning.lengths import Lengths
 from kvray.sweep.model import Finetune, Runtime, Sweep
 from kvray.tasks.base import Task
 from kvray.tasks.lm_eval import LmEval
-from kvray.tasks.problems import nearest
+from kvray.tasks.problems import unknown
 
 FEW = 0.05
 """Share of an evaluation's prompts up to which prompts too long for the model are a warning, not an error."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a base model, as far as its files state them.
+
+    They are tokens of a training row, tokens of prompt and answer in vLLM, and modules that can get an adapter.
+    """
+
+    base: BaseModelRef
+    trained: int | None = None
+    served: int | None = None
+    modules: frozenset[str] = frozenset()
 
 
 def limits_of(base: BaseModelRef, files: ModelFiles | None) -> Limits:
@@ -30,15 +41,24 @@ def limits_of(base: BaseModelRef, files: ModelFiles | None) -> Limits:
 
 def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
     """Yield what the model or the workers would refuse of one variant; its grid is ignored."""
+    finetune, runtime = sweep.finetune, sweep.runtime
     if sweep.mixtures:
-        yield from _finetune_problems(sweep.finetune, sweep.runtime, limits)
-    yield from _engine_problems(sweep.runtime, limits)
-    for name in dict.fromkeys(name for weights in sweep.mixtures.values() for name in weights):
-        for seed in sweep.finetune.data_seeds():
-            found = lengths(sweep.datasets[name].reseeded(seed))
-            yield from _row_problems(("datasets", name), sweep, limits, found)
+        yield from _finetune_problems(finetune, runtime, limits)
+    if runtime.gpus_per_engine and runtime.tensor_parallel > 1 and runtime.gpus_per_engine != runtime.tensor_parallel:
+        text = f"found {runtime.gpus_per_engine:g} with tensor_parallel {runtime.tensor_parallel}"
+        yield Problem(("runtime", "gpus_per_engine"), f"{text}; expected as many GPUs, or none given")
+    tokens: dict[Path, tuple[int | None, int | None]] = {
+        ("finetune", "max_length"): (finetune.max_length, limits.trained if sweep.mixtures else None),
+        ("runtime", "max_model_len"): (runtime.max_model_len, limits.served),
+    }
+    for path, (length, most) in tokens.items():
+        if length and most and length > most:
+            yield Problem(path, f"found {length:,}; expected at most {most:,}, the context of {limits.base.name}")
+    for name, task, seed in sweep.trained_on():
+        if text := _long_rows(finetune.max_length, limits, lengths(task.reseeded(seed))):
+            yield Problem(("datasets", name), text)
     for name, task in sweep.evaluate.items():
-        share, text = _too_long(task, sweep.runtime, limits, lengths(task))
+        share, text = _long_prompts(task, runtime, limits, lengths(task))
         if share > FEW:
             yield Problem(("evaluate", name), text)
 
@@ -46,7 +66,7 @@ def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -
 def warnings(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
     """Yield the evaluations with a few prompts that are too long, which stay unanswered."""
     for name, task in sweep.evaluate.items():
-        share, text = _too_long(task, sweep.runtime, limits, lengths(task))
+        share, text = _long_prompts(task, sweep.runtime, limits, lengths(task))
         if 0 < share <= FEW:
             yield Problem(("evaluate", name), f"{text}; rows that do not fit are left unanswered and are in no number")
 
@@ -57,68 +77,40 @@ def _finetune_problems(finetune: Finetune, runtime: Runtime, limits: Limits) -> 
             text = f"found {finetune.epochs:g}; expected a whole number for {limits.base.name}"
             yield Problem(("finetune", "epochs"), text)
         return
-    workers = runtime.workers_per_finetune
-    if finetune.batch_size % workers:
-        fits = ", ".join(str(n) for n in range(1, finetune.batch_size + 1) if finetune.batch_size % n == 0)
-        yield Problem(
-            ("runtime", "workers_per_finetune"),
-            f"found {workers}, which cannot share finetune.batch_size "
-            f"{finetune.batch_size} evenly; expected one of {fits}, or a batch_size that is a multiple of {workers}",
-        )
+    workers, rows = runtime.workers_per_finetune, finetune.batch_size
+    if rows % workers:
+        fits = ", ".join(str(number) for number in range(1, rows + 1) if rows % number == 0)
+        text = f"found {workers}, which cannot share finetune.batch_size {rows} evenly; "
+        text += f"expected one of {fits}, or a batch_size that is a multiple of {workers}"
+        yield Problem(("runtime", "workers_per_finetune"), text)
     if workers > 1 and 0 < (runtime.gpus_per_finetune or 0) < 1:
-        yield Problem(
-            ("runtime", "gpus_per_finetune"),
-            f"found {runtime.gpus_per_finetune:g} with {workers} workers_per_finetune; "
-            "expected whole GPUs, since the workers of one finetune cannot share a GPU",
-        )
-    if finetune.max_length and limits.trained and finetune.max_length > limits.trained:
-        yield Problem(
-            ("finetune", "max_length"),
-            f"found {finetune.max_length:,}; expected at most {limits.trained:,}, the context of {limits.base.name}",
-        )
+        text = f"found {runtime.gpus_per_finetune:g} with {workers} workers_per_finetune; "
+        text += "expected whole GPUs, since the workers of one finetune cannot share a GPU"
+        yield Problem(("runtime", "gpus_per_finetune"), text)
     for target in finetune.lora_targets if finetune.method == "lora" and limits.modules else ():
         if target not in limits.modules:
-            near = nearest(target, sorted(limits.modules))
-            known = ", ".join(sorted(limits.modules))
-            yield Problem(
-                ("finetune", "lora_targets"),
-                f"found {target!r}; expected modules of {limits.base.name}: {known}"
-                + (f"; did you mean {near!r}?" if near else ""),
-            )
+            text = unknown(target, sorted(limits.modules), f"modules of {limits.base.name}")
+            yield Problem(("finetune", "lora_targets"), text)
 
 
-def _engine_problems(runtime: Runtime, limits: Limits) -> Iterator[Problem]:
-    length, gpus = runtime.max_model_len, runtime.gpus_per_engine
-    if length and limits.served and length > limits.served:
-        yield Problem(
-            ("runtime", "max_model_len"),
-            f"found {length:,}; expected at most {limits.served:,}, the context of {limits.base.name}",
-        )
-    if gpus and runtime.tensor_parallel > 1 and gpus != runtime.tensor_parallel:
-        yield Problem(
-            ("runtime", "gpus_per_engine"),
-            f"found {gpus:g} with tensor_parallel {runtime.tensor_parallel}; expected as many GPUs, or none given",
-        )
-
-
-def _row_problems(place: Path, sweep: Sweep, limits: Limits, lengths: Lengths) -> Iterator[Problem]:
-    own, context = sweep.finetune.max_length, limits.trained
+def _long_rows(own: int | None, limits: Limits, lengths: Lengths) -> str:
+    """Return the message for rows longer than ``own``, the sweep's limit, or the context; empty if all fit."""
+    context = limits.trained
     most = own or context
     if most is None or limits.base.api or not lengths.real or int(lengths.trained.max()) <= most:
-        return
-    over = int((lengths.trained > most).sum())
+        return ""
     what = "finetune.max_length" if own else f"the context of {limits.base.name}"
     ways = "make the prompts shorter"
     if own and (context is None or context > own):
         ways += f", or raise finetune.max_length (the model takes {context:,})" if context else ", or raise it"
-    yield Problem(
-        place,
+    return (
         f"found rows of up to {int(lengths.trained.max()):,} tokens, prompt and answer (too long: "
-        f"{_of(over, lengths)}); expected at most {most:,}, {what}. Rows are never cut: {ways}",
+        f"{_of(int((lengths.trained > most).sum()), lengths)}); expected at most {most:,}, {what}. Rows are never "
+        f"cut: {ways}"
     )
 
 
-def _too_long(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths) -> tuple[float, str]:
+def _long_prompts(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths) -> tuple[float, str]:
     """Return the share of an evaluation's prompts that leave no room for an answer, and the message for it."""
     room = [length for length in (runtime.max_model_len, limits.served) if length]
     if not room or limits.base.api:
@@ -144,16 +136,3 @@ def _too_long(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths) ->
 def _of(over: int, lengths: Lengths) -> str:
     number = len(lengths.asked)
     return f"{over:,} of {number:,}" if lengths.whole else f"{over:,} of {number:,} that were counted"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a base model, as far as its files state them.
-
-    They are tokens of a training row, tokens of prompt and answer in vLLM, and modules that can get an adapter.
-    """
-
-    base: BaseModelRef
-    trained: int | None = None
-    served: int | None = None
-    modules: frozenset[str] = frozenset()

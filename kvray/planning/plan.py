@@ -4,8 +4,6 @@ An id never depends on the names in the YAML, which are labels: after renaming o
 over the same data, nothing runs twice.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +11,8 @@ from typing import Any
 
 from kvray.errors import InputError, Path, Problem, dotted
 from kvray.planning import limits
-from kvray.planning.artefacts import (
-    KINDS,
-    Artefact,
-    Counted,
-    FinetuneJob,
-    Kind,
-    Plan,
-    PredictionsJob,
-    WritingJob,
-)
+from kvray.planning.artefacts import KINDS, Artefact, Counted, FinetuneJob, Kind, Plan, PredictionsJob, WritingJob
 from kvray.planning.inputs import Inputs
-from kvray.planning.labels import data_label, evaluation_label, finetune_label, mixture_label
 from kvray.planning.lengths import Lengths
 from kvray.planning.mixture import counted_of, read_per_epoch
 from kvray.store.fingerprint import fingerprint
@@ -36,6 +24,8 @@ from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
 Shares = Sequence[tuple[Artefact, float]]
 """Datasets with their shares of a mixture."""
+Size = tuple[int, int, Counted]
+"""Rows, tokens and their basis, as of :class:`~kvray.planning.artefacts.Artefact`."""
 _BASE_MODEL = {"mixture": None, "finetune": None, "seed": None}
 """Labels of the base model in place of a finetune's."""
 
@@ -47,7 +37,7 @@ def plan(sweep: Sweep, inputs: Inputs) -> Plan:
         InputError: two names stand for one artefact, an evaluation asks the examples that a dataset trains on, or a run
             would refuse something, such as rows that do not fit the model or a mixture with too few tokens.
     """
-    builder = _Builder(inputs)
+    builder = _Builder(sweep, inputs)
     for variant in inputs.variants:
         builder.add(variant)
     if builder.problems:
@@ -75,6 +65,8 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
 
 @dataclass
 class _Builder:
+    sweep: Sweep
+    """The variant whose artefacts are being added."""
     inputs: Inputs
     artefacts: dict[str, Artefact] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)
@@ -88,32 +80,31 @@ class _Builder:
     labelled: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def add(self, variant: Variant) -> None:
-        sweep = variant.sweep
-        for problem in limits.problems(sweep, self.inputs.limits, self.inputs.lengths_of):
+        self.sweep = variant.sweep
+        for problem in limits.problems(self.sweep, self.inputs.limits, self.lengths_of):
             self.problems.setdefault(Problem(variant.written(problem.path), problem.text))
-        for problem in limits.warnings(sweep, self.inputs.limits, self.inputs.lengths_of):
+        for problem in limits.warnings(self.sweep, self.inputs.limits, self.lengths_of):
             self.warnings.setdefault(str(problem))
-        finetunes = self.finetunes(variant, self.datasets(variant))
-        for name, task in sweep.evaluate.items():
-            label, path = evaluation_label(variant, name), variant.written(("evaluate", name))
+        finetunes = self.finetunes(variant)
+        for name, task in self.sweep.evaluate.items():
+            label, path = variant.evaluation_label(name), variant.written(("evaluate", name))
             examples = self.dataset(task, label, "evaluate", path) if task.BRINGS_EXAMPLES else None
             for finetune in (None, *finetunes):
-                self.predictions(sweep, task, label, examples, finetune, path)
+                self.predictions(task, label, examples, finetune, path)
 
-    def datasets(self, variant: Variant) -> dict[tuple[str, int], Artefact]:
-        """Add the datasets that are trained on; return them by name and by the number added to their seed."""
-        sweep = variant.sweep
-        used = {name for weights in sweep.mixtures.values() for name in weights}
-        found = {}
-        for name, task in sweep.datasets.items():
-            path = variant.written(("datasets", name))
-            for seed in sweep.finetune.data_seeds() if name in used else ():
-                found[name, seed] = self.dataset(task.reseeded(seed), data_label(variant, name, seed), "train", path)
-        return found
+    def lengths_of(self, task: Task) -> Lengths:
+        return self.inputs.of(task).lengths
 
-    def finetunes(self, variant: Variant, data: Mapping[tuple[str, int], Artefact]) -> list[Artefact]:
+    def finetunes(self, variant: Variant) -> list[Artefact]:
+        """Add the finetunes of a variant and the datasets that they train on."""
         sweep, found = variant.sweep, []
-        label = finetune_label(variant, self.inputs.base.api)
+        data = {
+            (name, seed): self.dataset(
+                task.reseeded(seed), variant.data_label(name, seed), "train", variant.written(("datasets", name))
+            )
+            for name, task, seed in sweep.trained_on()
+        }
+        label = variant.finetune_label(self.inputs.base.api)
         absent = {name: {name: 1.0} for name in sweep.datasets} == sweep.mixtures  # the default, as if absent
         for mixture in sweep.mixtures:
             path = variant.written(("datasets" if absent else "mixtures", mixture))
@@ -124,9 +115,9 @@ class _Builder:
                     for each in (mixture, next(iter(sweep.mixtures)))
                 )
                 budget = first if sweep.finetune.match == "tokens" and parts != first else []
-                name = mixture_label(variant, mixture, bool(budget))
+                name = variant.mixture_label(mixture, bool(budget))
                 labels = {"mixture": name, "finetune": label, "seed": seed}
-                found.append(self.finetune(sweep, seed, parts, budget, labels, path))
+                found.append(self.finetune(seed, parts, budget, labels, path))
         return found
 
     def dataset(self, task: Task, label: str, role: str, path: Path) -> Artefact:
@@ -138,30 +129,24 @@ class _Builder:
         needs = []
         if writer := task.writer():
             written = {**recipe, "writer": self.inputs.writers[writer].identity}
-            rows, tokens = known.writing
-            counted: Counted = "rows" if tokens else "estimate"
-            job = WritingJob(task, writer)
+            size: Size = (*known.writing, "rows" if known.writing[1] else "estimate")
             name = f"{plain_name(task)}-writing"
-            needs = [self.artefact("writing", name, written, (), labels, job, path, rows, tokens, counted)]
+            needs = [self.artefact("writing", name, written, (), labels, WritingJob(task, writer), path, size)]
         lengths = known.lengths
-        tokens, counted = lengths.total(lengths.prompts), counted_of([lengths])
-        found = self.artefact(
-            "dataset", plain_name(task), recipe, needs, labels, task, path, lengths.rows, tokens, counted
-        )
+        size = lengths.rows, lengths.total(lengths.prompts), counted_of([lengths])
+        found = self.artefact("dataset", plain_name(task), recipe, needs, labels, task, path, size)
         self.lengths[found.id] = lengths
         self.shared[id(known), label, role] = found
         return found
 
-    def finetune(
-        self, sweep: Sweep, seed: int, parts: Shares, budget: Shares, labels: dict[str, Any], path: Path
-    ) -> Artefact:
-        finetune, api = sweep.finetune, self.inputs.base.api
+    def finetune(self, seed: int, parts: Shares, budget: Shares, labels: dict[str, Any], path: Path) -> Artefact:
+        finetune, api = self.sweep.finetune, self.inputs.base.api
         recipe = {
             "base": self.inputs.base.identity,
             "finetune": finetune.api_recipe() if api else finetune.recipe(),
             "seed": seed,
             "mixture": [share for _, share in parts],
-            **self.system_message(sweep),
+            **self.system_message(),
         }
         if budget:
             # Needs alone would not tell this mixture from one over the same datasets without a budget.
@@ -176,41 +161,34 @@ class _Builder:
         for text in epoch.problems:
             named = re.sub("|".join(map(re.escape, names)), lambda found: names[found[0]], text)
             self.problems.setdefault(Problem(path, named))
-        tokens = round(finetune.epochs * epoch.tokens)
-        return self.artefact("finetune", name, recipe, needs, labels, job, path, epoch.rows, tokens, epoch.counted)
+        size = epoch.rows, round(finetune.epochs * epoch.tokens), epoch.counted
+        return self.artefact("finetune", name, recipe, needs, labels, job, path, size)
 
     def predictions(
-        self,
-        sweep: Sweep,
-        task: Task,
-        evaluation: str,
-        examples: Artefact | None,
-        finetune: Artefact | None,
-        path: Path,
+        self, task: Task, evaluation: str, examples: Artefact | None, finetune: Artefact | None, path: Path
     ) -> None:
-        known = self.inputs.of(task)
+        known, lengths = self.inputs.of(task), self.lengths_of(task)
         recipe = {
             "base": self.inputs.base.identity,
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
             "scorer": {"task": task.task, "law": task.VERSION, **code.digest_of(task)},
-            **self.system_message(sweep),
+            **self.system_message(),
         }
         if examples is None:
             recipe |= {"task": task.recipe(), "sources": dict(known.sources)}
         labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
-        settings = finetune.params.finetune if finetune and isinstance(finetune.params, FinetuneJob) else None
-        job = PredictionsJob(
-            task, examples.id if examples else None, finetune.id if finetune else None, evaluation, settings
-        )
+        data_id, finetune_id = (need.id if need is not None else None for need in (examples, finetune))
+        settings = self.sweep.finetune if finetune else None
+        job = PredictionsJob(task, data_id, finetune_id, self.sweep.name, settings)
         needs = [need for need in (examples, finetune) if need is not None]
         name = f"{plain_name(task)}-{finetune.name if finetune else 'base'}"
-        lengths = known.lengths
-        tokens, counted = lengths.total(lengths.asked), counted_of([lengths])
-        self.artefact("predictions", name, recipe, needs, labels, job, path, lengths.rows, tokens, counted)
+        size = lengths.rows, lengths.total(lengths.asked), counted_of([lengths])
+        self.artefact("predictions", name, recipe, needs, labels, job, path, size)
 
-    def system_message(self, sweep: Sweep) -> dict[str, Any]:
+    def system_message(self) -> dict[str, Any]:
         """Return the part of a recipe that only models behind an API have."""
-        return {"system_message": sweep.system_message} if self.inputs.base.api and sweep.system_message else {}
+        message = self.sweep.system_message if self.inputs.base.api else None
+        return {"system_message": message} if message else {}
 
     def artefact(
         self,
@@ -219,17 +197,15 @@ class _Builder:
         recipe: dict[str, Any],
         needs: Sequence[Artefact],
         labels: dict[str, Any],
-        params: WritingJob | Task | FinetuneJob | PredictionsJob,
+        job: WritingJob | Task | FinetuneJob | PredictionsJob,
         path: Path,
-        rows: int,
-        tokens: int,
-        counted: Counted,
+        size: Size,
     ) -> Artefact:
         """Add an artefact; return the first one with its id. Problems with its labels are reported at ``path``."""
         digest = fingerprint(recipe, [need.fingerprint for need in needs])
         need_ids = tuple(need.id for need in needs)
-        found, name = artefact_id(kind, name, digest), readable_name(name)
-        new = Artefact(found, kind, name, digest, recipe, need_ids, rows, tokens, labels, params, counted)
+        new_id, name, (rows, tokens, counted) = artefact_id(kind, name, digest), readable_name(name), size
+        new = Artefact(new_id, kind, name, digest, need_ids, rows, tokens, labels, recipe, job, counted)
         known = self.artefacts.setdefault(new.id, new)
         if known.labels != labels:
             if not self.doubled & set(need_ids):

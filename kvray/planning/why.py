@@ -1,14 +1,13 @@
 """Why an artefact is to be made: its state, and how its recipe differs from those in the store, nearest first."""
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from kvray.errors import DamagedArtefactError, InputError
+from kvray.errors import InputError
 from kvray.planning.artefacts import Artefact, PlanDocument, PlannedArtefact, read_document
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
@@ -39,13 +38,12 @@ def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) 
         InputError: no artefact fits, or several do; the message lists the nearest first.
     """
     known: dict[str, Known] = {}
-    stored = (artefact for document in _documents(store) for artefact in document.artefacts)
-    for artefact in stored if planned is None else planned:
+    documents = [] if planned is not None else _documents(store)
+    for artefact in planned or itertools.chain.from_iterable(document.artefacts for document in documents):
         known.setdefault(artefact.id, artefact)
     found = find(cell, known)
-    if planned is None:
-        known |= _replanned(found.id, store)
-    return _Explanation(store, known, store.manifests()).of(found.id)
+    known |= _replanned(found.id, documents)
+    return _Explanation(store, known, {manifest.id: manifest for manifest in store.manifests()}).of(found.id)
 
 
 def find(cell: str, known: dict[str, Known]) -> Known:
@@ -75,16 +73,14 @@ def _labels(labels: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in labels.items() if value is not None)
 
 
-def _documents(store: Store) -> Iterator[PlanDocument]:
-    for name in store.documents("sweeps/"):
-        data = store.read_document(name)
-        if data is not None:
-            yield read_document(data)
+def _documents(store: Store) -> list[PlanDocument]:
+    stored = (store.read_document(name) for name in store.documents("sweeps/"))
+    return [read_document(data) for data in stored if data is not None]
 
 
-def _replanned(artefact_id: str, store: Store) -> dict[str, Artefact]:
+def _replanned(artefact_id: str, documents: Sequence[PlanDocument]) -> dict[str, Artefact]:
     """Plan an artefact's stored sweep again, since plan documents keep no recipes; empty if that fails today."""
-    for document in _documents(store):
+    for document in documents:
         if all(artefact.id != artefact_id for artefact in document.artefacts):
             continue
         try:
@@ -156,12 +152,12 @@ def _nearest(explained: Mapping[str, Any], indent: str, most: int) -> Iterator[s
         yield f"{indent}then {each['id']} (made {each['created']}): {number} difference{'' if number == 1 else 's'}"
 
 
+@dataclass(frozen=True)
 class _Explanation:
-    def __init__(self, store: Store, known: dict[str, Known], manifests: Sequence[Manifest]) -> None:
-        self.store = store
-        self.known = known
-        self.manifests = {manifest.id: manifest for manifest in manifests}
-        self.explained: set[str] = set()
+    store: Store
+    known: Mapping[str, Known]
+    manifests: Mapping[str, Manifest]
+    explained: set[str] = field(default_factory=set)
 
     def of(self, artefact_id: str) -> dict[str, Any]:
         """Explain one artefact, or refer to its explanation further up."""
@@ -176,31 +172,21 @@ class _Explanation:
         if artefact_id in self.explained:
             return {**result, "above": True}
         self.explained.add(artefact_id)
-        if found.state == "committed":
-            return result | self._committed(artefact)
+        manifest = self.manifests.get(artefact_id)
+        if found.state == "committed" and manifest is not None:
+            made = {"created": manifest.created, "rows": manifest.rows, "files": len(manifest.files)}
+            made["versions"] = manifest.measurements.get("versions", {})
+            return {**result, "made": {**made, "recipe": manifest.recipe, "needs": manifest.needs}}
         if found.state == "failed":
             result["problems"] = [found.reason or ""]
         if found.state == "damaged":
             result["problems"] = self.store.problems(artefact_id)
-        result["stored"] = self._compared(artefact)
+        result["stored"] = self._compared(artefact) if isinstance(artefact, Artefact) else None
         lacking = [need for need in artefact.needs if need not in self.manifests and need in self.known]
         return {**result, "needs": [self.of(need) for need in lacking]}
 
-    def _committed(self, artefact: Known) -> dict[str, Any]:
-        try:
-            manifest = self.store.manifest(artefact.id)
-        except DamagedArtefactError as error:
-            return {"problems": [str(error)]}
-        if manifest is None:
-            return {}
-        made = {"created": manifest.created, "rows": manifest.rows, "files": len(manifest.files)}
-        made["versions"] = manifest.measurements.get("versions", {})
-        return {"made": {**made, "recipe": manifest.recipe, "needs": manifest.needs}}
-
-    def _compared(self, artefact: Known) -> list[dict[str, Any]] | None:
+    def _compared(self, artefact: Artefact) -> list[dict[str, Any]]:
         """Compare with the committed artefacts of the same kind, nearest first."""
-        if isinstance(artefact, PlannedArtefact):
-            return None
         others = [manifest for manifest in self.manifests.values() if manifest.kind == artefact.kind]
         others = [manifest for manifest in others if manifest.id != artefact.id]
         # The same name (tasks, method and seed) counts as nearer than fewer differences; of equals the newest first.
@@ -209,24 +195,16 @@ class _Explanation:
         scored.sort(key=lambda each: (each[0].name != artefact.name, len(each[1])))
         return [{"id": each.id, "created": each.created, "differences": lines} for each, lines in scored]
 
-    def _differences(self, manifest: Manifest, artefact: Artefact) -> list[str]:
-        lines = recipe_diff(manifest.recipe, artefact.recipe)
-        for index, (before, after) in enumerate(itertools.zip_longest(manifest.needs, artefact.needs)):
-            if before != after:
-                lines.append(f"needs[{index}]: {before or '(none)'} -> {after or '(none)'}")
-                lines += self._inside(before, after)
+    def _differences(self, old: Manifest, new: Artefact | Manifest) -> list[str]:
+        """Return the differences of two recipes and, indented, of what they need instead of each other."""
+        lines = recipe_diff(old.recipe, new.recipe)
+        for index, (before, after) in enumerate(itertools.zip_longest(old.needs, new.needs)):
+            if before == after:
+                continue
+            lines.append(f"needs[{index}]: {before or '(none)'} -> {after or '(none)'}")
+            planned = self.known.get(after or "")
+            needed = planned if isinstance(planned, Artefact) else self.manifests.get(after or "")
+            stored = self.manifests.get(before or "")
+            if stored is not None and needed is not None and stored.kind == needed.kind:
+                lines += [f"  {line}" for line in self._differences(stored, needed)]
         return lines
-
-    def _inside(self, before: str | None, after: str | None) -> list[str]:
-        """Return the differences between two needed artefacts, if both recipes are known."""
-        old = self.manifests.get(before) if before else None
-        planned = self.known.get(after) if after else None
-        new = planned.recipe if isinstance(planned, Artefact) else None
-        if new is None and after in self.manifests:
-            new = self.manifests[after].recipe
-        if old is None or new is None or (planned is not None and old.kind != planned.kind):
-            return []
-        lines = recipe_diff(old.recipe, new)
-        if isinstance(planned, Artefact) and list(old.needs) != list(planned.needs):
-            lines += [f"needs: {json.dumps(old.needs)} -> {json.dumps(list(planned.needs))}"]
-        return [f"  {line}" for line in lines]

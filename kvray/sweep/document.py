@@ -1,7 +1,5 @@
 """A sweep's plain values with the place of each, in a YAML file or on the command line."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,7 @@
 """Variants of a sweep: ``grid`` combines its lists in every way, ``zip`` goes through its lists side by side."""
 
-from __future__ import annotations
-
 import copy
+import functools
 import itertools
 import json
 import math
@@ -11,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError, Path, Problem
-from kvray.sweep import external
-from kvray.sweep.blocks import TASK_SECTIONS
+from kvray.sweep.blocks import TASK_SECTIONS, lookup, task_class
 from kvray.sweep.check import Checked, check
 from kvray.sweep.document import put, split
 from kvray.sweep.model import Finetune, Sweep
@@ -22,13 +20,64 @@ MAX_VARIANTS = 1000
 """Limit on variants of one sweep: a larger grid is more likely a slip."""
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One combination of the values of ``grid`` and ``zip``.
+
+    Attributes:
+        sweep: with these values, and neither grid nor zip.
+        changes: varied paths and their values, in plain JSON.
+        origins: varied paths and the paths of their values in ``grid`` or ``zip``.
+    """
+
+    sweep: Sweep
+    changes: tuple[tuple[Path, Any], ...]
+    origins: Mapping[Path, Path] = field(default_factory=dict)
+
+    def written(self, path: Path) -> Path:
+        """Return where a value of this variant was written: in ``grid`` or ``zip`` if it or a part of it varies."""
+        return next((origin for varied, origin in self.origins.items() if varied[: len(path)] == path), path)
+
+    def finetune_label(self, api: bool) -> str:
+        """Return the method and its varied hyperparameters, without those that it does not use."""
+        finetune = self.sweep.finetune
+        used = (finetune.api_recipe() if api else finetune.recipe()).keys() - {"method"}
+        changes = [(str(key), value) for (section, key, *_), value in self.changes if section == "finetune"]
+        return ("api" if api else finetune.method) + suffix([change for change in changes if change[0] in used])
+
+    def evaluation_label(self, name: str) -> str:
+        """Return an evaluation's name and varied values."""
+        return name + suffix(self._changed("evaluate", name))
+
+    def data_label(self, name: str, seed: int) -> str:
+        """Return a dataset's name and varied values; ``seed`` is what the finetune adds to its own."""
+        own = [("seed", self.sweep.datasets[name].seed + seed)] if seed else []
+        return name + suffix(self._changed("datasets", name) + own)
+
+    def mixture_label(self, mixture: str, matched: bool) -> str:
+        """Return a mixture's name and varied values, with the first mixture's if ``matched`` to its tokens."""
+        mixtures, first = self.sweep.mixtures, next(iter(self.sweep.mixtures))
+        datasets = mixtures[mixture]
+        changes = self._changed("mixtures", mixture)
+        for name in datasets:
+            changes += self._changed("datasets", name, "" if len(datasets) == 1 else f"{name}.")
+        if matched and mixture != first:
+            changes += self._changed("mixtures", first, f"{first}.")
+            for name in (name for name in mixtures[first] if name not in datasets):
+                changes += self._changed("datasets", name, f"{name}.")
+        return mixture + suffix(changes)
+
+    def _changed(self, section: str, name: str, prefix: str = "") -> list[tuple[str, Any]]:
+        return [(f"{prefix}{path[-1]}", value) for path, value in self.changes if path[:2] == (section, name)]
+
+
 def variants(sweep: Sweep) -> list[Variant]:
     """Return the variants of a sweep: the grid's last key varies fastest, zip varies faster still.
 
     Raises:
         InputError: a path or a value of grid or zip is not valid.
     """
-    with external.known(sweep.datasets, sweep.evaluate):
+    with lookup(None, sections=[sweep.datasets, sweep.evaluate]):
         found, problems = expand(sweep.model_dump(mode="json"))
     if problems:
         raise InputError(problems)
@@ -57,7 +106,8 @@ def expand(
             break
         sweep, wrong = check(values, checked)
         if sweep is not None:
-            found.append(_variant(sweep, origins))
+            changes = tuple((path, _plain_value(sweep, path)) for path in origins)
+            found.append(Variant(sweep, changes, origins))
         for problem in wrong if origins else ():
             at = _origin(problem.path, origins)
             moved = Problem(at, problem.text if problem.path in origins else str(problem))
@@ -65,11 +115,6 @@ def expand(
                 seen.add((moved.path, moved.text))
                 problems.append(moved)
     return found, problems
-
-
-def show_value(value: object) -> str:
-    """Format a value for a label: ``1e-05``, ``true``, ``[1,10]``."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _combinations(raw: Mapping[str, Any]) -> Iterator[tuple[dict[Path, Path], dict[str, Any]]]:
@@ -88,12 +133,6 @@ def _combinations(raw: Mapping[str, Any]) -> Iterator[tuple[dict[Path, Path], di
             put(values, paths[name], raw[kind][name][index])
             origins[paths[name]] = (kind, name, index)
         yield origins, values
-
-
-def _variant(sweep: Sweep, origins: dict[Path, Path]) -> Variant:
-    changes = tuple((path, _plain_value(sweep, path)) for path in origins)
-    label = ",".join(f"{path[-1]}={show_value(value)}" for path, value in changes)
-    return Variant(label, sweep, changes, origins)
 
 
 def _plain_value(sweep: Sweep, path: Path) -> Any:
@@ -146,7 +185,7 @@ def _paths(raw: Mapping[str, Any]) -> list[str]:
 
 def _knobs(task: object) -> Iterable[str]:
     try:
-        return external.task_class(task).model_fields
+        return task_class(task).model_fields
     except InputError:
         return ()  # the sweep's own check reports it
 
@@ -170,22 +209,8 @@ def _origin(path: Path, origins: Mapping[Path, Path]) -> Path:
     return origins[max(origins, key=common)]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One combination of the values of ``grid`` and ``zip``.
-
-    Attributes:
-        label: ``learning_rate=1e-05,rows=350``; empty for a sweep without grid and zip.
-        sweep: with these values, and neither grid nor zip.
-        changes: varied paths and their values, in plain JSON.
-        origins: varied paths and the paths of their values in ``grid`` or ``zip``.
-    """
-
-    label: str
-    sweep: Sweep
-    changes: tuple[tuple[Path, Any], ...]
-    origins: Mapping[Path, Path] = field(default_factory=dict)
-
-    def written(self, path: Path) -> Path:
-        """Return where a value of this variant was written: in ``grid`` or ``zip`` if it or a part of it varies."""
-        return next((origin for varied, origin in self.origins.items() if varied[: len(path)] == path), path)
+def suffix(changes: Sequence[tuple[str, Any]]) -> str:
+    """Format varied values for a label: ``[epochs=2,learning_rate=1e-05]``."""
+    compact = functools.partial(json.dumps, separators=(",", ":"))
+    shown = [f"{key}={value if isinstance(value, str) else compact(value)}" for key, value in changes]
+    return f"[{','.join(shown)}]" if changes else ""

@@ -1,20 +1,16 @@
 """Reads a sweep file into a frozen :class:`Sweep`, with all its problems at once; and its schema for editors."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from kvray.errors import InputError, Place, Problem
-from kvray.sweep import external, yaml
-from kvray.sweep.blocks import TASK_SECTIONS
-from kvray.sweep.check import Checked, check
-from kvray.sweep.consistency import NAME, mapping
+from kvray.sweep import yaml
+from kvray.sweep.blocks import TASK_SECTIONS, code_file, entry_points, lookup, refuse_code
+from kvray.sweep.check import Checked, check, mapping, unused
 from kvray.sweep.document import Document, merge, split, typed
 from kvray.sweep.grid import Variant, expand
-from kvray.sweep.model import Sweep
-from kvray.sweep.unused import unused
+from kvray.sweep.model import NAME, Sweep
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
 from kvray.tasks.problems import show
@@ -60,7 +56,7 @@ def read(
     wrong += [problem for text in overrides if (problem := yaml.override(document, text))]
     if base_model is not None:
         document.set(("base_model",), base_model, typed("--base-model"))
-    with external.lookup("." if "\n" in path else os.path.dirname(path), allow_code):
+    with lookup("." if "\n" in path else os.path.dirname(path), allow_code):
         refused = _code_problem(document)
         if refused:
             raise InputError(document.report([refused]))
@@ -81,15 +77,14 @@ def check_document(document: Document) -> tuple[Sweep | None, list[Variant], lis
 
 def _code_problem(document: Document) -> Problem | None:
     """Return the problem of code beside the sweep that is not allowed; it is reported alone, before any check."""
-    sections = {section: mapping(document.value, section) for section in TASK_SECTIONS}
     tasks = {
         (section, name, "task"): block.get("task")
-        for section, blocks in sections.items()
-        for name, block in blocks.items()
+        for section in TASK_SECTIONS
+        for name, block in mapping(document.value, section).items()
         if isinstance(block, dict)
     }
-    refused = external.refuse_code(iter(tasks.values()))
-    return Problem(next(path for path, task in tasks.items() if external.code_file(task)), refused) if refused else None
+    refused = refuse_code(tasks.values())
+    return Problem(next(path for path, task in tasks.items() if code_file(task)), refused) if refused else None
 
 
 def _take_scale(document: Document, scale: str) -> list[Problem]:
@@ -128,7 +123,7 @@ def json_schema() -> dict[str, Any]:
     elsewhere = {
         "description": "a task of another package, or module:Class of a package or of a file beside this one",
         "type": "object",
-        "properties": {"task": {"anyOf": [{"type": "string", "pattern": ":"}, {"enum": external.entry_points()}]}},
+        "properties": {"task": {"anyOf": [{"type": "string", "pattern": ":"}, {"enum": entry_points()}]}},
         "required": ["task"],
     }
     for section in TASK_SECTIONS:

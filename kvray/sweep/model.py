@@ -6,27 +6,22 @@ Every field is declared ``recipe`` (it decides content, so it enters fingerprint
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from kvray.errors import InvalidValueError
 from kvray.models.lora import LARGEST_RANK
-from kvray.sweep import external
-from kvray.sweep.blocks import TASK_SECTIONS, parse_task
-from kvray.sweep.consistency import NAME, NAME_RULE, SWEEP_FILES, cross_problems
+from kvray.sweep.blocks import TASK_SECTIONS, lookup, parse_task
 from kvray.sweep.document import from_values
 from kvray.tasks.base import Strict, Task, recipe, runtime
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+"""Names of sweeps, datasets, mixtures and evaluations. A figure's file name holds two of them in its 255 bytes."""
+NAME_RULE = "up to 80 letters, digits and . _ -, starting with a letter or digit"
 _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
@@ -182,13 +177,11 @@ class Sweep(Strict):
             from kvray.sweep import load  # which needs this class
 
             document = from_values(values)
-            with external.known(*(values.get(section) for section in TASK_SECTIONS)):
+            with lookup(None, sections=map(values.get, TASK_SECTIONS)):
                 sweep, _, problems = load.check_document(document)
                 if sweep is None or problems:
                     raise InvalidValueError(document.report(problems))
-                self.__pydantic_validator__.validate_python(
-                    document.value, self_instance=self, context={"cross_checked": True}
-                )
+                self.__pydantic_validator__.validate_python(document.value, self_instance=self)
 
         __init__.__pydantic_base_init__ = True
 
@@ -217,6 +210,12 @@ class Sweep(Strict):
         overrides = [f"{key}={value_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
         return load(os.fspath(source), overrides, scale, allow_code)
 
+    def trained_on(self) -> list[tuple[str, Task, int]]:
+        """Return each dataset that a mixture uses, with each number that finetunes add to its seed."""
+        used = {name for weights in self.mixtures.values() for name in weights}
+        tasks = [(name, task) for name, task in self.datasets.items() if name in used]
+        return [(name, task, seed) for name, task in tasks for seed in self.finetune.data_seeds()]
+
     def written(self) -> dict[str, Any]:
         """See :meth:`Strict.written`; the default mixtures, one per dataset, are left out too."""
         values = super().written()
@@ -228,7 +227,7 @@ class Sweep(Strict):
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the sweep as the text of a sweep file, without defaults; with a path, write that file too."""
-        from kvray.sweep.write import sweep_text
+        from kvray.sweep.write import sweep_text  # which needs this class
 
         text = sweep_text(self)
         if path is not None:
@@ -243,7 +242,7 @@ class Sweep(Strict):
     def _plain_name(cls, name: str) -> str:
         if not NAME.fullmatch(name):
             raise ValueError(NAME_RULE)
-        if name.lower().endswith(SWEEP_FILES):
+        if name.lower().endswith((".yaml", ".yml")):
             raise ValueError("a name that does not end as a file does: commands take either")
         return name
 
@@ -262,12 +261,3 @@ class Sweep(Strict):
     @classmethod
     def _one_reference(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _cross(self, info: ValidationInfo) -> Sweep:
-        if not (info.context or {}).get("cross_checked"):
-            raw, seeds = self.model_dump(mode="json"), self.finetune.data_seeds()
-            problems = cross_problems(raw, self.datasets, self.evaluate, seeds, {})
-            if problems:
-                raise ValueError("\n".join(str(problem) for problem in problems))
-        return self

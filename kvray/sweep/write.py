@@ -1,14 +1,12 @@
 """Writes a sweep as YAML that :mod:`kvray.sweep.yaml` reads back to an equal sweep."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml
 
+from kvray.sweep.check import unused
 from kvray.sweep.document import from_values
 from kvray.sweep.model import Sweep
-from kvray.sweep.unused import unused
 from kvray.sweep.yaml import is_text
 
 

@@ -4,14 +4,11 @@ Scalars follow YAML 1.2 where PyYAML follows 1.1: ``1e-5`` is a number; ``no``, 
 Mapping keys are always text. Limits on size, depth and number of values let every file be read or refused quickly.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -32,9 +29,11 @@ MAX_DIGITS = 18
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
-_WORDS: dict[str, bool | None] = {"": None, "~": None}
-for _word, _value in (("null", None), ("true", True), ("false", False)):
-    _WORDS |= {_word: _value, _word.title(): _value, _word.upper(): _value}
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
 _VARIABLE = re.compile(r"\$(\$\{)|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 """Control characters, surrogates and noncharacters, which no text contains."""
@@ -140,13 +139,21 @@ def _compose(text: str) -> tuple[yaml.Node | None, set[int]]:
     if stray:
         line = text.count("\n", 0, stray.start()) + 1
         raise _Refused(line, f"not YAML: found the character {stray.group()!a}; expected text")
-    with _messages(text):
+    try:
         tags = _scan(text)
-        loader = yaml.CSafeLoader(text)
-        try:
-            return loader.get_single_node(), tags
-        finally:
-            loader.dispose()
+        return yaml.compose(text, yaml.CSafeLoader), tags
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        written = dict(enumerate(text.split("\n"), start=1)).get(line, "")
+        hint = ""
+        if "\t" in written:
+            hint = "; found a tab; expected spaces"
+        elif "${" in written:
+            hint = '; inside {…} and […] write "${NAME}" in quotes'
+        raise _Refused(line, f"not YAML: {error.problem or error.context}{hint}") from error
+    except yaml.YAMLError as error:
+        raise _Refused(1, f"not YAML: {' '.join(str(error).split())}") from error
 
 
 def _scan(text: str) -> set[int]:
@@ -166,25 +173,6 @@ def _scan(text: str) -> set[int]:
         if mark and getattr(event, "tag", None) is not None:
             tags.add(mark.index)
     return tags
-
-
-@contextmanager
-def _messages(text: str) -> Iterator[None]:
-    try:
-        yield
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
-        lines = text.split("\n")
-        written = lines[line - 1] if line <= len(lines) else ""
-        hint = ""
-        if "\t" in written:
-            hint = "; found a tab; expected spaces"
-        elif "${" in written:
-            hint = '; inside {…} and […] write "${NAME}" in quotes'
-        raise _Refused(line, f"not YAML: {error.problem or error.context}{hint}") from error
-    except yaml.YAMLError as error:
-        raise _Refused(1, f"not YAML: {' '.join(str(error).split())}") from error
 
 
 def _line(node: yaml.Node) -> int:

@@ -4,7 +4,9 @@ Sources: the paper's official prompt files (dictionary tasks), lost-in-the-middl
 wording is ours, since none was published.
 """
 
-from __future__ import annotations
+import tomllib
+from importlib import resources
+from typing import Any
 
 MDQA = (
     "Write a high-quality answer for the given question using only the provided search results "
@@ -39,3 +41,8 @@ SUBKEY_ANSWER = (
 WORDINGS = (
     MDQA, DOCUMENT, CLOSED_BOOK, KV_HEAD, KV_TAIL, KV_TEMPLATE, KV_ANSWER, SUBKEY_TAIL, SUBKEY_TEMPLATE, SUBKEY_ANSWER,
 )  # fmt: skip
+
+
+def load(path: str) -> dict[str, Any]:
+    """Return a TOML file of this package: texts of one family of tasks alone."""
+    return tomllib.loads(resources.files("kvray.tasks").joinpath(path).read_text("utf-8"))

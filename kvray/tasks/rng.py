@@ -5,14 +5,15 @@ counter. Row ``r`` owns the counters ``r * width / 4 ...``, so any worker makes 
 the same bytes. numpy guarantees the stream of a bit generator across versions, which it does not for ``Generator``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 Draws = NDArray[np.uint64]
 
 
@@ -49,6 +50,11 @@ def unit(drawn: Draws) -> NDArray[np.float64]:
 def permutation(key: int, size: int) -> NDArray[np.int64]:
     """Return the integers ``[0, size)`` in random order."""
     return np.argsort(draws(key, 0, size, 1)[:, 0], kind="stable")
+
+
+def shuffled(items: Sequence[T], key: int) -> list[T]:
+    """Return items in random order."""
+    return [items[at] for at in permutation(key, len(items)).tolist()]
 
 
 def uuids(drawn: Draws) -> list[str]:

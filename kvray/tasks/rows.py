@@ -27,6 +27,8 @@ class Example:
         depth: place of the answer in percent of the context, where it is varied.
         subtask: kind of example within the task, where there are several.
         condition: further conditions, ``"padding=books"``.
+        example_id: names the example; its row where empty.
+        prompt_tokens: tokens of the prompt; counted where 0.
     """
 
     prompt: str
@@ -39,6 +41,8 @@ class Example:
     depth: float | None = None
     subtask: str | None = None
     condition: str | None = None
+    example_id: str = ""
+    prompt_tokens: int = 0
 
 
 class RowTask(Task):
@@ -60,18 +64,20 @@ class RowTask(Task):
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         key = (self.task, self.VERSION, self.seed)
         made = [self.example(row, random.Random(key_of(*key, row))) for row in range(start, stop)]
-        return table(made, range(start, stop), context.count_tokens)
+        return table(made, context.count_tokens, start)
 
 
-def table(made: Sequence[Example], numbers: Sequence[int], count_tokens: CountTokens) -> pa.Table:
-    """Return examples as a table of :data:`~kvray.tasks.base.EXAMPLE_SCHEMA`, identified by their numbers."""
-    optional = ("position", "length", "depth", "subtask", "condition")
+def table(made: Sequence[Example], count_tokens: CountTokens, first: int = 0) -> pa.Table:
+    """Return examples, of the rows from ``first`` on, as a table of :data:`~kvray.tasks.base.EXAMPLE_SCHEMA`."""
+    names = [each.example_id or str(row) for row, each in enumerate(made, start=first)]
+    counted = [each.prompt_tokens for each in made]
+    alike = ("units", "prompt", "answer", "position", "length", "depth", "subtask", "condition")
     return examples(
         {
-            "example_id": [str(number) for number in numbers],
-            "question_id": [each.question_id or str(number) for each, number in zip(made, numbers, strict=True)],
-            **{name: [getattr(each, name) for each in made] for name in ("units", "prompt", "answer", *optional)},
+            "example_id": names,
+            "question_id": [each.question_id or name for each, name in zip(made, names, strict=True)],
+            **{column: [getattr(each, column) for each in made] for column in alike},
             "references": [list(each.references or (each.answer,)) for each in made],
-            "prompt_tokens": count_tokens([each.prompt for each in made]),
+            "prompt_tokens": count_tokens([each.prompt for each in made]) if 0 in counted else counted,
         }
     )

@@ -13,8 +13,9 @@ section 3.2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -104,12 +105,22 @@ def known_value(person: int, relation: str) -> str:
     return RELATIONS[relation][int(_KNOWN_VALUES[person, RELATION_NAMES.index(relation)])]
 
 
-def two_facts(drawn: Draws) -> list[tuple[str, str]]:
-    """Return two facts (relation, value) of different relations from at least three draws."""
-    first = int(below(drawn[0], 3))
+def two_facts(
+    drawn: Draws, avoided: Mapping[str, Collection[str]] = MappingProxyType({}), relation: str | None = None
+) -> list[tuple[str, str]]:
+    """Return two facts (relation, value) of different relations from at least three draws.
+
+    The first is of ``relation``, None for a drawn one; no value is one of ``avoided``, by relation.
+    """
+    first = int(below(drawn[0], 3)) if relation is None else RELATION_NAMES.index(relation)
     second = (first + 1 + (int(drawn[0]) & 1)) % 3
-    pairs = zip((RELATION_NAMES[first], RELATION_NAMES[second]), drawn[1:3], strict=True)
-    return [(relation, RELATIONS[relation][int(below(draw, len(RELATIONS[relation])))]) for relation, draw in pairs]
+    facts = []
+    for name, draw in ((RELATION_NAMES[first], drawn[1]), (RELATION_NAMES[second], drawn[2])):
+        values: Sequence[str] = RELATIONS[name]
+        if name in avoided:
+            values = [value for value in values if value not in avoided[name]]
+        facts.append((name, values[int(below(draw, len(values)))]))
+    return facts
 
 
 def fact(name: str, relation: str, value: str) -> str:

@@ -54,12 +54,19 @@ def fields(reply: str, names: Sequence[str]) -> list[str] | None:
 
 
 def choose(
-    replies: Sequence[str], needed: int, read: Callable[[int, str], _T | None], *, writer: str | None, what: str
+    replies: Sequence[str],
+    needed: int,
+    read: Callable[[int, str], _T | None],
+    *,
+    writer: str | None,
+    what: str,
+    advice: str = "Ask for more (writer_surplus) or name a model that keeps to the form asked for",
 ) -> list[_T]:
     """Return the content of the first ``needed`` usable replies.
 
     ``read`` takes a reply's number and text and returns its content, None if it cannot be used. ``writer``, the model,
-    and ``what``, the content's name ("fine-grained questions"), are for the error.
+    and ``what``, the content's name ("fine-grained questions"), are for the error, as is ``advice``, in which
+    ``{usable}`` stands for how many there are.
 
     Raises:
         InputError: fewer are usable; names both numbers.
@@ -69,6 +76,6 @@ def choose(
     if len(usable) < needed:
         raise InputError(
             f"{what}: {writer} wrote {len(usable)} that can be used, in {len(replies)} replies; {needed} are needed. "
-            "Ask for more (writer_surplus) or name a model that keeps to the form asked for"
+            + advice.format(usable=len(usable))
         )
     return usable

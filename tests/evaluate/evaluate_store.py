@@ -154,7 +154,7 @@ def predictions(store: Store, dataset_id: str, finetune_id: str | None) -> Artef
         rows=rows,
         tokens=0,
         labels={"evaluation": "facts", "mixture": name, "finetune": name and "lora", "seed": 0 if name else None},
-        params=PredictionsJob(Recall(), dataset_id, finetune_id, "facts"),
+        params=PredictionsJob(Recall(), dataset_id, finetune_id, "sweep"),
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import evaluate_store as made
 import pytest
 
 from kvray.errors import CellError, ResourceError
 from kvray.evaluate.adapters import model_directory
-from kvray.evaluate.assignments import is_full, place
-from kvray.evaluate.engines import vllm_settings
+from kvray.evaluate.assignments import assign_predictions, is_full, place
+from kvray.evaluate.engines import vllm
+from kvray.evaluate.engines.base import Serving
 from kvray.models.reference import resolve
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
@@ -39,7 +41,6 @@ def test_more_engines_than_fit_run_one_after_the_other() -> None:
     [
         (Runtime(gpus_per_engine=1), LAPTOP, "GPU: one engine needs 1 on one node, the largest node has 0"),
         (Runtime(tensor_parallel=16), CLUSTER, "GPU: one engine needs 16 on one node, the largest node has 8"),
-        (Runtime(tensor_parallel=4, gpus_per_engine=2), CLUSTER, "tensor_parallel 4"),
         (Runtime(cpus_per_engine=3), LAPTOP, "CPU: one engine needs 3 on one node, the largest node has 2"),
     ],
 )
@@ -48,23 +49,22 @@ def test_what_cannot_be_had_is_an_error_that_names_it(runtime: Runtime, nodes: l
         place(runtime, nodes)
 
 
-def test_ranks_are_rounded_up_to_what_vllm_allows() -> None:
-    assert [vllm_settings.lora_rank(rank) for rank in (1, 2, 16, 17, 512)] == [1, 8, 16, 32, 512]
-    with pytest.raises(CellError, match="rank 513"):
-        vllm_settings.lora_rank(513)
-
-
 def test_an_engine_makes_room_for_its_adapters_alone() -> None:
-    base = resolve("kvray-tiny")
-    chosen = vllm_settings.settings(base, Runtime(max_loras=4), 0, None, [4, 16])
-    assert (chosen.max_loras, chosen.max_lora_rank, chosen.trust_remote_code) == (2, 16, False)
-    assert vllm_settings.settings(base, Runtime(), 0, None, []).max_loras == 0
-    assert vllm_settings.settings(base, Runtime(max_loras=4), 0, None, [8] * 9).max_loras == 4
+    def options(ranks: list[int]) -> dict[str, Any]:
+        serving = Serving(resolve("kvray-tiny"), None, Runtime(max_loras=4, kv_cache_gib=1))
+        return vllm.engine_options(serving, ranks, 64)
+
+    chosen = options([4, 16])
+    assert (chosen["max_loras"], chosen["max_lora_rank"], chosen["trust_remote_code"]) == (2, 16, False)
+    assert "max_loras" not in options([]) and "enable_lora" not in options([])
+    assert options([8] * 9)["max_loras"] == 4
 
 
 def test_half_a_gpu_takes_half_of_its_memory() -> None:
-    chosen = vllm_settings.settings(resolve("kvray-tiny"), Runtime(gpu_memory_utilization=0.8), 0.5, None, [])
-    assert chosen.gpu and chosen.gpu_memory_utilization == pytest.approx(0.4)
+    serving = Serving(resolve("kvray-tiny"), None, Runtime(gpu_memory_utilization=0.8), gpus=0.5)
+    chosen = vllm.engine_options(serving, [], 64)
+    assert chosen["dtype"] == "auto" and chosen["gpu_memory_utilization"] == pytest.approx(0.4)
+    assert "kv_cache_memory_bytes" not in chosen and "max_num_seqs" not in chosen  # vLLM's own choice
 
 
 def test_the_kind_of_a_finetune_is_told_by_its_files(tmp_path: Path) -> None:
@@ -78,9 +78,31 @@ def test_the_kind_of_a_finetune_is_told_by_its_files(tmp_path: Path) -> None:
     assert model_directory(store.fetch(full, tmp_path / "copy")).name == full.rpartition("/")[2]
 
 
-def test_the_rank_of_an_adapter_is_its_largest(tmp_path: Path) -> None:
+def test_the_rank_of_an_adapter_is_its_largest_rounded_up_to_what_vllm_allows(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "rank_pattern": {"q_proj": 32}}')
-    assert vllm_settings.adapter_rank(tmp_path) == 32
+    assert vllm.adapter_rank(tmp_path) == 32
+    for rank, allowed in ((1, 1), (2, 8), (16, 16), (17, 32), (512, 512)):
+        (tmp_path / "adapter_config.json").write_text(f'{{"r": {rank}}}')
+        assert vllm.adapter_rank(tmp_path) == allowed  # rounded up to what vLLM allows
+    (tmp_path / "adapter_config.json").write_text('{"r": 513}')
+    with pytest.raises(CellError, match="rank 513"):
+        vllm.adapter_rank(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"r": ')
     with pytest.raises(CellError, match="no readable adapter configuration"):
-        vllm_settings.adapter_rank(tmp_path)
+        vllm.adapter_rank(tmp_path)
+
+
+def test_rows_carry_the_labels_of_the_sweep_that_asks_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cell = made.predictions(store, made.dataset(store, made.example_table(3)), None)
+    (assignment,) = assign_predictions([cell], store, resolve("kvray-tiny"), Runtime())
+    assert assignment.labels(cell) == {
+        "sweep": "sweep",
+        "evaluation": "facts",
+        "task": "recall",
+        "base_model": "kvray-tiny",
+        "mixture": None,
+        "finetune": None,
+        "seed": None,
+        "adapter": None,
+    }

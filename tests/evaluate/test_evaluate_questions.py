@@ -49,7 +49,7 @@ def test_a_prompt_fits_only_together_with_its_longest_answer() -> None:
     for limit, requests in ((needed, 1), (needed - 1, 0)):
         asked = DatasetQuestions(examples, task)
         asked.prepare([0], tokenizer, limit)
-        assert len(asked.requests(0)) == requests
+        assert len(asked.requests[0]) == requests
 
 
 def test_an_engine_is_as_long_as_its_longest_request_rounded_up_but_never_longer_than_the_model() -> None:
@@ -61,7 +61,7 @@ def test_an_engine_is_as_long_as_its_longest_request_rounded_up_but_never_longer
 def test_a_task_says_how_its_answers_end() -> None:
     asked = DatasetQuestions(made.example_table(2), Recall(), system="Be brief.")
     asked.prepare(range(2), load_tokenizer(resolve("kvray-tiny")), 256)
-    (request,) = asked.requests(1)
+    (request,) = asked.requests[1]
     assert (request.kind, request.max_tokens, request.stop) == ("generate", Recall.MAX_OUTPUT_TOKENS, Recall.STOP)
 
 
@@ -69,5 +69,5 @@ def test_an_engine_that_reads_text_gets_the_prompt_with_the_system_message() -> 
     examples = made.example_table(2)
     asked = DatasetQuestions(examples, Recall(), system="Be brief.")
     asked.prepare([1], None, 0)
-    (request,) = asked.requests(1)
+    (request,) = asked.requests[1]
     assert request.text == examples["prompt"][1].as_py() and request.system == "Be brief." and not len(request.tokens)

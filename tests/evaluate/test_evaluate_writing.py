@@ -47,7 +47,7 @@ def planned(kind: Kind, task: Task, params: Any, needs: tuple[str, ...] = (), ro
     recipe: dict[str, Any] = {"task": task.recipe()}
     digest = fingerprint(recipe, needs)
     made = artefact_id(kind, task.task, digest)
-    return Artefact(made, kind, task.task, digest, recipe, needs, rows, 0, {}, params)
+    return Artefact(made, kind, task.task, digest, needs, rows, 0, {}, recipe, params)
 
 
 def writing_of(task: Task, writer: str = "kvray-tiny") -> Artefact:

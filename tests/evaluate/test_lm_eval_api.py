@@ -53,7 +53,7 @@ def test_replies_become_scored_rows_and_those_that_did_not_fit_are_no_score(tmp_
     store, steps = Store(tmp_path), cell(benchmark("tiny_steps", limit=4))
     asked = asked_of_an_api("tiny_steps", limit=4)
     assert asked.keys == [f"tiny_steps-{number}" for number in range(4)]
-    (request,) = asked.requests(0)
+    (request,) = asked.requests[0]
     assert request.text.count("####") == 5
     assert (request.max_tokens, request.stop) == (24, ("Question:", "</s>"))
 
@@ -85,7 +85,7 @@ def test_no_more_stop_texts_are_sent_than_an_api_takes_and_the_others_cut_all_th
     (row,) = asked.benchmark.rows
     row.requests[0].args[1]["until"] = ["1", "2", "3", "4", "\n"]
     asked.prepare([0], None, 0)
-    assert asked.requests(0)[0].stop == ("1", "2", "3", "4")
+    assert asked.requests[0][0].stop == ("1", "2", "3", "4")
     answer = row.document["answers"][0]
     reply = Reply(9, None, 9, f"{answer}\nor not", "stop")
     assert asked.table(range(1), [[reply]], LABELS, {})["score"].to_pylist() == [1.0]

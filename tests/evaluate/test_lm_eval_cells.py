@@ -113,15 +113,15 @@ def test_two_engines_share_a_benchmark(stub: type[StubEngine], tmp_path: Path) -
 def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
     stub: type[StubEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvray.evaluate.lm_eval import scores
+    from kvray.evaluate.lm_eval import questions
 
-    def scored(task: Any, row: Any, *given: Any) -> Any:
+    def scored(loaded: Any, row: Any, *given: Any) -> Any:
         if row.subtask == "tiny_letters_emblem":
-            raise scores.CellError("metric acc,none of tiny_letters_emblem is no score")
-        return real(task, row, *given)
+            raise questions.CellError("metric acc,none of tiny_letters_emblem is no score")
+        return real(loaded, row, *given)
 
-    real = scores._scored
-    monkeypatch.setattr(scores, "_scored", scored)
+    real = questions._scored
+    monkeypatch.setattr(questions, "_scored", scored)
     store = Store(tmp_path)
     cells = [cell(benchmark(name)) for name in ("tiny_lettres", "tiny_letters_trade", "tiny_letters_emblem")]
     do(store, *cells)

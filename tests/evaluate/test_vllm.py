@@ -11,7 +11,7 @@ import pytest
 from kvray.errors import CellError
 from kvray.evaluate import questions
 from kvray.evaluate.adapters import Probe, pick
-from kvray.evaluate.engines import vllm_settings
+from kvray.evaluate.engines import vllm
 from kvray.evaluate.engines.base import Adapter, Request, Serving
 from kvray.evaluate.engines.vllm import VllmEngine
 from kvray.models.reference import BaseModelRef, load_tokenizer
@@ -26,7 +26,7 @@ def engine(base: BaseModelRef, adapters: dict[str, Path]) -> VllmEngine:
     VllmEngine.prepare(gpus=0, cpus=2)
     with pytest.MonkeyPatch.context() as patch:
         # Half of the longest request: prompts are read in chunks, as those of 24K tokens are with 4,096 at a time.
-        patch.setattr(vllm_settings, "CPU_BATCH_TOKENS", made.MODEL_LENGTH // 2)
+        patch.setattr(vllm, "CPU_BATCH_TOKENS", made.MODEL_LENGTH // 2)
         # Two places for three adapters, so that they take turns.
         engine = VllmEngine(Serving(base, None, Runtime(max_loras=2)))
         for number, kind in enumerate(("real", "other", "zero"), 1):

@@ -63,7 +63,7 @@ def finetune_of(
     digest = fingerprint(recipe, list(mixture))
     made = artefact_id("finetune", "mixture", digest)
     job = FinetuneJob(finetune, seed, tuple(mixture.items()), tuple((budget or {}).items()))
-    return Artefact(made, "finetune", "mixture", digest, recipe, tuple(mixture), 0, 0, {}, job)
+    return Artefact(made, "finetune", "mixture", digest, tuple(mixture), 0, 0, {}, recipe, job)
 
 
 def long_finetune(store: Store) -> Artefact:

@@ -31,7 +31,7 @@ def planned(task: Task, rows: int) -> Artefact:
     recipe: dict[str, Any] = {"task": task.recipe()}
     digest = fingerprint(recipe)
     return Artefact(
-        artefact_id("dataset", task.task, digest), "dataset", task.task, digest, recipe, (), rows, 0, {}, task
+        artefact_id("dataset", task.task, digest), "dataset", task.task, digest, (), rows, 0, {}, recipe, task
     )
 
 

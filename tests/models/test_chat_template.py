@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvray.models.chat_template import ChatTemplate
+from kvray.models.chat import ChatTemplate
 from kvray.models.reference import BUNDLED
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

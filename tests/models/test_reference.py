@@ -103,13 +103,14 @@ def test_a_cached_model_is_loaded_in_a_process_that_reaches_no_hub(tmp_path: Pat
     cached_model(tmp_path)
     code = (
         "from kvray.models.reference import resolve, load_tokenizer\n"
-        "from kvray.evaluate.engines.vllm_settings import settings\n"
+        "from kvray.evaluate.engines.base import Serving\n"
+        "from kvray.evaluate.engines.vllm import model_options\n"
         "from kvray.sweep.model import Runtime\n"
         "from kvray.finetune.model import load\n"
         f"base = resolve({NAME!r})\n"
         "print(len(load_tokenizer(base)), load(base, 'lora', gpu=False, fsdp=False).config.hidden_size)\n"
-        "chosen = settings(base, Runtime(), 0, None, [])\n"
-        "print(chosen.model == chosen.tokenizer, chosen.revision)\n"
+        "chosen = model_options(Serving(base, None, Runtime()))\n"
+        "print(chosen['model'] == chosen['tokenizer'], chosen['revision'])\n"
     )
     # Without HF_HUB_OFFLINE: the hub's name resolves nowhere, as behind a firewall.
     without = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}

@@ -8,7 +8,7 @@ import pytest
 from kvray.errors import InputError
 from kvray.planning import mixture
 from kvray.planning.artefacts import FinetuneJob
-from kvray.planning.mixture import Dataset, mix, permutation
+from kvray.planning.mixture import mix, permutation
 from kvray.sweep.model import Finetune
 
 LONG = np.full(100, 50)
@@ -17,7 +17,7 @@ PINNED = [1, 0, 7, 2, 5, 3, 6, 4]
 
 
 def blend(tokens, weights, match, seed, budget=None):
-    datasets = [Dataset(f"dataset {at}", each) for at, each in enumerate(tokens, 1)]
+    datasets = {f"dataset {at}": each for at, each in enumerate(tokens, 1)}
     return [part.rows for part in mixture.blend(datasets, weights, match, seed, budget)]
 
 

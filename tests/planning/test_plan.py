@@ -176,7 +176,8 @@ def test_each_seed_draws_its_own_data_where_asked() -> None:
     assert {x.labels["dataset"] for x in data.values()} >= {"ours", "ours[seed=2]"}
     assert len([x for x in found.artefacts if x.kind == "predictions"]) == 1 + 2 * 2
     with pytest.raises(ValueError, match="the same examples are drawn by the same seed"):
-        planned(finetune={"seeds": [0, 9], "reseed_data": True}, evaluate={"ask": {"task": "toy", "seed": 9}})
+        changes = {"finetune": {"seeds": [0, 9], "reseed_data": True}, "evaluate": {"ask": {"task": "toy", "seed": 9}}}
+        Sweep(**sweep_of(**changes).written())
 
 
 def test_a_model_behind_an_api_has_other_hyperparameters(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +380,7 @@ def test_inputs_cover_every_variant() -> None:
     sweep = sweep_of(grid={"datasets.ours.rows": [3, 4]})
     inputs = gather(sweep)
     assert isinstance(inputs, Inputs)
-    counts = {inputs.lengths_of(variant.sweep.datasets["ours"]).rows for variant in variants(sweep)}
+    counts = {inputs.of(variant.sweep.datasets["ours"]).lengths.rows for variant in variants(sweep)}
     assert counts == {3, 4}
 
 

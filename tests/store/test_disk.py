@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from kvray.cli import app
 from kvray.driver import run as running
 from kvray.errors import ResourceError
-from kvray.evaluate.engines import vllm_settings
+from kvray.evaluate.engines import vllm
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
@@ -104,8 +104,8 @@ def test_a_store_that_becomes_full_ends_the_run_with_the_first_failure_and_what_
 def test_a_full_disk_under_a_trial_is_its_reason_at_once_and_no_trace_is_printed(
     disk: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from kvray.evaluate.tally import Tally
-    from kvray.evaluate.trials import fit
+    from kvray.evaluate.job import fit
+    from kvray.evaluate.worker import Tally
 
     attempts = tmp_path / "attempts"
 
@@ -118,14 +118,12 @@ def test_a_full_disk_under_a_trial_is_its_reason_at_once_and_no_trace_is_printed
         raise RuntimeError("no memory\n\nSet MORE_MEMORY=1 to have more")
 
     store = Store(disk / "store")
-    asked, tally = {"cpu": 1.0}, Tally(lambda done, note="", total=None: None, [0])
-    told = [
-        fit([SimpleNamespace(cells=())], each, store, Runtime(retries=1), asked, 1, tally)
-        for each in (work, break_down)
-    ]
-    assert told[0][0] is not None and told[0][0].endswith("cannot write 2,097,152 bytes: No space left on device")
+    tally = Tally(lambda done, note="", total=None: None, [0])
+    assignment = SimpleNamespace(cells=(SimpleNamespace(id="one"),), runtime=Runtime(retries=1), cpus=1.0, gpus=0.0)
+    full, broken = (fit([assignment], each, store, 1, tally)["one"] for each in (work, break_down))
+    assert full.endswith("cannot write 2,097,152 bytes: No space left on device")
     assert attempts.read_text() == "x"
-    assert told[1] == ["the engine died, retries included: RuntimeError: no memory; KVRAY_VERBOSE=1 shows the trace"]
+    assert broken == "the engine died, retries included: RuntimeError: no memory; KVRAY_VERBOSE=1 shows the trace"
     printed = "".join(capfd.readouterr())
     assert "Traceback" not in printed and "ERROR" not in printed
 
@@ -134,4 +132,4 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch: pytes
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ResourceError, match=r"g\+\+: not found on this node.*apt install g\+\+"):
-        vllm_settings.check_platform(gpu=False)
+        vllm.check_platform(gpu=False)

@@ -11,7 +11,7 @@ import pytest
 from toy_tasks import Quiz, Toy
 
 from kvray.errors import InputError
-from kvray.sweep.grid import variants
+from kvray.sweep.grid import Variant, suffix, variants
 from kvray.sweep.load import json_schema, load
 from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.base import REGISTRY
@@ -43,6 +43,10 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
         return load("s.yaml", overrides, scale)
 
     return of
+
+
+def label(variant: Variant) -> str:
+    return suffix([(str(path[-1]), value) for path, value in variant.changes])
 
 
 def problems(read: Load, text: str, *overrides: str) -> list[str]:
@@ -262,7 +266,7 @@ def test_a_grid_value_that_fits_no_combination_is_told_at_its_line(read: Load) -
     assert len(found) == 1
     assert re.match(r"s.yaml:(9|10|12): grid\.evaluate\.ask\..*found 20; expected at most size = 4", found[0])
     zipped = text.replace("grid:", "zip:")
-    assert [v.label for v in variants(read(zipped))] == ["size=4,positions=[1,3]", "size=20,positions=[1,20]"]
+    assert [label(v) for v in variants(read(zipped))] == ["[size=4,positions=[1,3]]", "[size=20,positions=[1,20]]"]
 
 
 def test_a_grid_is_a_product_and_zip_goes_side_by_side(read: Load) -> None:
@@ -271,15 +275,15 @@ def test_a_grid_is_a_product_and_zip_goes_side_by_side(read: Load) -> None:
         + "grid: {finetune.learning_rate: [1e-5, 5.0e-6], datasets.ours.law: [paper, strict]}\n"
         + "zip: {finetune.epochs: [1, 2], finetune.batch_size: [8, 16]}\n"
     )
-    labels = [variant.label for variant in variants(sweep)]
+    labels = [label(variant) for variant in variants(sweep)]
     assert len(labels) == len(set(labels)) == 8
     assert labels[:3] == [
-        "learning_rate=1e-05,law=paper,epochs=1.0,batch_size=8",
-        "learning_rate=1e-05,law=paper,epochs=2.0,batch_size=16",
-        "learning_rate=1e-05,law=strict,epochs=1.0,batch_size=8",
+        "[learning_rate=1e-05,law=paper,epochs=1.0,batch_size=8]",
+        "[learning_rate=1e-05,law=paper,epochs=2.0,batch_size=16]",
+        "[learning_rate=1e-05,law=strict,epochs=1.0,batch_size=8]",
     ]
     assert all(not variant.sweep.grid and not variant.sweep.zip for variant in variants(sweep))
-    assert [variant.label for variant in variants(read(GOOD))] == [""]
+    assert [label(variant) for variant in variants(read(GOOD))] == [""]
 
 
 def test_a_grid_beyond_reason_is_refused(read: Load) -> None:

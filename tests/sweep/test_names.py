@@ -10,7 +10,7 @@ from toy_tasks import Toy
 
 from kvray.errors import InputError
 from kvray.results import references
-from kvray.sweep.consistency import reference_sets
+from kvray.sweep.check import reference_sets
 from kvray.sweep.load import load
 from kvray.tasks.base import REGISTRY
 

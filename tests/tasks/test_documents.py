@@ -14,7 +14,6 @@ import pytest
 
 from kvray.errors import InputError, InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.tasks.qa.distractors import holds
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.questions import best_subspan_em, normalise
 from kvray.tasks.qa.recall import Recall
@@ -101,7 +100,8 @@ def test_real_questions_have_no_distractor_with_an_answer() -> None:
         documents = re.split(r"(?:^|\n)Document \[\d+\]\(Title: ", row["prompt"])[1:]
         assert len(documents) == 20
         others = [text for n, text in enumerate(documents, 1) if n != row["position"] and n < 20]
-        assert not any(holds(normalise(text), [normalise(a) for a in row["references"]]) for text in others)
+        answers = [normal for answer in row["references"] if (normal := normalise(answer))]
+        assert not any(answer in normalise(text) for text in others for answer in answers)
     assert len(rows(Mdqa(source=str(REAL), split="all", documents=1, questions=None))) == 2655
 
 

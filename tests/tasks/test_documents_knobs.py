@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 
 from kvray.errors import InputError, InvalidValueError
-from kvray.tasks.qa import sentences
-from kvray.tasks.qa.mdqa import Mdqa
-from kvray.tasks.qa.questions import Question
+from kvray.tasks.qa.mdqa import WRITER_PROMPT, Mdqa, usable
 from kvray.tasks.qa.recall import Recall
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "nq-open-oracle.jsonl.gz"
@@ -155,7 +153,7 @@ def test_a_writer_is_asked_for_more_than_are_needed_and_useless_replies_are_pass
     prompts = task.to_write(count_words)
     assert len(prompts) == 28, "eight and twenty spare ones"
     numbers = [int(re.search(r"author(\d\d)\.\n", prompt)[1]) for prompt in prompts]  # type: ignore[index]
-    assert prompts[0] == sentences.WRITER_PROMPT.format(
+    assert prompts[0] == WRITER_PROMPT.format(
         question=f"who wrote {numbers[0]}", answer=f"author{numbers[0]:02d}", title=f"gold {numbers[0]}",
         text=f"It was author{numbers[0]:02d}.",
     )  # fmt: skip
@@ -171,7 +169,7 @@ def test_a_writer_is_asked_for_more_than_are_needed_and_useless_replies_are_pass
         for row in rows(task.model_copy(update={"answer_writer": None, "questions": 30}))
     }
     assert all(row["prompt"] == plain[row["example_id"]] for row in made), "prompts are those that they always were"
-    with pytest.raises(InputError, match=r"7 of 28 replies of some/model can be used .* type questions: 7"):
+    with pytest.raises(InputError, match=r"some/model wrote 7 .* in 28 replies; 8 are needed.* type questions: 7"):
         task.context(count_words, ["no"] * 21 + replies[21:28])
     with pytest.raises(InputError, match="has not written the answers yet"):
         rows(task)
@@ -200,12 +198,15 @@ def test_the_tiny_world_s_sentences_can_be_written_too() -> None:
     ],
 )
 def test_a_usable_reply_is_one_line_of_few_words_with_the_answer(reply: str, is_usable: bool) -> None:
-    assert sentences.usable(reply, ["Marie Curie"]) == is_usable
+    assert usable(reply, ["Marie Curie"]) == is_usable
 
 
-def test_a_writer_s_prompt_needs_question_and_answer() -> None:
-    question = Question("id", "who {x}?", ("a {y}",), "T", "P {z}")
-    assert sentences.prompt("{question}|{answer}|{title}|{text}", question) == "who {x}?|a {y}|T|P {z}"
+def test_a_writer_s_prompt_needs_question_and_answer(tmp_path: Path) -> None:
+    row = {"question": "who {x}?", "answers": ["a {y}"], "title": "T", "text": "P {z}"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    task = Mdqa(source=str(tmp_path / "q.jsonl"), split="all", questions=1, documents=1)
+    task = task.model_copy(update={"writer_prompt": "{question}|{answer}|{title}|{text}"})
+    assert task.to_write(count_words) == ["who {x}?|a {y}|T|P {z}"]
     for wrong in ("{question}", "{question} {answer} {passage}", "{question} {answer} {", "{} {question} {answer}"):
         with pytest.raises(InvalidValueError, match="writer_prompt"):
             Mdqa(writer_prompt=wrong)

@@ -20,7 +20,7 @@ from kvray.tasks.flenqa.facts import ATTRIBUTES, FILLERS, PROPERTIES, RELATIONS,
 from kvray.tasks.flenqa.flenqa import Flenqa
 from kvray.tasks.flenqa.make import Maker
 from kvray.tasks.flenqa.padding import books, split
-from kvray.tasks.flenqa.prompts import Condition, Subtask, conditions
+from kvray.tasks.flenqa.prompts import Condition, Dispersion, Padding, Subtask
 from kvray.tasks.rng import draws, key_of
 
 SUBTASKS: tuple[Subtask, ...] = ("MonoRel", "PIR", "RuleTaker")
@@ -35,6 +35,12 @@ def count_words(texts: Sequence[str]) -> np.ndarray:
 
 def maker(seed: int = 0, shortest: int = 250, count: CountTokens = count_words) -> Maker:
     return Maker(1, seed, shortest, count)
+
+
+def conditions(
+    paddings: Sequence[Padding], dispersions: Sequence[Dispersion], lengths: Sequence[int]
+) -> list[Condition]:
+    return [Condition(*each) for each in itertools.product(paddings, dispersions, lengths)]
 
 
 def solve(subtask: Subtask, text: str, question: str, rule: str) -> bool:

@@ -254,8 +254,8 @@ EMPTY = len(LAYOUT.format(context="", question="Which?").split())
 @pytest.mark.parametrize("length", range(EMPTY + 3, EMPTY + 40))
 def test_as_many_segments_as_fit_are_taken(length: int) -> None:
     filled = fill(draft(["four words in it"] * 20), length, words)
-    assert filled.tokens == words([filled.prompt])[0] <= length
-    assert filled.segments == 1 + (length - EMPTY - 3) // 4
+    assert filled.prompt_tokens == words([filled.prompt])[0] <= length
+    assert filled.units == 1 + (length - EMPTY - 3) // 4
 
 
 def test_segments_counted_too_low_or_too_high_are_settled_by_the_whole_prompt() -> None:
@@ -265,7 +265,7 @@ def test_segments_counted_too_low_or_too_high_are_settled_by_the_whole_prompt() 
         filled = fill(
             Draft("Which?", "", (), (Segment("gold", 1),), made, np.arange(61, dtype=np.uint64)), EMPTY + 101, words
         )
-        assert EMPTY + 101 - 4 - 3 - 1 <= filled.tokens <= EMPTY + 101
+        assert EMPTY + 101 - 4 - 3 - 1 <= filled.prompt_tokens <= EMPTY + 101
 
 
 def test_fillers_that_run_out_are_an_error() -> None:

@@ -5,7 +5,7 @@
 module, chosen by ``runtime.engine: module:Class`` or by the name of an entry point in :data:`GROUP`.
 """
 
-import importlib
+import pkgutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -183,14 +183,13 @@ def engine_class(base: BaseModelRef, runtime: Runtime) -> type[Engine]:
                 f"runtime.engine: found {name!r}; expected {', '.join(['vllm', *sorted(known)])} or module:Class"
             )
         path = known[name]
-    module, _, attribute = path.partition(":")
     try:
-        kind = getattr(importlib.import_module(module), attribute)
+        engine = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"runtime.engine: {path} cannot be imported: {error}") from error
-    if not (isinstance(kind, type) and issubclass(kind, Engine)):
+    if not (isinstance(engine, type) and issubclass(engine, Engine)):
         raise InputError(f"runtime.engine: {path} is no subclass of kvray.evaluate.engines.base.Engine")
-    return kind
+    return engine
 
 
 def too_long(prompt_tokens: int = 0) -> Reply:

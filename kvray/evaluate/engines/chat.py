@@ -5,10 +5,8 @@ The server applies its own chat template and tokenizer; its ``usage`` is recorde
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import Adapter, Engine, Key, ModelError, Reply, Request, Serving, too_long
 from kvray.models.chat import conversation
-from kvray.models.openai import MODEL_FILE, Api, ApiError, IncompleteError, RejectedError, plain
+from kvray.models.openai import MODEL_FILE, Api, ApiError, EventLoop, IncompleteError, RejectedError, plain
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -50,7 +48,7 @@ class ChatEngine(Engine):
         self._models: dict[str, str] = {}
         self._seed: dict[str, Any] = {"seed": SEED}
         self._served: defaultdict[str, set[str]] = defaultdict(set)
-        self._thread: threading.Thread | None = None
+        self._loop: EventLoop | None = None
 
     def add(self, adapter: Adapter) -> None:
         """Read a finetuned model's name from its ``model.json``; CellError if no API made the finetune."""
@@ -62,11 +60,8 @@ class ChatEngine(Engine):
             ) from error
 
     def start(self, length: int) -> None:
-        """Open the connection; the server checks lengths."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kvray-chat", daemon=True)
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._api.__aenter__(), self._loop).result()
+        """Start the event loop; the server checks lengths."""
+        self._loop = EventLoop()
 
     def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
         """Answer requests as the server does; ApiError if it will serve none.
@@ -74,12 +69,13 @@ class ChatEngine(Engine):
         Where a prompt leaves less room than the task asks for, some servers (vLLM) answer in that room, others (OpenAI)
         refuse.
         """
+        assert self._loop is not None
         waiting = iter(requests)
         running: dict[Future[Reply], Key] = {}
         try:
             while True:
                 while len(running) < self.serving.runtime.api_concurrency and (item := next(waiting, None)) is not None:
-                    running[asyncio.run_coroutine_threadsafe(self._ask(item[1]), self._loop)] = item[0]
+                    running[self._loop.start(self._ask(item[1]))] = item[0]
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -106,20 +102,9 @@ class ChatEngine(Engine):
 
     def close(self) -> None:
         """Close the connection and end the thread."""
-        if self._thread is not None:
-            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+        if self._loop is not None:
+            self._loop.start(self._api.aclose()).result()
             self._loop.close()
-            self._thread = None
-
-    async def _close(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._api.__aexit__()
-        await self._loop.shutdown_default_executor()
 
     def _model(self, adapter: Adapter | None) -> str:
         return self._models[adapter.name] if adapter else self.serving.base.location

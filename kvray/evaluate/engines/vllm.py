@@ -1,137 +1,135 @@
 """One vLLM engine in this process: the base model and any number of its adapters, or one full finetune.
 
 Without an engine-core child it starts in 3 s instead of 30 on CPU, and Ray watches the one process that can die.
-Requests are a stream: the last slow answers of one adapter overlap with the first prompts of the next.
+Requests are a stream: the last slow answers of one adapter overlap with the first prompts of the next. Options and
+environment are computed before anything heavy is imported.
 """
 
 import functools
+import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvray.errors import CellError, InputError, last_line
-from kvray.evaluate.engines import vllm_settings
-from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request, Serving
-from kvray.evaluate.engines.vllm_settings import Settings
+from kvray.errors import CellError, InputError, ResourceError, install_command, last_line
+from kvray.evaluate.engines.base import ADAPTER_CONFIG, Adapter, Engine, Key, Reply, Request, Serving
+from kvray.models.lora import ENGINE_RANKS, LARGEST_RANK
+
+CPU_SEQUENCES = 128
+"""Requests in one batch of a CPU engine."""
+CPU_BATCH_TOKENS = 4096
+CPU_BLOCK = 32
+"""Tokens per block of a CPU engine's prefix cache (vLLM's own 128 would share little of a 500-token prompt)."""
+_CPU_CACHE_BYTES = (128 * 2**20, 2**30)
 
 
-class VllmEngine(Engine):
-    """vLLM on the GPUs of this process, or on its CPUs."""
+def adapter_rank(adapter: Path) -> int:
+    """Return the smallest rank vLLM can be set to that holds a peft adapter's: a higher one costs memory and time.
 
-    def __init__(self, serving: Serving) -> None:
-        super().__init__(serving)
-        self._ranks: list[int] = []
-        self._next = 0
+    Raises:
+        CellError: its configuration is unreadable, or the rank is more than vLLM serves.
+    """
+    try:
+        config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+        rank = max([int(config["r"]), *(int(other) for other in (config.get("rank_pattern") or {}).values())])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CellError(f"{adapter / ADAPTER_CONFIG} is no readable adapter configuration ({error!r})") from error
+    if rank > LARGEST_RANK:
+        raise CellError(f"LoRA rank {rank}: vLLM serves at most rank {LARGEST_RANK}")
+    return min(allowed for allowed in ENGINE_RANKS if allowed >= rank)
 
-    @classmethod
-    def prepare(cls, gpus: float, cpus: float) -> None:
-        """Set the environment of vLLM, OpenMP and the hub's libraries."""
-        vllm_settings.prepare_environment(gpus > 0, cpus)
 
-    @property
-    def _settings(self) -> Settings:
-        of = self.serving
-        return vllm_settings.settings(of.base, of.runtime, of.gpus, of.weights, self._ranks)
+def model_options(serving: Serving) -> dict[str, Any]:
+    """Return the options that vLLM's ModelConfig and its engine share.
 
-    @functools.cached_property
-    def limit(self) -> int:
-        """Tokens that the model can take; ResourceError or InputError if vLLM does not run here or cannot serve it."""
-        vllm_settings.check_platform(self._settings.gpu)
-        try:
-            return int(vllm_settings.model_config(self._settings).max_model_len)
-        except (ValueError, OSError) as error:
-            raise InputError(f"model {self.serving.base.name}: vLLM cannot serve it: {error}") from error
+    The tokenizer is always the base model's. ``max_model_len`` is tokens per request; None for the model's own length.
+    """
+    base, gpu = serving.base.here(), serving.gpus > 0
+    return {
+        "model": str(serving.weights or base.location),
+        "tokenizer": base.location,
+        # A full finetune's weights are files, which have no revision.
+        "revision": None if serving.weights else base.revision,
+        "tokenizer_revision": base.revision,
+        "trust_remote_code": base.trust_remote_code,
+        "dtype": "auto" if gpu else "float32",
+        "max_model_len": serving.runtime.max_model_len,
+        "seed": 0,
+        "enforce_eager": not gpu,
+    }
 
-    def add(self, adapter: Adapter) -> None:
-        """Make room for the adapter's rank; CellError if it is unreadable or higher than vLLM serves."""
-        self._ranks.append(vllm_settings.adapter_rank(adapter.path))
 
-    def start(self, length: int) -> None:
-        """Load the weights; ResourceError if vLLM does not run here. After an error the process is of no use."""
-        settings = self._settings
-        vllm_settings.check_platform(settings.gpu)
-        import vllm
+def engine_options(serving: Serving, ranks: Sequence[int], length: int) -> dict[str, Any]:
+    """Return the options of an engine for requests of at most ``length`` tokens.
 
-        from kvray.evaluate.engines import cpu_lora
+    ``ranks`` are those of all adapters to serve. A fraction of a GPU takes that share of its memory.
+    """
+    runtime = serving.runtime
+    options = model_options(serving) | {"max_model_len": length, "enable_prefix_caching": True}
+    if ranks:
+        at_once = min(runtime.max_loras, len(ranks))
+        options |= {"enable_lora": True, "max_loras": at_once, "max_lora_rank": max(ranks)}
+    if serving.gpus > 0:
+        options["gpu_memory_utilization"] = runtime.gpu_memory_utilization * min(serving.gpus, 1.0)
+        if runtime.tensor_parallel > 1:
+            # Ray has given this process all GPUs of the engine, so their workers are its children.
+            options |= {"tensor_parallel_size": runtime.tensor_parallel, "distributed_executor_backend": "mp"}
+    else:
+        batch_tokens = max(CPU_BATCH_TOKENS, CPU_SEQUENCES)
+        options |= {"max_num_seqs": CPU_SEQUENCES, "max_num_batched_tokens": batch_tokens, "block_size": CPU_BLOCK}
+    if runtime.kv_cache_gib is not None:
+        options["kv_cache_memory_bytes"] = int(runtime.kv_cache_gib * 2**30)
+    elif serving.gpus == 0:
+        options["kv_cache_memory_bytes"] = cache_bytes(model_config(serving), length)
+    return options
 
-        options = vllm_settings.common_options(settings, length)
-        cache = settings.kv_cache_bytes
-        if settings.max_loras:
-            options |= {"enable_lora": True, "max_loras": settings.max_loras, "max_lora_rank": settings.max_lora_rank}
-        if settings.gpu:
-            options["gpu_memory_utilization"] = settings.gpu_memory_utilization
-            if settings.tensor_parallel > 1:
-                # Ray has given this process all GPUs of the engine, so their workers are its children.
-                options |= {
-                    "tensor_parallel_size": settings.tensor_parallel,
-                    "distributed_executor_backend": "mp",
-                }
-        else:
-            cpu_lora.install()
-            cache = cache or vllm_settings.cache_bytes(vllm_settings.model_config(settings), length)
-            options |= {
-                "max_num_seqs": vllm_settings.CPU_SEQUENCES,
-                "max_num_batched_tokens": max(vllm_settings.CPU_BATCH_TOKENS, vllm_settings.CPU_SEQUENCES),
-                "block_size": vllm_settings.CPU_BLOCK,
-            }
-        if cache is not None:
-            options["kv_cache_memory_bytes"] = cache
-        llm = vllm.LLM(enable_prefix_caching=True, use_tqdm_on_load=False, **options)
-        self._engine = llm.llm_engine
-        # Twice the batch keeps the scheduler's queue filled without holding every prompt of the sweep in it.
-        self._window = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs
-        self._info: dict[str, Any] = {
-            "vllm": vllm.__version__,
-            "device": _device(settings.gpu),
-            "dtype": str(llm.model_config.dtype).removeprefix("torch."),
-            "flags": {
-                **asdict(settings),
-                "model": _without_folder(settings.model),
-                "tokenizer": _without_folder(settings.tokenizer),
-                "max_model_len": length,
-                "kv_cache_bytes": cache,
-            },
-        }
 
-    def info(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Return vLLM's version, the device, the type of the weights and every option; no paths."""
-        return self._info
+def check_platform(gpu: bool) -> None:
+    """Make sure that the installed vLLM runs on what was asked for.
 
-    def load(self, adapter: Adapter) -> None:
-        """Load an adapter; CellError if vLLM refuses it. A bad one at request time would kill the engine."""
-        try:
-            loaded = self._engine.add_lora(_lora_request(adapter))
-        except Exception as error:
-            # vLLM, safetensors and torch each raise kinds of their own for a damaged or unsupported adapter.
-            raise CellError(f"adapter {adapter.name}: vLLM cannot load it: {last_line(error)}") from error
-        if not loaded:
-            raise CellError(f"adapter {adapter.name}: vLLM did not load it (and did not say why)")
+    Raises:
+        ResourceError: it is the other build, or lacks the compiler that the CPU build needs.
+    """
+    from vllm.platforms import current_platform
 
-    def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
-        """Answer requests in about their order, each as soon as it is done."""
-        from vllm.inputs.engine import tokens_input
+    if gpu and current_platform.is_cpu():
+        raise ResourceError(f"GPU: vLLM on this node is the CPU build; on GPU nodes type {install_command('gpu')}")
+    if not gpu and not current_platform.is_cpu():
+        raise ResourceError(
+            "GPU: vLLM on this node is not the CPU build, and no GPU was asked for; set runtime.gpus_per_engine, or "
+            f"make an environment for the CPU: type {install_command('cpu')}"
+        )
+    compiler = os.environ.get("CXX", "g++").split()[0]  # what torch looks for
+    if not gpu and shutil.which(compiler) is None:
+        raise ResourceError(
+            f"{compiler}: not found on this node, and vLLM on a CPU compiles parts of itself as it starts; install a "
+            "C++ compiler (Debian and Ubuntu: apt install g++)"
+        )
 
-        waiting = iter(requests)
-        running: dict[str, tuple[Key, Request]] = {}
-        more = True
-        while more or running:
-            while more and len(running) < self._window:
-                item = next(waiting, None)
-                if item is None:
-                    more = False
-                    break
-                request, name = item[1], str(self._next)
-                self._next += 1
-                lora = _lora_request(request.adapter) if request.adapter else None
-                prompt = tokens_input(request.tokens.tolist())
-                self._engine.add_request(name, prompt, sampling(request), lora_request=lora)
-                running[name] = item
-            for output in self._engine.step() if running else ():
-                if output.finished:
-                    key, request = running.pop(output.request_id)
-                    yield key, reply(request, output)
+
+def model_config(serving: Serving) -> Any:
+    """Return vLLM's ModelConfig (no weights are loaded); ``max_model_len`` is the length the model can take.
+
+    Raises:
+        ValueError: vLLM cannot serve the model, or not at this length.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs(**model_options(serving)).create_model_config()
+
+
+def cache_bytes(config: Any, max_model_len: int) -> int:
+    """Return a CPU engine's cache size: its whole batch, within 128 MiB and 1 GiB, but at least two requests.
+
+    Without a size vLLM would ask for nine tenths of the machine's memory.
+    """
+    # Keys and values of every layer, in float32.
+    per_token = 2 * 4 * config.get_total_num_hidden_layers() * config.get_total_num_kv_heads() * config.get_head_size()
+    low, high = _CPU_CACHE_BYTES
+    wanted = min(max(CPU_SEQUENCES * max_model_len * per_token, low), high)
+    return int(max(wanted, 2 * (max_model_len + CPU_BLOCK) * per_token))
 
 
 def sampling(request: Request) -> Any:
@@ -176,17 +174,113 @@ def reply(request: Request, output: Any) -> Reply:
     return Reply(length, cached, 0, None, "stop", scored)
 
 
-def _without_folder(location: str) -> str:
-    return Path(location).name if os.path.isabs(location) else location
-
-
 def _lora_request(adapter: Adapter) -> Any:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(adapter.name, adapter.number, str(adapter.path))
 
 
-def _device(gpu: bool) -> str:
-    import torch
+class VllmEngine(Engine):
+    """vLLM on the GPUs of this process, or on its CPUs."""
 
-    return str(torch.cuda.get_device_name()) if gpu else f"cpu, {torch.get_num_threads()} threads"
+    def __init__(self, serving: Serving) -> None:
+        super().__init__(serving)
+        self._ranks: list[int] = []
+        self._next = 0
+
+    @classmethod
+    def prepare(cls, gpus: float, cpus: float) -> None:
+        """Set the environment of vLLM, OpenMP and the hub's libraries.
+
+        What the user has set stays, except for what this module's way of running needs.
+        """
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        for name, value in {
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_DO_NOT_TRACK": "1",
+            "TOKENIZERS_PARALLELISM": "true",
+            # Libraries that load benchmarks' data would report what is loaded.
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        }.items():
+            os.environ.setdefault(name, value)
+        if not gpus:
+            # Binding to fixed cores would put two engines of one host on the same ones.
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            os.environ["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
+            # By default OpenMP threads spin at every barrier: with one busy neighbour that is ten times slower.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    @functools.cached_property
+    def limit(self) -> int:
+        """Tokens that the model can take; ResourceError or InputError if vLLM does not run here or cannot serve it."""
+        check_platform(self.serving.gpus > 0)
+        try:
+            return int(model_config(self.serving).max_model_len)
+        except (ValueError, OSError) as error:
+            raise InputError(f"model {self.serving.base.name}: vLLM cannot serve it: {error}") from error
+
+    def add(self, adapter: Adapter) -> None:
+        """Make room for the adapter's rank; CellError if it is unreadable or higher than vLLM serves."""
+        self._ranks.append(adapter_rank(adapter.path))
+
+    def start(self, length: int) -> None:
+        """Load the weights. After an error the process is of no use."""
+        import torch
+        import vllm
+
+        from kvray.evaluate.engines import cpu_lora
+
+        cpu_lora.install()
+        options = engine_options(self.serving, self._ranks, length)
+        llm = vllm.LLM(use_tqdm_on_load=False, **options)
+        self._engine = llm.llm_engine
+        # Twice the batch keeps the scheduler's queue filled without holding every prompt of the sweep in it.
+        self._window = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs
+        gpu = torch.cuda.get_device_name() if self.serving.gpus else ""
+        places = {name: options[name] for name in ("model", "tokenizer")}
+        self._info: dict[str, Any] = {
+            "vllm": vllm.__version__,
+            "device": gpu or f"cpu, {torch.get_num_threads()} threads",
+            "dtype": str(llm.model_config.dtype).removeprefix("torch."),
+            "flags": options | {name: Path(at).name if os.path.isabs(at) else at for name, at in places.items()},
+        }
+
+    def info(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Return vLLM's version, the device, the type of the weights and every option; no paths."""
+        return self._info
+
+    def load(self, adapter: Adapter) -> None:
+        """Load an adapter; CellError if vLLM refuses it. A bad one at request time would kill the engine."""
+        try:
+            loaded = self._engine.add_lora(_lora_request(adapter))
+        except Exception as error:
+            # vLLM, safetensors and torch each raise kinds of their own for a damaged or unsupported adapter.
+            raise CellError(f"adapter {adapter.name}: vLLM cannot load it: {last_line(error)}") from error
+        if not loaded:
+            raise CellError(f"adapter {adapter.name}: vLLM did not load it (and did not say why)")
+
+    def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
+        """Answer requests in about their order, each as soon as it is done."""
+        from vllm.inputs.engine import tokens_input
+
+        waiting = iter(requests)
+        running: dict[str, tuple[Key, Request]] = {}
+        more = True
+        while more or running:
+            while more and len(running) < self._window:
+                item = next(waiting, None)
+                if item is None:
+                    more = False
+                    break
+                request, name = item[1], str(self._next)
+                self._next += 1
+                lora = _lora_request(request.adapter) if request.adapter else None
+                prompt = tokens_input(request.tokens.tolist())
+                self._engine.add_request(name, prompt, sampling(request), lora_request=lora)
+                running[name] = item
+            for output in self._engine.step() if running else ():
+                if output.finished:
+                    key, request = running.pop(output.request_id)
+                    yield key, reply(request, output)

@@ -1,22 +1,43 @@
 """The questions of a benchmark of lm-evaluation-harness, as every cell asks them.
 
 Rows have the schema of all predictions; the manifest has the tasks' versions, and lm_eval's own aggregates beside ours.
+Responses are scored by lm_eval's own filters, metrics and aggregates, question by question.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from kvray.errors import CellError
-from kvray.evaluate import chunks
 from kvray.evaluate.engines.base import TOO_LONG, Reply, Request
-from kvray.evaluate.lm_eval import scores, tasks
+from kvray.evaluate.lm_eval import tasks
 from kvray.evaluate.lm_eval.requests import Encoder, Reading, as_text, responses
-from kvray.evaluate.questions import Questions
+from kvray.evaluate.lm_eval.tasks import Benchmark, Row, choose_metric
+from kvray.evaluate.questions import Questions, Replies, info_of, reply_columns
 from kvray.tasks.base import RIGHT, WRONG, Task
 from kvray.tasks.lm_eval import LmEval
+
+Values = defaultdict[str, defaultdict[str, list[Any]]]
+"""What was measured, a value per question: by subtask, then by ``metric,filter``."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What lm_eval makes of the responses to one question.
+
+    ``answer`` is the raw text, or the chosen option; ``values`` is everything measured, by ``metric,filter``; the one
+    called ``metric`` is the score, in [0, 1].
+    """
+
+    answer: str
+    metric: str
+    score: float
+    values: dict[str, Any]
 
 
 class BenchmarkQuestions(Questions):
@@ -49,69 +70,60 @@ class BenchmarkQuestions(Questions):
 
     def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
         task, questions = self.benchmark.task, [self.benchmark.rows[row] for row in rows]
-        if tokenizer is None:
-            made: Iterable[list[Reading]] = ([as_text(task, question)] for question in questions)
-        else:
-            made = Encoder(tokenizer, task, limit).encode(questions)
-        for row, readings in zip(rows, made, strict=True):
+        encoder = None if tokenizer is None else Encoder(tokenizer, task, limit)
+        encoded = encoder.encode(questions) if encoder else ([as_text(task, question)] for question in questions)
+        for row, readings in zip(rows, encoded, strict=True):
             self._readings[row] = readings
             yield [reading.request for reading in readings]
 
-    def table(
-        self, rows: range, replies: Sequence[Sequence[Reply]], labels: Mapping[str, Any], info: Mapping[str, Any]
-    ) -> pa.Table:
+    def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a chunk's scored rows and lm_eval's measurements; CellError if the metric scores no question alone."""
         benchmark = self.benchmark
         questions = benchmark.rows[rows.start : rows.stop]
-        run = [given[0].finish_reason != TOO_LONG for given in replies]
-        readings = [self._readings[row] for row in rows]
-        asked = [question for question, was_run in zip(questions, run, strict=True) if was_run]
-        answered = [
-            responses(*each)
-            for each, was_run in zip(zip(questions, readings, replies, strict=True), run, strict=True)
-            if was_run
-        ]
-        scored = scores.score(benchmark, asked, answered)
-        done = iter(scored)
-        results = [next(done) if was_run else None for was_run in run]
-        columns = chunks.reply_columns([_row_reply(given) for given in replies])
+        asked = {
+            row: responses(benchmark.rows[row], self._readings[row], given)
+            for row, given in zip(rows, replies, strict=True)
+            if given[0].finish_reason != TOO_LONG
+        }
+        scored = score(benchmark, [benchmark.rows[row] for row in asked], list(asked.values()))
+        by_row = dict(zip(asked, scored, strict=True))
+        results = [by_row.get(row) for row in rows]
+        columns = reply_columns([_row_reply(given) for given in replies])
         columns |= {
             "example_id": [question.id for question in questions],
             "question_id": [question.id for question in questions],
             "units": [0] * len(rows),
             "subtask": [question.subtask if len(benchmark.subtasks) > 1 else None for question in questions],
             "answer": [one and one.answer for one in results],
-            "references": [scores.references(benchmark, question) for question in questions],
+            "references": [references(benchmark, question) for question in questions],
             "score": [one and one.score for one in results],
             "outcome": [one and (RIGHT if one.score == 1.0 else WRONG) for one in results],
         }
-        values: dict[str, dict[str, list[Any]]] = {}
-        for question, one in zip(asked, scored, strict=True):
+        values: Values = defaultdict(lambda: defaultdict(list))
+        for row, one in by_row.items():
             for key, value in one.values.items():
-                values.setdefault(question.subtask, {}).setdefault(key, []).append(value)
-        measured = {
+                values[benchmark.rows[row].subtask][key].append(value)
+        return columns, {
             "values": values,
-            "metrics": {question.subtask: one.metric for question, one in zip(asked, scored, strict=True)},
-            "cut": sum(any(reading.cut for reading in each) for each in readings),
+            "metrics": {benchmark.rows[row].subtask: one.metric for row, one in by_row.items()},
+            "cut": sum(any(reading.cut for reading in self._readings[row]) for row in rows),
         }
-        return chunks.with_info(self.SCHEMA, columns, labels, {**info, **measured})
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Return the measurements of all predictions, and ``harness``.
+        """Add ``harness`` to the measurements of all predictions.
 
         That has lm_eval (version), benchmark, cut (questions whose prompt lost its beginning), system_left_out (chats
         whose system message the chat template refused), subtasks (version of the task, shots, metric of the score,
         questions, run) and aggregates: lm_eval's own, of every subtask and group, by ``metric,filter``.
         """
         benchmark = self.benchmark
-        infos = [chunks.info_of(each) for each in tables]
-        values: dict[str, dict[str, list[Any]]] = {}
-        metrics: dict[str, str] = {}
+        infos = [info_of(each) for each in tables]
+        values: Values = defaultdict(lambda: defaultdict(list))
         for info in infos:
-            metrics |= info["metrics"]
             for name, measured in info["values"].items():
                 for key, each in measured.items():
-                    values.setdefault(name, {}).setdefault(key, []).extend(each)
+                    values[name][key] += each
+        metrics = {name: metric for info in infos for name, metric in info["metrics"].items()}
         subtasks = {
             name: {
                 "version": str(benchmark.subtasks[name].VERSION),
@@ -122,14 +134,14 @@ class BenchmarkQuestions(Questions):
             }
             for name, measured in values.items()
         }
-        return chunks.summarize(tables) | {
+        return super().summary(tables) | {
             "harness": {
                 "lm_eval": version("lm_eval"),
                 "benchmark": benchmark.task.benchmark,
                 "cut": sum(info["cut"] for info in infos),
                 "system_left_out": benchmark.system_left_out,
                 "subtasks": subtasks,
-                "aggregates": scores.aggregate(benchmark, values),
+                "aggregates": aggregate(benchmark, values),
             }
         }
 
@@ -139,4 +151,99 @@ def _row_reply(replies: Sequence[Reply]) -> Reply:
     first = replies[0]
     if len(replies) == 1:
         return first
-    return Reply(first.prompt_tokens, None, sum(each.output_tokens for each in replies), None, first.finish_reason)
+    return replace(first, cached_tokens=None, output_tokens=sum(each.output_tokens for each in replies))
+
+
+def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> list[Scored]:
+    """Score the responses to some questions.
+
+    ``responses`` holds for each request of each question the text of a generation, or (log-probability, whether greedy
+    decoding would write it) of a continuation.
+
+    Raises:
+        CellError: the metric that scores is no number in [0, 1].
+    """
+    measured = zip(rows, responses, _measure(benchmark, rows, responses), strict=True)
+    return [_scored(benchmark, row, given, values) for row, given, values in measured]
+
+
+def references(benchmark: Benchmark, row: Row) -> list[str]:
+    """Return the accepted answers of a question, options by their texts."""
+    task = benchmark.subtasks[row.subtask]
+    # A task with several contexts and one continuation (WinoGrande) gives the right context in place of the text.
+    gold = (task.doc_to_text if task.multiple_input else task.doc_to_target)(row.document)
+    accepted = gold if isinstance(gold, list) else [gold]
+    if task.config.doc_to_choice is None:
+        return [str(each) for each in accepted]
+    options = [str(option) for option in task.doc_to_choice(row.document)]
+    places = [each for each in accepted if isinstance(each, int)]
+    named = [str(each) for each in accepted if not isinstance(each, int)]
+    return named + [options[place] for place in places if 0 <= place < len(options)]
+
+
+def aggregate(benchmark: Benchmark, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Any]]:
+    """Return lm_eval's own aggregates of every subtask and group.
+
+    ``values`` has, by subtask and ``metric,filter``, what was measured of each question.
+    """
+    metrics: dict[str, dict[str, Any]] = {}
+    for name, measured in values.items():
+        functions = benchmark.subtasks[name].aggregation()
+        metrics[name] = {"sample_len": max(len(each) for each in measured.values())}
+        for key, each in measured.items():
+            # JSON has made lists of the pairs that some aggregates take.
+            items = [tuple(value) if isinstance(value, list) else value for value in each]
+            metrics[name][key] = functions.get(key.rpartition(",")[0], np.mean)(items)
+    for name, group in benchmark.groups.items():
+        metrics[name] = dict(group.aggregate(metrics))  # standard errors, which are not computed here, as "N/A"
+    return {
+        name: {key: float(value) for key, value in aggregates.items() if "," in key and value != "N/A"}
+        for name, aggregates in metrics.items()
+    }
+
+
+def _measure(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield what lm_eval measures of each question: filters first, then metrics, as in its evaluator."""
+    # Copies, since the benchmark's own requests serve every model.
+    answered = [
+        [replace(request, resps=[given], filtered_resps={}) for request, given in zip(row.requests, each, strict=True)]
+        for row, each in zip(rows, responses, strict=True)
+    ]
+    for name in sorted({row.subtask for row in rows}):
+        task = benchmark.subtasks[name]
+        mine = zip(rows, answered, strict=True)
+        task._instances = [request for row, requests in mine if row.subtask == name for request in requests]
+        task.apply_filters()
+        task._instances = None
+    for row, requests in zip(rows, answered, strict=True):
+        values: dict[str, Any] = {}
+        for filtered in requests[0].filtered_resps:
+            results = [request.filtered_resps[filtered] for request in requests]
+            for metric, value in benchmark.subtasks[row.subtask].process_results(row.document, results).items():
+                values[f"{metric},{filtered}"] = value
+        yield values
+
+
+def _scored(benchmark: Benchmark, row: Row, responses: Sequence[Any], values: dict[str, Any]) -> Scored:
+    key = choose_metric(values, benchmark.task.metric)
+    score = values[key]
+    if isinstance(score, list | tuple | np.ndarray) or not 0.0 <= float(score) <= 1.0:
+        others = ", ".join(other for other in values if other != key) or "nothing else"
+        raise CellError(f"metric {key} of {row.subtask} is no score in [0, 1] of a question; it also has {others}")
+    answer = _answer(benchmark.subtasks[row.subtask], row, responses, key.rpartition(",")[0])
+    return Scored(answer, key, float(score), values)
+
+
+def _answer(task: Any, row: Row, responses: Sequence[Any], metric: str) -> str:
+    """Return the model's answer: its text, or the option that the metric takes for chosen."""
+    if task.OUTPUT_TYPE == "generate_until":
+        return str(responses[0])
+    if task.OUTPUT_TYPE == "loglikelihood":
+        return f"log-probability {responses[0][0]:.4f}"
+    options = [str(option) for option in task.doc_to_choice(row.document)]
+    lengths = {
+        "acc_norm": [len(option) for option in options],
+        "acc_bytes": [len(option.encode()) for option in options],
+    }.get(metric, [1] * len(options))
+    likelihoods = [response[0] for response in responses[: len(options)]]
+    return options[int(np.argmax(np.array(likelihoods) / np.array(lengths)))]

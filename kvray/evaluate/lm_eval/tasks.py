@@ -5,20 +5,18 @@ filters and metrics score them. Its evaluation loop, which answers a benchmark i
 is done chunk by chunk and shares one engine among all models.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import functools
 import io
 import logging
 import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from kvray.errors import CellError, install_command, last_line
 from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
@@ -76,13 +74,12 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
             what is not offered here (sampling, images, running code of the model).
     """
     try:
-        import lm_eval
+        import lm_eval  # noqa: F401
     except ModuleNotFoundError as error:
         raise CellError(
             f"lm_eval: {error.name} is not installed; type {install_command('benchmarks')} "
             "(where make setup made the environment: .venv/bin/pip install --no-deps -r requirements/benchmarks.txt)"
         ) from error
-    del lm_eval
     template = ChatTemplate(tokenizer) if task.chat_template else None
     directory = contextlib.chdir(task.include_path) if task.include_path else contextlib.nullcontext()
     random.seed(_PYTHON_SEED)
@@ -94,11 +91,17 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
             hint = f"; near are {', '.join(near)}" if near else ""
             raise CellError(f"benchmark: found {task.benchmark!r}; lm-evaluation-harness has none by this name{hint}")
         try:
-            found = manager.load([task.benchmark])
-            subtasks = {name: found["tasks"][name] for name in sorted(found["tasks"])}
+            loaded = manager.load([task.benchmark])
+            subtasks = dict(sorted(loaded["tasks"].items()))
             for name, subtask in subtasks.items():
                 _configure(name, subtask, task)
-                _build(subtask, task, template)
+                subtask.build_all_requests(
+                    limit=task.limit,
+                    apply_chat_template=task.chat_template,
+                    fewshot_as_multiturn=True,  # lm_eval's own default; without a chat template it has no meaning
+                    chat_template=template,
+                    tokenizer_name="",  # names a cache that is not used
+                )
         except CellError:
             raise
         except Exception as error:
@@ -106,7 +109,7 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
             why = f"lm-evaluation-harness cannot load it: {last_line(error)}"
             raise CellError(f"benchmark {task.benchmark}: {why}") from error
     rows = tuple(row for name, subtask in subtasks.items() for row in _rows(name, subtask))
-    return Benchmark(task, rows, subtasks, found["groups"], template.left_out if template else 0)
+    return Benchmark(task, rows, subtasks, loaded["groups"], template.left_out if template else 0)
 
 
 def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
@@ -146,9 +149,9 @@ def choose_metric(values: Iterable[str], wanted: str | None) -> str:
 def _configure(name: str, subtask: Any, task: LmEval) -> None:
     """Set shots as lm_eval's command line does; refuse what kvray does not offer."""
     if subtask.OUTPUT_TYPE not in KINDS or getattr(subtask, "MULTIMODAL", False):
-        kind = "images or sound" if subtask.OUTPUT_TYPE in KINDS else subtask.OUTPUT_TYPE
+        needed = "images or sound" if subtask.OUTPUT_TYPE in KINDS else subtask.OUTPUT_TYPE
         raise CellError(
-            f"benchmark {task.benchmark}: {name} needs {kind}; expected one of {', '.join(KINDS)} over text"
+            f"benchmark {task.benchmark}: {name} needs {needed}; expected one of {', '.join(KINDS)} over text"
         )
     if getattr(subtask, "UNSAFE_CODE", False):
         raise CellError(f"benchmark {task.benchmark}: {name} runs code that the model writes; kvray does not")
@@ -167,16 +170,6 @@ def _configure(name: str, subtask: Any, task: LmEval) -> None:
     if task.shots is not None or own is None:
         subtask.set_config("num_fewshot", task.shots or 0)
     subtask.set_fewshot_seed(FEWSHOT_SEED + task.seed)
-
-
-def _build(subtask: Any, task: LmEval, template: ChatTemplate | None) -> None:
-    subtask.build_all_requests(
-        limit=task.limit,
-        apply_chat_template=task.chat_template,
-        fewshot_as_multiturn=True,  # lm_eval's own default; without a chat template it has no meaning
-        chat_template=template,
-        tokenizer_name="",  # names a cache that is not used
-    )
 
 
 def _rows(name: str, subtask: Any) -> Iterator[Row]:
@@ -208,7 +201,6 @@ def _quiet() -> Iterator[None]:
     # tqdm writes to what sys.stderr is when a bar starts. Errors are raised, so nothing is lost.
     with contextlib.redirect_stderr(io.StringIO()):
         yield
-    sys.stderr.flush()
 
 
 class ChatTemplate:
@@ -226,20 +218,10 @@ class ChatTemplate:
 
     def __call__(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """Return a chat as text, ready for the answer or for the rest of its last message."""
-        from jinja2 import TemplateError
-
-        def render(chosen: Sequence[Mapping[str, str]]) -> str:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    chosen,
-                    tokenize=False,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=not add_generation_prompt,
-                )
-            )
-
+        end = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
-            return render(messages)
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **end))
         except TemplateError:
             self.left_out += 1
-            return render([message for message in messages if message["role"] != "system"])
+            rest = [message for message in messages if message["role"] != "system"]
+            return str(self._tokenizer.apply_chat_template(rest, tokenize=False, **end))

@@ -1,16 +1,14 @@
 """What a run would do, before it does it: the very artefacts, why each, about how long, and what it costs."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from kvray.console import count
 from kvray.models.reference import API
 from kvray.planning.artefacts import KINDS, Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob
 from kvray.planning.cost import show
 from kvray.planning.cost.rates import STARTS, Rates, Where, measured_tokens, model_of
-from kvray.planning.cost.warnings import short_of_tokens, too_few_questions, too_large
 from kvray.planning.state import STAGE_NAMES, Status, status
 from kvray.results.stats import detectable_difference
 from kvray.store.manifest import Manifest
@@ -23,6 +21,13 @@ _CHARACTERS_PER_TOKEN = 4
 """Of English, about; for a system message alone, whose tokens nobody has counted."""
 _MESSAGE_TOKENS = 8
 """That an API's chat format adds to a request: about 4 per message (user and system)."""
+GPU_BYTES = 80e9
+MOST_POINTS = 30
+"""Smallest detectable difference above which an evaluation is of no use: the paper's largest gains are about this."""
+GOOD_POINTS = 10
+_PLAIN = ("id", "kind", "rows", "counted", "state", "why", "tokens", "seconds")
+_CELL = ("evaluation", "mixture", "finetune", "seed", "state", "id", "why", "tokens", "rows")
+"""Keys of an artefact, and of predictions again, in the document."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +82,15 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
     todo = [item for item in items if item.state == "to run"]
     comparisons, detectable = _detectable(planned)
     stages = _stages(todo, rates)
-    warnings = [*planned.warnings, *short_of_tokens(todo, planned, tokens), *too_large(todo, rates)]
-    warnings += too_few_questions(detectable, comparisons)
+    warnings = [*planned.warnings, *_short_of_tokens(todo, planned, tokens), *_too_large(todo, rates)]
+    warnings += _too_few_questions(detectable, comparisons)
     clock = sum(stage["seconds"] for stage in stages) + START_OF_RAY * any(stage["on"] != "api" for stage in stages)
+    hours = {on: round(sum(stage["hours"] for stage in stages if stage["on"] == on), 3) for on in ("gpu", "cpu")}
     document = {
         "sweep": planned.sweep.name,
         "base_model": planned.base_model,
-        "cells": [_cell(item) for item in items if item.artefact.kind == "predictions"],
-        "artefacts": [_plain(item) for item in items],
+        "cells": [_plain(item, _CELL) for item in items if item.artefact.kind == "predictions"],
+        "artefacts": [_plain(item, _PLAIN) for item in items],
         "detectable_difference": detectable,
         "totals": {
             "to_run": len(todo),
@@ -92,8 +98,8 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
             "tokens": sum(item.reads for item in todo),
             "seconds": None if any(stage["unknown"] for stage in stages) else round(clock, 1),
             "seconds_basis": bases,
-            "gpu_hours": round(sum(stage["hours"] for stage in stages if stage["on"] == "gpu"), 3),
-            "cpu_hours": round(sum(stage["hours"] for stage in stages if stage["on"] == "cpu"), 3),
+            "gpu_hours": hours["gpu"],
+            "cpu_hours": hours["cpu"],
             "api": _api(todo, planned),
         },
         "stages": stages,
@@ -103,15 +109,10 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
     return Estimate(planned, tuple(items), document, comparisons, clock)
 
 
-def _plain(item: Item) -> dict[str, Any]:
+def _plain(item: Item, names: Sequence[str]) -> dict[str, Any]:
     seconds = None if item.seconds is None else round(item.seconds, 1)
-    values = {"state": item.state, "why": item.why, "tokens": item.reads, "seconds": seconds}
-    return {name: getattr(item.artefact, name) for name in ("id", "kind", "rows", "counted")} | values
-
-
-def _cell(item: Item) -> dict[str, Any]:
-    values = item.artefact.labels | _plain(item)
-    names = ("evaluation", "mixture", "finetune", "seed", "state", "id", "why", "tokens", "rows")
+    values = vars(item.artefact) | vars(item) | item.artefact.labels | {"tokens": item.reads, "seconds": seconds}
+    values["rows"] = item.artefact.rows
     return {name: values[name] for name in names}
 
 
@@ -221,3 +222,60 @@ def _detectable(planned: Plan) -> tuple[int, dict[str, dict[str, Any]]]:
     return comparisons, {
         name: {"questions": questions[name], "points": round(100 * points[name], 1)} for name in questions
     }
+
+
+def _short_of_tokens(todo: Sequence[Item], planned: Plan, tokens: Mapping[str, int]) -> Iterator[str]:
+    """Yield which datasets have too few tokens for a mixture that reads as many as the sweep's first one."""
+    artefacts = {artefact.id: artefact for artefact in planned.artefacts}
+    for item in todo:
+        job = item.artefact.params
+        if not isinstance(job, FinetuneJob) or not job.budget:
+            continue
+        budget = min(tokens[data] / share for data, share in job.budget)
+        for data, share in job.mixture:
+            has, rows, need = tokens[data], artefacts[data].rows, share * budget
+            # A mixture may lack a twentieth (planning/mixture.py); as much again is what an estimate can be wrong by.
+            # Where every row is counted the plan has refused it.
+            if 0 < has < 0.9 * need:
+                yield (
+                    f"mixture {item.artefact.labels['mixture']}: {artefacts[data].labels['dataset']} has about "
+                    f"{count(has)} tokens and needs {count(need)}, its share of what the sweep's first mixture reads "
+                    f"per epoch; give it about {count(1.05 * need / has * rows)} rows instead of {count(rows)}, or set "
+                    "finetune.match: rows"
+                )
+
+
+def _too_large(todo: Sequence[Item], rates: Rates) -> Iterator[str]:
+    """Yield where weights alone are more than the GPUs of one finetune or engine can be expected to hold."""
+    for item in todo:
+        size, job = rates.sizes[model_of(item.artefact, rates.planned)], item.artefact.params
+        full = isinstance(job, FinetuneJob) and job.finetune.method == "full"
+        # Weights in bfloat16; in full finetuning in float32, with gradient and AdamW's two moments.
+        needed = (16 if full else 2) * size.total if size else 0
+        room = rates.room(item.artefact.kind, item.on)[0] * GPU_BYTES
+        if item.on == "gpu" and needed > room:
+            knob = "tensor_parallel" if item.artefact.kind != "finetune" else "workers_per_finetune (strategy: fsdp)"
+            what = "full finetuning" if full else f"the weights, in {item.artefact.kind}"
+            yield (
+                f"{what}: about {needed / 1e9:,.0f} GB of {size} weights do not fit {room / 1e9:,.0f} GB of GPU "
+                f"memory; raise runtime.{knob} to {-(-needed // (0.85 * GPU_BYTES)):.0f}"
+            )
+
+
+def _too_few_questions(detectable: Mapping[str, Mapping[str, float]], comparisons: int) -> Iterator[str]:
+    """Yield which evaluations ask so few questions that hardly any finetune could be told apart from the base model."""
+    for name, each in detectable.items():
+        if each["points"] > MOST_POINTS:
+            yield (
+                f"evaluate.{name}: {each['questions']:g} questions find a difference of {each['points']:g} points at "
+                f"least; ask {_enough_questions(comparisons):,} to find one of {GOOD_POINTS} (questions or rows, where "
+                "the task counts these)"
+            )
+
+
+def _enough_questions(comparisons: int) -> int:
+    """Return about how many questions find a difference of :data:`GOOD_POINTS`, rounded up to two digits."""
+    questions = 10
+    while 100 * detectable_difference(questions, comparisons=comparisons) > GOOD_POINTS:
+        questions += int(10 ** (len(str(questions)) - 2))
+    return questions

@@ -6,8 +6,6 @@ et al. 2020, arXiv 2001.08361, table 1). Writing on a GPU is bound by memory ins
 over the key-value cache.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

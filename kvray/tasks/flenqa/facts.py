@@ -39,6 +39,8 @@ _SLOTS: dict[str, Sequence[str]] = {
     "topic": [f"the history of {trade}" for trade in world.TRADES],
     **TEXTS["slots"],
 }
+_Key = tuple[str, str, dict[str, str]]
+"""The sentence of a fact, the kind of its fillers, and the names that stand in them."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,12 @@ def slots(drawn: Draws) -> dict[str, str]:
 def _monorel(drawn: Draws, cast: Cast, label: bool) -> Instance:
     relation = RELATIONS[int(below(drawn[1], len(RELATIONS)))]
     top, middle, bottom = cast.person(), cast.person(), cast.person()
-    upper, lower = (f"{x} is {relation} than {y}." for x, y in ((top, middle), (middle, bottom)))
-    facts = (
-        _fact(upper, "pair", drawn, 0, {"x": top, "y": middle}),
-        _fact(lower, "pair", drawn, 1, {"x": middle, "y": bottom}),
-    )
+    pairs = ((top, middle), (middle, bottom), (top, bottom))
+    upper, lower, conclusion = (f"{x} is {relation} than {y}." for x, y in pairs)
     first, second = (top, bottom) if label else (bottom, top)
-    steps = (upper, lower, f"So {top} is {relation} than {bottom}.")
-    return Instance(f"Is {first} {relation} than {second}?", label, steps, "", _ordered(facts, drawn))
+    keys = ((upper, "pair", {"x": top, "y": middle}), (lower, "pair", {"x": middle, "y": bottom}))
+    question = f"Is {first} {relation} than {second}?"
+    return _instance(drawn, keys, question, label, (upper, lower, f"So {conclusion}"))
 
 
 def _people_in_rooms(drawn: Draws, cast: Cast, label: bool) -> Instance:
@@ -122,13 +122,9 @@ def _people_in_rooms(drawn: Draws, cast: Cast, label: bool) -> Instance:
     person = cast.person()
     room = cast.room(person)
     inside, looks = f"{person} is in {room}.", f"{room} is {own}."
-    facts = (
-        _fact(inside, "occupant", drawn, 0, {"x": person}),
-        _fact(looks, "room", drawn, 1, {"r": room, "other": other}, least=1),
-    )
-    steps = (inside, looks, f"So {person} is in {_with_article(own)} room.")
-    question = f"{person} is in {_with_article(own if label else other)} room."
-    return Instance(question, label, steps, "", _ordered(facts, drawn))
+    true, false = (f"{person} is in {'an' if kind[0] in 'aeiou' else 'a'} {kind} room." for kind in (own, other))
+    keys = ((inside, "occupant", {"x": person}), (looks, "room", {"r": room, "other": other}))
+    return _instance(drawn, keys, true if label else false, label, (inside, looks, f"So {true}"))
 
 
 def _ruletaker(drawn: Draws, cast: Cast, label: bool) -> Instance:
@@ -139,35 +135,32 @@ def _ruletaker(drawn: Draws, cast: Cast, label: bool) -> Instance:
     if not label:
         has[missing] = beside
     person = cast.person()
-    sentences = [f"{person} is {attribute}." for attribute in has]
-    facts = (
-        _fact(sentences[0], "person", drawn, 0, {"x": person}),
-        _fact(sentences[1], "person", drawn, 1, {"x": person}),
-    )
+    first, second, question = (f"{person} is {attribute}." for attribute in (*has, then))
+    keys = ((first, "person", {"x": person}), (second, "person", {"x": person}))
     rule = f"If someone is {one} and {two} then they are {then}."
-    so = f"So {person} is {then}." if label else f"Nothing says that {person} is {(one, two)[missing]}."
-    return Instance(f"{person} is {then}.", label, (*sentences, rule, so), rule, _ordered(facts, drawn))
+    so = f"So {question}" if label else f"Nothing says that {person} is {(one, two)[missing]}."
+    return _instance(drawn, keys, question, label, (first, second, rule, so), rule)
 
 
-def _fact(sentence: str, kind: str, drawn: Draws, side: int, names: dict[str, str], least: int = 0) -> Fact:
+def _instance(
+    drawn: Draws, keys: Sequence[_Key], question: str, label: bool, steps: tuple[str, ...], rule: str = ""
+) -> Instance:
+    """Return an instance with its facts in drawn order."""
+    one, other = (_fact(drawn, side, *key) for side, key in enumerate(keys))
+    return Instance(question, label, steps, rule, (one, other) if int(below(drawn[0], 2)) else (other, one))
+
+
+def _fact(drawn: Draws, side: int, sentence: str, kind: str, names: dict[str, str]) -> Fact:
     """Surround a fact; the two facts of an instance that share a kind of filler share none of its sentences."""
     own = drawn[_HEAD + side * _SIDE : _HEAD + (side + 1) * _SIDE]
-    shared, always = FILLERS[kind], FILLERS["always"] if least else []
+    shared, always = FILLERS[kind], FILLERS["always"] if kind == "room" else []
     if kind in ("pair", "person"):
         order = np.argsort(drawn[_HEAD : _HEAD + len(shared)], kind="stable")[side::2]
     else:
         order = np.argsort(own[: len(shared)], kind="stable")
     filled = {**names, **slots(own)}
-    chosen = [*always, *(shared[index] for index in order.tolist())]
-    return Fact(sentence, tuple(template.format(**filled) for template in chosen), least, float(unit(own[_SIDE - 1])))
-
-
-def _ordered(facts: tuple[Fact, Fact], drawn: Draws) -> tuple[Fact, Fact]:
-    return facts if int(below(drawn[0], 2)) else (facts[1], facts[0])
-
-
-def _with_article(adjective: str) -> str:
-    return f"{'an' if adjective[0] in 'aeiou' else 'a'} {adjective}"
+    fillers = tuple(template.format(**filled) for template in (*always, *(shared[at] for at in order.tolist())))
+    return Fact(sentence, fillers, len(always), float(unit(own[_SIDE - 1])))
 
 
 @lru_cache(maxsize=4)

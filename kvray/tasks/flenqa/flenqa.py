@@ -7,20 +7,20 @@ the paper chose its 2,000 samples per prompting mode is unknown; the default, ou
 placement in both paddings: 3,000.
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from itertools import groupby, product
+from typing import Literal, Self
 
 import pyarrow as pa
 from pydantic import field_validator, model_validator
 
-from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, examples, recipe, register, runtime
+from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, recipe, register, runtime
 from kvray.tasks.flenqa import published
 from kvray.tasks.flenqa.make import Maker
 from kvray.tasks.flenqa.padding import split
-from kvray.tasks.flenqa.prompts import Condition, Dispersion, Padding, Question, Subtask, conditions, prompt, verdict
+from kvray.tasks.flenqa.prompts import Condition, Dispersion, Padding, Subtask, prompt, verdict
+from kvray.tasks.rng import key_of
+from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY, source_identity
 
@@ -79,8 +79,8 @@ class Flenqa(Task):
         return identities
 
     def conditions(self) -> list[Condition]:
-        """Return the conditions under which each base instance is asked."""
-        return conditions(self.paddings, self.dispersions, self.lengths)
+        """Return the conditions under which each base instance is asked, lengths fastest."""
+        return [Condition(*each) for each in product(self.paddings, self.dispersions, self.lengths)]
 
     def expected_rows(self) -> int:
         return self.questions * len(self.tasks) * len(self.conditions())
@@ -104,10 +104,12 @@ class Flenqa(Task):
             InputError: a source cannot be read; or it has no such rows, or too few.
         """
         if self.source != TINY:
-            rows = published.read(self.source, self.tasks, self.conditions())
-            key = ("flenqa", self.VERSION, self.seed, "published")
-            chosen = {name: published.choose(rows, name, self.questions, key) for name in self.tasks}
-            return Context(count_tokens, _Published(rows, chosen))
+            by_task = published.instances(self.source, self.tasks, self.conditions())
+            chosen = {}
+            for name, instances in by_task.items():
+                key = key_of("flenqa", self.VERSION, self.seed, "published", name)
+                chosen[name] = published.choose(instances, name, self.questions, key)
+            return Context(count_tokens, published.Published(chosen))
         prose = None
         if self.padding_source is not None:
             prose = split(read.texts(self.padding_source), self.padding_source)
@@ -120,27 +122,27 @@ class Flenqa(Task):
             InputError: the key paragraphs take more tokens than a length has.
         """
         every = self.conditions()
-        columns: dict[str, list[Any]] = defaultdict(list)
+        material: Maker | published.Published = context.material
+        made = []
         for base, rows in groupby(range(start, stop), key=lambda row: row // len(every)):
             number, index = divmod(base, len(self.tasks))
             subtask = self.tasks[index]
             asked = [every[row % len(every)] for row in rows]
-            for condition, name, text, question in _asked(context.material, subtask, number, asked):
+            for each, (name, question, text) in zip(asked, material.asked(subtask, number, asked), strict=True):
                 label = str(question.label)
-                worked = (*question.steps, f"{question.question} {label}")
-                columns["example_id"].append(f"{name}-{condition.padding}-{condition.dispersion}-{condition.length}")
-                columns["question_id"].append(name)
-                columns["units"].append(0)
-                columns["length"].append(condition.length)
-                columns["subtask"].append(subtask)
-                columns["condition"].append(f"dispersion={condition.dispersion} padding={condition.padding}")
-                columns["prompt"].append(
-                    prompt(subtask, self.cot, text=text, question=question.question, rule=question.rule)
+                worked = "\n".join((*question.steps, f"{question.question} {label}"))
+                example = Example(
+                    prompt(subtask, self.cot, text=text, question=question.question, rule=question.rule),
+                    worked if self.cot else label,
+                    (label,),
+                    name,
+                    length=each.length,
+                    subtask=subtask,
+                    condition=f"dispersion={each.dispersion} padding={each.padding}",
+                    example_id=f"{name}-{each.padding}-{each.dispersion}-{each.length}",
                 )
-                columns["answer"].append("\n".join(worked) if self.cot else label)
-                columns["references"].append([label])
-        columns["prompt_tokens"] = context.count_tokens(columns["prompt"]).tolist()
-        return examples(columns)
+                made.append(example)
+        return table(made, context.count_tokens)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score as FLenQA's authors do: the last "true" or "false" of the answer counts, "not true" is false."""
@@ -150,21 +152,3 @@ class Flenqa(Task):
         """Tell right, wrong and "other": answers with neither "true" nor "false", which count as wrong."""
         last = verdict(answer)
         return OTHER if last == "other" else RIGHT if last == references[0].lower() else WRONG
-
-
-@dataclass(frozen=True)
-class _Published:
-    rows: published.Rows
-    chosen: Mapping[Subtask, Sequence[str]]
-
-
-def _asked(
-    material: Maker | _Published, subtask: Subtask, number: int, conditions: Sequence[Condition]
-) -> list[tuple[Condition, str, str, Question]]:
-    """Return (condition, question id, text, question) of a base instance under some conditions."""
-    if isinstance(material, Maker):
-        instance, texts = material.texts(subtask, number, conditions)
-        return [(each, f"{subtask}-{number:05d}", text, instance) for each, text in zip(conditions, texts, strict=True)]
-    name = material.chosen[subtask][number]
-    rows = material.rows[subtask, name]
-    return [(each, f"{subtask}-{name}", rows[each].text, rows[each]) for each in conditions]

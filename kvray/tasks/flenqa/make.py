@@ -19,7 +19,7 @@ from kvray.tasks.base import CountTokens
 from kvray.tasks.flenqa import padding
 from kvray.tasks.flenqa.facts import WIDTH, Cast, Fact, Instance, make
 from kvray.tasks.flenqa.padding import Paragraphs
-from kvray.tasks.flenqa.prompts import Condition, Padding, Subtask
+from kvray.tasks.flenqa.prompts import Condition, Padding, Question, Subtask
 from kvray.tasks.rng import draws, key_of, unit
 
 SHORTEST = 250
@@ -34,8 +34,8 @@ _ROUNDS = 5
 class Maker:
     """Makes texts; a pure function of its fields.
 
-    ``shortest`` is the nominal length of the recipe's shortest text in tokens, ``prose`` the paragraphs of sentences to
-    pad "books" with, None for our own.
+    ``shortest`` is the nominal length of the recipe's shortest text in tokens; the key paragraphs alone fill that, or
+    :data:`SHORTEST` where it is less. ``prose`` has the paragraphs of sentences to pad "books" with, None for our own.
     """
 
     version: int
@@ -43,6 +43,11 @@ class Maker:
     shortest: int
     count_tokens: CountTokens
     prose: Sequence[list[str]] | None = None
+
+    def asked(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> list[tuple[str, Question, str]]:
+        """Return (question id, question, text) of base instance ``number`` of a task under each condition."""
+        instance, texts = self.texts(subtask, number, conditions)
+        return [(f"{subtask}-{number:05d}", instance, text) for text in texts]
 
     def texts(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> tuple[Instance, list[str]]:
         """Return base instance ``number`` of a task and its text under each condition.
@@ -75,21 +80,16 @@ class Maker:
     def _key(self, subtask: Subtask, purpose: str) -> int:
         return key_of("flenqa", self.version, self.seed, subtask, purpose)
 
-    def _floor(self) -> int:
-        """The length in tokens that the key paragraphs fill by themselves."""
-        return min(SHORTEST, self.shortest)
-
     def _fillers(self, facts: tuple[Fact, Fact]) -> tuple[int, int]:
         """Return the fillers per key paragraph that bring both together nearest to the shortest text."""
         costs = [self.count_tokens([f" {text}" for text in (fact.sentence, *fact.fillers)]).tolist() for fact in facts]
         shown = [fact.least for fact in facts]
         sizes = [sum(cost[: 1 + least]) for cost, least in zip(costs, shown, strict=True)]
-        while True:
-            short = min((0, 1), key=lambda side: (shown[side] >= len(facts[side].fillers), sizes[side]))
-            if shown[short] >= len(facts[short].fillers):
-                break
+        floor = min(SHORTEST, self.shortest)
+        while open_sides := [side for side in (0, 1) if shown[side] < len(facts[side].fillers)]:
+            short = min(open_sides, key=lambda side: sizes[side])
             added = costs[short][1 + shown[short]]
-            if abs(sum(sizes) + added - self._floor()) >= abs(sum(sizes) - self._floor()):
+            if abs(sum(sizes) + added - floor) >= abs(sum(sizes) - floor):
                 break
             shown[short] += 1
             sizes[short] += added
@@ -104,15 +104,13 @@ class Maker:
     ) -> list[str]:
         """Return the texts: sums over sentences suggest how much padding each takes, the tokenizer decides."""
         bare = int(self.count_tokens(["\n".join(keys)])[0])
-        fits = [_Fit(condition, streams[condition.padding], bare, self._floor()) for condition in conditions]
-        unsettled = fits
+        floor = min(SHORTEST, self.shortest)
+        fits = [_Fit(condition, streams[condition.padding], bare, floor) for condition in conditions]
         for _ in range(_ROUNDS):
-            if not unsettled:
-                break
+            unsettled = [fit for fit in fits if not fit.settled]
             texts = [fit.stream.around(keys, fit.take, fit.condition, spots) for fit in unsettled]
             for fit, text, tokens in zip(unsettled, texts, self.count_tokens(texts).tolist(), strict=True):
                 fit.learn(text, tokens)
-            unsettled = [fit for fit in unsettled if not fit.settled]
         for fit in fits:
             if fit.off > max(_allowed(fit.condition.length), fit.stream.longest):
                 raise InputError(
@@ -129,26 +127,22 @@ class _Stream:
         self._paragraphs = paragraphs
         self._count = count_tokens
         self._pieces: list[str] = []
-        self._ends = [0]
+        self.ends = [0]
         self.longest = 0
 
     def nearest(self, tokens: int) -> int:
         """Return how many sentences come nearest to a number of tokens."""
-        while self._ends[-1] < tokens:
+        while self.ends[-1] < tokens:
             self._grow()
-        at = bisect_left(self._ends, tokens)
-        return at if at == 0 or self._ends[at] - tokens < tokens - self._ends[at - 1] else at - 1
-
-    def moved(self, take: int, tokens: int) -> int:
-        """Return how many sentences have ``tokens`` more (or less) than the first ``take``."""
-        return self.nearest(self._ends[take] + tokens)
+        at = bisect_left(self.ends, tokens)
+        return at if at == 0 or self.ends[at] - tokens < tokens - self.ends[at - 1] else at - 1
 
     def around(self, keys: tuple[str, str], take: int, condition: Condition, spots: tuple[float, float]) -> str:
         """Put the key paragraphs where a condition wants them among the first ``take`` sentences."""
         places = {"first": (0.0, 0.0), "middle": (0.5, 0.5), "last": (1.0, 1.0), "random": spots}
         # The number of sentences after which that share of their tokens has passed.
         first, second = (
-            min(self.nearest(round(share * self._ends[take])), take) for share in places[condition.dispersion]
+            min(self.nearest(round(share * self.ends[take])), take) for share in places[condition.dispersion]
         )
         parts = self._pieces[:first], self._pieces[first:second], self._pieces[second:take]
         before, between, after = ("".join(pieces)[1:] for pieces in parts)
@@ -161,7 +155,7 @@ class _Stream:
         ]
         counts = [max(1, count) for count in self._count(pieces).tolist()]
         self._pieces += pieces
-        self._ends += list(accumulate(counts, initial=self._ends[-1]))[1:]
+        self.ends += list(accumulate(counts, initial=self.ends[-1]))[1:]
         self.longest = max(self.longest, *counts)
 
 
@@ -184,7 +178,7 @@ class _Fit:
         off = tokens - self.condition.length
         if abs(off) < self.off:
             self.off, self.best = abs(off), text
-        take = self.take if self._unpadded else self.stream.moved(self.take, -off)
+        take = self.take if self._unpadded else self.stream.nearest(self.stream.ends[self.take] - off)
         self.settled, self.take = take == self.take, take
 
 

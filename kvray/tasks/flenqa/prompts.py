@@ -1,19 +1,17 @@
 """FLenQA's prompts, conditions and scorer, to the letter of its authors' notebook (Levy et al. 2024; Apache-2.0)."""
 
 import re
-import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from itertools import product
 from typing import Any, Literal
+
+from kvray.tasks import prompts
 
 Subtask = Literal["MonoRel", "PIR", "RuleTaker"]
 Padding = Literal["same", "books", "identity"]
 Dispersion = Literal["first", "middle", "last", "random"]
 Verdict = Literal["true", "false", "other"]
 
-TEXTS: dict[str, Any] = tomllib.loads(resources.files("kvray.tasks.flenqa").joinpath("texts.toml").read_text("utf-8"))
+TEXTS: dict[str, Any] = prompts.load("flenqa/texts.toml")
 """The authors' prompts, and the words of our own instances."""
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -38,13 +36,6 @@ class Question:
     label: bool
     steps: tuple[str, ...]
     rule: str
-
-
-def conditions(
-    paddings: Sequence[Padding], dispersions: Sequence[Dispersion], lengths: Sequence[int]
-) -> list[Condition]:
-    """Return every combination, lengths fastest."""
-    return [Condition(*each) for each in product(paddings, dispersions, lengths)]
 
 
 def prompt(subtask: Subtask, cot: bool, *, text: str, question: str, rule: str = "") -> str:

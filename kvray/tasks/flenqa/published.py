@@ -7,14 +7,14 @@ Rows of ``hf://datasets/alonj/FLenQA`` or of ``FLenQA.zip`` of the authors' repo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import chain, islice, product, zip_longest
 from typing import Any
-
-import numpy as np
 
 from kvray.errors import InputError
 from kvray.tasks.flenqa.prompts import Condition, Question, Subtask
-from kvray.tasks.rng import draws, key_of
-from kvray.tasks.sources import read as sources
+from kvray.tasks.rng import shuffled
+from kvray.tasks.sources import read
+from kvray.tasks.sources.records import lacking
 
 NAMES: dict[str, Subtask] = {"MonoRel": "MonoRel", "PIR": "PIR", "Simplified RuleTaker": "RuleTaker"}
 """The tasks by their names in the rows."""
@@ -28,62 +28,75 @@ class Row(Question):
     text: str
 
 
-Rows = Mapping[tuple[Subtask, str], Mapping[Condition, Row]]
-"""Rows by (task, base instance) and condition."""
+Instance = tuple[str, Mapping[Condition, Row]]
+"""The id of a base instance, and its rows."""
 
 
-def read(source: str, subtasks: Sequence[Subtask], conditions: Sequence[Condition]) -> Rows:
-    """Return the rows of those instances that were published under every condition.
+@dataclass(frozen=True)
+class Published:
+    """The published instances that are asked, by task in order."""
+
+    chosen: Mapping[Subtask, Sequence[Instance]]
+
+    def asked(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> list[tuple[str, Question, str]]:
+        """Return (question id, question, text) of base instance ``number`` of a task under each condition."""
+        name, rows = self.chosen[subtask][number]
+        return [(f"{subtask}-{name}", rows[each], rows[each].text) for each in conditions]
+
+
+def instances(
+    source: str, subtasks: Sequence[Subtask], conditions: Sequence[Condition]
+) -> dict[Subtask, list[Instance]]:
+    """Return those instances of each task that were published under every condition, sorted by id.
 
     Raises:
         InputError: a row cannot be read; or a task or condition has no row (the message lists those that have).
     """
     wanted = set(conditions)
-    instances: dict[tuple[Subtask, str], dict[Condition, Row]] = {}
+    by_task: dict[Subtask, dict[str, dict[Condition, Row]]] = {subtask: {} for subtask in subtasks}
     published: set[tuple[Subtask, Condition]] = set()
-    for where, row in sources.rows(source):
+    for where, row in read.rows(source):
         subtask, instance, condition = _place(row, where)
         published.add((subtask, condition))
         if subtask not in subtasks or condition not in wanted:
             continue
-        rows = instances.setdefault((subtask, instance), {})
+        rows = by_task[subtask].setdefault(instance, {})
         if condition in rows:
             raise InputError(f"{where}: global_sample_id {instance} of {subtask} comes twice under {condition}")
         rows[condition] = _row(row, where, subtask)
-    absent = [
-        f"{subtask} padding={each.padding} dispersion={each.dispersion} ctx_size={each.length}"
-        for subtask in subtasks
-        for each in conditions
-        if (subtask, each) not in published
-    ]
+    absent = [pair for pair in product(subtasks, conditions) if pair not in published]
     if absent:
+        subtask, first = absent[0]
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        raise InputError(f"{source}: no rows for {absent[0]}{more}; it has {_summary(published)}")
-    return {name: rows for name, rows in sorted(instances.items()) if wanted <= set(rows)}
-
-
-def choose(rows: Rows, subtask: Subtask, questions: int, key: tuple[str | int, ...]) -> list[str]:
-    """Choose base instances of a task by the seed, true and false in turn while both last; InputError if too few."""
-    names = [instance for name, instance in rows if name == subtask]
-    if len(names) < questions:
         raise InputError(
-            f"questions: {questions} asked for, but the source has {len(names)} base instances of {subtask} under all "
-            f"the conditions; type questions: {len(names)}"
+            f"{source}: no rows for {subtask} padding={first.padding} dispersion={first.dispersion} "
+            f"ctx_size={first.length}{more}; it has {_summary(published)}"
         )
-    order = np.argsort(draws(key_of(*key, subtask), 0, len(names), 1)[:, 0], kind="stable")
-    by_label: dict[bool, list[str]] = {True: [], False: []}
-    for index in order.tolist():
-        label = next(iter(rows[subtask, names[index]].values())).label
-        by_label[label].append(names[index])
-    ranked = [(place, not label, name) for label, kept in by_label.items() for place, name in enumerate(kept)]
-    return [name for _, _, name in sorted(ranked)[:questions]]
+    return {
+        subtask: [(name, rows) for name, rows in sorted(of_task.items()) if wanted <= set(rows)]
+        for subtask, of_task in by_task.items()
+    }
+
+
+def choose(of_task: Sequence[Instance], subtask: Subtask, questions: int, key: int) -> list[Instance]:
+    """Choose base instances of a task, true and false in turn while both last; InputError if too few."""
+    if len(of_task) < questions:
+        raise InputError(
+            f"questions: {questions} asked for, but the source has {len(of_task)} base instances of {subtask} under "
+            f"all the conditions; type questions: {len(of_task)}"
+        )
+    by_label: dict[bool, list[Instance]] = {True: [], False: []}
+    for instance in shuffled(of_task, key):
+        by_label[next(iter(instance[1].values())).label].append(instance)
+    in_turn = chain.from_iterable(zip_longest(by_label[True], by_label[False]))
+    return list(islice(filter(None, in_turn), questions))
 
 
 def _place(row: dict[str, Any], where: str) -> tuple[Subtask, str, Condition]:
     needed = ("dataset", "global_sample_id", "padding_type", "dispersion", "ctx_size")
     missing = [name for name in needed if row.get(name) is None]
     if missing:
-        raise InputError(f"{where}: no {missing[0]!r}; found the fields {', '.join(row) or 'none'}")
+        raise lacking(row, repr(missing[0]), where)
     subtask = NAMES.get(str(row["dataset"]))
     if subtask is None:
         raise InputError(f"{where}: dataset: found {row['dataset']!r}; expected one of {', '.join(NAMES)}")
@@ -106,7 +119,7 @@ def _row(row: dict[str, Any], where: str, subtask: Subtask) -> Row:
     facts, rule = row.get("facts"), ""
     if subtask == "RuleTaker":
         if not row.get("rule"):
-            raise InputError(f"{where}: no 'rule'; found the fields {', '.join(row)}")
+            raise lacking(row, "'rule'", where)
         # The authors' notebook prints whatever the field holds.
         facts, rule = row.get("statement"), str(row["rule"])
     return Row(question, label, tuple(str(fact) for fact in [*(facts or []), rule] if fact), rule, text)

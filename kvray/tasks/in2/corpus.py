@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from kvray.tasks import writing
 from kvray.tasks.base import CountTokens
 from kvray.tasks.in2.fill import TEXTS, Draft, Segment
 from kvray.tasks.qa import questions
-from kvray.tasks.rng import below, draws
+from kvray.tasks.rng import below, draws, shuffled
 from kvray.tasks.sources import read
+from kvray.tasks.sources.records import lacking
 from kvray.tasks.sources.sentences import cut_after
 
 FORM = ("Question", "Answer")
@@ -128,11 +130,6 @@ def windows(by_text: Sequence[Sequence[str]], most: int, key: int) -> list[tuple
     return runs
 
 
-def shuffled(items: Sequence[Any], key: int) -> list[Any]:
-    """Return items in an order drawn by the key."""
-    return [items[at] for at in np.argsort(draws(key, 0, len(items), 1)[:, 0], kind="stable").tolist()]
-
-
 def prompt_of(segments: Sequence[str]) -> str:
     """Return the prompt that asks a writer for a question on one segment, or on several."""
     if len(segments) == 1:
@@ -168,7 +165,7 @@ def from_rows(source: str, limit: int, count_tokens: CountTokens) -> tuple[list[
         texts = row.get("segments", row.get("text", row.get("context")))
         texts = [texts] if isinstance(texts, str) else texts
         if not _is_texts(texts) or not texts:
-            raise InputError(f"{where}: no 'text' or 'segments'; found the fields {', '.join(row) or 'none'}")
+            raise lacking(row, "'text' or 'segments'", where)
         segments = [segment for text in texts for segment in cut(text, limit, count_tokens)]
         at = tuple(dict.fromkeys(numbers.setdefault(segment, len(numbers)) for segment in segments))
         question, answer = row.get("question"), row.get("answer")
@@ -191,7 +188,7 @@ def _is_texts(value: Any) -> bool:
 
 def _counted(pieces: Iterator[str], limit: int, count_tokens: CountTokens) -> Iterator[tuple[str, int]]:
     """Yield pieces with their tokens; one of more than ``limit`` in pieces of its own."""
-    while batch := [piece for _, piece in zip(range(_PIECES_AT_ONCE), pieces, strict=False)]:
+    while batch := list(islice(pieces, _PIECES_AT_ONCE)):
         for piece, tokens in zip(batch, count_tokens(batch).tolist(), strict=True):
             if tokens <= limit or len(piece) < 2:
                 yield piece, tokens

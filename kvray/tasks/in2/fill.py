@@ -4,19 +4,18 @@ FILM's layout (An et al. 2024, appendix I, and the model card of FILM-7B). That 
 ours: the paper only says that they are concatenated.
 """
 
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any
 
 import numpy as np
 
 from kvray.errors import InputError
+from kvray.tasks import prompts
 from kvray.tasks.base import CountTokens
 from kvray.tasks.rng import Draws
+from kvray.tasks.rows import Example
 
-TEXTS: dict[str, Any] = tomllib.loads(resources.files("kvray.tasks.in2").joinpath("texts.toml").read_text("utf-8"))
+TEXTS = prompts.load("in2/texts.toml")
 LAYOUT: str = TEXTS["layout"]
 
 
@@ -47,59 +46,51 @@ class Draft:
     places: Draws
 
 
-@dataclass(frozen=True)
-class Filled:
-    """A prompt, its tokens and the number of its segments."""
+def fill(draft: Draft, length: int | None, count_tokens: CountTokens) -> Example:
+    """Return an example whose prompt is the longest of at most ``length`` tokens; None: the gold segments alone.
 
-    prompt: str
-    tokens: int
-    segments: int
-
-
-def fill(draft: Draft, length: int | None, count_tokens: CountTokens) -> Filled:
-    """Return the longest prompt of at most ``length`` tokens; None stands for the gold segments alone.
-
-    A segment's place among the others does not depend on how many follow it, so gold ones are anywhere alike.
+    Its ``units`` are the segments. A segment's place among the others does not depend on how many follow it, so gold
+    ones are anywhere alike.
 
     Raises:
         InputError: the gold segments alone are longer, or the fillers run out.
     """
-    taken: list[Segment] = []
-    filled = _filled(draft, taken, count_tokens)
+    filled = _filled(draft, [], length, count_tokens)
     if length is None:
         return filled
-    if filled.tokens > length:
+    if filled.prompt_tokens > length:
         raise InputError(
             f"length_min: a prompt of {length} tokens was drawn, but the segments of its question and the wording take "
-            f"{filled.tokens}; raise length_min, or lower segment_tokens"
+            f"{filled.prompt_tokens}; raise length_min, or lower segment_tokens"
         )
     fillers = iter(draft.fillers)
-    expected = filled.tokens
+    taken: list[Segment] = []
+    expected = filled.prompt_tokens
     while expected <= length and (segment := next(fillers, None)) is not None:
         taken.append(segment)
         expected += segment.tokens
     # One by one, segments may be more or fewer tokens than they are in a prompt, and the prompt decides.
-    filled = _filled(draft, taken, count_tokens)
-    full = filled.tokens > length
-    while filled.tokens > length:
-        taken.pop()
-        filled = _filled(draft, taken, count_tokens)
-    while not full:
-        segment = next(fillers, None)
-        if segment is None:
-            raise InputError(
-                f"length_max: a prompt of {length} tokens was drawn, but all segments that do not give its answer away "
-                f"make one of {filled.tokens}; give a longer source, or lower length_max"
-            )
+    filled = _filled(draft, taken, length, count_tokens)
+    if filled.prompt_tokens > length:
+        while filled.prompt_tokens > length:
+            taken.pop()
+            filled = _filled(draft, taken, length, count_tokens)
+        return filled
+    for segment in fillers:
         taken.append(segment)
-        longer = _filled(draft, taken, count_tokens)
-        full = longer.tokens > length
-        filled = filled if full else longer
-    return filled
+        longer = _filled(draft, taken, length, count_tokens)
+        if longer.prompt_tokens > length:
+            return filled
+        filled = longer
+    raise InputError(
+        f"length_max: a prompt of {length} tokens was drawn, but all segments that do not give its answer away make "
+        f"one of {filled.prompt_tokens}; give a longer source, or lower length_max"
+    )
 
 
-def _filled(draft: Draft, taken: Sequence[Segment], count_tokens: CountTokens) -> Filled:
+def _filled(draft: Draft, taken: Sequence[Segment], length: int | None, count_tokens: CountTokens) -> Example:
     segments = [*draft.gold, *taken]
     order = np.argsort(draft.places[: len(segments)], kind="stable")
     prompt = LAYOUT.format(context="\n".join(segments[at].text for at in order.tolist()), question=draft.question)
-    return Filled(prompt, int(count_tokens([prompt])[0]), len(segments))
+    tokens = int(count_tokens([prompt])[0])
+    return Example(prompt, draft.answer, draft.references, units=len(segments), length=length, prompt_tokens=tokens)

@@ -7,10 +7,11 @@ it trains on 200K general instructions, which a mixture adds here. The paper tak
 and gives no lengths (section 4.3); ours keep to that model's window of 4K.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Self
+from itertools import islice
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +20,16 @@ from pydantic import model_validator
 
 from kvray.errors import InputError, KvrayError
 from kvray.tasks import writing
-from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
+from kvray.tasks.base import Context, CountTokens, Task, recipe, register, runtime
 from kvray.tasks.in2 import corpus
 from kvray.tasks.in2.corpus import Asked, Corpus
 from kvray.tasks.in2.fill import fill
 from kvray.tasks.in2.tiny import Tiny
 from kvray.tasks.qa import questions
 from kvray.tasks.qa.base import DocumentsTask, QuestionTask
-from kvray.tasks.rng import draws, key_of, unit
-from kvray.tasks.sources import read as sources
+from kvray.tasks.rng import draws, key_of, shuffled, unit
+from kvray.tasks.rows import table
+from kvray.tasks.sources import read
 from kvray.tasks.world import TINY, source_identity
 
 _STEPS = np.sqrt(np.array([2.0, 3.0, 5.0]))
@@ -126,22 +128,14 @@ class In2(Task):
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         short, integration, lengths = self.kinds(stop)
         numbers = np.where(integration, np.cumsum(integration), np.cumsum(~integration)) - 1
-        rows: dict[str, list[Any]] = defaultdict(list)
+        made = []
         for row in range(start, stop):
             several, length = bool(integration[row]), None if short[row] else int(lengths[row])
             draft = context.material.draft(row, several, int(numbers[row]))
+            kind = "short" if short[row] else "integration" if several else "fine_grained"
             filled = fill(draft, length, context.count_tokens)
-            name = f"in2-{row:07d}"
-            rows["example_id"].append(name)
-            rows["question_id"].append(name)
-            rows["units"].append(filled.segments)
-            rows["length"].append(length)
-            rows["subtask"].append("short" if short[row] else "integration" if several else "fine_grained")
-            rows["prompt"].append(filled.prompt)
-            rows["answer"].append(draft.answer)
-            rows["references"].append(list(draft.references))
-            rows["prompt_tokens"].append(filled.tokens)
-        return examples(rows)
+            made.append(replace(filled, subtask=kind, example_id=f"in2-{row:07d}"))
+        return table(made, context.count_tokens)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score 1 if the answer's first line contains every reference, normalised as in best_subspan_em."""
@@ -163,7 +157,7 @@ class In2(Task):
 
     def _own(self, count_tokens: CountTokens) -> Corpus:
         segments, asked = corpus.from_rows(self.source, self.segment_tokens, count_tokens)
-        own = Corpus(segments, corpus.shuffled(asked, self._key("questions")), self._key("context"), count_tokens)
+        own = Corpus(segments, shuffled(asked, self._key("questions")), self._key("context"), count_tokens)
         for several, needed in self._needed().items():
             if needed > (has := len(own.asked[several])):
                 kind = "several segments (integration)" if several else "one segment (fine-grained)"
@@ -178,18 +172,17 @@ class In2(Task):
         if len(written) != len(prompts):
             raise KvrayError(f"in2: {len(written)} replies to {len(prompts)} prompts; expected one each")
         chosen: list[Asked] = []
-        first = 0
+        replies = iter(written)
         for several, needed in self._needed().items():
-            read = partial(corpus.read_reply, asked_on[several], count_tokens)
-            replies = written[first : first + len(asked_on[several])]
+            of_kind = list(islice(replies, len(asked_on[several])))
+            reader = partial(corpus.read_reply, asked_on[several], count_tokens)
             what = "integration questions" if several else "fine-grained questions"
-            chosen += writing.choose(replies, needed, read, writer=self.question_writer, what=what)
-            first += len(replies)
+            chosen += writing.choose(of_kind, needed, reader, writer=self.question_writer, what=what)
         return Corpus(segments, chosen, self._key("context"), count_tokens)
 
     def _writable(self, count_tokens: CountTokens) -> tuple[list[str], dict[bool, list[tuple[int, ...]]], list[str]]:
         """Return the segments, those that each question is to be about (by kind), and the prompts."""
-        texts = sources.texts(self.source)
+        texts = read.texts(self.source)
         by_text = corpus.pool(texts, self.segment_tokens, self.corpus_segments, self._key("corpus"), count_tokens)
         segments = [segment for of_text in by_text for segment in of_text]
         asked_on: dict[bool, list[tuple[int, ...]]] = {
@@ -204,7 +197,7 @@ class In2(Task):
                     f"rows: {self.rows} and writer_surplus {self.writer_surplus} ask about {wanted} {kind}; "
                     f"{self.source} has {len(asked_on[several])}. Give a longer source, or lower rows"
                 )
-            asked_on[several] = corpus.shuffled(asked_on[several], self._key("asked", str(several)))[:wanted]
+            asked_on[several] = shuffled(asked_on[several], self._key("asked", str(several)))[:wanted]
         prompts = [corpus.prompt_of([segments[at] for at in run]) for runs in asked_on.values() for run in runs]
         return segments, asked_on, prompts
 

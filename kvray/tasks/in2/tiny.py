@@ -56,7 +56,7 @@ class Tiny:
         b = (a + 1 + int(below(drawn[1], size - 1))) % size
         people = (a, b) if integration else (a,)
         names = [world.name_of(self.group, person) for person in people]
-        facts = [_facts(drawn[2:5], {})]
+        facts = [world.two_facts(drawn[2:5])]
         if integration:
             second, question, conclusion = _second(drawn[5:], names, facts[0])
             facts.append(second)
@@ -92,7 +92,7 @@ class Tiny:
                 person = int(below(drawn[3], size))
                 if person not in taken:
                     taken.add(person)
-                    texts.append(world.passage(world.name_of(self.group, person), _facts(drawn, avoided)))
+                    texts.append(world.passage(world.name_of(self.group, person), world.two_facts(drawn, avoided)))
                     places.append(int(drawn[4]))
             for text, tokens, place in zip(texts, self._counts(texts), places, strict=True):
                 yield _Passage(text, tokens, place)
@@ -127,7 +127,7 @@ def _second(drawn: Draws, names: Sequence[str], first: list[Fact]) -> tuple[list
     a, b = names
     relation, value = first[0]
     kind, coin = int(below(drawn[0], 3)), int(drawn[4] & np.uint64(1))
-    facts = _facts(drawn[1:4], {name: {known} for name, known in first}, relation if kind else None)
+    facts = world.two_facts(drawn[1:4], {name: {known} for name, known in first}, relation if kind else None)
     if kind == 0:
         return facts, BOTH.format(first=relation, a=a, second=facts[0][0], b=b), ""
     if kind == 1:
@@ -137,14 +137,3 @@ def _second(drawn: Draws, names: Sequence[str], first: list[Fact]) -> tuple[list
         return facts, question, "They are the same" if coin else "They are different"
     question = WHO.format(relation=relation, value=facts[0][1] if coin else value, a=a, b=b)
     return facts, question, f"It is {names[coin]}"
-
-
-def _facts(drawn: Draws, avoided: Mapping[str, set[str]], relation: str | None = None) -> list[Fact]:
-    """Return two facts of different relations by three draws; the first is the one that a question may ask."""
-    first = int(below(drawn[0], 3)) if relation is None else world.RELATION_NAMES.index(relation)
-    second = (first + 1 + int(drawn[0] & np.uint64(1))) % 3
-    facts = []
-    for name, draw in ((world.RELATION_NAMES[first], drawn[1]), (world.RELATION_NAMES[second], drawn[2])):
-        values = [value for value in world.RELATIONS[name] if value not in avoided.get(name, ())]
-        facts.append((name, values[int(below(draw, len(values)))]))
-    return facts

@@ -4,20 +4,18 @@ A question's distractors and their order are the same at every gold position. So
 across positions and models, and their prompts share a prefix up to the gold document.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from kvray.errors import InputError
 from kvray.tasks import base, prompts, world
-from kvray.tasks.base import Task, recipe, runtime
+from kvray.tasks.base import Many, Task, recipe, runtime
 from kvray.tasks.qa import questions
 from kvray.tasks.qa.questions import Question, Split
-from kvray.tasks.rng import below, draws, key_of, permutation
+from kvray.tasks.rng import below, draws, key_of, shuffled
 from kvray.tasks.world import TINY
 
 NQ_OPEN = 2655
@@ -26,11 +24,10 @@ _STREAM_POSITION = 2**32
 
 
 class Asked(NamedTuple):
-    """A question with the titles and texts of its documents, the gold one first."""
+    """A question with its documents as (title, text), the gold one first."""
 
     question: Question
-    titles: list[str]
-    texts: list[str]
+    documents: Sequence[tuple[str, str]]
 
 
 class Asks(Protocol):
@@ -47,22 +44,21 @@ class Asks(Protocol):
 class Material:
     """What examples are made from.
 
-    ``numbers`` are the questions asked, in order (None for the first ``size``), ``answers`` what is trained on, per
-    question (None where the task words it).
+    ``numbers`` are the questions asked, in order, ``answers`` what is trained on, per question (None where the task
+    words it).
     """
 
     asks: Asks
-    size: int
-    numbers: Sequence[int] | None = None
+    numbers: Sequence[int]
     answers: Sequence[str] | None = None
 
 
-def listed(asked: Asked, position: int) -> str:
-    """Return the documents as lost-in-the-middle lists them, the gold one at ``position`` (1-based)."""
-    order = [*range(1, position), 0, *range(position, len(asked.texts))]
+def listed(documents: Sequence[tuple[str, str]], position: int) -> str:
+    """Return documents, the gold one first, as lost-in-the-middle lists them, that one at ``position`` (1-based)."""
+    ordered = [*documents[1:position], documents[0], *documents[position:]]
     return "\n".join(
-        prompts.DOCUMENT.format(index=index, title=asked.titles[which], text=asked.texts[which])
-        for index, which in enumerate(order, start=1)
+        prompts.DOCUMENT.format(index=index, title=title, text=text)
+        for index, (title, text) in enumerate(ordered, start=1)
     )
 
 
@@ -96,19 +92,14 @@ class QuestionTask(Task):
         Raises:
             InputError: the split has fewer than ``wanted``.
         """
-        split = [question for question in pool if questions.in_split(question, self.split)]
+        split = [question for question in pool if questions.in_split(question.id, self.split)]
         if wanted is not None and wanted > len(split):
             raise InputError(
                 f"questions: {wanted} asked for, but {self.source} has {len(split)} in split {self.split!r}; "
                 f"type questions: {len(split)}" + ("" if self.split == "all" else " or split: all")
             )
-        order = permutation(key_of("questions", self.VERSION, self.seed), len(split)).tolist()
-        return [split[index] for index in order[: None if wanted is None else wanted + spare]]
-
-    def refuse_missing_passages(self, chosen: Sequence[Question]) -> None:
-        """Raise an InputError that names the first question without a gold passage, if there is one."""
-        if missing := next((question for question in chosen if not question.passage), None):
-            raise InputError(f"{self.source}: {missing.text!r} has no gold passage ('ctxs' with isgold, or 'text')")
+        order = shuffled(split, key_of("questions", self.VERSION, self.seed))
+        return order[: None if wanted is None else wanted + spare]
 
 
 class DocumentsTask(QuestionTask):
@@ -118,7 +109,7 @@ class DocumentsTask(QuestionTask):
     MEASURES = "retrieval"
 
     documents: int = recipe(20, ge=1, le=10_000, description="documents in a prompt, the gold one included")
-    positions: tuple[int, ...] | Literal["random"] | None = recipe(
+    positions: Many[int] | Literal["random"] | None = recipe(
         None,
         description="1-based gold positions, each question at each; 'random': one per question; default five, spread",
     )
@@ -127,27 +118,16 @@ class DocumentsTask(QuestionTask):
     @classmethod
     def _one_position(cls, values: Any) -> Any:
         """Accept ``position: 5`` for ``positions: [5]``."""
-        if isinstance(values, dict) and "position" in values:
-            if "positions" in values:
-                raise ValueError("give position or positions, not both")
-            values = {**values, "positions": values["position"]}
-            del values["position"]
-        return values
-
-    @field_validator("positions", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return base.listed(int(value) if isinstance(value, str) and value.strip().isdecimal() else value)
+        if not isinstance(values, dict) or "position" not in values:
+            return values
+        if "positions" in values:
+            raise ValueError("give position or positions, not both")
+        return {"positions" if name == "position" else name: value for name, value in values.items()}
 
     @model_validator(mode="after")
-    def _positions_fit(self) -> DocumentsTask:
-        if isinstance(self.positions, tuple):
-            wrong = [position for position in self.positions if not 1 <= position <= self.documents]
-            if wrong or not self.positions or len(set(self.positions)) != len(self.positions):
-                raise ValueError(
-                    f"positions must be different and lie in 1 to documents ({self.documents}); "
-                    f"found {list(self.positions)}"
-                )
+    def _positions_fit(self) -> Self:
+        if isinstance(self.positions, tuple) and not all(1 <= each <= self.documents for each in self.positions):
+            raise ValueError(f"positions must lie in 1 to documents ({self.documents}); found {list(self.positions)}")
         return self
 
     def gold_positions(self) -> tuple[int, ...]:
@@ -165,7 +145,7 @@ class DocumentsTask(QuestionTask):
         asked: Asked | None = None
         for row in range(start, stop):
             index, slot = divmod(row, len(at))
-            number = index if material.numbers is None else material.numbers[index]
+            number = material.numbers[index]
             if asked is None or slot == 0:
                 asked = material.asks.ask(number)
             yield index, asked, (at[slot] or self._random_position(number)) if self.documents else None

@@ -1,68 +1,68 @@
 """Questions with their documents: a file's, with random or retrieved distractors, or the made-up world's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from kvray.errors import InputError
 from kvray.tasks import world
-from kvray.tasks.qa import questions
 from kvray.tasks.qa.base import Asked, DocumentsTask
-from kvray.tasks.qa.questions import Question
+from kvray.tasks.qa.questions import Question, normalise
 from kvray.tasks.rng import below, draws, key_of, permutation
 
 
-def holds(passage: str, answers: Sequence[str]) -> bool:
-    """Tell whether a passage contains an answer, both normalised."""
-    return any(answer and answer in passage for answer in answers)
+class _Chosen:
+    """The questions that were chosen of a file; an InputError names one without the passage that is to be shown."""
 
-
-class RandomDistractors:
-    """Distractors drawn at random: gold passages of other questions that hold no accepted answer."""
-
-    def __init__(self, task: DocumentsTask, pool: Sequence[Question], chosen: Sequence[Question]) -> None:
-        self.documents = max(1, task.documents)
+    def __init__(self, task: DocumentsTask, chosen: Sequence[Question]) -> None:
         self.chosen = chosen
-        self.key = key_of(task.task, task.VERSION, task.seed, "files")
-        unique: dict[str, Question] = {}
-        for question in pool:
-            if question.passage:
-                unique.setdefault(question.passage, question)
-        self.pool = list(unique.values())
-        self.normal = [questions.normalise(f"{question.title} {question.passage}") for question in self.pool]
+        missing = next((question for question in chosen if not question.passage), None)
+        if task.documents and missing:
+            raise InputError(f"{task.source}: {missing.text!r} has no gold passage ('ctxs' with isgold, or 'text')")
 
     def gold(self, number: int) -> Question:
         return self.chosen[number]
 
+
+class RandomDistractors(_Chosen):
+    """Distractors drawn at random: gold passages of other questions that hold no accepted answer."""
+
+    def __init__(self, task: DocumentsTask, pool: Sequence[Question], chosen: Sequence[Question]) -> None:
+        super().__init__(task, chosen)
+        self.documents = max(1, task.documents)
+        self.key = key_of(task.task, task.VERSION, task.seed, "files")
+        titles: dict[str, str] = {}
+        for question in pool:
+            if question.passage:
+                titles.setdefault(question.passage, question.title)
+        self.passages = [(title, passage, normalise(f"{title} {passage}")) for passage, title in titles.items()]
+
     def ask(self, number: int) -> Asked:
         """Raise an InputError if too few passages hold none of the question's answers."""
         asked = self.chosen[number]
-        forbidden = [questions.normalise(answer) for answer in asked.answers]
-        titles, texts, taken = [asked.title], [asked.passage], {asked.passage}
+        forbidden = [normal for answer in asked.answers if (normal := normalise(answer))]
+        documents = {asked.passage: asked.title}
         # The draws belong to the question, not to its index in the list: more questions change no prompt.
         row = int(asked.id[:8], 16)
         for stream in range(1, 50):
-            if len(texts) == self.documents:
+            if len(documents) == self.documents:
                 break
-            for pick in below(draws(self.key, row, row + 1, 4 * self.documents, stream)[0], len(self.pool)).tolist():
-                passage = self.pool[pick].passage
-                if len(texts) < self.documents and passage not in taken and not holds(self.normal[pick], forbidden):
-                    taken.add(passage)
-                    titles.append(self.pool[pick].title)
-                    texts.append(passage)
-        if len(texts) < self.documents:
+            drawn = draws(self.key, row, row + 1, 4 * self.documents, stream)[0]
+            for pick in below(drawn, len(self.passages)).tolist():
+                title, passage, normal = self.passages[pick]
+                if len(documents) < self.documents and not any(answer in normal for answer in forbidden):
+                    documents.setdefault(passage, title)
+        if len(documents) < self.documents:
             raise InputError(
-                f"documents: {self.documents} asked for, but only {len(texts) - 1} passages of the source "
+                f"documents: {self.documents} asked for, but only {len(documents) - 1} passages of the source "
                 f"hold no answer to {asked.text!r}"
             )
-        return Asked(asked, titles, texts)
+        return Asked(asked, [(title, passage) for passage, title in documents.items()])
 
 
-class RetrievedDistractors:
+class RetrievedDistractors(_Chosen):
     """The other passages of the question's own row, in the retriever's order; an InputError if there are too few."""
 
     def __init__(self, task: DocumentsTask, chosen: Sequence[Question]) -> None:
-        self.chosen = chosen
+        super().__init__(task, chosen)
         self.others = max(1, task.documents) - 1
         for asked in chosen:
             if len(asked.distractors) < self.others:
@@ -72,14 +72,9 @@ class RetrievedDistractors:
                     "lost-in-the-middle's qa_data/20_total_documents (or 10, 30), or distractors: random"
                 )
 
-    def gold(self, number: int) -> Question:
-        return self.chosen[number]
-
     def ask(self, number: int) -> Asked:
         asked = self.chosen[number]
-        others = asked.distractors[: self.others]
-        titles, texts = [title for title, _ in others], [text for _, text in others]
-        return Asked(asked, [asked.title, *titles], [asked.passage, *texts])
+        return Asked(asked, [(asked.title, asked.passage), *asked.distractors[: self.others]])
 
 
 class TinyQuestions:
@@ -114,16 +109,14 @@ class TinyQuestions:
     def ask(self, number: int) -> Asked:
         """Return a question with its documents; no other document holds its answer."""
         asked = self.gold(number)
-        titles, texts, taken = [asked.title], [asked.passage], {self._person(number)}
+        documents = {self._person(number): (asked.title, asked.passage)}
         for person, facts in self._candidates(number):
-            if len(texts) == self.documents:
+            if len(documents) == self.documents:
                 break
-            if person in taken or any(value == asked.answers[0] for _, value in facts):
-                continue
-            taken.add(person)
-            titles.append(world.name_of(self.group, person))
-            texts.append(world.passage(titles[-1], facts))
-        return Asked(asked, titles, texts)
+            if person not in documents and not any(value == asked.answers[0] for _, value in facts):
+                name = world.name_of(self.group, person)
+                documents[person] = (name, world.passage(name, facts))
+        return Asked(asked, list(documents.values()))
 
     def _person(self, number: int) -> int:
         return int(self.order[number % self.people])

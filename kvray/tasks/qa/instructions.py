@@ -6,8 +6,6 @@ Accepted, in this order: chat messages (``messages`` or ``conversations``, of ``
 of ``output``, ``answer`` (``answers``), ``response``. Of lists of questions and answers the first are taken.
 """
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Mapping, Sequence

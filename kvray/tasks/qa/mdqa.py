@@ -6,24 +6,28 @@ letter. ``documents: 0`` asks closed book and ``documents: 1`` shows the gold pa
 the same questions as any other number of documents with the same seed.
 """
 
-from __future__ import annotations
-
-from collections import defaultdict
+import string
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Literal, Self
 
 import pyarrow as pa
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from kvray.errors import InputError
-from kvray.tasks import prompts
-from kvray.tasks.base import Context, CountTokens, Measure, examples, recipe, register
-from kvray.tasks.qa import questions, refusals, sentences
+from kvray.tasks import prompts, writing
+from kvray.tasks.base import Context, CountTokens, Measure, recipe, register
+from kvray.tasks.qa import questions, refusals
 from kvray.tasks.qa.base import NQ_OPEN, Asks, DocumentsTask, Material, listed, target
 from kvray.tasks.qa.distractors import RandomDistractors, RetrievedDistractors, TinyQuestions
 from kvray.tasks.qa.questions import SHARES, Question
+from kvray.tasks.rows import Example, table
 from kvray.tasks.world import TINY
 
+SENTENCE: str
+WRITER_PROMPT: str
+SENTENCE, WRITER_PROMPT = (prompts.load("qa/texts.toml")["mdqa"][name] for name in ("sentence", "writer"))
+WORDS = 60
+"""A reply of so many words is no sentence that answers."""
 _QUERY_AWARE = prompts.MDQA.replace("{documents}", "Question: {question}\n\n{documents}")
 
 
@@ -50,12 +54,24 @@ class Mdqa(DocumentsTask):
     answer_writer: str | None = recipe(
         None, description="a model that words the sentences (a name as for base_model); none: a template"
     )
-    writer_prompt: str = recipe(
-        sentences.WRITER_PROMPT, description="what it is asked, with {question} {answer} {title} {text}"
-    )
+    writer_prompt: str = recipe(WRITER_PROMPT, description="what it is asked, with {question} {answer} {title} {text}")
+
+    @field_validator("writer_prompt")
+    @classmethod
+    def _placeholders_fit(cls, template: str) -> str:
+        try:
+            names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"found braces that do not fit ({error}); write {{{{ and }}}} for braces") from error
+        if not {"question", "answer"} <= names <= {"question", "answer", "title", "text"}:
+            raise ValueError(
+                f"found the placeholders {sorted(names)}; expected {{question}} and {{answer}}, and {{title}} and "
+                "{text} if they are wanted"
+            )
+        return template
 
     @model_validator(mode="after")
-    def _knobs_fit(self) -> Mdqa:
+    def _knobs_fit(self) -> Self:
         if self.query_aware and self.documents == 0:
             raise ValueError("query_aware: true puts the question before the documents; documents: 0 shows none")
         if self.distractors == "retrieved" and self.source == TINY:
@@ -71,14 +87,13 @@ class Mdqa(DocumentsTask):
                 raise ValueError(
                     "answer_writer: say how many questions; null takes all, and some replies are of no use"
                 )
-        sentences.check_prompt(self.writer_prompt)
         return self
 
     @classmethod
     def measures(cls, units: Collection[int]) -> Measure:
         return "knowledge" if set(units) == {0} else "ceiling" if set(units) == {1} else cls.MEASURES
 
-    def with_rows(self, rows: int) -> Mdqa:
+    def with_rows(self, rows: int) -> Self:
         return self.model_copy(update={"questions": self.distinct_questions(rows)})
 
     def expected_rows(self) -> int:
@@ -91,21 +106,30 @@ class Mdqa(DocumentsTask):
     def to_write(self, count_tokens: CountTokens) -> list[str]:
         """Return one message per question, for half as many questions again (20 at least) as are asked for."""
         asks, size = self._asks()
-        return [sentences.prompt(self.writer_prompt, asks.gold(number)) for number in range(size)]
+        return [
+            self.writer_prompt.format(question=gold.text, answer=gold.answers[0], title=gold.title, text=gold.passage)
+            for gold in map(asks.gold, range(size))
+        ]
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Read the questions and choose them; an InputError if questions, passages or usable sentences are too few."""
         asks, size = self._asks()
-        if self.answer_writer is None or self.questions is None:
-            return Context(count_tokens, Material(asks, size))
-        if written is None:
-            return Context(count_tokens, Material(asks, self.questions))
-        asked = [asks.gold(number) for number in range(size)]
-        numbers, worded = sentences.choose(asked, written, self.questions, self.answer_writer)
-        return Context(count_tokens, Material(asks, self.questions, numbers, worded))
+        if self.answer_writer is None or self.questions is None or written is None:
+            return Context(count_tokens, Material(asks, range(size)[: self.questions]))
+
+        def read(number: int, reply: str) -> tuple[int, str] | None:
+            return (number, reply.strip()) if usable(reply, asks.gold(number).answers) else None
+
+        chosen = writing.choose(
+            written, self.questions, read, writer=self.answer_writer, what="answer_writer: sentences",
+            advice=f"Usable is one line of fewer than {WORDS} words with an accepted answer in it: type "
+            "questions: {usable}, or name another answer_writer",
+        )  # fmt: skip
+        numbers, sentences = zip(*chosen, strict=True)
+        return Context(count_tokens, Material(asks, numbers, sentences))
 
     def count(self, context: Context) -> int:
-        return int(context.material.size) * len(self.gold_positions())
+        return len(context.material.numbers) * len(self.gold_positions())
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Keep the positions of one question together; an InputError if ``answer_writer`` has not written yet."""
@@ -115,19 +139,16 @@ class Mdqa(DocumentsTask):
                 f"answer_writer: {self.answer_writer} has not written the answers yet; a run of the sweep lets it"
             )
         template = _QUERY_AWARE if self.query_aware else prompts.MDQA if self.documents else prompts.CLOSED_BOOK
-        rows: dict[str, list[Any]] = defaultdict(list)
-        for index, asked, position in self.placed(start, stop, material):
-            question = asked.question
-            shown = "" if position is None else listed(asked, position)
-            rows["example_id"].append(question.id if position is None else f"{question.id}-{position}")
-            rows["question_id"].append(question.id)
-            rows["position"].append(position)
-            rows["units"].append(self.documents)
-            rows["prompt"].append(template.format(documents=shown, question=question.text))
-            rows["answer"].append(material.answers[index] if material.answers else self._answer(question))
-            rows["references"].append(list(question.answers))
-        rows["prompt_tokens"] = context.count_tokens(rows["prompt"]).tolist()
-        return examples(rows)
+        made = []
+        for index, (question, documents), position in self.placed(start, stop, material):
+            shown = "" if position is None else listed(documents, position)
+            prompt = template.format(documents=shown, question=question.text)
+            answer = material.answers[index] if material.answers else self._answer(question)
+            name = question.id if position is None else f"{question.id}-{position}"
+            made.append(
+                Example(prompt, answer, question.answers, question.id, position, self.documents, example_id=name)
+            )
+        return table(made, context.count_tokens)
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
         """Tell right from wrong; without documents, a wrong answer is a refusal or an invention."""
@@ -139,7 +160,7 @@ class Mdqa(DocumentsTask):
         if self.answers == "short":
             return question.answers[0]
         if self.answers == "sentence" and self.source != TINY:
-            return sentences.of_template(question)
+            return SENTENCE.format(question=question.text, answer=question.answers[0])
         return target(question)
 
     def _asks(self) -> tuple[Asks, int]:
@@ -150,8 +171,12 @@ class Mdqa(DocumentsTask):
             return asks, (asks.people if self.questions is None else self.questions) + spare
         pool = questions.read(self.source)
         chosen = self.pick(pool, self.questions, spare)
-        if self.documents:
-            self.refuse_missing_passages(chosen)
         if self.distractors == "retrieved":
             return RetrievedDistractors(self, chosen), len(chosen)
         return RandomDistractors(self, pool, chosen), len(chosen)
+
+
+def usable(reply: str, answers: Sequence[str]) -> bool:
+    """Tell whether a reply is one line of fewer than :data:`WORDS` words with an accepted answer in it."""
+    text = reply.strip()
+    return "\n" not in text and len(text.split()) < WORDS and questions.best_subspan_em(text, answers) == 1.0

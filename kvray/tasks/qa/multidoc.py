@@ -16,32 +16,27 @@ took is unknown, as are its number of samples and its length limit; the wording,
   Give ``split: all``, and a ``max_tokens`` that leaves enough of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from itertools import product
-from typing import Any, Literal
+from itertools import islice, product
+from typing import Literal
 
 import pyarrow as pa
 
 from kvray.errors import InputError
-from kvray.tasks.base import Context, CountTokens, Measure, examples, recipe, register
+from kvray.tasks import prompts
+from kvray.tasks.base import Context, CountTokens, Many, Measure, recipe, register
 from kvray.tasks.qa import instructions, questions
-from kvray.tasks.qa.base import Asked, DocumentsTask, Material, listed
+from kvray.tasks.qa.base import DocumentsTask, Material, listed
 from kvray.tasks.qa.distractors import RandomDistractors, TinyQuestions
 from kvray.tasks.qa.questions import Question, Split, best_subspan_em
-from kvray.tasks.rng import key_of, permutation
+from kvray.tasks.rng import key_of, shuffled
+from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
 
-PROMPT = (
-    "Below are documents, of which one answers the question. Name it, repeat what it says about the question, "
-    "and then give the answer.\n\n{documents}\n\nQuestion: {question}"
-)
-ANSWER = 'According to Document [{position}]: "{text}" So the answer is: {answer}.'
+_TEXTS = prompts.load("qa/texts.toml")["multidoc"]
 # Not behind an initial or a title: "John F. Kennedy", "St. Louis".
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|Jr|Sr|No|vs)\.)\s+(?=[\W_]?[A-Z])")
 _AT_ONCE = 32
@@ -56,7 +51,7 @@ class MultiDocQa(DocumentsTask):
     task: Literal["multidoc_qa"] = recipe("multidoc_qa")
     split: Split = recipe("train", description="test, train (a fifth of a file's questions or rows, by hash) or all")
     rows: int = recipe(500, ge=1, description="examples; ours: enough to match 350 of simple_kv by tokens")
-    positions: tuple[int, ...] | Literal["random"] | None = recipe(
+    positions: Many[int] | Literal["random"] | None = recipe(
         "random",
         description="1-based gold positions, each question at each; 'random': one per question; null: five, spread",
     )
@@ -80,93 +75,86 @@ class MultiDocQa(DocumentsTask):
         per_question = len(self.gold_positions())
         wanted = -(-self.rows // per_question)
         if self.source == TINY:
-            return Context(count_tokens, Material(TinyQuestions(self), wanted))
+            return Context(count_tokens, Material(TinyQuestions(self), range(wanted)))
         first = next((row for _, row in read.rows(self.source, tables=True)), {})
         if "question" not in first or not ("ctxs" in first or "text" in first):
             return Context(count_tokens, self._instructions(count_tokens))
         # Passages that the other split asks about are no distractors here: training shows none of them.
         chosen = self.pick(questions.read(self.source), None)
-        self.refuse_missing_passages(chosen)
-        asks = RandomDistractors(self, chosen, chosen)
-        whole = Material(asks, len(chosen))
-        sizes = (
-            self._longest(number * per_question, per_question, whole, count_tokens) for number in range(len(chosen))
-        )
-        numbers = self._fitting(sizes, wanted, len(chosen), per_question)
-        return Context(count_tokens, Material(asks, wanted, numbers))
+        every = Material(RandomDistractors(self, chosen, chosen), range(len(chosen)))
+        starts = range(0, per_question * len(chosen), per_question)
+        made = (self._made(start, start + per_question, every) for start in starts)
+        return Context(count_tokens, Material(every.asks, self._fitting(made, wanted, count_tokens, per_question)))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        rows: dict[str, list[Any]] = defaultdict(list)
-        if isinstance(context.material, list):
-            for name, prompt, answer in context.material[start:stop]:
-                _append(rows, name, name, None, 0, prompt, answer, [answer])
-        else:
-            for _, asked, position in self.placed(start, stop, context.material):
-                question = asked.question
-                prompt, answer = self._worded(asked, position or 1)
-                name = f"{question.id}-{position}"
-                _append(rows, name, question.id, position, self.documents, prompt, answer, list(question.answers))
-        rows["prompt_tokens"] = context.count_tokens(rows["prompt"]).tolist()
-        return examples(rows)
+        material: list[Example] | Material = context.material
+        made = material[start:stop] if isinstance(material, list) else self._made(start, stop, material)
+        return table(made, context.count_tokens)
 
-    def _worded(self, asked: Asked, position: int) -> tuple[str, str]:
-        question = asked.question
-        prompt = PROMPT.format(documents=listed(asked, position), question=question.text)
-        sentence, answer = restated(question)
-        # One line, so that scorers which read the first line alone see the conclusion.
-        text = " ".join((question.passage if self.restate == "passage" else sentence).split())
-        return prompt, ANSWER.format(position=position, text=text, answer=answer.strip().removesuffix("."))
+    def _made(self, start: int, stop: int, material: Material) -> list[Example]:
+        """Return examples ``[start, stop)`` about the questions of ``material``."""
+        made = []
+        for _, (question, documents), position in self.placed(start, stop, material):
+            sentence, answer = restated(question)
+            # One line, so that scorers which read the first line alone see the conclusion.
+            text = " ".join((question.passage if self.restate == "passage" else sentence).split())
+            prompt = _TEXTS["prompt"].format(documents=listed(documents, position or 1), question=question.text)
+            answer = _TEXTS["answer"].format(position=position, text=text, answer=answer.strip().removesuffix("."))
+            name = f"{question.id}-{position}"
+            made.append(
+                Example(prompt, answer, question.answers, question.id, position, self.documents, example_id=name)
+            )
+        return made
 
-    def _longest(self, start: int, rows: int, material: Material, count_tokens: CountTokens) -> int:
-        """Return the tokens of the longest of a question's examples, prompt and answer; 0 where there is no limit."""
-        if self.max_tokens is None:
-            return 0
-        placed = self.placed(start, start + rows, material)
-        pairs = [self._worded(asked, position or 1) for _, asked, position in placed]
-        flat = count_tokens([text for pair in pairs for text in pair])
-        return int((flat[0::2] + flat[1::2]).max())
+    def _fitting(
+        self, groups: Iterator[Sequence[Example]], wanted: int, count_tokens: CountTokens, per_group: int = 1
+    ) -> list[int]:
+        """Return the first ``wanted`` numbers of groups of examples that are all within ``max_tokens``.
 
-    def _fitting(self, sizes: Iterator[int], wanted: int, of: int, per_question: int = 1) -> list[int]:
-        """Return the first ``wanted`` numbers whose size is within ``max_tokens``; an InputError if there are fewer."""
-        found: list[int] = []
+        Raises:
+            InputError: there are fewer.
+        """
+        sizes = (0 for _ in groups) if self.max_tokens is None else _sizes(groups, count_tokens)
+        fitting: list[int] = []
+        passed_by = 0
         for number, size in enumerate(sizes):
-            if self.max_tokens is None or size <= self.max_tokens:
-                found.append(number)
-            if len(found) == wanted:
-                return found
-        raise self._too_few(len(found) * per_question, {f"max_tokens: {self.max_tokens}": of - len(found)})
+            if size <= (self.max_tokens or 0):
+                fitting.append(number)
+            else:
+                passed_by += 1
+            if len(fitting) == wanted:
+                return fitting
+        raise self._too_few(len(fitting) * per_group, passed_by, f"max_tokens: {self.max_tokens}")
 
-    def _too_few(self, has: int, passed_by: dict[str, int]) -> InputError:
+    def _too_few(self, has: int, passed_by: int, knob: str) -> InputError:
+        """Return the error for a source that gives ``has`` rows, and ``passed_by`` more at another value of a knob."""
         split = "" if self.split == "all" else f" in split {self.split!r}"
-        reasons = [f"; {number} more are passed by for {knob}" for knob, number in passed_by.items() if number]
+        more = f"; {passed_by} more are passed by for {knob}" if passed_by else ""
         ways = [f"rows: {has}"] * (has > 0) + ["split: all"] * (self.split != "all")
-        ways += [f"another {knob.partition(':')[0]}" for knob, number in passed_by.items() if number]
+        ways += [f"another {knob.partition(':')[0]}"] * (passed_by > 0)
         return InputError(
-            f"rows: {self.rows} asked for, but {self.source} gives {has}{split}{''.join(reasons)}; "
+            f"rows: {self.rows} asked for, but {self.source} gives {has}{split}{more}; "
             f"type {' or '.join(ways) or 'another source'}"
         )
 
-    def _instructions(self, count_tokens: CountTokens) -> list[tuple[str, str, str]]:
-        """Return (id, prompt, answer) of the chosen instruction rows; an InputError if too few are usable."""
-        pool: dict[str, tuple[str, str, str]] = {}
+    def _instructions(self, count_tokens: CountTokens) -> list[Example]:
+        """Return the chosen instruction rows; an InputError if too few are usable."""
+        pool: dict[str, Example] = {}
         foreign = 0
         for where, row in read.rows(self.source, tables=True):
             prompt, answer = instructions.pair(row, where)
             name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
-            if not prompt or not answer or not questions.in_split(Question(name, prompt, (answer,)), self.split):
+            if not prompt or not answer or not questions.in_split(name, self.split):
                 continue
             if self.english_only and not instructions.is_english(f"{prompt} {answer}"):
                 foreign += 1
                 continue
-            pool.setdefault(name, (name, prompt, answer))
+            pool.setdefault(name, Example(prompt, answer, example_id=name))
+        if len(pool) < self.rows:
+            raise self._too_few(len(pool), foreign, "english_only: true")
         # Sorted by id first, so that the order of the lines does not matter.
-        ordered = [pool[name] for name in sorted(pool)]
-        if len(ordered) < self.rows:
-            raise self._too_few(len(ordered), {"english_only: true": foreign})
-        shuffled = permutation(key_of(self.task, self.VERSION, self.seed, "rows"), len(ordered))
-        ordered = [ordered[at] for at in shuffled.tolist()]
-        numbers = self._fitting(_sizes(ordered, count_tokens), self.rows, len(ordered))
-        return [ordered[number] for number in numbers]
+        ordered = shuffled([pool[name] for name in sorted(pool)], key_of(self.task, self.VERSION, self.seed, "rows"))
+        return [ordered[at] for at in self._fitting(([one] for one in ordered), self.rows, count_tokens)]
 
 
 def restated(question: Question) -> tuple[str, str]:
@@ -181,15 +169,9 @@ def restated(question: Question) -> tuple[str, str]:
     return question.passage, question.answers[0]
 
 
-def _sizes(ordered: Sequence[tuple[str, str, str]], count_tokens: CountTokens) -> Iterator[int]:
-    """Yield the tokens of prompt and answer of each row, counted only as far as the caller reads."""
-    for start in range(0, len(ordered), _AT_ONCE):
-        some = ordered[start : start + _AT_ONCE]
-        prompts, answers = [prompt for _, prompt, _ in some], [answer for *_, answer in some]
-        yield from (count_tokens(prompts) + count_tokens(answers)).tolist()
-
-
-def _append(rows: dict[str, list[Any]], *values: Any) -> None:
-    names = ("example_id", "question_id", "position", "units", "prompt", "answer", "references")
-    for name, value in zip(names, values, strict=True):
-        rows[name].append(value)
+def _sizes(groups: Iterator[Sequence[Example]], count_tokens: CountTokens) -> Iterator[int]:
+    """Yield the tokens of each group's longest example, prompt and answer, counted only as far as the caller reads."""
+    while some := list(islice(groups, _AT_ONCE)):
+        made = [example for group in some for example in group]
+        tokens = count_tokens([each.prompt for each in made]) + count_tokens([each.answer for each in made])
+        yield from tokens.reshape(len(some), -1).max(axis=1).tolist()

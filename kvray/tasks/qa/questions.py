@@ -5,8 +5,6 @@ Accepted: lost-in-the-middle files (oracle or N documents, ``.jsonl`` or ``.json
 questions, ``text`` and optionally ``title`` of the passage that holds an answer.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import string
@@ -15,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kvray.errors import InputError
-from kvray.tasks.sources import read as sources
+from kvray.tasks.sources.read import rows
+from kvray.tasks.sources.records import lacking
 
 Split = Literal["test", "train", "all"]
 SHARES = {"all": 5, "test": 4, "train": 1}
@@ -64,7 +63,7 @@ def read(source: str) -> list[Question]:
         InputError: the file cannot be read, or a row has no question or answers; names the row.
     """
     found: dict[str, Question] = {}
-    for where, row in sources.rows(source):
+    for where, row in rows(source):
         question = _question(row, where)
         found.setdefault(question.id, question)
     if not found:
@@ -72,9 +71,9 @@ def read(source: str) -> list[Question]:
     return sorted(found.values(), key=lambda question: question.id)
 
 
-def in_split(question: Question, split: Split) -> bool:
-    """Tell whether a question belongs to a split: a fifth is for training, by the hash in its id."""
-    return split == "all" or (int(question.id[-8:], 16) % 5 == 0) == (split == "train")
+def in_split(id: str, split: Split) -> bool:
+    """Tell whether the question of an id belongs to a split: a fifth is for training, by the hash in the id."""
+    return split == "all" or (int(id[-8:], 16) % 5 == 0) == (split == "train")
 
 
 def _question(row: dict[str, Any], where: str) -> Question:
@@ -82,7 +81,7 @@ def _question(row: dict[str, Any], where: str) -> Question:
     answers = row.get("answers", row.get("answer"))
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where}: no 'question'; found the fields {', '.join(row) or 'none'}")
+        raise lacking(row, "'question'", where)
     if (
         not isinstance(answers, (list, tuple))
         or not answers

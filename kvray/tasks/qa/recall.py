@@ -5,19 +5,18 @@ MDQA's. The tiny world asks about the people whose facts the bundled model was p
 a refusal (forgotten) or an invention (hallucinated): :mod:`kvray.tasks.qa.refusals`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
-from typing import Literal
+from typing import Literal, Self
 
 import pyarrow as pa
 
 from kvray.tasks import prompts, world
-from kvray.tasks.base import Context, CountTokens, examples, recipe, register
+from kvray.tasks.base import Context, CountTokens, recipe, register
 from kvray.tasks.qa import questions, refusals
 from kvray.tasks.qa.base import NQ_OPEN, QuestionTask, target
 from kvray.tasks.qa.questions import SHARES, Question
+from kvray.tasks.rows import Example, table
 from kvray.tasks.world import TINY
 
 
@@ -32,7 +31,7 @@ class Recall(QuestionTask):
     task: Literal["recall"] = recipe("recall")
     questions: int | None = recipe(None, ge=1, description="questions; null takes all that the source has")
 
-    def with_rows(self, rows: int) -> Recall:
+    def with_rows(self, rows: int) -> Self:
         return self.model_copy(update={"questions": rows})
 
     def tokens_estimate(self) -> int:
@@ -58,20 +57,11 @@ class Recall(QuestionTask):
         return len(context.material)
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        chosen: Sequence[Question] = context.material[start:stop]
-        ids = [question.id for question in chosen]
-        asked = [prompts.CLOSED_BOOK.format(question=question.text) for question in chosen]
-        return examples(
-            {
-                "example_id": ids,
-                "question_id": ids,
-                "units": [0] * len(chosen),
-                "prompt": asked,
-                "answer": [target(question) for question in chosen],
-                "references": [list(question.answers) for question in chosen],
-                "prompt_tokens": context.count_tokens(asked).tolist(),
-            }
-        )
+        made = []
+        for each in context.material[start:stop]:
+            prompt = prompts.CLOSED_BOOK.format(question=each.text)
+            made.append(Example(prompt, target(each), each.answers, example_id=each.id))
+        return table(made, context.count_tokens)
 
 
 def _known() -> list[Question]:

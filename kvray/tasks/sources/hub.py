@@ -75,14 +75,14 @@ def _commit(source: str) -> str:
         return _listing(source)[0]
     except SourceUnreachableError:
         # Enough for one file, whose name is known without a listing.
-        commit = _cached_commit(source)
+        commit, _ = _cached(source)
         if commit is None:
             raise
         return commit
 
 
 @lru_cache(maxsize=64)
-def _listing(source: str) -> tuple[str, tuple[str, ...]]:
+def _listing(source: str) -> tuple[str, list[str]]:
     """Return (commit, names of all files); asked once per process, so that a dataset stays one commit throughout."""
     from huggingface_hub import HfApi
 
@@ -91,39 +91,30 @@ def _listing(source: str) -> tuple[str, tuple[str, ...]]:
         info = HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT_S)
     except Exception as error:
         reason = _reason(source, error)
-        if isinstance(reason, SourceUnreachableError):
-            commit, names = _cached_commit(source), _cached_names(source)
-            if commit is not None and names is not None:
-                return commit, names
-        raise reason from error
-    return str(info.sha), tuple(sorted(file.rfilename for file in info.siblings or ()))
+        commit, names = _cached(source) if isinstance(reason, SourceUnreachableError) else (None, None)
+        if commit is None or names is None:
+            raise reason from error
+        return commit, names
+    return str(info.sha), sorted(file.rfilename for file in info.siblings or ())
 
 
-def _cached_commit(source: str) -> str | None:
-    """Return the commit that a revision was when it was last asked for, from the hub's cache on this machine."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+def _cached(source: str) -> tuple[str | None, list[str] | None]:
+    """Return what the hub's cache on this machine knows: the commit when last asked for, and the names of all files."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, IncompleteSnapshotError, LocalEntryNotFoundError
 
     repo, revision, _ = _parts(source)
     try:
-        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)).name
+        commit = Path(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=True)).name
     except IncompleteSnapshotError as error:
-        return Path(error.snapshot_path).name
+        commit = Path(error.snapshot_path).name
     except LocalEntryNotFoundError:
-        return None
-
-
-def _cached_names(source: str) -> tuple[str, ...] | None:
-    """Return the names of all files of a dataset from the hub's cache, None where it does not know all of them."""
-    from huggingface_hub import get_cached_repo_tree
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
-    repo, revision, _ = _parts(source)
+        return None, None
     try:
         files = get_cached_repo_tree(repo, repo_type="dataset", revision=revision)
     except CachedRepoTreeNotFoundError:
-        return None
-    return tuple(sorted(file.path for file in files))
+        return commit, None
+    return commit, sorted(file.path for file in files)
 
 
 def _file(source: str, commit: str, name: str) -> Path:

@@ -17,22 +17,20 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from kvray.errors import InputError, SourceUnreachableError
 from kvray.tasks.sources import hub, records
-from kvray.tasks.sources.hub import for_now
 from kvray.tasks.sources.records import ROWS, TABLES, TEXTS
 
-TIMEOUT_S = 60
 MAX_FILES = 100_000
 """Most files of a directory; more are a home directory or a disk by mistake."""
+_WEB = ("http://", "https://")
 _EXPECTED = "expected .jsonl, .jsonl.gz or .parquet, or a directory or .zip of such files"
 _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"}
 """Files of a dataset that describe its data."""
@@ -67,26 +65,12 @@ def texts(source: str) -> list[str]:
         for where, row in (pair for file in files for pair in _rows_of(file)):
             text = row.get("text")
             if not isinstance(text, str):
-                raise InputError(f"{where}: no 'text'; found the fields {', '.join(row) or 'none'}")
+                raise records.lacking(row, "'text'", where)
             read.append(text)
     kept = [text for text in read if text.strip()]
     if not kept:
         raise InputError(f"{source}: no text in it")
     return kept
-
-
-def read_bytes(source: str) -> bytes:
-    """Return the content of a source that is one file.
-
-    Raises:
-        SourceUnreachableError: a remote source does not answer.
-        InputError: it cannot be read, or is several files.
-    """
-    fetched = _fetched(source)
-    if isinstance(fetched, list):
-        raise InputError(f"{source}: {len(fetched)} files; expected one, name it")
-    with _opened(fetched) as stream:
-        return stream.read()
 
 
 def digest(source: str) -> str:
@@ -107,22 +91,15 @@ def digest(source: str) -> str:
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
-def is_remote(source: str) -> bool:
-    """Tell whether a source is on the web or the hub, which may not answer."""
-    return source.startswith(("http://", "https://", "hf://"))
-
-
-@dataclass(frozen=True)
-class _File:
+class _File(NamedTuple):
     """A file to read: ``where`` is its name in messages, ``name`` that within the source, which decides kind and order.
 
-    ``place`` is its path or its bytes; ``member`` its name in the zip archive there, "" if it is none.
+    ``open`` opens it for reading bytes.
     """
 
     where: str
     name: str
-    place: Path | bytes
-    member: str = ""
+    open: Callable[[], AbstractContextManager[IO[bytes]]]
 
 
 def _choose(source: str, kinds: tuple[str, ...]) -> list[_File]:
@@ -139,16 +116,16 @@ def _choose(source: str, kinds: tuple[str, ...]) -> list[_File]:
 
 
 def _members(file: _File) -> list[_File]:
-    try:
-        with _archive(file.place) as archive:
-            names = sorted(archive.namelist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{file.where}: not a whole zip file: {error}") from error
-    return [_File(f"{file.where}: {name}", name, file.place, name) for name in names if _is_data(name)]
+    """Return the data files of a zip archive."""
+    with _opened(file) as stream, zipfile.ZipFile(stream) as archive:
+        names = sorted(archive.namelist())
+    return [_File(f"{file.where}: {name}", name, partial(_member, file, name)) for name in names if _is_data(name)]
 
 
-def _archive(place: Path | bytes) -> zipfile.ZipFile:
-    return zipfile.ZipFile(place if isinstance(place, Path) else io.BytesIO(place))
+@contextmanager
+def _member(file: _File, name: str) -> Iterator[IO[bytes]]:
+    with file.open() as stream, zipfile.ZipFile(stream) as archive, archive.open(name) as member:
+        yield member
 
 
 def _is_data(name: str) -> bool:
@@ -164,23 +141,14 @@ def _rows_of(file: _File) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @contextmanager
 def _opened(file: _File) -> Iterator[IO[bytes]]:
-    with ExitStack() as stack:
-        try:
-            if file.member:
-                archive = stack.enter_context(_archive(file.place))
-                stream = stack.enter_context(archive.open(file.member))
-            else:
-                opened = file.place.open("rb") if isinstance(file.place, Path) else io.BytesIO(file.place)
-                stream = stack.enter_context(opened)
-        except (OSError, zipfile.BadZipFile, RuntimeError) as error:
-            # zipfile raises the last, or a kind of it, for an archive that is encrypted or packed in an unknown way.
-            raise InputError(f"source: {file.where} cannot be read: {error}") from error
-        try:
+    try:
+        with file.open() as stream:
             yield stream
-        except (zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{file.where}: not a whole zip file: {error}") from error
-        except OSError as error:
-            raise InputError(f"source: {file.where} cannot be read: {error}") from error
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{file.where}: not a whole zip file: {error}") from error
+    except (OSError, RuntimeError) as error:
+        # zipfile raises the last, or a kind of it, for an archive that is encrypted or packed in an unknown way.
+        raise InputError(f"source: {file.where} cannot be read: {error}") from error
 
 
 def _sha256(file: _File) -> str:
@@ -188,33 +156,39 @@ def _sha256(file: _File) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
+def _on_disk(where: str, name: str, path: Path) -> _File:
+    return _File(where, name, lambda: path.open("rb"))
+
+
 def _fetched(source: str) -> _File | list[_File]:
     """Return the file that a source is, or the files that it stands for."""
     if source.startswith("hf://"):
         downloaded = hub.download(source, (*ROWS, *TABLES, *TEXTS, ".zip"), _is_data)
         if isinstance(downloaded, Path):
-            return _File(source, urlsplit(source).path, downloaded)
-        return [_File(f"{source}: {name}", name, path) for name, path in downloaded.items()]
+            return _on_disk(source, urlsplit(source).path, downloaded)
+        return [_on_disk(f"{source}: {name}", name, path) for name, path in downloaded.items()]
     if "://" in source:
-        return _File(source, urlsplit(source).path if is_remote(source) else source, _from_network(source))
+        content = _from_network(source)
+        name = urlsplit(source).path if source.startswith(_WEB) else source
+        return _File(source, name, partial(io.BytesIO, content))
     path = Path(os.path.expanduser(source))
     if not path.is_dir():
         if path.exists() and not path.is_file():
             # A device or a pipe may never end.
             raise InputError(f"source: {source} cannot be read: it is neither a file nor a directory")
-        return _File(source, source, path)
+        return _on_disk(source, source, path)
     files = list(itertools.islice((inner for inner in path.rglob("*") if inner.is_file()), MAX_FILES + 1))
     if len(files) > MAX_FILES:
         raise InputError(f"source: {source} holds over {MAX_FILES:,} files; expected a directory of data alone")
     names = sorted(inner.relative_to(path).as_posix() for inner in files)
-    return [_File(str(path / name), name, path / name) for name in names if _is_data(name)]
+    return [_on_disk(str(path / name), name, path / name) for name in names if _is_data(name)]
 
 
 @lru_cache(maxsize=8)
 def _from_network(source: str) -> bytes:
     try:
-        if is_remote(source):
-            with urllib.request.urlopen(source, timeout=TIMEOUT_S) as response:
+        if source.startswith(_WEB):
+            with urllib.request.urlopen(source, timeout=hub.TIMEOUT_S) as response:
                 return bytes(response.read())
         from pyarrow.fs import FileSystem
 
@@ -222,7 +196,7 @@ def _from_network(source: str) -> bytes:
         with files.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
     except urllib.error.HTTPError as error:
-        kind = SourceUnreachableError if for_now(error.code) else InputError
+        kind = SourceUnreachableError if hub.for_now(error.code) else InputError
         raise kind(f"source: {source} cannot be read: {error}") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise SourceUnreachableError(f"source: {source} cannot be read: {error}") from error

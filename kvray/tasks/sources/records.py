@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
@@ -39,6 +39,11 @@ def rows(stream: IO[bytes], name: str, where: str) -> Iterator[tuple[str, dict[s
         if not isinstance(row, dict):
             raise InputError(f"{where}: row {number}: expected an object with named fields; found {row!r:.60}")
         yield f"{where}: row {number}", row
+
+
+def lacking(row: Mapping[str, Any], what: str, where: str) -> InputError:
+    """Return the error for a row that lacks a field."""
+    return InputError(f"{where}: no {what}; found the fields {', '.join(row) or 'none'}")
 
 
 def text(stream: IO[bytes], name: str, where: str) -> str:

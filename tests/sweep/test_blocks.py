@@ -15,7 +15,7 @@ import pytest
 from kvray.errors import InputError
 from kvray.planning.inputs import gather
 from kvray.planning.plan import Plan, plan
-from kvray.sweep import external
+from kvray.sweep import blocks
 from kvray.sweep.blocks import check_task
 from kvray.sweep.load import json_schema, load
 from kvray.sweep.model import Sweep
@@ -291,7 +291,7 @@ def test_a_row_task_counts_numbers_and_pairs_for_its_author() -> None:
 
 def test_no_lookup_is_left_behind(sweep: Path) -> None:
     load(str(sweep), allow_code=True)
-    assert external.code_file("shouting:Shout") is None
+    assert blocks.code_file("shouting:Shout") is None
     with pytest.raises(InputError, match="found no module shouting; expected an installed module"):
-        external.task_class("shouting:Shout")
+        blocks.task_class("shouting:Shout")
     assert isinstance(load(str(sweep), allow_code=True).datasets["shout"], Task)

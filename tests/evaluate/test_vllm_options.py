@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from kvray.evaluate.engines import vllm_settings
-from kvray.evaluate.engines.vllm_settings import prepare_environment
+from kvray.evaluate.engines import vllm
+from kvray.evaluate.engines.base import Serving
+from kvray.evaluate.engines.vllm import VllmEngine
 from kvray.models.files import ModelFiles
 from kvray.models.reference import BUNDLED, resolve
 from kvray.sweep.model import Runtime
@@ -20,17 +21,17 @@ from kvray.sweep.model import Runtime
 @pytest.mark.parametrize("gpu", [False, True])
 def test_every_vllm_variable_is_one_that_vllm_reads(monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
     # A misspelt one is ignored without a word.
-    import vllm.envs
+    import vllm.envs as read
 
     monkeypatch.setattr(os, "environ", {})
-    prepare_environment(gpu, 2)
+    VllmEngine.prepare(float(gpu), 2)
     set_ = {name for name in os.environ if name.startswith("VLLM")}
-    assert set_ and set_ <= set(vllm.envs.environment_variables)
+    assert set_ and set_ <= set(read.environment_variables)
 
 
 def test_a_users_own_log_level_stays_and_engines_are_not_bound_to_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"VLLM_LOGGING_LEVEL": "INFO"})
-    prepare_environment(False, 1.5)
+    VllmEngine.prepare(0, 1.5)
     assert os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
     assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind" and os.environ["OMP_NUM_THREADS"] == "1"
 
@@ -48,5 +49,5 @@ def test_a_plan_takes_a_model_s_context_to_be_what_vllm_derives(tmp_path: Path, 
     shutil.copytree(BUNDLED["kvray-tiny"], model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, **changes}))
-    chosen = vllm_settings.settings(resolve(str(model)), Runtime(), 0, None, [])
-    assert ModelFiles(model).served_length == vllm_settings.model_config(chosen).max_model_len
+    serving = Serving(resolve(str(model)), None, Runtime())
+    assert ModelFiles(model).served_length == vllm.model_config(serving).max_model_len

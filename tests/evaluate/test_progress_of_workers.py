@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvray.console import track
-from kvray.evaluate.tally import Tally
+from kvray.evaluate.worker import Tally
 
 
 def test_an_estimated_total_is_replaced_by_what_the_workers_count(capfd: pytest.CaptureFixture[str]) -> None:
