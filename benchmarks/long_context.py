@@ -37,19 +37,21 @@ def finetune(model: str, length: int) -> dict[str, float]:
     import numpy as np
 
     from kvray.finetune.encode import Encoded
-    from kvray.finetune.train import Execution, train
+    from kvray.finetune.placement import Shape
+    from kvray.finetune.train import train
     from kvray.models.reference import resolve
-    from kvray.sweep.model import Finetune
+    from kvray.sweep.model import Finetune, Runtime
 
-    execution = Execution(per_device_batch_size=1, gradient_checkpointing=True)
+    shape = Shape(workers=1, cpus=os.cpu_count() or 1, gpus=0)
+    runtime = Runtime(per_device_batch_size=1, gradient_checkpointing=True)
 
     def step(tokens: int) -> float:
         started = time.process_time()
         ids = np.random.default_rng(tokens).integers(3, 1000, tokens).astype(np.int32)
-        row = Encoded(ids, np.array([0, tokens]), np.array([32], np.int32))
+        row = Encoded([ids], np.array([32], np.int32))
         with tempfile.TemporaryDirectory() as folder:
             recipe = Finetune(batch_size=1, epochs=1)
-            train(resolve(model), row, recipe, 0, Path(folder), execution=execution)
+            train(resolve(model), row, recipe, 0, Path(folder), shape=shape, runtime=runtime)
         return time.process_time() - started
 
     step(64)  # imports, first use of every kernel

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kvray.cli import samples
+from kvray.models.reference import resolve
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Task
 
@@ -72,7 +73,7 @@ def _markdown(docstring: str) -> str:
 
 def _example(name: str) -> Iterator[str]:
     made = samples.task_of(name, None, SETTINGS.get(name, []))
-    (row,) = samples.rows(samples.with_rows(made, 1), samples.base_of(None), 1)
+    (row,) = samples.rows(samples.with_rows(made, 1), resolve(samples.DEFAULT_BASE), 1)
     *earlier, prompt, answer = (message["content"] for message in row["messages"])
     yield from (line for text in earlier for line in _shortened(text))
     yield from _shortened(prompt)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,6 +109,34 @@ def make_sweep() -> MakeSweep:
     return commit_sweep
 
 
+def commit_artefact(
+    store: Store,
+    planned: list[dict[str, Any]],
+    kind: str,
+    label: str,
+    needs: list[str],
+    labels: dict[str, Any],
+    table: pa.Table,
+    *,
+    method: str,
+    chunks: int = 1,
+    skip: Sequence[str] = (),
+    **measurements: Any,
+) -> str:
+    """Add an artefact to a plan, and commit it with a table in some chunks unless its id contains a ``skip``."""
+    recipe = {"label": label, "finetune": {"method": method, "epochs": 2.0, "learning_rate": 5e-6}}
+    digest = fingerprint(recipe, needs)
+    identity = {"id": artefact_id(kind, label, digest), "kind": kind, "name": label, "fingerprint": digest}
+    identity |= {"needs": needs}
+    planned.append({**identity, "labels": labels, "rows": table.num_rows, "tokens": 0})
+    if not any(part in identity["id"] for part in skip):
+        ends = [table.num_rows * chunk // chunks for chunk in range(chunks + 1)]
+        parts = [table[start:end] for start, end in itertools.pairwise(ends)]
+        files = [store.write_table(identity["id"], f"chunk-{at:05d}.parquet", part) for at, part in enumerate(parts)]
+        store.commit(**identity, recipe=recipe, files=files, measurements=measurements)
+    return str(identity["id"])
+
+
 def commit_sweep(
     store: Store,
     name: str = "first",
@@ -124,30 +154,7 @@ def commit_sweep(
     """
     planned: list[dict[str, Any]] = []
 
-    def artefact(kind: str, label: str, needs: list[str], labels: dict[str, Any], table: pa.Table, **facts: Any) -> str:
-        recipe = {"label": label, "finetune": {"method": "lora", "epochs": 2.0, "learning_rate": 5e-6}}
-        digest = fingerprint(recipe, needs)
-        one = artefact_id(kind, label, digest)
-        planned.append(
-            {"id": one, "kind": kind, "name": label, "fingerprint": digest, "needs": needs, "labels": labels}
-            | {"rows": table.num_rows, "tokens": 0}
-        )
-        if not any(part in one for part in skip):
-            half = table.num_rows // 2
-            parts = [("chunk-00000.parquet", table[:half]), ("chunk-00001.parquet", table[half:])]
-            files = [store.write_table(one, file, part) for file, part in parts]
-            store.commit(
-                id=one,
-                kind=kind,
-                name=label,
-                fingerprint=digest,
-                recipe=recipe,
-                needs=needs,
-                files=files,
-                measurements=facts,
-            )
-        return one
-
+    artefact = partial(commit_artefact, store, planned, method="lora", chunks=2, skip=skip)
     some = pa.table({"x": list(range(4))})
     data = {m: artefact("dataset", f"simple-{m}", [], {"dataset": m, "role": "train"}, some) for m in mixtures}
     tests = {

@@ -6,14 +6,15 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from made_sweeps import commit_artefact
 
-from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import PREDICTIONS_SCHEMA
-from kvray.store.store import Store, artefact_id
+from kvray.store.store import Store
 
 MIXTURES: Mapping[str, tuple[float, float]] = {
     "kv-template": (0.15, 0.0),
@@ -181,27 +182,7 @@ def commit(
     """Commit a whole sweep: datasets, one writing, finetunes, predictions, and its plan document."""
     planned: list[dict[str, Any]] = []
 
-    def artefact(kind: str, label: str, needs: list[str], labels: dict[str, Any], table: pa.Table, **facts: Any) -> str:
-        recipe = {"label": label, "finetune": {"method": "attention", "epochs": 2.0, "learning_rate": 5e-6}}
-        digest = fingerprint(recipe, needs)
-        one = artefact_id(kind, label, digest)
-        files = [store.write_table(one, "chunk-00000.parquet", table)]
-        store.commit(
-            id=one,
-            kind=kind,
-            name=label,
-            fingerprint=digest,
-            recipe=recipe,
-            needs=needs,
-            files=files,
-            measurements=facts,
-        )
-        planned.append(
-            {"id": one, "kind": kind, "name": label, "fingerprint": digest, "needs": needs, "labels": labels}
-            | {"rows": table.num_rows, "tokens": 0}
-        )
-        return one
-
+    artefact = partial(commit_artefact, store, planned, method="attention")
     some, examples = pa.table({"x": [0]}), cells(questions)
     written = artefact(
         "writing",

@@ -209,11 +209,10 @@ def test_a_column_of_the_predictions(tmp_path: Path) -> None:
     compared = len(kvray.results.open(store).compare())
     shutil.copytree(PAGE.parents[1] / "kvray", tmp_path / "kvray", ignore=shutil.ignore_patterns("__pycache__"))
     text = PAGE.read_text().split("## A column of the predictions")[1].split("\n## ")[0]
-    column, computed = (block for language, block in _FENCE.findall(text) if language == "python")
-    schemas, questions = (tmp_path / name for name in re.findall(r"`(kvray/\S+\.py)`", text))
-    before, after = schemas.read_text().split("PREDICTIONS_SCHEMA = pa.schema(", 1)
-    end = "    ]\n"
-    schemas.write_text(f"{before}PREDICTIONS_SCHEMA = pa.schema({after.replace(end, column + end, 1)}")
+    column, computed = (block for language, block in _FENCE.findall(text) if language in ("toml", "python"))
+    schemas, questions = (tmp_path / name for name in re.findall(r"`(kvray/\S+\.(?:toml|py))`", text))
+    before, after = schemas.read_text().split("[predictions]\n", 1)
+    schemas.write_text(before + "[predictions]\n" + after.replace("\n\n", f"\n{column}\n", 1))
     lines = questions.read_text().splitlines(keepends=True)
     at = next(at for at, line in enumerate(lines) if 'columns["outcome"] =' in line)
     questions.write_text("".join([*lines[: at + 1], computed, *lines[at + 1 :]]))

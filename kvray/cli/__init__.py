@@ -2,7 +2,7 @@
 
 from kvray.cli import sweeps  # isort: skip  # in the order of --help: what is typed most comes first
 from kvray.cli import tools  # isort: skip
-from kvray.cli.app import app
+from kvray.cli.frame import app
 
 __all__ = ["app", "main", "sweeps", "tools"]
 

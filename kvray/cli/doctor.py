@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from kvray.console import table
@@ -187,10 +187,6 @@ class Report:
     store: str
     nodes: tuple[Node, ...]
     problems: tuple[str, ...]
-
-    def document(self) -> dict[str, Any]:
-        """Return the report as plain values, for JSON."""
-        return {"store": self.store, "nodes": [asdict(node) for node in self.nodes], "problems": list(self.problems)}
 
     def text(self) -> str:
         """Return the report for a terminal: a column per node, then the problems."""

@@ -2,11 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePath
-from typing import IO, Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,7 +25,7 @@ from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.mixture import Mixture
 from kvray.store import parquet
 from kvray.store.output import replacing, shown
-from kvray.store.schemas import CHAT_SCHEMA, EXAMPLE_SCHEMA, column
+from kvray.store.schemas import CHAT_SCHEMA, DATASET, EXAMPLE_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.base import Task
@@ -36,7 +36,6 @@ FORMATS: dict[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": 
 _CHOICES = "parquet, jsonl or openai"
 _SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
 
-DATASET = column("dataset", pa.string(), "name of the row's dataset in the sweep")
 BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)
 IN_PROCESS_ROWS = 20_000  # for fewer rows, starting Ray takes longer than making them
 
@@ -93,14 +92,16 @@ def make(
     work = _Payload(task, base, rows, format)
     tokens = done = 0
     parallel = workers > 1 and shards > 1
+    cluster = connect(Runtime(address="local", num_cpus=workers)) if parallel else nullcontext()
+    columns = {"version": "2.6", "compression": "zstd", "compression_level": 1}
     with replacing(out) as file:
-        with (
-            track(f"generate {task.task}", rows) as advance,
-            _writer(file, format, task.EXAMPLES) as add,
-            connect(Runtime(address="local", num_cpus=workers)) if parallel else nullcontext(),
-        ):
+        parquet_file = pq.ParquetWriter(file, task.EXAMPLES, **columns) if format == "parquet" else nullcontext()
+        with track(f"generate {task.task}", rows) as advance, parquet_file as writer, cluster:
             for row in stream(shards, work, ordered=True, workers=workers) if parallel else map(work, range(shards)):
-                add(row["payload"])
+                if writer is None:
+                    file.write(row["payload"])
+                else:  # one row group per shard, independent of the blocks of Ray
+                    writer.write_table(pa.ipc.open_stream(row["payload"]).read_all().combine_chunks())
                 tokens += row["tokens"]
                 done += row["rows"]
                 advance(done)
@@ -134,12 +135,10 @@ def blend(
     """
     job = _job(planned, mixture, seed)
     datasets = {artefact.id: artefact for artefact in planned.artefacts if artefact.kind == "dataset"}
-    tables: dict[str, pa.Table] = {}
 
+    @cache
     def read(dataset: str) -> pa.Table:
-        if dataset not in tables:
-            tables[dataset] = _table(datasets[dataset], store, base)
-        return tables[dataset]
+        return _table(datasets[dataset], store, base)
 
     mixed = select(job, base, read)
     parts = []
@@ -210,16 +209,6 @@ def _table(artefact: Artefact, store: Store, base: BaseModelRef) -> pa.Table:
     writings = [need for need in artefact.needs if store.manifest(need) is not None]
     written = Written(store, writings[0]) if writings else None
     return build(artefact.params, base, range(artefact.rows), written)
-
-
-@contextmanager
-def _writer(file: IO[bytes], format: Format, schema: pa.Schema) -> Iterator[Callable[[bytes], Any]]:
-    if format != "parquet":
-        yield file.write
-        return
-    with pq.ParquetWriter(file, schema, version="2.6", compression="zstd", compression_level=1) as writer:
-        # One row group per shard, independent of the blocks of Ray.
-        yield lambda payload: writer.write_table(pa.ipc.open_stream(payload).read_all().combine_chunks())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from kvray.errors import InputError, Place, Problem
 from kvray.generate.shards import build, check_written, rows_of
 from kvray.models.chat import answered, prompts_of
-from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, resolve
+from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer
 from kvray.sweep import yaml as yaml_lines
 from kvray.sweep.blocks import check_task, lookup, task_class
 from kvray.sweep.document import Document
@@ -56,11 +56,6 @@ def task_of(name: str, seed: int | None = None, settings: Sequence[str] = (), al
 def with_rows(task: Task, rows: int) -> Task:
     """Return :meth:`Task.with_rows`, or the task itself if its ``rows`` or ``questions`` were set by hand."""
     return task if task.model_fields_set & {"rows", "questions"} else task.with_rows(rows)
-
-
-def base_of(name: str | None) -> BaseModelRef:
-    """Return the base model whose tokenizer counts, kvray-tiny by default; InputError if it cannot be found."""
-    return resolve(name or DEFAULT_BASE)
 
 
 def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli.app import (
-    BaseOption,
-    CodeOption,
-    JsonOption,
-    ScaleOption,
-    SetOption,
-    StoreOption,
-    VerifyOption,
-    command,
-    open_store,
-)
+from kvray.cli import frame
 from kvray.console import say
 
 if TYPE_CHECKING:
@@ -27,15 +17,15 @@ if TYPE_CHECKING:
     from kvray.store.store import Store
 
 
-@command
+@frame.command
 def run(
     sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
-    store: StoreOption = None,
-    set_: SetOption = None,
-    base_model: BaseOption = None,
-    scale: ScaleOption = None,
-    allow_code: CodeOption = False,
-    verify: VerifyOption = False,
+    store: frame.StoreOption = None,
+    set_: frame.SetOption = None,
+    base_model: frame.BaseOption = None,
+    scale: frame.ScaleOption = None,
+    allow_code: frame.CodeOption = False,
+    verify: frame.VerifyOption = False,
     report: Annotated[bool, typer.Option(help="Write the report at the end.")] = True,
 ) -> int:
     """Make everything that a sweep has and the store has not, then the report. Run again to continue.
@@ -48,7 +38,7 @@ def run(
     """
     from kvray.driver import run as running
 
-    place = open_store(store)
+    place = frame.open_store(store)
     # All files are read before the first runs, so that a mistake in the last one shows now.
     planned = [running.prepare(file, set_ or [], base_model, scale, allow_code=allow_code) for file in sweep]
     running.check_names([(file, plan) for file, (plan, _) in zip(sweep, planned, strict=True)])
@@ -69,41 +59,33 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
     for warning in planned.warnings:
         say(f"kvray: warning: {warning}")
     result = running.run(planned, base, place, verify)
-    name = planned.sweep.name
-    if result.nothing_to_do:
-        print(f"nothing to do: all {result.cached} artefacts of {name} are committed in {place.uri}")
+    print(result.outcome())
     if result.failed:  # before the report, which a full disk ends with an error of its own
         from kvray.console import table
 
-        print(
-            f"\n{len(result.failed)} of {len(planned.artefacts)} artefacts failed; the same command tries them again:"
-        )
-        print(table(["artefact", "why"], [[key, _one_line(why)] for key, why in result.failed.items()]))
+        print(table(["artefact", "why"], result.failures()))
     if report:
         from kvray.report.build import current, location, write
         from kvray.report.terminal import summary
 
+        name = planned.sweep.name
         if not current(place, name):
             write(place, name)
         print("\n".join(["", *summary(place, name), ""]))
         print(f"report: {location(place, f'reports/{name}')}/report.html")
-    if result.failed:
-        return 1
-    if not result.nothing_to_do:
-        print(f"{len(result.made)} made, {result.cached} were there, {result.seconds:.0f} s")
-    return 0
+    return 1 if result.failed else 0
 
 
-@command
+@frame.command
 def plan(
     sweep: Annotated[str, typer.Argument(help="A sweep file.")],
-    store: StoreOption = None,
-    set_: SetOption = None,
-    base_model: BaseOption = None,
-    scale: ScaleOption = None,
-    allow_code: CodeOption = False,
-    json_: JsonOption = False,
-    verify: VerifyOption = False,
+    store: frame.StoreOption = None,
+    set_: frame.SetOption = None,
+    base_model: frame.BaseOption = None,
+    scale: frame.ScaleOption = None,
+    allow_code: frame.CodeOption = False,
+    json_: frame.JsonOption = False,
+    verify: frame.VerifyOption = False,
 ) -> None:
     """Show what a run would do, cell by cell, with tokens, estimated time and the smallest detectable difference.
 
@@ -115,7 +97,7 @@ def plan(
     from kvray.planning.cost import estimate
 
     planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
-    place = open_store(store)
+    place = frame.open_store(store)
     running.tell_replaced(planned, place)
     estimated = estimate.estimate(planned, place, verify)
     if json_:
@@ -124,16 +106,16 @@ def plan(
         print("\n".join([*_code(planned), estimated.text()]))
 
 
-@command
+@frame.command
 def status(
     sweep: Annotated[str, typer.Argument(help="A sweep file, or the name of one that was run.")],
-    store: StoreOption = None,
-    set_: SetOption = None,
-    base_model: BaseOption = None,
-    scale: ScaleOption = None,
-    allow_code: CodeOption = False,
-    json_: JsonOption = False,
-    verify: VerifyOption = False,
+    store: frame.StoreOption = None,
+    set_: frame.SetOption = None,
+    base_model: frame.BaseOption = None,
+    scale: frame.ScaleOption = None,
+    allow_code: frame.CodeOption = False,
+    json_: frame.JsonOption = False,
+    verify: frame.VerifyOption = False,
 ) -> None:
     """Say what of a sweep is committed, missing, damaged or failed.
 
@@ -143,7 +125,7 @@ def status(
     from kvray.driver import run as running
     from kvray.planning import state
 
-    place = open_store(store)
+    place = frame.open_store(store)
     planned: Sequence[Any]
     if sweep.endswith((".yaml", ".yml")):
         planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
@@ -156,18 +138,20 @@ def status(
         artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in rows]
         print(json.dumps({**counts, "artefacts": artefacts}, indent=1))
         return
-    print(table(["artefact", "state", "why"], [[e.id, e.state, _one_line(e.reason or "")] for e in rows]))
+    print(
+        table(["artefact", "state", "why"], [[e.id, e.state, " ".join((e.reason or "").split())[:200]] for e in rows])
+    )
     print(", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
-@command
+@frame.command
 def report(
     sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
-    store: StoreOption = None,
-    scale: ScaleOption = None,
-    allow_code: CodeOption = False,
+    store: frame.StoreOption = None,
+    scale: frame.ScaleOption = None,
+    allow_code: frame.CodeOption = False,
     out: Annotated[str | None, typer.Option("--out", help="Directory or s3:// URI; default under the store.")] = None,
-    json_: JsonOption = False,
+    json_: frame.JsonOption = False,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
 
@@ -181,7 +165,7 @@ def report(
     from kvray.report.terminal import document, summary
     from kvray.sweep.load import load
 
-    place = open_store(store)
+    place = frame.open_store(store)
     name = load(sweep, scale=scale, allow_code=allow_code).name if sweep.endswith((".yaml", ".yml")) else sweep
     state.stored_plan(name, place)
     paths = write(place, name, out)
@@ -191,16 +175,16 @@ def report(
         print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
 
 
-@command
+@frame.command
 def why(
     cell: Annotated[str, typer.Argument(help="An artefact's id, or a part of it that is unique.")],
     sweep: Annotated[str | None, typer.Option(help="A sweep file that has it; default: the store's sweeps.")] = None,
-    store: StoreOption = None,
-    set_: SetOption = None,
-    base_model: BaseOption = None,
-    scale: ScaleOption = None,
-    allow_code: CodeOption = False,
-    json_: JsonOption = False,
+    store: frame.StoreOption = None,
+    set_: frame.SetOption = None,
+    base_model: frame.BaseOption = None,
+    scale: frame.ScaleOption = None,
+    allow_code: frame.CodeOption = False,
+    json_: frame.JsonOption = False,
 ) -> None:
     """Say why an artefact is to be made: what of its recipe differs from the stored ones, the nearest first.
 
@@ -214,7 +198,7 @@ def why(
     from kvray.driver import run as running
     from kvray.planning import why as reasons
 
-    place = open_store(store)
+    place = frame.open_store(store)
     planned = (
         running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts if sweep else None
     )
@@ -224,7 +208,3 @@ def why(
 
 def _code(planned: Plan) -> list[str]:
     return [f"code: {file}, sha256 {digest[:16]}, loaded by --allow-code" for file, digest in planned.code().items()]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]

@@ -1,41 +1,29 @@
 """Commands beside sweeps: examples, datasets and mixtures as files, the bundled base model, the machines."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli.app import (
-    BaseOption,
-    CodeOption,
-    FormatOption,
-    JsonOption,
-    OutOption,
-    ScaleOption,
-    SetOption,
-    StoreOption,
-    command,
-    open_store,
-)
+from kvray.cli import frame
 from kvray.errors import InputError, RunInterrupted
 
 if TYPE_CHECKING:
     from kvray.tasks.base import Task
 
 
-@command
+@frame.command
 def sample(
     task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
     rows: Annotated[int, typer.Option(help="Examples to show.", min=1)] = 1,
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
-    set_: SetOption = None,
-    base_model: BaseOption = None,
-    allow_code: CodeOption = False,
-    json_: JsonOption = False,
+    set_: frame.SetOption = None,
+    base_model: frame.BaseOption = None,
+    allow_code: frame.CodeOption = False,
+    json_: frame.JsonOption = False,
 ) -> None:
     """Show examples of a task: prompt, answer, accepted references.
 
@@ -51,16 +39,16 @@ def sample(
         print(json.dumps(row, ensure_ascii=False) if json_ else samples.text(row, made))
 
 
-@command
+@frame.command
 def generate(
     task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
-    out: OutOption,
+    out: frame.OutOption,
     rows: Annotated[int | None, typer.Option(help="Examples to make; default the task's own.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
-    set_: SetOption = None,
-    base_model: BaseOption = None,
-    allow_code: CodeOption = False,
-    format_: FormatOption = None,
+    set_: frame.SetOption = None,
+    base_model: frame.BaseOption = None,
+    allow_code: frame.CodeOption = False,
+    format_: frame.FormatOption = None,
     workers: Annotated[int | None, typer.Option(help="Processes; the bytes do not depend on it.", min=1)] = None,
 ) -> None:
     """Make one dataset as one file, without a sweep, for any other trainer.
@@ -77,18 +65,18 @@ def generate(
     )
 
 
-@command
+@frame.command
 def blend(
     sweep: Annotated[str, typer.Argument(help="A sweep file.")],
     mixture: Annotated[str, typer.Argument(help="One of its mixtures.")],
-    out: OutOption,
+    out: frame.OutOption,
     seed: Annotated[int, typer.Option(help="One of finetune.seeds.")] = 0,
-    format_: FormatOption = None,
-    store: StoreOption = None,
-    set_: SetOption = None,
-    base_model: BaseOption = None,
-    scale: ScaleOption = None,
-    allow_code: CodeOption = False,
+    format_: frame.FormatOption = None,
+    store: frame.StoreOption = None,
+    set_: frame.SetOption = None,
+    base_model: frame.BaseOption = None,
+    scale: frame.ScaleOption = None,
+    allow_code: frame.CodeOption = False,
 ) -> None:
     """Write one mixture as one file: the very rows that a finetune on it reads, matched in tokens, for any trainer.
 
@@ -99,12 +87,12 @@ def blend(
 
     kind = export.format_of(out, format_)
     planned, base = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)
-    done = export.blend(planned, mixture, seed, open_store(store), base, out, kind)
+    done = export.blend(planned, mixture, seed, frame.open_store(store), base, out, kind)
     parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
     print(f"{done.path}: {parts}; {done.bytes} bytes, sha256 {done.sha256}")
 
 
-@command
+@frame.command
 def pretrain(
     out: Annotated[Path, typer.Option("--out", help="Directory of the model; <out>.state keeps what a resume needs.")],
     tokens: Annotated[int | None, typer.Option(help="Training tokens; default the recipe's.", min=10000)] = None,
@@ -130,11 +118,11 @@ def pretrain(
     print(write_card(out, recipe, record))
 
 
-@command
+@frame.command
 def doctor(
-    store: StoreOption = None,
+    store: frame.StoreOption = None,
     address: Annotated[str | None, typer.Option(help="A running Ray; default $RAY_ADDRESS, else this machine.")] = None,
-    json_: JsonOption = False,
+    json_: frame.JsonOption = False,
 ) -> int:
     """Look at every node: versions, devices, whether it reaches the store. Do it before spending money.
 
@@ -142,8 +130,8 @@ def doctor(
     """
     from kvray.cli.doctor import check
 
-    report = check(open_store(store), address)
-    print(json.dumps(report.document(), indent=1) if json_ else report.text())
+    report = check(frame.open_store(store), address)
+    print(json.dumps(asdict(report), indent=1) if json_ else report.text())
     return 1 if report.problems else 0
 
 
@@ -151,6 +139,7 @@ def _task(
     name: str, seed: int | None, settings: Sequence[str], base_model: str | None, rows: int | None, allow_code: bool
 ) -> Any:
     from kvray.cli import samples
+    from kvray.models.reference import resolve
 
     task: Task = samples.task_of(name, seed, settings, allow_code)
-    return (samples.with_rows(task, rows) if rows else task), samples.base_of(base_model)
+    return (samples.with_rows(task, rows) if rows else task), resolve(base_model or samples.DEFAULT_BASE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvray.console import duration, html_table, say, table
 from kvray.driver import run as driver
+from kvray.driver.run import Result
 from kvray.planning.cost import show
 from kvray.planning.cost.estimate import Estimate, estimate
 from kvray.store.store import Store
@@ -85,9 +86,8 @@ def run(
     for warning in planned.warnings:
         say(f"kvray: warning: {warning}")
     done = driver.run(planned, base, place, verify)
-    result = SweepResult(planned.sweep, place, tuple(done.made), done.cached, done.failed, done.seconds)
-    say(f"kvray: {result.outcome()}")
-    return result
+    say(f"kvray: {done.outcome()}{'; result.failed says why' if done.failed else ''}")
+    return SweepResult(**vars(done))
 
 
 def _prepare(sweep: Source, offline: bool, allow_code: bool) -> tuple[Plan, BaseModelRef]:
@@ -144,34 +144,8 @@ class SweepPlan:
         return "".join(part if part.startswith("<table") else f"<p>{part}</p>" for part in parts)
 
 
-def _score(row: dict[str, Any]) -> str | None:
-    """Format a cell of the results: "79.0 %, +47.0 (+41.0 to +53.0) better"."""
-    if row["accuracy"] is None:
-        return None
-    shown = f"{100 * row['accuracy']:.1f} %"
-    if row["difference"] is None:
-        return shown
-    change, low, high = (100 * row[name] for name in ("difference", "difference_low", "difference_high"))
-    return f"{shown}, {change:+.1f} ({low:+.1f} to {high:+.1f}) {row['verdict']}"
-
-
-@dataclass(frozen=True, repr=False)
-class SweepResult:
-    """What a run made, and the results of its sweep. Displays as a table: a row per model, a column per evaluation.
-
-    Attributes:
-        made: ids of the artefacts that the run committed.
-        cached: how many the store had before.
-        failed: reason by id; running again tries these again.
-        seconds: wall-clock time of the run.
-    """
-
-    sweep: Sweep
-    store: Store
-    made: tuple[str, ...] = ()
-    cached: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
+class SweepResult(Result):
+    """What a run made, and the results of its sweep. Displays as a table: a row per model, a column per evaluation."""
 
     @property
     def results(self) -> Results:
@@ -202,43 +176,23 @@ class SweepResult:
         page = stored if out is None else Directory(out).read("report.html")
         return Report(paths.html, paths.directory, (page or b"").decode())
 
-    def outcome(self) -> str:
-        """Return one line on what the run did."""
-        if self.failed:
-            planned = len(self.made) + self.cached + len(self.failed)
-            return (
-                f"{len(self.failed)} of {planned} artefacts of {self.sweep.name} failed, {len(self.made)} made, "
-                f"{self.cached} were there; result.failed says why, and running again tries them again"
-            )
-        if not self.made:
-            return f"nothing to do: all {self.cached} artefacts of {self.sweep.name} are committed in {self.store.uri}"
-        return f"{len(self.made)} made, {self.cached} were there, {duration(self.seconds)}"
-
     def __repr__(self) -> str:
         from kvray.report.terminal import summary
 
         lines = [*summary(self.store, self.sweep.name), self.outcome()]
-        return "\n".join([*lines, table(["artefact", "why"], self._failures())] if self.failed else lines)
+        return "\n".join([*lines, table(["artefact", "why"], self.failures())] if self.failed else lines)
 
     def _repr_html_(self) -> str:
-        from kvray.report.terminal import document
-        from kvray.results.frames import BASE, models, with_models
+        from kvray.report.terminal import NOTE, column
+        from kvray.results.frames import BASE
+        from kvray.results.snapshot import collect
 
-        answers = with_models(self.predictions().collect())
-        scores = document(self.store, self.sweep.name)["scores"]
-        evaluations = answers["evaluation"].unique(maintain_order=True).to_list()
-        cells = {(row["model"], row["evaluation"]): _score(row) for row in scores}
-        rows = [
-            [model, *(cells.get((model, evaluation)) for evaluation in evaluations)]
-            for model in [BASE, *models(answers)]
-        ]
-        note = "Accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction."
-        parts = [html_table(["", *evaluations], rows, self.sweep.name), f"<p>{note}</p>"]
+        snapshot = collect(self.store, self.sweep.name)
+        columns = [column(snapshot, evaluation)[1:] for evaluation in snapshot.profiles]
+        rows = zip([BASE, *snapshot.models], *columns, strict=True)
+        parts = [html_table(["", *snapshot.profiles], rows, self.sweep.name), f"<p>{NOTE}</p>"]
         parts.append(f"<p>{html.escape(self.outcome())}</p>")
-        return "".join([*parts, html_table(["artefact", "why"], self._failures())] if self.failed else parts)
-
-    def _failures(self) -> list[tuple[str, str]]:
-        return [(artefact, " ".join(why.split())[:200]) for artefact, why in self.failed.items()]
+        return "".join([*parts, html_table(["artefact", "why"], self.failures())] if self.failed else parts)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """The connection to Ray: joins the requested one, or starts a local one apart from any other."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
@@ -18,6 +16,7 @@ ANSWER_TIMEOUT_S = 10.0
 _ADDRESS = "RAY_ADDRESS"
 _PROTOCOL = "ray://"
 _CLIENT_PORT = "10001"
+_WAY_OUT = f"unset {_ADDRESS} and runtime.address to start a local Ray instead"
 
 
 @contextlib.contextmanager
@@ -92,7 +91,7 @@ def _join(address: str, runtime: Runtime) -> None:
         ray.init(address=address, **_quiet())
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         why = " ".join(str(error).split())
-        raise ResourceError(f"Ray at {address} cannot be joined from here: {why}; {_way_out()}") from error
+        raise ResourceError(f"Ray at {address} cannot be joined from here: {why}; {_WAY_OUT}") from error
 
 
 def _check_answers(address: str) -> None:
@@ -107,10 +106,10 @@ def _check_answers(address: str) -> None:
         else:
             place = services.canonicalize_bootstrap_address_or_die(address)
     except ConnectionError as error:
-        raise ResourceError(f"Ray at {address}: {' '.join(str(error).split())} {_way_out()}") from error
+        raise ResourceError(f"Ray at {address}: {' '.join(str(error).split())} {_WAY_OUT}") from error
     except (ValueError, OSError) as error:
         raise ResourceError(
-            f"Ray at {address}: found no address; expected HOST:PORT, ray://HOST:PORT or auto; {_way_out()}"
+            f"Ray at {address}: found no address; expected HOST:PORT, ray://HOST:PORT or auto; {_WAY_OUT}"
         ) from error
     named = address if place == address else f"{address} ({place})"
     host, _, port = place.rpartition(":")
@@ -119,11 +118,11 @@ def _check_answers(address: str) -> None:
             pass
     except (OSError, ValueError) as error:
         why = str(error) or type(error).__name__
-        raise ResourceError(f"Ray at {named} does not answer ({why}); {_way_out()}") from error
+        raise ResourceError(f"Ray at {named} does not answer ({why}); {_WAY_OUT}") from error
     if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_grpc(place):
         raise ResourceError(
             f"Ray at {named} does not answer: something listens there and said nothing for "
-            f"{ANSWER_TIMEOUT_S:.0f} s; {_way_out()}"
+            f"{ANSWER_TIMEOUT_S:.0f} s; {_WAY_OUT}"
         )
 
 
@@ -137,10 +136,6 @@ def _speaks_grpc(place: str) -> bool:
         except grpc.FutureTimeoutError:
             return False
     return True
-
-
-def _way_out() -> str:
-    return f"unset {_ADDRESS} and runtime.address to start a local Ray instead"
 
 
 def _quiet() -> dict[str, object]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kvray.console import say
+from kvray.console import duration, say
 from kvray.driver.connection import connect
 from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
 from kvray.models.openai import address
@@ -25,7 +25,7 @@ from kvray.planning.state import STAGE_NAMES, document_name, replaced
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.load import Loaded, read
-from kvray.sweep.model import Runtime
+from kvray.sweep.model import Runtime, Sweep
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
 PARTS_KEPT = {
@@ -88,7 +88,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         engine_class(base, planned.sweep.runtime)  # raises for a wrong name before anything is made
     tell_replaced(planned, store)
     store.write_document(document_name(planned.sweep.name), planned.to_json())
-    result = Result(len(planned.artefacts) - len(todo))
+    result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
     if not todo:
         return result
     for artefact in todo:
@@ -151,21 +151,21 @@ def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, s
     started = time.monotonic()
     name = STAGE_NAMES[kind]
     say(f"kvray: {name}: {len(ready)} to make")
+    # A stage that ends without a word on an artefact has not made it.
+    errors: dict[str, str | None] = {each.id: f"{name} ended without saying what became of it" for each in ready}
     try:
         outcomes = _stage_function(kind, base.api)(ready, store, base, planned.sweep.runtime)
+        errors |= {outcome.artefact_id: outcome.error for outcome in outcomes}
     except ResourceError:
         raise
     except KvrayError as error:
-        outcomes = [Outcome(artefact.id, str(error)) for artefact in ready]
-    for outcome in outcomes:
-        if outcome.error is None:
-            result.made.append(outcome.artefact_id)
+        errors = dict.fromkeys(errors, str(error))
+    for artefact_id, why in errors.items():
+        if why is None:
+            result.made.append(artefact_id)
         else:
-            _fail(outcome.artefact_id, outcome.error, store, result)
-    silent = {artefact.id for artefact in ready} - {outcome.artefact_id for outcome in outcomes}
-    for artefact_id in sorted(silent):
-        _fail(artefact_id, f"{name} ended without saying what became of it", store, result)
-    good = sum(outcome.error is None for outcome in outcomes)
+            _fail(artefact_id, why, store, result)
+    good = sum(why is None for why in errors.values())
     say(f"kvray: {name}: {good} of {len(todo)} made, {time.monotonic() - started:.0f} s")
 
 
@@ -178,25 +178,12 @@ def _kept(planned: Plan, store: Store, stage: str) -> str:
 
 
 def _stage_function(kind: str, api: bool) -> Stage:
-    if kind == "writing":
-        from kvray.evaluate.job import write
+    from kvray.evaluate.job import evaluate, write
+    from kvray.finetune import job, openai
+    from kvray.generate.job import generate
 
-        return write
-    if kind == "dataset":
-        from kvray.generate.job import generate
-
-        return generate
-    if kind == "finetune" and api:
-        from kvray.finetune.openai import finetune as tune
-
-        return tune
-    if kind == "finetune":
-        from kvray.finetune.job import finetune
-
-        return finetune
-    from kvray.evaluate.job import evaluate
-
-    return evaluate
+    finetune = openai.finetune if api else job.finetune
+    return {"writing": write, "dataset": generate, "finetune": finetune, "predictions": evaluate}[kind]
 
 
 def _asks_api(artefact: Artefact, base: BaseModelRef) -> bool:
@@ -222,11 +209,20 @@ def store_uri(given: str | None) -> str:
     return given or os.environ.get("KVRAY_STORE") or str(Path("store"))
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
-    """What :func:`run` did: how many artefacts the store had, the ids it made, and the reason of each failure by id."""
+    """What :func:`run` did.
 
-    cached: int
+    Attributes:
+        cached: how many artefacts the store had before.
+        made: ids of the artefacts that the run committed.
+        failed: reason by id; running again tries these again.
+        seconds: wall-clock time of the run.
+    """
+
+    sweep: Sweep
+    store: Store
+    cached: int = 0
     made: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -235,3 +231,19 @@ class Result:
     def nothing_to_do(self) -> bool:
         """Whether the store had every artefact."""
         return not self.made and not self.failed
+
+    def outcome(self) -> str:
+        """Return one line on what the run did."""
+        if self.failed:
+            planned = len(self.made) + self.cached + len(self.failed)
+            return (
+                f"{len(self.failed)} of {planned} artefacts of {self.sweep.name} failed, {len(self.made)} made, "
+                f"{self.cached} were there; running again tries them again"
+            )
+        if self.nothing_to_do:
+            return f"nothing to do: all {self.cached} artefacts of {self.sweep.name} are committed in {self.store.uri}"
+        return f"{len(self.made)} made, {self.cached} were there, {duration(self.seconds)}"
+
+    def failures(self) -> list[tuple[str, str]]:
+        """Return id and reason, on one line, of what failed."""
+        return [(artefact_id, " ".join(why.split())[:200]) for artefact_id, why in self.failed.items()]

@@ -1,4 +1,4 @@
-"""Rows to batches: the order in which a finetune sees them, and their padding.
+"""Rows to batches and to the loss: the order in which a finetune sees rows, their padding, the answers' cross entropy.
 
 The order follows from (seed, sizes) by counter-based draws, so all workers compute the same one, after any restart too.
 Padding on the left puts all answers at the right edge, so that ``logits_to_keep`` of transformers' causal models
@@ -41,26 +41,11 @@ def schedule(lengths: NDArray[np.integer], batch_size: int, epochs: float, seed:
     return np.take_along_axis(table, np.argsort(-size, axis=1, kind="stable"), axis=1)
 
 
-class ScheduledRows:
-    """Rows in the order of a schedule: a map-style dataset for a torch DataLoader.
-
-    ``order`` holds row indices, shape ``(n,)``; BLANK stands for the one token ``filler``, without loss.
-    """
-
-    def __init__(self, rows: Encoded, order: NDArray[np.int64], filler: int) -> None:
-        self._rows = rows
-        self._order = order
-        self._filler = np.array([filler], np.int32)
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, at: int) -> tuple[NDArray[np.int32], int]:
-        """Return (ids, answer tokens) of the row at place ``at`` of the order."""
-        index = int(self._order[at])
-        if index == BLANK:
-            return self._filler, 0
-        return self._rows.row(index), int(self._rows.answers[index])
+def scheduled(rows: Encoded, order: NDArray[np.int64], filler: int) -> list[tuple[NDArray[np.int32], int]]:
+    """Return (ids, answer tokens) of the rows at the indices ``order``; BLANK is the one token ``filler``, no loss."""
+    blank = np.array([filler], np.int32), 0
+    answers = rows.answers.tolist()
+    return [blank if index == BLANK else (rows.ids[index], answers[index]) for index in order.ravel().tolist()]
 
 
 def collate(items: list[tuple[NDArray[np.int32], int]], pad_id: int) -> dict[str, Any]:
@@ -87,3 +72,49 @@ def collate(items: list[tuple[NDArray[np.int32], int]], pad_id: int) -> dict[str
         "logits_to_keep": keep,
         "labels": torch.from_numpy(labels),
     }
+
+
+def holds_digit(tokenizer: Any, vocabulary: int) -> NDArray[np.bool_]:
+    """Return which tokens hold a digit, shape ``(vocabulary,)``; ids that the tokenizer lacks hold none."""
+    ids = range(min(vocabulary, len(tokenizer)))
+    digits = np.zeros(vocabulary, np.bool_)
+    for token, text in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+        # Byte tokens are written <0x0A>: their digits are no text.
+        digits[token] = any(c.isdigit() for c in text or "") and not (text or "").startswith("<")
+    return digits
+
+
+class SplitLoss:
+    """The loss; also sums the losses of integers and of the words around them (paper, fig. 4) for the log.
+
+    ``integers`` marks the tokens of the vocabulary that hold a digit, shape ``(vocabulary,)``.
+    """
+
+    def __init__(self, integers: NDArray[np.bool_]) -> None:
+        self._integers = integers
+        self._sums = np.zeros((2, 2))
+
+    def __call__(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Return the cross entropy summed over answer tokens, divided by ``num_items_in_batch``.
+
+        ``outputs`` has logits of shape ``(rows, kept, vocabulary)``, ``labels`` is ``(rows, kept)``. transformers'
+        Trainer counts ``num_items_in_batch`` over all micro-batches and workers of the optimizer step, so that every
+        token weighs the same however a step is cut; None counts this batch alone.
+        """
+        logits = outputs["logits"][:, :-1].float()
+        targets = labels[:, 1:].reshape(-1)
+        losses = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), targets, ignore_index=IGNORED, reduction="none"
+        )
+        counted = targets != IGNORED
+        digits = self._integers[targets[counted].cpu().numpy()]
+        values = losses.detach()[counted].cpu().numpy()
+        for kind, mask in enumerate((digits, ~digits)):
+            self._sums[kind] += (values[mask].sum(), mask.sum())
+        return losses.sum() / (counted.sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def take(self) -> tuple[float | None, float | None]:
+        """Return the mean losses of integers and of words since the last call; None for no such token."""
+        integers, words = (float(total / count) if count else None for total, count in self._sums)
+        self._sums = np.zeros((2, 2))
+        return integers, words

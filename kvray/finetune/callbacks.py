@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +12,11 @@ from transformers import TrainerCallback
 
 from kvray.errors import CellError
 from kvray.finetune.batches import BLANK
+from kvray.store.schemas import LOSS_SCHEMA
 from kvray.tasks.rng import key_of
 
-
-class LossRow(TypedDict):
-    """One optimizer step of the loss log; tokens and seconds are totals so far, over all workers and resumes."""
-
-    step: int
-    epoch: float
-    loss: float
-    loss_integers: float | None
-    loss_words: float | None
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    seconds: float
+LossRow = dict[str, Any]
+"""One optimizer step of the loss log, a row of LOSS_SCHEMA; tokens and seconds outlast interruptions."""
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -96,14 +86,5 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def _row(self, entry: dict[str, Any]) -> LossRow:
         step = int(entry["step"])
-        return LossRow(
-            step=step,
-            epoch=step / self._per_epoch,
-            loss=float(entry["loss"]),
-            loss_integers=entry["loss_integers"],
-            loss_words=entry["loss_words"],
-            learning_rate=float(entry["learning_rate"]),
-            grad_norm=float(entry["grad_norm"]),
-            tokens=int(self._tokens[step - 1]),
-            seconds=float(entry["seconds"]),
-        )
+        totals = {"epoch": step / self._per_epoch, "tokens": int(self._tokens[step - 1])}
+        return {name: entry.get(name) for name in LOSS_SCHEMA.names} | totals

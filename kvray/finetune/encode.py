@@ -22,16 +22,14 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of many rows, flat.
+    """Token ids of many rows.
 
     Attributes:
-        ids: int32, all rows one after the other.
-        offsets: int64, shape ``(rows + 1,)``; row ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+        ids: int32, one array per row.
         answers: int32, shape ``(rows,)``; how many of a row's last ids are the answer, its end token included.
     """
 
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    ids: Sequence[NDArray[np.int32]]
     answers: NDArray[np.int32]
 
     def __len__(self) -> int:
@@ -40,24 +38,16 @@ class Encoded:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens per row, prompt and answer; shape ``(rows,)``."""
-        return np.diff(self.offsets)
-
-    def row(self, index: int) -> NDArray[np.int32]:
-        """Return the ids of one row."""
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+        return np.fromiter(map(len, self.ids), np.int64, len(self))
 
     def take(self, indices: NDArray[np.int64]) -> Encoded:
         """Return the rows at ``indices``, in that order."""
-        offsets = np.concatenate(([0], np.cumsum(self.lengths[indices])))
-        parts = [self.row(int(i)) for i in indices]
-        return Encoded(np.concatenate(parts or [self.ids[:0]]), offsets.astype(np.int64), self.answers[indices])
+        return Encoded([self.ids[index] for index in indices], self.answers[indices])
 
 
 def join(parts: Sequence[Encoded]) -> Encoded:
     """Return the rows of all parts, in order."""
-    lengths = np.concatenate([part.lengths for part in parts])
-    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    return Encoded(np.concatenate([p.ids for p in parts]), offsets, np.concatenate([p.answers for p in parts]))
+    return Encoded([ids for part in parts for ids in part.ids], np.concatenate([part.answers for part in parts]))
 
 
 def encode(
@@ -80,22 +70,18 @@ def encode(
     """
     ends = _ends(tokenizer, end_ids)
     names = names if names is not None else [f"row {i}" for i in range(len(prompts))]
-    ids: list[list[int]] = []
+    ids: list[NDArray[np.int32]] = []
     counts: list[int] = []
     for start, users in _batches(prompts):
         prefixes = tokenizer.apply_chat_template(users, add_generation_prompt=True, return_dict=True)["input_ids"]
         chats = _whole(tokenizer, users, answers[start : start + len(users)])
         for at, (prefix, chat) in enumerate(zip(prefixes, chats, strict=True), start):
-            ids.append(_up_to_end(prefix, chat, ends, names[at], tokenizer))
+            ids.append(np.array(_up_to_end(prefix, chat, ends, names[at], tokenizer), np.int32))
             counts.append(len(ids[-1]) - len(prefix))
-    lengths = [len(row) for row in ids]
+    encoded = Encoded(ids, np.array(counts, np.int32))
     if max_length is not None:
-        _check_lengths(lengths, names, max_length)
-    return Encoded(
-        np.fromiter((token for row in ids for token in row), np.int32, sum(lengths)),
-        np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
-        np.array(counts, np.int32),
-    )
+        _check_lengths(encoded.lengths, names, max_length)
+    return encoded
 
 
 def count(
@@ -160,9 +146,9 @@ def _endless(name: str, ends: set[int], tokenizer: Any) -> str:
     )
 
 
-def _check_lengths(lengths: Sequence[int], names: Sequence[str], max_length: int) -> None:
-    over = [i for i, length in enumerate(lengths) if length > max_length]
-    if not over:
+def _check_lengths(lengths: NDArray[np.int64], names: Sequence[str], max_length: int) -> None:
+    over = np.flatnonzero(lengths > max_length)
+    if not len(over):
         return
     shown = ", ".join(f"{names[i]} ({lengths[i]} tokens)" for i in over[:_SHOWN])
     more = f" and {len(over) - _SHOWN} more" if len(over) > _SHOWN else ""

@@ -5,8 +5,6 @@ off anywhere (worker, node, driver) goes on at its last checkpoint. Rank 0's com
 are Ray Train's, within bounds; errors of the input are not retried.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
@@ -15,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -27,9 +25,6 @@ from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
-
-if TYPE_CHECKING:
-    from kvray.finetune.callbacks import LossRow
 
 PREEMPTIONS = 20
 """Node preemptions that one finetune survives; they do not count as its own failures."""
@@ -162,28 +157,26 @@ def _run_all(runner: Any, slots: int, runs: Sequence[Run]) -> dict[str, str | No
     return errors
 
 
-def _run(run: Run, runner: Any) -> str | None:
-    """Run one finetune to its end, clearing torn scratch once; return what went wrong, or None."""
+def _run(run: Run, runner: Any, again: bool = True) -> str | None:
+    """Run one finetune to its end; return what went wrong, or None. ``again`` clears torn scratch, once."""
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     work = run.store.path(".work", "finetunes")
     scratch = f"{work}/{run.artefact.fingerprint}"
-    for attempt in range(2):
-        try:
-            error = _fit(run, runner, work)
-        except (TrainingFailedError, RayError) as failure:
-            if _DAMAGED in str(failure) and attempt == 0:
-                # Ray Train overwrites its snapshot in place, so a kill can tear it. The run starts afresh.
-                _clear(run.store, scratch)
-                continue
-            error = _reason(failure)
-        if error is None and run.store.manifest(run.artefact.id) is None:
-            error = "it ended without a commit"
-        if error is None:
+    try:
+        error = _fit(run, runner, work)
+    except (TrainingFailedError, RayError) as failure:
+        if _DAMAGED in str(failure) and again:
+            # Ray Train overwrites its snapshot in place, so a kill can tear it. The run starts afresh.
             _clear(run.store, scratch)
-        return error
-    return f"its checkpoints under {work} are damaged and could not be cleared"
+            return _run(run, runner, again=False)
+        return _reason(failure)
+    if error is None and run.store.manifest(run.artefact.id) is None:
+        return "it ended without a commit"
+    if error is None:
+        _clear(run.store, scratch)
+    return error
 
 
 def _fit(run: Run, runner: Any, work: str) -> str | None:
@@ -230,9 +223,9 @@ def _worker(config: dict[str, Any]) -> str | None:
 def _train(run: Run, runner: Any) -> None:
     import ray.train
 
-    from kvray.finetune.train import Execution, train
+    from kvray.finetune.train import train
 
-    artefact, store, runtime, shape = run.artefact, run.store, run.runtime, run.shape
+    artefact, store, shape = run.artefact, run.store, run.shape
     if store.manifest(artefact.id) is not None:
         return
     job = job_of(artefact)
@@ -242,7 +235,7 @@ def _train(run: Run, runner: Any) -> None:
     steps = -(-len(rows) // job.finetune.batch_size) * job.finetune.epochs
     noted = 0.0
 
-    def on_log(row: LossRow) -> None:
+    def on_log(row: dict[str, Any]) -> None:
         nonlocal noted
         if time.monotonic() - noted > _POLL_S:
             noted = time.monotonic()
@@ -253,15 +246,6 @@ def _train(run: Run, runner: Any) -> None:
         checkpoint = ray.train.Checkpoint.from_directory(path) if first else None
         ray.train.report({"step": step}, checkpoint, checkpoint_dir_name=f"step-{step:08d}")
 
-    execution = Execution(
-        workers=shape.workers,
-        gpu=shape.gpus > 0,
-        per_device_batch_size=runtime.per_device_batch_size,
-        gradient_checkpointing=runtime.gradient_checkpointing,
-        checkpoint_every_steps=runtime.checkpoint_every_steps,
-        strategy=runtime.strategy,
-        threads=max(1, int(shape.cpus)),
-    )
     latest = ray.train.get_checkpoint()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvray-finetune-")))
@@ -271,15 +255,15 @@ def _train(run: Run, runner: Any) -> None:
             job.finetune,
             job.seed,
             scratch,
-            execution=execution,
+            shape=shape,
+            runtime=run.runtime,
             resume_from=Path(stack.enter_context(latest.as_directory())) if latest else None,
             on_checkpoint=on_checkpoint,
             on_log=on_log,
         )
         if first:
-            strategy = "fsdp" if trained.sharded else "ddp"
-            measurements = {"workers": shape.workers, "strategy": strategy, **mixture.facts()}
-            commit(store, artefact, rows, trained, scratch / "model", measurements)
+            measurements = {"workers": shape.workers, **trained.measurements, **mixture.measurements()}
+            commit(store, artefact, rows, trained.log, scratch / "model", measurements)
 
 
 def _clear(store: Store, directory: str) -> None:

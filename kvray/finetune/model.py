@@ -18,12 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from kvray.errors import CellError, InputError
-from kvray.models.lora import LARGEST_RANK
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.sweep.model import Finetune
-
-_VLLM_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-_VLLM_REFUSES = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
 
 
 def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
@@ -57,7 +53,7 @@ def prepare(model: Any, recipe: Finetune) -> Any:
     """Wrap the model with LoRA adapters, drawn by torch's seed as set before, or freeze what is not finetuned.
 
     Raises:
-        InputError: nothing matches the targets, or vLLM would refuse the adapter.
+        InputError: nothing matches the targets.
     """
     if recipe.method == "lora":
         return _with_lora(model, recipe)
@@ -82,23 +78,6 @@ def attention_projections(model: Any) -> dict[str, Any]:
     return {name: module for name, module in linear.items() if name.startswith(inside)}
 
 
-def vllm_problems(config: Mapping[str, Any]) -> list[str]:
-    """Return what vLLM 0.32 refuses in a peft LoRA configuration; [] if nothing (vllm/lora/peft_helper.py)."""
-    problems = []
-    if config["r"] > LARGEST_RANK:
-        problems.append(f"lora_rank {config['r']}: vLLM serves ranks up to {LARGEST_RANK}")
-    if config.get("bias", "none") != "none":
-        problems.append(f"bias {config['bias']!r}: vLLM serves no adapter with biases")
-    saved = set(config.get("modules_to_save") or ()) - {"classifier", "score"}
-    if saved:
-        problems.append(f"modules_to_save {sorted(saved)}: vLLM serves low-rank weights alone")
-    init = config.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower() not in _VLLM_INITS:
-        problems.append(f"init_lora_weights {init!r}: vLLM refuses initialisations that change the base weights")
-    problems += [f"{name}: vLLM does not support it" for name in _VLLM_REFUSES if config.get(name)]
-    return problems
-
-
 def _with_lora(model: Any, recipe: Finetune) -> Any:
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -109,9 +88,7 @@ def _with_lora(model: Any, recipe: Finetune) -> Any:
         target_modules=sorted(recipe.lora_targets),
         bias="none",
     )
-    problems = [f"finetune: {problem}" for problem in vllm_problems(config.to_dict())]
-    problems += _target_problems(model, recipe.lora_targets)
-    if problems:
+    if problems := _target_problems(model, recipe.lora_targets):
         raise InputError(problems)
     return get_peft_model(model, config)
 

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import pyarrow as pa
 
 from kvray.console import Advance, say, track
 from kvray.errors import CellError, InputError, KvrayError
-from kvray.finetune.openai_jobs import GONE, JobSpec, Tuning, hyperparameters
+from kvray.finetune.openai_jobs import GONE, Tuning, hyperparameters
 from kvray.finetune.storage import job_of, read_whole, select
 from kvray.models.chat import json_lines
 from kvray.models.openai import MODEL_FILE, Api, ApiError, RejectedError, run_async
@@ -68,7 +69,7 @@ class _Stage:
     api: Api
     advance: Advance
     errors: dict[str, str | None] = field(default_factory=dict)
-    states: dict[str, str] = field(default_factory=dict)
+    states: dict[str, str | None] = field(default_factory=dict)
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self, at_once: int) -> None:
@@ -89,51 +90,50 @@ class _Stage:
                 raise
             except KvrayError as error:
                 self.errors[artefact.id] = str(error)
-            self.states.pop(artefact.id, None)
-            self._show()
+            self._show(artefact, None)
 
     async def _make(self, artefact: Artefact) -> None:
         started = time.monotonic()
+        job = job_of(artefact)
+        tuning = Tuning(self.api, self.base.location, artefact.fingerprint, job.seed, job.finetune)
         note = self._read(artefact)
-        job = await self._known(artefact, note) if "job" in note else await self._find_or_start(artefact, note)
+        enter = self._known if "job" in note else self._start
+        state = await enter(artefact, tuning, note)
         wait = FIRST_POLL_S
-        while job["status"] not in ("succeeded", *GONE):
-            self.states[artefact.id] = str(job["status"])
-            self._show()
+        while state["status"] not in ("succeeded", *GONE):
+            self._show(artefact, str(state["status"]))
             await asyncio.sleep(wait)
             wait = min(wait * 1.5, LONGEST_POLL_S)
-            job = await self._known(artefact, note)
-        if job["status"] in GONE:
+            state = await self._known(artefact, tuning, note)
+        if state["status"] in GONE:
             # The next run is to start another.
             self.store.delete_document(document_name(artefact.id))
-            raise CellError(f"fine-tuning job {job['id']} {self.api.address.redact(_ending(job))}")
-        if not job.get("fine_tuned_model"):
-            raise CellError(f"fine-tuning job {job['id']} succeeded without a model's name")
-        self._commit(artefact, note, job, time.monotonic() - started)
+            raise CellError(f"fine-tuning job {state['id']} {self.api.address.redact(_ending(state))}")
+        if not state.get("fine_tuned_model"):
+            raise CellError(f"fine-tuning job {state['id']} succeeded without a model's name")
+        self._commit(artefact, note, state, time.monotonic() - started)
 
-    async def _find_or_start(self, artefact: Artefact, note: dict[str, Any]) -> dict[str, Any]:
-        params, tuning = job_of(artefact), Tuning(self.api)
-        spec = JobSpec(self.base.location, artefact.fingerprint, params.seed, params.finetune)
+    async def _start(self, artefact: Artefact, tuning: Tuning, note: dict[str, Any]) -> dict[str, Any]:
+        """Return the finetune's job, found or created, and note it."""
         async with self.reading:
             data, mixture = await asyncio.to_thread(self._training_file, artefact)
         note |= {"api": self.api.address.url, "data": mixture}
-        job = await tuning.find(spec)
+        job = await tuning.find()
         if job is None:
-            self.states[artefact.id] = "uploading"
-            self._show()
+            self._show(artefact, "uploading")
             if "file" not in note:
                 note["file"] = await tuning.upload(data)
                 self._write(artefact, note)
-            job = await tuning.create(spec, note["file"])
+            job = await tuning.create(note["file"])
         note["job"] = job["id"]
         self._write(artefact, note)
         say(f"kvray: finetune: job {job['id']} makes {artefact.id}")
         return job
 
-    async def _known(self, artefact: Artefact, note: dict[str, Any]) -> dict[str, Any]:
+    async def _known(self, artefact: Artefact, tuning: Tuning, note: dict[str, Any]) -> dict[str, Any]:
         """Return the current state of a finetune's noted job."""
         try:
-            return await Tuning(self.api).job(note["job"])
+            return await tuning.job(note["job"])
         except RejectedError as error:
             raise CellError(
                 f"fine-tuning job {note['job']} of this finetune cannot be asked about: {error}; to start another, "
@@ -142,17 +142,11 @@ class _Stage:
 
     def _training_file(self, artefact: Artefact) -> tuple[bytes, dict[str, Any]]:
         """Return the JSON lines of an epoch, dataset by dataset, and the mixture's measurements for the manifest."""
-        tables: dict[str, pa.Table] = {}
-
-        def read(dataset: str) -> pa.Table:
-            if dataset not in tables:
-                tables[dataset] = read_whole(self.store, dataset)
-            return tables[dataset]
-
+        read = cache(partial(read_whole, self.store))
         mixture = select(job_of(artefact), self.base, read)
         system = artefact.recipe.get("system_message")
         parts = [json_lines(read(part.name).take(pa.array(part.rows)), system) for part in mixture.parts]
-        return b"".join(parts), mixture.facts()
+        return b"".join(parts), mixture.measurements()
 
     def _read(self, artefact: Artefact) -> dict[str, Any]:
         """Return the note of a finetune, {} if there is none; CellError if it is under way at another API."""
@@ -198,8 +192,11 @@ class _Stage:
         }
         self.store.commit(**artefact.identity(), files=[entry], measurements=measurements)
 
-    def _show(self) -> None:
-        notes = [f"{count} {state}" for state, count in sorted(Counter(self.states.values()).items())]
+    def _show(self, artefact: Artefact, state: str | None) -> None:
+        """Show the progress of all, once one is in another state; None: it has ended."""
+        self.states[artefact.id] = state
+        under_way = Counter(each for each in self.states.values() if each)
+        notes = [f"{number} {each}" for each, number in sorted(under_way.items())]
         failed = sum(error is not None for error in self.errors.values())
         self.advance(len(self.errors), ", ".join([*notes, *([f"{failed} failed"] if failed else [])]))
 

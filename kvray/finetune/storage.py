@@ -1,10 +1,8 @@
 """Between a finetune and the store: the rows that it reads, and its files as an artefact. No Ray."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,10 +18,6 @@ from kvray.planning.mixture import Mixture, mix
 from kvray.store.manifest import Manifest
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Store
-
-if TYPE_CHECKING:
-    from kvray.finetune.callbacks import LossRow
-    from kvray.finetune.train import Trained
 
 COLUMNS = ("example_id", "prompt", "answer")
 """Columns of a dataset that training reads; of chats their ``history`` too."""
@@ -136,38 +130,28 @@ def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[encod
     return encode.join([encoded[part.name].take(part.rows) for part in mixture.parts]), mixture
 
 
-def loss_table(log: list[LossRow]) -> pa.Table:
-    """Return a loss log as a table of :data:`LOSS_SCHEMA`."""
-    return pa.Table.from_pylist([dict(row) for row in log], schema=LOSS_SCHEMA)
-
-
 def commit(
     store: Store,
     artefact: Artefact,
     rows: encode.Encoded,
-    trained: Trained,
+    log: Sequence[dict[str, Any]],
     model: Path,
     measurements: Mapping[str, Any],
 ) -> Manifest:
     """Write a finished finetune's files into the store, and last its manifest, with further measurements."""
     files = [store.write_file(artefact.id, path.name, path) for path in sorted(model.iterdir())]
-    files.append(store.write_table(artefact.id, "loss.parquet", loss_table(trained.log)))
-    last = trained.log[-1]
+    files.append(store.write_table(artefact.id, "loss.parquet", pa.Table.from_pylist(log, schema=LOSS_SCHEMA)))
+    last = log[-1]
     per_epoch = max(1, round(last["step"] / last["epoch"]))
     measured = {
         "steps": last["step"],
         "loss": last["loss"],
-        "loss_last_epoch": float(np.mean([row["loss"] for row in trained.log[-per_epoch:]])),
+        "loss_last_epoch": float(np.mean([row["loss"] for row in log[-per_epoch:]])),
         "prompt_tokens": int(rows.lengths.sum() - rows.answers.sum()),
         "answer_tokens": int(rows.answers.sum()),
         "trained_tokens": last["tokens"],
-        "trained_parameters": trained.trained_parameters,
         "seconds": last["seconds"],
         "tokens_per_second": last["tokens"] / max(last["seconds"], 1e-9),
-        "resumed_at_step": trained.resumed_at,
-        "device": trained.device,
-        "precision": trained.precision,
-        "peak_gpu_bytes": trained.peak_gpu_bytes,
     }
     return store.commit(
         **artefact.identity(), files=files, schema=LOSS_SCHEMA, measurements={**measured, **measurements}

@@ -184,7 +184,7 @@ class Api:
         """Close the connection."""
         await self._client.close()
 
-    async def call(self, send: Callable[[AsyncOpenAI], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+    async def call(self, send: Callable[[AsyncOpenAI], Awaitable[Result]]) -> Result:
         """Call ``send``, which sends once and returns :func:`plain` of the response, until it succeeds.
 
         Raises:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kvray.errors import InputError, KvrayError, Path, Problem, SourceUnreachableError
 from kvray.models.reference import API, BaseModelRef, files_of, resolve, unresolved
+from kvray.models.tokenizer import token_counter
 from kvray.planning.lengths import Counting, Lengths, counting, estimated, measure
 from kvray.planning.limits import Limits, limits_of
 from kvray.store.fingerprint import canonical_json
@@ -70,8 +71,6 @@ def _counter(base: BaseModelRef) -> CountTokens:
     """Return a counter that loads the tokenizer on first use; most tasks know their size without it."""
 
     def count(texts: Sequence[str]) -> NDArray[np.int64]:
-        from kvray.models.tokenizer import token_counter
-
         return token_counter(base)(texts)
 
     return count
@@ -112,18 +111,18 @@ class Inputs:
         return self._known[id(task)][1]
 
 
+@dataclass
 class _Gatherer:
     """Reads models and tasks, and collects their problems and what does not answer."""
 
-    def __init__(self, offline: bool) -> None:
-        self.offline = offline
-        self.problems: list[Problem] = []
-        self.notes: list[str] = []
-        self.writers: dict[str, BaseModelRef] = {}
-        self.base: BaseModelRef | None = None
-        self.counting: Counting | None = None
-        self.limits: Limits | None = None
-        self.count_tokens: CountTokens = _no_tokens
+    offline: bool
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    writers: dict[str, BaseModelRef] = field(default_factory=dict)
+    base: BaseModelRef | None = None
+    counting: Counting | None = None
+    limits: Limits | None = None
+    count_tokens: CountTokens = _no_tokens
 
     def read_base(self, sweep: Sweep, examples: bool) -> None:
         """Read the base model, its limits and, if any task brings ``examples``, its template for counting them."""

@@ -43,7 +43,7 @@ class Mixture:
     parts: tuple[Part, ...]
     budget: int | None
 
-    def facts(self) -> dict[str, Any]:
+    def measurements(self) -> dict[str, Any]:
         """Return rows and tokens of an epoch, in all and by dataset, for a manifest."""
         return {
             "rows_per_epoch": sum(len(part.rows) for part in self.parts),
@@ -142,7 +142,7 @@ def read_per_epoch(job: FinetuneJob, lengths: Mapping[str, Lengths]) -> Epoch:
     counted = counted_of([lengths[data] for data, _ in (*job.mixture, *job.budget)])
     if counted == "rows":
         try:
-            measured = mix(job, lambda data: lengths[data].trained).facts()
+            measured = mix(job, lambda data: lengths[data].trained).measurements()
             return Epoch(measured["rows_per_epoch"], measured["tokens_per_epoch"], counted)
         except InputError as error:
             return Epoch(0, 0, counted, tuple(problem.removeprefix("mixture: ") for problem in error.problems))

@@ -139,10 +139,8 @@ def _nearest(explained: Mapping[str, Any], indent: str, most: int) -> Iterator[s
         yield f"{indent}the store has no committed {explained['kind']} to compare it with: it is new"
         return
     for at, each in enumerate(stored[:most]):
-        head = f"then {each['id']} (made {each['created']}):"
-        if at == 0:
-            head = f"nearest of {len(stored)} committed: {each['id']} (made {each['created']}); stored -> planned:"
-        yield f"{indent}{head}"
+        head, end = ("then", "") if at else (f"nearest of {len(stored)} committed:", "; stored -> planned")
+        yield f"{indent}{head} {each['id']} (made {each['created']}){end}:"
         yield from (f"{indent}  {line}" for line in each["differences"])
     if most == 1 and len(stored) > 1:
         yield f"{indent}and {len(stored) - 1} more: kvray why {explained['id']}"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from string import Template
 from typing import Any, Protocol
 
 from kvray.report.charts.style import COLOURS, GRID, INK, MUTED, PAPER, render
@@ -19,13 +20,8 @@ _VERDICTS = {"better": "up", "worse": "down", "within noise": "noise", "not comp
 _STATES = {"failed": "down", "missing": "noise", "damaged": "down"}
 _JUDGING = {"verdict", "the first is", "state"}
 """Headers of the columns that hold verdicts and states; elsewhere "better" may be a mixture's name."""
-_NAME_LENGTH = 120
-"""Most characters of a figure's file name, without its suffix."""
+_NAME_LENGTH = 120  # most characters of a figure's file name, without its suffix
 _INKS = {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER} | {f"c{i}": c for i, c in enumerate(COLOURS)}
-_DARK_COLOURS = (
-    "#3fa0dd", "#f07c3e", "#2fc295", "#e39cc6", "#f0b340", "#7cc8f2", "#bd9c62", "#a78be0", "#d0679b", "#66ccbb",
-)  # fmt: skip
-"""The models' colours on a dark ground: the same hues, lighter."""
 _MARKED = {word: f'<span class="{kind}">{word}</span>' for word, kind in (_VERDICTS | _STATES).items()}
 
 
@@ -35,17 +31,11 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """Return blocks as one HTML page with inline styles and figures."""
+    """Return blocks as one HTML page (``page.html``) with inline styles (``page.css``) and figures."""
     body = "\n".join(block._html(str(i)) for i, block in enumerate(blocks))
-    light = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(COLOURS))
-    dark = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(_DARK_COLOURS))
-    css = (resources.files("kvray.report") / "report.css").read_text(encoding="utf-8")
-    style = "\n" + css.replace("@LIGHT@", light).replace("@DARK@", dark)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{html.escape(title)}</title>\n'
-        f"<style>{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    colours = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(COLOURS))
+    page, style = ((resources.files("kvray.report") / name).read_text("utf-8") for name in ("page.html", "page.css"))
+    return Template(page).substitute(title=html.escape(title), style=style.replace("@LIGHT@", colours), body=body)
 
 
 def name_figures(blocks: Sequence[Block]) -> list[Figure]:
@@ -61,19 +51,6 @@ def name_figures(blocks: Sequence[Block]) -> list[Figure]:
         figure.name = next(name for name in names if name.lower() not in taken)
         taken.add(figure.name.lower())
     return figures
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, words: int) -> str:
-    def cell(tag: str, place: int, text: str) -> str:
-        number = left <= place < len(header) - words
-        long = len(text) > (60 if place < left else 40)
-        kind = ' class="r"' if number else ' class="long"' if long else ""
-        marked = _MARKED.get(text) if header[place] in _JUDGING else None
-        return f"<{tag}{kind}>{marked or _inline(text)}</{tag}>"
-
-    head = "".join(cell("th", i, text) for i, text in enumerate(header))
-    body = "\n".join("<tr>" + "".join(cell("td", i, text) for i, text in enumerate(row)) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _inline(text: str) -> str:
@@ -165,7 +142,19 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def _html(self, key: str) -> str:
-        return _html_table(self.header, self.rows, self.left, self.words)
+        def cell(tag: str, place: int, text: str) -> str:
+            number = self.left <= place < len(self.header) - self.words
+            long = len(text) > (60 if place < self.left else 40)
+            kind = ' class="r"' if number else ' class="long"' if long else ""
+            marked = _MARKED.get(text) if self.header[place] in _JUDGING else None
+            return f"<{tag}{kind}>{marked or _inline(text)}</{tag}>"
+
+        head, *body = (
+            f"<tr>{''.join(cell(tag, place, text) for place, text in enumerate(row))}</tr>"
+            for tag, row in [("th", self.header), *(("td", row) for row in self.rows)]
+        )
+        rows = "\n".join(body)
+        return f'<div class="wide"><table><thead>{head}</thead>\n<tbody>\n{rows}\n</tbody></table></div>'
 
 
 @dataclass(frozen=True)

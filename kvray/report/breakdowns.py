@@ -1,6 +1,7 @@
 """Accuracy by position, length, depth, subtask and condition, and the kinds of answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -9,17 +10,26 @@ from kvray.report import published
 from kvray.report.blocks import Block, Details, Figure, Heading, Table, Text
 from kvray.report.charts import curves, grids
 from kvray.report.charts.style import Palette
-from kvray.report.findings import seeds_averaged
-from kvray.report.text import arrows, bold, change, count, counts, interval, marked, percent
+from kvray.report.text import (
+    arrows,
+    bold,
+    by_model,
+    change,
+    count,
+    counts,
+    interval,
+    marked,
+    notes,
+    percent,
+    seeds_averaged,
+)
 from kvray.results import outcomes, profile
-from kvray.results.axes import CONDITION, CURVES, DEPTH, LENGTH, POSITION, SUBTASK, Axis, along
 from kvray.results.frames import BASE, accuracy
+from kvray.results.profile import CONDITION, CURVES, DEPTH, LENGTH, POSITION, SUBTASK, Axis, along
 from kvray.results.snapshot import Snapshot
 
-_WIDE = 12
-"""Most places on an axis for a table that is not folded away."""
-_CELLS = 400
-"""Most cells of a grid whose numbers are listed."""
+_WIDE = 12  # most places on an axis for a table that is not folded away
+_CELLS = 400  # most cells of a grid whose numbers are listed
 
 
 def by_axes(snapshot: Snapshot) -> list[Block]:
@@ -27,21 +37,14 @@ def by_axes(snapshot: Snapshot) -> list[Block]:
     blocks: list[Block] = []
     for axis in CURVES:
         evaluations = [name for name, each in snapshot.profiles.items() if axis in each.curves]
-        blocks += [Heading(f"By {axis.title}")] if evaluations else []
-        for evaluation in evaluations:
-            blocks += _title(snapshot, evaluation, evaluations)
-            blocks += [_curve(snapshot, evaluation, axis), *_table_along(snapshot, evaluation, axis)]
+        blocks += _by_evaluation(f"By {axis.title}", snapshot, evaluations, partial(_along_axis, axis=axis))
     return blocks
 
 
 def grids_by_depth(snapshot: Snapshot) -> list[Block]:
     """Heatmaps of accuracy and of change by length and depth, with their numbers folded away."""
     evaluations = [name for name, each in snapshot.profiles.items() if each.grid]
-    blocks: list[Block] = [Heading("By context length and needle depth")] if evaluations else []
-    for evaluation in evaluations:
-        blocks += [*_title(snapshot, evaluation, evaluations), *_heatmaps(snapshot, evaluation)]
-        blocks += _grid_numbers(snapshot, evaluation)
-    return blocks
+    return _by_evaluation("By context length and needle depth", snapshot, evaluations, _grid)
 
 
 def by_kind(snapshot: Snapshot) -> list[Block]:
@@ -61,10 +64,7 @@ def by_kind(snapshot: Snapshot) -> list[Block]:
 def answers(snapshot: Snapshot) -> list[Block]:
     """How each model's answers divide into kinds; for closed book, also the inventions among the wrong ones."""
     evaluations = [name for name, each in snapshot.profiles.items() if each.outcomes]
-    blocks: list[Block] = [Heading("What the answers are")] if evaluations else []
-    for evaluation in evaluations:
-        blocks += [*_title(snapshot, evaluation, evaluations), *answers_in(snapshot, evaluation)]
-    return blocks
+    return _by_evaluation("What the answers are", snapshot, evaluations, answers_in)
 
 
 def answers_in(snapshot: Snapshot, evaluation: str) -> list[Block]:
@@ -96,19 +96,21 @@ def answers_in(snapshot: Snapshot, evaluation: str) -> list[Block]:
         shift = change(row["difference"], row["difference_low"], row["difference_high"])
         line += [count(row["wrong"]), percent(row["share"]), interval(row["low"], row["high"]), shift]
     header = ["model", *kinds, "wrong answers", "of these inventions", "95 % interval", "change, points"]
-    note = (
-        "*Invention*: a wrong answer given as if it were known; *refusal*: the model says that it does not know. The "
-        "change compares the shares of two models on the same questions; it says how a model errs where it errs, and a "
-        "model that knows more has fewer wrong answers to err in. It is not corrected for the number of comparisons."
-    )
-    return [figure, Table(header, table), Text(note, "sub")]
+    return [figure, Table(header, table), Text(notes()["answers"], "sub")]
 
 
-def _title(snapshot: Snapshot, evaluation: str, among: Sequence[str]) -> list[Block]:
-    return [Heading(snapshot.profiles[evaluation].title, 3)] if len(among) > 1 else []
+def _by_evaluation(
+    title: str, snapshot: Snapshot, evaluations: Sequence[str], part: Callable[[Snapshot, str], list[Block]]
+) -> list[Block]:
+    """Return a section with a part for each evaluation, under a heading of its own where there are several."""
+    blocks: list[Block] = [Heading(title)] if evaluations else []
+    for evaluation in evaluations:
+        blocks += [Heading(snapshot.profiles[evaluation].title, 3)] if len(evaluations) > 1 else []
+        blocks += part(snapshot, evaluation)
+    return blocks
 
 
-def _curve(snapshot: Snapshot, evaluation: str, axis: Axis) -> Figure:
+def _along_axis(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Block]:
     levels = bounds(snapshot, evaluation) if axis == POSITION else []
     theirs = published.curves(snapshot, evaluation, axis)
     subtitle = f"{_asked(snapshot, evaluation, axis)}; bands: 95 % intervals of each accuracy"
@@ -116,7 +118,8 @@ def _curve(snapshot: Snapshot, evaluation: str, axis: Axis) -> Figure:
     subtitle += f"; hollow: {published.credit(snapshot, evaluation, axis)}" if theirs else ""
     chart = curves.accuracy_along(axis, snapshot.scores, evaluation, Palette(snapshot.models), subtitle, levels, theirs)
     about = f"Accuracy by {axis.title} on {evaluation}, per mixture"
-    return Figure(chart, about, f"accuracy-by-{axis.name}", evaluation)
+    figure = Figure(chart, about, f"accuracy-by-{axis.name}", evaluation)
+    return [figure, *_table_along(snapshot, evaluation, axis)]
 
 
 def bounds(snapshot: Snapshot, evaluation: str) -> list[curves.Level]:
@@ -161,29 +164,26 @@ def _table_along(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Block]
     return [block, note]
 
 
-def _heatmaps(snapshot: Snapshot, evaluation: str) -> list[Block]:
+def _grid(snapshot: Snapshot, evaluation: str) -> list[Block]:
     scores, palette, asked = snapshot.scores, Palette(snapshot.models), _asked(snapshot, evaluation, LENGTH, DEPTH)
     by = f"by context length and needle depth on {evaluation}, per mixture"
-    chart = grids.accuracy_grid(scores, evaluation, palette, f"{asked}; numbers: accuracy in %")
-    figures: list[Block] = [Figure(chart, f"Accuracy {by}", "heatmap", evaluation)]
+    chart = grids.heatmaps(scores, evaluation, "accuracy", palette, f"{asked}; numbers: accuracy in %")
+    blocks: list[Block] = [Figure(chart, f"Accuracy {by}", "heatmap", evaluation)]
     asked += "; numbers: points; bordered: differs from the base after Holm's correction"
-    if (chart := grids.change_grid(scores, evaluation, palette, asked)) is not None:
-        figures.append(Figure(chart, f"Change against the base {by}", "heatmap-change", evaluation))
-    return figures
-
-
-def _grid_numbers(snapshot: Snapshot, evaluation: str) -> list[Block]:
+    if (chart := grids.heatmaps(scores, evaluation, "difference", palette, asked)) is not None:
+        blocks.append(Figure(chart, f"Change against the base {by}", "heatmap-change", evaluation))
     rows = grids.cells(snapshot.scores, evaluation)
     lengths, depths = (rows[axis.name].unique().sort().to_list() for axis in (LENGTH, DEPTH))
     if len(lengths) * len(depths) > _CELLS:
-        return [Text(f"The numbers of all {len(lengths)} \u00d7 {len(depths)} cells are in scores.parquet.", "sub")]
+        note = f"The numbers of all {len(lengths)} \u00d7 {len(depths)} cells are in scores.parquet."
+        return [*blocks, Text(note, "sub")]
     tables: list[Block] = []
-    for model in [m for m in [BASE, *snapshot.models] if m in rows["model"]]:
+    for model in [m for m in snapshot.with_base if m in rows["model"]]:
         at = {(r["length"], r["depth"]): r for r in rows.filter(pl.col("model") == model).iter_rows(named=True)}
         header = [f"{model}, depth", *map(LENGTH.value.format, lengths)]
         lines = [[DEPTH.value.format(d), *(marked(at.get((length, d)), 1) for length in lengths)] for d in depths]
         tables.append(Table(header, lines))
-    return [Details(f"Accuracy in each of {len(lengths)} \u00d7 {len(depths)} cells", tables)]
+    return [*blocks, Details(f"Accuracy in each of {len(lengths)} \u00d7 {len(depths)} cells", tables)]
 
 
 def _split(snapshot: Snapshot, rows: pl.DataFrame, evaluation: str, axis: Axis, title: str) -> list[Block]:
@@ -196,13 +196,9 @@ def _split(snapshot: Snapshot, rows: pl.DataFrame, evaluation: str, axis: Axis, 
 
 
 def _models(snapshot: Snapshot, rows: pl.DataFrame, axis: Axis, values: list[Any]) -> list[list[str]]:
-    cells = {(row["model"], row[axis.name]): row for row in rows.iter_rows(named=True)}
-    table = []
-    for model in [BASE, *snapshot.models]:
-        line = [cells.get((model, value)) for value in values]
-        if any(line):
-            table.append([bold(model), *(marked(cell, 1 if axis == SUBTASK else 0) for cell in line)])
-    return table
+    digits = 1 if axis == SUBTASK else 0
+    cells = by_model(snapshot, rows, axis.name, values, lambda row: marked(row, digits))
+    return [[bold(model), *line] for model, line in cells.items()]
 
 
 def _arrows(snapshot: Snapshot, table: Sequence[Sequence[str]], axis: Axis) -> str:

@@ -1,17 +1,18 @@
-"""Findings of a report: headlines, models compared, retrieval against knowledge, and what is missing."""
+"""Findings of a report: headlines, models compared, changes in knowledge and on benchmarks, what is missing."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
+from kvray.report import published, text
 from kvray.report.blocks import Block, Bullets, Details, Figure, Heading, Table, Text
 from kvray.report.charts import differences
 from kvray.report.charts.style import Palette
 from kvray.report.headlines import headlines
-from kvray.report.text import DASH, bold, change, count, counts, interval, p_value, percent, plural
-from kvray.results.axes import PAIRWISE, unsplit
+from kvray.report.text import DASH, Row, bold, change, count, percent, plural, seeds_averaged
 from kvray.results.frames import BASE
+from kvray.results.profile import PAIRWISE, unsplit
 from kvray.results.snapshot import Snapshot
 
 _PAIRS_SHOWN = 12
@@ -26,10 +27,8 @@ def opening(snapshot: Snapshot) -> list[Block]:
     done, cells = snapshot.evaluated()
     base = snapshot.document.get("base_model") or "the base model"
     labels = [artefact["labels"] for artefact in snapshot.planned("finetune")]
-    mixtures, models = (
-        len({one["mixture"] for one in labels}),
-        len({(one["mixture"], one["finetune"]) for one in labels}),
-    )
+    mixtures = len({one["mixture"] for one in labels})
+    models = len({(one["mixture"], one["finetune"]) for one in labels})
     trained = f"{mixtures} {plural(mixtures, 'mixture')}"
     trained += f" finetuned in several ways ({models} models)" if models != mixtures else ""
     blocks: list[Block] = [
@@ -46,10 +45,7 @@ def opening(snapshot: Snapshot) -> list[Block]:
 def gains(snapshot: Snapshot) -> list[Block]:
     """Figures of retrieval gained against knowledge lost, all but the first few folded away."""
     against = snapshot.against_base()
-    retrieval, knowledge = (
-        [evaluation for evaluation in snapshot.measuring(measure) if evaluation in against["evaluation"]]
-        for measure in ("retrieval", "knowledge")
-    )
+    retrieval, knowledge = snapshot.compared("retrieval"), snapshot.compared("knowledge")
     palette = Palette(snapshot.models)
     figures: list[Block] = [
         Figure(
@@ -78,18 +74,17 @@ def mixtures(snapshot: Snapshot) -> list[Block]:
 def evaluation_table(snapshot: Snapshot, evaluation: str) -> list[Block]:
     """Accuracy of each model on an evaluation, best first, with its change against the base."""
     rows = unsplit(snapshot.scores).filter(pl.col("evaluation") == evaluation)
-    place = {model: at for at, model in enumerate([BASE, *snapshot.models])}
-    rows = rows.with_columns(pl.col("model").replace_strict(place, return_dtype=pl.Int64).alias("place"))
-    rows = rows.sort("accuracy", "place", descending=[True, False], nulls_last=True)
+    place = pl.col("model").cast(pl.Enum(snapshot.with_base))
+    rows = rows.sort("accuracy", place, descending=[True, False], nulls_last=True)
     header = ["model", "verdict", "accuracy", "95 % interval", "change, points", "Holm's p", "n", "seeds"]
     table = [
         [
             bold(row["model"]),
             row["verdict"] or (DASH if row["model"] == BASE else "not compared"),
             percent(row["accuracy"]),
-            interval(row["low"], row["high"]),
+            text.interval(row["low"], row["high"]),
             change(row["difference"], row["difference_low"], row["difference_high"]),
-            p_value(row["p_holm"]),
+            text.p_value(row["p_holm"]),
             count(row["n"]),
             _seed_spread(snapshot, evaluation, row["model"]),
         ]
@@ -98,6 +93,56 @@ def evaluation_table(snapshot: Snapshot, evaluation: str) -> list[Block]:
     if all(row["seeds"] <= 1 for row in rows.iter_rows(named=True)):
         header, table = header[:-1], [line[:-1] for line in table]
     return [Heading(snapshot.profiles[evaluation].title, 3), Table(header, table, left=2)]
+
+
+def knowledge(snapshot: Snapshot) -> list[Block]:
+    """The figure of changes in closed-book accuracy."""
+    evaluations = snapshot.compared("knowledge")
+    if not evaluations:
+        return []
+    rows = snapshot.predictions.filter(pl.col("evaluation").is_in(evaluations))
+    questions = f"{rows['question_id'].n_unique():,} closed-book questions{seeds_averaged(snapshot, evaluations)}"
+    subtitle = f"{questions}; bars: 95 % intervals of the paired difference; verdicts after Holm's correction"
+    chart = differences.knowledge_change(snapshot.against_base(), evaluations, Palette(snapshot.models), subtitle)
+    return [
+        Heading("What it cost in knowledge"),
+        Figure(chart, "Change in closed-book accuracy against the base, per mixture", "knowledge-change"),
+        Text(text.notes()["closed_book"], "sub"),
+    ]
+
+
+def benchmarks(snapshot: Snapshot) -> list[Block]:
+    """General benchmarks: a table with published rows under ours, the figure of changes, and intervals folded away."""
+    evaluations = snapshot.measuring("benchmark")
+    if not evaluations:
+        return []
+    cells = text.by_model(snapshot, unsplit(snapshot.scores), "evaluation", evaluations, _with_change)
+    theirs = {model: published.benchmark_lines(snapshot, model, evaluations) for model in cells}
+    table = [line for model, ours in cells.items() for line in ([bold(model), "here", *ours], *theirs[model])]
+    header, left = ["model", "from", *evaluations], 2
+    if not any(theirs.values()):
+        header, table, left = [header[0], *header[2:]], [[line[0], *line[2:]] for line in table], 1
+    pairs = snapshot.against_base().height
+    note = "Accuracy in %, in brackets the change against the base in points. "
+    note = (note + text.arrows(table, pairs, "against the base")).rstrip()
+    note += " Rows in italics: what a work prints; *?*: not confirmed." if any(theirs.values()) else ""
+    figures: list[Block] = []
+    if compared := snapshot.compared("benchmark"):
+        published_changes = published.changes(snapshot)
+        subtitle = f"bars: 95 % intervals of the paired difference{seeds_averaged(snapshot, compared)}"
+        if any(evaluation in compared for evaluation, _ in published_changes):
+            subtitle += "; hollow: published, without interval"
+        palette = Palette(snapshot.models)
+        chart = differences.benchmark_changes(snapshot.against_base(), compared, palette, subtitle, published_changes)
+        figures.append(Figure(chart, "Change on general benchmarks against the base, per mixture", "benchmark-change"))
+    each = [block for evaluation in evaluations for block in evaluation_table(snapshot, evaluation)]
+    return [
+        Heading("General benchmarks"),
+        Table(header, table, left=left),
+        Text(note, "sub"),
+        *figures,
+        Details("Intervals and p on each benchmark", each),
+    ]
 
 
 def missing(snapshot: Snapshot) -> list[Block]:
@@ -123,14 +168,6 @@ def absent(snapshot: Snapshot) -> list[tuple[Mapping[str, Any], str, str]]:
     return [(a, snapshot.states[a["id"]], snapshot.failures.get(a["id"]) or _why(snapshot, a)) for a in lacking]
 
 
-def seeds_averaged(snapshot: Snapshot, evaluations: list[str]) -> str:
-    """Return ", mean of 3 seeds" for a figure's subtitle; "" where no finetune has several."""
-    rows = snapshot.predictions.filter(pl.col("seed").is_not_null() & pl.col("evaluation").is_in(evaluations))
-    cells = rows.group_by("evaluation", "model").agg(pl.col("seed").n_unique())
-    numbers = cells["seed"].unique().sort().to_list()
-    return f", mean of {counts(numbers)} seeds" if numbers not in ([], [1]) else ""
-
-
 def _pairs(snapshot: Snapshot, level: int) -> list[Block]:
     pairs = snapshot.comparisons.filter((pl.col("family") == PAIRWISE) & pl.col("difference").is_not_null())
     if not pairs.height:
@@ -143,7 +180,7 @@ def _pairs(snapshot: Snapshot, level: int) -> list[Block]:
             f"{row['b']} over {row['a']}",
             row["verdict"],
             change(row["difference"], row["low"], row["high"]),
-            p_value(row["p_holm"]),
+            text.p_value(row["p_holm"]),
             f"{count(row['better'])} : {count(row['worse'])}",
         ]
         for row in map(_leader_first, shown.iter_rows(named=True))
@@ -181,3 +218,10 @@ def _why(snapshot: Snapshot, artefact: Mapping[str, Any]) -> str:
     if failed:
         return f"needs {', '.join(failed)}, which failed"
     return "damaged; kvray run makes it again" if snapshot.states[artefact["id"]] == "damaged" else "not run yet"
+
+
+def _with_change(row: Row | None) -> str:
+    if row is None or row["accuracy"] is None:
+        return DASH
+    change = f" ({text.signed(row['difference'])})" if row["difference"] is not None else ""
+    return f"{100 * row['accuracy']:.1f}{change}{text.ARROWS.get(row['verdict'] or '', '')}"

@@ -1,5 +1,6 @@
 """The findings in careful sentences: what was shown, by how much, and what remains possible."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,25 +65,24 @@ def benchmark_line(rows: Sequence[Mapping[str, Any]], first: bool) -> str:
 
 def _overall(against: pl.DataFrame, compared: Sequence[Profile], noun: str) -> str:
     benchmarks = [profile.name for profile in compared if profile.measures == "benchmark"]
+    summed = len(benchmarks) > 1
     sentences = []
-    for profile in compared:
-        if profile.name in benchmarks and len(benchmarks) > 1:
-            continue
-        verdicts = against.filter(pl.col("evaluation") == profile.name)["verdict"].to_list()
-        parts: list[str] = []
-        for verdict in (each for each in _VERDICTS if each in verdicts):
-            n = verdicts.count(verdict)
-            many = f"{n} of {len(verdicts)} {plural(len(verdicts), noun)}" if not parts else f"{n}"
-            parts.append(f"{many} {_verb(profile, verdict, n)}")
+    for profile in (each for each in compared if not (summed and each.name in benchmarks)):
+        verdicts = Counter(against.filter(pl.col("evaluation") == profile.name)["verdict"])
+        shown = [each for each in _VERDICTS if verdicts[each]]
+        of_all = f" of {verdicts.total()} {plural(verdicts.total(), noun)}"
+        numbers = [f"{verdicts[each]}{of_all if each == shown[0] else ''}" for each in shown]
+        parts = [f"{n} {_verb(profile, each, verdicts[each])}" for n, each in zip(numbers, shown, strict=True)]
         sentences.append(f"On {profile.title}, {listed(parts)}.")
-    if len(benchmarks) > 1:
-        verdicts = against.filter(pl.col("evaluation").is_in(benchmarks))["verdict"].to_list()
-        numbers = {verdict: verdicts.count(verdict) for verdict in _VERDICTS if verdict in verdicts}
+    if summed:
+        verdicts = Counter(against.filter(pl.col("evaluation").is_in(benchmarks))["verdict"])
+        n = verdicts.total()
         parts = [
-            f"{'all' if n == len(verdicts) > 1 else n} {'is' if n == 1 else 'are'} {verdict}"
-            for verdict, n in numbers.items()
+            f"{'all' if verdicts[each] == n > 1 else verdicts[each]} {'is' if verdicts[each] == 1 else 'are'} {each}"
+            for each in _VERDICTS
+            if verdicts[each]
         ]
-        of = f"Of {len(verdicts)} comparisons with the base model on {len(benchmarks)} general benchmarks"
+        of = f"Of {n} comparisons with the base model on {len(benchmarks)} general benchmarks"
         sentences.append(f"{of}, {listed(parts)}.")
     return " ".join(sentences)
 

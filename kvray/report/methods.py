@@ -8,14 +8,13 @@ import numpy as np
 import polars as pl
 
 from kvray.report.blocks import Block, Bullets, Code, Details, Heading, Table, Text
-from kvray.report.text import DASH, count, duration, percent
+from kvray.report.text import DASH, count, duration, notes, percent
 from kvray.report.training import written
 from kvray.results import stats
-from kvray.results.axes import CURVES
+from kvray.results.profile import CURVES
 from kvray.results.snapshot import Snapshot
 
-_LISTED = 7
-"""Most places on an axis that are listed one by one."""
+_LISTED = 7  # most places on an axis that are listed one by one
 
 
 def evaluated(snapshot: Snapshot) -> list[Block]:
@@ -23,40 +22,15 @@ def evaluated(snapshot: Snapshot) -> list[Block]:
     table = [_evaluation(snapshot, evaluation) for evaluation in snapshot.profiles]
     header = ["evaluation", "task", "asked at", "questions", "examples", "prompt tokens", "cached", "engine time"]
     header += ["answers cut", "excluded", "detectable"]
-    note = (
-        "*Prompt tokens*: median and longest. *Cached*: those served from the engine's prefix cache. *Engine time*: of "
-        "all models together, start excluded. *Answers cut*: stopped by the output limit. *Excluded*: rows whose "
-        "prompt did not fit the model; they are in no number here. "
-        "*Detectable*: the smallest true difference, in points, that would be called one four times in five, for the "
-        "model whose answers differ most unevenly from the base's, after Holm's correction for all comparisons with "
-        "it. `kvray plan` tells it beforehand, for models that differ on a fifth of the questions."
-    )
-    return [Heading("What was evaluated"), Table(header, table, left=3), Text(note, "sub")] if table else []
+    note = Text(notes()["evaluations"], "sub")
+    return [Heading("What was evaluated"), Table(header, table, left=3), note] if table else []
 
 
 def reading(snapshot: Snapshot) -> list[Block]:
     """How the numbers were made and how to read them."""
     seeds = snapshot.predictions["seed"].drop_nulls().n_unique()
-    luck = (
-        f"Here {seeds} seeds were trained; they are averaged question by question, and the tables show their spread."
-        if seeds > 1
-        else "Here one seed was trained: what another seed would give is not known from this sweep."
-    )
-    lines = [
-        "A **change** is a paired difference: both models answered the same examples, and only common ones count. "
-        "Its interval resamples *questions* 10,000 times, so the rows of one question at several gold positions count "
-        "as one draw. An interval of +8.1 to +16.5 means: true changes in that range fit what was seen.",
-        "**Within noise** is not *no effect*: it says that the data fit zero. The interval tells how large an effect "
-        "they also fit.",
-        "**p** is McNemar's exact test where a question gives one pair of 0/1 scores; otherwise its generalisation by "
-        "question (all sign flips of the questions' summed differences). **Holm's p** corrects for the number of "
-        "comparisons in a table: all models against the base on all evaluations; likewise by position, by length and "
-        "so on; likewise pairs. "
-        "A verdict needs Holm's p of at most 0.05 and an interval that leaves zero out.",
-        "**Accuracy** intervals are Wilson's where each question occurs once with a 0/1 score, otherwise the same "
-        "bootstrap over questions.",
-        f"Intervals cover the choice of questions, not the luck of a training run. {luck}",
-    ]
+    luck = notes()["seeds_several"].format(number=seeds) if seeds > 1 else notes()["seeds_one"]
+    lines = [line.replace("{seeds}", luck) for line in notes()["reading"]]
     return [Heading("How to read the numbers"), Bullets(lines)]
 
 
@@ -70,22 +44,15 @@ def provenance(snapshot: Snapshot) -> list[Block]:
     if manifests:
         times = sorted(manifest.created for manifest in manifests.values())
         blocks.append(Text(f"Artefacts were committed from {times[0]} to {times[-1]}.", "sub"))
-        environment = {
-            name: _distinct([manifest.measurements.get(name, {}) for manifest in manifests.values()])
-            for name in ("versions", "hardware")
-        }
+        measured = [manifest.measurements for manifest in manifests.values()]
+        environment = {name: _distinct([each.get(name, {}) for each in measured]) for name in ("versions", "hardware")}
         table = [[name, values] for name, values in environment.items() if values]
         blocks.append(Table(["what", "found in the manifests"], table, left=2))
     blocks += written(snapshot)
-    artefacts = [
-        [
-            f"`{a['id']}`",
-            snapshot.cell(a),
-            snapshot.states[a["id"]],
-            manifests[a["id"]].created if a["id"] in manifests else DASH,
-        ]
-        for a in snapshot.document["artefacts"]
-    ]
+    artefacts = []
+    for a in snapshot.document["artefacts"]:
+        committed = manifests[a["id"]].created if a["id"] in manifests else DASH
+        artefacts.append([f"`{a['id']}`", snapshot.cell(a), snapshot.states[a["id"]], committed])
     listing = Table(["id, with the fingerprint", "cell", "state", "committed"], artefacts, left=4)
     return [*blocks, Details(f"All {len(artefacts)} artefacts of the plan", [listing])]
 
@@ -113,9 +80,8 @@ def _evaluation(snapshot: Snapshot, evaluation: str) -> list[str]:
     pairs = against.filter(pl.col("evaluation") == evaluation).select("low", "high").iter_rows()
     detectable = max((stats.detectable_from(low, high, against.height) for low, high in pairs), default=None)
     cached = float(counted["cached_tokens"].sum()) / float(counted["prompt_tokens"].sum()) if counted.height else None
-    cells = [a["id"] for a in snapshot.planned("predictions") if a["labels"].get("evaluation") == evaluation]
-    measured = [snapshot.manifests[one].measurements for one in cells if one in snapshot.manifests]
-    seconds = [each["seconds"] for each in measured if "seconds" in each]
+    answered = [each for cell, each in snapshot.committed("predictions") if cell["labels"]["evaluation"] == evaluation]
+    seconds = [each.measurements["seconds"] for each in answered if "seconds" in each.measurements]
     cut = float((run["finish_reason"] == "length").sum()) / run.height if run.height else None
     return [
         evaluation,

@@ -7,15 +7,17 @@ import polars as pl
 
 from kvray.report.blocks import Block, Bullets, Details, Heading, Table, Text
 from kvray.report.charts.curves import Published
-from kvray.report.text import DASH, change, listed, percent, plural, signed
+from kvray.report.text import DASH, change, listed, notes, percent, plural, signed
 from kvray.results import frames, references
-from kvray.results.axes import AXES, Axis, along
 from kvray.results.frames import BASE
+from kvray.results.profile import AXES, Axis, along
 from kvray.results.references import PLACES
 from kvray.results.snapshot import Snapshot
 
 _SHOWN = 24
 _CHANGES = ("change, ours", "change, theirs", "ours \u2212 theirs")
+_CURVE = ("work", "base_model", "model")  # columns that identify a published curve
+_UNPLACED = [pl.col(place).is_null() for place in PLACES]  # filter of the numbers over whole evaluations
 _SOURCE = ("published by", "on", "certainty")
 _LEVELS_ONLY = "No published change has a counterpart here; published accuracies stand beside ours."
 
@@ -23,58 +25,53 @@ _LEVELS_ONLY = "No published change has a counterpart here; published accuracies
 def curves(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Published]:
     """Return the published accuracies along an axis, for models of the sweep and within the range of its places."""
     rows = _along(snapshot, evaluation, axis)
-    works = rows.select("work", "base_model").n_unique() if rows.height else 0
+    alone = rows.select("work", "base_model").n_unique() == 1
     lines = []
-    for (work, base, mixture), part in rows.group_by("work", "base_model", "mixture", maintain_order=True):
+    for (work, base, model), part in rows.group_by(*_CURVE, maintain_order=True):
         at = part.sort(axis.name).select(axis.name, "accuracy").iter_rows()
         points = tuple((float(place), accuracy / 100) for place, accuracy in at)
-        name = "published" if works == 1 else f"{short(str(work))}, {_model(str(base))}"
-        lines += [Published(model, name, points) for model in _ours(snapshot, str(mixture))]
+        lines.append(Published(str(model), "published" if alone else _source(work, base), points))
     return lines
 
 
 def credit(snapshot: Snapshot, evaluation: str, axis: Axis) -> str:
     """Return the sources of a figure's published curves: "Liu et al. 2023 on gpt-3.5-turbo"."""
     works = _along(snapshot, evaluation, axis).select("work", "base_model").unique(maintain_order=True).rows()
-    return listed([f"{short(work)} on {_model(base)}" for work, base in works])
+    return listed([_source(work, base, " on ") for work, base in works])
 
 
 def changes(snapshot: Snapshot) -> dict[tuple[str, str], list[float]]:
     """Return the published changes over whole evaluations, as shares, by (evaluation, our model)."""
     by_cell: dict[tuple[str, str], list[float]] = {}
-    for evaluation in snapshot.profiles:
-        for row in _unplaced(snapshot, evaluation).filter(pl.col("change").is_not_null()).iter_rows(named=True):
-            for model in _ours(snapshot, row["mixture"]):
-                by_cell.setdefault((evaluation, model), []).append(row["change"] / 100)
+    rows = snapshot.published.filter(*_UNPLACED, pl.col("change").is_not_null())
+    for evaluation, model, points in rows.select("evaluation", "model", "change").iter_rows():
+        by_cell.setdefault((evaluation, model), []).append(points / 100)
     return by_cell
 
 
 def lines(snapshot: Snapshot, evaluation: str, axis: Axis, places: list[Any]) -> list[list[str]]:
     """Return rows for a table along an axis: our model, the source, then the accuracy at each place."""
     table = []
-    rows = _along(snapshot, evaluation, axis)
-    for (work, base, mixture), part in rows.group_by("work", "base_model", "mixture", maintain_order=True):
+    for (work, base, model), part in _along(snapshot, evaluation, axis).group_by(*_CURVE, maintain_order=True):
         at = dict(part.select(axis.name, pl.col("accuracy") / 100).iter_rows())
-        source = f"*{short(str(work))}, {_model(str(base))}, {part['certainty'][0]}*"
-        cells = [f"*{percent(at.get(place), 0)}*" for place in places]
+        cells = [str(model), f"{_source(work, base)}, {part['certainty'][0]}"]
         if any(place in at for place in places):
-            table += [[f"*{model}*", source, *cells] for model in _ours(snapshot, str(mixture))]
+            table.append([f"*{cell}*" for cell in (*cells, *(percent(at.get(place), 0) for place in places))])
     return table
 
 
 def benchmark_lines(snapshot: Snapshot, model: str, evaluations: list[str]) -> list[list[str]]:
     """Return rows for the table of benchmarks: published numbers for a model, a row per work and base model."""
     table: dict[tuple[str, str, str], list[str]] = {}
-    for at, evaluation in enumerate(evaluations):
-        for row in _unplaced(snapshot, evaluation).iter_rows(named=True):
-            if model in _ours(snapshot, row["mixture"]):
-                cells = table.setdefault((row["set"], row["work"], row["base_model"]), [DASH] * len(evaluations))
-                parts = [f"{row['accuracy']:.2f}"] if row["accuracy"] is not None else []
-                parts += [f"({_points(row['change'])})"] if row["change"] is not None else []
-                cells[at] = " ".join(parts) + (" ?" if "recalled" in row["certainty"] else "")
+    rows = snapshot.published.filter(*_UNPLACED, pl.col("model") == model, pl.col("evaluation").is_in(evaluations))
+    for row in rows.sort(pl.col("evaluation").cast(pl.Enum(evaluations)), maintain_order=True).iter_rows(named=True):
+        cells = table.setdefault((row["set"], row["work"], row["base_model"]), [DASH] * len(evaluations))
+        parts = [f"{row['accuracy']:.2f}"] if row["accuracy"] is not None else []
+        parts += [f"({_points(row['change'])})"] if row["change"] is not None else []
+        unconfirmed = " ?" if "recalled" in row["certainty"] else ""
+        cells[evaluations.index(row["evaluation"])] = " ".join(parts) + unconfirmed
     return [
-        ["", f"*{short(work)}, {_model(base)}*", *(f"*{cell}*" for cell in cells)]
-        for (_, work, base), cells in table.items()
+        ["", f"*{_source(work, base)}*", *(f"*{cell}*" for cell in cells)] for (_, work, base), cells in table.items()
     ]
 
 
@@ -95,12 +92,15 @@ def beside(snapshot: Snapshot) -> list[Block]:
     table = Table(header, cells, left=3, words=len(_SOURCE))
     blocks.append(Bullets(_means(rows)) if any(map(_both, rows)) else Text(_LEVELS_ONLY))
     blocks += [table] if len(rows) <= _SHOWN else [Details(f"All {len(rows)} published numbers beside ours", [table])]
-    return [Heading("Beside the published numbers"), *blocks, Bullets(_notes(snapshot, rows))]
-
-
-def short(work: str) -> str:
-    """Return a work's name without its identifier: "Xiong et al. 2024"."""
-    return work.partition(" (")[0]
+    remarks = [notes()["published"]]
+    if foreign := sorted({row["base_model"] for row in rows if not row["same_base"]}):
+        own = snapshot.document.get("base_model") or "another model"
+        remarks.append(notes()["different_base_models"].format(own=own, foreign=listed(foreign)))
+    works: dict[tuple[str, str], dict[str, None]] = {}
+    for row in (row for row in rows if row["note"]):
+        works.setdefault((_short(row["work"]), row["note"]), {})[f"{row['model']} on {row['evaluation']}"] = None
+    remarks += [f"{work}, {listed(list(of))}: {note}." for (work, note), of in works.items()]
+    return [Heading("Beside the published numbers"), *blocks, Bullets(remarks)]
 
 
 def _means(rows: list[dict[str, Any]]) -> list[str]:
@@ -116,7 +116,7 @@ def _means(rows: list[dict[str, Any]]) -> list[str]:
         gaps = [our - their for our, their in zip(ours, theirs, strict=True)]
         inside = sum(row["ours"]["low"] <= row["change"] / 100 <= row["ours"]["high"] for row in compared)
         means.append(
-            f"**{short(work)}** on {_model(base)}, {n} {plural(n, 'change')} against the base: ours "
+            f"**{_short(work)}** on {_model(base)}, {n} {plural(n, 'change')} against the base: ours "
             f"{signed(sum(ours) / n)}, theirs {signed(sum(theirs) / n)} points on average; ours minus theirs is "
             f"{signed(sum(gaps) / n)} on average, {100 * sum(map(abs, gaps)) / n:.1f} without the sign; {inside} of "
             f"{n} published changes lie inside our 95 % interval."
@@ -124,43 +124,20 @@ def _means(rows: list[dict[str, Any]]) -> list[str]:
     return means
 
 
-def _notes(snapshot: Snapshot, rows: list[dict[str, Any]]) -> list[str]:
-    notes = [
-        "Rows are matched by name: the evaluation's, the mixture's and the place's. *Theirs* is what a work says of "
-        "its own data, prompts and scorer, without an interval; *certainty* says how we know it: *primary* was read in "
-        "the work or its code, *secondary* in notes or reviews that quote it, *derived* is arithmetic on such numbers, "
-        "*recalled* is unconfirmed. A change that a work does not print is the difference of its accuracies."
-    ]
-    foreign = sorted({row["base_model"] for row in rows if not row["same_base"]})
-    if foreign:
-        own = snapshot.document.get("base_model") or "another model"
-        notes.append(
-            f"**Base models differ:** this sweep is on `{own}`; there are numbers on {listed(foreign)}. Levels "
-            "are not comparable then; changes are, with caution."
-        )
-    remarks: dict[tuple[str, str], dict[str, None]] = {}
-    for row in rows:
-        if row["note"]:
-            remarks.setdefault((row["work"], row["note"]), {})[f"{row['model']} on {row['evaluation']}"] = None
-    return [*notes, *(f"{short(work)}, {listed(list(of))}: {note}." for (work, note), of in remarks.items())]
-
-
 def _beside(snapshot: Snapshot, evaluation: str) -> list[dict[str, Any]]:
     """Return the published cells of an evaluation that we have predictions for, with our numbers."""
     cells = []
-    for row in _published(snapshot, evaluation).iter_rows(named=True):
-        rows = snapshot.of(evaluation)
-        for place in PLACES:
-            rows = rows if row[place] is None else rows.filter(pl.col(place) == row[place])
-        for model in _ours(snapshot, row["mixture"]):
-            of = rows.filter(pl.col("model") == model)
-            if of["score"].count() == 0:
-                continue
-            ours: dict[str, Any] = {"difference": None, "low": None, "high": None}
-            if model != BASE and rows.filter(pl.col("model") == BASE)["score"].count():
-                ours |= frames.compare(rows, BASE, model).row(0, named=True)
-            accuracy = frames.accuracy(of, []).row(0, named=True)["accuracy"]
-            cells.append({**row, "model": model, "ours": ours, "ours_accuracy": accuracy})
+    answers = snapshot.of(evaluation)
+    for row in snapshot.published.filter(pl.col("evaluation") == evaluation).iter_rows(named=True):
+        rows = answers.filter(**{place: row[place] for place in PLACES if row[place] is not None})
+        model, scored = row["model"], set(rows.filter(pl.col("score").is_not_null())["model"])
+        if model not in scored:
+            continue
+        ours: dict[str, Any] = {"difference": None, "low": None, "high": None}
+        if model != BASE and BASE in scored:
+            ours |= frames.compare(rows, BASE, model).row(0, named=True)
+        accuracy = frames.accuracy(rows.filter(pl.col("model") == model), [])["accuracy"][0]
+        cells.append({**row, "ours": ours, "ours_accuracy": accuracy})
     return cells
 
 
@@ -175,7 +152,7 @@ def _line(row: Mapping[str, Any]) -> list[str]:
         signed(ours["difference"] - theirs / 100) if _both(row) else DASH,
         percent(row["ours_accuracy"]),
         DASH if row["accuracy"] is None else f"{row['accuracy']:g} %",
-        f"{short(row['work'])}, {row['source']}",
+        f"{_short(row['work'])}, {row['source']}",
         _model(row["base_model"]),
         row["certainty"],
     ]
@@ -185,33 +162,28 @@ def _both(row: Mapping[str, Any]) -> bool:
     return row["change"] is not None and row["ours"]["difference"] is not None
 
 
-def _published(snapshot: Snapshot, evaluation: str) -> pl.DataFrame:
-    return references.changes(snapshot.published.filter(pl.col("evaluation") == evaluation))
-
-
-def _unplaced(snapshot: Snapshot, evaluation: str) -> pl.DataFrame:
-    return _published(snapshot, evaluation).filter(pl.all_horizontal(pl.col(place).is_null() for place in PLACES))
-
-
 def _along(snapshot: Snapshot, evaluation: str, axis: Axis) -> pl.DataFrame:
     """Return the published cells along an axis that lie between our places and belong to models that we have there."""
-    rows, name = _published(snapshot, evaluation), axis.name
+    name = axis.name
     if name not in PLACES:
-        return rows.clear()
+        return snapshot.published.clear()
     ours = along(snapshot.scores, axis).filter(pl.col("evaluation") == evaluation)
-    wanted = [pl.col(place).is_null() for place in PLACES if place != name]
-    wanted += [pl.col("accuracy").is_not_null(), pl.col(name).is_between(ours[name].min(), ours[name].max())]
-    rows = rows.filter(pl.all_horizontal(wanted))
-    known = [mixture for mixture in rows["mixture"].unique() if set(_ours(snapshot, mixture)) & set(ours["model"])]
-    return rows.filter(pl.col("mixture").is_in(known))
+    return snapshot.published.filter(
+        pl.col("evaluation") == evaluation,
+        pl.col("model").is_in(ours["model"].unique()),
+        pl.col("accuracy").is_not_null(),
+        pl.col(name).is_between(ours[name].min(), ours[name].max()),
+        *(pl.col(place).is_null() for place in PLACES if place != name),
+    )
 
 
-def _ours(snapshot: Snapshot, mixture: str) -> list[str]:
-    """Return the sweep's models of a published mixture."""
-    if mixture == BASE:
-        return [BASE]
-    of = snapshot.predictions.filter(pl.col("mixture") == mixture)
-    return [model for model in snapshot.models if model in of["model"]]
+def _source(work: object, base_model: object, between: str = ", ") -> str:
+    """Return a work without its identifier, and the model that it is on: "Xiong et al. 2024, Mistral-7B"."""
+    return f"{_short(str(work))}{between}{_model(str(base_model))}"
+
+
+def _short(work: str) -> str:
+    return work.partition(" (")[0]
 
 
 def _model(name: str) -> str:

@@ -5,14 +5,13 @@ from typing import Any
 import polars as pl
 
 from kvray.report.findings import absent
-from kvray.report.text import percent, signed
-from kvray.results.axes import AXES, unsplit
-from kvray.results.frames import BASE
+from kvray.report.text import change, percent
+from kvray.results.profile import AXES, unsplit
 from kvray.results.snapshot import Snapshot, collect
 from kvray.store.store import Store
 
-WIDTH = 158
-"""Most characters of a line with more than one evaluation."""
+WIDTH = 158  # most characters of a line with more than one evaluation
+NOTE = "accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction"
 _GAP = "  "
 
 
@@ -27,10 +26,9 @@ def summary(store: Store, sweep: str) -> list[str]:
     head = f"{sweep}: {done} of {cells} cells evaluated"
     if not snapshot.profiles:
         return [head, "no predictions yet"]
-    note = "accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction"
-    names = ["", BASE, *snapshot.models]
-    columns = [_column(snapshot, evaluation) for evaluation in snapshot.profiles]
-    return [head, *blocks(names, columns, WIDTH), note]
+    names = ["", *snapshot.with_base]
+    columns = [column(snapshot, evaluation) for evaluation in snapshot.profiles]
+    return [head, *blocks(names, columns, WIDTH), NOTE]
 
 
 def document(store: Store, sweep: str) -> dict[str, Any]:
@@ -56,33 +54,26 @@ def document(store: Store, sweep: str) -> dict[str, Any]:
 
 def blocks(names: list[str], columns: list[list[str]], width: int) -> list[str]:
     """Return lines of ``names`` and as many columns as fit into ``width``, the others in further blocks."""
-    first = max(map(len, names))
-    groups: list[list[list[str]]] = [[]]
-    used = first
+    labels = [name.ljust(max(map(len, names))) for name in names]
+    groups, lines = [], labels
     for column in columns:
-        needed = len(_GAP) + max(map(len, column))
-        if groups[-1] and used + needed > width:
-            groups.append([])
-            used = first
-        groups[-1].append(column)
-        used += needed
-    lines: list[str] = []
-    for group in groups:
-        lines += [""] if lines else []
-        widths = [first, *(max(map(len, column)) for column in group)]
-        for row in zip(names, *group, strict=True):
-            lines.append(_GAP.join(cell.ljust(wide) for cell, wide in zip(row, widths, strict=True)).rstrip())
-    return lines
+        wide = max(map(len, column))
+        if lines is not labels and len(lines[0]) + len(_GAP) + wide > width:
+            groups.append(lines)
+            lines = labels
+        lines = [f"{line}{_GAP}{cell.ljust(wide)}" for line, cell in zip(lines, column, strict=True)]
+    shown = ("\n".join(line.rstrip() for line in group) for group in [*groups, lines])
+    return "\n\n".join(shown).split("\n")
 
 
-def _column(snapshot: Snapshot, evaluation: str) -> list[str]:
+def column(snapshot: Snapshot, evaluation: str) -> list[str]:
+    """Return the title of an evaluation, and its result for the base and each model."""
     rows = {r["model"]: r for r in unsplit(snapshot.scores).iter_rows(named=True) if r["evaluation"] == evaluation}
-    column = [snapshot.profiles[evaluation].title]
-    for model in [BASE, *snapshot.models]:
+    cells = [snapshot.profiles[evaluation].title]
+    for model in snapshot.with_base:
         row = rows.get(model)
         shown = "missing" if row is None else percent(row["accuracy"])
         if row is not None and row["difference"] is not None:
-            low, high = signed(row["difference_low"]), signed(row["difference_high"])
-            shown += f"  {signed(row['difference'])} ({low} to {high}) {row['verdict']}"
-        column.append(shown)
-    return column
+            shown += f"  {change(row['difference'], row['difference_low'], row['difference_high'])} {row['verdict']}"
+        cells.append(shown)
+    return cells

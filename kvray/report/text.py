@@ -1,13 +1,26 @@
-"""Numbers as text: a dash for a missing one, a true minus sign."""
+"""Numbers as text (a dash for a missing one, a true minus sign), lines of tables, and the notes below them."""
 
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import resources
 from typing import Any
 
-from kvray.results.frames import BASE
+import polars as pl
 
+from kvray.results.frames import BASE
+from kvray.results.snapshot import Snapshot
+
+Row = Mapping[str, Any]  # A row of the scores
 DASH = "\u2013"
 ARROWS = {"better": " \u25b2", "worse": " \u25bc"}
 """Suffix, by verdict, of a number that differs from the base's after Holm's correction."""
+
+
+@cache
+def notes() -> dict[str, Any]:
+    """Return what the report says below its tables and figures, by name (``notes.toml``)."""
+    return tomllib.loads((resources.files("kvray.report") / "notes.toml").read_text(encoding="utf-8"))
 
 
 def signed(share: float) -> str:
@@ -82,6 +95,15 @@ def marked(row: Mapping[str, Any] | None, digits: int) -> str:
     return DASH if row is None else percent(row["accuracy"], digits) + ARROWS.get(row["verdict"] or "", "")
 
 
+def by_model(
+    snapshot: Snapshot, rows: pl.DataFrame, column: str, values: Sequence[Any], cell: Callable[[Row | None], str]
+) -> dict[str, list[str]]:
+    """Return the cells of each model that has any, from its rows of scores at some values of a column."""
+    at = {(row["model"], row[column]): row for row in rows.iter_rows(named=True)}
+    lines = {model: [at.get((model, value)) for value in values] for model in snapshot.with_base}
+    return {model: [cell(row) for row in line] for model, line in lines.items() if any(line)}
+
+
 def arrows(table: Sequence[Sequence[str]], comparisons: int, which: str) -> str:
     """Return what the arrows of a table mean, or that it has none; "" where nothing was compared."""
     if not comparisons:
@@ -90,3 +112,11 @@ def arrows(table: Sequence[Sequence[str]], comparisons: int, which: str) -> str:
     if any(mark.strip() in cell for line in table for cell in line for mark in ARROWS.values()):
         return f"\u25b2 and \u25bc: differs from the base {after}"
     return f"No number here differs from the base {after}"
+
+
+def seeds_averaged(snapshot: Snapshot, evaluations: list[str]) -> str:
+    """Return ", mean of 3 seeds" for a figure's subtitle; "" where no finetune has several."""
+    rows = snapshot.predictions.filter(pl.col("seed").is_not_null() & pl.col("evaluation").is_in(evaluations))
+    cells = rows.group_by("evaluation", "model").agg(pl.col("seed").n_unique())
+    numbers = cells["seed"].unique().sort().to_list()
+    return f", mean of {counts(numbers)} seeds" if numbers not in ([], [1]) else ""

@@ -1,39 +1,26 @@
 """What was trained: finetunes, the tokens of an epoch, loss curves, and text that models wrote."""
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from kvray.report.blocks import Block, Details, Figure, Heading, Table, Text
 from kvray.report.charts import losses as charts
 from kvray.report.charts.style import Palette
-from kvray.report.text import DASH, bold, count, duration, percent
+from kvray.report.text import DASH, bold, count, duration, notes, percent
 from kvray.results import losses
 from kvray.results.snapshot import Snapshot
 
 _MATCHED = 0.05
 """Difference from the first mixture's tokens per epoch, as a share, up to which another is matched; a mixture that
 lacks no more than that is used whole (:data:`kvray.planning.mixture.SHORTFALL`)."""
-_OPEN = 24
-"""Most rows of a table of losses that is not folded away."""
-_LOSSES = (
-    "Losses are mean cross entropies of the answers in nats per token, each step's before its update, so the first "
-    "tenth of the steps (at least one step) is close to the base model's own loss."
-)
-_FIGURE_4 = (
-    "*Integers* are answer tokens that hold a digit, *words* all others: the wording around the value, and the end of "
-    "the answer; both as the first worker saw them. Figure 4 of the paper (Xiong et al. 2024) shows that with the "
-    "answer template in the prompt the loss on formatting tokens is low, so the gradient concentrates on the retrieved "
-    "value; it would show here as words far below integers in the first tenth."
-)
+_OPEN = 24  # most rows of a table of losses that is not folded away
 
 
 def trained(snapshot: Snapshot) -> list[Block]:
     """What each finetune was trained on and how it went, and the tokens of an epoch of each mixture."""
     table = []
-    for artefact in snapshot.planned("finetune"):
-        manifest = snapshot.manifests.get(artefact["id"])
-        if manifest is None:
-            continue
+    for artefact, manifest in snapshot.committed("finetune"):
         labels, measured = artefact["labels"], manifest.measurements
         recipe = manifest.recipe.get("finetune", {})
         loss = measured.get("loss_last_epoch", measured.get("loss"))
@@ -51,11 +38,12 @@ def trained(snapshot: Snapshot) -> list[Block]:
     if not table:
         return []
     header = ["mixture", "finetune", "seed", "rows", "tokens", "steps", "epochs", "rate", "loss", "time", "on"]
-    note = (
-        "*Rows*: of one epoch. *Tokens*: all that were read in training. *Rate*: peak learning rate. *Loss*: of the "
-        "answers, last epoch."
-    )
-    return [Heading("What was trained"), Table(header, table, left=2, words=1), Text(note, "sub"), *_epochs(snapshot)]
+    return [
+        Heading("What was trained"),
+        Table(header, table, left=2, words=1),
+        Text(notes()["finetunes"], "sub"),
+        *_epochs(snapshot),
+    ]
 
 
 def fell(snapshot: Snapshot) -> list[Block]:
@@ -71,9 +59,9 @@ def fell(snapshot: Snapshot) -> list[Block]:
     table = Table(header, lines)
     blocks: list[Block] = [Heading("How the loss fell"), *_figures(snapshot, models, bool(both))]
     blocks.append(Details(f"Losses of all {len(models)} mixtures", [table]) if len(models) > _OPEN else table)
-    committed = [artefact for artefact in snapshot.planned("finetune") if artefact["id"] in snapshot.manifests]
+    committed = snapshot.committed("finetune")
     lacking = len(committed) - snapshot.losses.select("model", "seed").n_unique()
-    note = f"{_LOSSES} {_FIGURE_4}" if both else _LOSSES
+    note = f"{notes()['losses']} {notes()['losses_by_token']}" if both else notes()["losses"]
     if lacking:
         note += f" {lacking} of {len(committed)} finetunes have no log of it (those of an API have none)."
     return [*blocks, Text(note, "sub")]
@@ -94,7 +82,7 @@ def written(snapshot: Snapshot) -> list[Block]:
                 snapshot.states[artefact["id"]],
                 count(prompts),
                 percent(full / prompts) if full is not None and prompts else DASH,
-                percent(measured["usable"] / prompts) if "usable" in measured and prompts else "not told",
+                percent(measured["usable"] / prompts) if "usable" in measured and prompts else "not recorded",
                 count(measured.get("output_tokens")),
                 duration(measured.get("seconds")),
             ]
@@ -102,11 +90,7 @@ def written(snapshot: Snapshot) -> list[Block]:
     if not table:
         return []
     header = ["written for", "by", "state", "prompts", "answered whole", "usable", "tokens written", "time"]
-    note = (
-        "More is asked for than is needed; replies that cannot be used are passed by, in order. *Answered whole*: "
-        "neither cut off by the output limit nor too long to ask."
-    )
-    return [Heading("Text that models wrote", 3), Table(header, table, left=3), Text(note, "sub")]
+    return [Heading("Text that models wrote", 3), Table(header, table, left=3), Text(notes()["writings"], "sub")]
 
 
 def _figures(snapshot: Snapshot, models: list[str], both: bool) -> list[Block]:
@@ -134,23 +118,22 @@ def _epochs(snapshot: Snapshot) -> list[Block]:
     """Tokens of an epoch of each mixture by dataset, averaged over seeds, and whether mixtures are matched."""
     names = {artefact["id"]: str(artefact["labels"].get("dataset")) for artefact in snapshot.planned("dataset")}
     finetunes: dict[str, list[Mapping[str, Any]]] = {}
-    for artefact in snapshot.planned("finetune"):
-        manifest = snapshot.manifests.get(artefact["id"])
-        if manifest is not None and "tokens_per_epoch" in manifest.measurements:
+    for artefact, manifest in snapshot.committed("finetune"):
+        if "tokens_per_epoch" in manifest.measurements:
             finetunes.setdefault(str(artefact["labels"].get("mixture")), []).append(manifest.measurements)
     if not finetunes:
         return []
     table, totals = [], {}
     for mixture, seeds in finetunes.items():
-        totals[mixture] = _mean([measured["tokens_per_epoch"] for measured in seeds])
+        totals[mixture] = fmean([measured["tokens_per_epoch"] for measured in seeds])
         parts: dict[str, list[tuple[float, float]]] = {}
         for measured in seeds:
             for one, part in measured.get("datasets", {}).items():
                 parts.setdefault(names.get(one, one), []).append((part["tokens"], part["rows"]))
-        means = {name: [count(_mean(list(each))) for each in zip(*of, strict=True)] for name, of in parts.items()}
+        means = {name: [count(fmean(each)) for each in zip(*of, strict=True)] for name, of in parts.items()}
         datasets = [f"{name}: {tokens} in {rows} rows" for name, (tokens, rows) in means.items()]
         answers = [measured["answer_tokens"] for measured in seeds if "answer_tokens" in measured]
-        with_loss = count(_mean(answers)) if answers else DASH
+        with_loss = count(fmean(answers)) if answers else DASH
         table.append([mixture, ", ".join(datasets) or DASH, count(totals[mixture]), with_loss])
     header = ["mixture", "tokens of each dataset", "tokens per epoch", "of these with a loss"]
     cut = any(measured.get("budget_tokens") for seeds in finetunes.values() for measured in seeds)
@@ -187,10 +170,6 @@ def _writer(snapshot: Snapshot, artefact: Mapping[str, Any]) -> str:
     blocks = sections.get("evaluate" if labels.get("role") == "evaluate" else "datasets", {})
     block = blocks.get(str(labels.get("dataset")).partition("[")[0], {})
     return next((str(value) for name, value in block.items() if name.endswith("_writer") and value), "unknown")
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _ends(row: Mapping[str, Any] | None) -> list[str]:

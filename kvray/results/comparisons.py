@@ -7,9 +7,8 @@ from typing import Any
 import polars as pl
 
 from kvray.results import profile
-from kvray.results.axes import AXES, CONDITION, OVERALL, PAIRWISE, SUBTASK, TYPES, Axis
 from kvray.results.frames import BASE, COMPARED, Pairs, accuracy, judge, models
-from kvray.results.profile import Profile
+from kvray.results.profile import AXES, CONDITION, OVERALL, PAIRWISE, SUBTASK, TYPES, Axis, Profile
 
 
 def compare_all(predictions: pl.DataFrame, profiles: Mapping[str, Profile] | None = None) -> pl.DataFrame:
@@ -20,16 +19,13 @@ def compare_all(predictions: pl.DataFrame, profiles: Mapping[str, Profile] | Non
     :func:`kvray.results.frames.judge`.
     """
     profiles = profile.profiles(predictions) if profiles is None else profiles
-    finetuned = models(predictions)
-    with_base = {OVERALL: (predictions, ())} | {
-        axis.family: (_split(predictions, axis, profiles), axis.columns) for axis in AXES.values()
-    }
+    families: dict[str, tuple[pl.DataFrame, tuple[str, ...]]] = {OVERALL: (predictions, ())}
+    families |= {axis.family: (_split(predictions, axis, profiles), axis.columns) for axis in AXES.values()}
     tables = {
-        family: _compare(rows, by, [(BASE, model) for model in models(rows)])
-        for family, (rows, by) in with_base.items()
-        if BASE in rows["model"]
+        family: _compare(rows, by, [(BASE, model) for model in models(rows)] if BASE in rows["model"] else [])
+        for family, (rows, by) in families.items()
     }
-    tables[PAIRWISE] = _compare(predictions, (), list(itertools.combinations(finetuned, 2)))
+    tables[PAIRWISE] = _compare(predictions, (), list(itertools.combinations(models(predictions), 2)))
     columns: dict[str, Any] = {"family": pl.String, "evaluation": pl.String, **TYPES, **COMPARED}
     parts = [pl.DataFrame(schema=columns | {"p_holm": pl.Float64, "verdict": pl.String})]
     for family, compared in tables.items():
@@ -52,18 +48,10 @@ def scores(
     for axis in AXES.values():
         rows = _split(predictions, axis, profiles, all_subtasks=True)
         parts += [accuracy(rows, [*keys, *axis.columns])] if rows.height else []
-    against = comparisons.filter(pl.col("family") != PAIRWISE).select(
-        "evaluation",
-        pl.col("b").alias("model"),
-        *AXES,
-        "difference",
-        pl.col("low").alias("difference_low"),
-        pl.col("high").alias("difference_high"),
-        pl.col("n").alias("pairs"),
-        "p",
-        "p_holm",
-        "verdict",
-    )
+    names = {"b": "model", "low": "difference_low", "high": "difference_high", "n": "pairs"}
+    against = comparisons.filter(pl.col("family") != PAIRWISE).rename(names)
+    numbers = ["difference", "difference_low", "difference_high", "pairs", "p", "p_holm", "verdict"]
+    against = against.select("evaluation", "model", *AXES, *numbers)
     table = pl.concat([*parts, pl.DataFrame(schema=TYPES)], how="diagonal")
     joined = table.join(against, on=["evaluation", "model", *AXES], how="left", nulls_equal=True)
     return joined.sort(["evaluation", "mixture", "finetune", *AXES], nulls_last=False, maintain_order=True)

@@ -16,22 +16,13 @@ from kvray.results import stats
 
 BASE = "base"
 """Name of the base model in the column ``model``, in tables and in figures, and of no other model."""
-COMPARED = {
-    "a": pl.String,
-    "b": pl.String,
-    "n": pl.Int64,
-    "questions": pl.Int64,
-    "a_accuracy": pl.Float64,
-    "b_accuracy": pl.Float64,
-    "difference": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "better": pl.Int64,
-    "worse": pl.Int64,
-    "test": pl.String,
-    "p": pl.Float64,
-    "unmatched": pl.Int64,
-    "excluded": pl.Int64,
+COMPARED: dict[str, Any] = {
+    **dict.fromkeys(("a", "b"), pl.String),
+    **dict.fromkeys(("n", "questions"), pl.Int64),
+    **dict.fromkeys(("a_accuracy", "b_accuracy", "difference", "low", "high"), pl.Float64),
+    **dict.fromkeys(("better", "worse"), pl.Int64),
+    **{"test": pl.String, "p": pl.Float64},
+    **dict.fromkeys(("unmatched", "excluded"), pl.Int64),
 }
 """Columns of a comparison, after those that it is split by."""
 _EXAMPLE = ["evaluation", "example_id"]
@@ -49,17 +40,17 @@ def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
 
 
 def _names(pairs: Sequence[tuple[str | None, str | None]]) -> list[str]:
-    labels = {(mixture, finetune): finetune or "" for mixture, finetune in pairs if mixture is not None}
-    mixtures = [mixture for mixture, _ in labels]
-    if len({label.partition("[")[0] for label in labels.values()}) <= 1:  # one method: keep what is varied alone
-        labels = {pair: "".join(label.partition("[")[1:]) for pair, label in labels.items()}
+    mixtures = [mixture for mixture, _ in pairs]
+    methods = {(finetune or "").partition("[")[0] for mixture, finetune in pairs if mixture is not None}
     taken = {BASE}
     names = []
     for mixture, finetune in pairs:
         if mixture is None:
             names.append(BASE)
             continue
-        name = f"{mixture} {labels[mixture, finetune]}".strip() if mixtures.count(mixture) > 1 else mixture
+        method, varied, settings = (finetune or "").partition("[")
+        label = f"{'' if len(methods) == 1 else method}{varied}{settings}"
+        name = f"{mixture} {label}".strip() if mixtures.count(mixture) > 1 else mixture
         while name in taken:
             name += " (mixture)"
         taken.add(name)
@@ -124,11 +115,10 @@ def judge(comparisons: pl.DataFrame) -> pl.DataFrame:
     """Add p_holm, corrected over all rows given, and the verdict: better, worse, within noise or not compared."""
     p = comparisons["p"].fill_null(np.nan).to_numpy().astype(np.float64)
     corrected = stats.holm(p)
+    columns = comparisons.select("difference", "low", "high").iter_rows()
     verdicts = [
-        "not compared"
-        if row["difference"] is None
-        else stats.verdict(row["difference"], row["low"], row["high"], float(p_holm))
-        for row, p_holm in zip(comparisons.iter_rows(named=True), corrected, strict=True)
+        "not compared" if difference is None else stats.verdict(difference, low, high, float(p_holm))
+        for (difference, low, high), p_holm in zip(columns, corrected, strict=True)
     ]
     return comparisons.with_columns(
         pl.Series("p_holm", corrected, dtype=pl.Float64).fill_nan(None),
@@ -160,9 +150,8 @@ class Pairs:
         self.split = ["evaluation", *(name for name in by if name != "evaluation")]
         self.types: dict[str, Any] = {name: predictions.schema[name] for name in self.split}
         self.keys = [*self.split, "question_id", "example_id"]
-        averaged = predictions.group_by("model", *self.keys).agg(
-            pl.col("score").mean(), pl.col("score").null_count().alias("excluded")
-        )
+        score = pl.col("score")
+        averaged = predictions.group_by("model", *self.keys).agg(score.mean(), excluded=score.null_count())
         self.empty = averaged.clear().drop("model")
         parts = averaged.sort("model", *self.keys).partition_by("model", as_dict=True, include_key=False)
         self.models = {str(key[0]): part for key, part in parts.items()}

@@ -52,9 +52,9 @@ def read(
         steps = pl.col("step").cast(pl.Int64)
         first, labels = steps.min(), finetune["labels"]
         frame = frame.rename(_LOGGED).with_columns(
-            pl.lit(model[labels.get("mixture"), labels.get("finetune")]).alias("model"),
-            pl.lit(labels.get("seed"), dtype=pl.Int64).alias("seed"),
-            ((steps - first) / pl.max_horizontal(steps.max() - first, 1)).alias("share"),
+            model=pl.lit(model[labels.get("mixture"), labels.get("finetune")]),
+            seed=pl.lit(labels.get("seed"), dtype=pl.Int64),
+            share=(steps - first) / pl.max_horizontal(steps.max() - first, 1),
         )
         parts.append(frame.select(pl.col(name).cast(kind) for name, kind in _LOSSES.items()))
     return pl.concat(parts)
@@ -76,13 +76,8 @@ def curves(losses: pl.DataFrame) -> pl.DataFrame:
     seeds = each.sort("model", "part", "bin", "seed", "step").group_by([*keys, "seed"], maintain_order=True)
     binned = seeds.agg(pl.col("share").mean(), pl.col("loss").mean()).group_by(keys, maintain_order=True)
     loss = pl.col("loss")
-    curve = binned.agg(
-        pl.col("share").mean(),
-        loss.mean(),
-        loss.min().alias("low"),
-        loss.max().alias("high"),
-        pl.len().cast(pl.Int64).alias("seeds"),
-    )
+    seeds_of = pl.len().cast(pl.Int64)
+    curve = binned.agg(pl.col("share").mean(), loss.mean(), low=loss.min(), high=loss.max(), seeds=seeds_of)
     return curve.drop("bin").sort("model", "part", "share")
 
 
@@ -94,16 +89,11 @@ def tenths(losses: pl.DataFrame) -> pl.DataFrame:
     ordinal = pl.col("step").rank("dense").over("model", "seed")
     count = pl.col("step").n_unique().over("model", "seed")
     tenth = (count + 9) // 10
-    placed = losses.with_columns((ordinal <= tenth).alias("early"), (ordinal > count - tenth).alias("late"))
-    loss = pl.col("loss")
-    of_seed = (
-        _long(placed)
-        .sort("model", "part", "seed", "step")
-        .group_by("model", "part", "seed", maintain_order=True)
-        .agg(loss.filter(pl.col("early")).mean().alias("first"), loss.filter(pl.col("late")).mean().alias("last"))
-    )
-    means = of_seed.group_by("model", "part", maintain_order=True).agg(pl.col("first").mean(), pl.col("last").mean())
-    return means.sort("model", "part")
+    placed = losses.with_columns(early=ordinal <= tenth, late=ordinal > count - tenth)
+    steps = _long(placed).sort("model", "part", "seed", "step").group_by("model", "part", "seed", maintain_order=True)
+    first, last = (pl.col("loss").filter(pl.col(end)).mean() for end in ("early", "late"))
+    means = steps.agg(first=first, last=last).group_by("model", "part", maintain_order=True)
+    return means.agg(pl.col("first", "last").mean()).sort("model", "part")
 
 
 def split(losses: pl.DataFrame) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from kvray.results.frames import BASE, codes, models
-from kvray.results.ratios import ratio, ratio_difference
+from kvray.results.stats import ratio, ratio_difference
 
 RIGHT, INVENTION = "right", "invention"
 ORDER = (RIGHT, "partial", "refusal", "other", "wrong", INVENTION)
@@ -75,7 +75,5 @@ def _models(rows: pl.DataFrame) -> list[str]:
 def _per_example(rows: pl.DataFrame) -> pl.DataFrame:
     """Return the shares of seeds with a wrong and with an invented answer, by example, in a fixed order."""
     wrong, invented = pl.col("outcome") != RIGHT, pl.col("outcome") == INVENTION
-    each = rows.group_by("example_id", "question_id").agg(
-        wrong.mean().alias("wrong"), invented.mean().alias("invented")
-    )
+    each = rows.group_by("example_id", "question_id").agg(wrong=wrong.mean(), invented=invented.mean())
     return each.sort("example_id")

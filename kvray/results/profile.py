@@ -1,4 +1,4 @@
-"""Profiles of evaluations: what one measures, what its units are called, which axes its accuracy is shown along."""
+"""Evaluations: what one measures, what its units are called, and the axes along which its accuracy is shown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import polars as pl
 
-from kvray.results.axes import AXES, DEPTH, LENGTH, POSITION, Axis
+from kvray.store.schemas import SCORES_SCHEMA
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Measure
 
@@ -16,22 +16,62 @@ MOST_SUBTASKS = 12
 """Most subtasks, or values of a condition, that a table shows; more (the subjects of MMLU) stay together."""
 MOST_PLACES = 50
 """Most lengths, and most depths, of a grid; more were drawn at random and are no axis."""
-_FILLED = 0.6
-"""Least share of a grid's cells that have rows: depths drawn at random fill hardly any."""
+_FILLED = 0.6  # least share of a grid's cells that have rows: depths drawn at random fill hardly any
+OVERALL, PAIRWISE = "against the base", "pairwise"
+"""Families of comparisons over whole evaluations; :attr:`Axis.family` names the others."""
 
 
-Declared = Mapping[str, Mapping[str, Any]]
-"""What the manifests of the predictions declare, by evaluation: "measures" and "unit"."""
+@dataclass(frozen=True)
+class Axis:
+    """A column by which the examples of an evaluation differ; null where an evaluation has no such axis.
+
+    Attributes:
+        title: name in headings and sentences.
+        value: format string for one value, in a table's header.
+        scale: label under a figure, with the unit; empty for an axis that only tables split by.
+        beside: axes that comparisons along this one are split by as well.
+    """
+
+    name: str
+    title: str
+    value: str = "{}"
+    scale: str = ""
+    beside: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that comparisons along this axis are split by."""
+        return (*self.beside, self.name)
+
+    @property
+    def family(self) -> str:
+        """Family of the comparisons along this axis."""
+        return f"{OVERALL}, by {' and '.join(self.columns)}"
 
 
-def profiles(predictions: pl.DataFrame, declared: Declared | None = None) -> dict[str, Profile]:
+POSITION = Axis("position", "gold position", "position {}", "gold position (1 = first)")
+LENGTH = Axis("length", "context length", "{:,} tokens", "context length, tokens")
+DEPTH = Axis("depth", "needle depth", "{:g} %", "depth of the needle, % of the context", ("length",))
+SUBTASK = Axis("subtask", "subtask")
+CONDITION = Axis("condition", "condition")
+AXES = {axis.name: axis for axis in (POSITION, LENGTH, DEPTH, SUBTASK, CONDITION)}
+"""Every axis, by its column; all are null in a row over a whole evaluation."""
+CURVES = tuple(axis for axis in AXES.values() if axis.scale)
+"""Axes that accuracy is drawn along."""
+_SCORES = pl.DataFrame(SCORES_SCHEMA.empty_table()).schema
+TYPES = {name: _SCORES[name] for name in AXES}
+"""Polars type of each axis."""
+
+
+def profiles(predictions: pl.DataFrame, declared: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Profile]:
     """Return the profile of each evaluation by name, in the order of their first rows.
 
-    What it measures is as declared, else as its task defines, else (for an unknown task) as the rows suggest.
+    ``declared`` holds what manifests of the predictions say ("measures", "unit"), by evaluation. What one measures is
+    as declared, else as its task defines, else (for an unknown task) as the rows suggest.
     """
     parts = predictions.partition_by("evaluation", maintain_order=True, as_dict=True)
     return {
-        str(key[0]): _profile(str(key[0]), rows, (declared or {}).get(str(key[0]), {})) for key, rows in parts.items()
+        str(name): _profile(str(name), rows, (declared or {}).get(str(name), {})) for (name,), rows in parts.items()
     }
 
 
@@ -73,10 +113,17 @@ def _profile(name: str, rows: pl.DataFrame, declared: Mapping[str, Any]) -> Prof
         LENGTH: values["length"] > 1 and not every_row_in_grid,
         DEPTH: placed and values["length"] <= 1,
     }
+    conditions = by_condition(rows.select("condition").unique())["condition"].unique().sort()
+    names = [condition.partition("=")[0] for condition in conditions]
     outcomes = rows["outcome"].drop_nulls().unique().sort().to_list()
     load_all()
     task, units = REGISTRY.get(rows["task"][0]), rows["units"].unique().sort().to_list()
-    measures = task.measures(units) if task else _suggested(rows)
+    if task:
+        measures = task.measures(units)
+    elif values["position"] or values["depth"]:
+        measures = "retrieval"
+    else:
+        measures = "length" if values["length"] > 1 else "other"
     return Profile(
         name=name,
         measures=declared["measures"] if declared.get("measures") in get_args(Measure) else measures,
@@ -85,25 +132,20 @@ def _profile(name: str, rows: pl.DataFrame, declared: Mapping[str, Any]) -> Prof
         curves=tuple(axis for axis, drawn in curves.items() if drawn),
         grid=grid,
         subtasks=values["subtask"] if values["subtask"] > 1 else 0,
-        conditions=_conditions(rows),
+        conditions=tuple(name for name in dict.fromkeys(names) if 1 < names.count(name) <= MOST_SUBTASKS),
         outcomes=tuple(outcomes) if set(outcomes) - {"right", "wrong"} else (),
     )
 
 
-def _suggested(rows: pl.DataFrame) -> Measure:
-    if rows["position"].is_not_null().any() or rows["depth"].is_not_null().any():
-        return "retrieval"
-    return "length" if rows["length"].drop_nulls().n_unique() > 1 else "other"
+def unsplit(scores: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows over whole evaluations, split along no axis."""
+    return scores.filter(pl.all_horizontal(pl.col(axis).is_null() for axis in AXES))
 
 
-def _conditions(rows: pl.DataFrame) -> tuple[str, ...]:
-    values = by_condition(rows.select("condition").unique())["condition"].unique().sort().to_list()
-    names = [value.partition("=")[0] for value in values]
-    return tuple(name for name in dict.fromkeys(names) if 1 < names.count(name) <= MOST_SUBTASKS)
-
-
-def _singular(noun: str) -> str:
-    return f"{noun.removesuffix('ies')}y" if noun.endswith("ies") else noun.removesuffix("s")
+def along(scores: pl.DataFrame, axis: Axis) -> pl.DataFrame:
+    """Return the rows that are split by an axis, and otherwise at most by those :attr:`~Axis.beside` it."""
+    others = [other for other in AXES if other not in axis.columns]
+    return scores.filter(pl.col(axis.name).is_not_null() & pl.all_horizontal(pl.col(o).is_null() for o in others))
 
 
 @dataclass(frozen=True)
@@ -137,7 +179,9 @@ class Profile:
         """Name with the size: "mdqa (20 documents)"."""
         if not self.units:
             return self.name
-        unit = _singular(self.unit) if self.units == (1,) else self.unit
+        unit = self.unit
+        if self.units == (1,):
+            unit = f"{unit.removesuffix('ies')}y" if unit.endswith("ies") else unit.removesuffix("s")
         return f"{self.name} ({' to '.join(map(str, dict.fromkeys([self.units[0], self.units[-1]])))} {unit})"
 
     @property

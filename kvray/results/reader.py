@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,6 @@ import polars as pl
 
 from kvray.errors import DamagedArtefactError, InputError, StoreError
 from kvray.results import comparisons, frames
-from kvray.results.ambiguity import ambiguous
 from kvray.store.schemas import ARTEFACT, PREDICTIONS_SCHEMA
 from kvray.store.store import Store
 
@@ -90,7 +90,7 @@ class Results:
         """Return accuracies by any columns of the predictions, or ``model``; see :func:`kvray.results.frames.accuracy`.
 
         ``accuracy(by=["model", "position"])`` is a curve over gold positions, ``by=["evaluation", "model", "length",
-        "depth"]`` a heatmap; an axis (:data:`kvray.results.axes.AXES`) is null where an evaluation lacks it. By
+        "depth"]`` a heatmap; an axis (:data:`kvray.results.profile.AXES`) is null where an evaluation lacks it. By
         ``outcome``, ``n`` counts each kind of answer. ``sweep=None`` reads all sweeps and counts shared rows once.
 
         Raises:
@@ -100,7 +100,7 @@ class Results:
         rows = self._models(sweep)
         if sweep is None and "sweep" not in by:
             frames.check_columns(rows, by)
-            self._check_names()
+            check_names({name: self.document(name) for name in self.sweeps()})
             rows = rows.unique(list(dict.fromkeys([*by, "artefact", "example_id"])), keep="first", maintain_order=True)
         return frames.accuracy(rows, by)
 
@@ -125,9 +125,7 @@ class Results:
         if a == EVERY and b == EVERY and not by:
             return comparisons.compare_all(rows)
         first = frames.BASE if a in (None, EVERY) else str(a)
-        others = (
-            [m for m in frames.models(rows) if m != first] if b == EVERY else [frames.BASE if b is None else str(b)]
-        )
+        others = [m for m in frames.models(rows) if m != first] if b == EVERY else [str(b or frames.BASE)]
         tables = [frames.compare(rows, first, other, by) for other in others]
         if not tables:
             raise InputError("nothing to compare: the sweep has no predictions of a finetuned model yet")
@@ -149,15 +147,6 @@ class Results:
                 "with its file names them apart, and makes nothing anew"
             )
 
-    def _check_names(self) -> None:
-        clashes = ambiguous({name: self.document(name) for name in self.sweeps()})
-        if clashes:
-            listed = ", ".join(f"{name} (in {first} and {second})" for name, first, second in clashes)
-            raise InputError(
-                f"one name stands for different things in different sweeps: {listed}; name a sweep "
-                f"(sweep={clashes[0][1]!r}), or tell them apart (by=[…, 'sweep'])"
-            )
-
     def _models(self, sweep: str | None) -> pl.DataFrame:
         return frames.with_models(self.predictions(sweep).collect())
 
@@ -177,3 +166,49 @@ class Results:
         labels |= {"sweep": sweep, "adapter": adapter and adapter.rpartition("/")[2], "artefact": artefact["id"]}
         columns = [pl.lit(value, dtype=EMPTY.schema[name]).alias(name) for name, value in labels.items()]
         return pl.scan_pyarrow_dataset(stored).with_columns(columns)
+
+
+def check_names(documents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse plan documents, by sweep, in which one name stands for different things: no number may mix them.
+
+    An evaluation stands for the base model's predictions in it, a model for its finetunes by seed. Where two sweeps
+    share a name, the artefacts that both have under it must be the same, and they must share at least one.
+    """
+    clashes: dict[str, tuple[str, str]] = {}
+    for (first, one), (second, other) in itertools.combinations(documents.items(), 2):
+        ours, theirs = _named(one), _named(other)
+        common = {name: ids for name, ids in ours.items() if name in theirs}
+        same = {name for name, ids in common.items() if _agree(ids, theirs[name])}
+        names = [name for name in common if name not in same]
+        if one.get("base_model") != other.get("base_model") and not any(
+            name.startswith("evaluation ") for name in same
+        ):
+            names.append("the base model")
+        for name in names:
+            clashes.setdefault(name, (first, second))
+    if clashes:
+        listed = ", ".join(f"{name} (in {first} and {second})" for name, (first, second) in clashes.items())
+        raise InputError(
+            f"one name stands for different things in different sweeps: {listed}; name a sweep "
+            f"(sweep={next(iter(clashes.values()))[0]!r}), or tell them apart (by=[…, 'sweep'])"
+        )
+
+
+def _named(document: Mapping[str, Any]) -> dict[str, dict[int | None, str]]:
+    """Return the ids of the artefacts that each name of a sweep stands for, by seed."""
+    names: dict[str, dict[int | None, str]] = {}
+    for artefact in document["artefacts"]:
+        labels = artefact["labels"]
+        if artefact["kind"] == "finetune":
+            name = f"mixture {labels['mixture']} ({labels['finetune']})"
+        elif artefact["kind"] == "predictions" and labels.get("mixture") is None:
+            name = f"evaluation {labels['evaluation']}"
+        else:
+            continue
+        names.setdefault(name, {})[labels.get("seed")] = artefact["id"]
+    return names
+
+
+def _agree(ids: Mapping[int | None, str], others: Mapping[int | None, str]) -> bool:
+    seeds = ids.keys() & others.keys()
+    return bool(seeds) and all(ids[seed] == others[seed] for seed in seeds)

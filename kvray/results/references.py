@@ -4,36 +4,16 @@ The certainty of a row: *primary* was read in the work, its code or its data car
 quote it; *derived* is our arithmetic on such numbers, and *recalled* is unconfirmed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 
 import polars as pl
-import pyarrow as pa
 
-from kvray.results.axes import AXES
 from kvray.results.frames import BASE
-from kvray.store.schemas import column
+from kvray.results.profile import AXES
+from kvray.store.schemas import REFERENCE_SCHEMA
 
-REFERENCE_SCHEMA = pa.schema(
-    [
-        column("set", pa.string(), "set that a sweep names under reference:"),
-        column("work", pa.string(), "who published it"),
-        column("base_model", pa.string(), "the model that was asked, or finetuned"),
-        column("mixture", pa.string(), "finetuning data, as sweeps name it; 'base' for the model as it came"),
-        column("evaluation", pa.string(), "evaluation, as sweeps name it"),
-        column("subtask", pa.string(), "kind of example; null for all together", nullable=True),
-        column("position", pa.int32(), "1-based gold position; null for all together", nullable=True),
-        column("length", pa.int32(), "nominal context length in tokens; null for all together", nullable=True),
-        column("metric", pa.string(), "accuracy or f1 in percent, or change: accuracy minus the base's, in points"),
-        column("value", pa.float64(), "the number, in percent or points"),
-        column("n", pa.int64(), "questions behind it; null where unknown", nullable=True),
-        column("source", pa.string(), "table, figure or place in the work"),
-        column("certainty", pa.string(), "primary | secondary | derived | recalled"),
-        column("note", pa.string(), "what to know before comparing; empty if nothing"),
-    ]
-)
-"""Columns of reference.csv, in this order; an empty cell is null."""
 PLACES = tuple(name for name in AXES if name in REFERENCE_SCHEMA.names)
 """Axes along which numbers may be published."""
 CELL = ("set", "work", "base_model", "mixture", "evaluation", *PLACES, "metric")
@@ -79,21 +59,32 @@ def changes(rows: pl.DataFrame) -> pl.DataFrame:
     A change that was not printed is the accuracy minus the base's in the same work, base model and cell.
     """
     cell = [name for name in CELL if name != "metric"]
-    keep = [name for name in rows.columns if name not in (*cell, "metric", "value", "source", "note", "n")]
     where = [name for name in cell if name != "mixture"]
-    wide = rows.filter(pl.col("metric") != "f1").group_by(*cell, maintain_order=True).agg(
-        *(pl.col(name).first() for name in keep if name != "certainty"),
-        pl.col("value").filter(pl.col("metric") == "accuracy").first().alias("accuracy"),
-        pl.col("value").filter(pl.col("metric") == "change").first().alias("printed"),
+    once = [name for name in rows.columns if name not in (*cell, "metric", "value", "certainty")]
+    value, metric = pl.col("value"), pl.col("metric")
+    wide = rows.filter(metric != "f1").group_by(*cell, maintain_order=True).agg(
+        pl.col(once).first(),
         pl.col("certainty").unique(maintain_order=True).str.join(", "),
-        pl.col("source").first(),
-        pl.col("note").first(),
-        pl.col("n").first(),
+        accuracy=value.filter(metric == "accuracy").first(),
+        printed=value.filter(metric == "change").first(),
     )  # fmt: skip
-    base = wide.filter(pl.col("mixture") == BASE).select(*where, pl.col("accuracy").alias("of_base"))
+    base = wide.filter(pl.col("mixture") == BASE).select(*where, of_base="accuracy")
     joined = wide.join(base, on=where, how="left", nulls_equal=True)
     difference = pl.when(pl.col("mixture") != BASE).then(pl.col("accuracy") - pl.col("of_base"))
-    return joined.with_columns(pl.coalesce("printed", difference).alias("change")).drop("printed", "of_base")
+    return joined.with_columns(change=pl.coalesce("printed", difference)).drop("printed", "of_base")
+
+
+def beside(rows: pl.DataFrame, predictions: pl.DataFrame, models: Sequence[str]) -> pl.DataFrame:
+    """Return the :func:`changes` of published numbers once for each of ``models``, and the base, of their mixture.
+
+    The column ``model`` names it as the predictions do; mixtures that the sweep lacks are left out.
+    """
+    known = predictions.select("model", pl.col("mixture").fill_null(BASE)).unique()
+    of_base = pl.col("model") == BASE
+    known = known.filter(of_base | ((pl.col("mixture") != BASE) & pl.col("model").is_in(models)))
+    place = {model: at for at, model in enumerate([BASE, *models])}
+    known = known.sort(pl.col("model").replace_strict(place, return_dtype=pl.Int64))
+    return changes(rows).join(known, on="mixture", maintain_order="left_right")
 
 
 def model_name(name: str) -> str:

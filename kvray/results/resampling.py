@@ -20,11 +20,16 @@ _FEW_VALUES = 512
 
 
 def means(sums: Floats, counts: Floats) -> Floats:
-    """Return the mean of each resample, shape ``(RESAMPLES,)``, from each question's sum and number of rows."""
+    """Return the quotient of both sums over each resample, shape ``(RESAMPLES,)``, from those of each question."""
     if bool(np.all(counts == counts[0])):
         return np.asarray(totals(sums[None])[0] / (counts[0] * sums.size))
-    total = totals(np.stack([sums, counts]))
-    return np.asarray(total[0] / total[1])
+    return quotients(*totals(np.stack([sums, counts])))
+
+
+def quotients(part: Floats, whole: Floats) -> Floats:
+    """Divide two arrays; NaN where the whole is 0."""
+    divided: Floats = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 1e-6)
+    return divided
 
 
 def percentiles(resampled: Floats) -> tuple[float, float]:
@@ -40,13 +45,15 @@ def totals(values: Floats) -> Floats:
     drawn instead, which is multinomial: the same distribution at a thousandth of the cost.
     """
     size = values.shape[1]
-    if RESAMPLES * size > _CACHED_ENTRIES:
+    cached = RESAMPLES * size <= _CACHED_ENTRIES
+    if not cached:
         different, times = np.unique(np.round(values, 9), axis=1, return_counts=True)
         if times.size <= _FEW_VALUES:
             drawn = np.random.default_rng([SEED, size]).multinomial(size, times / size, RESAMPLES)
             return np.asarray(np.einsum("rv,kv->kr", drawn.astype(np.float64), different))
+    resamples = _kept_resamples(size) if cached else _draw(size)
     # einsum, not ``@``: threaded BLAS is 20 times slower on a busy machine.
-    parts = [np.einsum("rq,kq->kr", weights, values.astype(np.float32)) for weights in _resamples(size)]
+    parts = [np.einsum("rq,kq->kr", weights, values.astype(np.float32)) for weights in resamples]
     return np.asarray(np.concatenate(parts, axis=1), dtype=np.float64)
 
 
@@ -57,23 +64,16 @@ def chunks(total: int, width: int) -> Iterator[int]:
         yield min(step, total - start)
 
 
-def _resamples(size: int) -> Iterator[NDArray[np.float32]]:
-    """Yield how often each of ``size`` questions is drawn, in chunks of shape ``(resamples, size)``.
-
-    Draws depend on ``size`` alone and are cached: a report has hundreds of intervals over the same questions.
-    """
-    if RESAMPLES * size <= _CACHED_ENTRIES:
-        yield from _kept_resamples(size)
-    else:
-        yield from _draw(size)
-
-
 @lru_cache(maxsize=2)
 def _kept_resamples(size: int) -> tuple[NDArray[np.float32], ...]:
     return tuple(_draw(size))
 
 
 def _draw(size: int) -> Iterator[NDArray[np.float32]]:
+    """Yield how often each of ``size`` questions is drawn, in chunks of shape ``(resamples, size)``.
+
+    Draws depend on ``size`` alone and are cached: a report has hundreds of intervals over the same questions.
+    """
     rng = np.random.default_rng([SEED, size])
     for rows in chunks(RESAMPLES, size):
         cells = rng.integers(0, size, (rows, size)) + np.arange(rows)[:, None] * size

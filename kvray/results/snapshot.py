@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,7 @@ import polars as pl
 
 from kvray.errors import DamagedArtefactError
 from kvray.results import comparisons, frames, losses, profile, references
-from kvray.results.axes import OVERALL
-from kvray.results.profile import Profile
+from kvray.results.profile import OVERALL, Profile
 from kvray.results.reader import Results
 from kvray.store import failures
 from kvray.store.manifest import Manifest
@@ -27,11 +27,12 @@ def collect(store: Store, sweep: str) -> Snapshot:
     """
     progress = look(store, sweep)
     predictions = frames.with_models(Results(store).predictions(sweep, skip_damaged=True).collect())
-    cells = [cell for cell in progress.planned("predictions") if cell["id"] in progress.manifests]
-    declared = {cell["labels"]["evaluation"]: progress.manifests[cell["id"]].measurements for cell in cells}
+    answered = progress.committed("predictions")
+    declared = {cell["labels"]["evaluation"]: manifest.measurements for cell, manifest in answered}
     profiles = profile.profiles(predictions, declared)
     compared = comparisons.compare_all(predictions, profiles)
     published, unknown_sets = references.of_sweep(progress.document)
+    models = frames.models(predictions)
     finetunes = progress.planned("finetune")
     return Snapshot(
         **vars(progress),
@@ -42,10 +43,10 @@ def collect(store: Store, sweep: str) -> Snapshot:
         scores=comparisons.scores(predictions, compared, profiles),
         names=losses.names(finetunes, predictions),
         losses=losses.read(store, finetunes, progress.manifests, predictions),
-        published=published,
+        published=references.beside(published, predictions, models),
         unknown_sets=unknown_sets,
         profiles=profiles,
-        models=frames.models(predictions),
+        models=models,
     )
 
 
@@ -57,23 +58,16 @@ def look(store: Store, sweep: str) -> Progress:
     """
     document = Results(store).document(sweep)
     states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
-    read = {one: _manifest(store, one) for one, state in states.items() if state == "committed"}
-    manifests = {one: manifest for one, manifest in read.items() if manifest is not None}
+    manifests = {}
+    for one in (one for one, state in states.items() if state == "committed"):
+        with suppress(DamagedArtefactError):
+            if (manifest := store.manifest(one)) is not None:
+                manifests[one] = manifest
     noted = failures.noted(store)
-    reasons = {one: _failure(store, one) for one in states if one not in manifests and one in noted}
+    failed = [one for one in states if one in noted and one not in manifests]
+    errors = {one: " ".join((failures.read(store, one) or "").split())[:400] for one in failed}
+    reasons = {one: error or "failed without a message" for one, error in errors.items()}
     return Progress(document, states | dict.fromkeys(reasons, "failed"), manifests, reasons)
-
-
-def _manifest(store: Store, artefact_id: str) -> Manifest | None:
-    try:
-        return store.manifest(artefact_id)
-    except DamagedArtefactError:
-        return None
-
-
-def _failure(store: Store, artefact_id: str) -> str:
-    """Return the error of an artefact's last attempt, in one line."""
-    return " ".join((failures.read(store, artefact_id) or "").split())[:400] or "failed without a message"
 
 
 @dataclass(frozen=True)
@@ -92,10 +86,13 @@ class Progress:
         """Return the plan's artefacts of a kind."""
         return [artefact for artefact in self.document["artefacts"] if artefact["kind"] == kind]
 
+    def committed(self, kind: str) -> list[tuple[dict[str, Any], Manifest]]:
+        """Return the plan's committed artefacts of a kind with their manifests."""
+        return [(each, self.manifests[each["id"]]) for each in self.planned(kind) if each["id"] in self.manifests]
+
     def evaluated(self) -> tuple[int, int]:
         """Return how many predictions are committed, and how many are planned."""
-        cells = self.planned("predictions")
-        return sum(cell["id"] in self.manifests for cell in cells), len(cells)
+        return len(self.committed("predictions")), len(self.planned("predictions"))
 
 
 @dataclass(frozen=True)
@@ -128,6 +125,16 @@ class Snapshot(Progress):
     def against_base(self) -> pl.DataFrame:
         """Return the comparisons with the base over whole evaluations that have pairs."""
         return self.comparisons.filter((pl.col("family") == OVERALL) & pl.col("difference").is_not_null())
+
+    @property
+    def with_base(self) -> list[str]:
+        """The base model, then :attr:`models`."""
+        return [frames.BASE, *self.models]
+
+    def compared(self, measure: Measure) -> list[str]:
+        """Return the evaluations that measure this and in which a model was compared with the base."""
+        compared = set(self.against_base()["evaluation"])
+        return [name for name in self.measuring(measure) if name in compared]
 
     def measuring(self, measure: Measure) -> list[str]:
         """Return the evaluations with predictions that measure this, in the plan's order."""

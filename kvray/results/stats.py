@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.results.resampling import LEVEL, RESAMPLES, SEED, Floats, chunks, means, percentiles
+from kvray.results.resampling import LEVEL, RESAMPLES, SEED, Floats, chunks, means, percentiles, quotients, totals
 
 _Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 _LATTICE_WORK = 2_000_000_000
@@ -110,6 +110,44 @@ def paired(a: Floats, b: Floats, questions: NDArray[np.int64]) -> Difference:
     return Difference(float(gap.mean()), low, high, p, test, gap.size, counts.size, better, worse)
 
 
+def ratio(part: Floats, whole: Floats, questions: NDArray[np.int64]) -> Interval | None:
+    """Return ``part.sum() / whole.sum()`` with its 95 % interval, questions resampled; None where the whole is 0.
+
+    Shapes are ``(rows,)``, with 0 <= part <= whole <= 1 and question codes 0..k-1. Where every question has the same
+    ratio a bootstrap would claim certainty: there it is Wilson's interval over the questions with a whole.
+    """
+    if whole.sum() <= 0:
+        return None
+    parts, wholes = (np.bincount(questions, weights=values).astype(np.float64) for values in (part, whole))
+    mean = float(parts.sum() / wholes.sum())
+    counted = wholes > 0
+    if bool(np.allclose(parts[counted], mean * wholes[counted])):
+        return Interval(mean, *wilson(min(1.0, mean), int(counted.sum())))
+    return Interval(mean, *percentiles(means(parts, wholes)))
+
+
+def ratio_difference(
+    a: tuple[Floats, Floats], b: tuple[Floats, Floats], questions: NDArray[np.int64]
+) -> Interval | None:
+    """Return ratio(b) - ratio(a) on the same rows with its 95 % interval, the same questions resampled for both.
+
+    ``a`` and ``b`` are (part, whole), as in :func:`ratio`; None where a whole is 0. Where all resamples agree, the
+    interval is the difference plus or minus Wilson's upper bound for a share of zero among the questions of the smaller
+    whole.
+    """
+    if min(a[1].sum(), b[1].sum()) <= 0:
+        return None
+    sums = [np.bincount(questions, weights=values) for values in (*a, *b)]
+    difference = float(sums[2].sum() / sums[3].sum() - sums[0].sum() / sums[1].sum())
+    total = totals(np.stack(sums))
+    drawn = quotients(total[2], total[3]) - quotients(total[0], total[1])
+    drawn = drawn[~np.isnan(drawn)]
+    if drawn.size == 0 or float(np.ptp(drawn)) < 1e-12:
+        bound = wilson(0.0, int(min((sums[1] > 0).sum(), (sums[3] > 0).sum())))[1]
+        return Interval(difference, max(-1.0, difference - bound), min(1.0, difference + bound))
+    return Interval(difference, *percentiles(drawn))
+
+
 def mcnemar(better: int, worse: int) -> float:
     """Return McNemar's exact two-sided p for the numbers of discordant pairs; 1 where there are none."""
     from scipy.stats import binomtest
@@ -133,14 +171,12 @@ def sign_flip(sums: Floats) -> tuple[float, bool]:
         total = int(steps.sum())
         if total * steps.size <= _LATTICE_WORK:
             # Signed total = 2 * (subset sum) - total; all subsets are equally likely.
-            chance = np.zeros(total + 1)
-            chance[0] = 1.0
-            reach = 0
+            chance = np.ones(1)
             for step in np.sort(steps).tolist():
-                shifted = chance[: reach + 1] * 0.5
-                chance[: reach + 1] *= 0.5
-                reach += step
-                chance[step : reach + 1] += shifted
+                wider = np.zeros(chance.size + step)
+                wider[: chance.size] = chance
+                wider[step:] += chance
+                chance = wider / 2
             signed = np.abs(2 * np.arange(total + 1) - total)
             return min(1.0, float(chance[signed >= round(total_seen * scale)].sum())), True
     rng = np.random.default_rng(SEED)

@@ -1,7 +1,6 @@
 """What the store checks in a file that it reads: presence, size, rows, sha256; and verified copies."""
 
 import hashlib
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,9 @@ import pyarrow as pa
 
 from kvray.errors import DamagedArtefactError
 from kvray.store import parquet
-from kvray.store.local import TEMPORARY, Files, naming, sha256
+from kvray.store.files import Files, naming
+from kvray.store.local import TEMPORARY
 from kvray.store.manifest import FileEntry
-
-
-def rows(files: Files, path: str) -> int:
-    """Return the rows that a Parquet file's footer states; UnreadableError if it has no whole footer."""
-    return parquet.footer_rows(lambda count: files.tail(path, count))
 
 
 def problem(files: Files, directory: str, entry: FileEntry, size: int | None, verify: bool) -> str | None:
@@ -28,20 +23,13 @@ def problem(files: Files, directory: str, entry: FileEntry, size: int | None, ve
     if size != entry.bytes:
         return f"{path} " + ("is missing" if size is None else f"has {size} bytes, not {entry.bytes}")
     try:
-        if entry.rows is not None and (counted := rows(files, path)) != entry.rows:
+        if entry.rows is not None and (counted := parquet.footer_rows(files, path)) != entry.rows:
             return f"{path} has {counted} rows, not {entry.rows}"
     except parquet.UnreadableError as error:
         return f"{path} {error}"
-    if verify and sha256(files, path) != entry.sha256:
+    if verify and files.sha256(path) != entry.sha256:
         return f"{path}: its sha256 is not that of the manifest; its bytes were changed"
     return None
-
-
-def verify(files: Files, directory: str, entry: FileEntry) -> None:
-    """Check every byte of a listed file; DamagedArtefactError if it is missing or differs from its manifest."""
-    text = problem(files, directory, entry, files.size(f"{directory}/{entry.name}"), verify=True)
-    if text:
-        raise DamagedArtefactError(text)
 
 
 def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str] | None) -> pa.Table:
@@ -65,7 +53,7 @@ def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str]
 
 
 def copy(files: Files, directory: str, entry: FileEntry, into: Path) -> None:
-    """Copy a listed file to a local directory, unless it is there; DamagedArtefactError as from :func:`verify`."""
+    """Copy a listed file to a local directory, unless it is there; DamagedArtefactError if missing or changed."""
     source, target = f"{directory}/{entry.name}", into / entry.name
     with naming(str(target), f"write {entry.bytes:,} bytes"):
         if target.is_file() and target.stat().st_size == entry.bytes:
@@ -85,10 +73,3 @@ def copy(files: Files, directory: str, entry: FileEntry, into: Path) -> None:
             temporary.unlink()
             raise DamagedArtefactError(f"{source}: its sha256 is not that of the manifest; its bytes were changed")
         temporary.replace(target)
-
-
-def mapped(local: Path) -> memoryview:
-    """Map a local file into memory without reading it; StoreError if it cannot be opened."""
-    with naming(str(local), "read"), local.open("rb") as stream:
-        empty = os.fstat(stream.fileno()).st_size == 0
-        return memoryview(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))

@@ -11,7 +11,6 @@ and predictions run one driver per sweep on an object store.
 import contextlib
 import os
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,8 +20,9 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from kvray.errors import InputError, StoreError
-from kvray.store.local import Files, LocalFiles
+from kvray.errors import InputError
+from kvray.store.files import Files, redacted
+from kvray.store.local import LocalFiles
 
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 10.0
@@ -32,9 +32,7 @@ PARAMETERS = {
     "gs": ("endpoint_override", "scheme", "anonymous"),
 }
 _EXPECTED = "a directory, s3://bucket/prefix or gs://bucket/prefix"
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
-_CHUNK = 8 * 2**20
 _PIECE = 64 * 2**20
 
 
@@ -114,13 +112,14 @@ def connect(location: Location, named: str = "store") -> Files:
     Raises:
         InputError: the bucket is missing, forbidden or out of reach (after half a minute at most).
     """
+    prefix = "" if named == "store" else f"{named}: "
     if location.scheme == "local":
         nearest = location.root
         while not os.path.lexists(nearest):
             nearest = os.path.dirname(nearest)
         if not os.path.isdir(nearest):
             raise InputError(f"{named}: {nearest} is a file; expected a directory")
-        return LocalFiles()
+        return LocalFiles(prefix)
     options = dict(location.options)
     bucket = location.root.split("/", 1)[0]
     where = f"{location.scheme}://{bucket}" + (
@@ -131,25 +130,21 @@ def connect(location: Location, named: str = "store") -> Files:
         kind = fs.get_file_info(bucket).type
     except (OSError, pa.ArrowException) as error:
         hint = "check endpoint_override, the network and the credentials in the environment"
-        raise InputError(f"{named}: cannot reach {where}: {_clean_text(error)}; {hint}") from None
+        raise InputError(f"{named}: cannot reach {where}: {redacted(error)}; {hint}") from None
     if kind == pafs.FileType.NotFound:
         raise InputError(f"{named}: there is no bucket {where}, or these credentials may not see it; create it first")
-    return ObjectFiles(fs, location.scheme)
+    return ObjectFiles(fs, f"{prefix}{location.scheme}://")
 
 
-class ObjectFiles:
+class ObjectFiles(Files):
     """An object store through pyarrow."""
 
     remote = True
 
-    def __init__(self, fs: pafs.FileSystem, scheme: str) -> None:
-        self.fs = fs
-        self._scheme = scheme
-
     def put(self, path: str, data: memoryview) -> None:
         # pyarrow cannot abandon a stream: dropped half written, it completes the upload with what it has. So parts go
         # out in the background, where a failed part fails the upload, and from a thread that no Ctrl-C cuts short.
-        with self._naming(path, f"write {data.nbytes:,} bytes"), ThreadPoolExecutor(1) as thread:
+        with self.naming(path, f"write {data.nbytes:,} bytes"), ThreadPoolExecutor(1) as thread:
             thread.submit(self._upload, path, data.cast("B")).result()
 
     def _upload(self, path: str, data: memoryview) -> None:
@@ -166,58 +161,12 @@ class ObjectFiles:
         self.put(path, data)
         return True
 
-    def read(self, path: str) -> bytes | None:
-        return self.tail(path, -1)
-
-    def tail(self, path: str, count: int) -> bytes | None:
-        """Return the last bytes of an object; a negative count is the whole object."""
-        with self._naming(path, "read"):
-            try:
-                with self.fs.open_input_file(path) as stream:
-                    if count < 0:
-                        return bytes(stream.read())
-                    start = max(0, stream.size() - count)
-                    return bytes(stream.read_at(stream.size() - start, start))
-            except FileNotFoundError:
-                return None
-
-    def chunks(self, path: str) -> Iterator[bytes]:
-        with self._naming(path, "read"), self.fs.open_input_file(path) as stream:
-            while chunk := stream.read(_CHUNK):
-                yield chunk
-
-    def size(self, path: str) -> int | None:
-        with self._naming(path, "look up"):
-            info = self.fs.get_file_info(path)
-            return int(info.size) if info.type == pafs.FileType.File else None
-
-    def listing(self, path: str, hidden: bool = False) -> dict[str, int]:
-        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-        with self._naming(path, "list"):
-            infos = self.fs.get_file_info(selector)
-        names = ((info.path[len(path) + 1 :], info) for info in infos if info.type == pafs.FileType.File)
-        return {name: int(info.size) for name, info in names if hidden or "/." not in f"/{name}"}
-
     def delete(self, path: str) -> None:
-        with self._naming(path, "delete"), contextlib.suppress(FileNotFoundError):
+        with self.naming(path, "delete"), contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(path)
-
-    def delete_tree(self, path: str) -> None:
-        with self._naming(path, "delete"), contextlib.suppress(FileNotFoundError):
-            self.fs.delete_dir(path)
 
     def clean(self, path: str) -> None:
         """Do nothing: an unfinished write leaves no object."""
-
-    @contextlib.contextmanager
-    def _naming(self, path: str, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError:
-            raise StoreError(f"{self._scheme}://{path}: cannot {doing}: no such object or bucket") from None
-        except (OSError, pa.ArrowException) as error:
-            # "from None": a chained traceback would show the cause without _clean_text.
-            raise StoreError(f"{self._scheme}://{path}: cannot {doing}: {_clean_text(error)}") from None
 
 
 def _s3(bucket: str, options: dict[str, str]) -> pafs.FileSystem:
@@ -245,12 +194,3 @@ def _gcs(options: dict[str, str]) -> pafs.FileSystem:
         endpoint_override=options.get("endpoint_override"),
         retry_time_limit=timedelta(seconds=REQUEST_TIMEOUT_S),
     )
-
-
-def _clean_text(error: BaseException) -> str:
-    """Return an error's text on one line, without any credential of the environment."""
-    text = " ".join(str(error).split())
-    for name in _SECRETS:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return text

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from kvray.errors import InputError, StoreError
-from kvray.store.checks import mapped
+from kvray.store.files import mapped
 from kvray.store.local import TEMPORARY
 from kvray.store.object_store import Location, connect, locate
 
@@ -40,8 +40,7 @@ def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with _disk_errors(file.name):
             yield file
             file.flush()
-        with _named_option():
-            files.put(location.root, mapped(Path(file.name)))
+        files.put(location.root, mapped(Path(file.name)))
 
 
 def shown(out: str | os.PathLike[str]) -> str:
@@ -79,14 +78,6 @@ def _beside(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _named_option() -> Iterator[None]:
-    try:
-        yield
-    except StoreError as error:
-        raise StoreError(f"{OPTION}: {error}") from None
-
-
-@contextmanager
 def _disk_errors(path: str) -> Iterator[None]:
     """Name the file in errors of its disk; all other errors belong to the code that fills it."""
     try:
@@ -115,15 +106,12 @@ class Place:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all; an older one is replaced."""
-        with _named_option():
-            self._files.put(f"{self._root}/{name}", memoryview(data))
+        self._files.put(f"{self._root}/{name}", memoryview(data))
 
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, None if it is missing."""
-        with _named_option():
-            return self._files.read(f"{self._root}/{name}")
+        return self._files.read(f"{self._root}/{name}")
 
     def delete(self, name: str) -> None:
         """Remove a file, if it exists."""
-        with _named_option():
-            self._files.delete(f"{self._root}/{name}")
+        self._files.delete(f"{self._root}/{name}")

@@ -1,15 +1,14 @@
 """Parquet as the store writes and checks it: equal tables give equal bytes, and the footer states the rows."""
 
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvray.errors import StoreError
+from kvray.store.files import Files
 
 ROW_GROUP_ROWS = 4096  # fixed, so that how a caller batched or sliced the table leaves no trace in the file
-_MAGIC = b"PAR1"
 _FIRST_READ = 64 * 1024
 
 
@@ -48,19 +47,15 @@ def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
         raise UnreadableError(f"is no readable Parquet file: {error}") from error
 
 
-def footer_rows(tail: Callable[[int], bytes | None]) -> int:
-    """Return the rows that a Parquet footer states; ``tail(n)`` returns the last n bytes of the file.
+def footer_rows(files: Files, path: str) -> int:
+    """Return the rows that the footer of a Parquet file states, without reading the rows.
 
     Raises:
         UnreadableError: there is no complete footer.
     """
-    data = tail(_FIRST_READ) or b""
-    if len(data) < 12 or not data.endswith(_MAGIC):
-        raise UnreadableError("has no Parquet footer")
-    length = struct.unpack("<I", data[-8:-4])[0] + 8
-    if length > len(data):
-        data = tail(length) or b""
-    try:
-        return int(pq.read_metadata(pa.BufferReader(data)).num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise UnreadableError(f"has no readable Parquet footer: {error}") from error
+    for count in (_FIRST_READ, -1):  # a footer longer than the first read is a rarity
+        try:
+            return int(pq.read_metadata(pa.BufferReader(files.tail(path, count) or b"")).num_rows)
+        except (pa.ArrowException, OSError) as error:
+            text = str(error)
+    raise UnreadableError(f"has no readable Parquet footer: {text}")

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import pyarrow.fs as pafs
 
 from kvray.errors import InputError, StoreError
-from kvray.store.local import TEMPORARY, Files
+from kvray.store.files import Files
+from kvray.store.local import TEMPORARY
 from kvray.store.object_store import connect, locate
 
 FOLDERS = {"writing": "writings", "dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}

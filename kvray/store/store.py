@@ -24,10 +24,9 @@ import pyarrow as pa
 
 from kvray.errors import DamagedArtefactError, RecipeMismatchError, StoreError
 from kvray.store import checks, parquet
+from kvray.store.files import mapped
 from kvray.store.fingerprint import plain, recipe_diff
-from kvray.store.local import sha256
-from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, now, parse, seal
-from kvray.store.provenance import with_provenance
+from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, now, parse, seal, with_provenance
 from kvray.store.root import FOLDERS, NAME_LENGTH, Root
 
 State = Literal["committed", "missing", "damaged"]
@@ -60,7 +59,6 @@ class Store(Root):
         Raises:
             StoreError: the place cannot be written, or the name is refused.
         """
-        self._check_name(artefact_id, name)
         return self._write(artefact_id, name, lambda: memoryview(parquet.encode(table)), table.num_rows)
 
     def write_bytes(self, artefact_id: str, name: str, data: bytes) -> FileEntry:
@@ -69,7 +67,7 @@ class Store(Root):
 
     def write_file(self, artefact_id: str, name: str, local: Path) -> FileEntry:
         """Copy a local file into an artefact, as :meth:`write_table` does; in flat memory, since it is mapped."""
-        return self._write(artefact_id, name, lambda: checks.mapped(local), None)
+        return self._write(artefact_id, name, lambda: mapped(local), None)
 
     def read_file_table(self, artefact_id: str, name: str) -> pa.Table | None:
         """Return a Parquet file of an artefact that need not be committed; None if absent or unreadable."""
@@ -86,10 +84,10 @@ class Store(Root):
         if size is None:
             return None
         try:
-            rows = checks.rows(self._files, path) if name.endswith(".parquet") else None
+            rows = parquet.footer_rows(self._files, path) if name.endswith(".parquet") else None
         except parquet.UnreadableError:
             return None
-        return FileEntry(name, rows, size, sha256(self._files, path))
+        return FileEntry(name, rows, size, self._files.sha256(path))
 
     def commit(
         self,
@@ -179,7 +177,8 @@ class Store(Root):
         """
         entries, directory = self._committed(artefact_id).files, self.path(artefact_id)
         if self._location.scheme == "local":
-            self._each(lambda entry: checks.verify(self._files, directory, entry), entries)
+            if problems := self.problems(artefact_id, verify=True):
+                raise DamagedArtefactError("; ".join(problems))
             return Path(directory)
         self._each(lambda entry: checks.copy(self._files, directory, entry, into), entries)
         return into
@@ -201,10 +200,8 @@ class Store(Root):
         return [text for text in self._each(problem, manifest.files) if text]
 
     def state(self, artefact_id: str, verify: bool = False) -> State:
-        """Return the state of an artefact, by :meth:`problems`."""
-        if self._files.size(self.path(artefact_id, MANIFEST)) is None:
-            return "missing"
-        return "damaged" if self.problems(artefact_id, verify) else "committed"
+        """Return the state of an artefact; see :meth:`states`."""
+        return self.states([artefact_id], verify)[artefact_id]
 
     def states(self, ids: Iterable[str], verify: bool = False) -> dict[str, State]:
         """Return the state of many artefacts, from one recursive listing of each kind's folder.

@@ -79,16 +79,19 @@ def unused(document: Document) -> list[Problem]:
     """
     base_model = document.value.get("base_model")
     api = isinstance(base_model, str) and base_model.startswith(API)
-    methods = _methods(document)
-    if not methods <= {"lora", "attention", "full"}:
+    choices = _written(document, "method")
+    chosen = max(document.lateness(path) for path in [("base_model",), *(() if api else choices)])
+    if len(choices) > 1:
+        choices.pop(("finetune", "method"), None)  # grid or zip replaces it
+    values = list(choices.values()) or [Finetune().method]
+    methods = {str(each) for value in values for each in (value if isinstance(value, list) else [value])}
+    if not methods or not methods <= {"lora", "attention", "full"}:
         return []  # the sweep's own check reports it
-    chosen = document.lateness(("base_model",))
     if api:
         used = {*Finetune().api_recipe(), "seeds", "reseed_data"}
         why = "which a model behind an API does not use"
     else:
         used = {"method", "seeds", "reseed_data"}.union(*(_recipe(method) for method in methods))
-        chosen = max([chosen, *(document.lateness(path) for path in _written(document, "method"))])
         why = f"which method: {' and '.join(sorted(methods))} does not use"
     found = []
     for name in (name for name in Finetune.model_fields if name not in used):
@@ -103,20 +106,12 @@ def _recipe(method: str) -> set[str]:
     return set(Finetune.model_validate({"method": method}).recipe())
 
 
-def _methods(document: Document) -> set[str]:
-    varied = [value for path, value in _written(document, "method").items() if path[0] != "finetune"]
-    values = [each for value in varied if isinstance(value, list) for each in value]
-    own = _written(document, "method").get(("finetune", "method"), Finetune().method)
-    return {str(each) for each in values or [own]}
-
-
 def _written(document: Document, name: str) -> dict[Path, object]:
     """Return the paths at which a knob of finetune is written, with its value or its list of values."""
     found: dict[Path, object] = {}
     for section, key in (("finetune", name), ("grid", f"finetune.{name}"), ("zip", f"finetune.{name}")):
-        block = document.value.get(section)
-        if isinstance(block, Mapping) and key in block:
-            found[section, key] = block[key]
+        if key in mapping(document.value, section):
+            found[section, key] = document.value[section][key]
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from kvray.errors import InputError, Path, Problem
 from kvray.sweep.blocks import TASK_SECTIONS, lookup, task_class
-from kvray.sweep.check import Checked, check
+from kvray.sweep.check import Checked, check, mapping
 from kvray.sweep.document import put, split
 from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.problems import MAX_PROBLEMS, nearest, show
@@ -149,7 +149,7 @@ def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, l
     problems: list[Problem] = []
     known = _paths(raw)
     usable: dict[str, dict[str, list[Any]]] = {"grid": {}, "zip": {}}
-    blocks = {kind: block for kind in ("grid", "zip") if isinstance(block := raw.get(kind) or {}, Mapping)}
+    blocks = {kind: mapping(raw, kind) for kind in ("grid", "zip")}
     for kind, name, values in ((kind, name, block[name]) for kind, block in blocks.items() for name in block):
         if name not in known:
             problems.append(Problem((kind, name), _unknown(name, known)))
@@ -157,7 +157,7 @@ def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, l
             continue  # the sweep's own check reports it
         elif not values:
             problems.append(Problem((kind, name), "found an empty list; expected at least one value"))
-        elif kind == "zip" and name in blocks.get("grid", {}):
+        elif kind == "zip" and name in blocks["grid"]:
             problems.append(Problem((kind, name), "found the same key in grid; expected it in one of the two"))
         else:
             usable[kind][name] = values
@@ -175,8 +175,7 @@ def _lists(raw: Mapping[str, Any]) -> tuple[list[Problem], dict[str, dict[str, l
 def _paths(raw: Mapping[str, Any]) -> list[str]:
     paths = [f"finetune.{name}" for name in Finetune.model_fields if name != "seeds"]
     for section in (*TASK_SECTIONS, "mixtures"):
-        blocks = raw.get(section)
-        for name, block in blocks.items() if isinstance(blocks, Mapping) else ():
+        for name, block in mapping(raw, section).items():
             if isinstance(block, Mapping):
                 knobs = block if section == "mixtures" else _knobs(block.get("task"))
                 paths += [f"{section}.{name}.{knob}" for knob in knobs if knob != "task"]

@@ -17,6 +17,7 @@ from kvray.errors import InvalidValueError
 from kvray.models.lora import LARGEST_RANK
 from kvray.sweep.blocks import TASK_SECTIONS, lookup, parse_task
 from kvray.sweep.document import from_values
+from kvray.sweep.yaml import dump
 from kvray.tasks.base import Strict, Task, recipe, runtime
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -205,10 +206,10 @@ class Sweep(Strict):
             InputError: with every problem of the file and its line.
         """
         from kvray.sweep.load import load
-        from kvray.sweep.write import value_text
 
-        overrides = [f"{key}={value_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else set
-        return load(os.fspath(source), overrides, scale, allow_code)
+        if isinstance(set, Mapping):
+            set = [f"{key}={dump(value, line=True)}" for key, value in set.items()]
+        return load(os.fspath(source), set, scale, allow_code)
 
     def trained_on(self) -> list[tuple[str, Task, int]]:
         """Return each dataset that a mixture uses, with each number that finetunes add to its seed."""
@@ -227,9 +228,15 @@ class Sweep(Strict):
 
     def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the sweep as the text of a sweep file, without defaults; with a path, write that file too."""
-        from kvray.sweep.write import sweep_text  # which needs this class
+        from kvray.sweep.check import unused  # which needs this class
 
-        text = sweep_text(self)
+        written = self.written()
+        for problem in unused(from_values(written)):  # a file with unused knobs is refused
+            section, name = map(str, problem.path)
+            del written[section][name]
+        text = dump(
+            {name: written[name] for name in type(self).model_fields if written.get(name) not in (None, {}, [])}
+        )
         if path is not None:
             FilePath(path).write_text(text, encoding="utf-8")
         return text

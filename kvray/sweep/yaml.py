@@ -1,4 +1,4 @@
-"""A safe YAML reader that keeps lines, refuses duplicate keys and takes ``${VAR}`` from the environment.
+"""YAML of sweeps: a safe reader that keeps lines, refuses duplicate keys and takes ``${VAR}`` from the environment.
 
 Scalars follow YAML 1.2 where PyYAML follows 1.1: ``1e-5`` is a number; ``no``, ``on``, ``1:30`` and dates are text.
 Mapping keys are always text. Limits on size, depth and number of values let every file be read or refused quickly.
@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -119,18 +120,49 @@ def override(document: Document, text: str) -> Problem | None:
     return None
 
 
-def is_text(scalar: str) -> bool:
-    """Return whether an unquoted scalar is text, not a number, boolean or null."""
-    return scalar not in _WORDS and not _INT.fullmatch(scalar) and not _FLOAT.fullmatch(scalar)
+def dump(value: Any, line: bool = False) -> str:
+    """Return a value as YAML that is read back to an equal one; with ``line``, as one line for ``--set key=``."""
+    text = yaml.dump(
+        [_escaped(value)] if line else _escaped(value),
+        Dumper=_Dumper,
+        default_flow_style=line or None,
+        sort_keys=False,
+        allow_unicode=True,
+        width=110,
+    )
+    return text[1:].rstrip()[:-1] if line else text
 
 
+def _escaped(value: Any) -> Any:
+    """Escape texts that would be read as environment variables (keys never are)."""
+    if isinstance(value, dict):
+        return {name: _escaped(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes no anchors, and quotes texts that our reader (YAML 1.2) would not read as text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    plain = value not in _WORDS and not _INT.fullmatch(value) and not _FLOAT.fullmatch(value)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else "'")
+
+
+_Dumper.add_representer(str, _text)
+
+
+@dataclass
 class _Refused(Exception):
     """Why, and in which line, a text cannot be read at all."""
 
-    def __init__(self, line: int, text: str) -> None:
-        super().__init__(text)
-        self.line = line
-        self.text = text
+    line: int
+    text: str
 
 
 def _compose(text: str) -> tuple[yaml.Node | None, set[int]]:

@@ -9,7 +9,8 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,24 +36,15 @@ _LISTED = re.compile(r"\s*\d+(\.\d+)?\s*(,\s*\d+(\.\d+)?\s*)+")
 
 def examples(columns: Mapping[str, Any]) -> pa.Table:
     """Return examples as a table of :data:`EXAMPLE_SCHEMA`; nullable columns that are not given are null."""
-    rows = len(columns["example_id"])
-    absent = {field.name for field in EXAMPLE_SCHEMA if field.nullable} - set(columns)
-    filled = {**columns, **{name: [None] * rows for name in absent}}
-    arrays = [
-        given if isinstance(given := filled[field.name], pa.Array) else pa.array(given, field.type)
-        for field in EXAMPLE_SCHEMA
-    ]
-    return pa.Table.from_arrays(arrays, schema=EXAMPLE_SCHEMA)
+    absent = [None] * len(columns["example_id"])
+    nullable = {field.name: absent for field in EXAMPLE_SCHEMA if field.nullable}
+    return pa.Table.from_pydict({**nullable, **columns}, schema=EXAMPLE_SCHEMA)
 
 
-def recipe(default: Any = ..., **constraints: Any) -> Any:
-    """Declare a pydantic field that decides content: it is part of the fingerprint."""
-    return Field(default, json_schema_extra={"identity": "recipe"}, **constraints)
-
-
-def runtime(default: Any = ..., **constraints: Any) -> Any:
-    """Declare a pydantic field that decides where or how fast, never what: it is outside every fingerprint."""
-    return Field(default, json_schema_extra={"identity": "runtime"}, **constraints)
+recipe: Callable[..., Any] = partial(Field, json_schema_extra={"identity": "recipe"})
+"""Declare a pydantic field that decides content: it is part of the fingerprint."""
+runtime: Callable[..., Any] = partial(Field, json_schema_extra={"identity": "runtime"})
+"""Declare a pydantic field that decides where or how fast, never what: it is outside every fingerprint."""
 
 
 def listed(value: Any) -> Any:
@@ -198,9 +190,13 @@ class Task(Strict):
         """Return how many examples this task makes, which the writer's replies (:meth:`to_write`) do not change."""
         return self.expected_rows()
 
+    def per_row(self) -> int:
+        """Return how many examples there are for each of ``rows`` or ``questions``: positions, lengths, depths."""
+        return 1
+
     def expected_rows(self) -> int:
         """Return about how many examples there are, for a plan where the sources cannot be reached."""
-        return int(getattr(self, "rows", None) or getattr(self, "questions", None) or 0)
+        return int(getattr(self, "rows", None) or getattr(self, "questions", None) or 0) * self.per_row()
 
     def writer(self) -> str | None:
         """Return the model that writes a part of the examples (a name as for ``base_model``), None if none does."""
@@ -235,20 +231,21 @@ class Task(Strict):
         alike = type(self) is type(other) and self.model_dump(exclude=same) == other.model_dump(exclude=same)
         return "the same examples are drawn by the same seed; give one another seed" if alike else None
 
-    def reseeded(self, by: int) -> Task:
+    def reseeded(self, by: int) -> Self:
         """Return the task with ``by`` added to its seed: other examples of the same law."""
         return self.model_copy(update={"seed": self.seed + by}) if by else self
 
-    def with_rows(self, rows: int) -> Task:
+    def with_rows(self, rows: int) -> Self:
         """Return the task with at least ``rows`` examples, and as few more as possible.
 
-        Families without a ``rows`` field override this, or stay as they are.
+        Families without a field ``rows`` or ``questions`` override this, or stay as they are.
         """
-        return self.model_copy(update={"rows": rows}) if "rows" in type(self).model_fields else self
+        needed = dict.fromkeys(type(self).model_fields.keys() & {"rows", "questions"}, -(-rows // self.per_row()))
+        return self.model_copy(update=needed)
 
     def distinct_questions(self, rows: int) -> int:
         """Return how many different questions ``rows`` examples ask: what a comparison of models counts."""
-        return rows
+        return -(-rows // self.per_row())
 
     def tokens_estimate(self) -> int:
         """Return about how many tokens a prompt has, 0 if unknown; for the plan's estimates alone."""

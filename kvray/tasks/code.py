@@ -5,8 +5,6 @@ takes its source along, so that every node runs the bytes that were planned with
 Files of one name in two folders stay two modules.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 import sysconfig

@@ -6,14 +6,12 @@ its task versions are in the manifest), so that the numbers compare with publish
 defaults here are the harness's own.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator
 
@@ -116,7 +114,7 @@ class LmEval(Task):
             return self.limit or UNKNOWN_ROWS
         return min(size.questions, size.subtasks * self.limit) if self.limit else size.questions
 
-    def with_rows(self, rows: int) -> LmEval:
+    def with_rows(self, rows: int) -> Self:
         size = SIZES.get(self.benchmark)
         return self.model_copy(update={"limit": -(-rows // (size.subtasks if size else 1))})
 

@@ -6,17 +6,14 @@ all messages before it (``turns: all`` makes an example of every answer). The pa
 of one file share no prompt, so one file serves for both. Scorers normalise text as SQuAD does (Rajpurkar et al. 2016).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator
 
@@ -24,8 +21,9 @@ from kvray.errors import InputError
 from kvray.models.chat import Message, conversation, plain_text
 from kvray.store.schemas import CHAT_SCHEMA
 from kvray.tasks import scorers
-from kvray.tasks.base import Context, CountTokens, Task, examples, recipe, register, runtime
-from kvray.tasks.rng import draws, key_of
+from kvray.tasks.base import Context, CountTokens, Task, recipe, register, runtime
+from kvray.tasks.rng import key_of, shuffled
+from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
 
 ROLES = ("system", "user", "assistant")
@@ -95,7 +93,7 @@ class Messages(Task):
         """
         return Context(count_tokens, self.chosen())
 
-    def with_rows(self, rows: int) -> Messages:
+    def with_rows(self, rows: int) -> Self:
         """Return the task as it is: its first examples are those of the file, not others that a draw would give."""
         return self
 
@@ -104,19 +102,15 @@ class Messages(Task):
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         chats: Sequence[Chat] = context.material[start:stop]
-        made = examples(
-            {
-                "example_id": [chat.id for chat in chats],
-                "question_id": [chat.id for chat in chats],
-                "units": [0] * len(chats),
-                "prompt": [chat.prompt[-1]["content"] for chat in chats],
-                "answer": [chat.answer for chat in chats],
-                "references": [list(chat.references) for chat in chats],
-                "prompt_tokens": context.count_tokens(plain_text([list(chat.prompt) for chat in chats])),
-            }
-        )
+        counts = context.count_tokens(plain_text([list(chat.prompt) for chat in chats])).tolist()
+        made = [
+            Example(chat.prompt[-1]["content"], chat.answer, chat.references, example_id=chat.id, prompt_tokens=counted)
+            for chat, counted in zip(chats, counts, strict=True)
+        ]
         history = [json.dumps(chat.prompt[:-1], ensure_ascii=False) if chat.prompt[1:] else None for chat in chats]
-        return made.append_column(CHAT_SCHEMA.field("history"), pa.array(history, pa.string()))
+        return table(made, context.count_tokens).append_column(
+            CHAT_SCHEMA.field("history"), pa.array(history, pa.string())
+        )
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """By the knob scorer: equal to an accepted answer, containing one, or F1 of their words, as SQuAD counts."""
@@ -145,8 +139,7 @@ class Messages(Task):
             raise InputError(
                 f"rows: found {self.rows}; expected at most {len(pool)}: {self.source} has no more of them"
             )
-        drawn = draws(key_of("messages", self.VERSION, self.seed), 0, len(pool), 1)[:, 0]
-        return [pool[index] for index in np.argsort(drawn, kind="stable")[: self.rows].tolist()]
+        return shuffled(pool, key_of("messages", self.VERSION, self.seed))[: self.rows]
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,5 @@
 """Texts for what is wrong with an input: what was found, what was expected, and the nearest valid name."""
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Tasks made row by row: the short way to a task of one's own, where a million rows a minute are not needed."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

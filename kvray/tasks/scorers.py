@@ -1,7 +1,5 @@
 """Scorers of answers in words, with the normalisation of SQuAD (Rajpurkar et al. 2016, its ``evaluate-v1.1.py``)."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 

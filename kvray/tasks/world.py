@@ -11,14 +11,12 @@ Cranford?", so that an answer restates the sentence of its document up to the va
 section 3.2).
 """
 
-from __future__ import annotations
-
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
+from importlib import resources
 from itertools import product
 from types import MappingProxyType
 from typing import Literal
-
-import numpy as np
 
 from kvray.tasks.rng import Draws, below, draws, key_of, permutation
 from kvray.tasks.sources import read
@@ -27,37 +25,20 @@ Group = Literal["known", "train", "test"]
 TINY = "tiny"
 """The ``source`` of a task that stands for this world."""
 
-_FIRST = product(
-    ("Al", "Bel", "Cor", "Dar", "El", "Fen", "Gar", "Hal", "Is", "Jor"),
-    ("da", "win", "ric", "mar", "len", "dis", "tha", "vo", "nia", "sk"),
-)
-_LAST = product(
-    "Bran Crow Dun Fal Gris Har Kel Lor Mor Nor Ost Pel Quar Rav Sel Thorn Ul Ven Wex Yar".split(),
-    ("by", "dale", "ford", "ham", "ley", "mere", "ston", "ton", "wick", "worth"),
-)
-_CITY = product(
-    ("Vel", "Kar", "Sor", "Tam", "Bri", "Lun", "Per", "Zan"),
-    ("mora", "dosa", "heim", "polis", "via", "grad", "nesse", "tova"),
-)
-FIRST_NAMES = tuple(map("".join, _FIRST))
-LAST_NAMES = tuple(map("".join, _LAST))
-CITIES = tuple(map("".join, _CITY))
-TRADES = tuple(
-    (
-        "weaving baking mining fishing farming carving brewing tanning masonry printing dyeing mapping "
-        "sailing hunting milling smithing tailoring teaching singing painting gilding thatching herding "
-        "trading pottery glazing joinery archery botany law medicine music astronomy history geology heraldry "
-        "falconry clockwork ropework saddlery"
-    ).split()
-)
-EMBLEMS = tuple(
-    (
-        "heron mink kestrel badger salmon raven lynx stag viper beetle swan wolf bear boar eagle hawk moth "
-        "toad crane dolphin horse spider lion tiger walrus bison camel cobra gecko ibex jackal lemur magpie "
-        "newt finch panther quail turtle urchin zebra"
-    ).split()
-)
-RELATIONS = {"birthplace": CITIES, "trade": TRADES, "emblem": EMBLEMS}
+_TEXTS = tomllib.loads(resources.files("kvray.tasks").joinpath("world.toml").read_text("utf-8"))
+
+
+def _compounds(parts: Sequence[str]) -> tuple[str, ...]:
+    """Return every beginning with every ending."""
+    return tuple(map("".join, product(*(part.split() for part in parts))))
+
+
+FIRST_NAMES = _compounds(_TEXTS["first_names"])
+LAST_NAMES = _compounds(_TEXTS["last_names"])
+CITIES = _compounds(_TEXTS["cities"])
+TRADES = tuple(_TEXTS["trades"].split())
+EMBLEMS = tuple(_TEXTS["emblems"].split())
+RELATIONS: dict[str, tuple[str, ...]] = {"birthplace": CITIES, "trade": TRADES, "emblem": EMBLEMS}
 RELATION_NAMES = tuple(RELATIONS)
 KNOWN_PEOPLE = 160
 """People whose facts the bundled model knows by heart: 160 x 3 facts."""
@@ -71,13 +52,10 @@ _BOUNDS = {
     "test": (KNOWN_PEOPLE, KNOWN_PEOPLE + _TEST_PEOPLE),
     "train": (KNOWN_PEOPLE + _TEST_PEOPLE, _PEOPLE),
 }
-_KNOWN_VALUES = np.stack(
-    [
-        below(draws(key_of("world", 1, name), 0, KNOWN_PEOPLE, 1)[:, 0], len(values))
-        for name, values in RELATIONS.items()
-    ],
-    axis=1,
-)
+_KNOWN_VALUES = {
+    name: below(draws(key_of("world", 1, name), 0, KNOWN_PEOPLE, 1)[:, 0], len(values))
+    for name, values in RELATIONS.items()
+}
 
 
 def source_identity(source: str) -> str:
@@ -102,7 +80,7 @@ def name_of(group: Group, person: int) -> str:
 
 def known_value(person: int, relation: str) -> str:
     """Return a known person's value of a relation."""
-    return RELATIONS[relation][int(_KNOWN_VALUES[person, RELATION_NAMES.index(relation)])]
+    return RELATIONS[relation][int(_KNOWN_VALUES[relation][person])]
 
 
 def two_facts(

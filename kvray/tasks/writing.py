@@ -5,8 +5,6 @@ those that it cannot use, so that its examples are a function of the replies alo
 once the model has answered; the error then has their number.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence

@@ -76,9 +76,9 @@ def test_the_rows_are_those_that_a_finetune_reads_in_their_order(store: Store, b
     assert len(lines) == len(rows)
     for at, line in enumerate(lines):
         ids = tokenizer.apply_chat_template(line["messages"], return_dict=True)["input_ids"]
-        assert ids[: len(rows.row(at))] == rows.row(at).tolist()
-    assert made.mixture.facts() == mixed.facts()
-    assert made.mixture.facts()["tokens_per_epoch"] == rows.lengths.sum()
+        assert ids[: len(rows.ids[at])] == rows.ids[at].tolist()
+    assert made.mixture.measurements() == mixed.measurements()
+    assert made.mixture.measurements()["tokens_per_epoch"] == rows.lengths.sum()
     assert abs(rows.lengths.sum() - made.mixture.budget) <= rows.lengths.max()
     counts = {name: sum(line["dataset"] == name for line in lines) for name in ("long", "short")}
     assert counts["long"] > 0 and sum(counts.values()) == len(lines)

@@ -15,7 +15,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from kvray.cli import app
-from kvray.cli.app import typed
+from kvray.cli.frame import typed
 from kvray.driver import run as running
 from kvray.errors import RunInterrupted
 from kvray.planning.artefacts import Plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_the_text_has_a_column_per_node_and_every_problem() -> None:
 def test_every_node_of_a_running_ray_answers(tmp_path: Path) -> None:
     found = check(Store(tmp_path / "store"))
     assert found.problems == ()
-    (here,) = json.loads(json.dumps(found.document()))["nodes"]
+    (here,) = json.loads(json.dumps(asdict(found)))["nodes"]
     assert here["versions"]["ray"] and here["versions"]["vllm"] and here["resources"]["CPU"] == 2
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 

@@ -6,11 +6,13 @@ import pytest
 
 from kvray.cli import samples
 from kvray.errors import InputError
+from kvray.models.reference import resolve
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.kv.simple import SimpleKV
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.recall import Recall
 
+BASE = resolve(samples.DEFAULT_BASE)
 KEYS = {*EXAMPLE_SCHEMA.names, "messages"} - {"prompt", "answer"}
 
 
@@ -57,7 +59,7 @@ def test_a_rule_across_fields_names_the_task() -> None:
 def test_examples_are_as_many_as_asked_for(name: str, rows: int) -> None:
     settings = {"mdqa": ["documents=3"], "recall": []}.get(name, ["dictionaries=3"])
     task = samples.with_rows(samples.task_of(name, 1, settings), rows)
-    made = list(samples.rows(task, samples.base_of(None), rows))
+    made = list(samples.rows(task, BASE, rows))
     assert len(made) == rows
     for row in made:
         assert set(row) == KEYS
@@ -74,12 +76,11 @@ def test_tasks_over_questions_take_just_enough_of_them() -> None:
 def test_a_size_set_by_hand_is_kept_and_its_first_rows_are_shown() -> None:
     task = samples.with_rows(samples.task_of("simple_kv", 0, ["dictionaries=30", "rows=100"]), 60)
     assert task.rows == 100  # type: ignore[attr-defined]
-    base = samples.base_of(None)
-    shown = [row["position"] for row in samples.rows(task, base, 60)]
-    assert shown == [row["position"] for row in samples.rows(task, base, 100)][:60]
+    shown = [row["position"] for row in samples.rows(task, BASE, 60)]
+    assert shown == [row["position"] for row in samples.rows(task, BASE, 100)][:60]
     mdqa = samples.with_rows(samples.task_of("mdqa", 0, ["documents=3", "positions=1,3", "questions=2"]), 5)
     with pytest.raises(InputError, match="found 5, but mdqa with these settings has 4"):
-        list(samples.rows(mdqa, base, 5))
+        list(samples.rows(mdqa, BASE, 5))
 
 
 def test_positions_may_be_listed_without_brackets() -> None:
@@ -89,12 +90,12 @@ def test_positions_may_be_listed_without_brackets() -> None:
 
 def test_more_than_there_is_is_refused() -> None:
     with pytest.raises(InputError, match="expected at most 2"):
-        list(samples.rows(SimpleKV(rows=2, dictionaries=3), samples.base_of(None), 3))
+        list(samples.rows(SimpleKV(rows=2, dictionaries=3), BASE, 3))
 
 
 def test_the_text_shows_prompt_answer_and_scoring() -> None:
     task = samples.task_of("mdqa", 0, ["documents=2", "position=2"])
-    (row,) = samples.rows(samples.with_rows(task, 1), samples.base_of(None), 1)
+    (row,) = samples.rows(samples.with_rows(task, 1), BASE, 1)
     text = samples.text(row, task)
     for part in (row["messages"][0]["content"], row["messages"][1]["content"], "position:", "Score as lost-in-the-mid"):
         assert part in text

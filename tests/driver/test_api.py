@@ -109,7 +109,7 @@ def test_mistakes_that_only_a_plan_finds_name_the_place_in_the_sweep(tmp_path: P
 
 
 def test_a_finished_sweep_gives_its_results_without_doing_anything(finished: kvray.SweepResult) -> None:
-    assert (finished.made, finished.failed) == ((), {}) and finished.cached > 20
+    assert (finished.made, finished.failed) == ([], {}) and finished.cached > 20
     name = finished.sweep.name
     results = kvray.open(finished.store)
     by = ["model", "position"]
@@ -142,7 +142,7 @@ def test_a_failed_artefact_is_named_with_its_reason_and_how_to_go_on(
     finished: kvray.SweepResult, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = kvray.SweepResult(
-        finished.sweep, finished.store, made=("a/b",), cached=3, failed={"finetunes/x-1": "CUDA ran\nout of memory"}
+        finished.sweep, finished.store, made=["a/b"], cached=3, failed={"finetunes/x-1": "CUDA ran\nout of memory"}
     )
     cells = Cells(result._repr_html_())
     for shown in (str(result), cells.around):

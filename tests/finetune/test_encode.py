@@ -26,7 +26,7 @@ def test_a_row_is_evaluations_prompt_followed_by_answer_and_end(tokenizer, texts
     for i in (0, 1, 255, 256, 299):
         user = [{"role": "user", "content": prompts[i]}]
         asked = tokenizer.apply_chat_template(user, add_generation_prompt=True, return_dict=False)
-        row, count = encoded.row(i).tolist(), int(encoded.answers[i])
+        row, count = encoded.ids[i].tolist(), int(encoded.answers[i])
         assert row[:-count] == asked
         assert row[-1] == tokenizer.eos_token_id
         assert tokenizer.decode(row[-count:-1]).strip() == answers[i]
@@ -47,8 +47,8 @@ def test_rows_are_counted_as_they_are_encoded(tokenizer, texts):
 def test_what_a_template_writes_behind_the_end_token_is_not_trained_on(tokenizer):
     tokenizer.chat_template = CHATML
     encoded = encode(tokenizer, ["What?"], ["That."])
-    assert encoded.row(0)[-1] == tokenizer.eos_token_id
-    assert tokenizer.decode(encoded.row(0)[-int(encoded.answers[0]) :]) == f"That.{tokenizer.eos_token}"
+    assert encoded.ids[0][-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(encoded.ids[0][-int(encoded.answers[0]) :]) == f"That.{tokenizer.eos_token}"
 
 
 def test_an_end_token_of_the_model_ends_an_answer_too(tokenizer):
@@ -56,7 +56,7 @@ def test_an_end_token_of_the_model_ends_an_answer_too(tokenizer):
     with pytest.raises(InputError, match=r"row 0.*never learn to stop"):
         encode(tokenizer, ["What?"], ["That."])
     encoded = encode(tokenizer, ["What?"], ["That."], end_ids=[tokenizer.bos_token_id])
-    assert encoded.row(0)[-1] == tokenizer.bos_token_id
+    assert encoded.ids[0][-1] == tokenizer.bos_token_id
 
 
 def test_a_template_that_breaks_the_prefix_property_is_an_error_that_shows_where(tokenizer):
@@ -90,5 +90,5 @@ def test_take_and_join_keep_rows_whole(rows):
     both = join([picked, rows])
     assert len(both) == 3 + len(rows)
     for at, source in enumerate([3, 0, 3, *range(len(rows))]):
-        assert (both.row(at) == rows.row(source)).all()
+        assert (both.ids[at] == rows.ids[source]).all()
         assert both.answers[at] == rows.answers[source]

@@ -14,8 +14,9 @@ from make_store import dataset, finetune_of, long_finetune
 
 from kvray.errors import DamagedArtefactError, InputError, ResourceError
 from kvray.finetune import job
+from kvray.finetune.placement import Shape
 from kvray.finetune.storage import load_rows
-from kvray.finetune.train import Execution, train
+from kvray.finetune.train import train
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.model import Finetune, Runtime
@@ -108,7 +109,8 @@ def test_a_finetune_whose_driver_was_killed_goes_on_at_its_checkpoint_and_ends_t
     assert facts["resumed_at_step"] >= 10
     assert facts["steps"] == 60
     rows, _ = load_rows(store, artefact.params, mini)
-    whole = train(mini, rows, artefact.params.finetune, 0, tmp_path / "whole", execution=Execution(threads=1))
+    shape = Shape(workers=1, cpus=1, gpus=0)
+    whole = train(mini, rows, artefact.params.finetune, 0, tmp_path / "whole", shape=shape, runtime=Runtime())
     losses = store.read_table(artefact.id)["loss"].to_pylist()
     assert losses == pytest.approx([row["loss"] for row in whole.log], abs=1e-5)
     assert not work.exists()

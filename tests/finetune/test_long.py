@@ -34,11 +34,11 @@ def wide(mini: BaseModelRef, tmp_path_factory: pytest.TempPathFactory) -> BaseMo
     return resolve(str(home))
 
 
-def started(base: BaseModelRef, out: Path, execution: dict[str, object], workers: int) -> list[subprocess.Popen[bytes]]:
+def started(base: BaseModelRef, out: Path, runtime: dict[str, object], workers: int) -> list[subprocess.Popen[bytes]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    asked = {"base": base.location, "out": str(out), "lengths": [SHORT, LONG], "execution": execution}
+    asked = {"base": base.location, "out": str(out), "lengths": [SHORT, LONG], "runtime": runtime}
     script = [sys.executable, str(Path(__file__).with_name("long_process.py")), json.dumps(asked)]
     group = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if workers > 1 else {}
     home = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -54,10 +54,12 @@ def found(out: Path) -> dict[str, dict[str, float]]:
 def test_24k_tokens_train_the_same_sharded_and_checkpointed_and_memory_grows_with_the_length_alone(wide, tmp_path):
     plain, sharded = tmp_path / "plain", tmp_path / "sharded"
     workers = started(wide, plain, {}, 1)
-    workers += started(wide, sharded, {"workers": 2, "strategy": "fsdp", "gradient_checkpointing": True}, 2)
+    workers += started(
+        wide, sharded, {"workers_per_finetune": 2, "strategy": "fsdp", "gradient_checkpointing": True}, 2
+    )
     assert [worker.wait(240) for worker in workers] == [0, 0, 0]
     alone, together = found(plain), found(sharded)
-    assert together[str(LONG)]["sharded"] and not alone[str(LONG)]["sharded"]
+    assert (together[str(LONG)]["strategy"], alone[str(LONG)]["strategy"]) == ("fsdp", "ddp")
     for value in ("loss", "norm"):
         assert together[str(LONG)][value] == pytest.approx(alone[str(LONG)][value], rel=1e-4)
     for run in (alone, together):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvray.finetune.batches import BLANK, IGNORED, ScheduledRows, collate
-from kvray.finetune.loss import SplitLoss, answer_loss, holds_digit
+from kvray.finetune.batches import BLANK, IGNORED, SplitLoss, collate, holds_digit, scheduled
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +17,11 @@ def model(mini):
 
 
 def items(rows, indices):
-    return list(map(ScheduledRows(rows, np.array(indices), 0).__getitem__, range(len(indices))))
+    return scheduled(rows, np.array(indices), 0)
+
+
+def answer_loss(outputs, labels, **step):
+    return SplitLoss(np.zeros(outputs["logits"].shape[-1], np.bool_))(outputs, labels, **step)
 
 
 def full_loss(model, rows, indices):
@@ -27,7 +30,7 @@ def full_loss(model, rows, indices):
 
     total, count = 0.0, 0
     for i in indices:
-        ids = torch.from_numpy(rows.row(i).astype(np.int64))[None]
+        ids = torch.from_numpy(rows.ids[i].astype(np.int64))[None]
         logits = model(input_ids=ids).logits[0, :-1].float()
         losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         total = total + losses[-int(rows.answers[i]) :].sum()
@@ -95,7 +98,7 @@ def test_losses_of_integers_and_of_words_add_up_to_the_loss(model, rows, mini):
     batch = collate(items(rows, indices), pad_id=0)
     labels = batch.pop("labels")
     assert split(model(**batch), labels).item() == pytest.approx(answer_loss(model(**batch), labels).item(), abs=1e-6)
-    ids = np.concatenate([rows.row(i)[-int(rows.answers[i]) :] for i in indices])
+    ids = np.concatenate([rows.ids[i][-int(rows.answers[i]) :] for i in indices])
     share = digits[ids].mean()
     assert 0 < share < 1
     integers, words = split.take()

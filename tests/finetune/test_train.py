@@ -9,20 +9,22 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from kvray.errors import CellError, InputError
-from kvray.finetune.model import attention_projections, load, prepare, save, vllm_problems
-from kvray.finetune.placement import batch_shape
-from kvray.finetune.train import Execution, train
-from kvray.models.lora import LARGEST_RANK
-from kvray.sweep.model import Finetune
+from kvray.finetune.model import attention_projections, load, prepare, save
+from kvray.finetune.placement import Shape, batch_shape
+from kvray.finetune.train import train, training_arguments
+from kvray.store.schemas import LOSS_SCHEMA
+from kvray.sweep.model import Finetune, Runtime
 
-ONE = Execution(threads=1)
+SHAPE = Shape(workers=1, cpus=1, gpus=0)
+ONE = {"shape": SHAPE, "runtime": Runtime()}
 QUICK = {"learning_rate": 3e-3, "epochs": 2}
 
 
@@ -41,7 +43,7 @@ def changed(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[
 def lora(mini, rows, tmp_path_factory):
     """An undisturbed LoRA finetune in this process: 4 steps."""
     out = tmp_path_factory.mktemp("lora")
-    return train(mini, rows, Finetune(**QUICK), 0, out, execution=ONE), out / "model"
+    return train(mini, rows, Finetune(**QUICK), 0, out, **ONE), out / "model"
 
 
 def test_a_lora_finetune_learns_and_leaves_an_adapter_that_moves_the_base(mini, rows, lora):
@@ -56,8 +58,9 @@ def test_a_lora_finetune_learns_and_leaves_an_adapter_that_moves_the_base(mini, 
     assert done.log[-1]["epoch"] == 2.0
     assert done.log[-1]["tokens"] == 2 * int(rows.lengths.sum())
     assert done.log[0]["learning_rate"] == pytest.approx(3e-3)
+    assert pa.Table.from_pylist(done.log, schema=LOSS_SCHEMA).to_pylist() == done.log
     base = AutoModelForCausalLM.from_pretrained(mini.location)
-    ids = torch.from_numpy(rows.row(0).astype(np.int64))[None]
+    ids = torch.from_numpy(rows.ids[0].astype(np.int64))[None]
     plain = base(ids).logits
     adapted = PeftModel.from_pretrained(base, str(model))(ids).logits
     assert (adapted - plain).abs().max() > 1e-3
@@ -66,7 +69,9 @@ def test_a_lora_finetune_learns_and_leaves_an_adapter_that_moves_the_base(mini, 
 def test_an_adapter_names_its_base_as_the_user_did_and_vllm_would_take_it(mini, lora):
     config = json.loads((lora[1] / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == mini.name
-    assert vllm_problems(config) == []
+    refused = ("use_dora", "lora_bias", "alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora")
+    assert not any(config.get(name) for name in (*refused, "modules_to_save"))  # vllm/lora/peft_helper.py
+    assert (config["r"], config["bias"], config["init_lora_weights"]) == (16, "none", True)
 
 
 def test_attention_trains_attention_projections_alone_and_full_trains_all(mini, rows, tmp_path):
@@ -74,7 +79,7 @@ def test_attention_trains_attention_projections_alone_and_full_trains_all(mini, 
 
     before = weights(Path(mini.location))
     for method in ("attention", "full"):
-        train(mini, rows, Finetune(method=method, **QUICK), 0, tmp_path / method, execution=ONE)
+        train(mini, rows, Finetune(method=method, **QUICK), 0, tmp_path / method, **ONE)
         model = tmp_path / method / "model"
         moved = changed(before, weights(model))
         if method == "attention":
@@ -95,13 +100,13 @@ def test_attention_trains_attention_projections_alone_and_full_trains_all(mini, 
 
 
 def test_gradient_checkpointing_and_the_micro_batch_change_rounding_alone(mini, rows, lora, tmp_path):
-    other = Execution(threads=1, per_device_batch_size=7, gradient_checkpointing=True)
-    done = train(mini, rows, Finetune(**QUICK), 0, tmp_path, execution=other)
+    other = Runtime(per_device_batch_size=7, gradient_checkpointing=True)
+    done = train(mini, rows, Finetune(**QUICK), 0, tmp_path, shape=SHAPE, runtime=other)
     assert [row["loss"] for row in done.log] == pytest.approx([row["loss"] for row in lora[0].log], abs=1e-5)
 
 
 def test_another_seed_is_another_finetune(mini, rows, lora, tmp_path):
-    done = train(mini, rows, Finetune(**QUICK), 1, tmp_path, execution=ONE)
+    done = train(mini, rows, Finetune(**QUICK), 1, tmp_path, **ONE)
     assert done.log[-1]["loss"] != lora[0].log[-1]["loss"]
 
 
@@ -115,16 +120,16 @@ def test_a_loss_that_is_no_number_fails_the_cell(mini, rows, tmp_path):
     save_file(too_large, broken / "model.safetensors", {"format": "pt"})
     base = replace(mini, location=str(broken))
     with pytest.raises(CellError, match=r"loss is (nan|inf).*learning_rate"):
-        train(base, rows, Finetune(**QUICK), 0, tmp_path, execution=ONE)
+        train(base, rows, Finetune(**QUICK), 0, tmp_path, **ONE)
 
 
-def ask(tmp_path: Path, mini, rows, recipe, execution, **more) -> str:
-    np.savez(tmp_path / "rows.npz", ids=rows.ids, offsets=rows.offsets, answers=rows.answers)
+def ask(tmp_path: Path, mini, rows, recipe, runtime, **more) -> str:
+    np.savez(tmp_path / "rows.npz", ids=np.concatenate(rows.ids), lengths=rows.lengths, answers=rows.answers)
     asked = {
         "base": mini.location,
         "rows": str(tmp_path / "rows.npz"),
         "recipe": recipe,
-        "execution": execution,
+        "runtime": runtime,
         **more,
     }
     return json.dumps(asked)
@@ -151,9 +156,9 @@ def together(asked: str) -> list[int]:
 def test_a_killed_finetune_resumes_at_its_step_and_ends_as_if_undisturbed(mini, rows, tmp_path):
     recipe = {"method": "attention", "lora_dropout": 0.1, "epochs": 5, "learning_rate": 3e-3, "scheduler": "cosine"}
     recipe["method"] = "lora"
-    execution = {"checkpoint_every_steps": 3}
-    whole = train(mini, rows, Finetune(**recipe), 0, tmp_path / "whole", execution=Execution(threads=1, **execution))
-    killed = start(ask(tmp_path, mini, rows, recipe, execution, out=str(tmp_path / "cut"), kill_at=6))
+    runtime = {"checkpoint_every_steps": 3}
+    whole = train(mini, rows, Finetune(**recipe), 0, tmp_path / "whole", shape=SHAPE, runtime=Runtime(**runtime))
+    killed = start(ask(tmp_path, mini, rows, recipe, runtime, out=str(tmp_path / "cut"), kill_at=6))
     assert killed.wait(120) == -signal.SIGKILL
     assert not (tmp_path / "cut/0/model").exists()
     seen: list[int] = []
@@ -163,7 +168,8 @@ def test_a_killed_finetune_resumes_at_its_step_and_ends_as_if_undisturbed(mini, 
         Finetune(**recipe),
         0,
         tmp_path / "again",
-        execution=Execution(threads=1, **execution),
+        shape=SHAPE,
+        runtime=Runtime(**runtime),
         resume_from=tmp_path / "cut/0/checkpoint-6",
         on_log=lambda row: seen.append(row["step"]),
     )
@@ -177,10 +183,10 @@ def test_a_killed_finetune_resumes_at_its_step_and_ends_as_if_undisturbed(mini, 
 
 
 @pytest.mark.parametrize(
-    "execution", [{"strategy": "ddp"}, {"strategy": "fsdp", "gradient_checkpointing": True}], ids=["ddp", "fsdp"]
+    "runtime", [{"strategy": "ddp"}, {"strategy": "fsdp", "gradient_checkpointing": True}], ids=["ddp", "fsdp"]
 )
-def test_two_workers_come_to_the_same_as_one(mini, rows, lora, tmp_path, execution):
-    asked = ask(tmp_path, mini, rows, QUICK, {"workers": 2, **execution}, out=str(tmp_path / "out"))
+def test_two_workers_come_to_the_same_as_one(mini, rows, lora, tmp_path, runtime):
+    asked = ask(tmp_path, mini, rows, QUICK, {"workers_per_finetune": 2, **runtime}, out=str(tmp_path / "out"))
     assert together(asked) == [0, 0]
     log = json.loads((tmp_path / "out/0/log.json").read_text())
     assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in lora[0].log], abs=1e-4)
@@ -189,7 +195,7 @@ def test_two_workers_come_to_the_same_as_one(mini, rows, lora, tmp_path, executi
     assert all(np.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
     assert not (tmp_path / "out/1/model").exists()
     # accelerate drops FSDP on CPU workers without a word.
-    assert json.loads((tmp_path / "out/0/sharded.json").read_text()) == (execution["strategy"] == "fsdp")
+    assert json.loads((tmp_path / "out/0/strategy.json").read_text()) == runtime["strategy"]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +226,7 @@ def test_an_adapter_that_vllm_would_refuse_or_that_touches_nothing_is_an_error_b
     mini, rows, tmp_path, recipe, message
 ):
     with pytest.raises(InputError, match=message):
-        train(mini, rows, Finetune(**recipe), 0, tmp_path, execution=ONE)
+        train(mini, rows, Finetune(**recipe), 0, tmp_path, **ONE)
 
 
 def test_an_adapter_that_was_not_saved_whole_is_an_error(mini, tmp_path):
@@ -236,29 +242,11 @@ def test_an_adapter_that_was_not_saved_whole_is_an_error(mini, tmp_path):
         save(model, state, mini, "lora", tmp_path)
 
 
-def test_every_feature_that_vllm_refuses_is_found():
-    good = {"r": 16, "bias": "none"}
-    assert all(vllm_problems({**good, "r": rank}) == [] for rank in (1, 12, LARGEST_RANK))
-    bad = {
-        "r": LARGEST_RANK + 1,
-        "bias": "all",
-        "use_dora": True,
-        "modules_to_save": ["lm_head"],
-        "init_lora_weights": "pissa",
-    }
-    assert len(vllm_problems(bad)) == 5
-
-
 def test_fsdp_shards_with_full_state_dicts_and_checkpoints_activations_itself(tmp_path):
-    from kvray.finetune.train import training_arguments
-
-    execution = Execution(workers=2, strategy="fsdp", gradient_checkpointing=True)
-    arguments = training_arguments(Finetune(), 0, tmp_path, execution, 10)
+    runtime = Runtime(strategy="fsdp", gradient_checkpointing=True)
+    arguments = training_arguments(Finetune(), 0, tmp_path, 10, Shape(workers=2, cpus=1, gpus=0), runtime)
     assert arguments.fsdp is True
     assert not arguments.gradient_checkpointing
     assert arguments.fsdp_plugin_args["state_dict_type"] == "FULL_STATE_DICT"
     assert arguments.fsdp_plugin_args["activation_checkpointing"] is True
-    assert (
-        asdict(execution)["workers"] * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-        == 16
-    )
+    assert 2 * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 16

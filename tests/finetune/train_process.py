@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from kvray.finetune.encode import Encoded
-from kvray.finetune.train import Execution, train
+from kvray.finetune.placement import Shape
+from kvray.finetune.train import train
 from kvray.models.reference import resolve
-from kvray.sweep.model import Finetune
+from kvray.sweep.model import Finetune, Runtime
 
 
 def main() -> None:
     """Train as asked; with ``kill_at`` die by SIGKILL when the checkpoint of that step has been written."""
     asked = json.loads(sys.argv[1])
+    runtime = Runtime(**asked["runtime"])
     out = Path(asked["out"]) / os.environ.get("RANK", "0")
 
     def on_checkpoint(path: Path, step: int) -> None:
@@ -26,20 +28,21 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with np.load(asked["rows"]) as arrays:
-        rows = Encoded(**arrays)
+        rows = Encoded(np.split(arrays["ids"], np.cumsum(arrays["lengths"])[:-1]), arrays["answers"])
     done = train(
         resolve(asked["base"]),
         rows,
         Finetune(**asked["recipe"]),
         asked.get("seed", 0),
         out,
-        execution=Execution(threads=1, **asked["execution"]),
+        shape=Shape(runtime.workers_per_finetune, cpus=1, gpus=0),
+        runtime=runtime,
         resume_from=Path(asked["resume_from"]) if "resume_from" in asked else None,
         on_checkpoint=on_checkpoint,
     )
     out.mkdir(exist_ok=True)
     (out / "log.json").write_text(json.dumps(done.log))
-    (out / "sharded.json").write_text(json.dumps(done.sharded))
+    (out / "strategy.json").write_text(json.dumps(done.measurements["strategy"]))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def planned_and_read(file: str, scale: str | None) -> dict[str, tuple[Artefact, 
                 assert isinstance(task, Task)
                 return build(task, base, range(data[name].rows))
 
-            facts = select(artefact.params, base, read).facts()
+            facts = select(artefact.params, base, read).measurements()
             tokens = round(artefact.params.finetune.epochs * facts["tokens_per_epoch"])
             found[str(artefact.labels["mixture"])] = (artefact, facts["rows_per_epoch"], tokens)
     return found

@@ -88,13 +88,13 @@ def test_the_budget_is_what_its_own_mixture_reads_at_full_size_at_the_same_seed(
     tokens = {"a": uneven(300, 50, 1), "b": uneven(100, 90, 2), "c": uneven(900, 30, 3)}
     first = mix(job({"a": 0.5, "b": 0.5}, {}, seed=3), tokens.__getitem__)
     cut = mix(job({"c": 1.0}, {"a": 0.5, "b": 0.5}, seed=3), tokens.__getitem__)
-    assert first.budget is None and cut.budget == first.facts()["tokens_per_epoch"]
-    facts = cut.facts()
+    assert first.budget is None and cut.budget == first.measurements()["tokens_per_epoch"]
+    facts = cut.measurements()
     assert abs(facts["tokens_per_epoch"] - cut.budget) <= tokens["c"].max()
     assert facts["datasets"] == {"c": {"rows": facts["rows_per_epoch"], "tokens": facts["tokens_per_epoch"]}}
     assert facts["budget_tokens"] == cut.budget
     whole = mix(job({"c": 1.0}, {}, "rows"), tokens.__getitem__)
-    assert whole.facts()["rows_per_epoch"] == 900
+    assert whole.measurements()["rows_per_epoch"] == 900
 
 
 def test_one_dataset_alone_is_taken_whole_whatever_its_weight():

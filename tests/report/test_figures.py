@@ -12,7 +12,7 @@ from paper_store import tables as made
 from kvray.report.blocks import Details, Figure, name_figures
 from kvray.report.charts import curves, differences, grids, labels, style
 from kvray.results import comparisons, frames, outcomes
-from kvray.results.axes import LENGTH, OVERALL, POSITION, along
+from kvray.results.profile import LENGTH, OVERALL, POSITION, along
 
 Tables = tuple[pl.DataFrame, pl.DataFrame]
 
@@ -133,7 +133,7 @@ def test_floors_ceilings_and_published_points_are_drawn_and_named(tables: Tables
 
 def test_every_cell_of_a_heatmap_shows_its_number_in_a_readable_colour(paper: tuple[pl.DataFrame, ...]) -> None:
     rows, _, scores = paper
-    figure = grids.accuracy_grid(scores, "needle", palette(rows), "words")
+    figure = grids.heatmaps(scores, "needle", "accuracy", palette(rows), "words")
     panels = [panel for panel in figure.axes if panel.patches]
     assert [panel.get_title(loc="left") for panel in panels] == ["base", "kv", "needle"]
     cells = scores.filter((pl.col("evaluation") == "needle") & pl.col("depth").is_not_null())
@@ -144,10 +144,11 @@ def test_every_cell_of_a_heatmap_shows_its_number_in_a_readable_colour(paper: tu
         assert [shown[(x, y)] for x in range(5) for y in range(5)] == wanted
         for text, patch in zip(panel.texts, panel.patches, strict=True):
             assert contrast(text.get_color(), patch.get_facecolor()) > 4.4
-    change = grids.change_grid(scores, "needle", palette(rows), "words")
+    base = scores.filter(pl.col("model") == "base")
+    change = grids.heatmaps(scores, "needle", "difference", palette(rows), "words")
     titles = [panel.get_title(loc="left") for panel in change.axes if panel.texts]
     assert titles == ["kv", "needle"]
-    assert grids.change_grid(scores.filter(pl.col("model") == "base"), "needle", palette(rows), "words") is None
+    assert grids.heatmaps(base, "needle", "difference", palette(rows), "words") is None
 
 
 def contrast(one: object, other: object) -> float:
@@ -211,10 +212,10 @@ def test_names_of_lines_that_end_together_stay_apart_and_inside() -> None:
 
 
 def test_too_many_labels_are_spread_evenly_about_the_middle() -> None:
-    placed = labels.spread([1.0] * 30, [0.1] * 30, (0, 1))
+    placed = labels.spread([1.0] * 30, [0.1] * 30)
     assert [b - a for a, b in itertools.pairwise(sorted(placed))] == pytest.approx([0.1] * 29)
     assert sum(placed) / 30 == pytest.approx(0.5)
-    low = labels.spread([0.0, 0.0, 0.9], [0.1] * 3, (0, 1))
+    low = labels.spread([0.0, 0.0, 0.9], [0.1] * 3)
     assert sorted(low) == pytest.approx([0.0, 0.1, 0.9])
 
 

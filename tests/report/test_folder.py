@@ -14,7 +14,8 @@ import pytest
 import kvray
 from kvray.cli import app
 from kvray.driver import run as running
-from kvray.report import build, folder
+from kvray.report import build
+from kvray.store.output import Place
 from kvray.store.store import Store
 
 SWEEP = """\
@@ -107,14 +108,14 @@ def test_figures_that_no_longer_belong_are_removed_and_nothing_else(store: Store
 
 
 def test_a_note_cannot_make_a_report_remove_what_is_not_a_figure(tmp_path: Path) -> None:
-    there = folder.Directory(tmp_path)
+    there = Place(tmp_path)
     (tmp_path / "kept").write_text("x")
     names = ["kept", "figures/../kept", "../kept", "figures/a/b", 3, "figures/old.png"]
-    (tmp_path / folder.NOTE).write_text(json.dumps({"files": names}))
-    assert there.figures() == ["figures/old.png"]
+    (tmp_path / build.NOTE).write_text(json.dumps({"files": names}))
+    assert build.earlier_figures(there) == ["figures/old.png"]
     for text in ("{", "[]", '{"files": 3}'):
-        (tmp_path / folder.NOTE).write_text(text)
-        assert there.figures() == []
+        (tmp_path / build.NOTE).write_text(text)
+        assert build.earlier_figures(there) == []
 
 
 def kvray_(*arguments: str) -> tuple[int, str]:

@@ -151,7 +151,8 @@ def test_unequal_mixtures_are_said_to_be_unequal() -> None:
 
 def test_writings_are_in_the_provenance(text: str) -> None:
     part = section(text, "Provenance")
-    assert "| in2 | `Qwen/Qwen2.5-7B-Instruct` | committed | 420 | 98.6 % | not told | 31,512 | 1 min 28 s |" in part
+    line = "| in2 | `Qwen/Qwen2.5-7B-Instruct` | committed | 420 | 98.6 % | not recorded | 31,512 | 1 min 28 s |"
+    assert line in part
     assert "text written for in2" in part
 
 

@@ -220,7 +220,7 @@ def test_words_are_verdicts_in_their_columns_alone() -> None:
 def test_headlines_count_models_where_a_mixture_has_several_and_benchmarks_have_a_verb(make_cell) -> None:
     from kvray.report.headlines import benchmark_line, headlines
     from kvray.results import comparisons, frames, profile
-    from kvray.results.axes import OVERALL
+    from kvray.results.profile import OVERALL
 
     ways = [f"lora[learning_rate={rate}]" for rate in (1, 2)]
     cells = [make_cell("recall", questions=8), *(make_cell("recall", "ours", 0, questions=8, finetune=w) for w in ways)]

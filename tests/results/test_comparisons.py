@@ -10,7 +10,7 @@ import pytest
 from paper_store import tables
 
 from kvray.results import comparisons, frames, stats
-from kvray.results.axes import AXES, CONDITION, DEPTH, LENGTH, OVERALL, PAIRWISE, POSITION, SUBTASK, along, unsplit
+from kvray.results.profile import AXES, CONDITION, DEPTH, LENGTH, OVERALL, PAIRWISE, POSITION, SUBTASK, along, unsplit
 
 
 def as_frame(*parts: pa.Table) -> pl.DataFrame:

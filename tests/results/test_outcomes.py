@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from kvray.results import outcomes, stats
-from kvray.results.ratios import ratio, ratio_difference
+from kvray.results.stats import ratio, ratio_difference
 
 
 def answers(model: str, given: str, seed: int = 0) -> pl.DataFrame:

@@ -7,7 +7,7 @@ import pytest
 from paper_store import tables
 
 from kvray.results import frames, profile
-from kvray.results.axes import DEPTH, LENGTH, POSITION
+from kvray.results.profile import DEPTH, LENGTH, POSITION
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def test_the_manifest_is_written_last_and_every_name_is_flushed(
     living = DyingOs(-1, "never")
     monkeypatch.setattr(local, "os", living)
     make(store)
-    shard = ["open", "write", "fsync", "replace", "open", "fsync"]
+    shard = ["open", "write", "fsync", "replace", "unlink", "open", "fsync"]  # nothing is left to unlink
     manifest = ["open", "write", "fsync", "link", "unlink", "open", "fsync"]
     directories = ["mkdir", "open", "fsync"] * 3
     assert living.steps == [*directories, *shard, *shard, *manifest]

@@ -165,7 +165,7 @@ def test_a_commit_that_dies_at_any_request_leaves_the_old_state_or_the_new(store
     for number in range(200):
         mortal = Store(store.uri)
         dying = DyingFs(store.fs, number, after)
-        mortal.__dict__["_files"] = object_store.ObjectFiles(dying, "s3")
+        mortal.__dict__["_files"] = object_store.ObjectFiles(dying, "s3://")
         with contextlib.suppress(KeyboardInterrupt):
             commit(mortal)
         if not dying.dead and number >= dying.count:
@@ -259,7 +259,7 @@ def test_the_text_of_an_error_never_repeats_a_key_of_the_environment(store: Stor
     def refuse(*_: object) -> None:
         raise PermissionError(f"signature of {KEY} with {SECRET} does not match")
 
-    files = object_store.ObjectFiles(DyingFs(store.fs, -1, False), "s3")
+    files = object_store.ObjectFiles(DyingFs(store.fs, -1, False), "s3://")
     files.fs = type("Refusing", (), {"open_input_file": refuse})()
     with pytest.raises(StoreError, match=r"\*\*\*") as failure:
         files.read("bucket/x")

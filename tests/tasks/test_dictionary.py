@@ -169,7 +169,7 @@ def test_budget_of_the_paper_keeps_its_margins_by_redraws() -> None:
 @pytest.mark.parametrize("knobs", [{"max_tokens": 300}, {"law": "strict", "max_tokens": 300}])
 @pytest.mark.parametrize("kind", ["digits", "bridging"])
 def test_a_budget_that_cannot_hold_names_the_knobs(knobs: dict[str, Any], kind: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("kvray.tasks.kv.drafts.REDRAWS", 20)
+    monkeypatch.setattr("kvray.tasks.kv.base.REDRAWS", 20)
     with pytest.raises(InputError, match=r"max_tokens: 300.*lower dictionaries, keys_max or digits_max, or raise"):
         made(kind=kind, **knobs)
     with pytest.raises(InputError, match="fit found 0 to 0 dictionaries within max_tokens = 90"):
@@ -184,9 +184,9 @@ def test_fit_takes_as_many_dictionaries_as_the_budget_holds(kind: str) -> None:
     assert table["prompt_tokens"].to_numpy().max() <= 700
     assert len(set(table["units"].to_pylist())) > 1
     rows = np.arange(30)
-    draft = builder._attempt(rows, 0)
+    draft = builder.attempt(rows, 0)
     draft.units = table["units"].to_numpy() + 1
-    one_more = builder._counted(draft, builder.positions.of(rows, draft.units))
+    one_more = builder.count(rows, draft)
     assert (one_more > 700).all()
     assert (table["position"].to_numpy() <= table["units"].to_numpy()).all()
 
@@ -269,14 +269,14 @@ def test_two_thousand_rows_follow_the_paper_s_law_and_strict_ones_do_not() -> No
 
 def test_the_paper_s_counts_of_forced_positions() -> None:
     # 350 rows: 17 first, 10 among the first 17 (5 % of the samples), 323 uniform over 85 (paper.md 1.1).
-    positions = SimpleKV().context(counter()).material.positions
-    first, early = positions._forced
-    assert (len(first), len(early), len({*first, *early})) == (17, 10, 27)
-    of = positions.of(np.arange(350), np.full(350, 85))
-    assert (of[first] == 0).all()
-    assert of[early].max() <= 16
-    strict = SimpleKV(law="strict", early=0.9).context(counter()).material.positions
-    assert strict.of(np.arange(350), np.full(350, 85))[strict._forced[1]].max() == 3
+    builder = SimpleKV().context(counter()).material
+    first, early = (np.flatnonzero(builder.forced_rows == which) for which in (1, 2))
+    assert (len(first), len(early)) == (17, 10)
+    gold = builder.gold(np.arange(350), np.full(350, 85))
+    assert (gold[first] == 0).all()
+    assert gold[early].max() <= 16
+    strict = SimpleKV(law="strict", early=0.9).context(counter()).material
+    assert strict.gold(np.arange(350), np.full(350, 85))[strict.forced_rows == 2].max() == 3
 
 
 def test_strict_keys_are_unique_and_sizes_alike() -> None:
@@ -326,7 +326,7 @@ def test_knobs_that_make_no_sense_are_refused(knobs: dict[str, Any], message: st
 
 
 def test_the_row_that_found_no_draft_is_named_with_its_own_tokens(monkeypatch: Any) -> None:
-    monkeypatch.setattr("kvray.tasks.kv.drafts.REDRAWS", 3)
+    monkeypatch.setattr("kvray.tasks.kv.base.REDRAWS", 3)
     monkeypatch.setattr(
         "kvray.tasks.kv.simple.SimpleBuilder._measure",
         lambda self, rows, draft: setattr(draft, "tokens", 1000 + rows) or (rows % 4 != 2),

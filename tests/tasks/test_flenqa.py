@@ -21,7 +21,7 @@ from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.flenqa.flenqa import Flenqa
-from kvray.tasks.flenqa.prompts import prompt, verdict
+from kvray.tasks.flenqa.published import prompt, verdict
 
 FIELDS = {"text": "First.\nSecond {x}.", "question": "Is it so?", "rule": "If a then b."}
 # Written out by hand from the authors' notebook.

@@ -20,7 +20,7 @@ from kvray.tasks.flenqa.facts import ATTRIBUTES, FILLERS, PROPERTIES, RELATIONS,
 from kvray.tasks.flenqa.flenqa import Flenqa
 from kvray.tasks.flenqa.make import Maker
 from kvray.tasks.flenqa.padding import books, split
-from kvray.tasks.flenqa.prompts import Condition, Dispersion, Padding, Subtask
+from kvray.tasks.flenqa.published import Condition, Dispersion, Padding, Subtask
 from kvray.tasks.rng import draws, key_of
 
 SUBTASKS: tuple[Subtask, ...] = ("MonoRel", "PIR", "RuleTaker")

@@ -149,7 +149,7 @@ def test_what_is_counted_for_the_plan_is_what_is_trained_on(tmp_path: Path) -> N
     lengths = measure(task, context, 24, counted)
     assert lengths.trained.tolist() == encoded.lengths.tolist()
     assert lengths.asked.tolist() == (encoded.lengths - encoded.answers).tolist()
-    whole = load_tokenizer(base).decode(encoded.row(20))
+    whole = load_tokenizer(base).decode(encoded.ids[20])
     assert all(message["content"] in whole for message in CHAT)
 
 

@@ -16,9 +16,8 @@ import pytest
 
 from kvray.errors import InputError
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.tasks.qa import instructions
 from kvray.tasks.qa.mdqa import Mdqa
-from kvray.tasks.qa.multidoc import MultiDocQa, restated
+from kvray.tasks.qa.multidoc import MultiDocQa, is_english, pair, restated
 from kvray.tasks.qa.questions import Question
 from kvray.tasks.qa.recall import Recall
 
@@ -187,7 +186,7 @@ def test_instruction_rows_come_out_of_archives_and_tables(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("row", "pair"),
+    ("row", "expected"),
     [
         ({"instruction": "Do", "input": "this", "output": "done"}, ("Do\n\nthis", "done")),
         ({"instruction": "Do", "input": "", "output": "done"}, ("Do", "done")),
@@ -201,8 +200,8 @@ def test_instruction_rows_come_out_of_archives_and_tables(tmp_path: Path) -> Non
         ({"prompt": "p", "output": ""}, ("p", "")),
     ],
 )  # fmt: skip
-def test_the_usual_shapes_of_instruction_rows_are_read(row: dict, pair: tuple[str, str]) -> None:
-    assert instructions.pair(row, "here") == pair
+def test_the_usual_shapes_of_instruction_rows_are_read(row: dict, expected: tuple[str, str]) -> None:
+    assert pair(row, "here") == expected
 
 
 @pytest.mark.parametrize(
@@ -218,7 +217,7 @@ def test_the_usual_shapes_of_instruction_rows_are_read(row: dict, pair: tuple[st
 )
 def test_a_row_of_another_shape_is_named(row: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        instructions.pair(row, "here")
+        pair(row, "here")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +226,7 @@ def test_a_row_of_another_shape_is_named(row: dict, message: str) -> None:
      ("A name 张伟 in a long English sentence", True), ("123 456", False), ("", False)],
 )  # fmt: skip
 def test_english_is_nine_letters_of_ten_in_ascii(text: str, english: bool) -> None:
-    assert instructions.is_english(text) == english
+    assert is_english(text) == english
 
 
 def test_a_sentence_that_holds_the_trained_answer_is_restated() -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kvray.models.tokenizer import TokenCounter
 from kvray.tasks import prompts
-from kvray.tasks.kv import drafts, simple
+from kvray.tasks.kv import simple
 from kvray.tasks.kv.simple import SimpleKV
 
 ROWS, DICTIONARIES = 2000, 85
@@ -223,7 +223,7 @@ def test_a_wrong_law_breaks_what_it_changes(law: str, monkeypatch: pytest.Monkey
 def placed(rows: int, seed: int, **knobs: float) -> NDArray[np.int64]:
     """Return the 0-based gold position of every row, as the prompts have it (see the first test that uses it)."""
     task = SimpleKV(rows=rows, seed=seed, **knobs)
-    found: NDArray[np.int64] = task.context(COUNTER).material.positions.of(np.arange(rows), np.full(rows, DICTIONARIES))
+    found: NDArray[np.int64] = task.context(COUNTER).material.gold(np.arange(rows), np.full(rows, DICTIONARIES))
     return found
 
 
@@ -272,8 +272,7 @@ def test_early_positions_end_at_five_percent_of_the_samples_not_of_the_dictionar
     uniform = early_statistics([placed(rows, seed, forced_first=0.0, early=0.0) for seed in seeds], rows)
     assert abs(uniform["0 to 0"]) > BOUND
     # The other reading: 5 % of the dictionaries, the first 4.
-    positions = drafts.GoldPositions
-    monkeypatch.setattr(simple, "GoldPositions", lambda *given, by_samples: positions(*given, by_samples=False))
+    monkeypatch.setattr(simple.SimpleBuilder, "early_by_samples", property(lambda self: False, lambda self, on: None))
     other = early_statistics([placed(rows, seed) for seed in seeds], rows)
     assert other["1 to 3"] > BOUND
     assert abs(other[f"4 to {min(int(rows * 0.05), DICTIONARIES) - 1}"]) > BOUND

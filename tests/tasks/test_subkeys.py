@@ -114,7 +114,7 @@ def test_rows_hang_on_nothing_but_the_recipe() -> None:
 
 
 def test_a_budget_that_cannot_hold_names_the_knobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvray.tasks.kv.drafts.REDRAWS", 20)
+    monkeypatch.setattr("kvray.tasks.kv.base.REDRAWS", 20)
     with pytest.raises(InputError, match=r"max_tokens: 200.*lower dictionaries, keys_max, key_size_max"):
         made(max_tokens=200)
 

@@ -78,15 +78,9 @@ def score(task: Task, table: pa.Table, replies: Sequence[str]) -> Any:
 
 def answers(model: Any, tokenizer: Any, prompts: Sequence[str], batch: int = 50, tokens: int = 40) -> list[str]:
     """Answer prompts greedily through the chat template, in left-padded batches."""
-    import torch
+    from transformers import pipeline
 
-    replies: list[str] = []
-    for start in range(0, len(prompts), batch):
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + batch]]
-        encoded = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        ).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(**encoded, max_new_tokens=tokens, do_sample=False)
-        replies += tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
-    return replies
+    ask = pipeline("text-generation", model=model, tokenizer=tokenizer, batch_size=batch)
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    replies = ask(chats, max_new_tokens=tokens, do_sample=False, return_full_text=False)
+    return [str(reply[0]["generated_text"]) for reply in replies]

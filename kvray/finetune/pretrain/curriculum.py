@@ -196,20 +196,20 @@ class Curriculum:
         # A pool is a fixed list of integers, half of three digits, half of four: a small one is a small alphabet.
         picks = rng.integers(0, pool, (units, 4, 2))
         draw = np.where(picks % 2, 100 + picks * 7919 % 900, 1000 + picks * 7919 % 9000)
-        made = [dict(pairs.tolist()[: rng.integers(1, 5)]) for pairs in draw]
-        listed = "\n".join(f"Dictionary [{index + 1}] {content}" for index, content in enumerate(made))
-        owners = Counter(key for content in made for key in content)
-        asked = [(key, index) for index, content in enumerate(made) for key in content if owners[key] == 1]
+        contents = [dict(pairs.tolist()[: rng.integers(1, 5)]) for pairs in draw]
+        listed = "\n".join(f"Dictionary [{index + 1}] {content}" for index, content in enumerate(contents))
+        owners = Counter(key for content in contents for key in content)
+        asked = [(key, index) for index, content in enumerate(contents) for key in content if owners[key] == 1]
         rng.shuffle(asked)
         turns = []
-        for turn, (key, index) in enumerate(asked[:5] or [(next(iter(made[0])), 0)]):
+        for turn, (key, index) in enumerate(asked[:5] or [(next(iter(contents[0])), 0)]):
             tail = prompts.KV_TAIL.format(key=key)
             if rng.random() < 0.5:
                 tail += prompts.KV_TEMPLATE.format(key=key)
             head = prompts.KV_HEAD + listed if turn == 0 else ""
             answer_text = prompts.KV_ANSWER.format(key=key, value="\0", dictionary="\0")
             before, between, after = answer_text.split("\0")
-            answer = ((before, RESTATED), (str(made[index][key]), 1.0), (between, RESTATED), (str(index + 1), 1.0))
+            answer = ((before, RESTATED), (str(contents[index][key]), 1.0), (between, RESTATED), (str(index + 1), 1.0))
             turns.append(((head + tail).lstrip("\n"), *answer, (after, RESTATED)))
         return self.conversation(turns)
 

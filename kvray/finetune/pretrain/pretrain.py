@@ -12,8 +12,8 @@ from typing import Any
 
 from kvray.console import say
 from kvray.errors import InputError
-from kvray.finetune.pretrain import tokenizer as tiny_tokenizer
 from kvray.finetune.pretrain.curriculum import SMALL_ALPHABET, Curriculum, Stage, advance
+from kvray.finetune.pretrain.tokenizer import build
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,10 @@ def pretrain(
         torch.set_num_threads(threads)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     out.mkdir(parents=True, exist_ok=True)
-    state = out.with_name(out.name + ".state")
-    training = _Training(recipe, tiny_tokenizer.save(out), place)
+    state = out.with_name(f"{out.name}.state") / "state.safetensors"
+    tokenizer = build()
+    tokenizer.save_pretrained(out)
+    training = _Training(recipe, tokenizer, place)
     training.restore(state)
     started = time.monotonic() - training.seconds
     steps = recipe.tokens // recipe.batch_tokens
@@ -153,18 +155,14 @@ class _Training:
             f"units {stage.units:.1f}; " + ", ".join(f"{name} {value:.3f}" for name, value in self.running.items())
         )
 
-    def save(self, directory: Path) -> None:
-        """Write tensors to a new file, then the JSON that names it: the JSON's existence means the state is whole."""
+    def save(self, path: Path) -> None:
+        """Write the state to one file, whole or not at all: tensors, and the rest as JSON in its metadata."""
         from safetensors.torch import save_file
 
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{name}": value.contiguous() for name, value in self.model.named_parameters()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value.contiguous() for name, value in state.items()}
-        file = directory / f"step-{self.step:08d}.safetensors"
-        save_file(tensors, file)
         document = {
-            "file": file.name,
             "recipe": asdict(self.recipe),
             "step": self.step,
             "seconds": self.seconds,
@@ -172,36 +170,33 @@ class _Training:
             "running": self.running,
             "random": self.curriculum.rng.bit_generator.state,
         }
-        temporary = directory / ".state.json"
-        temporary.write_text(json.dumps(document))
-        temporary.replace(directory / "state.json")
-        for old in directory.glob("step-*.safetensors"):
-            if old != file:
-                old.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        save_file(tensors, temporary, {"state": json.dumps(document)})
+        temporary.replace(path)
 
-    def restore(self, directory: Path) -> None:
+    def restore(self, path: Path) -> None:
         """Resume from a saved state, if there is one; InputError if it is of another recipe."""
-        import torch
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        path = directory / "state.json"
         if not path.is_file():
             return
-        document = json.loads(path.read_text())
+        with safe_open(path, "pt") as file:
+            document = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
         if document["recipe"] != asdict(self.recipe):
             raise InputError(
-                f"{directory} holds the state of another recipe; delete it to start afresh, or pass its values"
+                f"{path.parent} holds the state of another recipe; delete it to start afresh, or pass its values"
             )
-        tensors = load_file(directory / document["file"])
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        saved = self.optimizer.state_dict()
+        optimizer = self.optimizer.state_dict()
         for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                saved["state"].setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict(saved)
+            part, name = key.split(".", 1)
+            if part == "optimizer":
+                index, name = name.split(".")
+                optimizer["state"].setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict(optimizer)
+        weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+        self.model.load_state_dict(weights, strict=False)  # the output layer shares its weights with the embeddings
         self.curriculum.rng.bit_generator.state = document["random"]
         self.step, self.seconds, self.running = document["step"], document["seconds"], document["running"]
         self.stage = Stage(**document["stage"])

@@ -6,7 +6,7 @@ world become one token each. Any other text still round-trips, as bytes.
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 from kvray.tasks import world
@@ -17,14 +17,6 @@ VOCABULARY = 1536
 # space between them along, so that one token separates a key from its value: ": " in a dictionary, " is " in an answer.
 SPLIT = r"\p{N}{1,2}| ?\p{L}+ (?=\p{N})| ?\p{L}+|[^\s\p{L}\p{N}]+ (?=\p{N})| ?[^\s\p{L}\p{N}]+|\s*\n+|\s+(?!\S)|\s+"
 BOS, EOS, PAD, USER, ASSISTANT = "<s>", "</s>", "<pad>", "[INST]", "[/INST]"
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
-    "{% elif message['role'] == 'user' %}{{ '[INST]' + message['content'] + '[/INST]' }}"
-    "{% elif message['role'] == 'system' %}{{ message['content'] + '\\n' }}"
-    "{% else %}{{ raise_exception('roles are system, user and assistant, not ' + message['role']) }}{% endif %}"
-    "{% endfor %}"
-)
 
 
 def build() -> Any:
@@ -56,7 +48,9 @@ def build() -> Any:
         model_max_length=32768,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = (
+        resources.files("kvray.finetune.pretrain").joinpath("chat_template.jinja").read_text("utf-8")
+    )
     return tokenizer
 
 
@@ -80,10 +74,3 @@ def corpus() -> Iterator[str]:
     for wording in WORDINGS:
         filled = re.sub(r"{(key|value|dictionary|index|subkeys)}", "1234", wording)
         yield from [filled] * 2000
-
-
-def save(directory: Path) -> Any:
-    """Train the tokenizer, write its files into a directory and return it."""
-    tokenizer = build()
-    tokenizer.save_pretrained(directory)
-    return tokenizer

@@ -220,7 +220,7 @@ def _detectable(planned: Plan) -> tuple[int, dict[str, dict[str, Any]]]:
     comparisons = max(1, len(compared))
     points = {name: detectable_difference(number, comparisons=comparisons) for name, number in questions.items()}
     return comparisons, {
-        name: {"questions": questions[name], "points": round(100 * points[name], 1)} for name in questions
+        name: {"questions": questions[name], "points": round(100 * each, 1)} for name, each in points.items()
     }
 
 

@@ -16,8 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from kvray.models.reference import API, BUNDLED
 from kvray.planning.artefacts import Artefact, FinetuneJob, Kind, Plan, WritingJob
-from kvray.store.manifest import Manifest
-from kvray.store.provenance import hardware
+from kvray.store.manifest import Manifest, hardware
 
 Where = Literal["cpu", "gpu", "api"]
 

@@ -23,59 +23,53 @@ _MEANINGS = {
 _TITLES = dict(zip(KINDS, ("writings", "datasets", "finetunes", "cells (predictions)"), strict=True))
 
 
-def text(found: Estimate) -> str:
+def text(estimate: Estimate) -> str:
     """Return an estimate as tables for a terminal: artefacts by kind, smallest differences, stages, warnings."""
-    lines = [f"sweep {found.planned.sweep.name}, base model {found.planned.base_model}"]
-    lines += [f"not known here: {note}" for note in found.planned.notes]
-    for title, header, rows in tables(found):
+    lines = [f"sweep {estimate.planned.sweep.name}, base model {estimate.planned.base_model}"]
+    lines += [f"not known here: {note}" for note in estimate.planned.notes]
+    for title, header, rows in tables(estimate):
         lines += ["", title, table(header, rows)]
-    if detectable := found.document["detectable_difference"]:
+    if detectable := estimate.document["detectable_difference"]:
         cells = [(name, each["questions"], each["points"]) for name, each in detectable.items()]
-        lines += ["", _DETECTABLE.format(comparisons=found.comparisons)]
+        lines += ["", _DETECTABLE.format(comparisons=estimate.comparisons)]
         lines.append(table(["evaluation", "questions", "points"], cells))
-    lines += ["", *marks(found)]
-    totals, api = found.document["totals"], _api(found)
+    lines += ["", *marks(estimate)]
+    totals, api = estimate.document["totals"], _api(estimate)
     if not totals["to_run"]:
         return "\n".join([*lines, f"nothing to do: all {totals['cached']} artefacts are committed"])
-    lines += [f"{totals['to_run']} to run, {totals['cached']} cached", _stages(found)]
+    lines += [f"{totals['to_run']} to run, {totals['cached']} cached", _stages(estimate)]
     lines += [f"  {kind}: {basis}" for kind, basis in totals["seconds_basis"].items()]
     lines += [f"  API: {api}"] if api else []
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in found.document["warnings"])])
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in estimate.document["warnings"])])
 
 
-def tables(found: Estimate) -> Iterator[tuple[str, list[str], list[list[object]]]]:
+def tables(estimate: Estimate) -> Iterator[tuple[str, list[str], list[list[object]]]]:
     """Yield per kind of artefact the title, the header and the rows of its table."""
     for kind, title in _TITLES.items():
-        if items := [item for item in found.items if item.artefact.kind == kind]:
-            yield f"{title}: {len(items)}", *_artefacts(items)
+        if items := [item for item in estimate.items if item.artefact.kind == kind]:
+            header = [*items[0].artefact.labels, "state", "rows", "tokens", "time", "why"]
+            yield f"{title}: {len(items)}", header, [_row(item) for item in items]
 
 
-def marks(found: Estimate) -> list[str]:
+def marks(estimate: Estimate) -> list[str]:
     """Return what the marks in these tables mean, those that appear."""
-    used = {_mark(item) for item in found.items if item.reads}
+    used = {_mark(item) for item in estimate.items if item.reads}
     return [meaning for mark, meaning in _MEANINGS.items() if mark in used]
 
 
-def _artefacts(items: Sequence[Item]) -> tuple[list[str], list[list[object]]]:
-    labels = items[0].artefact.labels
-    names = ["dataset", "role"] if "role" in labels else list(labels)
-    rows: list[list[object]] = []
-    for item in items:
-        job, why, mark = item.artefact.params, item.why, _mark(item)
-        cut = mark if isinstance(job, FinetuneJob) and (job.budget or len(job.mixture) > 1) else ""  # to a length
-        if why == "new" and isinstance(job, FinetuneJob):
-            why = f"new ({job.finetune.epochs:g} epochs)"
-        rows.append(
-            [
-                *(item.artefact.labels[name] for name in names),
-                item.state,
-                f"{cut}{item.artefact.rows}",
-                f"{mark}{count(item.reads)}" if item.reads else None,
-                None if item.seconds is None or item.state == "cached" else duration(item.seconds),
-                why if len(why) <= 90 else why[:89] + "…",
-            ]
-        )
-    return [*names, "state", "rows", "tokens", "time", "why"], rows
+def _row(item: Item) -> list[object]:
+    job, why, mark = item.artefact.params, item.why, _mark(item)
+    cut = mark if isinstance(job, FinetuneJob) and (job.budget or len(job.mixture) > 1) else ""  # to a length
+    if why == "new" and isinstance(job, FinetuneJob):
+        why = f"new ({job.finetune.epochs:g} epochs)"
+    return [
+        *item.artefact.labels.values(),
+        item.state,
+        f"{cut}{item.artefact.rows}",
+        f"{mark}{count(item.reads)}" if item.reads else None,
+        None if item.seconds is None or item.state == "cached" else duration(item.seconds),
+        why if len(why) <= 90 else why[:89] + "…",
+    ]
 
 
 def _mark(item: Item) -> str:
@@ -83,16 +77,16 @@ def _mark(item: Item) -> str:
     return "" if item.state == "cached" else _MARKS[item.artefact.counted]
 
 
-def _stages(found: Estimate) -> str:
+def _stages(estimate: Estimate) -> str:
     """Return the table of stages, with a line for all of them."""
-    stages, totals = found.document["stages"], found.document["totals"]
+    stages, totals = estimate.document["stages"], estimate.document["totals"]
     rows = []
     for stage in stages:
         time = duration(stage["seconds"]) + (f" and {stage['unknown']} unknown" if stage["unknown"] else "")
         hours = None if stage["on"] == "api" else _hours(stage["hours"], stage["on"])
         rows.append([stage["stage"], stage["artefacts"], *_counts([stage]), hours, time])
     missing = sum(stage["unknown"] for stage in stages)
-    time = f"about {duration(found.known_seconds)}" + (f", without {missing} of unknown size" if missing else "")
+    time = f"about {duration(estimate.known_seconds)}" + (f", without {missing} of unknown size" if missing else "")
     every = [_hours(totals[f"{on}_hours"], on) for on in ("gpu", "cpu") if totals[f"{on}_hours"]]
     rows.append(["all", totals["to_run"], *_counts(stages), ", ".join(every) or None, time])
     return table(["stage", "to run", "tokens", "written", "device time", "time"], rows)
@@ -108,9 +102,9 @@ def _hours(number: float, on: str) -> str:
     return f"{number:,.{digits}f} {on.upper()}-hours"
 
 
-def _api(found: Estimate) -> str:
+def _api(estimate: Estimate) -> str:
     """Return what goes through an API and what it charges, or which prices are missing; empty if nothing does."""
-    api, runtime = found.document["totals"]["api"], found.planned.sweep.runtime
+    api, runtime = estimate.document["totals"]["api"], estimate.planned.sweep.runtime
     prices = {name: getattr(runtime, f"api_price_{name}") for name, number in api["tokens"].items() if number}
     if not prices:
         return ""

@@ -8,8 +8,8 @@ import polars as pl
 
 from kvray.report.charts import labels, style
 from kvray.report.charts.style import PAPER, WIDTH, Palette
-from kvray.results.axes import LENGTH, Axis, along
 from kvray.results.frames import BASE
+from kvray.results.profile import LENGTH, Axis, along
 
 _TOGETHER = 4
 """Most models drawn in one panel; more get a panel each, with the base, since their bands would hide each other."""
@@ -54,7 +54,7 @@ def accuracy_along(
     """
     rows = along(scores, axis).filter((pl.col("evaluation") == evaluation) & pl.col("accuracy").is_not_null())
     rows = rows.sort(axis.name).with_columns(pl.col(axis.name).cast(pl.Float64).alias("x"))
-    finetuned = sorted((m for m in rows["model"].unique() if m != BASE), key=palette.place)
+    finetuned = palette.ordered(set(rows["model"]) - {BASE})
     alone = len(finetuned) <= _TOGETHER
     head = (f"Accuracy by {axis.title}: {evaluation}", subtitle)
     with style.theme():
@@ -110,13 +110,11 @@ def _published(panel: Any, published: Sequence[Published], palette: Palette, alo
 
 def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[Published], letter: float) -> None:
     """Set limits, and ticks whose names keep apart; ``letter`` is the width of a letter as a share of the axis."""
-    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
-
     every = sorted({*places, *(point[0] for each in published for point in each.points)})
     first, last = every[0], every[-1]
     if axis == LENGTH and last >= 8 * first > 0:
         panel.set_xscale("log")
-        panel.xaxis.set_minor_locator(NullLocator())
+        panel.minorticks_off()
         margin = (last / first) ** 0.03
         panel.set_xlim(first / margin, last * margin)
     else:
@@ -130,12 +128,9 @@ def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[
         room = letter * (0.5 * (len(names[place]) + len(names[ticks[-1]])) + 0.6) if ticks else 0.0
         if not ticks or at[ticks[-1]] - at[place] >= room:
             ticks.append(place)
-    ticks.reverse()
-    panel.xaxis.set_major_locator(FixedLocator(ticks))
-    panel.set_xticks(ticks, [names[tick] for tick in ticks])
+    panel.set_xticks(ticks[::-1], [names[tick] for tick in ticks[::-1]])
     panel.set_ylim(0, 1)
-    panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    panel.set_yticks(*style.shares(5))
 
 
 def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
@@ -155,15 +150,8 @@ def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
             continue
         # Curves lie between floor and ceiling, so names go outside.
         below = level.floor and min(drawn) > 0.06
-        panel.annotate(
-            f"{level.name}: {', '.join(numbers)}" if alone else f"{level.name}, {numbers[0]}",
-            (0.006, min(drawn) if below else max(drawn)),
-            (0, -3 if below else 3),
-            xycoords=panel.get_yaxis_transform(),
-            textcoords="offset points",
-            va="top" if below else "bottom",
-            fontsize=8 if alone else 7,
-            color=style.MUTED,
-            zorder=5,
-            path_effects=[withStroke(linewidth=2.5, foreground=PAPER)],
-        )
+        look = {"fontsize": 8 if alone else 7, "color": style.MUTED, "zorder": 5, "va": "top" if below else "bottom"}
+        look |= {"xycoords": panel.get_yaxis_transform(), "textcoords": "offset points"}
+        name = f"{level.name}: {', '.join(numbers)}" if alone else f"{level.name}, {numbers[0]}"
+        at, away = (0.006, min(drawn) if below else max(drawn)), (0, -3 if below else 3)
+        panel.annotate(name, at, away, path_effects=[withStroke(linewidth=2.5, foreground=PAPER)], **look)

@@ -10,10 +10,8 @@ from kvray.report.charts.style import PAPER, WIDTH, Palette
 from kvray.report.text import change
 from kvray.results.frames import BASE
 
-Places = Mapping[tuple[str, str], Sequence[float]]
-"""Published changes, as shares, by (evaluation, model)."""
-_CORNER = (0.24, 0.07)
-"""Width and height of the words in a corner, as shares of the panel."""
+Places = Mapping[tuple[str, str], Sequence[float]]  # published changes, as shares, by (evaluation, model)
+_CORNER = (0.24, 0.07)  # width and height of the words in a corner, as shares of the panel
 
 
 def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], palette: Palette, subtitle: str) -> Any:
@@ -26,16 +24,12 @@ def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], pale
     with style.theme():
         figure, axes = style.panels((WIDTH, height), (len(tables), 1), head, [len(table) + 1.0 for table in tables])
         for panel, table, evaluation in zip(axes, tables, evaluations, strict=True):
-            panel.axvline(0, **style.ZERO)
+            _forest(panel, table, [row["b"] for row in table], palette)
+            panel.set_xlim(*style.limits(table))
             beside = {"xycoords": panel.get_yaxis_transform(), "va": "center", "fontsize": 9, "annotation_clip": False}
             for y, row in enumerate(table):
-                _dot(panel, row, y, palette)
                 points = change(row["difference"], row["low"], row["high"]).replace(" (", "  (", 1)
                 panel.annotate(f"{points}  {row['verdict']}", (1.015, y), **beside)
-            panel.set_yticks(range(len(table)), [row["b"] for row in table], color=style.INK)
-            panel.set_ylim(-0.6, len(table) - 0.4)
-            panel.grid(axis="y", visible=False)
-            panel.set_xlim(*style.limits(table))
             if len(evaluations) > 1:
                 panel.set_title(evaluation, loc="left", fontsize=10, color=style.INK)
         axes[-1].set_xlabel("change in accuracy against the base model, points")
@@ -51,9 +45,9 @@ def benchmark_changes(
 ) -> Any:
     """Draw each model's change on benchmarks, a panel each on one scale; published changes are hollow."""
     rows = comparisons.filter(pl.col("evaluation").is_in(list(evaluations))).to_dicts()
-    models = sorted({row["b"] for row in rows}, key=palette.place, reverse=True)
+    models = palette.ordered(row["b"] for row in rows)[::-1]
     theirs = {key: each for key, each in (published or {}).items() if key[0] in evaluations and key[1] in models}
-    low, high = style.limits(rows, [each for several in theirs.values() for each in several])
+    limits = style.limits(rows, [each for several in theirs.values() for each in several])
     columns = min(5, len(evaluations))
     size = (max(WIDTH, 1.75 * columns + 0.9), 0.46 * len(models) + 0.75)
     head = (f"Change on general benchmarks: {', '.join(evaluations)}", subtitle)
@@ -61,19 +55,15 @@ def benchmark_changes(
     with style.theme():
         figure, axes = style.facets(len(evaluations), size, head, "points", columns, margin=0.2)
         for place, (panel, evaluation) in enumerate(zip(axes, evaluations, strict=True)):
-            panel.axvline(0, **style.ZERO)
-            of = {row["b"]: row for row in rows if row["evaluation"] == evaluation}
+            _forest(panel, [row for row in rows if row["evaluation"] == evaluation], models, palette)
+            panel.set_xlim(*limits)
             for y, model in enumerate(models):
-                if model in of:
-                    _dot(panel, of[model], y, palette)
+                look = {"marker": palette.marker(model), "color": palette.colour(model), **hollow}
                 for each in theirs.get((evaluation, model), ()):
-                    marker, colour = palette.marker(model), palette.colour(model)
-                    panel.plot(100 * each, y - 0.27, marker, color=colour, **hollow)
+                    panel.plot(100 * each, y - 0.27, **look)
             panel.set_title(evaluation, loc="left", fontsize=10, color=style.INK)
-            panel.set_xlim(low, high)
-            panel.set_ylim(-0.6, len(models) - 0.4)
-            panel.grid(axis="y", visible=False)
-            panel.set_yticks(range(len(models)), [""] * len(models) if place % columns else models, color=style.INK)
+            if place % columns:
+                panel.set_yticklabels([])
     return figure
 
 
@@ -118,8 +108,12 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
     return figure
 
 
-def _dot(panel: Any, row: Mapping[str, Any], y: float, palette: Palette) -> None:
-    marker, colour = palette.marker(row["b"]), palette.colour(row["b"])
-    panel.errorbar(
-        100 * row["difference"], y, xerr=style.reach(row), fmt=marker, color=colour, elinewidth=2.0, **style.DOT
-    )
+def _forest(panel: Any, rows: Sequence[Mapping[str, Any]], models: Sequence[str], palette: Palette) -> None:
+    """Draw the change of each model on a line of its own, the first at the bottom."""
+    panel.axvline(0, **style.ZERO)
+    for row in rows:
+        look = {"fmt": palette.marker(row["b"]), "color": palette.colour(row["b"]), "elinewidth": 2.0, **style.DOT}
+        panel.errorbar(100 * row["difference"], models.index(row["b"]), xerr=style.reach(row), **look)
+    panel.set_yticks(range(len(models)), models, color=style.INK)
+    panel.set_ylim(-0.6, len(models) - 0.4)
+    panel.grid(axis="y", visible=False)

@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
 from kvray.report.charts.labels import name_panel
 from kvray.report.charts.style import INK, MUTED, PAPER, WIDTH, Palette, facets, on, panels, theme, thinned, tokens
+from kvray.report.charts.style import shares as ticks
 from kvray.results.frames import BASE
 
+Value = Literal["accuracy", "difference"]  # the column of the scores that a heatmap shows
 _ACROSS = 3
-_PRINTED = 16
-"""Most lengths or depths of a heatmap whose cells show their numbers."""
+_PRINTED = 16  # most lengths or depths of a heatmap whose cells show their numbers
 _SEQUENTIAL = ("#f3f7fb", "#c6dbec", "#86b6d8", "#3f87bd", "#0b559b", "#08306b")
 _DIVERGING = ("#8c3a00", "#d55e00", "#f0a875", "#f6f4f1", "#85b7dc", "#0072b2", "#003f6b")
 FILLS = {
@@ -25,26 +26,46 @@ FILLS = {
 }
 """Colours of the kinds of answers, distinct from the models' and, in grey, from each other."""
 _FURTHER = "#a99bb5"
-_NARROW = 0.055
-"""Least share of the answers that is printed in its part of the bar."""
+_NARROW = 0.055  # least share of the answers that is printed in its part of the bar
 
 
-def accuracy_grid(scores: pl.DataFrame, evaluation: str, palette: Palette, subtitle: str) -> Any:
-    """Draw accuracy by context length and needle depth, a heatmap per model, the base first."""
-    rows = cells(scores, evaluation).filter(pl.col("accuracy").is_not_null())
-    head = (f"Accuracy by context length and needle depth: {evaluation}", subtitle)
-    return _heatmaps(rows, "accuracy", head, palette, (0.0, 1.0), "accuracy, %")
+def heatmaps(scores: pl.DataFrame, evaluation: str, value: Value, palette: Palette, subtitle: str) -> Any:
+    """Draw accuracy, or its change against the base, by context length and needle depth: a heatmap per model.
 
+    A change that is significant has a border. None where no model has the value.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
 
-def change_grid(scores: pl.DataFrame, evaluation: str, palette: Palette, subtitle: str) -> Any:
-    """Draw each finetune's change against the base, with a border where significant; None if nothing was compared."""
-    rows = cells(scores, evaluation).filter(pl.col("difference").is_not_null())
+    rows = cells(scores, evaluation).filter(pl.col(value).is_not_null())
     if not rows.height:
         return None
-    # A scale that reads well: 20, 40, 60, 80 or 100 points.
-    far = max(0.2, math.ceil(5 * max(abs(float(change)) for change in rows["difference"]) - 1e-9) / 5)
-    head = (f"Change against the base by context length and needle depth: {evaluation}", subtitle)
-    return _heatmaps(rows, "difference", head, palette, (-far, far), "change, points")
+    title, unit, low, high = "Accuracy", "accuracy, %", 0.0, 1.0
+    if value == "difference":
+        # A scale that reads well: 20, 40, 60, 80 or 100 points.
+        high = max(0.2, math.ceil(5 * max(map(abs, rows[value])) - 1e-9) / 5)
+        title, unit, low = "Change against the base", "change, points", -high
+    models = palette.ordered(rows["model"])
+    lengths, depths = (rows[axis].unique().sort().to_list() for axis in ("length", "depth"))
+    columns = min(_ACROSS, len(models))
+    width = max(WIDTH, columns * (0.42 * min(len(lengths), _PRINTED) + 0.5) + 1.2) if columns == _ACROSS else WIDTH
+    height = min(4.4, max(1.5, 0.25 * len(depths))) + 0.42
+    colours = _DIVERGING if low else _SEQUENTIAL
+    shade = ScalarMappable(Normalize(low, high), LinearSegmentedColormap.from_list("kvray", colours))
+    head = (f"{title} by context length and needle depth: {evaluation}", subtitle)
+    with theme():
+        figure, axes = facets(len(models), (width, height), head, "context length, tokens", columns, margin=0.45)
+        for place, (panel, model) in enumerate(zip(axes, models, strict=True)):
+            _heatmap(panel, rows.filter(pl.col("model") == model), value, shade, lengths, depths)
+            name_panel(panel, model, MUTED if model == BASE else palette.colour(model))
+            panel.set_yticklabels([]) if place % columns else panel.set_ylabel("depth, %")
+        bar = figure.colorbar(shade, ax=figure.axes, fraction=0.02, pad=0.012, aspect=28)
+        bar.outline.set_visible(False)
+        bar.solids.set_rasterized(False)
+        bar.set_label(unit, fontsize=9, color=MUTED)
+        ticks = [low + i * (high - low) / 4 for i in range(5)]
+        bar.set_ticks(ticks, labels=[_points(tick, value) for tick in ticks])
+    return figure
 
 
 def cells(scores: pl.DataFrame, evaluation: str) -> pl.DataFrame:
@@ -72,7 +93,7 @@ def outcome_bars(shares: pl.DataFrame, evaluation: str, subtitle: str, ends: Map
         _legend(panel, shares["outcome"].unique(maintain_order=True).to_list())
         panel.set_xlim(0, 1)
         panel.set_ylim(len(models) - 0.5, -1.15)
-        panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0], ["0", "20", "40", "60", "80", "100"])
+        panel.set_xticks(*ticks(5, unit=""))
         panel.set_xlabel("share of the answers, %")
         panel.set_yticks(range(len(models)), models)
         for label, model in zip(panel.get_yticklabels(), models, strict=True):
@@ -82,36 +103,8 @@ def outcome_bars(shares: pl.DataFrame, evaluation: str, subtitle: str, ends: Map
     return figure
 
 
-def _heatmaps(
-    rows: pl.DataFrame, value: str, head: tuple[str, str], palette: Palette, ends: tuple[float, float], unit: str
-) -> Any:
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-
-    models = sorted(rows["model"].unique().to_list(), key=palette.place)
-    lengths, depths = (rows[axis].unique().sort().to_list() for axis in ("length", "depth"))
-    columns = min(_ACROSS, len(models))
-    width = max(WIDTH, columns * (0.42 * min(len(lengths), _PRINTED) + 0.5) + 1.2) if columns == _ACROSS else WIDTH
-    height = min(4.4, max(1.5, 0.25 * len(depths))) + 0.42
-    colours = LinearSegmentedColormap.from_list("kvray", _SEQUENTIAL if value == "accuracy" else _DIVERGING)
-    shade = ScalarMappable(Normalize(*ends), colours)
-    with theme():
-        figure, axes = facets(len(models), (width, height), head, "context length, tokens", columns, margin=0.45)
-        for place, (panel, model) in enumerate(zip(axes, models, strict=True)):
-            _heatmap(panel, rows.filter(pl.col("model") == model), value, shade, lengths, depths)
-            name_panel(panel, model, MUTED if model == BASE else palette.colour(model))
-            panel.set_yticklabels([]) if place % columns else panel.set_ylabel("depth, %")
-        bar = figure.colorbar(shade, ax=figure.axes, fraction=0.02, pad=0.012, aspect=28)
-        bar.outline.set_visible(False)
-        bar.solids.set_rasterized(False)
-        bar.set_label(unit, fontsize=9, color=MUTED)
-        ticks = [ends[0] + i * (ends[1] - ends[0]) / 4 for i in range(5)]
-        bar.set_ticks(ticks, labels=[_points(tick, value) for tick in ticks])
-    return figure
-
-
 def _heatmap(
-    panel: Any, rows: pl.DataFrame, value: str, shade: Any, lengths: Sequence[int], depths: Sequence[float]
+    panel: Any, rows: pl.DataFrame, value: Value, shade: Any, lengths: Sequence[int], depths: Sequence[float]
 ) -> None:
     from matplotlib.patches import Rectangle
 
@@ -138,7 +131,7 @@ def _heatmap(
     panel.set_yticks(shown, [f"{depths[i]:.3g}" for i in shown], fontsize=8.5)
 
 
-def _points(share: float, value: str) -> str:
+def _points(share: float, value: Value) -> str:
     """Return a whole number for a cell, with a sign if it is a change."""
     points = round(100 * share)
     return f"{points:+d}".replace("-", "\u2212") if value == "difference" and points else f"{points}"

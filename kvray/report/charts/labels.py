@@ -1,13 +1,13 @@
 """Placement of names in a figure, so that none covers another or a point. Boxes are (left, bottom, right, top)."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 Box = tuple[float, float, float, float]
-_BESIDE = 0.93
-"""Share of a panel's width from which a line counts as ending at its right side."""
+_BESIDE = 0.93  # share of a panel's width from which a line counts as ending at its right side
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,18 @@ def at_ends(panel: Any, ends: Sequence[End], inches: float) -> None:
 
     across = panel.transScale + panel.transLimits
     right = offset_copy(panel.transAxes, fig=panel.figure, x=10, y=0, units="points")
-    points = [tuple(map(float, across.transform(end.at))) for end in ends]
+    points = [across.transform(end.at).tolist() for end in ends]
+    look = {"va": "center", "linespacing": 1.05, "textcoords": right, "annotation_clip": False}
+    line = {"arrowstyle": "-", "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}
     for outside in (True, False):
         here = [(end, point) for end, point in zip(ends, points, strict=True) if (point[0] >= _BESIDE) == outside]
         names = [two_lines(end.name, end.width) for end, _ in here]
         lines = [1 + name.count("\n") for name in names]
         heights = [end.size * 1.3 * n / (72 * inches) for (end, _), n in zip(here, lines, strict=True)]
-        for (end, (x, _)), text, y in zip(here, names, spread([p[1] for _, p in here], heights, (0, 1)), strict=True):
-            leader = {"arrowstyle": "-", "color": end.leader, "linewidth": 0.6}
-            panel.annotate(
-                text,
-                end.at,
-                (1 if outside else x, y),
-                textcoords=right,
-                color=end.colour,
-                fontsize=end.size,
-                fontweight="bold" if end.bold else "normal",
-                va="center",
-                linespacing=1.05,
-                annotation_clip=False,
-                arrowprops={**leader, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
-            )
+        for (end, (x, _)), text, y in zip(here, names, spread([p[1] for _, p in here], heights), strict=True):
+            own = {"color": end.colour, "fontsize": end.size, "fontweight": "bold" if end.bold else "normal"}
+            place = (1 if outside else x, y)
+            panel.annotate(text, end.at, place, arrowprops={**line, "color": end.leader}, **own, **look)
 
 
 def name_panel(panel: Any, name: str, colour: str) -> None:
@@ -71,18 +62,19 @@ def places(
     boxes += [(0.0, 0.0, 0.24, 0.06), *((x - 0.012, y - 0.02, x + 0.012, y + 0.02) for x, y in points)]
     chosen = []
     for name, (x, y) in zip(names, points, strict=True):
-        width, best = 0.0115 * len(name), None
-        for side, above in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
-            left, middle = (x + 0.012 if side > 0 else x - 0.012 - width), y + 0.036 * above
-            box = (left, middle - 0.021, left + width, middle + 0.021)
-            cost = sum(overlap(box, other) for other in boxes)
-            cost += 10 * (max(0.0, -box[0]) + max(0.0, box[2] - 1) + max(0.0, -box[1]) + max(0.0, box[3] - 1))
-            if best is None or cost < best[0] - 1e-9:
-                best = (cost, box)
-        assert best is not None
-        boxes.append(best[1])
-        chosen.append((best[1][0], (best[1][1] + best[1][3]) / 2))
+        width = 0.0115 * len(name)
+        lefts, middles = (x + 0.012, x - 0.012 - width), (y + 0.036, y - 0.036)
+        sides = [(left, middle - 0.021, left + width, middle + 0.021) for middle in middles for left in lefts]
+        box = min(sides, key=lambda side: round(_hidden(side, boxes), 9))
+        boxes.append(box)
+        chosen.append((box[0], (box[1] + box[3]) / 2))
     return chosen
+
+
+def _hidden(box: Box, others: Sequence[Box]) -> float:
+    """Return how much other boxes and the panel's edges hide of a box."""
+    outside = sum(max(0.0, -low) for low in box[:2]) + sum(max(0.0, high - 1) for high in box[2:])
+    return 10 * outside + sum(overlap(box, other) for other in others)
 
 
 def overlap(a: Box, b: Box) -> float:
@@ -90,36 +82,24 @@ def overlap(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1])) * 100
 
 
-def spread(wanted: Sequence[float], heights: Sequence[float], ends: tuple[float, float] | None = None) -> list[float]:
-    """Move the middles of labels from where they are wanted, keeping their order, until none overlaps another.
+def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """Move the middles of labels as little as possible, keeping their order, until none overlaps another.
 
-    Middles stay between ``ends``; labels too many for that are spread evenly around their centre.
+    Middles stay between 0 and 1; labels too many for that are spread evenly around 0.5.
     """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    apart = [0.5 * (heights[i] + heights[j]) for i, j in itertools.pairwise(order)]
-    placed = [wanted[i] for i in order]
-    for _ in range(200):
-        moved = False
-        for i, room in enumerate(apart, 1):
-            missing = room - (placed[i] - placed[i - 1])
-            if missing > 1e-9:
-                placed[i - 1] -= missing / 2
-                placed[i] += missing / 2
-                moved = True
-        if not moved:
-            break
-    if ends and placed:
-        low, high = ends
-        if sum(apart) > high - low:
-            low = high = 0.5 * (low + high)
-            low, high = low - sum(apart) / 2, high + sum(apart) / 2
-        # Pushed up from below, then down from above: what fits stays in order and apart.
-        for i in range(len(placed)):
-            placed[i] = max(placed[i], low if i == 0 else placed[i - 1] + apart[i - 1])
-        for i in reversed(range(len(placed))):
-            placed[i] = min(placed[i], high if i == len(placed) - 1 else placed[i + 1] - apart[i])
-    back = dict(zip(order, placed, strict=True))
-    return [back[i] for i in range(len(wanted))]
+    from scipy.optimize import isotonic_regression
+
+    if not wanted:
+        return []
+    order = np.argsort(wanted, kind="stable")
+    high = np.asarray(heights)[order]
+    # Where each label is if all touch, above the first: what is left over must not decrease.
+    touching = np.concatenate([[0.0], np.cumsum(0.5 * (high[1:] + high[:-1]))])
+    room = 1 - touching[-1]
+    moved = isotonic_regression(np.asarray(wanted)[order] - touching).x
+    placed = np.empty(len(wanted))
+    placed[order] = np.clip(moved, min(0.0, room / 2), max(room, room / 2)) + touching
+    return [float(middle) for middle in placed]
 
 
 def two_lines(name: str, width: int) -> str:

@@ -6,20 +6,19 @@ here follow the page's theme (:mod:`kvray.report.blocks`); fills of heatmaps and
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from importlib import resources
 from typing import Any
 
 from kvray.results.frames import BASE
 
 INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#fffffe"
 """Colours of text, secondary text, grid and background."""
-GREY = "#818b98"
-"""Colour of the base model."""
+GREY = "#818b98"  # colour of the base model
 COLOURS = tuple("#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #8C6D31 #5D3A9B #882255 #44AA99".split())
 """Colours of the finetuned models, in the order of the sweep; the eleventh has the first again, with another marker."""
-WIDTH = 8.6
-"""Inches of a figure that fills the page."""
+WIDTH = 8.6  # inches of a figure that fills the page
 DASHES = (0, (4, 2.5))
 ZERO: dict[str, Any] = {"color": GREY, "linewidth": 1.1, "linestyle": (0, (4, 3)), "zorder": 1}
 """Keywords of a line at no change."""
@@ -46,9 +45,9 @@ class Palette:
         """Return the model's marker; a circle for the base."""
         return "o" if model == BASE else _MARKERS[self._place[model] % len(_MARKERS)]
 
-    def place(self, model: str) -> int:
-        """Return the model's place in the sweep; -1 for the base."""
-        return -1 if model == BASE else self._place[model]
+    def ordered(self, models: Iterable[str]) -> list[str]:
+        """Return different models in the order of the sweep, the base first."""
+        return sorted(set(models), key=lambda model: -1 if model == BASE else self._place[model])
 
 
 def render(figure: Any, kind: str) -> bytes:
@@ -66,33 +65,7 @@ def theme() -> AbstractContextManager[None]:
     """Return the matplotlib context in which every figure is drawn and rendered."""
     from matplotlib import rc_context
 
-    context: AbstractContextManager[None] = rc_context(
-        {
-            "axes.edgecolor": GRID,
-            "axes.facecolor": PAPER,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "axes.labelcolor": INK,
-            "axes.labelsize": 10,
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "axes.unicode_minus": True,
-            "figure.facecolor": PAPER,
-            "font.size": 10,
-            "grid.color": GRID,
-            "grid.linewidth": 0.7,
-            "svg.fonttype": "path",
-            "svg.hashsalt": "kvray",
-            "text.color": INK,
-            "xtick.color": MUTED,
-            "xtick.labelsize": 9.5,
-            "xtick.major.size": 0,
-            "ytick.color": MUTED,
-            "ytick.labelsize": 9.5,
-            "ytick.major.size": 0,
-        }
-    )
-    return context
+    return rc_context(fname=str(resources.files("kvray.report.charts") / "kvray.mplstyle"))
 
 
 def panels(
@@ -165,6 +138,12 @@ def limits(rows: Sequence[Mapping[str, Any]], others: Sequence[float] = ()) -> t
 def tokens(length: float) -> str:
     """Return a number of tokens as "250", "3,000", "4K" for 4,096."""
     return f"{length / 1024:.0f}K" if length >= 1024 and length % 1024 == 0 else f"{length:,.0f}"
+
+
+def shares(steps: int, unit: str = "%") -> tuple[list[float], list[str]]:
+    """Return ticks from 0 to 1 with their names in percent: "0%", "25%", ..."""
+    ticks = [step / steps for step in range(steps + 1)]
+    return ticks, [f"{100 * tick:.0f}{unit}" for tick in ticks]
 
 
 def thinned(values: Sequence[float], most: int) -> list[float]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from kvray.errors import InputError
 from kvray.tasks import world
-from kvray.tasks.flenqa.prompts import TEXTS, Question, Subtask
+from kvray.tasks.flenqa.published import TEXTS, Question, Subtask
 from kvray.tasks.rng import Draws, below, unit
 
 _HEAD, _SIDE = 32, 28

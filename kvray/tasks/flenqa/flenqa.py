@@ -18,7 +18,7 @@ from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, rec
 from kvray.tasks.flenqa import published
 from kvray.tasks.flenqa.make import Maker
 from kvray.tasks.flenqa.padding import split
-from kvray.tasks.flenqa.prompts import Condition, Dispersion, Padding, Subtask, prompt, verdict
+from kvray.tasks.flenqa.published import Condition, Dispersion, Padding, Subtask, prompt, verdict
 from kvray.tasks.rng import key_of
 from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
@@ -82,11 +82,8 @@ class Flenqa(Task):
         """Return the conditions under which each base instance is asked, lengths fastest."""
         return [Condition(*each) for each in product(self.paddings, self.dispersions, self.lengths)]
 
-    def expected_rows(self) -> int:
-        return self.questions * len(self.tasks) * len(self.conditions())
-
-    def with_rows(self, rows: int) -> Self:
-        return self.model_copy(update={"questions": -(-rows // (len(self.tasks) * len(self.conditions())))})
+    def per_row(self) -> int:
+        return len(self.tasks) * len(self.conditions())
 
     def distinct_questions(self, rows: int) -> int:
         return -(-rows // len(self.conditions()))

@@ -19,7 +19,7 @@ from kvray.tasks.base import CountTokens
 from kvray.tasks.flenqa import padding
 from kvray.tasks.flenqa.facts import WIDTH, Cast, Fact, Instance, make
 from kvray.tasks.flenqa.padding import Paragraphs
-from kvray.tasks.flenqa.prompts import Condition, Padding, Question, Subtask
+from kvray.tasks.flenqa.published import Condition, Padding, Question, Subtask
 from kvray.tasks.rng import draws, key_of, unit
 
 SHORTEST = 250

@@ -11,7 +11,7 @@ from itertools import count
 
 from kvray.errors import InputError
 from kvray.tasks.flenqa.facts import WIDTH, Cast, make
-from kvray.tasks.flenqa.prompts import TEXTS, Subtask
+from kvray.tasks.flenqa.published import TEXTS, Subtask
 from kvray.tasks.rng import Draws, below, draws
 from kvray.tasks.sources.sentences import cut_after
 

@@ -1,24 +1,56 @@
-"""FLenQA as published: 300 base instances under 40 conditions each (Levy et al. 2024; Apache-2.0).
+"""FLenQA as its authors published it (Levy et al. 2024; Apache-2.0): prompts, conditions, scorer and rows.
 
-Rows of ``hf://datasets/alonj/FLenQA`` or of ``FLenQA.zip`` of the authors' repository. What is read of a row:
+Prompts and scorer are those of their notebook to the letter. The rows are 300 base instances under 40 conditions each,
+of ``hf://datasets/alonj/FLenQA`` or of ``FLenQA.zip`` of the authors' repository. What is read of a row:
 ``dataset``, ``global_sample_id``, ``label`` (a boolean or its name), ``assertion/question``, ``mixin``,
 ``padding_type``, ``dispersion``, ``ctx_size``; for a worked answer ``facts``, or ``statement`` and ``rule``.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import chain, islice, product, zip_longest
-from typing import Any
+from typing import Any, Literal
 
 from kvray.errors import InputError
-from kvray.tasks.flenqa.prompts import Condition, Question, Subtask
+from kvray.tasks import prompts
 from kvray.tasks.rng import shuffled
 from kvray.tasks.sources import read
 from kvray.tasks.sources.records import lacking
 
+Subtask = Literal["MonoRel", "PIR", "RuleTaker"]
+Padding = Literal["same", "books", "identity"]
+Dispersion = Literal["first", "middle", "last", "random"]
+Verdict = Literal["true", "false", "other"]
+
+TEXTS: dict[str, Any] = prompts.load("flenqa/texts.toml")
+"""The authors' prompts, and the words of our own instances."""
 NAMES: dict[str, Subtask] = {"MonoRel": "MonoRel", "PIR": "PIR", "Simplified RuleTaker": "RuleTaker"}
 """The tasks by their names in the rows."""
 _LABELS = {"true": True, "false": False}
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One text of an instance: its padding, where the key paragraphs stand, and its nominal length in tokens."""
+
+    padding: Padding
+    dispersion: Dispersion
+    length: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """A true or false question, or a statement to derive; ``label`` is the answer, ``rule`` is RuleTaker's, else "".
+
+    ``steps`` is the reasoning of a worked answer, a sentence each.
+    """
+
+    question: str
+    label: bool
+    steps: tuple[str, ...]
+    rule: str
 
 
 @dataclass(frozen=True)
@@ -131,3 +163,25 @@ def _summary(published: set[tuple[Subtask, Condition]]) -> str:
     values = zip(*((subtask, *astuple(condition)) for subtask, condition in published), strict=True)
     names = ("tasks", "paddings", "dispersions", "lengths")
     return ", ".join(f"{name} {', '.join(map(str, sorted(set(of))))}" for name, of in zip(names, values, strict=True))
+
+
+def prompt(subtask: Subtask, cot: bool, *, text: str, question: str, rule: str = "") -> str:
+    """Word a prompt; ``cot`` asks for the steps first (chain of thought).
+
+    In the published rows ``text`` (key paragraphs and padding) is ``mixin`` and ``question`` is ``assertion/question``.
+    """
+    template: str = TEXTS["prompts"]["cot" if cot else "direct"][subtask]
+    return template.format(text=text, question=question, rule=rule)
+
+
+def verdict(answer: str) -> Verdict:
+    """Return an answer's last "true" or "false", as the authors' notebook reads it; "other" if it has neither.
+
+    The answer is lower-cased, articles and runs of white space become single spaces, "not true" counts as "false"; then
+    the last "true" or "false" counts, as a word or within one.
+    """
+    normal = " ".join(_ARTICLES.sub(" ", answer.lower()).split()).replace("not true", "false")
+    true, false = normal.rfind("true"), normal.rfind("false")
+    if true == false:
+        return "other"
+    return "true" if true > false else "false"

@@ -1,26 +1,36 @@
-"""What the dictionary tasks share: checks of their knobs, prompts laid out as cells, and the loop that makes examples.
+"""What the dictionary tasks share: their common knobs, prompts laid out as cells, and the loop that makes examples.
 
-Drafts hold the gold dictionary *first*, as in the paper's scripts; :meth:`Layout.prompts` moves it to its position, so
-one draft serves every gold position.
+A gold dictionary is drawn *first*, as in the paper's scripts, and moved to its position in the text, so one draft
+serves every gold position.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 from pydantic import model_validator
 
-from kvray.tasks.base import Context, CountTokens, Task, examples
-from kvray.tasks.kv.drafts import Draft, GoldPositions, Ints, Mask, draws_of, settle
-from kvray.tasks.kv.text import Cells, cells, squeeze, strings, weave
-from kvray.tasks.rng import Draws
+from kvray.errors import InputError
+from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.tasks.base import Context, CountTokens, Task, examples, recipe
+from kvray.tasks.kv.draws import Ints, Mask, draws_of
+from kvray.tasks.kv.text import Cells, Parts, cells, integer_cells, squeeze, weave
+from kvray.tasks.prompts import KV_HEAD
+from kvray.tasks.rng import Draws, below, draws, key_of
+
+REDRAWS = 1000
+"""Drafts tried after the first before a row is given up (paper.md 1.1)."""
+EARLY_BOUND = 0.05
+"""Early positions are the first 5 % of the samples (``law: paper``) or of the dictionaries (``law: strict``)."""
+
+_PROBE_AFTER = 8
+_POSITIONS, _FORCED = 1 << 20, 2 << 20
+_FIRST, _EARLY = 1, 2
 
 
 class DictionaryTask(Task):
@@ -28,6 +38,10 @@ class DictionaryTask(Task):
 
     UNIT = "dictionaries"
     MEASURES = "retrieval"
+
+    rows: int = recipe(350, ge=1, description="examples")
+    dictionaries: int | Literal["fit"] = recipe(85, description="per prompt")
+    max_tokens: int = recipe(4096, ge=1, description="token budget of the prompt")
 
     @model_validator(mode="after")
     def _ranges_fit(self) -> Self:
@@ -47,123 +61,193 @@ class DictionaryTask(Task):
 
 
 @dataclass(kw_only=True)
-class DictionaryDraft(Draft):
-    """A draft of some rows of dictionaries.
+class Draft:
+    """A draft of some rows of dictionaries; every field has an entry per row.
 
     Attributes:
-        index: entries of :attr:`Layout.table`, gold dictionary first. Shape ``(rows, dictionaries, entries)``.
-        query: the gold key in the order of the question. Shape ``(rows, integers)``.
+        index: entries of :attr:`Builder.sections`, gold dictionary first. Shape ``(rows, dictionaries, entries)``.
+        query: the integers asked for, in the order of the question. Shape ``(rows, integers)``.
         key: the gold key as its dictionary has it. Shape ``(rows, integers)``.
-        value: the gold value. Shape ``(rows,)``.
-        units: dictionaries in use. Shape ``(rows,)``.
+        value: the gold values. Shape ``(rows, values)``.
+        units: dictionaries in use, at first all. Shape ``(rows,)``.
+        tokens: of the prompts, once they are counted. Shape ``(rows,)``.
     """
 
     index: Ints
     query: Ints
     key: Ints
     value: Ints
-    units: Ints
+    units: Ints = field(init=False)
+    tokens: Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.units = np.full(len(self.index), self.index.shape[1])
+        self.tokens = np.zeros(len(self.index), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def put(self, at: Ints, other: Self, chosen: Mask) -> None:
+        """Overwrite the rows ``at[chosen]`` with the ``chosen`` rows of another draft."""
+        for each in fields(self):
+            getattr(self, each.name)[at[chosen]] = getattr(other, each.name)[chosen]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How drafts become text: ``head``, then the dictionaries, of which a prompt has at most ``dictionaries``.
+class Builder(ABC):
+    """Makes examples. Its tables cost up to a second, so they are created at the first use and kept.
 
-    ``table`` has a cell for every entry that a draft can name, the last one empty. Shape ``(entries,)``.
+    Attributes:
+        dictionaries: the most of a prompt.
+        width: random draws per row.
+        sections: what entries of a draft stand for, (limit, left, right): integers below a limit between two texts. The
+            sections' integers are numbered one section after the other; the number after the last is no text.
+        remedy: which knobs to change if no draft of a row is accepted.
+        budget: what an accepted draft keeps, for the same error.
+        forced: the shares of samples whose gold dictionary is first or early; None where gold ones are not moved.
+        early_by_samples: early indices end at 5 % of the ``rows`` of the dataset (a quirk of the paper's scripts) and
+            not of the dictionaries.
+        block_rows: rows made together.
     """
 
-    head: str
-    table: Cells
     dictionaries: int
+    width: int
+    sections: Sequence[tuple[int, str, str]]
+    remedy: str
+    budget = "stayed within max_tokens"
+    forced: tuple[float, float] | None = None
+    early_by_samples = False
+    block_rows = 64
+
+    def __init__(self, task: DictionaryTask, count_tokens: CountTokens) -> None:
+        self.task = task
+        self.count_tokens = count_tokens
+        self.key = key_of(task.task, task.VERSION, task.seed)
+
+    @abstractmethod
+    def _draft(self, drawn: Draws) -> Draft:
+        """Draw one draft per row of ``drawn``, shape ``(rows, width)``."""
+
+    @abstractmethod
+    def _question(self, draft: Draft) -> Parts:
+        """Return what follows the dictionaries."""
+
+    @abstractmethod
+    def _answer(self, draft: Draft, gold: Ints) -> Parts:
+        """Return the answers to train on, which are also the only ones accepted."""
+
+    @property
+    def empty(self) -> int:
+        """The entry that is no text."""
+        return sum(limit for limit, _, _ in self.sections)
+
+    @cached_property
+    def numbers(self) -> Cells:
+        """Integers as cells. Shape ``(integers,)``."""
+        return integer_cells(max(self.dictionaries + 1, *(limit for limit, _, _ in self.sections)))
+
+    @cached_property
+    def _entries(self) -> Cells:
+        return np.concatenate([*(integer_cells(*section) for section in self.sections), cells("", 1)])
 
     @cached_property
     def _labels(self) -> Cells:
         width = cells(f"Dictionary [{self.dictionaries}] {{").size
         return np.stack([cells(f"Dictionary [{i + 1}] {{", width) for i in range(self.dictionaries)])
 
-    def prompts(self, draft: DictionaryDraft, gold: Ints, tail: Sequence[str | Cells]) -> list[bytes]:
-        """Return prompts with the gold dictionary at 0-based index ``gold``, each followed by its row of ``tail``."""
-        rows, dictionaries, entries = draft.index.shape
-        place = np.arange(dictionaries)
-        order = np.where(place < gold[:, None], place + 1, np.where(place == gold[:, None], 0, place))
-        head, end = cells(self.head), weave(rows, tail)
-        width = self._labels.shape[1]
-        body = dictionaries * (width + entries)
-        buffer = np.empty((rows, head.size + body + end.shape[1]), np.uint64)
-        buffer[:, : head.size] = head
-        buffer[:, head.size + body :] = end
-        # A view of the middle columns line by line, which reshape() would copy.
-        lines = as_strided(
-            buffer[:, head.size :], (rows, dictionaries, width + entries), (buffer.strides[0], 8 * (width + entries), 8)
-        )
-        lines[:, :, :width] = self._labels
-        lines[:, :, width:] = self.table.take(draft.index[np.arange(rows)[:, None], order])
-        if int(draft.units.min(initial=dictionaries)) < dictionaries:
-            lines[place >= draft.units[:, None]] = 0
-        return squeeze(buffer)
+    @cached_property
+    def forced_rows(self) -> NDArray[np.int8]:
+        """1 for rows forced first, 2 for early ones; nothing else about a row depends on the number of rows."""
+        rows = self.task.rows
+        first, early = (int(rows * share) for share in self.forced or (0, 0))
+        drawn = draws(self.key, 0, -(-rows // 4), 4, _FORCED).reshape(-1)[:rows]
+        order = np.argsort(drawn, kind="stable")
+        forced = np.zeros(rows, np.int8)
+        forced[order[:first]] = _FIRST
+        forced[order[first : first + early]] = _EARLY
+        return forced
 
+    def gold(self, rows: Ints, units: Ints) -> Ints:
+        """Return the 0-based gold index of ``rows`` with ``units`` dictionaries. Shape ``(len(rows),)``.
 
-class Builder(ABC):
-    """Makes examples. Its tables cost up to a second, so subclasses create them at the first use and keep them.
+        Uniform, but for the rows forced to be first or early.
+        """
+        if self.forced is None:
+            return np.zeros(len(rows), np.int64)
+        drawn = draws_of(self.key, rows, 4, _POSITIONS)
+        # Multiplied by the share, then cut: int(350 * 0.05) = 17, as in the paper's scripts.
+        bound = (np.full(len(rows), self.task.rows) if self.early_by_samples else units) * EARLY_BOUND
+        early = below(drawn[:, 1], np.clip(bound.astype(np.int64), 1, units))
+        forced = self.forced_rows[rows]
+        return np.select([forced == _FIRST, forced == _EARLY], [0, early], below(drawn[:, 0], units))
 
-    ``width`` is the random draws per row, ``block_rows`` the rows made together; ``unfit`` and ``remedy`` are for
-    :func:`kvray.tasks.kv.drafts.settle`.
-    """
-
-    positions: GoldPositions
-    width: int
-    block_rows: int
-    unfit: str
-    remedy: str
-
-    def __init__(self, key: int, count_tokens: CountTokens) -> None:
-        self.key = key
-        self.count_tokens = count_tokens
-
-    @abstractmethod
-    def _draft(self, drawn: Draws) -> DictionaryDraft:
-        """Draw one draft per row of ``drawn``, shape ``(rows, width)``."""
-
-    @abstractmethod
-    def _measure(self, rows: Ints, draft: DictionaryDraft) -> Mask:
-        """Fill in the tokens (and units) of a draft; mark the rows that are accepted."""
-
-    @abstractmethod
-    def _prompts(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
-        """Return the prompts with the gold dictionary at 0-based index ``gold``."""
-
-    @abstractmethod
-    def _answers(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
-        """Return the answers to train on, which are also the only ones accepted."""
-
-    def _attempt(self, rows: Ints, number: int) -> DictionaryDraft:
+    def attempt(self, rows: Ints, number: int) -> Draft:
+        """Return the drafts of attempt ``number`` of ascending ``rows``; none depends on the other rows."""
         return self._draft(draws_of(self.key, rows, self.width, number))
 
-    def _counted(self, draft: DictionaryDraft, gold: Ints) -> Ints:
+    def count(self, rows: Ints, draft: Draft, gold: Ints | None = None) -> Ints:
+        """Count the tokens of prompts, by default with the gold dictionary where it belongs."""
+        gold = self.gold(rows, draft.units) if gold is None else gold
         return self.count_tokens([text.decode() for text in self._prompts(draft, gold)])
 
     def build(self, start: int, stop: int) -> pa.Table:
-        prompts: list[bytes] = []
-        answers: list[bytes] = []
-        numbers: dict[str, list[Ints]] = {"position": [], "units": [], "prompt_tokens": []}
+        blocks = [EXAMPLE_SCHEMA.empty_table()]
         for at in range(start, stop, self.block_rows):
             rows = np.arange(at, min(at + self.block_rows, stop))
-            draft = settle(rows, self._attempt, self._measure, self.unfit, self.remedy)
-            gold = self.positions.of(rows, draft.units)
-            prompts += self._prompts(draft, gold)
-            answers += self._answers(draft, gold)
-            numbers["position"].append(gold + 1)
-            numbers["units"].append(draft.units)
-            numbers["prompt_tokens"].append(draft.tokens)
-        ids = pa.array([f"row-{row:07d}" for row in range(start, stop)], pa.string())
-        answer = strings(answers)
-        return examples(
-            {
+            draft = self._settled(rows)
+            gold = self.gold(rows, draft.units)
+            ids = [f"row-{row:07d}" for row in rows.tolist()]
+            answers = squeeze(weave(len(draft), self._answer(draft, gold)))
+            columns = {
                 "example_id": ids,
                 "question_id": ids,
-                **{name: pa.array(np.concatenate(parts).astype(np.int32)) for name, parts in numbers.items()},
-                "prompt": strings(prompts),
-                "answer": answer,
-                "references": pa.ListArray.from_arrays(pa.array(np.arange(stop - start + 1, dtype=np.int32)), answer),
+                "position": [None] * len(ids) if self.forced is None else gold + 1,
+                "units": draft.units,
+                "prompt": pa.array(self._prompts(draft, gold), pa.binary()).cast(pa.string()),
+                "answer": answers,
+                "references": [[answer] for answer in answers],
+                "prompt_tokens": draft.tokens,
             }
-        )
+            blocks.append(examples(columns))
+        return pa.concat_tables(blocks).combine_chunks()
+
+    def _settled(self, rows: Ints) -> Draft:
+        """Draft every row until it is accepted.
+
+        Raises:
+            InputError: a row was not accepted in 1 + :data:`REDRAWS` attempts.
+        """
+        settled = self.attempt(rows, 0)
+        pending = np.flatnonzero(~self._measure(rows, settled))
+        last = settled.tokens[pending]
+        for number in range(1, REDRAWS + 1):
+            if not pending.size:
+                return settled
+            if number == _PROBE_AFTER and pending.size > 1:
+                # Knobs that cannot work show on one row, sooner than on a thousand.
+                self._settled(rows[pending[:1]])
+            draft = self.attempt(rows[pending], number)
+            accepted = self._measure(rows[pending], draft)
+            settled.put(pending, draft, accepted)
+            pending, last = pending[~accepted], draft.tokens[~accepted]
+        if pending.size:
+            raise InputError(
+                f"{self.task.task}: row {rows[pending[0]]}: no draft of {self.dictionaries} dictionaries {self.budget} "
+                f"(max_tokens: {self.task.max_tokens}) in {REDRAWS} redraws; the last had {last[0]} tokens; "
+                f"{self.remedy}, or raise max_tokens"
+            )
+        return settled
+
+    def _measure(self, rows: Ints, draft: Draft) -> Mask:
+        """Fill in the tokens (and units) of a draft; mark the rows that are accepted."""
+        draft.tokens = self.count(rows, draft)
+        return draft.tokens <= self.task.max_tokens
+
+    def _prompts(self, draft: Draft, gold: Ints) -> list[bytes]:
+        """Return the prompts with the dictionary drawn first at 0-based index ``gold``."""
+        rows, dictionaries, _ = draft.index.shape
+        place = np.arange(dictionaries)
+        order = np.where(place < gold[:, None], place + 1, np.where(place == gold[:, None], 0, place))
+        labels = np.broadcast_to(self._labels, (rows, *self._labels.shape))
+        lines = np.concatenate([labels, self._entries.take(draft.index[np.arange(rows)[:, None], order])], axis=2)
+        lines[place >= draft.units[:, None]] = 0
+        return squeeze(weave(rows, [KV_HEAD, lines, *self._question(draft)]))

@@ -1,22 +1,42 @@
 """Tokens of a simple_kv prompt as a sum of table entries, where the tokenizer makes that exact."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from kvray.models.tokenizer import TokenCounter
-from kvray.tasks.kv.base import DictionaryDraft
-from kvray.tasks.kv.drafts import Ints
+from kvray.tasks.kv.base import Draft
+from kvray.tasks.kv.draws import Ints
 from kvray.tasks.prompts import KV_HEAD
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Tokens that each piece adds to a prompt.
+
+    Attributes:
+        fixed: of what every prompt holds.
+        query: by the key asked for, all its mentions together.
+        labels: by dictionary label minus 1: a line with the smallest integers, one pair.
+        pieces: by entry of the layout's table; 0 for the empty one.
+    """
+
+    fixed: int
+    query: Ints
+    labels: Ints
+    pieces: Ints
+
+    def sums(self, draft: Draft) -> Ints:
+        """Tokens of each prompt with 1, 2, … of its dictionaries. Shape ``(rows, dictionaries)``."""
+        lines = self.pieces.take(draft.index).sum(axis=2) + self.labels
+        return np.cumsum(lines, axis=1) + (self.fixed + self.query[draft.query[:, 0]])[:, None]
 
 
 def measure_costs(
     counter: TokenCounter, question: str, integers: tuple[int, int], slots: int, dictionaries: int
 ) -> Costs | None:
-    """Measure every piece of a prompt in its context, for entries in the order of kv/simple.py's ``SECTIONS``.
+    """Measure every piece of a prompt in its context, for entries in the order of kv/simple.py's ``AROUND``.
 
     ``integers`` are the smallest key or value and one past the largest; ``slots`` the most pairs of a dictionary;
     ``question``, with ``{key}``, follows the dictionaries, of which there are at most ``dictionaries``. None where the
@@ -54,31 +74,3 @@ def measure_costs(
         labels=labels[0, 1:] + by_line[1],
         pieces=np.append(pieces.reshape(-1), 0),
     )
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Tokens that each piece adds to a prompt.
-
-    Attributes:
-        fixed: of what every prompt holds.
-        query: by the key asked for, all its mentions together.
-        labels: by dictionary label minus 1: a line with the smallest integers, one pair.
-        pieces: by entry of the layout's table; 0 for the empty one.
-    """
-
-    fixed: int
-    query: Ints
-    labels: Ints
-    pieces: Ints
-
-    def sums(self, draft: DictionaryDraft) -> Ints:
-        """Tokens of each prompt with 1, 2, … of its dictionaries. Shape ``(rows, dictionaries)``."""
-        lines = self.pieces.take(draft.index).sum(axis=2) + self.labels
-        return np.cumsum(lines, axis=1) + (self.fixed + self.query[draft.query[:, 0]])[:, None]
-
-    def totals(self, draft: DictionaryDraft) -> Ints:
-        """Tokens of each prompt with all its dictionaries. Shape ``(rows,)``."""
-        pieces = self.pieces.take(draft.index.reshape(len(draft), -1)).sum(axis=1)
-        totals: Ints = pieces + self.query[draft.query[:, 0]] + (self.fixed + self.labels.sum())
-        return totals

@@ -5,20 +5,18 @@ their order. Sources are its ``kv-retrieval-{75,140,300}_keys.jsonl.gz``, or row
 and value a UUID of its own).
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError, model_validator
 
 from kvray.errors import InputError
-from kvray.tasks.base import Context, CountTokens, Many, Task, examples, recipe, register, runtime, spread
-from kvray.tasks.rng import draws, key_of, permutation, uuids
+from kvray.tasks.base import Context, CountTokens, Many, Task, recipe, register, runtime, spread
+from kvray.tasks.rng import draws, key_of, shuffled, uuids
+from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
 
@@ -67,7 +65,7 @@ class KVRetrieval(Task):
     questions: int = recipe(500, ge=1, description="questions")
 
     @model_validator(mode="after")
-    def _positions_fit(self) -> KVRetrieval:
+    def _positions_fit(self) -> Self:
         if wrong := [position for position in self.positions or () if not 1 <= position <= self.keys]:
             raise ValueError(f"positions: found {wrong}, expected 1 to keys ({self.keys})")
         return self
@@ -86,14 +84,8 @@ class KVRetrieval(Task):
             return "both ask about the rows of one file; train on 'source: tiny' or on another file"
         return "the same records are drawn by the same seed; give one another seed" if self.seed == other.seed else None
 
-    def with_rows(self, rows: int) -> KVRetrieval:
-        return self.model_copy(update={"questions": self.distinct_questions(rows)})
-
-    def distinct_questions(self, rows: int) -> int:
-        return -(-rows // len(self.gold_positions()))
-
-    def expected_rows(self) -> int:
-        return self.questions * len(self.gold_positions())
+    def per_row(self) -> int:
+        return len(self.gold_positions())
 
     def tokens_estimate(self) -> int:
         """About 60 tokens a record: 50 by GPT's tokenizer, 72 by LLaMA's (Liu et al., appendix E)."""
@@ -105,21 +97,15 @@ class KVRetrieval(Task):
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         at = self.gold_positions()
-        rows: dict[str, list[Any]] = defaultdict(list)
+        made = []
         for number in range(start // len(at), -(-stop // len(at))):
             asked = self._drawn(number) if context.material is None else context.material[number]
             for row in range(max(start, number * len(at)), min(stop, (number + 1) * len(at))):
                 position = at[row - number * len(at)]
                 records = [*asked.others[: position - 1], asked.gold, *asked.others[position - 1 :]]
-                rows["example_id"].append(f"{asked.id}-{position}")
-                rows["question_id"].append(asked.id)
-                rows["position"].append(position)
-                rows["units"].append(self.keys)
-                rows["prompt"].append(prompt(records, asked.gold[0]))
-                rows["answer"].append(asked.gold[1])
-                rows["references"].append([asked.gold[1]])
-        rows["prompt_tokens"] = context.count_tokens(rows["prompt"]).tolist()
-        return examples(rows)
+                text, value, name = prompt(records, asked.gold[0]), asked.gold[1], f"{asked.id}-{position}"
+                made.append(Example(text, value, (), asked.id, position, self.keys, example_id=name))
+        return table(made, context.count_tokens)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1.0 if the value is contained in the answer, both in lower case, else 0.0 (lost-in-the-middle's)."""
@@ -139,9 +125,8 @@ class KVRetrieval(Task):
         if self.questions > (has := len(by_id)):
             asked_for = f"questions: {self.questions} asked for"
             raise InputError(f"{asked_for}, but {self.source} has {has}; type questions: {has}")
-        names = sorted(by_id)
-        order = permutation(key_of("kv_retrieval", self.VERSION, self.seed, "order"), has)
-        return [by_id[names[index]] for index in order.tolist()[: self.questions]]
+        order = shuffled(sorted(by_id), key_of("kv_retrieval", self.VERSION, self.seed, "order"))
+        return [by_id[name] for name in order[: self.questions]]
 
     def _read(self, row: dict[str, Any], where: str) -> Asked:
         try:

@@ -8,24 +8,22 @@ Other keys hold at most the *shared* subkeys of the gold key, never its private 
 asked for, none has all. No two keys of a prompt are equal, no other value is the gold value.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Literal
+from functools import partial
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import model_validator
 
 from kvray.tasks.base import Context, CountTokens, recipe, register
-from kvray.tasks.kv.base import Builder, DictionaryDraft, DictionaryTask, Layout
-from kvray.tasks.kv.drafts import GoldPositions, Ints, Mask, high, integer_pool, redraw, repeats
-from kvray.tasks.kv.text import Cells, cells, fill_in, integer_cells, squeeze, weave
-from kvray.tasks.prompts import KV_HEAD, SUBKEY_ANSWER, SUBKEY_TAIL, SUBKEY_TEMPLATE
-from kvray.tasks.rng import Draws, below, key_of, unit
+from kvray.tasks.kv.base import Builder, DictionaryTask, Draft
+from kvray.tasks.kv.draws import Ints, Mask, copies, high, integer_pool, pick_until, repeats
+from kvray.tasks.kv.text import Parts, fill_in, listed
+from kvray.tasks.prompts import SUBKEY_ANSWER, SUBKEY_TAIL, SUBKEY_TEMPLATE
+from kvray.tasks.rng import Draws, below, unit
 
-SECTIONS = (("(", ", "), ("", ", "), ("", "): "), ("", ", "), ("", "}\n"))
+AROUND = (("(", ", "), ("", ", "), ("", "): "), ("", ", "), ("", "}\n"))
 """The text around an integer: first, further and last subkey of a key, a value, a dictionary's last value."""
 
 _ANSWER = re.compile(r"\bis\s+\(([\d,\s]+)\).*?\bis\s+(\d+)\b.*?\bDictionary\s*\[(\d+)\]")
@@ -61,12 +59,11 @@ class MultiSubkeyKV(DictionaryTask):
     subkey_digits: int = recipe(3, ge=1, le=5, description="digits of a subkey")
     value_digits: int = recipe(4, ge=1, le=6, description="digits of a value")
     template: bool = recipe(True, description="ask for the answer in a template")
-    max_tokens: int = recipe(4096, ge=1, description="token budget of the prompt")
     forced_first: float = recipe(0.05, ge=0, le=1, description="share of samples with the gold dictionary first")
     early: float = recipe(0.03, ge=0, le=1, description="share of further samples with an early gold dictionary")
 
     @model_validator(mode="after")
-    def _consistent(self) -> MultiSubkeyKV:
+    def _consistent(self) -> Self:
         if self.common_subkeys >= min(self.gold_key_size, self.key_size_min):
             raise ValueError(
                 f"common_subkeys: found {self.common_subkeys}, expected fewer than gold_key_size and key_size_min, so "
@@ -98,39 +95,28 @@ class MultiSubkeyKV(DictionaryTask):
 class SubkeyBuilder(Builder):
     """Makes multi_subkey_kv's examples; every prompt is tokenized."""
 
-    block_rows = 64
+    task: MultiSubkeyKV
+    remedy = "lower dictionaries, keys_max, key_size_max or subkey_digits"
+    budget = "with distinct keys stayed within max_tokens"
 
     def __init__(self, task: MultiSubkeyKV, count_tokens: CountTokens) -> None:
-        super().__init__(key_of("multi_subkey_kv", task.VERSION, task.seed), count_tokens)
-        self.task = task
+        super().__init__(task, count_tokens)
+        self.dictionaries = task.dictionaries
+        self.forced = (task.forced_first, task.early)
         self.size = max(task.gold_key_size, task.key_size_max)
         self.subkey_limit, self.value_limit = 10**task.subkey_digits, 10**task.value_digits
-        self.subkeys = integer_pool(task.subkey_digits, task.subkey_digits)
-        self.values = integer_pool(task.value_digits, task.value_digits)
-        self.positions = GoldPositions(self.key, task.rows, task.forced_first, task.early, by_samples=False)
+        limits = (self.subkey_limit,) * 3 + (self.value_limit,) * 2
+        self.sections = [(limit, *around) for limit, around in zip(limits, AROUND, strict=True)]
+        self.pick_subkeys = partial(high, pool=integer_pool(task.subkey_digits, task.subkey_digits))
+        self.pick_values = partial(high, pool=integer_pool(task.value_digits, task.value_digits))
         self.question = SUBKEY_TAIL.removeprefix("\n") + (SUBKEY_TEMPLATE if task.template else "")
         # Draws: the gold pair's slot; gold subkeys, their order in the key and in the question; sizes; then per pair
         # its size, whether it shares, where a shared run starts, its value; which it shares; its subkeys and slots.
         self.gold_draws = 1 + 3 * task.gold_key_size
         self.pair_draws = 4 + task.common_subkeys + 2 * self.size
         self.width = self.gold_draws + task.dictionaries * (1 + task.keys_max * self.pair_draws)
-        self.unfit = (
-            f"multi_subkey_kv: row {{row}}: no draft of {task.dictionaries} dictionaries with distinct keys stayed "
-            f"within max_tokens (max_tokens: {task.max_tokens})"
-        )
-        self.remedy = "lower dictionaries, keys_max, key_size_max or subkey_digits, or raise max_tokens"
 
-    @cached_property
-    def _layout(self) -> Layout:
-        limits = (self.subkey_limit,) * 3 + (self.value_limit,) * 2
-        sections = [integer_cells(limit, *around) for limit, around in zip(limits, SECTIONS, strict=True)]
-        return Layout(KV_HEAD, np.concatenate([*sections, cells("", 1)]), self.task.dictionaries)
-
-    @cached_property
-    def _numbers(self) -> Cells:
-        return integer_cells(max(self.subkey_limit, self.value_limit, self.task.dictionaries + 1))
-
-    def _draft(self, drawn: Draws) -> DictionaryDraft:
+    def _draft(self, drawn: Draws) -> Draft:
         task, each = self.task, np.arange(len(drawn))
         shape = (len(drawn), task.dictionaries, task.keys_max)
         own = drawn[:, 1 : self.gold_draws].reshape(-1, 3, task.gold_key_size)
@@ -150,28 +136,16 @@ class SubkeyBuilder(Builder):
 
         index = self._index(keys, key_sizes, values, sizes)
         query = np.take_along_axis(gold_key, own[:, 2].argsort(axis=1), axis=1) if task.shuffle_query else gold_key
-        return DictionaryDraft(
-            index=index,
-            query=query,
-            key=gold_key,
-            value=values[each, 0, at],
-            units=np.full(len(drawn), task.dictionaries),
-            tokens=np.zeros(len(drawn), np.int64),
-        )
+        return Draft(index=index, query=query, key=gold_key, value=values[each, 0, at, None])
 
     def _fresh(self, drawn: Draws, taken: Ints) -> Ints:
         """Draw distinct subkeys, shape ``(keys, size)``, that are none of ``taken``, shape ``(keys, any)``."""
-        drawn = drawn.copy()
-        subkeys = high(drawn, self.subkeys)
-        touched = np.arange(len(drawn))
-        while touched.size:
-            some = subkeys[touched]
-            row, slot = np.nonzero(repeats(some) | (some[:, :, None] == taken[touched, None, :]).any(axis=2))
-            row = touched[row]
-            drawn[row, slot] = redraw(drawn[row, slot])
-            subkeys[row, slot] = high(drawn[row, slot], self.subkeys)
-            touched = np.unique(row)
-        return subkeys
+
+        def spoiled(touched: Ints, subkeys: Ints) -> Mask:
+            marked: Mask = repeats(subkeys) | (subkeys[:, :, None] == taken[touched, None, :]).any(axis=2)
+            return marked
+
+        return pick_until(drawn, [self.pick_subkeys], spoiled)[0]
 
     def _gold_key(self, gold: Ints, drawn: Draws) -> Ints:
         """Order the gold subkeys: at random, or with the shared run together in its order."""
@@ -211,55 +185,40 @@ class SubkeyBuilder(Builder):
 
     def _values(self, drawn: Draws, at: Ints) -> Ints:
         """Draw the values, shape ``(rows, dictionaries, slots)``; none but the gold one equals it."""
-        shape = drawn.shape
-        drawn = drawn.reshape(len(drawn), -1).copy()
-        values = high(drawn, self.values)
-        gold = values[np.arange(len(at)), at][:, None]
-        while True:
-            spoiled = values == gold
-            spoiled[np.arange(len(at)), at] = False
-            if not spoiled.any():
-                return values.reshape(shape)
-            drawn[spoiled] = redraw(drawn[spoiled])
-            values[spoiled] = high(drawn[spoiled], self.values)
+
+        def spoiled(touched: Ints, values: Ints) -> Mask:
+            return copies(values, at[touched])
+
+        return pick_until(drawn.reshape(len(drawn), -1), [self.pick_values], spoiled)[0].reshape(drawn.shape)
 
     def _index(self, keys: Ints, key_sizes: Ints, values: Ints, sizes: Ints) -> Ints:
         """Return entries of the layout's table: per pair its subkeys, padded, and its value."""
         slot, last = np.arange(self.size), key_sizes[..., None] - 1
-        empty = self._layout.table.size - 1
         section = np.where(slot == last, 2, np.where(slot == 0, 0, 1))
         index = np.empty((*keys.shape[:3], self.size + 1), np.int64)
-        index[..., :-1] = np.where(slot > last, empty, keys + section * self.subkey_limit)
+        index[..., :-1] = np.where(slot > last, self.empty, keys + section * self.subkey_limit)
         pair = np.arange(keys.shape[2])
         ends = pair == sizes[..., None] - 1
         index[..., -1] = values + 3 * self.subkey_limit + ends * self.value_limit
-        index[pair >= sizes[..., None]] = empty
+        index[pair >= sizes[..., None]] = self.empty
         return index.reshape(*keys.shape[:2], -1)
 
-    def _prompts(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
-        return self._layout.prompts(draft, gold, fill_in(self.question, subkeys=self._listed(draft.query)))
+    def _question(self, draft: Draft) -> Parts:
+        return fill_in(self.question, subkeys=listed(self.numbers[draft.query]))
 
-    def _answers(self, draft: DictionaryDraft, gold: Ints) -> list[bytes]:
-        value, label = self._numbers[draft.value], self._numbers[gold + 1]
-        key = ["(", *self._listed(draft.key), ")"]
-        asked = self._listed(draft.query)
-        return squeeze(
-            weave(len(draft), fill_in(SUBKEY_ANSWER, subkeys=asked, key=key, value=[value], dictionary=[label]))
-        )
+    def _answer(self, draft: Draft, gold: Ints) -> Parts:
+        subkeys, key = (listed(self.numbers[part]) for part in (draft.query, draft.key))
+        value, label = self.numbers[draft.value], self.numbers[gold + 1]
+        return fill_in(SUBKEY_ANSWER, subkeys=subkeys, key=["(", *key, ")"], value=value, dictionary=label)
 
-    def _measure(self, rows: Ints, draft: DictionaryDraft) -> Mask:
-        draft.tokens = self._counted(draft, self.positions.of(rows, draft.units))
-        return (draft.tokens <= self.task.max_tokens) & self._keys_differ(draft)
+    def _measure(self, rows: Ints, draft: Draft) -> Mask:
+        return super()._measure(rows, draft) & self._keys_differ(draft)
 
-    def _listed(self, integers: Ints) -> list[str | Cells]:
-        columns = [self._numbers[integers[:, column]] for column in range(integers.shape[1])]
-        return [part for column in columns for part in (", ", column)][1:]
-
-    def _keys_differ(self, draft: DictionaryDraft) -> Mask:
+    def _keys_differ(self, draft: Draft) -> Mask:
         """Mark the rows without two equal keys: one prompt in some ten thousands has them, and is drawn again."""
         keys = draft.index.reshape(len(draft), -1, self.size + 1)[:, :, :-1]
         differ = np.ones(len(draft), np.bool_)
         for row, drawn in enumerate(keys):
-            used = drawn[drawn[:, 0] < self._layout.table.size - 1]
+            used = drawn[drawn[:, 0] < self.empty]
             differ[row] = len(np.unique(used, axis=0)) == len(used)
         return differ

@@ -1,21 +1,20 @@
-"""Text as numpy: rows of 8-byte cells padded with zero bytes, squeezed into an Arrow string column.
+"""Text as numpy: rows of 8-byte cells padded with zero bytes, squeezed into strings.
 
 A prompt of several hundred integers costs a table look-up per integer instead of a format call: about fifty times
 faster than joining Python strings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from string import Formatter
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 CELL_BYTES = 8
 
 Cells = NDArray[np.uint64]
+Parts = list[str | Cells]
+"""Pieces of a text side by side: one text for every row, or cells of shape ``(rows,)`` or ``(rows, width)``."""
 
 
 def cells(text: str, width: int | None = None) -> Cells:
@@ -34,37 +33,26 @@ def integer_cells(limit: int, left: str = "", right: str = "") -> Cells:
     return np.array([f"{left}{n}{right}" for n in range(limit)], f"S{CELL_BYTES}").view(np.uint64)
 
 
-def fill_in(wording: str, **fields: Sequence[str | Cells]) -> list[str | Cells]:
-    """Split a wording at its ``{fields}`` and put the parts of each field in its place, for :func:`weave`."""
-    parts: list[str | Cells] = []
+def fill_in(wording: str, **values: str | Cells | Parts) -> Parts:
+    """Split a wording at its ``{names}`` and put the value of each in its place, for :func:`weave`."""
+    parts: Parts = []
     for text, name, _, _ in Formatter().parse(wording):
-        parts += [text] if text else []
-        parts += fields[name] if name else []
+        value = values[name] if name else []
+        parts += [text, *(value if isinstance(value, list) else [value])]
     return parts
 
 
 def weave(rows: int, parts: Sequence[str | Cells]) -> Cells:
-    """Lay parts side by side: a text for every row, or cells of shape ``(rows,)`` or ``(rows, width)``."""
-    columns = []
-    for part in parts:
-        if isinstance(part, str):
-            columns.append(np.broadcast_to(cells(part), (rows, cells(part).size)))
-        else:
-            columns.append(part.reshape(rows, -1))
+    """Lay parts side by side."""
+    columns = [np.tile(cells(part), (rows, 1)) if isinstance(part, str) else part.reshape(rows, -1) for part in parts]
     return np.concatenate(columns, axis=1)
+
+
+def listed(columns: Cells) -> Parts:
+    """Return the columns of cells ``(rows, columns)`` with a comma and a space between them."""
+    return [part for column in columns.T for part in (", ", column)][1:]
 
 
 def squeeze(buffer: Cells) -> list[bytes]:
     """Return the text of each row of a ``(rows, width)`` buffer as UTF-8 bytes, padding dropped."""
     return [row.tobytes().translate(None, b"\0") for row in buffer]
-
-
-def strings(texts: Sequence[bytes]) -> pa.Array:
-    """Return texts as an Arrow string array; an OverflowError from 2 GiB on."""
-    lengths = np.fromiter((len(text) for text in texts), np.int64, len(texts))
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    if offsets[-1] >= 2**31:
-        raise OverflowError(f"{offsets[-1]} bytes of text in one column of one shard; Arrow strings end at 2 GiB")
-    return pa.StringArray.from_buffers(
-        len(texts), pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(b"".join(texts))
-    )

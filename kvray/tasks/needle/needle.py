@@ -8,23 +8,23 @@ random depths, one length, 400 rows of 4,096 tokens (not fewer than its own 350 
 """
 
 import tomllib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import field_validator
 
 from kvray.tasks import world
-from kvray.tasks.base import Context, CountTokens, Many, Task, distinct, examples, listed, recipe, register, runtime
+from kvray.tasks.base import Context, CountTokens, Many, Task, distinct, listed, recipe, register, runtime
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.haystack import Frame, Haystack
 from kvray.tasks.qa.base import DocumentsTask
 from kvray.tasks.qa.questions import normalise
 from kvray.tasks.rng import below, draws, key_of
+from kvray.tasks.rows import Example
 from kvray.tasks.world import TINY
 
 TAIL = "\n\n{question} Don't give information outside the document or repeat your findings"
@@ -55,6 +55,8 @@ class Family:
 _TABLE = tomllib.loads(resources.files("kvray.tasks.needle").joinpath("facts.toml").read_text("utf-8"))
 FAMILIES = tuple(Family(kind["subject"], tuple(kind["values"])) for kind in _TABLE["facts"])
 """Twelve kinds of facts with sixteen values each."""
+TINY_FAMILIES = tuple(Family(f"The {relation} of {{name}}", values) for relation, values in world.RELATIONS.items())
+"""The kinds of facts of a haystack of the tiny world, worded as its own."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,8 @@ class NeedleInHaystack(Task):
             "give the dataset 'split: train' and the evaluation 'split: test'"
         )
 
-    def with_rows(self, rows: int) -> Self:
-        return self.model_copy(update={"rows": self.distinct_questions(rows)})
-
-    def distinct_questions(self, rows: int) -> int:
-        return -(-rows // (len(self.lengths) * len(self.depth_steps())))
-
-    def expected_rows(self) -> int:
-        return self.rows * len(self.lengths) * len(self.depth_steps())
+    def per_row(self) -> int:
+        return len(self.lengths) * len(self.depth_steps())
 
     def tokens_estimate(self) -> int:
         return max(1, sum(self.lengths) // len(self.lengths) - 12)
@@ -164,8 +160,7 @@ class NeedleInHaystack(Task):
         key = key_of("needle", self.VERSION, self.seed, self.needles, self.split)
         people = np.argsort(draws(key, 0, world.group_size(self.split), 1, 1)[:, 0], kind="stable")
         steps = self.depth_steps()
-        rows: dict[str, list[Any]] = defaultdict(list)
-        frames = []
+        made, frames = [], []
         for row in range(start, stop):
             number, cell = divmod(row, len(self.lengths) * len(steps))
             length, step = self.lengths[cell // len(steps)], steps[cell % len(steps)]
@@ -177,15 +172,11 @@ class NeedleInHaystack(Task):
             forbidden = [normalise(text) for text in (*needle.facts, needle.subject) if text]
             supply = hay.supply(int(below(drawn[0], len(hay.pieces))), forbidden)
             frames.append(Frame(supply, ((depth, needle.text),), "", TAIL.format(question=needle.question), length))
-            rows["example_id"].append(f"{needle.id}-{length}-{depth:.6g}")
-            rows["question_id"].append(needle.id)
-            rows["units"].append(0)
-            rows["length"].append(length)
-            rows["depth"].append(depth)
-            rows["answer"].append(needle.answer)
-            rows["references"].append(list(needle.facts))
-        rows["prompt"], rows["prompt_tokens"] = haystack.fill(frames, context.count_tokens)
-        return examples(rows)
+            name = f"{needle.id}-{length}-{depth:.6g}"
+            made.append(
+                Example("", needle.answer, needle.facts, needle.id, length=length, depth=depth, example_id=name)
+            )
+        return haystack.examples(made, frames, context.count_tokens)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1.0 if the answer contains every fact of the needle, both normalised as SQuAD does, else 0.0."""
@@ -200,14 +191,11 @@ class NeedleInHaystack(Task):
         if self.needles == "classic":
             return Needle(f"needle-classic-{number:06d}", CLASSIC, CLASSIC_QUESTION, CLASSIC.strip(), CLASSIC_FACTS)
         name = world.name_of(self.split, person)
-        if self.source == TINY:
-            relation = world.RELATION_NAMES[(int(below(drawn[0], 3)) + turn) % 3]
-            values: Sequence[str] = world.RELATIONS[relation]
-            value = values[int(below(drawn[1], len(values)))]
-            fact, question, stop = world.fact(name, relation, value), world.question(name, relation), ""
-        else:
-            family = FAMILIES[(int(below(drawn[0], len(FAMILIES))) + turn) % len(FAMILIES)]
-            value = family.values[int(below(drawn[1], len(family.values)))]
-            fact, question, stop = family.fact(name, value), family.question(name), "."
+        families = TINY_FAMILIES if self.source == TINY else FAMILIES
+        family = families[(int(below(drawn[0], len(families))) + turn) % len(families)]
+        value = family.values[int(below(drawn[1], len(family.values)))]
+        fact, stop = family.fact(name, value), "" if self.source == TINY else "."
         # The tiny world's answers have no full stop, in any task.
-        return Needle(f"needle-{self.split}-{number:06d}", f" {fact}.", question, f"{fact}{stop}", (value,), name)
+        return Needle(
+            f"needle-{self.split}-{number:06d}", f" {fact}.", family.question(name), f"{fact}{stop}", (value,), name
+        )

@@ -7,27 +7,25 @@ but further needles. Variants, kinds, the counts of four and the rule are RULER'
 100 rows (RULER asks 500) and the lengths up to 32K.
 """
 
-from __future__ import annotations
-
 import tomllib
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
-from itertools import product
-from typing import Any, Literal
+from itertools import count, islice, product
+from typing import Literal
 
 import pyarrow as pa
 
 from kvray.errors import InputError
-from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, examples, recipe, register, runtime
+from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, recipe, register, runtime
 from kvray.tasks.needle import haystack
-from kvray.tasks.needle.haystack import Frame, Haystack, Ints, Supply, added
-from kvray.tasks.rng import below, draws, key_of, uuids
+from kvray.tasks.needle.haystack import Frame, Haystack, Supply, added
+from kvray.tasks.rng import Draws, below, draws, key_of, uuids
+from kvray.tasks.rows import Example
 from kvray.tasks.world import TINY, source_identity
 
 Variant = Literal["single", "multikey", "multivalue", "multiquery"]
 Kind = Literal["words", "numbers", "uuid"]
-VARIANTS: tuple[Variant, ...] = ("single", "multikey", "multivalue", "multiquery")
+Record = tuple[str, str]
 PARTIAL = "partial"
 
 HEAD = "Somewhere in the text below, {kind}s are registered under names. You will be asked about them at its end.\n\n"
@@ -35,6 +33,8 @@ NEEDLE = " One {kind} registered under {key} is {value}."
 ONE = "\n\nWhich {kind} is registered under {keys}?"
 ALL_OF_ONE = "\n\nWhich {kind}s are registered under {keys}? Name all of them."
 ONE_OF_EACH = "\n\nWhich {kind}s are registered under {keys}? Name one for each."
+QUESTIONS: dict[Variant, str] = {"single": ONE, "multikey": ONE, "multivalue": ALL_OF_ONE, "multiquery": ONE_OF_EACH}
+VARIANTS = tuple(QUESTIONS)
 KINDS = {"words": "word", "numbers": "number", "uuid": "UUID"}
 """What a value is called in a prompt, by its kind."""
 _TEXTS = tomllib.loads(resources.files("kvray.tasks.needle").joinpath("ruler.toml").read_text("utf-8"))
@@ -43,6 +43,7 @@ WORDS = [f"{first}-{second}" for first, second in product(_TEXTS["first"].split(
 """Some 35,000 names of two words."""
 
 _STEPS = 11
+_DRAWN = 64  # records drawn at a time
 _SMALLEST, _NUMBERS = 1_000_000, 9_000_000
 
 
@@ -76,14 +77,11 @@ class Ruler(Task):
     def sources(self) -> dict[str, str]:
         return {"source": source_identity(self.source)} if self.haystack == "essay" else {}
 
-    def with_rows(self, rows: int) -> Ruler:
-        return self.model_copy(update={"rows": -(-rows // (len(self.variants) * len(self.lengths)))})
+    def per_row(self) -> int:
+        return len(self.variants) * len(self.lengths)
 
     def distinct_questions(self, rows: int) -> int:
         return -(-rows // len(self.lengths))
-
-    def expected_rows(self) -> int:
-        return self.rows * len(self.variants) * len(self.lengths)
 
     def tokens_estimate(self) -> int:
         return max(1, sum(self.lengths) // len(self.lengths) - 12)
@@ -105,13 +103,12 @@ class Ruler(Task):
                 there are words for keys.
         """
         kind = KINDS[self.value_kind]
-        rows: dict[str, list[Any]] = defaultdict(list)
-        frames = []
+        made, frames = [], []
         for row in range(start, stop):
             number, cell = divmod(row, len(self.lengths) * len(self.variants))
             length, variant = self.lengths[cell // len(self.variants)], self.variants[cell % len(self.variants)]
             key = key_of("ruler", self.VERSION, self.seed, variant, number)
-            records = _Records(key, (self.key_kind, self.value_kind))
+            records = _records(key, (self.key_kind, self.value_kind))
             pairs, asked, question = self._quiz(variant, records)
             drawn = draws(key, 0, len(pairs), 4, 1)[:, 0]
             # The one needle's depth is an axis of its own, so it comes in few steps; several are anywhere.
@@ -119,20 +116,26 @@ class Ruler(Task):
             if variant == "multivalue":
                 depths.sort()  # the answer tells one key's values as they come
             name = f"ruler-{variant}-{number:06d}"
-            sentences = [NEEDLE.format(key=key, kind=kind, value=value) for key, value in pairs]
+            sentences = self._sentences(pairs)
             needles = tuple(zip(depths.tolist(), sentences, strict=True))
-            supply = self._supply(context, records, len(pairs))
+            if self.haystack == "needles":
+                supply = self._further(records, context.count_tokens)
+            else:
+                supply = context.material.supply(int(below(draws(key, 0, 1, 1, 2), len(context.material.pieces))[0, 0]))
             frames.append(Frame(supply, needles, HEAD.format(kind=kind), question, length))
-            rows["example_id"].append(f"{name}-{length}")
-            rows["question_id"].append(name)
-            rows["units"].append(0)
-            rows["length"].append(length)
-            rows["depth"].append(float(depths[0]) if variant == "single" else None)
-            rows["subtask"].append(variant)
-            rows["answer"].append("".join(sentences[:asked]).strip())
-            rows["references"].append([value for _, value in pairs[:asked]])
-        rows["prompt"], rows["prompt_tokens"] = haystack.fill(frames, context.count_tokens)
-        return examples(rows)
+            made.append(
+                Example(
+                    "",
+                    answer="".join(sentences[:asked]).strip(),
+                    references=tuple(value for _, value in pairs[:asked]),
+                    question_id=name,
+                    length=length,
+                    depth=float(depths[0]) if variant == "single" else None,
+                    subtask=variant,
+                    example_id=f"{name}-{length}",
+                )
+            )
+        return haystack.examples(made, frames, context.count_tokens)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return the share of the asked values that the answer contains, in whatever case (RULER's string match)."""
@@ -143,72 +146,52 @@ class Ruler(Task):
         score = self.score(answer, references)
         return RIGHT if score == 1.0 else PARTIAL if score > 0 else WRONG
 
-    def _quiz(self, variant: Variant, records: _Records) -> tuple[list[tuple[str, str]], int, str]:
+    def _quiz(self, variant: Variant, records: Iterator[Record]) -> tuple[list[Record], int, str]:
         """Return the hidden (key, value) pairs, how many of the first ones are asked about, and the question."""
-        kind = KINDS[self.value_kind]
-        if variant == "multivalue":
-            pairs = records.take(self.values)
-            key = pairs[0][0]
-            return [(key, value) for _, value in pairs], self.values, ALL_OF_ONE.format(kind=kind, keys=key)
+        number = {"single": 1, "multikey": self.keys, "multivalue": self.values, "multiquery": self.queries}[variant]
+        pairs = list(islice(records, number))
+        names = [key for key, _ in pairs]
+        kind, keys = KINDS[self.value_kind], names[0]
         if variant == "multiquery":
-            pairs = records.take(self.queries)
-            names = [key for key, _ in pairs]
-            listed = f"{', '.join(names[:-1])} and {names[-1]}"
-            return pairs, self.queries, ONE_OF_EACH.format(kind=kind, keys=listed)
-        pairs = records.take(1 if variant == "single" else self.keys)
-        return pairs, 1, ONE.format(kind=kind, keys=pairs[0][0])
+            keys = f"{', '.join(names[:-1])} and {names[-1]}"
+        if variant == "multivalue":
+            pairs = [(names[0], value) for _, value in pairs]
+        asked = number if variant in ("multivalue", "multiquery") else 1
+        return pairs, asked, QUESTIONS[variant].format(kind=kind, keys=keys)
 
-    def _supply(self, context: Context, records: _Records, used: int) -> Supply:
-        """Return the haystack of one prompt: the context's, or further records after the ``used`` ones."""
-        if self.haystack != "needles":
-            hay: Haystack = context.material
-            return hay.supply(int(below(draws(records.key, 0, 1, 1, 2), len(hay.pieces))[0, 0]))
-        kind = KINDS[self.value_kind]
+    def _sentences(self, pairs: Iterable[Record]) -> list[str]:
+        return [NEEDLE.format(key=key, kind=KINDS[self.value_kind], value=value) for key, value in pairs]
 
-        def take(tokens: int) -> tuple[list[str], Ints]:
-            number = 64
-            while True:
-                pairs = records.take(used + number)[used:]
-                pieces = [NEEDLE.format(key=key, kind=kind, value=value) for key, value in pairs]
-                costs = added(context.count_tokens, pieces)
-                if int(costs.sum()) >= tokens:
-                    return pieces, costs
-                number = int(number * max(1.05 * tokens / int(costs.sum()), 1.0)) + 8
-
-        return take
+    def _further(self, records: Iterator[Record], count_tokens: CountTokens) -> Supply:
+        """Yield further needles, a haystack of their own."""
+        while pieces := self._sentences(islice(records, _DRAWN)):
+            yield from zip(pieces, added(count_tokens, pieces).tolist(), strict=True)
 
 
-class _Records:
-    """Keys with their values, none twice in one prompt; the first ones are the same however many are taken."""
+def _records(key: int, kinds: tuple[Kind, Kind]) -> Iterator[Record]:
+    """Yield keys with their values without end, of these kinds; no text is in two of them.
 
-    def __init__(self, key: int, kinds: tuple[Kind, Kind]) -> None:
-        self.key = key
-        self.kinds = kinds
+    Raises:
+        InputError: there are no more words.
+    """
+    taken: set[str] = set()
+    for start in count(0, _DRAWN):
+        if "words" in kinds and start > 4 * len(WORDS):
+            raise InputError(
+                f"ruler: found a haystack of more than {len(taken) // 2} needles, but there are {len(WORDS)} words to "
+                "name them by; lower lengths, or give key_kind and value_kind 'numbers' or 'uuid'"
+            )
+        drawn = draws(key, start, start + _DRAWN, 4, 3)
+        for pair in zip(_labels(kinds[0], drawn[:, :2]), _labels(kinds[1], drawn[:, 2:]), strict=True):
+            if pair[0] != pair[1] and taken.isdisjoint(pair):
+                taken.update(pair)
+                yield pair
 
-    def take(self, number: int) -> list[tuple[str, str]]:
-        drawn = number + number // 64 + 8
-        while True:
-            keys, values = (self._labels(kind, which, drawn) for which, kind in enumerate(self.kinds))
-            taken: set[str] = set()
-            records = []
-            for pair in zip(keys, values, strict=True):
-                if pair[0] != pair[1] and taken.isdisjoint(pair):
-                    taken.update(pair)
-                    records.append(pair)
-            if len(records) >= number:
-                return records[:number]
-            if "words" in self.kinds and drawn > 2 * len(WORDS):
-                raise InputError(
-                    f"ruler: found a haystack of {number} needles or more, but there are {len(WORDS)} words to name "
-                    f"them by; lower lengths, or give key_kind and value_kind 'numbers' or 'uuid'"
-                )
-            drawn *= 2
 
-    def _labels(self, kind: Kind, which: int, number: int) -> list[str]:
-        """Return labels of one kind; ``which`` is 0 for keys and 1 for values."""
-        drawn = draws(self.key, 0, number, 4, 3)[:, 2 * which : 2 * which + 2]
-        if kind == "uuid":
-            return uuids(drawn)
-        if kind == "numbers":
-            return [str(n) for n in (_SMALLEST + below(drawn[:, 0], _NUMBERS)).tolist()]
-        return [WORDS[n] for n in below(drawn[:, 0], len(WORDS)).tolist()]
+def _labels(kind: Kind, drawn: Draws) -> list[str]:
+    """Return labels of one kind from draws of shape ``(labels, 2)``."""
+    if kind == "uuid":
+        return uuids(drawn)
+    if kind == "numbers":
+        return [str(n) for n in (_SMALLEST + below(drawn[:, 0], _NUMBERS)).tolist()]
+    return [WORDS[n] for n in below(drawn[:, 0], len(WORDS)).tolist()]

@@ -16,10 +16,11 @@ from pydantic import field_validator, model_validator
 from kvray.errors import InputError
 from kvray.tasks import prompts, writing
 from kvray.tasks.base import Context, CountTokens, Measure, recipe, register
-from kvray.tasks.qa import questions, refusals
+from kvray.tasks.qa import questions
 from kvray.tasks.qa.base import NQ_OPEN, Asks, DocumentsTask, Material, listed, target
 from kvray.tasks.qa.distractors import RandomDistractors, RetrievedDistractors, TinyQuestions
 from kvray.tasks.qa.questions import SHARES, Question
+from kvray.tasks.qa.recall import closed_book_outcome
 from kvray.tasks.rows import Example, table
 from kvray.tasks.world import TINY
 
@@ -93,12 +94,12 @@ class Mdqa(DocumentsTask):
     def measures(cls, units: Collection[int]) -> Measure:
         return "knowledge" if set(units) == {0} else "ceiling" if set(units) == {1} else cls.MEASURES
 
-    def with_rows(self, rows: int) -> Self:
-        return self.model_copy(update={"questions": self.distinct_questions(rows)})
+    def per_row(self) -> int:
+        return len(self.gold_positions())
 
     def expected_rows(self) -> int:
         """Return about how many examples there are; a file that cannot be reached is assumed to have NQ-Open's size."""
-        return (self.questions or NQ_OPEN * SHARES[self.split] // 5) * len(self.gold_positions())
+        return (self.questions or NQ_OPEN * SHARES[self.split] // 5) * self.per_row()
 
     def writer(self) -> str | None:
         return self.answer_writer
@@ -154,7 +155,7 @@ class Mdqa(DocumentsTask):
         """Tell right from wrong; without documents, a wrong answer is a refusal or an invention."""
         if self.documents:
             return super().outcome(answer, references)
-        return refusals.outcome(answer, self.score(answer, references))
+        return closed_book_outcome(answer, self.score(answer, references))
 
     def _answer(self, question: Question) -> str:
         if self.answers == "short":

@@ -7,7 +7,7 @@ took is unknown, as are its number of samples and its length limit; the wording,
 
 - ``tiny``: people of the made-up world that no evaluation asks about.
 - Questions with gold passages (:mod:`kvray.tasks.qa.questions`), with random distractors of their own split.
-- Instruction rows that already restate (:mod:`kvray.tasks.qa.instructions`), taken as they are: any rows but those
+- Instruction rows that already restate (chats, or texts in fields), taken as they are: any rows but those
   with a ``question`` and ``ctxs`` or ``text``. On the hub there are ``yuyijiong/Long-Instruction-with-Paraphrasing``
   (cc-by-sa-4.0; Chinese and English; 4K to 32K tokens; zip archives, of which ``long_instruction_paraphrasing.zip`` is
   the one to name; its training script reads ``context``, ``questions`` and ``answers``, or ``messages``) and
@@ -18,16 +18,17 @@ took is unknown, as are its number of samples and its length limit; the wording,
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+import string
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice, product
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from kvray.errors import InputError
 from kvray.tasks import prompts
 from kvray.tasks.base import Context, CountTokens, Many, Measure, recipe, register
-from kvray.tasks.qa import instructions, questions
+from kvray.tasks.qa import questions
 from kvray.tasks.qa.base import DocumentsTask, Material, listed
 from kvray.tasks.qa.distractors import RandomDistractors, TinyQuestions
 from kvray.tasks.qa.questions import Question, Split, best_subspan_em
@@ -37,6 +38,13 @@ from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
 
 _TEXTS = prompts.load("qa/texts.toml")["multidoc"]
+PROMPT = ("instruction", "prompt", "context", "input", "question", "questions")
+ANSWER = ("output", "answer", "answers", "response")
+ENGLISH = 0.9
+"""Least share of ASCII letters among all letters of an English text; ours."""
+_CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
+_ASCII = re.compile(r"[\x00-\x7f]+")
+_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
 # Not behind an initial or a title: "John F. Kennedy", "St. Louis".
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|Jr|Sr|No|vs)\.)\s+(?=[\W_]?[A-Z])")
 _AT_ONCE = 32
@@ -142,11 +150,11 @@ class MultiDocQa(DocumentsTask):
         pool: dict[str, Example] = {}
         foreign = 0
         for where, row in read.rows(self.source, tables=True):
-            prompt, answer = instructions.pair(row, where)
+            prompt, answer = pair(row, where)
             name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
             if not prompt or not answer or not questions.in_split(name, self.split):
                 continue
-            if self.english_only and not instructions.is_english(f"{prompt} {answer}"):
+            if self.english_only and not is_english(f"{prompt} {answer}"):
                 foreign += 1
                 continue
             pool.setdefault(name, Example(prompt, answer, example_id=name))
@@ -175,3 +183,58 @@ def _sizes(groups: Iterator[Sequence[Example]], count_tokens: CountTokens) -> It
         made = [example for group in some for example in group]
         tokens = count_tokens([each.prompt for each in made]) + count_tokens([each.answer for each in made])
         yield from tokens.reshape(len(some), -1).max(axis=1).tolist()
+
+
+def pair(row: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """Return (prompt, answer) of an instruction row, either perhaps blank.
+
+    Accepted, in this order: chat messages (``messages`` or ``conversations``, of ``role``/``content`` or
+    ``from``/``value``; or a ``text`` in ChatML), of which the first question and its answer are taken; or any of
+    :data:`PROMPT`, joined in this order, and the first of :data:`ANSWER`; of lists of these the first one.
+
+    Raises:
+        InputError: it has neither a chat nor both.
+    """
+    chat = row.get("messages") or row.get("conversations") or _chatml(row.get("text"))
+    if chat:
+        return _first_turns(chat, where)
+    asked = [text for name in PROMPT if (text := _text(row.get(name))) is not None]
+    answers = [text for name in ANSWER if (text := _text(row.get(name))) is not None]
+    if not asked or not answers:
+        raise InputError(
+            f"{where}: found the fields {', '.join(row) or 'none'}; expected messages, conversations, or one of "
+            f"{', '.join(PROMPT)} with one of {', '.join(ANSWER)}"
+        )
+    return "\n\n".join(text for text in asked if text), answers[0]
+
+
+def is_english(text: str) -> bool:
+    """Tell whether at least :data:`ENGLISH` of a text's letters are ASCII; a text without letters is not English."""
+    plain = sum(map(text.count, string.ascii_letters))
+    return plain > 0 and plain >= ENGLISH * (plain + sum(map(str.isalpha, _ASCII.sub("", text))))
+
+
+def _first_turns(chat: Any, where: str) -> tuple[str, str]:
+    turns = []
+    for turn in chat if isinstance(chat, Sequence) and not isinstance(chat, str) else ():
+        fields = turn if isinstance(turn, Mapping) else {}
+        role = _ROLES.get(str(fields.get("role") or fields.get("from")))
+        turns.append((role, fields.get("content", fields.get("value"))))
+    first = next((at for at, (role, _) in enumerate(turns) if role == "user"), len(turns))
+    pair = turns[first : first + 2]
+    if [role for role, _ in pair] != ["user", "assistant"] or not all(isinstance(text, str) for _, text in pair):
+        raise InputError(f"{where}: expected a conversation with a text of the user and then one of the assistant")
+    return pair[0][1].strip(), pair[1][1].strip()
+
+
+def _chatml(text: Any) -> list[dict[str, str]]:
+    if not isinstance(text, str):
+        return []
+    return [{"role": role, "content": content} for role, content in _CHATML.findall(text)]
+
+
+def _text(value: Any) -> str | None:
+    """Return a field's text, or the first of a list of texts; None for anything else."""
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return value.strip() if isinstance(value, str) else None

@@ -2,22 +2,37 @@
 
 The prompt is lost-in-the-middle's closed-book one and the scorer its own; questions come from the same sources as
 MDQA's. The tiny world asks about the people whose facts the bundled model was pretrained on. A wrong answer is either
-a refusal (forgotten) or an invention (hallucinated): :mod:`kvray.tasks.qa.refusals`.
+a refusal (forgotten) or an invention (hallucinated).
+
+The paper infers hallucination from lost points on TriviaQA and NQ-Open; this measures it. The rule is ours. An answer
+is judged by its first line, as the scorer does: it is a refusal if it is empty, is one of the lines or holds one of the
+phrases of ``texts.toml``; every other wrong answer is an invention. A guess behind a doubt ("I'm not sure, but I think
+…") is a refusal: it is not confident. Titles that hold such words ("I Don't Know How to Love Him") count as refusals
+too; they are rare.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import product
-from typing import Literal, Self
+from typing import Literal
 
 import pyarrow as pa
 
 from kvray.tasks import prompts, world
-from kvray.tasks.base import Context, CountTokens, recipe, register
-from kvray.tasks.qa import questions, refusals
+from kvray.tasks.base import RIGHT, Context, CountTokens, recipe, register
+from kvray.tasks.qa import questions
 from kvray.tasks.qa.base import NQ_OPEN, QuestionTask, target
 from kvray.tasks.qa.questions import SHARES, Question
 from kvray.tasks.rows import Example, table
 from kvray.tasks.world import TINY
+
+REFUSAL, INVENTION = "refusal", "invention"
+_TEXTS = prompts.load("qa/texts.toml")["refusals"]
+LINES = frozenset(_TEXTS["lines"])
+"""First lines that refuse on their own; compared in lower case, without punctuation, articles and outer spaces."""
+PHRASES = [re.compile("".join(pieces)) for pieces in _TEXTS["phrases"]]
+"""Patterns of a first line that refuses, in lower case."""
+_LEADING = re.compile(r"\b(a|an|the|it is|its)\b")
 
 
 @register("recall")
@@ -31,9 +46,6 @@ class Recall(QuestionTask):
     task: Literal["recall"] = recipe("recall")
     questions: int | None = recipe(None, ge=1, description="questions; null takes all that the source has")
 
-    def with_rows(self, rows: int) -> Self:
-        return self.model_copy(update={"questions": rows})
-
     def tokens_estimate(self) -> int:
         return 16
 
@@ -43,7 +55,7 @@ class Recall(QuestionTask):
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
         """Tell right from wrong; a wrong answer is a refusal or an invention."""
-        return refusals.outcome(answer, self.score(answer, references))
+        return closed_book_outcome(answer, self.score(answer, references))
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Read the questions and choose them; an InputError if there are too few."""
@@ -70,3 +82,18 @@ def _known() -> list[Question]:
         name, answer = world.name_of("known", person), (world.known_value(person, relation),)
         found.append(Question(f"{TINY}-known-{person:06d}-{relation}", world.question(name, relation), answer, name))
     return found
+
+
+def closed_book_outcome(answer: str, score: float) -> str:
+    """Return "right" for a score of 1, else "refusal" or "invention"."""
+    if score == 1.0:
+        return RIGHT
+    return REFUSAL if refuses(answer) else INVENTION
+
+
+def refuses(answer: str) -> bool:
+    """Tell whether an answer declines to answer."""
+    line = answer.strip().partition("\n")[0].lower().replace("\u2019", "'").replace("\u02bc", "'")
+    line = " ".join(line.split())
+    bare = " ".join(_LEADING.sub(" ", re.sub(r"[^\w\s]", "", line)).split())
+    return not bare or bare in LINES or any(phrase.search(line) for phrase in PHRASES)

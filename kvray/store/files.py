@@ -1,0 +1,124 @@
+"""The file system under a store: reading through pyarrow, and what local disks and object stores do their own way."""
+
+import contextlib
+import hashlib
+import mmap
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from kvray.errors import StoreError
+
+CHUNK = 8 * 2**20
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
+class Files(ABC):
+    """The store's view of a file system. Paths are inside ``fs``; every failure is a StoreError with the path.
+
+    ``fs`` is the pyarrow file system, for Ray and for readers; ``prefix`` stands before paths in messages.
+    """
+
+    remote: bool
+    """Whether every read is a round trip, so that reads should be few and concurrent."""
+
+    def __init__(self, fs: pafs.FileSystem, prefix: str = "") -> None:
+        self.fs = fs
+        self._prefix = prefix
+
+    @abstractmethod
+    def put(self, path: str, data: memoryview) -> None:
+        """Write a whole file; concurrent readers see the old one or the new one."""
+
+    @abstractmethod
+    def put_new(self, path: str, data: memoryview) -> bool:
+        """Write a whole file unless it exists; return whether it was written."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove a file, if it exists, durably."""
+
+    @abstractmethod
+    def clean(self, path: str) -> None:
+        """Remove temporary files that dead writers left below a directory."""
+
+    def read(self, path: str) -> bytes | None:
+        """Return a file's bytes, None if it is missing."""
+        return self.tail(path, -1)
+
+    def tail(self, path: str, count: int) -> bytes | None:
+        """Return the last ``count`` bytes (all of a shorter file, or of any if negative), None if it is missing."""
+        with self.naming(path, "read"):
+            try:
+                with self.fs.open_input_file(path) as stream:
+                    size = stream.size()
+                    start = max(0, size - count) if count >= 0 else 0
+                    return bytes(stream.read_at(size - start, start))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def sha256(self, path: str) -> str:
+        """Return the sha256, in hex, of a file, which must exist; in flat memory."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks(path):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """Yield a file's bytes in pieces of some MiB; the file must exist."""
+        with self.naming(path, "read"), self.fs.open_input_file(path) as stream:
+            while chunk := stream.read(CHUNK):
+                yield chunk
+
+    def size(self, path: str) -> int | None:
+        """Return a file's size in bytes, None if it is missing."""
+        with self.naming(path, "look up"):
+            info = self.fs.get_file_info(path)
+        return int(info.size) if info.type == pafs.FileType.File else None
+
+    def listing(self, path: str, hidden: bool = False) -> dict[str, int]:
+        """Return name -> bytes of every file below a directory, names relative to it, hidden ones on request."""
+        with self.naming(path, "list"):
+            infos = self.fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        names = ((info.path[len(path) + 1 :], info) for info in infos if info.type == pafs.FileType.File)
+        return {name: int(info.size) for name, info in names if hidden or "/." not in f"/{name}"}
+
+    def delete_tree(self, path: str) -> None:
+        """Remove a directory, if it exists, with its contents."""
+        with self.naming(path, "delete"), contextlib.suppress(FileNotFoundError):
+            self.fs.delete_dir(path)
+
+    def naming(self, path: str, doing: str) -> contextlib.AbstractContextManager[None]:
+        """Return :func:`naming` of a path inside ``fs``."""
+        return naming(self._prefix + path, doing)
+
+
+@contextlib.contextmanager
+def naming(path: str, doing: str) -> Iterator[None]:
+    """Turn errors of a file system into a StoreError that names path and operation, and no credential."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        number = getattr(error, "errno", None)
+        # "from None": a chained traceback would show the cause with its credentials.
+        raise StoreError(f"{path}: cannot {doing}: {os.strerror(number) if number else redacted(error)}") from None
+
+
+def redacted(error: BaseException) -> str:
+    """Return an error's text on one line, without any credential of the environment."""
+    text = " ".join(str(error).split())
+    for name in _SECRETS:
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return text
+
+
+def mapped(local: Path) -> memoryview:
+    """Map a local file into memory without reading it; StoreError if it cannot be opened."""
+    with naming(str(local), "read"), local.open("rb") as stream:
+        empty = os.fstat(stream.fileno()).st_size == 0
+        return memoryview(b"" if empty else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
