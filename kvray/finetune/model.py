@@ -13,7 +13,6 @@ from peft import LoraConfig, TaskType, get_peft_model
 from safetensors import safe_open
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
-from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -132,11 +131,6 @@ def without_checkpointing(model: Any) -> Any:
     for name, layer in wrapped:
         model.set_submodule(name, layer._checkpoint_wrapped_module)
     return model
-
-
-def is_sharded(model: Any) -> bool:
-    """Return whether every weight of a model is spread over the workers."""
-    return all(isinstance(weight, DTensor) for weight in model.parameters())
 
 
 def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, out_dir: Path) -> None:
