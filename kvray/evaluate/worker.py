@@ -31,20 +31,21 @@ Report = Callable[[int, int, str], None]
 """Takes the rows of an assignment that are done, all rows that it has, and a note of the engine."""
 
 
+@dataclass
 class Tally:
     """The progress of several assignments on one line: sums what their workers report.
 
     An assignment counts with its planned rows, an estimate for lm_eval benchmarks, until its worker has counted them.
+    ``waiting`` is shown until the first answer.
     """
 
-    def __init__(
-        self, advance: Advance, planned: Sequence[float], unit: str = "rows", waiting: str = "an engine starts"
-    ) -> None:
-        """Take the planned rows per assignment; ``waiting`` is shown until the first answer."""
-        self.waiting = waiting
-        self._advance = advance
-        self._unit = unit
-        self._totals = list(planned)
+    advance: Advance
+    planned: Sequence[float]
+    unit: str = "rows"
+    waiting: str = "an engine starts"
+
+    def __post_init__(self) -> None:
+        self._totals = list(self.planned)
         self._done: dict[int, int] = {}
         self._kept = 0
         self._started = time.monotonic()
@@ -55,12 +56,12 @@ class Tally:
             self._kept += done  # of an earlier run
         self._done[number], self._totals[number] = done, total
         answered = sum(self._done.values()) - self._kept
-        rate = f"{max(answered, 0) / max(time.monotonic() - self._started, 1e-9):.1f} {self._unit}/s"
+        rate = f"{max(answered, 0) / max(time.monotonic() - self._started, 1e-9):.1f} {self.unit}/s"
         self.show(", ".join(filter(None, [rate if answered else self.waiting, note])))
 
     def show(self, note: str) -> None:
         """Show a note beside what is done."""
-        self._advance(sum(self._done.values()), note, round(sum(self._totals)))
+        self.advance(sum(self._done.values()), note, round(sum(self._totals)))
 
 
 @dataclass

@@ -8,13 +8,12 @@ run with one error; failures of one request are left to the caller.
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import math
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,7 +51,8 @@ def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
     from anyio.from_thread import start_blocking_portal
 
     with start_blocking_portal() as portal:
-        return portal.call(lambda: coroutine)
+        result: Result = portal.call(lambda: coroutine)
+        return result
 
 
 class ApiError(ResourceError):
@@ -222,24 +222,10 @@ class Api:
         if status == 429 and code in _USED_UP:
             raise ApiError(f"the API at {self.address.url} serves this account no more ({text})") from None
         if status in (408, 409, 429) or status >= 500:
-            return text, _delay(error.response.headers), status == 429
+            delay = self._client._parse_retry_after_header(error.response.headers)
+            unnamed = delay is None or math.isnan(delay)
+            return text, None if unnamed else min(max(delay, 0.0), LONGEST_NAMED_WAIT_S), status == 429
         raise RejectedError(f"the API at {self.address.url} refuses a request ({text})", status, code, reason) from None
-
-
-def _delay(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that ``retry-after-ms`` or ``retry-after`` (seconds, or a date) ask for."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        try:
-            seconds = float(value) * unit
-        except ValueError:
-            date = email.utils.parsedate_tz(value)
-            if date is None:
-                continue
-            seconds = email.utils.mktime_tz(date) - time.time()
-        if not math.isnan(seconds):
-            return min(max(seconds, 0.0), LONGEST_NAMED_WAIT_S)
-    return None
 
 
 def _message(body: object, length: int = _MESSAGE_LENGTH) -> str:
