@@ -179,18 +179,11 @@ def test_killed_and_interrupted_in_each_stage_a_sweep_ends_in_the_same_artefacts
         before = set(store.glob(pattern))
         return lambda: not before.issuperset(store.glob(pattern))
 
-    def engine_starts() -> bool:  # a kill between two answers: tests/evaluate/test_evaluate_kill.py
+    def asking() -> bool:  # a kill between two answers: tests/evaluate/test_evaluate_kill.py
         return "evaluate: 4 to make" in (tmp_path / "killed.log").read_text()
 
-    checkpoints = ".work/finetunes/*/step-*/trainer_state.json"
-    stages = {
-        "generate": (more("datasets/*/shard-*.parquet"), "datasets/*/manifest.json", "the shards so far"),
-        "finetune": (more(checkpoints), checkpoints, "the last checkpoint of what was training"),
-        "evaluate": (engine_starts, "predictions/*/*.parquet", "the answers so far"),
-    }
-    for stage, (to_kill, to_interrupt, kept) in stages.items():
-        killed(store, sweep, to_kill)
-        seen = interrupted(store, sweep, more(to_interrupt))
+    def ctrl_c(stage: str, when: Callable[[], bool], kept: str) -> None:
+        seen = interrupted(store, sweep, when)
         assert seen.status == 130, seen.raw
         told = [line for line in seen.raw.splitlines() if line.startswith("kvray: interrupted")]
         kept_there = rf"kvray: interrupted in {stage}; kept in {store}: \d of 8 artefacts and {kept}\."
@@ -199,6 +192,15 @@ def test_killed_and_interrupted_in_each_stage_a_sweep_ends_in_the_same_artefacts
         assert seen.frames[-1] == told[0] and "Traceback" not in seen.raw
         assert not (store / "failures").exists() or not list((store / "failures").iterdir())
         time.sleep(1)
+
+    checkpoint = ".work/finetunes/*/step-*/trainer_state.json"
+    killed(store, sweep, more("datasets/*/shard-*.parquet"))
+    ctrl_c("generate", more("datasets/*/manifest.json"), "the shards so far")
+    ctrl_c("finetune", more(checkpoint), "the last checkpoint of what was training")
+    another = more(checkpoint)
+    killed(store, sweep, lambda: another() or asking())  # a few steps take no time
+    killed(store, sweep, asking)
+    ctrl_c("evaluate", more("predictions/*/*.parquet"), "the answers so far")
     done = call(store, "run", str(sweep))
     assert done.returncode == 0, done.stderr
     status, rows = contents(store)
