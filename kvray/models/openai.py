@@ -223,8 +223,9 @@ class Api:
             raise ApiError(f"the API at {self.address.url} serves this account no more ({text})") from None
         if status in (408, 409, 429) or status >= 500:
             delay = self._client._parse_retry_after_header(error.response.headers)
-            unnamed = delay is None or math.isnan(delay)
-            return text, None if unnamed else min(max(delay, 0.0), LONGEST_NAMED_WAIT_S), status == 429
+            if delay is not None:
+                delay = None if math.isnan(delay) else min(max(delay, 0.0), LONGEST_NAMED_WAIT_S)
+            return text, delay, status == 429
         raise RejectedError(f"the API at {self.address.url} refuses a request ({text})", status, code, reason) from None
 
 
