@@ -218,7 +218,7 @@ class Worker:
         except CellError as error:
             self._fail(cell, str(error))
             return
-        self._store.write_table(cell.id, chunks.chunk_name(chunk.index), table)
+        self._store.write(cell.id, chunks.chunk_name(chunk.index), table)
         chunk.replies = {}
         self._left[cell.id] -= 1
         if not self._left[cell.id]:

@@ -37,7 +37,7 @@ def commit(store: Store, texts: list[str], name: str) -> str:
     digest = fingerprint({"name": name})
     made = artefact_id("writing", name, digest)
     tables = {"chunk-00000.parquet": rows[:4], "chunk-00001.parquet": rows[4:]}
-    entries = [store.write_table(made, file, pa.Table.from_pylist(of, WRITING_SCHEMA)) for file, of in tables.items()]
+    entries = [store.write(made, file, pa.Table.from_pylist(of, WRITING_SCHEMA)) for file, of in tables.items()]
     store.commit(id=made, kind="writing", name=name, fingerprint=digest, recipe={"name": name}, needs=[], files=entries)
     return made
 
