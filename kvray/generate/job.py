@@ -124,7 +124,7 @@ class _ShardWork:
             entry = self.store.entry(artefact.id, name)
         if table is None or entry is None:
             table = build(task, self.base, rows, Written(self.store, artefact.needs[0]) if artefact.needs else None)
-            entry = self.store.write_table(artefact.id, name, table)
+            entry = self.store.write(artefact.id, name, table)
         return entry, int(pc.sum(table["prompt_tokens"]).as_py() or 0)
 
 

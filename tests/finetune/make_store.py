@@ -39,9 +39,7 @@ def dataset(store: Store, name: str, rows: int, numbers: int = 8) -> str:
     digest = fingerprint(recipe)
     made = artefact_id("dataset", name, digest)
     cut = rows // 2
-    files = [
-        store.write_table(made, f"shard-{i:05d}.parquet", part) for i, part in enumerate([table[:cut], table[cut:]])
-    ]
+    files = [store.write(made, f"shard-{i:05d}.parquet", part) for i, part in enumerate([table[:cut], table[cut:]])]
     store.commit(
         id=made,
         kind="dataset",
@@ -67,8 +65,8 @@ def finetune_of(
 
 
 def long_finetune(store: Store) -> Artefact:
-    """A finetune of 120 steps, so that there is time to kill it."""
-    return finetune_of({dataset(store, "long", 32): 1.0}, Finetune(learning_rate=1e-3, epochs=60, lora_dropout=0.1))
+    """A finetune of 60 steps, so that there is time to kill it."""
+    return finetune_of({dataset(store, "long", 32): 1.0}, Finetune(learning_rate=1e-3, epochs=30, lora_dropout=0.1))
 
 
 def main() -> None:
