@@ -31,7 +31,6 @@ OTHER = "other"
 class Flenqa(Task):
     """True or false questions over two key paragraphs in growing contexts."""
 
-    VERSION = 1
     MEASURES = "length"
     TRAINABLE = False
     # The authors decode as many in both prompting modes.
@@ -44,7 +43,7 @@ class Flenqa(Task):
         description="tokens of the text without question and instructions; any if generated, else the published five",
     )
     dispersions: Many[Dispersion] = recipe(
-        ("random",), description="where the key paragraphs stand in the padding: first, middle, last, random"
+        ("random",), description="place of the key paragraphs: first, middle, last, random"
     )
     paddings: Many[Padding] = recipe(
         ("books", "same"), description="books (prose), same (other instances of the task), identity (key paragraphs)"
@@ -53,7 +52,7 @@ class Flenqa(Task):
     questions: int = recipe(100, ge=1, description="base instances per task; half of them true")
     source: str = runtime(
         TINY,
-        description="'tiny' (ours, made at any length), or the published rows: hf://datasets/alonj/FLenQA or a file",
+        description="'tiny' (ours, of any length), or the published: hf://datasets/alonj/FLenQA or a file",
     )
     padding_source: str | None = runtime(
         None, description="text to cut 'books' padding from, by path or URL; default prose of our own; 'tiny' alone"

@@ -40,7 +40,6 @@ _STEPS = np.sqrt(np.array([2.0, 3.0, 5.0]))
 class In2(Task):
     """Questions on segments of a corpus, shuffled among its other segments."""
 
-    VERSION = 1
     UNIT = "segments"
     MEASURES = "length"
 
@@ -52,9 +51,7 @@ class In2(Task):
         "text or segments, question and answer, or, with question_writer, a corpus (.txt, 'text' of rows, directory)",
     )
     split: Literal["train", "test"] = recipe("train", description="people of the tiny world that it is about")
-    question_writer: str | None = recipe(
-        None, description="model that writes the questions on a corpus, a name as for base_model"
-    )
+    question_writer: str | None = recipe(None, description="model that writes questions on a corpus, as for base_model")
     segment_tokens: int = recipe(128, ge=16, le=4096, description="most tokens of a segment; cut at sentences' ends")
     length_min: int = recipe(1024, ge=64, description="shortest prompt in tokens, of those not kept short (FILM 4K)")
     length_max: int = recipe(4000, ge=64, description="longest prompt in tokens (FILM 32K)")

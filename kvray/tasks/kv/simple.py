@@ -23,7 +23,7 @@ from kvray.models.tokenizer import TokenCounter
 from kvray.tasks.base import Context, CountTokens, recipe, register
 from kvray.tasks.kv.base import Builder, DictionaryTask, Draft
 from kvray.tasks.kv.costs import Costs, measure_costs
-from kvray.tasks.kv.draws import Ints, Mask, copies, high, integer_pool, low, pick_until, repeats
+from kvray.tasks.kv.draws import Ints, Mask, choose, copies, integer_pool, pick_until, repeats
 from kvray.tasks.kv.text import CELL_BYTES, Parts, fill_in
 from kvray.tasks.prompts import KV_ANSWER, KV_TAIL, KV_TEMPLATE
 from kvray.tasks.rng import Draws, below
@@ -105,7 +105,12 @@ class IntegersBuilder(Builder):
 
     def _pairs(self, drawn: Draws, spoiled: Callable[[Ints, Ints, Ints], Mask]) -> list[Ints]:
         """Return keys and values of draws, of their shape; ``spoiled`` is of :func:`pick_until`."""
-        return pick_until(drawn, (partial(high, pool=self.pool), partial(low, pool=self.pool)), spoiled)
+
+        def value(drawn: Draws) -> Ints:
+            return choose(drawn << np.uint64(32), self.pool)
+
+        # The upper half of a draw makes the key, the lower half the value.
+        return pick_until(drawn, (partial(choose, pool=self.pool), value), spoiled)
 
     def _index(self, keys: Ints, values: Ints, sizes: Ints) -> Ints:
         """Return the index of a draft with ``sizes`` pairs per dictionary, of shape ``(rows, dictionaries)``."""
@@ -123,7 +128,6 @@ class IntegersBuilder(Builder):
 class SimpleKV(IntegersTask):
     """Simple dictionary key-value retrieval (paper section 2; the defaults are the paper's training set)."""
 
-    VERSION = 1
     MAX_OUTPUT_TOKENS = 64
     SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens", "forced_first", "early"})
 
