@@ -28,8 +28,8 @@ SWEEP = """
 name: small
 base_model: kvray-tiny
 datasets:
-  kv: {task: simple_kv, rows: 24, dictionaries: 4}
-  more: {task: simple_kv, rows: 24, dictionaries: 4, seed: 1}
+  kv: {task: simple_kv, rows: 48, dictionaries: 4}
+  more: {task: simple_kv, rows: 56, dictionaries: 4, seed: 1}
 mixtures:
   kv: {kv: 1}
 finetune: {method: lora, epochs: 1, learning_rate: 1e-3, batch_size: 8, lora_rank: 8, lora_alpha: 16}
@@ -169,39 +169,21 @@ def test_an_added_mixture_and_a_damaged_artefact_run_and_nothing_else(undisturbe
     assert json.loads(call(store, "status", "small", "--json").stdout)["committed"] == 8
 
 
-def test_a_driver_killed_in_each_stage_ends_in_the_same_artefacts(
+def test_killed_and_interrupted_in_each_stage_a_sweep_ends_in_the_same_artefacts(
     undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
     sweep, reference = undisturbed
     store = tmp_path / "store"
 
-    def some(pattern: str) -> Callable[[], bool]:
-        return lambda: next(store.glob(pattern), None) is not None
+    def more(pattern: str) -> Callable[[], bool]:
+        before = set(store.glob(pattern))
+        return lambda: not before.issuperset(store.glob(pattern))
 
-    killed(store, sweep, some("datasets/*/shard-*.parquet"))
-    killed(store, sweep, some(".work/**/checkpoint_*"))
-    killed(store, sweep, some("predictions/*/*.parquet"))
-    done = call(store, "run", str(sweep))
-    assert done.returncode == 0, done.stderr
-    status, rows = contents(store)
-    expected_status, expected_rows = contents(reference)
-    assert status == expected_status
-    assert rows.equals(expected_rows), "no row lost, none doubled"
-    assert not list(store.glob("**/.tmp-*")), "nothing half-written is left"
+    def asking() -> bool:  # a kill between two answers: tests/evaluate/test_evaluate_kill.py
+        return "evaluate: 4 to make" in (tmp_path / "killed.log").read_text()
 
-
-def test_ctrl_c_in_each_stage_says_how_to_go_on_and_counts_nothing_as_failed(
-    undisturbed: tuple[Path, Path], tmp_path: Path
-) -> None:
-    sweep, reference = undisturbed
-    store = tmp_path / "store"
-    stages = {
-        "generate": ("datasets/*/shard-*.parquet", "the shards so far"),
-        "finetune": (".work/**/checkpoint_*", "the last checkpoint of what was training"),
-        "evaluate": ("predictions/*/*.parquet", "the answers so far"),
-    }
-    for stage, (pattern, kept) in stages.items():
-        seen = interrupted(store, sweep, lambda pattern=pattern: next(store.glob(pattern), None) is not None)
+    def ctrl_c(stage: str, when: Callable[[], bool], kept: str) -> None:
+        seen = interrupted(store, sweep, when)
         assert seen.status == 130, seen.raw
         told = [line for line in seen.raw.splitlines() if line.startswith("kvray: interrupted")]
         kept_there = rf"kvray: interrupted in {stage}; kept in {store}: \d of 8 artefacts and {kept}\."
@@ -210,11 +192,22 @@ def test_ctrl_c_in_each_stage_says_how_to_go_on_and_counts_nothing_as_failed(
         assert seen.frames[-1] == told[0] and "Traceback" not in seen.raw
         assert not (store / "failures").exists() or not list((store / "failures").iterdir())
         time.sleep(1)
+
+    checkpoint = ".work/finetunes/*/step-*/trainer_state.json"
+    killed(store, sweep, more("datasets/*/shard-*.parquet"))
+    ctrl_c("generate", more("datasets/*/manifest.json"), "the shards so far")
+    ctrl_c("finetune", more(checkpoint), "the last checkpoint of what was training")
+    another = more(checkpoint)
+    killed(store, sweep, lambda: another() or asking())  # a few steps take no time
+    killed(store, sweep, asking)
+    ctrl_c("evaluate", more("predictions/*/*.parquet"), "the answers so far")
     done = call(store, "run", str(sweep))
     assert done.returncode == 0, done.stderr
     status, rows = contents(store)
     expected_status, expected_rows = contents(reference)
-    assert status == expected_status and rows.equals(expected_rows)
+    assert status == expected_status
+    assert rows.equals(expected_rows), "no row lost, none doubled"
+    assert not list(store.glob("**/.tmp-*")), "nothing half-written is left"
 
 
 def test_a_whole_sweep_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_a_size_set_by_hand_is_kept_and_its_first_rows_are_shown() -> None:
 
 def test_positions_may_be_listed_without_brackets() -> None:
     assert samples.task_of("mdqa", None, ["positions=1, 5,10"]) == Mdqa(positions=(1, 5, 10))
-    assert "expected a list or 'random'" in problems_of("mdqa", "positions=1,")[0]
+    assert "found ''; expected a whole number or 'random'" in problems_of("mdqa", "positions=1,")[0]
 
 
 def test_more_than_there_is_is_refused() -> None:

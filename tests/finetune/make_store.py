@@ -67,8 +67,8 @@ def finetune_of(
 
 
 def long_finetune(store: Store) -> Artefact:
-    """A finetune of 120 steps, so that there is time to kill it."""
-    return finetune_of({dataset(store, "long", 32): 1.0}, Finetune(learning_rate=1e-3, epochs=60, lora_dropout=0.1))
+    """A finetune of 60 steps, so that there is time to kill it."""
+    return finetune_of({dataset(store, "long", 32): 1.0}, Finetune(learning_rate=1e-3, epochs=30, lora_dropout=0.1))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import pytest
 from kvray.tasks import load_all
 
 ROOT = Path(__file__).parents[2]
-CASES, PLANNED = 500, 5
+CASES, PLANNED = 200, 5
 SEED = 3
 REAL = (6, 23, 40)
 

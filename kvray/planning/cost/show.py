@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _DETECTABLE = (
     "smallest difference from the base model that an evaluation finds (80 % power, 5 % level after Holm's correction\n"
-    "for {comparisons} comparisons, if answers differ on a fifth of the questions):"
+    "for {comparisons}, if answers differ on a fifth of the questions):"
 )
 _MARKS = {"rows": "", "sample": "~", "estimate": "?"}
 _MEANINGS = {
@@ -31,7 +31,8 @@ def text(estimate: Estimate) -> str:
         lines += ["", title, table(header, rows)]
     if detectable := estimate.document["detectable_difference"]:
         cells = [(name, each["questions"], each["points"]) for name, each in detectable.items()]
-        lines += ["", _DETECTABLE.format(comparisons=estimate.comparisons)]
+        comparisons = f"{estimate.comparisons} comparison{'s' if estimate.comparisons > 1 else ''}"
+        lines += ["", _DETECTABLE.format(comparisons=comparisons)]
         lines.append(table(["evaluation", "questions", "points"], cells))
     lines += ["", *marks(estimate)]
     totals, api = estimate.document["totals"], _api(estimate)
