@@ -71,11 +71,7 @@ class LmEval(Task):
     benchmark: str = recipe(min_length=1, description="the harness's task or group: mmlu, hellaswag, gsm8k, nq_open, …")
     shots: int | None = recipe(None, ge=0, description="solved examples before each question; null for the task's own")
     limit: int | None = recipe(None, ge=1, description="questions per subtask, the first ones; null for all")
-    metric: str | None = recipe(
-        None,
-        min_length=1,
-        description="what scores a question: 'metric' or 'metric,filter'; null for the task's first of both",
-    )
+    metric: str | None = recipe(None, min_length=1, description="'metric' or 'metric,filter'; null: the task's first")
     max_tokens: int | None = recipe(None, ge=1, description="tokens of an answer; null for the task's own, or 256")
     length: int = recipe(
         4096, ge=16, description="most tokens of prompt and answer; longer prompts lose their beginning"

@@ -69,9 +69,7 @@ class Messages(Task):
     references: str | None = recipe(
         None, description="field of the accepted answers, text or list; null: the answer alone"
     )
-    turns: Literal["last", "all"] = recipe(
-        "last", description="last: an example per chat, its last answer; all: one per answer, with all before it"
-    )
+    turns: Literal["last", "all"] = recipe("last", description="an example per chat (its last answer), or per answer")
     split: Literal["all", "train", "test"] = recipe("all", description="train and test share no row and no prompt")
     test_share: float = recipe(0.1, gt=0, lt=1, description="share of the different prompts that are of split test")
     rows: int | None = recipe(None, ge=1, description="examples, drawn by the seed; null for all, in the file's order")

@@ -16,8 +16,7 @@ from pydantic import field_validator, model_validator
 
 from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, recipe, register, runtime
 from kvray.tasks.flenqa import published
-from kvray.tasks.flenqa.make import Maker
-from kvray.tasks.flenqa.padding import split
+from kvray.tasks.flenqa.make import Maker, split
 from kvray.tasks.flenqa.published import Condition, Dispersion, Padding, Subtask, prompt, verdict
 from kvray.tasks.rng import key_of
 from kvray.tasks.rows import Example, table
@@ -46,7 +45,7 @@ class Flenqa(Task):
         ("random",), description="place of the key paragraphs: first, middle, last, random"
     )
     paddings: Many[Padding] = recipe(
-        ("books", "same"), description="books (prose), same (other instances of the task), identity (key paragraphs)"
+        ("books", "same"), description="books (prose), same (other instances), identity (copies)"
     )
     cot: bool = recipe(False, description="ask for the steps first (chain of thought)")
     questions: int = recipe(100, ge=1, description="base instances per task; half of them true")
@@ -55,7 +54,7 @@ class Flenqa(Task):
         description="'tiny' (ours, of any length), or the published: hf://datasets/alonj/FLenQA or a file",
     )
     padding_source: str | None = runtime(
-        None, description="text to cut 'books' padding from, by path or URL; default prose of our own; 'tiny' alone"
+        None, description="'tiny': path or URL of text for 'books' padding; null: prose of ours"
     )
 
     @field_validator("lengths")

@@ -58,10 +58,7 @@ class In2(Task):
     short_share: float = recipe(0.1, ge=0, le=1, description="share asked of their own segments alone (FILM 0.1)")
     integration_share: float = recipe(0.214, ge=0, le=1, description="share on several segments (FILM 0.214)")
     integration_segments: int = recipe(
-        4,
-        ge=2,
-        le=64,
-        description="written questions: neighbouring segments of one text that one is asked on, 2 to this",
+        4, ge=2, le=64, description="written questions: neighbouring segments of a text per question, 2 to this"
     )
     corpus_segments: int = recipe(20_000, ge=2, description="segments cut of a corpus, of texts drawn by the seed")
     writer_surplus: float = recipe(0.5, ge=0, le=20, description="written questions beyond those needed, as a share")

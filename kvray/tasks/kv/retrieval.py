@@ -8,6 +8,7 @@ and value a UUID of its own).
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, Self
 
 import pyarrow as pa
@@ -91,10 +92,9 @@ class KVRetrieval(Task):
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         at = self.gold_positions()
         made = []
-        for number in range(start // len(at), -(-stop // len(at))):
+        for number, rows in groupby(range(start, stop), key=lambda row: row // len(at)):
             asked = self._drawn(number) if context.material is None else context.material[number]
-            for row in range(max(start, number * len(at)), min(stop, (number + 1) * len(at))):
-                position = at[row - number * len(at)]
+            for position in (at[row % len(at)] for row in rows):
                 records = [*asked.others[: position - 1], asked.gold, *asked.others[position - 1 :]]
                 text, value, name = prompt(records, asked.gold[0]), asked.gold[1], f"{asked.id}-{position}"
                 made.append(Example(text, value, (), asked.id, position, self.keys, example_id=name))
