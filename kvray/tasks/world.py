@@ -27,14 +27,10 @@ TINY = "tiny"
 _TEXTS = prompts.load("world.toml")
 
 
-def _compounds(parts: Sequence[str]) -> tuple[str, ...]:
-    """Return every beginning with every ending."""
-    return tuple(map("".join, product(*(part.split() for part in parts))))
-
-
-FIRST_NAMES = _compounds(_TEXTS["first_names"])
-LAST_NAMES = _compounds(_TEXTS["last_names"])
-CITIES = _compounds(_TEXTS["cities"])
+# Every beginning with every ending.
+FIRST_NAMES, LAST_NAMES, CITIES = (
+    tuple(map("".join, product(*map(str.split, _TEXTS[name])))) for name in ("first_names", "last_names", "cities")
+)
 TRADES = tuple(_TEXTS["trades"].split())
 EMBLEMS = tuple(_TEXTS["emblems"].split())
 RELATIONS: dict[str, tuple[str, ...]] = {"birthplace": CITIES, "trade": TRADES, "emblem": EMBLEMS}
