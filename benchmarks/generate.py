@@ -92,11 +92,11 @@ def table(base: BaseModelRef) -> None:
         name = "datasets/benchmark-{}"
 
         def ours(rows: range) -> None:
-            store.write_table(name.format("ours"), f"{rows.start}.parquet", build(task, base, rows))
+            store.write(name.format("ours"), f"{rows.start}.parquet", build(task, base, rows))
 
         def plain(rows: range) -> None:
             made = pa.Table.from_pylist([plain_row(row, task, count_tokens) for row in rows], EXAMPLE_SCHEMA)
-            store.write_table(name.format("plain"), f"{rows.start}.parquet", made)
+            store.write(name.format("plain"), f"{rows.start}.parquet", made)
 
         ours(range(16))
         for turn in range(3):

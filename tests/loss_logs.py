@@ -30,11 +30,11 @@ def commit(store: Store, finetunes: Sequence[tuple[str, str, int, Log | None]], 
         recipe = {"mixture": mixture, "finetune": finetune, "seed": seed}
         digest = fingerprint(recipe, [])
         one = artefact_id("finetune", f"{mixture}-s{seed}", digest)
-        files = [store.write_bytes(one, "model.json", b"{}")]
+        files = [store.write(one, "model.json", b"{}")]
         if columns is not None:
             steps = {"step": list(range(1, len(columns["loss"]) + 1)), **columns}
             fields = [LOSS_SCHEMA.field(column) for column in steps]
-            files.append(store.write_table(one, losses.FILE, pa.table(steps, schema=pa.schema(fields))))
+            files.append(store.write(one, losses.FILE, pa.table(steps, schema=pa.schema(fields))))
         store.commit(
             id=one, kind="finetune", name=one, fingerprint=digest, recipe=recipe, needs=[], files=files, measurements={}
         )

@@ -132,7 +132,7 @@ def commit_artefact(
     if not any(part in identity["id"] for part in skip):
         ends = [table.num_rows * chunk // chunks for chunk in range(chunks + 1)]
         parts = [table[start:end] for start, end in itertools.pairwise(ends)]
-        files = [store.write_table(identity["id"], f"chunk-{at:05d}.parquet", part) for at, part in enumerate(parts)]
+        files = [store.write(identity["id"], f"chunk-{at:05d}.parquet", part) for at, part in enumerate(parts)]
         store.commit(**identity, recipe=recipe, files=files, measurements=measurements)
     return str(identity["id"])
 

@@ -34,7 +34,7 @@ def toy_plan(**changes: Any) -> Plan:
 
 def commit(store: Store, artefact: Artefact, seconds: float = 1.0, tokens: int = 100) -> Manifest:
     """Commit an artefact with one small file."""
-    entry = store.write_table(artefact.id, "part-0.parquet", pa.table({"row": list(range(artefact.rows))}))
+    entry = store.write(artefact.id, "part-0.parquet", pa.table({"row": list(range(artefact.rows))}))
     return store.commit(
         id=artefact.id,
         kind=artefact.kind,

@@ -85,7 +85,7 @@ def quickstart(store: Store) -> None:
             table = answers(artefact, artefact.params, tables)
         else:
             table = pa.table({"row": [0]})
-        entry = store.write_table(artefact.id, "part-00000.parquet", table)
+        entry = store.write(artefact.id, "part-00000.parquet", table)
         facts = {"seconds": 1.0, "steps": 44, "trained_tokens": 1, "loss_last_epoch": 0.1, "rows_per_epoch": 350}
         store.commit(**artefact.identity(), files=[entry], measurements=facts)
 

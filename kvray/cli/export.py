@@ -17,7 +17,7 @@ from kvray.driver.connection import connect
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.storage import select
 from kvray.generate.job import Row, stream
-from kvray.generate.shards import Written, build, check_written, rows_of, shard_count, shard_rows
+from kvray.generate.shards import Written, build, rows_of, shard_count, shard_rows
 from kvray.models.chat import json_lines
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
@@ -81,7 +81,6 @@ def make(
     Raises:
         InputError: the task cannot be met, has too few examples or needs a model's texts, or ``out`` is not writable.
     """
-    check_written(task, None)
     rows = rows_of(task, base)
     if limit is not None and limit > rows:
         raise InputError(f"rows: {limit} asked for, but {task.task} with these settings makes {rows}")

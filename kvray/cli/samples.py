@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kvray.errors import InputError, Place, Problem
-from kvray.generate.shards import build, check_written, rows_of
+from kvray.generate.shards import build, rows_of
 from kvray.models.chat import answered, prompts_of
 from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer
 from kvray.sweep import yaml as yaml_lines
@@ -64,7 +64,6 @@ def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: the task has fewer examples, its parameters cannot be met, or it needs a model's texts.
     """
-    check_written(task, None)
     has = rows_of(task, base)
     if n > has:
         raise InputError(f"--rows: found {n}, but {task.task} with these settings has {has}; expected at most {has}")

@@ -65,14 +65,14 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
 
         print(table(["artefact", "why"], result.failures()))
     if report:
-        from kvray.report.build import current, location, write
+        from kvray.report.build import current, write
         from kvray.report.terminal import summary
 
         name = planned.sweep.name
         if not current(place, name):
             write(place, name)
         print("\n".join(["", *summary(place, name), ""]))
-        print(f"report: {location(place, f'reports/{name}')}/report.html")
+        print(f"report: {place.folder(f'reports/{name}').place}/report.html")
     return 1 if result.failed else 0
 
 

@@ -169,12 +169,9 @@ class SweepResult(Result):
     def report(self, out: str | os.PathLike[str] | None = None) -> Report:
         """Write report.html, report.md, the figures and scores.parquet to a directory or URI (None: in the store)."""
         from kvray.report.build import write
-        from kvray.store.output import Place as Directory
 
         paths = write(self.store, self.sweep.name, out)
-        stored = self.store.read_document(f"reports/{self.sweep.name}/report.html")
-        page = stored if out is None else Directory(out).read("report.html")
-        return Report(paths.html, paths.directory, (page or b"").decode())
+        return Report(paths.html, paths.directory, paths.page)
 
     def __repr__(self) -> str:
         from kvray.report.terminal import summary

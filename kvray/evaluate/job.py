@@ -5,14 +5,13 @@ of which holds one engine. Tune places engines and restarts dead ones (within ``
 is what has no chunk in the store, so ``Tuner.restore`` is not used.
 """
 
-import contextlib
 import functools
 import logging
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kvray.console import track
@@ -129,6 +128,8 @@ def fit(assignments: Sequence[Assignment], work: Work, store: Store, at_once: in
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     from ray import tune
 
+    # Its traces, and its notices on files that it may not write: the outcome says what failed.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR if os.environ.get("KVRAY_VERBOSE") else logging.CRITICAL)
     first = assignments[0]  # all take the same resources
     per_trial = {"cpu": first.cpus, "gpu": first.gpus}
 
@@ -136,7 +137,7 @@ def fit(assignments: Sequence[Assignment], work: Work, store: Store, at_once: in
         return f"evaluate-{trial.config['assignment']:04d}"
 
     trainable = tune.with_parameters(_trial, assignments=assignments, work=work, store=store)
-    with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch, _quiet("ray.tune"):
+    with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(trainable, per_trial),
             param_space={"assignment": tune.grid_search(list(range(len(assignments))))},
@@ -169,18 +170,6 @@ def nodes() -> list[Mapping[str, float]]:
     config = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     return alive + [dict(group.resources) for group in groups for _ in range(min(group.max_count, _MOST_NODES))]
-
-
-@contextlib.contextmanager
-def _quiet(logger: str) -> Iterator[None]:
-    """Hold back Tune's traces and its notices on files that it may not write: the outcome says what failed."""
-    named = logging.getLogger(logger)
-    level = named.level
-    named.setLevel(logging.ERROR if os.environ.get("KVRAY_VERBOSE") else logging.CRITICAL)
-    try:
-        yield
-    finally:
-        named.setLevel(level)
 
 
 def _trial(config: dict[str, Any], assignments: Sequence[Assignment], work: Work, store: Store) -> None:

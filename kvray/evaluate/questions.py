@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from kvray.errors import InputError
 from kvray.evaluate.engines.base import TOO_LONG, Reply, Request, too_long
-from kvray.models.chat import Prompt, conversation, prompts_of
+from kvray.models.chat import conversation, prompts_of
+from kvray.models.tokenizer import chat_tokens
 from kvray.store.schemas import PREDICTIONS_SCHEMA, WRITING_SCHEMA
 from kvray.tasks.base import CountTokens, Task
 
@@ -28,7 +27,6 @@ _COPIED = ("example_id", "question_id", "position", "units", "length", "depth", 
 _REPLY = ("prompt_tokens", "cached_tokens", "output_tokens", "answer", "finish_reason")
 _MEASURED = ("finish_reason", "prompt_tokens", "output_tokens", "cached_tokens", "score")
 _INFO = b"kvray"
-_BATCH = 256
 
 Replies = Sequence[Sequence[Reply]]
 """Per row, a reply to each of its requests."""
@@ -46,7 +44,7 @@ class Questions(ABC):
 
     def __init__(self, keys: Sequence[str]) -> None:
         self.keys = keys
-        self.requests: dict[int, list[Request]] = {}
+        self.requests: dict[int, Sequence[Any]] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -104,7 +102,7 @@ class Questions(ABC):
         return measured
 
     @abstractmethod
-    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
+    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[Sequence[Request]]:
         """Yield the requests of each row."""
 
     @abstractmethod
@@ -130,12 +128,13 @@ class Prompts(Questions):
         if tokenizer is None:
             yield from ([replace(self._like, text=prompt)] for prompt in prompts)
             return
-        for row, tokens in zip(rows, encode(tokenizer, prompts), strict=True):
+        encoded = chat_tokens(tokenizer, list(map(conversation, prompts)), prompt=True)
+        for row, tokens in zip(rows, encoded, strict=True):
             # vLLM would refuse the whole call for one prompt that does not fit with its longest answer.
             fits = len(tokens) + self._like.max_tokens <= limit
             if not fits:
                 self._too_long[row] = len(tokens)
-            yield [replace(self._like, tokens=tokens)] if fits else []
+            yield [replace(self._like, tokens=np.asarray(tokens, np.int32))] if fits else []
 
     def _replies(self, rows: range, replies: Replies) -> list[Reply]:
         return [given[0] if given else too_long(self._too_long[row]) for row, given in zip(rows, replies, strict=True)]
@@ -216,22 +215,6 @@ def ask_order(examples: pa.Table) -> pa.Table:
     """Return examples in the order in which they are asked and stored: by question, gold position, id."""
     keys = [("question_id", "ascending"), ("position", "ascending"), ("example_id", "ascending")]
     return examples.take(pc.sort_indices(examples, sort_keys=keys)).combine_chunks()
-
-
-def encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[NDArray[np.int32]]:
-    """Return the token ids of user messages, by the tokenizer's chat template with its generation prompt.
-
-    Raises:
-        InputError: the tokenizer has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
-    encoded: list[NDArray[np.int32]] = []
-    for start in range(0, len(prompts), _BATCH):
-        users = [conversation(prompt) for prompt in prompts[start : start + _BATCH]]
-        ids = tokenizer.apply_chat_template(users, add_generation_prompt=True, return_dict=True)["input_ids"]
-        encoded += [np.asarray(row, np.int32) for row in ids]
-    return encoded
 
 
 def engine_length(needed: Iterable[int], limit: int) -> int:

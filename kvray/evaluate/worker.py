@@ -31,20 +31,21 @@ Report = Callable[[int, int, str], None]
 """Takes the rows of an assignment that are done, all rows that it has, and a note of the engine."""
 
 
+@dataclass
 class Tally:
     """The progress of several assignments on one line: sums what their workers report.
 
     An assignment counts with its planned rows, an estimate for lm_eval benchmarks, until its worker has counted them.
+    ``waiting`` is shown until the first answer.
     """
 
-    def __init__(
-        self, advance: Advance, planned: Sequence[float], unit: str = "rows", waiting: str = "an engine starts"
-    ) -> None:
-        """Take the planned rows per assignment; ``waiting`` is shown until the first answer."""
-        self.waiting = waiting
-        self._advance = advance
-        self._unit = unit
-        self._totals = list(planned)
+    advance: Advance
+    planned: Sequence[float]
+    unit: str = "rows"
+    waiting: str = "an engine starts"
+
+    def __post_init__(self) -> None:
+        self._totals = list(self.planned)
         self._done: dict[int, int] = {}
         self._kept = 0
         self._started = time.monotonic()
@@ -55,12 +56,12 @@ class Tally:
             self._kept += done  # of an earlier run
         self._done[number], self._totals[number] = done, total
         answered = sum(self._done.values()) - self._kept
-        rate = f"{max(answered, 0) / max(time.monotonic() - self._started, 1e-9):.1f} {self._unit}/s"
+        rate = f"{max(answered, 0) / max(time.monotonic() - self._started, 1e-9):.1f} {self.unit}/s"
         self.show(", ".join(filter(None, [rate if answered else self.waiting, note])))
 
     def show(self, note: str) -> None:
         """Show a note beside what is done."""
-        self._advance(sum(self._done.values()), note, round(sum(self._totals)))
+        self.advance(sum(self._done.values()), note, round(sum(self._totals)))
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Worker:
         self._questions: dict[str, Questions] = {}
         self._failed: set[str] = set()
         self._left: Counter[str] = Counter()
-        self._done = self._open_rows = self._total = 0
+        self._done = self._total = 0
 
     def run(self) -> None:
         """Answer what is missing and commit every cell that becomes whole.
@@ -99,7 +100,8 @@ class Worker:
         """
         given = self._assignment
         self._kind.prepare(given.gpus, given.cpus)
-        cells = self._passing(given.cells, self._read)
+        self._try(given.cells, self._read)
+        cells = [cell for cell in given.cells if cell.id in self._questions]
         every = [
             Chunk(cell, questions, index, chunks.span(index, len(questions)))
             for cell, questions in ((cell, self._questions[cell.id]) for cell in cells)
@@ -184,7 +186,7 @@ class Worker:
             chunk.replies[row][number] = reply
             chunk.open -= 1
             if self._by_row and None not in chunk.replies[row]:
-                self._open_rows += 1
+                self._done += 1
                 self._tell(engine.note)
             if not chunk.open:
                 seconds = time.monotonic() - clock
@@ -216,35 +218,30 @@ class Worker:
         except CellError as error:
             self._fail(cell, str(error))
             return
-        self._store.write_table(cell.id, chunks.chunk_name(chunk.index), table)
+        self._store.write(cell.id, chunks.chunk_name(chunk.index), table)
         chunk.replies = {}
         self._left[cell.id] -= 1
         if not self._left[cell.id]:
             # Another engine may still owe chunks of this cell; then it commits.
             chunks.commit_if_whole(self._store, cell, questions)
-        self._done += len(chunk.rows)
-        self._open_rows -= sum(map(bool, replies)) if self._by_row else 0
+        self._done += len(chunk.rows) - (sum(map(bool, replies)) if self._by_row else 0)
         self._tell(note)
 
     def _tell(self, note: str = "") -> None:
-        self._report(self._done + self._open_rows, self._total, note)
+        self._report(self._done, self._total, note)
 
-    def _passing(self, cells: Iterable[Artefact], step: Callable[[Artefact], object]) -> list[Artefact]:
-        """Take a step for each cell, note where it fails, and return the other cells."""
-        passing = []
+    def _try(self, cells: Iterable[Artefact], step: Callable[[Artefact], object]) -> None:
+        """Take a step for each cell, and note where it fails."""
         for cell in cells:
             try:
                 step(cell)
-                passing.append(cell)
             except KvrayError as error:
                 self._fail(cell, str(error))
-        return passing
 
     def _guarded(self, absent: list[Chunk], step: Callable[[Artefact], object]) -> list[Chunk]:
         """Take a step once for every cell; return the chunks of the cells where it went well."""
-        cells = {chunk.cell.id: chunk.cell for chunk in absent}
-        good = {cell.id for cell in self._passing(cells.values(), step)}
-        return [chunk for chunk in absent if chunk.cell.id in good]
+        self._try({chunk.cell.id: chunk.cell for chunk in absent}.values(), step)
+        return [chunk for chunk in absent if chunk.cell.id not in self._failed]
 
     def _fail(self, cell: Artefact, error: str) -> None:
         if cell.id not in self._failed:

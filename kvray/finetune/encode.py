@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
-from kvray.models.chat import Prompt, conversation
+from kvray.models.chat import Prompt, answered, conversation
+from kvray.models.tokenizer import chat_tokens
 
 _SHOWN = 5
-_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ def encode(
         InputError: no chat template; the template breaks the prefix property or never ends an answer; rows are over
             ``max_length`` (they are named, never cut).
     """
-    ends = _ends(tokenizer, end_ids)
+    ends = {tokenizer.eos_token_id, *end_ids} - {None}
     names = names if names is not None else [f"row {i}" for i in range(len(prompts))]
     ids: list[NDArray[np.int32]] = []
     counts: list[int] = []
-    for start, users in _batches(prompts):
-        prefixes = tokenizer.apply_chat_template(users, add_generation_prompt=True, return_dict=True)["input_ids"]
-        chats = _whole(tokenizer, users, answers[start : start + len(users)])
-        for at, (prefix, chat) in enumerate(zip(prefixes, chats, strict=True), start):
-            ids.append(np.array(_up_to_end(prefix, chat, ends, names[at], tokenizer), np.int32))
-            counts.append(len(ids[-1]) - len(prefix))
+    prefixes = chat_tokens(tokenizer, list(map(conversation, prompts)), prompt=True)
+    for name, prefix, chat in zip(names, prefixes, _whole(tokenizer, prompts, answers), strict=True):
+        _check_prefix(prefix, chat, name, tokenizer)
+        end = _end(chat, len(prefix), ends, name, tokenizer)
+        ids.append(np.array(chat[:end], np.int32))
+        counts.append(end - len(prefix))
     encoded = Encoded(ids, np.array(counts, np.int32))
     if max_length is not None:
         _check_lengths(encoded.lengths, names, max_length)
@@ -92,55 +92,36 @@ def count(
     Raises:
         InputError: no chat template, or it never ends an answer.
     """
-    ends = _ends(tokenizer, end_ids)
-    lengths = np.zeros(len(prompts), np.int64)
-    for start, users in _batches(prompts):
-        for at, full in enumerate(_whole(tokenizer, users, answers[start : start + len(users)]), start):
-            # The last end token is the answer's own: what stands behind it is never trained on.
-            lengths[at] = next((i + 1 for i in range(len(full) - 1, -1, -1) if full[i] in ends), 0)
-            if not lengths[at]:
-                raise InputError(_endless(f"row {at}", ends, tokenizer))
-    return lengths
+    ends = {tokenizer.eos_token_id, *end_ids} - {None}
+    chats = enumerate(_whole(tokenizer, prompts, answers))
+    return np.array([_end(chat, 0, ends, f"row {row}", tokenizer) for row, chat in chats], np.int64)
 
 
-def _ends(tokenizer: Any, end_ids: Collection[int]) -> set[int]:
-    """Return the ids that end an answer; InputError if the tokenizer has no chat template."""
-    if not tokenizer.chat_template:
-        raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
-    return {tokenizer.eos_token_id, *end_ids} - {None}
+def _whole(tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> Iterator[list[int]]:
+    chats = [answered(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    return chat_tokens(tokenizer, chats, prompt=False)
 
 
-def _batches(prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[list[dict[str, str]]]]]:
-    """Yield (first row, user messages); fast tokenizers apply templates to a batch in parallel."""
-    for start in range(0, len(prompts), _BATCH):
-        yield start, [conversation(prompt) for prompt in prompts[start : start + _BATCH]]
+def _check_prefix(prefix: list[int], full: list[int], name: str, tokenizer: Any) -> None:
+    if full[: len(prefix)] == prefix:
+        return
+    pairs = zip(prefix, full, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(full), len(prefix)))
+    raise InputError(
+        f"{name}: the chat template of {tokenizer.name_or_path} breaks the prefix property: the prompt with its "
+        f"generation prompt ({len(prefix)} tokens) is no prefix of prompt and answer ({len(full)} tokens); they "
+        f"part at token {same}: {tokenizer.decode(prefix[same : same + 8])!r} against "
+        f"{tokenizer.decode(full[same : same + 8])!r}. Training would not match evaluation; use a template whose "
+        "assistant turn begins with its generation prompt."
+    )
 
 
-def _whole(tokenizer: Any, users: Sequence[list[dict[str, str]]], answers: Sequence[str]) -> list[list[int]]:
-    chats = [[*user, {"role": "assistant", "content": text}] for user, text in zip(users, answers, strict=True)]
-    ids: list[list[int]] = tokenizer.apply_chat_template(chats, return_dict=True)["input_ids"]
-    return ids
-
-
-def _up_to_end(prefix: list[int], full: list[int], ends: set[int], name: str, tokenizer: Any) -> list[int]:
-    if full[: len(prefix)] != prefix:
-        pairs = zip(prefix, full, strict=False)
-        same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(full), len(prefix)))
-        raise InputError(
-            f"{name}: the chat template of {tokenizer.name_or_path} breaks the prefix property: the prompt with its "
-            f"generation prompt ({len(prefix)} tokens) is no prefix of prompt and answer ({len(full)} tokens); they "
-            f"part at token {same}: {tokenizer.decode(prefix[same : same + 8])!r} against "
-            f"{tokenizer.decode(full[same : same + 8])!r}. Training would not match evaluation; use a template whose "
-            "assistant turn begins with its generation prompt."
-        )
-    last = next((i for i in range(len(full) - 1, len(prefix) - 1, -1) if full[i] in ends), None)
-    if last is None:
-        raise InputError(_endless(name, ends, tokenizer))
-    return full[: last + 1]
-
-
-def _endless(name: str, ends: set[int], tokenizer: Any) -> str:
-    return (
+def _end(full: list[int], start: int, ends: set[int], name: str, tokenizer: Any) -> int:
+    """Return where the answer's own end token ends: the last one, since what follows it is never trained on."""
+    for at in range(len(full) - 1, start - 1, -1):
+        if full[at] in ends:
+            return at + 1
+    raise InputError(
         f"{name}: the chat template of {tokenizer.name_or_path} does not end the assistant's message with an end "
         f"token ({tokenizer.convert_ids_to_tokens(sorted(ends))}), so a finetune would never learn to stop"
     )

@@ -13,7 +13,6 @@ from peft import LoraConfig, TaskType, get_peft_model
 from safetensors import safe_open
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
-from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -79,6 +78,23 @@ def attention_projections(model: Any) -> dict[str, Any]:
 
 
 def _with_lora(model: Any, recipe: Finetune) -> Any:
+    # Where a target matches no linear module of the decoder, vLLM would silently serve the base.
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    linear = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not any(module is end for end in ends)
+    }
+    problems = [
+        f"finetune.lora_targets: {target!r} matches no linear module of {type(model).__name__}'s layers; "
+        f"expected among {', '.join(sorted(linear))}"
+        for target in recipe.lora_targets
+        if target not in linear
+    ]
+    if not recipe.lora_targets:
+        problems = ["finetune.lora_targets: is empty, so there is nothing to train"]
+    if problems:
+        raise InputError(problems)
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=recipe.lora_rank,
@@ -88,27 +104,7 @@ def _with_lora(model: Any, recipe: Finetune) -> Any:
         target_modules=sorted(recipe.lora_targets),
         bias="none",
     )
-    if problems := _target_problems(model, recipe.lora_targets):
-        raise InputError(problems)
     return get_peft_model(model, config)
-
-
-def _target_problems(model: Any, targets: tuple[str, ...]) -> list[str]:
-    """Check that each target names linear modules of the decoder: where none matches, vLLM silently serves the base."""
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    linear = {
-        name.rsplit(".", 1)[-1]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(module is end for end in ends)
-    }
-    wrong = [target for target in targets if target not in linear]
-    if not targets:
-        return ["finetune.lora_targets: is empty, so there is nothing to train"]
-    return [
-        f"finetune.lora_targets: {target!r} matches no linear module of {type(model).__name__}'s layers; "
-        f"expected among {', '.join(sorted(linear))}"
-        for target in wrong
-    ]
 
 
 def shard(trainer: Any) -> None:
@@ -134,11 +130,6 @@ def without_checkpointing(model: Any) -> Any:
     return model
 
 
-def is_sharded(model: Any) -> bool:
-    """Return whether every weight of a model is spread over the workers."""
-    return all(isinstance(weight, DTensor) for weight in model.parameters())
-
-
 def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, out_dir: Path) -> None:
     """Write the finished model to ``out_dir`` such that vLLM loads the directory as it is.
 
@@ -153,7 +144,12 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
         # peft would ask the hub whether the vocabulary grew, and name a path of this machine as the base.
         model.peft_config["default"].base_model_name_or_path = base.name
         model.save_pretrained(out_dir, state_dict=dict(state), save_embedding_layers=False)
-        _check_adapter(out_dir / "adapter_model.safetensors", sum("lora_" in name for name in state))
+        trained = sum("lora_" in name for name in state)
+        file = "adapter_model.safetensors"
+        with safe_open(out_dir / file, "pt") as adapter:
+            saved = len(adapter.keys())
+        if saved != trained:  # peft leaves out weights whose names it does not know
+            raise CellError(f"{file} has {saved} of the {trained} weights that were trained; the finetune is lost")
         (out_dir / "README.md").unlink(missing_ok=True)
         return
     base = base.here()
@@ -168,11 +164,3 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
     (out_dir / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     load_tokenizer(base).save_pretrained(out_dir)
     model.generation_config.save_pretrained(out_dir)
-
-
-def _check_adapter(path: Path, trained: int) -> None:
-    """Check that a saved adapter is complete: peft leaves out weights whose names it does not know."""
-    with safe_open(path, "pt") as saved:
-        found = len(saved.keys())
-    if found != trained:
-        raise CellError(f"{path.name} has {found} of the {trained} weights that were trained; the finetune is lost")

@@ -182,7 +182,7 @@ class _Stage:
             "seed": job.get("seed"),
         }
         data = (json.dumps(made, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-        entry = self.store.write_bytes(artefact.id, MODEL_FILE, data)
+        entry = self.store.write(artefact.id, MODEL_FILE, data)
         begun, ended = job.get("created_at"), job.get("finished_at")
         measurements = {
             **note["data"],

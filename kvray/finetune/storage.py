@@ -139,8 +139,8 @@ def commit(
     measurements: Mapping[str, Any],
 ) -> Manifest:
     """Write a finished finetune's files into the store, and last its manifest, with further measurements."""
-    files = [store.write_file(artefact.id, path.name, path) for path in sorted(model.iterdir())]
-    files.append(store.write_table(artefact.id, "loss.parquet", pa.Table.from_pylist(log, schema=LOSS_SCHEMA)))
+    files = [store.write(artefact.id, path.name, path) for path in sorted(model.iterdir())]
+    files.append(store.write(artefact.id, "loss.parquet", pa.Table.from_pylist(log, schema=LOSS_SCHEMA)))
     last = log[-1]
     per_epoch = max(1, round(last["step"] / last["epoch"]))
     measured = {

@@ -4,23 +4,31 @@ The rows, the recipe and the seed decide the result, apart from shape and runtim
 step and each of its answer tokens weighs the same, so workers and micro-batches change rounding alone.
 """
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from numpy.typing import NDArray
+from torch.distributed.tensor import DTensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from kvray.errors import CellError
 from kvray.finetune import model as models
-from kvray.finetune.batches import SplitLoss, collate, holds_digit, schedule, scheduled
-from kvray.finetune.callbacks import LossRow, Progress
+from kvray.finetune.batches import BLANK, SplitLoss, collate, holds_digit, schedule, scheduled
 from kvray.finetune.encode import Encoded
 from kvray.finetune.placement import Shape, batch_shape
 from kvray.models.reference import BaseModelRef, load_tokenizer
+from kvray.store.schemas import LOSS_SCHEMA
 from kvray.sweep.model import Finetune, Runtime
+from kvray.tasks.rng import key_of
+
+LossRow = dict[str, Any]
+"""One optimizer step of the loss log, a row of LOSS_SCHEMA; tokens and seconds outlast interruptions."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def train(
     history = progress.rows(trainer.state.log_history)
     if len(history) != len(order):
         raise CellError(f"the loss log has {len(history)} steps, expected {len(order)}")
-    sharded = models.is_sharded(trainer.model)
+    sharded = all(isinstance(weight, DTensor) for weight in trainer.model.parameters())
     state = trainer.accelerator.get_state_dict(trainer.model)
     if trainer.is_world_process_zero():
         plain = models.without_checkpointing(trainer.accelerator.unwrap_model(trainer.model))
@@ -150,12 +158,9 @@ def training_arguments(
         bf16=gpu and torch.cuda.is_bf16_supported(),
         gradient_checkpointing=runtime.gradient_checkpointing and not fsdp,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        average_tokens_across_devices=True,
         ddp_find_unused_parameters=False,
-        save_strategy="steps",
         save_steps=runtime.checkpoint_every_steps,
         save_total_limit=1,
-        logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
@@ -170,3 +175,69 @@ def training_arguments(
 
 def _sharded(shape: Shape, runtime: Runtime) -> bool:
     return runtime.strategy == "fsdp" and shape.workers > 1
+
+
+@dataclass(eq=False)
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Turns the Trainer's log history, which is saved with every checkpoint and outlives a kill, into loss rows.
+
+    ``order`` is the schedule, shape ``(steps, batch_size)``; ``lengths`` are tokens per row, ``per_epoch`` is in steps.
+    ``split`` returns this rank's mean losses of integers and of words in the step. ``take_row`` is called with each row
+    on rank 0, ``take_checkpoint`` with (directory, step) on every rank. ``resumed_at`` is the step of the checkpoint
+    that training began at, 0 for the start.
+    """
+
+    order: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    per_epoch: int
+    seed: int
+    split: Callable[[], tuple[float | None, float | None]]
+    take_row: Callable[[LossRow], None] | None
+    take_checkpoint: Callable[[Path, int], None] | None
+    resumed_at: int = field(default=0, init=False)
+    _started: float = field(default_factory=time.monotonic, init=False)
+    _earlier_seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._tokens = np.cumsum(np.where(self.order == BLANK, 0, self.lengths[self.order]).sum(axis=1))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock, after the seconds that an interrupted run had logged."""
+        self.resumed_at = max((int(entry["step"]) for entry in state.log_history), default=0)
+        self._started = time.monotonic()
+        self._earlier_seconds = max((float(entry.get("seconds", 0.0)) for entry in state.log_history), default=0.0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Seed dropout by (seed, step, rank): a resumed run draws the same, whatever its checkpoint kept."""
+        torch.manual_seed(key_of("dropout", self.seed, state.global_step, args.process_index) % 2**63)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Skip the checkpoint of the last step: the finished model follows at once."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Complete the newest entry of the history; CellError if the loss is no number."""
+        entry = state.log_history[-1]
+        if "loss" not in entry:
+            return
+        entry["seconds"] = self._earlier_seconds + time.monotonic() - self._started
+        entry["loss_integers"], entry["loss_words"] = self.split()
+        if not np.isfinite(entry["loss"]):
+            raise CellError(f"the loss is {entry['loss']} at step {entry['step']}; try a lower finetune.learning_rate")
+        if args.process_index == 0 and self.take_row:
+            self.take_row(self._row(entry))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Hand a checkpoint on."""
+        if self.take_checkpoint:
+            self.take_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+
+    def rows(self, history: list[dict[str, Any]]) -> list[LossRow]:
+        """Return one row per step."""
+        return [self._row(entry) for entry in history if "loss" in entry]
+
+    def _row(self, entry: dict[str, Any]) -> LossRow:
+        step = int(entry["step"])
+        totals = {"epoch": step / self.per_epoch, "tokens": int(self._tokens[step - 1])}
+        return {name: entry.get(name) for name in LOSS_SCHEMA.names} | totals

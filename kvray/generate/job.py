@@ -126,7 +126,7 @@ class _ShardWork:
         if table is None or entry is None:
             needed = [need for need in artefact.needs if need.startswith(f"{FOLDERS['writing']}/")]
             table = build(task, self.base, rows, Written(self.store, needed[0]) if needed else None)
-            entry = self.store.write_table(artefact.id, name, table)
+            entry = self.store.write(artefact.id, name, table)
         return entry, int(pc.sum(table["prompt_tokens"]).as_py() or 0)
 
 

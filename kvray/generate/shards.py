@@ -46,7 +46,15 @@ def context_of(task: Task, base: BaseModelRef, written: Written | None = None) -
     """Return what building a task needs, made once per process: it may read sources and measure a tokenizer.
 
     ``base`` is the model whose tokenizer counts; ``written`` has the replies of the task's writer, if it has one.
+
+    Raises:
+        InputError: the task has a writer, which only a sweep asks, and ``written`` is None.
     """
+    if task.writer() is not None and written is None:
+        raise InputError(
+            f"{task.task}: {task.writer()} writes a part of these examples first, into a store; "
+            "put the task into a sweep and type kvray run SWEEP"
+        )
     # A task itself need not be hashable.
     replies = (written.store.uri, written.artefact_id) if written else None
     key = (type(task), task.model_dump_json(), base, replies)
@@ -64,19 +72,6 @@ def rows_of(task: Task, base: BaseModelRef) -> int:
     return task.count(context_of(task, base))
 
 
-def check_written(task: Task, written: Written | None) -> None:
-    """Refuse a task whose writer has not written yet: only a sweep asks writers.
-
-    Raises:
-        InputError: the task has a writer, and ``written`` is None.
-    """
-    if task.writer() is not None and written is None:
-        raise InputError(
-            f"{task.task}: {task.writer()} writes a part of these examples first, into a store; "
-            "put the task into a sweep and type kvray run SWEEP"
-        )
-
-
 def build(task: Task, base: BaseModelRef, rows: range, written: Written | None = None) -> pa.Table:
     """Make some examples of a task in this process; arguments as for :func:`context_of`.
 
@@ -84,7 +79,6 @@ def build(task: Task, base: BaseModelRef, rows: range, written: Written | None =
         InputError: the task's parameters cannot be met, or its writer has not written yet.
         KvrayError: the task returned other columns, or another number of rows.
     """
-    check_written(task, written)
     table = task.build(rows.start, rows.stop, context_of(task, base, written))
     if not table.schema.equals(task.EXAMPLES) or table.num_rows != len(rows):
         raise KvrayError(

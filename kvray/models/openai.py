@@ -8,16 +8,12 @@ run with one error; failures of one request are left to the caller.
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import math
 import os
 import re
-import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,37 +46,13 @@ _UNREACHABLE = {"ConnectError", "ConnectTimeout"}
 _MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
 
 
-class EventLoop:
-    """An event loop in a thread of its own, so that coroutines also run beside the loop of a notebook."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kvray-api", daemon=True)
-        self._thread.start()
-
-    def start(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
-        """Start a coroutine and return the future of its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    def close(self) -> None:
-        """Cancel what still runs, wait for its end, and end the thread."""
-        self.start(self._cancel_all()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _cancel_all(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await self._loop.shutdown_default_executor()
-
-
 def run_async(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Return a coroutine's result; Ctrl-C cancels it."""
-    with closing(EventLoop()) as loop:
-        return loop.start(coroutine).result()
+    """Return a coroutine's result, also beside the event loop of a notebook; Ctrl-C cancels it."""
+    from anyio.from_thread import start_blocking_portal
+
+    with start_blocking_portal() as portal:
+        result: Result = portal.call(lambda: coroutine)
+        return result
 
 
 class ApiError(ResourceError):
@@ -250,24 +222,11 @@ class Api:
         if status == 429 and code in _USED_UP:
             raise ApiError(f"the API at {self.address.url} serves this account no more ({text})") from None
         if status in (408, 409, 429) or status >= 500:
-            return text, _delay(error.response.headers), status == 429
+            delay = self._client._parse_retry_after_header(error.response.headers)
+            if delay is not None:
+                delay = None if math.isnan(delay) else min(max(delay, 0.0), LONGEST_NAMED_WAIT_S)
+            return text, delay, status == 429
         raise RejectedError(f"the API at {self.address.url} refuses a request ({text})", status, code, reason) from None
-
-
-def _delay(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that ``retry-after-ms`` or ``retry-after`` (seconds, or a date) ask for."""
-    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        try:
-            seconds = float(value) * unit
-        except ValueError:
-            date = email.utils.parsedate_tz(value)
-            if date is None:
-                continue
-            seconds = email.utils.mktime_tz(date) - time.time()
-        if not math.isnan(seconds):
-            return min(max(seconds, 0.0), LONGEST_NAMED_WAIT_S)
-    return None
 
 
 def _message(body: object, length: int = _MESSAGE_LENGTH) -> str:

@@ -8,7 +8,7 @@ proves that from the tokenizer; a task also compares its sum with the tokenizer 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import InputError, first_line
+from kvray.models.chat import Message
 from kvray.models.reference import BaseModelRef, load_tokenizer
 
 Counts = NDArray[np.int64]
@@ -25,6 +26,20 @@ _DIGITS = re.compile(r"[0-9]+")
 _BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")
 _BATCH = 8192
 _PROBES = 256
+_CHATS = 256
+
+
+def chat_tokens(tokenizer: Any, chats: Sequence[list[Message]], *, prompt: bool) -> Iterator[list[int]]:
+    """Yield the token ids of chats, by a transformers tokenizer's own template; ``prompt`` asks for another answer.
+
+    Raises:
+        InputError: the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
+    for start in range(0, len(chats), _CHATS):  # fast tokenizers encode a batch in parallel
+        batch = list(chats[start : start + _CHATS])
+        yield from tokenizer.apply_chat_template(batch, add_generation_prompt=prompt, return_dict=True)["input_ids"]
 
 
 @lru_cache(maxsize=4)

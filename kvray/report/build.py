@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from kvray.errors import StoreError
 from kvray.report import breakdowns, findings, methods, published, training
 from kvray.report.blocks import Block, name_figures, to_html, to_markdown
 from kvray.results.snapshot import Progress, Snapshot, collect, look
+from kvray.store import output
+from kvray.store.files import Folder
 from kvray.store.fingerprint import canonical_json
-from kvray.store.output import Place
 from kvray.store.parquet import encode
 from kvray.store.schemas import SCORES_SCHEMA
 from kvray.store.store import Store
@@ -55,13 +55,17 @@ SECTIONS: tuple[Section, ...] = (
 
 @dataclass(frozen=True)
 class Paths:
-    """Local paths, or URIs in an object store, of a report's directory and files; figures are PNG and SVG."""
+    """Local paths, or URIs in an object store, of a report's directory and files; figures are PNG and SVG.
+
+    ``page`` is the content of ``html``.
+    """
 
     directory: str
     markdown: str
     html: str
     scores: str
     figures: tuple[str, ...]
+    page: str
 
 
 def write(
@@ -76,13 +80,14 @@ def write(
         StoreError: the store cannot be written; the message says how to write elsewhere.
     """
     snapshot = collect(store, sweep)
-    folder = StoreFolder(store, sweep) if out_dir is None else Place(out_dir)
+    folder = store.folder(f"reports/{sweep}") if out_dir is None else output.folder(out_dir)
     blocks = [block for section in sections for block in section(snapshot)]
     figures: dict[str, bytes] = {}
     for figure in name_figures(blocks):
         figures |= {f"{FIGURES}{figure.name}.png": figure.png, f"{FIGURES}{figure.name}.svg": figure.svg}
     files = {"report.md": to_markdown(blocks).encode(), "scores.parquet": scores_parquet(snapshot.scores), **figures}
-    files["report.html"] = to_html(f"kvray: {sweep}", blocks).encode()  # last: whoever sees it has the rest
+    page = to_html(f"kvray: {sweep}", blocks)
+    files["report.html"] = page.encode()  # last: whoever sees it has the rest
     try:
         old = [name for name in earlier_figures(folder) if name not in files]
         # Not yet complete; but if the writing fails, the next one knows which figures there are.
@@ -101,7 +106,7 @@ def write(
     markdown, html, scores, *drawn = (
         f"{folder.place}/{name}" for name in ("report.md", "report.html", "scores.parquet", *figures)
     )
-    return Paths(folder.place, markdown, html, scores, tuple(drawn))
+    return Paths(folder.place, markdown, html, scores, tuple(drawn), page)
 
 
 def current(store: Store, sweep: str) -> bool:
@@ -111,24 +116,15 @@ def current(store: Store, sweep: str) -> bool:
         InputError: the store has no such sweep.
     """
     source = made_from(store, look(store, sweep))
-    folder = StoreFolder(store, sweep)
-    note = _note(folder)
-    listed = note.get("files")
-    complete = isinstance(listed, list) and folder.documents() >= {f"{folder.name}/{name}" for name in listed}
-    return complete and source.items() <= note.items()
+    folder = store.folder(f"reports/{sweep}")
+    note, listed = _note(folder)
+    return source.items() <= note.items() and folder.names().issuperset(listed)
 
 
 def scores_parquet(scores: pl.DataFrame) -> bytes:
     """Return scores as Parquet of the scores schema; the same rows give the same bytes."""
     table = scores.select(SCORES_SCHEMA.names).to_arrow().cast(pa.schema(SCORES_SCHEMA))
     return bytes(encode(table))
-
-
-def location(store: Store, folder: str) -> str:
-    """Return the path of a folder of the store, or its URI with the scheme."""
-    path = store.path(folder)
-    scheme = re.match(r"[a-z0-9]+://", store.uri)
-    return f"{scheme.group()}{path}" if scheme else path
 
 
 def made_from(store: Store, progress: Progress) -> dict[str, str]:
@@ -139,41 +135,15 @@ def made_from(store: Store, progress: Progress) -> dict[str, str]:
     return {"kvray": kvray.__version__, "store": store.uri, **digests}
 
 
-def earlier_figures(folder: StoreFolder | Place) -> list[str]:
+def earlier_figures(folder: Folder) -> list[str]:
     """Return the figures of an earlier report, which the note lists; other files are never touched."""
-    listed = _note(folder).get("files")
-    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-    return [name for name in names if PurePosixPath(name).parent == PurePosixPath(FIGURES)]
+    return [name for name in _note(folder)[1] if PurePosixPath(name).parent == PurePosixPath(FIGURES)]
 
 
-def _note(folder: StoreFolder | Place) -> dict[str, object]:
+def _note(folder: Folder) -> tuple[dict[str, object], list[str]]:
+    """Return a report's note and the files that it lists; both are empty where it is missing or damaged."""
     try:
         note = json.loads(folder.read(NOTE) or b"{}")
-    except ValueError:
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
-class StoreFolder:
-    """The folder of a sweep's report in its store; ``place`` is its path or URI."""
-
-    def __init__(self, store: Store, sweep: str) -> None:
-        self.name = f"reports/{sweep}"
-        self.place = location(store, self.name)
-        self._store = store
-
-    def put(self, name: str, data: bytes) -> None:
-        """Write or replace a file."""
-        self._store.write_document(f"{self.name}/{name}", data)
-
-    def read(self, name: str) -> bytes | None:
-        """Return a file; None where it does not exist."""
-        return self._store.read_document(f"{self.name}/{name}")
-
-    def delete(self, name: str) -> None:
-        """Remove a file if it exists."""
-        self._store.delete_document(f"{self.name}/{name}")
-
-    def documents(self) -> set[str]:
-        """Return the names of all files, with the folder's name before each."""
-        return set(self._store.documents(f"{self.name}/"))
+        return note, [name for name in note["files"] if isinstance(name, str)]
+    except (ValueError, KeyError, TypeError):
+        return {}, []

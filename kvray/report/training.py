@@ -8,7 +8,7 @@ from kvray.report.blocks import Block, Details, Figure, Heading, Table, Text
 from kvray.report.charts import losses as charts
 from kvray.report.charts.style import Palette
 from kvray.report.text import DASH, bold, count, duration, notes, percent
-from kvray.results import losses
+from kvray.results import frames, losses
 from kvray.results.snapshot import Snapshot
 
 _MATCHED = 0.05
@@ -48,7 +48,7 @@ def trained(snapshot: Snapshot) -> list[Block]:
 
 def fell(snapshot: Snapshot) -> list[Block]:
     """How the loss of each mixture fell, of integers and of the words around them (the paper's figure 4)."""
-    models = losses.models(snapshot.losses)
+    models = frames.models(snapshot.losses)
     if not models:
         return []
     cells = {(row["model"], row["part"]): row for row in losses.tenths(snapshot.losses).iter_rows(named=True)}

@@ -60,11 +60,6 @@ def read(
     return pl.concat(parts)
 
 
-def models(losses: pl.DataFrame) -> list[str]:
-    """Return the models of loss logs, in the plan's order."""
-    return [str(model) for model in losses["model"].unique(maintain_order=True)]
-
-
 def curves(losses: pl.DataFrame) -> pl.DataFrame:
     """Return loss by share of the training, averaged within each of :data:`BINS` bins, then over seeds.
 

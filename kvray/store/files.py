@@ -6,6 +6,7 @@ import mmap
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ class Files(ABC):
 
     def __init__(self, fs: pafs.FileSystem, prefix: str = "") -> None:
         self.fs = fs
-        self._prefix = prefix
+        self.prefix = prefix
 
     @abstractmethod
     def put(self, path: str, data: memoryview) -> None:
@@ -94,7 +95,32 @@ class Files(ABC):
 
     def naming(self, path: str, doing: str) -> contextlib.AbstractContextManager[None]:
         """Return :func:`naming` of a path inside ``fs``."""
-        return naming(self._prefix + path, doing)
+        return naming(self.prefix + path, doing)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A directory that holds files by name; ``place`` is what a user opens: a path, or a URI without its parameters."""
+
+    files: Files
+    root: str
+    place: str
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all; an older one is replaced."""
+        self.files.put(f"{self.root}/{name}", memoryview(data))
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes, None if it is missing."""
+        return self.files.read(f"{self.root}/{name}")
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it exists."""
+        self.files.delete(f"{self.root}/{name}")
+
+    def names(self) -> set[str]:
+        """Return the names of all files, those in folders with the folder."""
+        return set(self.files.listing(self.root))
 
 
 @contextlib.contextmanager

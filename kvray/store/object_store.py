@@ -11,10 +11,11 @@ and predictions run one driver per sweep on an object store.
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
@@ -40,7 +41,7 @@ _PIECE = 64 * 2**20
 class Location:
     """A parsed store URI: absolute, and free of credentials by construction."""
 
-    scheme: Literal["local", "s3", "gs"]
+    scheme: str  # local, s3 or gs
     uri: str  # opens the same place from any working directory
     root: str  # the store's root inside the file system: /data/store, bucket/prefix
     options: tuple[tuple[str, str], ...] = ()  # connection parameters of the URI, name and value
@@ -61,12 +62,8 @@ def locate(uri: str, named: str = "store") -> Location:
     if kind == "local":
         path = os.path.abspath(os.path.expanduser(uri))
         return Location("local", path, path)
-    if kind not in ("s3", "gs"):
+    if kind not in PARAMETERS:
         raise InputError(f"{named}: found scheme {kind}://; expected {_EXPECTED}")
-    return _locate_bucket("s3" if kind == "s3" else "gs", uri, named)
-
-
-def _locate_bucket(kind: Literal["s3", "gs"], uri: str, named: str) -> Location:
     parts = urlsplit(uri)
     if "@" in parts.netloc + parts.path or parts.fragment:
         raise InputError(
@@ -79,9 +76,7 @@ def _locate_bucket(kind: Literal["s3", "gs"], uri: str, named: str) -> Location:
     if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
         raise InputError(f"{named}: the prefix in {kind}://{parts.netloc} has an empty, '.' or '..' part")
     options = parse_qsl(parts.query, keep_blank_values=True)
-    known = PARAMETERS[kind]
-    names = [name for name, _ in options]
-    values = dict(options)
+    known, names, values = PARAMETERS[kind], [name for name, _ in options], dict(options)
     problems = [
         f"{named}: unknown parameter {name[:40]!r} in the {kind}:// URI; allowed: {', '.join(known)} "
         "(keys belong into the environment)"
@@ -120,13 +115,11 @@ def connect(location: Location, named: str = "store") -> Files:
         if not os.path.isdir(nearest):
             raise InputError(f"{named}: {nearest} is a file; expected a directory")
         return LocalFiles(prefix)
-    options = dict(location.options)
-    bucket = location.root.split("/", 1)[0]
-    where = f"{location.scheme}://{bucket}" + (
-        f" at {options['endpoint_override']}" if "endpoint_override" in options else ""
-    )
+    options, bucket = dict(location.options), location.root.split("/", 1)[0]
+    at = f" at {options['endpoint_override']}" if "endpoint_override" in options else ""
+    where = f"{location.scheme}://{bucket}{at}"
     try:
-        fs = _s3(bucket, options) if location.scheme == "s3" else _gcs(options)
+        fs = _file_system(location.scheme, bucket, options)
         kind = fs.get_file_info(bucket).type
     except (OSError, pa.ArrowException) as error:
         hint = "check endpoint_override, the network and the credentials in the environment"
@@ -169,28 +162,20 @@ class ObjectFiles(Files):
         """Do nothing: an unfinished write leaves no object."""
 
 
-def _s3(bucket: str, options: dict[str, str]) -> pafs.FileSystem:
-    region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+def _file_system(scheme: str, bucket: str, options: Mapping[str, str]) -> pafs.FileSystem:
+    shared: dict[str, Any] = {"scheme": "https", **options, "anonymous": options.get("anonymous") == "true"}
+    if scheme == "gs":
+        return pafs.GcsFileSystem(**shared, retry_time_limit=timedelta(seconds=REQUEST_TIMEOUT_S))
+    region = shared.pop("region", "") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
         # With an own endpoint the region is a formality; looking it up would ask Amazon.
         region = "us-east-1" if "endpoint_override" in options else pafs.resolve_s3_region(bucket)
     return pafs.S3FileSystem(
-        anonymous=options.get("anonymous") == "true",
+        **shared,
         region=region,
-        scheme=options.get("scheme", "https"),
-        endpoint_override=options.get("endpoint_override"),
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=True,  # small objects in one PUT instead of a multipart upload
         background_writes=True,  # see ObjectFiles.put
-    )
-
-
-def _gcs(options: dict[str, str]) -> pafs.FileSystem:
-    return pafs.GcsFileSystem(
-        anonymous=options.get("anonymous") == "true",
-        scheme=options.get("scheme", "https"),
-        endpoint_override=options.get("endpoint_override"),
-        retry_time_limit=timedelta(seconds=REQUEST_TIMEOUT_S),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from kvray.errors import InputError, StoreError
-from kvray.store.files import mapped
+from kvray.store.files import Folder, mapped
 from kvray.store.local import TEMPORARY
 from kvray.store.object_store import Location, connect, locate
 
@@ -88,30 +88,18 @@ def _disk_errors(path: str) -> Iterator[None]:
         raise StoreError(f"{OPTION}: {path}: cannot write: {error.strerror}") from error
 
 
-class Place:
-    """A directory that holds files by name; ``place`` is what a user opens: the path unchanged, or a URI."""
+def folder(out: str | os.PathLike[str]) -> Folder:
+    """Return the directory ``out`` (made if missing) or folder in a bucket, after writing a probe file there.
 
-    def __init__(self, out: str | os.PathLike[str]) -> None:
-        """Take a path (made if missing) or a bucket's URI, and write a probe file; InputError if that fails."""
-        location = locate(os.fspath(out), OPTION)
-        self._root = location.root
-        self._files = connect(location, OPTION)
-        self.place = shown(out)
-        probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
-        try:
-            self.put(probe, b"kvray")
-            self.delete(probe)
-        except StoreError as error:
-            raise InputError(f"{error}; give a directory that can be written") from None
-
-    def put(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all; an older one is replaced."""
-        self._files.put(f"{self._root}/{name}", memoryview(data))
-
-    def read(self, name: str) -> bytes | None:
-        """Return a file's bytes, None if it is missing."""
-        return self._files.read(f"{self._root}/{name}")
-
-    def delete(self, name: str) -> None:
-        """Remove a file, if it exists."""
-        self._files.delete(f"{self._root}/{name}")
+    Raises:
+        InputError: it cannot be written, or its bucket is out of reach.
+    """
+    location = locate(os.fspath(out), OPTION)
+    target = Folder(connect(location, OPTION), location.root, shown(out))
+    probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
+    try:
+        target.put(probe, b"kvray")
+        target.delete(probe)
+    except StoreError as error:
+        raise InputError(f"{error}; give a directory that can be written") from None
+    return target

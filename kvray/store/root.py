@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pyarrow.fs as pafs
 
 from kvray.errors import InputError, StoreError
-from kvray.store.files import Files
+from kvray.store.files import Files, Folder
 from kvray.store.local import TEMPORARY
 from kvray.store.object_store import connect, locate
 
@@ -73,6 +73,11 @@ class Root:
             if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
                 raise StoreError(f"{name!r} is refused: expected a relative name that stays inside {self.uri}")
         return "/".join((self.root.rstrip("/"), artefact_id, *names))
+
+    def folder(self, name: str) -> Folder:
+        """Return a folder of documents, such as ``"reports/mine"``."""
+        path = self.path(name)
+        return Folder(self._files, path, f"{self._files.prefix}{path}")
 
     def write_document(self, name: str, data: bytes) -> None:
         """Write a small file, whole or not at all; an older one of that name is replaced."""

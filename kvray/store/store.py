@@ -15,7 +15,7 @@ is made again. For object stores see :mod:`kvray.store.object_store`.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,21 +53,27 @@ def artefact_id(kind: str, name: str, fingerprint: str) -> str:
 class Store(Root):
     """Artefacts and documents under one root. Picklable: it carries its URI alone and connects where it is used."""
 
-    def write_table(self, artefact_id: str, name: str, table: pa.Table) -> FileEntry:
-        """Write a table as one Parquet file and return its entry; a committed artefact returns its own, unchanged.
+    def write(self, artefact_id: str, name: str, content: pa.Table | bytes | Path) -> FileEntry:
+        """Write a file of an artefact and return its entry; a committed artefact returns its own, unchanged.
+
+        A table becomes a Parquet file, and a local file is copied in flat memory, since it is mapped.
 
         Raises:
             StoreError: the place cannot be written, or the name is refused.
         """
-        return self._write(artefact_id, name, lambda: memoryview(parquet.encode(table)), table.num_rows)
-
-    def write_bytes(self, artefact_id: str, name: str, data: bytes) -> FileEntry:
-        """Write bytes as one file, as :meth:`write_table` does."""
-        return self._write(artefact_id, name, lambda: memoryview(data), None)
-
-    def write_file(self, artefact_id: str, name: str, local: Path) -> FileEntry:
-        """Copy a local file into an artefact, as :meth:`write_table` does; in flat memory, since it is mapped."""
-        return self._write(artefact_id, name, lambda: mapped(local), None)
+        self._check_name(artefact_id, name)
+        committed = self.manifest(artefact_id)
+        if committed is not None:
+            entry = next((entry for entry in committed.files if entry.name == name), None)
+            if entry is None or self._files.size(self.path(artefact_id, name)) != entry.bytes:
+                raise StoreError(f"{artefact_id} is committed, so {name} cannot be written into it; discard it first")
+            return entry
+        rows = None
+        if isinstance(content, pa.Table):
+            content, rows = parquet.encode(content), content.num_rows
+        data = mapped(content) if isinstance(content, Path) else memoryview(content)
+        self._files.put(self.path(artefact_id, name), data)
+        return FileEntry(name, rows, data.nbytes, hashlib.sha256(data).hexdigest())
 
     def read_file_table(self, artefact_id: str, name: str) -> pa.Table | None:
         """Return a Parquet file of an artefact that need not be committed; None if absent or unreadable."""
@@ -258,18 +264,6 @@ class Store(Root):
         self._check_id(artefact_id)
         self._files.delete(self.path(artefact_id, MANIFEST))
         self._files.delete_tree(self.path(artefact_id))
-
-    def _write(self, artefact_id: str, name: str, data: Callable[[], memoryview], rows: int | None) -> FileEntry:
-        self._check_name(artefact_id, name)
-        committed = self.manifest(artefact_id)
-        if committed is not None:
-            entry = next((entry for entry in committed.files if entry.name == name), None)
-            if entry is None or self._files.size(self.path(artefact_id, name)) != entry.bytes:
-                raise StoreError(f"{artefact_id} is committed, so {name} cannot be written into it; discard it first")
-            return entry
-        content = data()
-        self._files.put(self.path(artefact_id, name), content)
-        return FileEntry(name, rows, content.nbytes, hashlib.sha256(content).hexdigest())
 
     def _check_id(self, artefact_id: str) -> None:
         self.path(artefact_id)

@@ -60,7 +60,7 @@ def finetune(of: Plan, mixture: str, seed: int = 0) -> FinetuneJob:
 def commit(store: Store, artefact: Artefact, base: BaseModelRef) -> None:
     assert isinstance(artefact.params, Task)
     rows = build(artefact.params, base, range(artefact.rows))
-    entry = store.write_table(artefact.id, "shard-00000.parquet", rows)
+    entry = store.write(artefact.id, "shard-00000.parquet", rows)
     store.commit(**artefact.identity(), files=[entry], schema=EXAMPLE_SCHEMA)
 
 

@@ -116,10 +116,7 @@ def commit(store: Store, kind: Any, name: str, files: dict[str, Path | pa.Table]
     """Commit an artefact of files and tables; return its id."""
     digest = fingerprint(recipe)
     made = artefact_id(kind, name, digest)
-    entries = [
-        store.write_file(made, file, content) if isinstance(content, Path) else store.write_table(made, file, content)
-        for file, content in files.items()
-    ]
+    entries = [store.write(made, file, content) for file, content in files.items()]
     store.commit(id=made, kind=kind, name=name, fingerprint=digest, recipe=recipe, needs=[], files=entries, schema=None)
     return made
 

@@ -38,7 +38,7 @@ def table_of(asked: DatasetQuestions, rows: range, seconds: float = 1.5) -> pa.T
 
 def write(store: Store, artefact_id: str, asked: DatasetQuestions, index: int, seconds: float = 1.5) -> None:
     table = table_of(asked, chunks.span(index, len(asked)), seconds)
-    store.write_table(artefact_id, chunks.chunk_name(index), table)
+    store.write(artefact_id, chunks.chunk_name(index), table)
 
 
 def missing(store: Store, artefact_id: str, asked: DatasetQuestions) -> list[int]:
@@ -120,7 +120,7 @@ def test_the_facts_of_an_artefact_are_the_sums_of_its_chunks(store: Store) -> No
 def test_a_chunk_of_an_older_version_reads_as_null_where_it_lacks_a_column(store: Store) -> None:
     cell, asked = questions(store)
     old = table_of(asked, range(256))
-    store.write_table(cell.id, chunks.chunk_name(0), old.drop_columns(["subtask", "cached_tokens"]))
+    store.write(cell.id, chunks.chunk_name(0), old.drop_columns(["subtask", "cached_tokens"]))
     read = chunks.read(store, cell.id, 0, asked)
     assert read is not None and read.schema.names == PREDICTIONS_SCHEMA.names
     assert read["subtask"].null_count == read["cached_tokens"].null_count == 256
@@ -131,5 +131,5 @@ def test_a_chunk_of_an_older_version_reads_as_null_where_it_lacks_a_column(store
     assert table["cached_tokens"].null_count == 256 + 1
     # A column that every row must have cannot be made up: the chunk is answered again.
     store.discard(cell.id)
-    store.write_table(cell.id, chunks.chunk_name(0), old.drop_columns(["finish_reason"]))
+    store.write(cell.id, chunks.chunk_name(0), old.drop_columns(["finish_reason"]))
     assert missing(store, cell.id, asked) == [0, 1]

@@ -9,28 +9,30 @@ import pytest
 from kvray.errors import InputError
 from kvray.evaluate import questions
 from kvray.evaluate.questions import DatasetQuestions
+from kvray.models.chat import conversation
 from kvray.models.reference import load_tokenizer, resolve
+from kvray.models.tokenizer import chat_tokens
 from kvray.tasks.qa.recall import Recall
 
 
 def test_prompts_are_encoded_as_the_chat_template_encodes_them_one_by_one() -> None:
     tokenizer = load_tokenizer(resolve("kvray-tiny"))
     prompts = made.example_table(300)["prompt"].to_pylist()
-    encoded = questions.encode(tokenizer, prompts)
+    encoded = list(chat_tokens(tokenizer, list(map(conversation, prompts)), prompt=True))
     assert len(encoded) == 300
     for prompt, ids in zip(prompts[::50], encoded[::50], strict=True):
         user = [{"role": "user", "content": prompt}]
         alone = tokenizer.apply_chat_template(user, add_generation_prompt=True, return_dict=True)["input_ids"]
-        assert ids.tolist() == alone
+        assert ids == alone
         # The template writes its own first token; a second one would be another prompt.
-        assert ids.tolist().count(tokenizer.bos_token_id) == 1
+        assert ids.count(tokenizer.bos_token_id) == 1
 
 
 def test_a_tokenizer_without_a_chat_template_is_named() -> None:
     tokenizer = load_tokenizer(resolve("kvray-tiny"))
     tokenizer.chat_template = None
     with pytest.raises(InputError, match=r"kvray-tiny.*no chat template"):
-        questions.encode(tokenizer, ["hello"])
+        next(chat_tokens(tokenizer, [conversation("hello")], prompt=True))
 
 
 def test_the_order_of_asking_is_by_question_then_position_whatever_the_order_of_rows() -> None:
@@ -45,7 +47,10 @@ def test_the_order_of_asking_is_by_question_then_position_whatever_the_order_of_
 def test_a_prompt_fits_only_together_with_its_longest_answer() -> None:
     tokenizer = load_tokenizer(resolve("kvray-tiny"))
     examples, task = made.example_table(1), Recall()
-    needed = len(questions.encode(tokenizer, examples["prompt"].to_pylist())[0]) + task.MAX_OUTPUT_TOKENS
+    needed = (
+        len(next(chat_tokens(tokenizer, [conversation(examples["prompt"][0].as_py())], prompt=True)))
+        + task.MAX_OUTPUT_TOKENS
+    )
     for limit, requests in ((needed, 1), (needed - 1, 0)):
         asked = DatasetQuestions(examples, task)
         asked.prepare([0], tokenizer, limit)

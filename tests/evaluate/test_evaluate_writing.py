@@ -123,8 +123,8 @@ def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_aga
     cell = writing_of(mdqa(questions=2 * CHUNK_ROWS))
     prompts = prompts_of(cell)
     assert len(prompts) == 3 * CHUNK_ROWS
-    store.write_table(cell.id, chunks.chunk_name(0), chunk_of(prompts, 0, "old"))
-    store.write_table(cell.id, chunks.chunk_name(1), chunk_of([*prompts[1:], "other"], 1, "other"))
+    store.write(cell.id, chunks.chunk_name(0), chunk_of(prompts, 0, "old"))
+    store.write(cell.id, chunks.chunk_name(1), chunk_of([*prompts[1:], "other"], 1, "other"))
     whole = Path(store.path(cell.id, chunks.chunk_name(0))).read_bytes()
     Path(store.path(cell.id, chunks.chunk_name(2))).write_bytes(whole[:2000])
     assert do(store, [cell]) == [CHUNK_ROWS, 2 * CHUNK_ROWS, 3 * CHUNK_ROWS]
@@ -150,7 +150,7 @@ def test_parts_share_the_chunks_and_the_last_one_commits(store: Store, yes: list
 
 def test_a_whole_writing_without_a_manifest_is_committed_without_an_engine(store: Store, yes: list[str]) -> None:
     cell = writing_of(mdqa(questions=20))
-    store.write_table(cell.id, chunks.chunk_name(0), chunk_of(prompts_of(cell), 0, "old"))
+    store.write(cell.id, chunks.chunk_name(0), chunk_of(prompts_of(cell), 0, "old"))
     do(store, [cell])
     assert store.state(cell.id) == "committed" and not yes
 
@@ -206,7 +206,7 @@ def test_the_bundled_model_writes_sentences_and_a_dataset_is_made_of_them(store:
     prompts = prompts_of(cell)
     assert len(prompts) == 300
     # As a kill leaves it: the first chunk whole, the second torn. The first of its texts is of no use.
-    store.write_table(cell.id, chunks.chunk_name(1), chunk_of(prompts, 1, "I do not know."))
+    store.write(cell.id, chunks.chunk_name(1), chunk_of(prompts, 1, "I do not know."))
     torn = Path(store.path(cell.id, chunks.chunk_name(0)))
     torn.write_bytes(Path(store.path(cell.id, chunks.chunk_name(1))).read_bytes()[:1500])
 

@@ -72,7 +72,7 @@ def test_replies_become_scored_rows_and_those_that_did_not_fit_are_no_score(tmp_
     assert table["finish_reason"].to_pylist() == ["stop", "length", "too_long", "stop"]
     assert len(table["references"][2].as_py()) == 1
 
-    store.write_table(steps.id, chunks.chunk_name(0), table)
+    store.write(steps.id, chunks.chunk_name(0), table)
     assert chunks.commit_if_whole(store, steps, asked)
     facts = store.manifest(steps.id).measurements  # type: ignore[union-attr]
     assert facts["rows"] == 4 and facts["too_long"] == 1 and facts["accuracy"] == pytest.approx(2 / 3)

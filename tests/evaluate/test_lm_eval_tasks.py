@@ -155,29 +155,26 @@ def test_shots_are_the_tasks_own_or_ours_and_follow_the_seed(tokenizer: Any) -> 
 def test_options_of_one_token_share_a_reading_and_longer_ones_have_their_own(tokenizer: Any) -> None:
     letters = tasks.load(benchmark("tiny_letters", limit=1), tokenizer)
     (reading,) = next(Encoder(tokenizer, letters.task, 4096).encode(letters.rows))
-    assert reading.request.kind == "choose" and reading.numbers == (0, 1, 2, 3)
-    assert [tokenizer.decode([token]) for token in reading.request.labels] == [" A", " B", " C", " D"]
-    assert tokenizer.decode(reading.request.tokens) == letters.rows[0].requests[0].args[0]
+    assert reading.kind == "choose" and reading.numbers == (0, 1, 2, 3)
+    assert [tokenizer.decode([token]) for token in reading.labels] == [" A", " B", " C", " D"]
+    assert tokenizer.decode(reading.tokens) == letters.rows[0].requests[0].args[0]
 
     choice = tasks.load(benchmark("tiny_choice", limit=1), tokenizer)
     readings = next(Encoder(tokenizer, choice.task, 4096).encode(choice.rows))
-    assert [reading.request.kind for reading in readings] == ["score"] * 4
+    assert [reading.kind for reading in readings] == ["score"] * 4
     for reading, asked in zip(readings, choice.rows[0].requests, strict=True):
-        request = reading.request
-        assert tokenizer.decode(request.tokens[request.context :]) == asked.args[1]
-        assert tokenizer.decode(request.tokens[: request.context]) == asked.args[0]
+        assert tokenizer.decode(reading.tokens[reading.context :]) == asked.args[1]
+        assert tokenizer.decode(reading.tokens[: reading.context]) == asked.args[0]
 
 
 def test_prompts_over_the_length_lose_their_beginning_and_nothing_else(tokenizer: Any) -> None:
     for name, spare in (("tiny_steps", 24), ("tiny_choice", 1), ("tiny_letters", 1)):
         loaded = tasks.load(benchmark(name, limit=1, shots=5 if name == "tiny_letters" else None), tokenizer)
-        whole = next(Encoder(tokenizer, loaded.task, 4096).encode(loaded.rows))[0]
-        before = whole.request
+        before = next(Encoder(tokenizer, loaded.task, 4096).encode(loaded.rows))[0]
         limit = len(before.tokens) + spare - 3
-        cut = next(Encoder(tokenizer, loaded.task, limit).encode(loaded.rows))[0]
-        lost, after = cut.cut, cut.request
-        assert whole.cut == 0 and lost >= 3
-        assert np.array_equal(after.tokens, before.tokens[lost:])
+        after = next(Encoder(tokenizer, loaded.task, limit).encode(loaded.rows))[0]
+        assert before.cut == 0 and after.cut >= 3
+        assert np.array_equal(after.tokens, before.tokens[after.cut :])
         assert len(after.tokens) + after.max_tokens <= limit
         scored = (len(after.tokens) - after.context, len(before.tokens) - before.context)
         assert scored[0] == scored[1] or after.kind != "score"
@@ -266,23 +263,21 @@ def test_outputs_of_vllm_become_replies_and_these_responses() -> None:
         asked = SimpleNamespace(requests=[None] * count)
         return requests.responses(asked, [reading], [reply])  # type: ignore[arg-type]
 
-    score = Request(prompt, kind="score", context=2)
+    score = Reading(prompt, kind="score", context=2)
     reply = vllm.reply(score, output)
     assert reply == Reply(4, 4, 0, None, "stop", ((-1.0, True), (-3.0, False)))
-    assert responses(Reading(score), reply, 1) == [(-4.0, False)]
+    assert responses(score, reply, 1) == [(-4.0, False)]
     shorter = SimpleNamespace(outputs=[written], num_cached_tokens=0, prompt_logprobs=logprobs[:3])
-    assert responses(Reading(score), vllm.reply(Request(prompt[:3], kind="score", context=2), shorter), 1) == [
-        (-1.0, True)
-    ]
-    choose = Request(prompt, kind="choose", labels=(3, 4))
+    assert responses(score, vllm.reply(Request(prompt[:3], kind="score", context=2), shorter), 1) == [(-1.0, True)]
+    choose = Reading(prompt, kind="choose", labels=(3, 4), numbers=(0, 1))
     chosen = vllm.reply(choose, likelihoods({3: -1.5, 4: -0.5, 9: -0.1}, 9))
-    assert responses(Reading(choose, (0, 1)), chosen, 2) == [(-1.5, False), (-0.5, False)]
+    assert responses(choose, chosen, 2) == [(-1.5, False), (-0.5, False)]
     written = SimpleNamespace(finish_reason="stop", token_ids=[1, 2], text="yes. no\n")
     output = SimpleNamespace(outputs=[written], num_cached_tokens=0, prompt_logprobs=None)
-    generate = Request(prompt, stop=("\n", "."))
+    generate = Reading(prompt, stop=("\n", "."), ends=("\n", "."))
     made = vllm.reply(generate, output)
     assert made == Reply(4, 0, 2, "yes. no\n", "stop")
-    assert responses(Reading(generate, stop=("\n", ".")), made, 1) == ["yes"]
+    assert responses(generate, made, 1) == ["yes"]
     written.finish_reason = "abort"
     with pytest.raises(RuntimeError, match="abort"):
         vllm.reply(generate, output)

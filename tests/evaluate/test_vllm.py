@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from kvray.errors import CellError
-from kvray.evaluate import questions
 from kvray.evaluate.adapters import Probe, pick
 from kvray.evaluate.engines import vllm
 from kvray.evaluate.engines.base import Adapter, Request, Serving
 from kvray.evaluate.engines.vllm import VllmEngine
+from kvray.models.chat import conversation
 from kvray.models.reference import BaseModelRef, load_tokenizer
+from kvray.models.tokenizer import chat_tokens
 from kvray.sweep.model import Runtime
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,8 @@ def engine(base: BaseModelRef, adapters: dict[str, Path]) -> VllmEngine:
 
 @pytest.fixture(scope="module")
 def prompts(base: BaseModelRef) -> list[np.ndarray]:
-    return questions.encode(load_tokenizer(base), made.example_table(40)["prompt"].to_pylist())
+    chats = [conversation(prompt) for prompt in made.example_table(40)["prompt"].to_pylist()]
+    return [np.array(tokens, np.int32) for tokens in chat_tokens(load_tokenizer(base), chats, prompt=True)]
 
 
 @pytest.fixture(scope="module")

@@ -39,9 +39,7 @@ def dataset(store: Store, name: str, rows: int, numbers: int = 8) -> str:
     digest = fingerprint(recipe)
     made = artefact_id("dataset", name, digest)
     cut = rows // 2
-    files = [
-        store.write_table(made, f"shard-{i:05d}.parquet", part) for i, part in enumerate([table[:cut], table[cut:]])
-    ]
+    files = [store.write(made, f"shard-{i:05d}.parquet", part) for i, part in enumerate([table[:cut], table[cut:]])]
     store.commit(
         id=made,
         kind="dataset",

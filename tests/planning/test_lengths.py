@@ -11,12 +11,12 @@ import pytest
 
 from kvray.driver import run
 from kvray.errors import InputError
-from kvray.evaluate import questions
 from kvray.finetune import encode
 from kvray.finetune.storage import limits, select
 from kvray.generate.shards import build
+from kvray.models.chat import conversation
 from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
-from kvray.models.tokenizer import token_counter
+from kvray.models.tokenizer import chat_tokens, token_counter
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.lengths import counting, measure
 from kvray.tasks.base import Task
@@ -50,7 +50,8 @@ def check(task: Task, base: BaseModelRef, rows: int) -> None:
     found = measure(task, task.context(token_counter(base)), rows, counted)
     assert found.whole
     table = build(task, base, range(rows))
-    asked = questions.encode(load_tokenizer(base), table["prompt"].to_pylist())
+    chats = [conversation(prompt) for prompt in table["prompt"].to_pylist()]
+    asked = chat_tokens(load_tokenizer(base), chats, prompt=True)
     assert found.asked.tolist() == [len(ids) for ids in asked]
     texts = table["prompt"].to_pylist(), table["answer"].to_pylist()
     trained = encode.count(load_tokenizer(base), *texts, end_ids=limits(base)[1])

@@ -15,7 +15,8 @@ import kvray
 from kvray.cli import app
 from kvray.driver import run as running
 from kvray.report import build
-from kvray.store.output import Place
+from kvray.store import output
+from kvray.store.files import Folder
 from kvray.store.store import Store
 
 SWEEP = """\
@@ -74,14 +75,14 @@ def test_a_report_is_current_until_the_plan_what_is_committed_or_kvray_changes(
 
 def test_a_report_that_was_not_written_whole_is_not_current(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     build.write(store, "first")
-    write = Store.write_document
+    write = Folder.put
 
-    def full(self: Store, name: str, data: bytes) -> None:
+    def full(self: Folder, name: str, data: bytes) -> None:
         if name.endswith("report.html"):
             raise OSError("killed")
         write(self, name, data)
 
-    monkeypatch.setattr(Store, "write_document", full)
+    monkeypatch.setattr(Folder, "put", full)
     with pytest.raises(OSError, match="killed"):
         build.write(store, "first")
     assert not build.current(store, "first")
@@ -108,7 +109,7 @@ def test_figures_that_no_longer_belong_are_removed_and_nothing_else(store: Store
 
 
 def test_a_note_cannot_make_a_report_remove_what_is_not_a_figure(tmp_path: Path) -> None:
-    there = Place(tmp_path)
+    there = output.folder(tmp_path)
     (tmp_path / "kept").write_text("x")
     names = ["kept", "figures/../kept", "../kept", "figures/a/b", 3, "figures/old.png"]
     (tmp_path / build.NOTE).write_text(json.dumps({"files": names}))
@@ -136,7 +137,7 @@ def done(tmp_path: Path, make_cell, monkeypatch: pytest.MonkeyPatch) -> Path:
     for artefact in planned.artefacts:
         labels = artefact.labels
         table = make_cell(labels.get("evaluation", "recall"), labels.get("mixture"), labels.get("seed"), questions=6)
-        entry = store.write_table(artefact.id, "part-0.parquet", table)
+        entry = store.write(artefact.id, "part-0.parquet", table)
         store.commit(**artefact.identity(), files=[entry], measurements={"seconds": 1.0})
     return tmp_path / "store"
 

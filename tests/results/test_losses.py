@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from loss_logs import commit, frame, log
 
-from kvray.results import losses
+from kvray.results import frames, losses
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Store
 
@@ -74,7 +74,7 @@ def test_models_are_called_as_in_the_predictions(tmp_path: Path) -> None:
     planned = json.loads(store.read_document("sweeps/first.json") or b"")["artefacts"]
     known = {"mixture": ["kv"], "finetune": ["lora[learning_rate=1]"], "model": ["kv"]}
     rows = losses.read(store, planned, manifests, pl.DataFrame(known))
-    assert losses.models(rows) == ["kv", "kv [learning_rate=2]"]
+    assert frames.models(rows) == ["kv", "kv [learning_rate=2]"]
 
 
 def test_the_log_has_the_columns_that_are_read() -> None:

@@ -82,7 +82,7 @@ def test_a_column_that_stored_files_lack_is_null(tmp_path: Path, make_sweep) -> 
         store.discard(cell.id)
         # The first chunk alone lacks the columns: what is read must not depend on which one does.
         tables = [(first[0], first[1].drop_columns(["outcome", "cached_tokens"])), *rest]  # type: ignore[union-attr]
-        files = [store.write_table(cell.id, name, table) for name, table in tables]
+        files = [store.write(cell.id, name, table) for name, table in tables]
         identity = {name: getattr(cell, name) for name in ("id", "kind", "name", "fingerprint", "recipe", "needs")}
         store.commit(**identity, files=files)
     rows = kvray.results.open(store).predictions("first").collect()

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from kvray.results import resampling, stats
+from kvray.results import stats
 
 
 def test_mcnemar_is_the_two_sided_binomial_of_the_discordant_pairs() -> None:
@@ -109,8 +109,8 @@ def test_difference_is_b_minus_a_and_its_interval_is_on_that_side() -> None:
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "RESAMPLES", 1000)
-    resampling._kept_resamples.cache_clear()
+    monkeypatch.setattr(stats, "RESAMPLES", 1000)
+    stats._kept_resamples.cache_clear()
     rng = np.random.default_rng(3)
     questions = np.repeat(np.arange(60), 6)
     differences, means, rounds = 0, 0, 400
@@ -124,7 +124,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch: pytes
         differences += found.low <= 0.1 <= found.high
         mean = stats.accuracy(a, questions)
         means += mean.low <= 0.4 <= mean.high
-    resampling._kept_resamples.cache_clear()
+    stats._kept_resamples.cache_clear()
     assert 0.91 <= differences / rounds <= 0.985
     assert 0.91 <= means / rounds <= 0.985
 
@@ -208,8 +208,8 @@ def test_many_questions_are_resampled_by_value_with_the_same_spread() -> None:
     n = 4000  # more than are drawn one by one
     scores = (rng.random(n) < 0.3).astype(float)
     sums = np.stack([scores, np.ones(n)])
-    drawn = resampling.totals(sums)
-    assert drawn.shape == (2, resampling.RESAMPLES)
+    drawn = stats.totals(sums)
+    assert drawn.shape == (2, stats.RESAMPLES)
     assert np.all(drawn[1] == n)  # the rows are drawn together: every resample has n questions
     mean = scores.mean()
     assert drawn[0].mean() / n == pytest.approx(mean, abs=2e-4)

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from kvray.cli import app
 from kvray.errors import InputError, StoreError
-from kvray.store.output import Place, replacing
+from kvray.store import output
+from kvray.store.output import replacing
 
 __all__ = ["disk", "endpoint"]
 SWEEP = """\
@@ -133,7 +134,7 @@ def test_a_bucket_that_is_missing_is_told_in_one_line(write: Any, endpoint: str)
 
 
 def test_a_folder_in_a_bucket_takes_a_report(endpoint: str) -> None:
-    folder = Place(f"s3://{BUCKET}/reports/mine?endpoint_override=http://{endpoint}")
+    folder = output.folder(f"s3://{BUCKET}/reports/mine?endpoint_override=http://{endpoint}")
     folder.put("figures/a.svg", b"<svg/>")
     assert folder.place == f"s3://{BUCKET}/reports/mine"
     assert (folder.read("figures/a.svg"), folder.read("b.svg")) == (b"<svg/>", None)
@@ -145,16 +146,16 @@ def test_a_folder_in_a_bucket_takes_a_report(endpoint: str) -> None:
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(disk: Path) -> None:
     Path("file").write_text("")
     with pytest.raises(InputError, match=r"--out: .*file is a file; expected a directory"):
-        Place("file")
+        output.folder("file")
     with pytest.raises(InputError, match=r"--out: .*file is a file; expected a directory"):
-        Place("file/below")
-    place = Place(disk / "report")
+        output.folder("file/below")
+    place = output.folder(disk / "report")
     with pytest.raises(StoreError, match=r"--out: .*figure.png: cannot write .*No space left on device"):
         place.put("figure.png", bytes(2**21))
     assert os.listdir(disk / "report") == []
     read_only(disk)
     with pytest.raises(InputError, match=r"--out: .*Read-only file system; give a directory that can be written"):
-        Place(disk / "report")
+        output.folder(disk / "report")
 
 
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl"])

@@ -40,9 +40,9 @@ def rows(start: int, stop: int) -> pa.Table:
 
 def commit(store: Store, recipe: dict[str, Any] = RECIPE, at: str = ID, **changes: Any) -> Manifest:
     files = [
-        store.write_table(at, "shard-00001.parquet", rows(3, 6)),
-        store.write_table(at, "shard-00000.parquet", rows(0, 3)),
-        store.write_bytes(at, "card.md", b"# card\n"),
+        store.write(at, "shard-00001.parquet", rows(3, 6)),
+        store.write(at, "shard-00000.parquet", rows(0, 3)),
+        store.write(at, "card.md", b"# card\n"),
     ]
     values = {"kind": "dataset", "name": "ours", "fingerprint": fingerprint(recipe), "recipe": recipe, "needs": []}
     return store.commit(id=at, files=files, **{**values, **changes})
@@ -122,7 +122,7 @@ def test_equal_tables_give_equal_bytes_however_they_are_chunked(store: Store) ->
     whole = rows(0, 10_000)
     chunked = pa.concat_tables([whole.slice(0, 7), whole.slice(7, 4100), whole.slice(4107)])
     sliced = pa.concat_tables([rows(0, 5), whole]).slice(5)
-    entries = [store.write_table(ID, f"{n}.parquet", table) for n, table in enumerate((whole, chunked, sliced))]
+    entries = [store.write(ID, f"{n}.parquet", table) for n, table in enumerate((whole, chunked, sliced))]
     assert len({entry.sha256 for entry in entries}) == 1
     metadata = pq.read_metadata(on_disk(store, "0.parquet"))
     assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [4096, 4096, 1808]
@@ -130,13 +130,13 @@ def test_equal_tables_give_equal_bytes_however_they_are_chunked(store: Store) ->
 
 
 def test_an_empty_table_keeps_its_schema(store: Store) -> None:
-    entry = store.write_table(ID, "empty.parquet", rows(0, 0))
+    entry = store.write(ID, "empty.parquet", rows(0, 0))
     assert entry.rows == 0
     assert store.read_file_table(ID, "empty.parquet") == rows(0, 0)
 
 
 def test_entry_and_read_file_table_serve_resuming_before_the_commit(store: Store) -> None:
-    written = store.write_table(ID, "chunk.parquet", rows(0, 3))
+    written = store.write(ID, "chunk.parquet", rows(0, 3))
     assert store.entry(ID, "chunk.parquet") == written
     assert store.read_file_table(ID, "chunk.parquet") == rows(0, 3)
     on_disk(store, "chunk.parquet").write_bytes(b"PAR1 torn")
@@ -148,7 +148,7 @@ def test_entry_and_read_file_table_serve_resuming_before_the_commit(store: Store
 def test_write_file_copies_and_fetch_gives_verified_files_in_place(store: Store, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(os.urandom(100_000))
     (tmp_path / "none").write_bytes(b"")
-    files = [store.write_file(ID, f"adapter/{name}", tmp_path / name) for name in ("weights", "none")]
+    files = [store.write(ID, f"adapter/{name}", tmp_path / name) for name in ("weights", "none")]
     store.commit(
         id=ID, kind="dataset", name="ours", fingerprint=FINGERPRINT, recipe=RECIPE, needs=["finetunes/x-1"], files=files
     )
@@ -159,7 +159,7 @@ def test_write_file_copies_and_fetch_gives_verified_files_in_place(store: Store,
     with pytest.raises(DamagedArtefactError, match="sha256"):
         store.fetch(ID, tmp_path / "unused")
     with pytest.raises(StoreError, match="gone: cannot read"):
-        store.write_file("datasets/other-0", "x", tmp_path / "gone")
+        store.write("datasets/other-0", "x", tmp_path / "gone")
 
 
 def test_documents_are_replaced_listed_and_deleted(store: Store) -> None:
@@ -209,14 +209,14 @@ def test_another_recipe_at_an_id_is_refused_with_the_difference(store: Store) ->
 
 def test_a_committed_artefact_is_never_written_into(store: Store) -> None:
     entry = commit(store).files[1]
-    assert store.write_table(ID, entry.name, rows(100, 200)) == entry
+    assert store.write(ID, entry.name, rows(100, 200)) == entry
     assert store.read_table(ID).equals(rows(0, 6))
     with pytest.raises(StoreError, match="is committed"):
-        store.write_bytes(ID, "more.bin", b"x")
+        store.write(ID, "more.bin", b"x")
 
 
 def test_a_commit_checks_that_every_listed_file_is_there_with_its_size(store: Store) -> None:
-    entry = store.write_bytes(ID, "a.bin", b"abc")
+    entry = store.write(ID, "a.bin", b"abc")
     values = {"id": ID, "kind": "dataset", "name": "x", "fingerprint": "0", "recipe": {}, "needs": [], "files": [entry]}
     on_disk(store, "a.bin").write_bytes(b"ab")
     with pytest.raises(StoreError, match=r"a.bin has 2 bytes, expected 3"):
@@ -336,8 +336,8 @@ def _json_or_none(path: Path) -> object:
 def test_row_counts_are_checked_on_reading(store: Store) -> None:
     """A file of the right size with other rows: caught by its footer, without a sha256."""
     small = pa.table({"n": pa.array([1, 2, 3], pa.int64())})
-    entry = store.write_table(ID, "a.parquet", small)
-    other = store.write_table(ID, "b.parquet", small.slice(0, 2))
+    entry = store.write(ID, "a.parquet", small)
+    other = store.write(ID, "b.parquet", small.slice(0, 2))
     longer, shorter = (on_disk(store, name) for name in ("a.parquet", "b.parquet"))
     pad = entry.bytes - other.bytes
     store.commit(id=ID, kind="dataset", name="ours", fingerprint=FINGERPRINT, recipe=RECIPE, needs=[], files=[entry])
@@ -356,7 +356,7 @@ def test_a_manifest_moved_to_another_id_is_damage(store: Store) -> None:
 
 
 def test_an_uncommitted_artefact_is_refused_by_readers(store: Store, tmp_path: Path) -> None:
-    store.write_table(ID, "shard-00000.parquet", rows(0, 3))
+    store.write(ID, "shard-00000.parquet", rows(0, 3))
     for act in (lambda: store.read_table(ID), lambda: store.fetch(ID, tmp_path / "x")):
         with pytest.raises(StoreError, match="is not committed"):
             act()
@@ -374,7 +374,7 @@ def test_the_states_of_a_thousand_cells_come_from_one_listing(store: Store, monk
     ids = [f"predictions/cell-{n:04}" for n in range(1000)]
     monkeypatch.setattr(local.os, "fsync", lambda _: None)  # the set-up, not the subject
     for one in ids:
-        files = [store.write_bytes(one, "chunk.bin", b"x")]
+        files = [store.write(one, "chunk.bin", b"x")]
         store.commit(id=one, kind="predictions", name="c", fingerprint="0", recipe={}, needs=[], files=files)
     Path(store.path(ids[3], "chunk.bin")).unlink()
     Path(store.path(ids[5], "chunk.bin")).write_bytes(b"xy")
@@ -397,7 +397,7 @@ def test_the_states_of_a_thousand_cells_come_from_one_listing(store: Store, monk
 def test_names_that_leave_the_root_are_refused(store: Store, name: str) -> None:
     for act in (
         lambda: store.path(name),
-        lambda: store.write_bytes(ID, name, b""),
+        lambda: store.write(ID, name, b""),
         lambda: store.read_file_table(ID, name),
         lambda: store.discard(name),
         lambda: store.read_document(name),
@@ -411,7 +411,7 @@ def test_names_that_leave_the_root_are_refused(store: Store, name: str) -> None:
 @pytest.mark.parametrize("name", ["manifest.json", ".hidden", "adapter/.tmp-x"])
 def test_names_that_the_store_keeps_for_itself_are_refused(store: Store, name: str) -> None:
     with pytest.raises(StoreError, match="cannot be called"):
-        store.write_bytes(ID, name, b"")
+        store.write(ID, name, b"")
 
 
 @pytest.mark.parametrize("one", ["datasets", "sweeps/a", "datasets/a/b", "datasets/.x"])
@@ -433,7 +433,7 @@ def test_a_failing_disk_is_named_and_leaves_nothing_behind(
     with monkeypatch.context() as patch:
         patch.setattr(local.os, step, fail)
         with pytest.raises(StoreError, match=os.strerror(code)) as failure:
-            store.write_bytes(ID, "a.bin", b"x" * 1234)
+            store.write(ID, "a.bin", b"x" * 1234)
     assert store.path(ID, "a.bin") in str(failure.value)
     assert "1,234 bytes" in str(failure.value)
     assert not [path for path in Path(store.root).rglob("*") if path.is_file()]

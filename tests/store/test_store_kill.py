@@ -66,7 +66,7 @@ def table(generation: int) -> pa.Table:
 
 
 def make(store: Store) -> None:
-    files = [store.write_table(ID, f"shard-{shard:05}.parquet", table(0)) for shard in range(2)]
+    files = [store.write(ID, f"shard-{shard:05}.parquet", table(0)) for shard in range(2)]
     store.commit(id=ID, kind="dataset", name="ours", fingerprint="0", recipe=RECIPE, needs=[], files=files)
 
 
@@ -171,7 +171,7 @@ sys.stdout.write("ready\\n")
 sys.stdout.flush()
 table = pa.table({"n": list(range(200_000))})
 while True:
-    files = [store.write_table("datasets/big-0", f"shard-{n:05}.parquet", table) for n in range(3)]
+    files = [store.write("datasets/big-0", f"shard-{n:05}.parquet", table) for n in range(3)]
     store.commit(id="datasets/big-0", kind="dataset", name="big", fingerprint="0", recipe={}, needs=[], files=files)
     store.discard("datasets/big-0")
 """
@@ -192,7 +192,7 @@ def test_sigkill_in_the_middle_of_writing_leaves_nothing_torn(tmp_path: Path) ->
             found = store.read_file_table("datasets/big-0", f"shard-{shard:05}.parquet")
             assert found is None or found.num_rows == 200_000
     big = pa.table({"n": list(range(200_000))})
-    files = [store.write_table("datasets/big-0", f"shard-{shard:05}.parquet", big) for shard in range(3)]
+    files = [store.write("datasets/big-0", f"shard-{shard:05}.parquet", big) for shard in range(3)]
     store.commit(id="datasets/big-0", kind="dataset", name="big", fingerprint="0", recipe={}, needs=[], files=files)
     assert store.state("datasets/big-0", verify=True) == "committed"
     assert not list(Path(store.root).rglob(".tmp-*"))
@@ -205,7 +205,7 @@ from kvray.store.store import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:
-    Store(sys.argv[1]).write_bytes("datasets/big-0", "a.bin", bytes(2**21))
+    Store(sys.argv[1]).write("datasets/big-0", "a.bin", bytes(2**21))
 except StoreError as error:
     print(error)
 """

@@ -40,9 +40,9 @@ def rows(start: int, stop: int) -> pa.Table:
 
 def commit(store: Store, recipe: dict[str, Any] = RECIPE, **changes: Any) -> Manifest:
     files = [
-        store.write_table(ID, "shard-00000.parquet", rows(0, 3)),
-        store.write_table(ID, "shard-00001.parquet", rows(3, 6)),
-        store.write_bytes(ID, "card.md", b"# card\n"),
+        store.write(ID, "shard-00000.parquet", rows(0, 3)),
+        store.write(ID, "shard-00001.parquet", rows(3, 6)),
+        store.write(ID, "card.md", b"# card\n"),
     ]
     values = {"kind": "dataset", "name": "ours", "fingerprint": fingerprint(recipe), "recipe": recipe, "needs": []}
     return store.commit(id=ID, files=files, **{**values, **changes})
@@ -74,9 +74,9 @@ def test_another_recipe_is_refused_and_a_committed_artefact_never_written_into(s
     entry = commit(store).files[1]
     with pytest.raises(RecipeMismatchError, match="rows: 6 -> 7"):
         commit(store, {**RECIPE, "rows": 7})
-    assert store.write_table(ID, entry.name, rows(50, 60)) == entry
+    assert store.write(ID, entry.name, rows(50, 60)) == entry
     with pytest.raises(StoreError, match="is committed"):
-        store.write_bytes(ID, "more.bin", b"")
+        store.write(ID, "more.bin", b"")
 
 
 def test_damage_in_the_bucket_shows_from_the_listing(store: Store, endpoint: str, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_an_unlisted_object_does_not_make_an_artefact_damaged(store: Store) -> N
 def test_the_states_of_many_cells_are_one_listing_and_no_reads(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [f"predictions/cell-{n:04}" for n in range(12)]
     for one in ids:
-        files = [store.write_bytes(one, "chunk.bin", b"x")]
+        files = [store.write(one, "chunk.bin", b"x")]
         store.commit(id=one, kind="predictions", name="c", fingerprint="0", recipe={}, needs=[], files=files)
     store._files.delete(store.path(ids[3], "chunk.bin"))
     store._files.delete(store.path(ids[7], "manifest.json"))
@@ -126,8 +126,8 @@ def test_the_states_of_many_cells_are_one_listing_and_no_reads(store: Store, mon
 
 def test_objects_above_the_part_size_arrive_whole(store: Store, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(os.urandom(11 * 2**20 + 5))
-    entry = store.write_file(ID, "weights", tmp_path / "weights")
-    empty = store.write_bytes(ID, "empty", b"")
+    entry = store.write(ID, "weights", tmp_path / "weights")
+    empty = store.write(ID, "empty", b"")
     store.commit(id=ID, kind="dataset", name="w", fingerprint="0", recipe={}, needs=[], files=[entry, empty])
     fetched = store.fetch(ID, tmp_path / "copy")
     assert (fetched / "weights").read_bytes() == (tmp_path / "weights").read_bytes()
@@ -194,7 +194,7 @@ def test_a_failed_upload_leaves_no_object_of_half_the_bytes(store: Store, monkey
 
     monkeypatch.setattr(FakeMultipart, "set_part", refuse)
     with pytest.raises(StoreError, match=r"s3://.*big.bin: cannot write"):
-        store.write_bytes(ID, "big.bin", os.urandom(25 * 2**20))
+        store.write(ID, "big.bin", os.urandom(25 * 2**20))
     gc.collect()
     assert store.entry(ID, "big.bin") is None
 

@@ -10,15 +10,17 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import Adapter, Engine, Key, ModelError, Reply, Request, Serving, too_long
 from kvray.models.chat import conversation
-from kvray.models.openai import MODEL_FILE, Api, ApiError, EventLoop, IncompleteError, RejectedError, plain
+from kvray.models.openai import MODEL_FILE, Api, ApiError, IncompleteError, RejectedError, plain
 
 if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
     from openai import AsyncOpenAI
 
 SEED = 0
@@ -48,7 +50,8 @@ class ChatEngine(Engine):
         self._models: dict[str, str] = {}
         self._seed: dict[str, Any] = {"seed": SEED}
         self._served: defaultdict[str, set[str]] = defaultdict(set)
-        self._loop: EventLoop | None = None
+        self._portal: BlockingPortal | None = None
+        self._open = ExitStack()
 
     def add(self, adapter: Adapter) -> None:
         """Read a finetuned model's name from its ``model.json``; CellError if no API made the finetune."""
@@ -61,7 +64,11 @@ class ChatEngine(Engine):
 
     def start(self, length: int) -> None:
         """Start the event loop; the server checks lengths."""
-        self._loop = EventLoop()
+        from anyio.from_thread import start_blocking_portal
+
+        self._portal = self._open.enter_context(start_blocking_portal())
+        self._open.callback(self._portal.call, self._portal.stop, True)
+        self._open.callback(self._portal.call, self._api.aclose)
 
     def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
         """Answer requests as the server does; ApiError if it will serve none.
@@ -69,13 +76,13 @@ class ChatEngine(Engine):
         Where a prompt leaves less room than the task asks for, some servers (vLLM) answer in that room, others (OpenAI)
         refuse.
         """
-        assert self._loop is not None
+        assert self._portal is not None
         waiting = iter(requests)
         running: dict[Future[Reply], Key] = {}
         try:
             while True:
                 while len(running) < self.serving.runtime.api_concurrency and (item := next(waiting, None)) is not None:
-                    running[self._loop.start(self._ask(item[1]))] = item[0]
+                    running[self._portal.start_task_soon(self._ask, item[1])] = item[0]
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -102,9 +109,7 @@ class ChatEngine(Engine):
 
     def close(self) -> None:
         """Close the connection and end the thread."""
-        if self._loop is not None:
-            self._loop.start(self._api.aclose()).result()
-            self._loop.close()
+        self._open.close()
 
     def _model(self, adapter: Adapter | None) -> str:
         return self._models[adapter.name] if adapter else self.serving.base.location

@@ -6,6 +6,7 @@ environment are computed before anything heavy is imported.
 """
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -186,7 +187,7 @@ class VllmEngine(Engine):
     def __init__(self, serving: Serving) -> None:
         super().__init__(serving)
         self._ranks: list[int] = []
-        self._next = 0
+        self._names = map(str, itertools.count())
 
     @classmethod
     def prepare(cls, gpus: float, cpus: float) -> None:
@@ -267,20 +268,16 @@ class VllmEngine(Engine):
 
         waiting = iter(requests)
         running: dict[str, tuple[Key, Request]] = {}
-        more = True
-        while more or running:
-            while more and len(running) < self._window:
-                item = next(waiting, None)
-                if item is None:
-                    more = False
-                    break
-                request, name = item[1], str(self._next)
-                self._next += 1
+        while True:
+            for item in itertools.islice(waiting, self._window - len(running)):
+                request, name = item[1], next(self._names)
                 lora = _lora_request(request.adapter) if request.adapter else None
                 prompt = tokens_input(request.tokens.tolist())
                 self._engine.add_request(name, prompt, sampling(request), lora_request=lora)
                 running[name] = item
-            for output in self._engine.step() if running else ():
+            if not running:
+                return
+            for output in self._engine.step():
                 if output.finished:
                     key, request = running.pop(output.request_id)
                     yield key, reply(request, output)

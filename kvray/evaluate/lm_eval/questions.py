@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from kvray.errors import CellError
-from kvray.evaluate.engines.base import TOO_LONG, Reply, Request
+from kvray.evaluate.engines.base import TOO_LONG, Reply
 from kvray.evaluate.lm_eval import tasks
 from kvray.evaluate.lm_eval.requests import Encoder, Reading, as_text, responses
 from kvray.evaluate.lm_eval.tasks import Benchmark, Row, choose_metric
@@ -66,22 +66,19 @@ class BenchmarkQuestions(Questions):
                     "benchmarks whose answers are written work: gsm8k, triviaqa, nq_open"
                 )
         super().__init__([row.id for row in self.benchmark.rows])
-        self._readings: dict[int, list[Reading]] = {}
 
-    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
+    def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Reading]]:
         task, questions = self.benchmark.task, [self.benchmark.rows[row] for row in rows]
-        encoder = None if tokenizer is None else Encoder(tokenizer, task, limit)
-        encoded = encoder.encode(questions) if encoder else ([as_text(task, question)] for question in questions)
-        for row, readings in zip(rows, encoded, strict=True):
-            self._readings[row] = readings
-            yield [reading.request for reading in readings]
+        if tokenizer is None:
+            return ([as_text(task, question)] for question in questions)
+        return Encoder(tokenizer, task, limit).encode(questions)
 
     def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a chunk's scored rows and lm_eval's measurements; CellError if the metric scores no question alone."""
         benchmark = self.benchmark
         questions = benchmark.rows[rows.start : rows.stop]
         asked = {
-            row: responses(benchmark.rows[row], self._readings[row], given)
+            row: responses(benchmark.rows[row], self.requests[row], given)
             for row, given in zip(rows, replies, strict=True)
             if given[0].finish_reason != TOO_LONG
         }
@@ -106,7 +103,7 @@ class BenchmarkQuestions(Questions):
         return columns, {
             "values": values,
             "metrics": {benchmark.rows[row].subtask: one.metric for row, one in by_row.items()},
-            "cut": sum(any(reading.cut for reading in self._readings[row]) for row in rows),
+            "cut": sum(any(reading.cut for reading in self.requests[row]) for row in rows),
         }
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
@@ -163,8 +160,7 @@ def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequenc
     Raises:
         CellError: the metric that scores is no number in [0, 1].
     """
-    measured = zip(rows, responses, _measure(benchmark, rows, responses), strict=True)
-    return [_scored(benchmark, row, given, values) for row, given, values in measured]
+    return [_scored(benchmark, row, given) for row, given in zip(rows, responses, strict=True)]
 
 
 def references(benchmark: Benchmark, row: Row) -> list[str]:
@@ -202,35 +198,25 @@ def aggregate(benchmark: Benchmark, values: Mapping[str, Mapping[str, Sequence[A
     }
 
 
-def _measure(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Yield what lm_eval measures of each question: filters first, then metrics, as in its evaluator."""
+def _scored(benchmark: Benchmark, row: Row, responses: Sequence[Any]) -> Scored:
+    """Score a question as lm_eval's evaluator does: by filters first, then by metrics."""
+    task, values = benchmark.subtasks[row.subtask], dict[str, Any]()
     # Copies, since the benchmark's own requests serve every model.
-    answered = [
-        [replace(request, resps=[given], filtered_resps={}) for request, given in zip(row.requests, each, strict=True)]
-        for row, each in zip(rows, responses, strict=True)
-    ]
-    for name in sorted({row.subtask for row in rows}):
-        task = benchmark.subtasks[name]
-        mine = zip(rows, answered, strict=True)
-        task._instances = [request for row, requests in mine if row.subtask == name for request in requests]
-        task.apply_filters()
-        task._instances = None
-    for row, requests in zip(rows, answered, strict=True):
-        values: dict[str, Any] = {}
-        for filtered in requests[0].filtered_resps:
-            results = [request.filtered_resps[filtered] for request in requests]
-            for metric, value in benchmark.subtasks[row.subtask].process_results(row.document, results).items():
-                values[f"{metric},{filtered}"] = value
-        yield values
-
-
-def _scored(benchmark: Benchmark, row: Row, responses: Sequence[Any], values: dict[str, Any]) -> Scored:
+    pairs = zip(row.requests, responses, strict=True)
+    requests = [replace(request, resps=[response], filtered_resps={}) for request, response in pairs]
+    task._instances = requests
+    task.apply_filters()
+    task._instances = None
+    for filtered in requests[0].filtered_resps:
+        results = [request.filtered_resps[filtered] for request in requests]
+        for metric, value in task.process_results(row.document, results).items():
+            values[f"{metric},{filtered}"] = value
     key = choose_metric(values, benchmark.task.metric)
     score = values[key]
     if isinstance(score, list | tuple | np.ndarray) or not 0.0 <= float(score) <= 1.0:
         others = ", ".join(other for other in values if other != key) or "nothing else"
         raise CellError(f"metric {key} of {row.subtask} is no score in [0, 1] of a question; it also has {others}")
-    answer = _answer(benchmark.subtasks[row.subtask], row, responses, key.rpartition(",")[0])
+    answer = _answer(task, row, responses, key.rpartition(",")[0])
     return Scored(answer, key, float(score), values)
 
 

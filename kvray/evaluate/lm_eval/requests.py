@@ -24,18 +24,17 @@ _BATCH = 256
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Request):
     """One request to the engine, and what of a question it serves.
 
     Attributes:
         numbers: which requests of the question it serves: one, or for "choose" one per label.
-        stop: texts that end an answer; the engine may not know all.
+        ends: texts that end an answer; the engine may not know all.
         cut: tokens that the beginning of the prompt lost.
     """
 
-    request: Request
     numbers: tuple[int, ...] = (0,)
-    stop: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
     cut: int = 0
 
 
@@ -72,12 +71,12 @@ class Encoder:
                 continue
             # The first token of all has nothing before it, so no probability.
             before = max(1, len(context) - cut)
-            yield Reading(Request(np.asarray(whole, np.int32), kind="score", context=before), (number,), cut=cut)
+            yield Reading(np.asarray(whole, np.int32), kind="score", context=before, numbers=(number,), cut=cut)
         for shared, asked in labels.items():
             for start in range(0, len(asked), LABELS):
                 numbers, tokens, cuts = zip(*asked[start : start + LABELS], strict=True)
-                request = Request(np.asarray(shared, np.int32), kind="choose", labels=tokens)
-                yield Reading(request, numbers, cut=max(cuts))
+                prompt = np.asarray(shared, np.int32)
+                yield Reading(prompt, kind="choose", labels=tokens, numbers=numbers, cut=max(cuts))
 
     def _generation(self, number: int, request: Any, ids: dict[str, list[int]]) -> Reading:
         text, settings = request.args
@@ -91,8 +90,10 @@ class Encoder:
         whole = ids[text]
         stop = tuple(each for each in dict.fromkeys((*stop, self._tokenizer.eos_token or "")) if each)
         tokens = np.asarray(whole[-room:], np.int32)
-        request = Request(tokens, max_tokens=max_tokens, stop=stop, special_tokens=True)
-        return Reading(request, (number,), stop, max(0, len(whole) - room))
+        cut = max(0, len(whole) - room)
+        return Reading(
+            tokens, max_tokens=max_tokens, stop=stop, special_tokens=True, numbers=(number,), ends=stop, cut=cut
+        )
 
     def _pair(self, request: Any, ids: dict[str, list[int]]) -> tuple[list[int], list[int]]:
         context, continuation = request.args
@@ -116,7 +117,7 @@ def as_text(task: LmEval, row: Row) -> Reading:
     """Return the reading of a question with a written answer, for an engine that reads text."""
     text, settings = row.requests[0].args
     max_tokens, stop = generation(task, settings)
-    return Reading(Request(NO_TOKENS, text, max_tokens=max_tokens, stop=stop[:MOST_STOPS]), stop=stop)
+    return Reading(NO_TOKENS, text, max_tokens=max_tokens, stop=stop[:MOST_STOPS], ends=stop)
 
 
 def responses(row: Row, readings: Sequence[Reading], replies: Sequence[Reply]) -> list[Any]:
@@ -126,9 +127,9 @@ def responses(row: Row, readings: Sequence[Reading], replies: Sequence[Reply]) -
     """
     given: dict[int, Any] = {}
     for reading, reply in zip(readings, replies, strict=True):
-        kind, values = reading.request.kind, list[Any](reply.scored)
+        kind, values = reading.kind, list[Any](reply.scored)
         if kind == "generate":
-            values = [cut_at(reply.answer or "", reading.stop)]
+            values = [cut_at(reply.answer or "", reading.ends)]
         elif kind == "score":
             values = [(sum(value for value, _ in reply.scored), all(greedy for _, greedy in reply.scored))]
         given |= zip(reading.numbers, values, strict=True)
