@@ -30,7 +30,7 @@ import kvray
 from kvray.cli import app
 from kvray.driver import run as running
 from kvray.errors import SourceUnreachableError
-from kvray.generate.shards import build
+from kvray.generate.job import build
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning import inputs, state
 from kvray.planning.artefacts import Artefact, PredictionsJob

@@ -16,8 +16,7 @@ from kvray.console import track
 from kvray.driver.connection import connect
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.storage import select
-from kvray.generate.job import Row, stream
-from kvray.generate.shards import Written, build, rows_of, shard_count, shard_rows
+from kvray.generate.job import Row, Written, build, rows_of, shard_count, shard_rows, stream
 from kvray.models.chat import json_lines
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef

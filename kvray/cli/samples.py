@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kvray.errors import InputError, Place, Problem
-from kvray.generate.shards import build, rows_of
+from kvray.generate.job import build, rows_of
 from kvray.models.chat import answered, prompts_of
 from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer
 from kvray.sweep import yaml as yaml_lines

@@ -23,7 +23,7 @@ from kvray.report.text import (
     percent,
     seeds_averaged,
 )
-from kvray.results import outcomes, profile
+from kvray.results import outcomes
 from kvray.results.frames import BASE, accuracy
 from kvray.results.profile import CONDITION, CURVES, DEPTH, LENGTH, POSITION, SUBTASK, Axis, along
 from kvray.results.snapshot import Snapshot
@@ -123,14 +123,23 @@ def _along_axis(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Block]:
 
 
 def bounds(snapshot: Snapshot, evaluation: str) -> list[curves.Level]:
-    """Return the floors and ceilings that a figure of an evaluation shows."""
+    """Return the floors (closed book) and ceilings (gold document alone) of an evaluation of gold positions.
+
+    Their accuracies are those on the evaluation's own questions.
+    """
+    if snapshot.profiles[evaluation].measures != "retrieval":
+        return []
+    asked = snapshot.of(evaluation).filter(pl.col("position").is_not_null())["question_id"].unique().to_list()
     levels = []
-    for (name, measure), rows in profile.bounds(snapshot.predictions, snapshot.profiles, evaluation).items():
-        by_model = {row["model"]: row["accuracy"] for row in accuracy(rows, ["model"]).iter_rows(named=True)}
+    for name in [name for name, each in snapshot.profiles.items() if each.measures in ("knowledge", "ceiling")]:
+        rows = snapshot.of(name).filter(pl.col("question_id").is_in(asked))
+        if not rows.height:
+            continue
+        by_model = dict(accuracy(rows, ["model"]).select("model", "accuracy").iter_rows())
         base = by_model.pop(BASE, None)
         tuned = [each for each in by_model.values() if each is not None]
         ends = (min(tuned), max(tuned)) if tuned else (None, None)
-        floor = measure == "knowledge"
+        floor = snapshot.profiles[name].measures == "knowledge"
         levels.append(curves.Level(f"{name} ({'closed book' if floor else 'one document'})", floor, base, *ends))
     return levels
 

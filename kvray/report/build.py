@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import polars as pl
 import pyarrow as pa
 
 import kvray
@@ -85,7 +84,8 @@ def write(
     figures: dict[str, bytes] = {}
     for figure in name_figures(blocks):
         figures |= {f"{FIGURES}{figure.name}.png": figure.png, f"{FIGURES}{figure.name}.svg": figure.svg}
-    files = {"report.md": to_markdown(blocks).encode(), "scores.parquet": scores_parquet(snapshot.scores), **figures}
+    scored = snapshot.scores.select(SCORES_SCHEMA.names).to_arrow().cast(pa.schema(SCORES_SCHEMA))
+    files = {"report.md": to_markdown(blocks).encode(), "scores.parquet": bytes(encode(scored)), **figures}
     page = to_html(f"kvray: {sweep}", blocks)
     files["report.html"] = page.encode()  # last: whoever sees it has the rest
     try:
@@ -119,12 +119,6 @@ def current(store: Store, sweep: str) -> bool:
     folder = store.folder(f"reports/{sweep}")
     note, listed = _note(folder)
     return source.items() <= note.items() and folder.names().issuperset(listed)
-
-
-def scores_parquet(scores: pl.DataFrame) -> bytes:
-    """Return scores as Parquet of the scores schema; the same rows give the same bytes."""
-    table = scores.select(SCORES_SCHEMA.names).to_arrow().cast(pa.schema(SCORES_SCHEMA))
-    return bytes(encode(table))
 
 
 def made_from(store: Store, progress: Progress) -> dict[str, str]:

@@ -115,12 +115,9 @@ def _means(rows: list[dict[str, Any]]) -> list[str]:
         ours, theirs = [row["ours"]["difference"] for row in compared], [row["change"] / 100 for row in compared]
         gaps = [our - their for our, their in zip(ours, theirs, strict=True)]
         inside = sum(row["ours"]["low"] <= row["change"] / 100 <= row["ours"]["high"] for row in compared)
-        means.append(
-            f"**{_short(work)}** on {_model(base)}, {n} {plural(n, 'change')} against the base: ours "
-            f"{signed(sum(ours) / n)}, theirs {signed(sum(theirs) / n)} points on average; ours minus theirs is "
-            f"{signed(sum(gaps) / n)} on average, {100 * sum(map(abs, gaps)) / n:.1f} without the sign; {inside} of "
-            f"{n} published changes lie inside our 95 % interval."
-        )
+        shown = {"work": _short(work), "base": _model(base), "n": n, "changes": plural(n, "change"), "inside": inside}
+        shown |= {"ours": signed(sum(ours) / n), "theirs": signed(sum(theirs) / n), "gap": signed(sum(gaps) / n)}
+        means.append(notes()["published_means"].format(**shown, apart=100 * sum(map(abs, gaps)) / n))
     return means
 
 

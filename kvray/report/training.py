@@ -148,19 +148,14 @@ def matched(totals: Mapping[str, float], cut: bool) -> str:
     low, high = min(totals.values()), max(totals.values())
     first = next(iter(totals.values()))
     apart = max(high - first, first - low) / first if first else 0.0
+    filled = {"low": count(low), "high": count(high)}
     if len(totals) == 1:
         return f"One mixture, {count(high)} tokens per epoch."
-    if apart <= _MATCHED:
-        how = "cut to the sweep's first" if cut else "by the size of their datasets"
-        off = "less than 0.1" if apart < 0.001 else f"at most {100 * apart:.1f}"
-        return (
-            f"**Token-matched** ({how}): an epoch of every mixture reads {count(low)} to {count(high)} "
-            f"tokens of prompts and answers, {off} % off the first one's."
-        )
-    return (
-        f"**Not token-matched:** an epoch reads from {count(low)} to {count(high)} tokens, so part of "
-        "a difference between mixtures may come from how much they read."
-    )
+    if apart > _MATCHED:
+        return str(notes()["not_matched"]).format(**filled)
+    how = "cut to the sweep's first" if cut else "by the size of their datasets"
+    off = "less than 0.1" if apart < 0.001 else f"at most {100 * apart:.1f}"
+    return str(notes()["matched"]).format(**filled, how=how, off=off)
 
 
 def _writer(snapshot: Snapshot, artefact: Mapping[str, Any]) -> str:

@@ -75,25 +75,6 @@ def profiles(predictions: pl.DataFrame, declared: Mapping[str, Mapping[str, Any]
     }
 
 
-def bounds(
-    predictions: pl.DataFrame, profiles: Mapping[str, Profile], evaluation: str
-) -> dict[tuple[str, Measure], pl.DataFrame]:
-    """Return the closed-book and oracle predictions on an evaluation's questions: its lower and upper bounds.
-
-    Keys are (evaluation, "knowledge" or "ceiling"); only evaluations of gold positions have bounds.
-    """
-    rows = predictions.filter((pl.col("evaluation") == evaluation) & pl.col("position").is_not_null())
-    if profiles[evaluation].measures != "retrieval" or not rows.height:
-        return {}
-    asked = rows["question_id"].unique().to_list()
-    shared = {
-        (name, other.measures): predictions.filter((pl.col("evaluation") == name) & pl.col("question_id").is_in(asked))
-        for name, other in profiles.items()
-        if other.measures in ("knowledge", "ceiling")
-    }
-    return {key: theirs for key, theirs in shared.items() if theirs.height}
-
-
 def by_condition(rows: pl.DataFrame) -> pl.DataFrame:
     """Return each row once per condition, with that condition alone ("padding=books"); rows without one are dropped."""
     split = rows.with_columns(pl.col("condition").str.split(" ")).explode("condition")

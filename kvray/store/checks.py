@@ -40,16 +40,13 @@ def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str]
         StoreError: it has no such column.
     """
     path = f"{directory}/{entry.name}"
-    data = files.read(path)
-    if data is None:
-        raise DamagedArtefactError(f"{path} is missing")
     try:
-        decoded = parquet.decode(data, columns)
+        stored = parquet.read(files, path, columns)
     except parquet.UnreadableError as error:
         raise DamagedArtefactError(f"{path} {error}") from error
-    if decoded.num_rows != entry.rows:
-        raise DamagedArtefactError(f"{path} has {decoded.num_rows} rows, not {entry.rows}")
-    return decoded
+    if stored.num_rows != entry.rows:
+        raise DamagedArtefactError(f"{path} has {stored.num_rows} rows, not {entry.rows}")
+    return stored
 
 
 def copy(files: Files, directory: str, entry: FileEntry, into: Path) -> None:

@@ -13,7 +13,7 @@ _FIRST_READ = 64 * 1024
 
 
 class UnreadableError(ValueError):
-    """Bytes that are no complete Parquet file."""
+    """A file that is missing, or no complete Parquet file."""
 
 
 def encode(table: pa.Table) -> pa.Buffer:
@@ -30,13 +30,16 @@ def encode(table: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the table of a Parquet file's bytes.
+def read(files: Files, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a Parquet file as a table.
 
     Raises:
-        UnreadableError: they are no complete Parquet file.
-        StoreError: the file lacks one of the columns.
+        UnreadableError: it is missing, or no complete Parquet file.
+        StoreError: the file lacks one of the columns, or the place cannot be read.
     """
+    data = files.read(path)
+    if data is None:
+        raise UnreadableError("is missing")
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         absent = set(columns or ()) - set(file.schema_arrow.names)

@@ -77,9 +77,8 @@ class Store(Root):
 
     def read_file_table(self, artefact_id: str, name: str) -> pa.Table | None:
         """Return a Parquet file of an artefact that need not be committed; None if absent or unreadable."""
-        data = self._files.read(self.path(artefact_id, name))
         try:
-            return None if data is None else parquet.decode(data)
+            return parquet.read(self._files, self.path(artefact_id, name))
         except parquet.UnreadableError:
             return None
 

@@ -13,7 +13,7 @@ from kvray.cli.export import BLEND_SCHEMA, blend
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune import storage
 from kvray.finetune.storage import load_rows
-from kvray.generate.shards import build
+from kvray.generate.job import build
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob, Plan

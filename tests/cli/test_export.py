@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from kvray.cli.export import make
-from kvray.generate.shards import build
+from kvray.generate.job import build
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import resolve
 from kvray.store.schemas import EXAMPLE_SCHEMA

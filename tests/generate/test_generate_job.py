@@ -10,8 +10,7 @@ import pytest
 
 from kvray.cli.export import make
 from kvray.errors import InputError
-from kvray.generate.job import generate, stream
-from kvray.generate.shards import ROWS_PER_SHARD, build
+from kvray.generate.job import ROWS_PER_SHARD, build, generate, stream
 from kvray.models.reference import resolve
 from kvray.planning.artefacts import Artefact
 from kvray.store.fingerprint import fingerprint

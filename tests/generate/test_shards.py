@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from kvray.errors import KvrayError
-from kvray.generate.shards import ROWS_PER_SHARD, build, context_of, rows_of, shard_count, shard_name, shard_rows
+from kvray.generate.job import ROWS_PER_SHARD, build, context_of, rows_of, shard_count, shard_name, shard_rows
 from kvray.models.reference import resolve
 from kvray.tasks.kv.simple import SimpleKV
 

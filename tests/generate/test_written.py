@@ -10,7 +10,7 @@ import pytest
 from kvray.cli import samples
 from kvray.cli.export import make
 from kvray.errors import InputError
-from kvray.generate.shards import Written, build, context_of
+from kvray.generate.job import Written, build, context_of
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
 from kvray.store.fingerprint import fingerprint

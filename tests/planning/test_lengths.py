@@ -13,7 +13,7 @@ from kvray.driver import run
 from kvray.errors import InputError
 from kvray.finetune import encode
 from kvray.finetune.storage import limits, select
-from kvray.generate.shards import build
+from kvray.generate.job import build
 from kvray.models.chat import conversation
 from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
 from kvray.models.tokenizer import chat_tokens, token_counter

@@ -107,7 +107,8 @@ def test_floors_and_ceilings_are_drawn_for_the_same_questions(store: Store) -> N
     from kvray.report import breakdowns
     from kvray.results.snapshot import collect
 
-    levels = breakdowns.bounds(collect(store, "paper"), "mdqa-20")
+    snapshot = collect(store, "paper")
+    levels = breakdowns.bounds(snapshot, "mdqa-20")
     assert [(level.name, level.floor) for level in levels] == [
         ("mdqa-closed (closed book)", True),
         ("mdqa-oracle (one document)", False),
@@ -117,6 +118,12 @@ def test_floors_and_ceilings_are_drawn_for_the_same_questions(store: Store) -> N
     assert ceiling.base is not None
     assert floor.base < ceiling.base
     assert None not in (floor.low, floor.high, ceiling.low, ceiling.high)
+    assert breakdowns.bounds(snapshot, "needle") == []
+    some = snapshot.predictions.filter((pl.col("evaluation") != "mdqa-20") | (pl.col("question_id") < "q0005"))
+    fewer = breakdowns.bounds(dataclasses.replace(snapshot, predictions=some), "mdqa-20")[0]
+    closed = some.filter(evaluation="mdqa-closed", model="base").filter(pl.col("question_id") < "q0005")
+    assert closed["question_id"].n_unique() == 5
+    assert fewer.base == pytest.approx(closed["score"].mean())
 
 
 def test_inventions_and_other_answers_are_told(text: str) -> None:

@@ -53,16 +53,6 @@ def test_depths_at_one_length_are_a_curve_and_depths_drawn_at_random_no_axis(row
         assert (profiles.grid, profiles.curves) == (False, (LENGTH,))
 
 
-def test_bounds_are_evaluations_over_the_same_questions_and_those_questions_alone(rows: pl.DataFrame) -> None:
-    profiles = profile.profiles(rows)
-    bounds = profile.bounds(rows, profiles, "mdqa-20")
-    assert list(bounds) == [("mdqa-closed", "knowledge"), ("mdqa-oracle", "ceiling")]  # recall asks other questions
-    some = rows.filter((pl.col("evaluation") != "mdqa-20") | (pl.col("question_id") < "q0005"))
-    fewer = profile.bounds(some, profiles, "mdqa-20")["mdqa-closed", "knowledge"]
-    assert sorted(fewer["question_id"].unique()) == [f"q{i:04d}" for i in range(5)]
-    assert profile.bounds(rows, profiles, "needle") == {}
-
-
 def test_conditions_are_taken_one_at_a_time() -> None:
     frame = pl.DataFrame({"condition": ["dispersion=first padding=books", None, "padding=same"], "x": [1, 2, 3]})
     said = profile.by_condition(frame)

@@ -74,6 +74,7 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
             what is not offered here (sampling, images, running code of the model).
     """
     try:
+        import datasets
         import lm_eval  # noqa: F401
     except ModuleNotFoundError as error:
         raise CellError(
@@ -84,7 +85,11 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
     directory = contextlib.chdir(task.include_path) if task.include_path else contextlib.nullcontext()
     random.seed(_PYTHON_SEED)
     np.random.seed(_NUMPY_SEED)
-    with _quiet(), directory:
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    # tqdm writes to what sys.stderr is when a bar starts. Errors are raised, so nothing is lost.
+    with contextlib.redirect_stderr(io.StringIO()), directory:
         manager = _manager(task.include_path)
         if task.benchmark not in manager.all_tasks:
             near = difflib.get_close_matches(task.benchmark, manager.all_tasks, 3)
@@ -188,19 +193,6 @@ def _manager(include_path: str | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence lm_eval's log and its progress bars, and those of the library that loads its data."""
-    import datasets
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    # tqdm writes to what sys.stderr is when a bar starts. Errors are raised, so nothing is lost.
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 class ChatTemplate:
