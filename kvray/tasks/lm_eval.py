@@ -69,13 +69,19 @@ class LmEval(Task):
     """Where neither the sweep nor the harness's task has a limit: the default of the harness's own model classes."""
 
     task: Literal["lm_eval"] = recipe("lm_eval")
-    benchmark: str = recipe(min_length=1, description="the harness's task or group: mmlu, hellaswag, gsm8k, nq_open, …")
+    benchmark: str = recipe(
+        min_length=1, description="a task or group of the harness: mmlu, hellaswag, gsm8k, triviaqa, nq_open, …"
+    )
     shots: int | None = recipe(None, ge=0, description="solved examples before each question; null for the task's own")
     limit: int | None = recipe(None, ge=1, description="questions per subtask, the first ones; null for all")
-    metric: str | None = recipe(None, min_length=1, description="'metric' or 'metric,filter'; null: the task's first")
+    metric: str | None = recipe(
+        None,
+        min_length=1,
+        description="scores a question: 'metric' or 'metric,filter'; null for the task's first of both",
+    )
     max_tokens: int | None = recipe(None, ge=1, description="tokens of an answer; null for the task's own, or 256")
     length: int = recipe(
-        4096, ge=16, description="most tokens of prompt and answer; longer prompts lose their beginning"
+        4096, ge=16, description="most tokens of prompt and answer; longer prompts lose their beginning, as in lm-eval"
     )
     chat_template: bool = recipe(False, description="ask by the model's chat template, shots as earlier turns")
     include_path: Annotated[str, AfterValidator(lambda path: os.path.abspath(os.path.expanduser(path)))] | None = (

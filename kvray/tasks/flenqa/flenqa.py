@@ -42,19 +42,20 @@ class Flenqa(Task):
         description="tokens of the text without question and instructions; any if generated, else the published five",
     )
     dispersions: Many[Dispersion] = recipe(
-        ("random",), description="place of the key paragraphs: first, middle, last, random"
+        ("random",), description="where the key paragraphs stand in the padding: first, middle, last, random"
     )
     paddings: Many[Padding] = recipe(
-        ("books", "same"), description="books (prose), same (other instances), identity (copies)"
+        ("books", "same"), description="books (prose), same (other instances of the task), identity (key paragraphs)"
     )
     cot: bool = recipe(False, description="ask for the steps first (chain of thought)")
     questions: int = recipe(100, ge=1, description="base instances per task; half of them true")
     source: str = runtime(
         TINY,
-        description="'tiny' (ours, of any length), or the published: hf://datasets/alonj/FLenQA or a file",
+        description="'tiny' (ours, of any length), or the published rows: hf://datasets/alonj/FLenQA or a file",
     )
     padding_source: str | None = runtime(
-        None, description="'tiny': path or URL of text for 'books' padding; null: prose of ours"
+        None,
+        description="path or URL of text to cut 'books' padding from, with 'tiny' alone; null for prose of our own",
     )
 
     @field_validator("lengths")

@@ -76,10 +76,10 @@ class NeedleInHaystack(Task):
 
     task: Literal["needle"] = recipe("needle")
     source: str = runtime(
-        TINY, description="'tiny' (the bundled model's world), or any text (.txt, .jsonl with 'text', …)"
+        TINY, description="the haystack: 'tiny' (the bundled model's world), or any text (.txt, .jsonl with 'text', …)"
     )
     needles: Literal["many", "classic"] = recipe(
-        "many", description="many: one per row; classic: Kamradt's, to the letter"
+        "many", description="many: every row another one; classic: Kamradt's San Francisco needle, to the letter"
     )
     split: Literal["test", "train"] = recipe("test", description="whose people the needles are about: test or train")
     rows: int = recipe(400, ge=1, description="needles (classic: haystacks); each at every length and depth")

@@ -50,7 +50,7 @@ class Ruler(Task):
 
     task: Literal["ruler"] = recipe("ruler")
     source: str = runtime(
-        TINY, description="essay's text: 'tiny' (the bundled model's world), or any (.txt, .jsonl, …)"
+        TINY, description="text of 'haystack: essay': 'tiny' (the bundled model's world), or any (.txt, .jsonl, …)"
     )
     haystack: Literal["essay", "noise", "needles"] = recipe(
         "essay", description="essay: the source's text; noise: five sentences over and over; needles: further needles"

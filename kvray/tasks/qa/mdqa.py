@@ -38,7 +38,7 @@ class Mdqa(DocumentsTask):
 
     task: Literal["mdqa"] = recipe("mdqa")
     documents: int = recipe(
-        20, ge=0, le=10_000, description="documents per prompt; 0: closed book, 1: the gold one alone"
+        20, ge=0, le=10_000, description="documents in a prompt, the gold one included; 0: closed book, 1: the gold one"
     )
     questions: int | None = recipe(200, ge=1, description="questions; null takes all that the source has")
     distractors: Literal["random", "retrieved"] = recipe(
@@ -51,7 +51,7 @@ class Mdqa(DocumentsTask):
         "world the fact restated",
     )
     answer_writer: str | None = recipe(
-        None, description="model that words the sentences, as for base_model; null: a template"
+        None, description="a model that words the sentences (a name as for base_model); null: a template"
     )
     writer_prompt: str = recipe(WRITER_PROMPT, description="what it is asked, with {question} {answer} {title} {text}")
 

@@ -66,7 +66,7 @@ class MultiDocQa(DocumentsTask):
         "sentence", description="what an answer repeats: the first sentence that holds the answer, or the whole passage"
     )
     max_tokens: int | None = recipe(
-        4096, ge=16, description="tokens of prompt and answer; longer rows are passed by; null: any"
+        4096, ge=16, description="tokens of prompt and answer; a file's longer rows are passed by; null: of any length"
     )
     english_only: bool = recipe(
         True, description="of instruction rows, those whose letters are nine tenths ASCII; ours"
