@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # for editors; at run time the registry is asked
     from kvray.tasks.rows import RowTask as RowTask
 
 _AUTHORING = {"Task": "base", "recipe": "base", "RowTask": "rows", "Example": "rows"}
-"""What tasks are written with, by the module that has it."""
 
 
 @cache

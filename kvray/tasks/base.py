@@ -1,7 +1,4 @@
-"""What a task is: frozen parameters (a pydantic model), examples as Arrow tables, a wording and a scorer of strings.
-
-Nothing here knows Ray or torch.
-"""
+"""What a task is: frozen parameters (pydantic), examples as Arrow tables, a wording and a scorer; no Ray, no torch."""
 
 from __future__ import annotations
 
@@ -25,8 +22,7 @@ from kvray.tasks.problems import explain, misread_booleans
 EXAMPLE_FORMAT = 2
 """Version of the columns of examples; part of every dataset's identity."""
 Measure = Literal["retrieval", "length", "knowledge", "ceiling", "benchmark", "other"]
-"""What an evaluation measures: retrieval from a context; holding up with length; knowledge without a context; the
-ceiling of retrieval (the gold document alone); a general benchmark; or anything else."""
+"""What is measured: "length" is holding up with it, "knowledge" has no context, "ceiling" the gold document alone."""
 RIGHT, WRONG = "right", "wrong"
 """Outcomes of an answer where a task tells no more apart."""
 
@@ -82,11 +78,7 @@ class Strict(BaseModel):
     if not TYPE_CHECKING:  # editors and type checkers take the fields for arguments
 
         def __init__(self, **values: Any) -> None:
-            """Take the fields by name.
-
-            Raises:
-                InvalidValueError: with every problem of the values, in the words that a sweep file gets.
-            """
+            """Take the fields by name; an InvalidValueError has every problem, in the words that a sweep file gets."""
             problems = misread_booleans(type(self), values)
             try:
                 super().__init__(**values)
@@ -126,10 +118,7 @@ class CountTokens(Protocol):
 
 @dataclass(frozen=True)
 class Context:
-    """What building needs beside the parameters, made once per worker by :meth:`Task.context`.
-
-    ``count_tokens`` is of the base model; ``material`` is whatever the family prepared from its sources.
-    """
+    """What building needs: ``count_tokens`` of the base model, and ``material`` that :meth:`Task.context` prepared."""
 
     count_tokens: CountTokens
     material: Any = None
@@ -203,17 +192,13 @@ class Task(Strict):
         return None
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
-        """Return the user messages that the :meth:`writer` answers, more than needed: unusable replies are skipped.
-
-        A pure function of the recipe: the replies are an artefact of their own, made once.
-        """
+        """Return the messages that the :meth:`writer` answers, more than needed; a pure function of the recipe."""
         return []
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         """Read sources and prepare what :meth:`build` needs. May be slow; called once per worker.
 
-        ``written`` has the writer's replies to :meth:`to_write`, in order; None, before they exist, is enough to
-        :meth:`count`.
+        ``written`` has the replies to :meth:`to_write`, in order; None, before they exist, is enough to :meth:`count`.
         """
         return Context(count_tokens)
 
@@ -224,8 +209,7 @@ class Task(Strict):
     def overlaps(self, other: Task) -> str | None:
         """Describe the examples that an evaluation ``other`` would share with training data of this task, None if none.
 
-        The rows of one recipe and seed are the same however many are asked for. Families whose examples can meet in
-        other ways (the same questions at other positions, say) override this.
+        A row does not depend on how many are asked for. Families whose examples meet in other ways override this.
         """
         same = set(self.SAME_EXAMPLES)
         alike = type(self) is type(other) and self.model_dump(exclude=same) == other.model_dump(exclude=same)
@@ -236,10 +220,7 @@ class Task(Strict):
         return self.model_copy(update={"seed": self.seed + by}) if by else self
 
     def with_rows(self, rows: int) -> Self:
-        """Return the task with at least ``rows`` examples, and as few more as possible.
-
-        Families without a field ``rows`` or ``questions`` override this, or stay as they are.
-        """
+        """Return the task with ``rows`` examples or few more; without a field ``rows`` or ``questions``, unchanged."""
         needed = dict.fromkeys(type(self).model_fields.keys() & {"rows", "questions"}, -(-rows // self.per_row()))
         return self.model_copy(update=needed)
 

@@ -1,8 +1,7 @@
 """Task classes that a Python file outside any package defines: their source, its hash, and their way to other nodes.
 
-Such a class is known by ``module:Class``. Its file's sha256 is part of every recipe that uses it, and a pickled task
-takes its source along, so that every node runs the bytes that were planned with, without installing or mounting them.
-Files of one name in two folders stay two modules.
+Such a class is ``module:Class``. Its file's sha256 is part of its recipes, and a pickled task takes the source along,
+so that every node runs the bytes that were planned with. Files of one name in two folders stay two modules.
 """
 
 import hashlib

@@ -1,9 +1,8 @@
 """General benchmarks through lm-evaluation-harness: MMLU, HellaSwag, GSM8K, TriviaQA, NQ-Open and any other it has.
 
 The harness brings questions, prompts, filters and metrics (github.com/EleutherAI/lm-evaluation-harness; pinned, and
-its task versions are in the manifest), so that the numbers compare with published ones. This module has the knobs;
-:mod:`kvray.evaluate.lm_eval` asks. Shots and harness of the paper's general-benchmark tables are not known; the
-defaults here are the harness's own.
+its task versions are in the manifest), so that the numbers compare with published ones. Shots and harness of the
+paper's tables are not known; the defaults are the harness's own. :mod:`kvray.evaluate.lm_eval` asks the questions.
 """
 
 import hashlib
@@ -29,13 +28,9 @@ UNKNOWN_ROWS = 1000
 class Size:
     """Published size of a benchmark, and about what one question costs.
 
-    Attributes:
-        questions: of the split that is asked.
-        subtasks: that ``limit`` holds for each.
-        shots: the harness's default.
-        tokens: of one question with its options, and of one more as an example with its answer.
-        requests: readings of the prompt per question (one per option, unless the options are single tokens).
-        reply: tokens that are written per question; 0 where options are only read.
+    ``limit`` holds for each of the ``subtasks``; ``shots`` is the harness's default; ``tokens`` are those of a question
+    with its options, and of one more as an example with its answer; ``requests`` are readings of the prompt per
+    question (one per option, unless options are single tokens); ``reply`` is what is written, 0 for options.
     """
 
     questions: int
@@ -89,15 +84,10 @@ class LmEval(Task):
     )
 
     def sources(self) -> dict[str, str]:
-        """Return the sha256 over the names and contents of the files of ``include_path``.
-
-        Raises:
-            InputError: it is no directory, or holds no task file.
-        """
+        """Return the sha256 over the files of ``include_path``; an InputError if it is no directory of task files."""
         return {} if self.include_path is None else {"include_path": _digest(Path(self.include_path))}
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Raise an InputError: kvray makes no examples of its own here."""
         raise InputError(
             f"lm_eval: {self.benchmark} is asked by lm-evaluation-harness, which brings the questions; "
             "kvray makes no examples of it"
@@ -105,11 +95,9 @@ class LmEval(Task):
 
     @classmethod
     def rule(cls) -> str:
-        """Return who scores: not kvray."""
         return "By lm-evaluation-harness, with the benchmark's own metric and filter."
 
     def expected_rows(self) -> int:
-        """Return the number of questions: published, or ``limit`` for each subtask."""
         size = SIZES.get(self.benchmark)
         if size is None:
             return self.limit or UNKNOWN_ROWS
@@ -120,7 +108,6 @@ class LmEval(Task):
         return self.model_copy(update={"limit": -(-rows // (size.subtasks if size else 1))})
 
     def tokens_estimate(self) -> int:
-        """Return about the prompt tokens read for one question; 0 for a benchmark not in :data:`SIZES`."""
         size = SIZES.get(self.benchmark)
         if size is None:
             return 0

@@ -34,9 +34,8 @@ _SCORERS = {"exact": scorers.exact, "contains": scorers.contains, "f1": scorers.
 class Chat:
     """One example of a source: messages that end in the user's, and the assistant's answer.
 
-    Attributes:
-        id: the first 12 digits of the sha256 of prompt and answer, with a number where these come again.
-        first: identifies its row: the messages before the row's last answer.
+    ``id`` is the first 12 digits of the sha256 of prompt and answer, with a number where these come again; ``first``,
+    the sha256 of the messages before its row's last answer, identifies the row.
     """
 
     id: str
@@ -83,11 +82,7 @@ class Messages(Task):
         return {"source": read.digest(self.source)}
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the file and choose the examples.
-
-        Raises:
-            InputError: the file cannot be read, has a row that is no chat (named by its number), or too few rows.
-        """
+        """Choose rows; an InputError if the file is unreadable, has too few, or one (named) that is no chat."""
         return Context(count_tokens, self.chosen())
 
     def with_rows(self, rows: int) -> Self:
@@ -167,7 +162,6 @@ def _digest(chat: Sequence[Message]) -> str:
 def _chat(
     row: Mapping[str, Any], where: str, fields: tuple[str, str, str, str | None]
 ) -> tuple[list[Message], tuple[str, ...]]:
-    """Return the messages of a row, the assistant's last, and its accepted answers, if it has any."""
     messages, prompt, answer, references = fields
     if messages in row:
         chat = list(_turns(row[messages], f"{where}: {messages}"))

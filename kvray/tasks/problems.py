@@ -66,10 +66,7 @@ def show(value: object) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel], raw: Mapping[str, Any], at: Path = ()) -> list[Problem]:
-    """Turn pydantic's errors, raised by ``model.model_validate(raw)``, into problems, one per value.
-
-    ``at`` is the path of ``raw`` in the document.
-    """
+    """Turn pydantic's errors about ``raw``, at the path ``at`` of its document, into problems, one for each value."""
     texts: dict[Path, list[str]] = {}
     found: dict[Path, str] = {}
     for item in error.errors(include_url=False)[: MAX_PROBLEMS + 1]:
@@ -121,7 +118,6 @@ def _missing(model: type[BaseModel], loc: Sequence[str | int]) -> str:
 
 
 def _fields(model: type[BaseModel], path: Path) -> list[str]:
-    """Return the names of the fields of the model at a path of fields of models."""
     for part in path:
         inner = model.model_fields[str(part)].annotation
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):

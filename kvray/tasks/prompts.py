@@ -1,7 +1,4 @@
-"""The fixed wordings of prompts (``prompts.toml``, with their sources): tasks fill them in.
-
-Those of the dictionary tasks, MDQA and closed-book questions are also what the bundled tokenizer learned merges from.
-"""
+"""Fixed wordings of prompts; ``prompts.toml`` has sources, and those that the bundled tokenizer learned merges from."""
 
 import tomllib
 from importlib import resources
@@ -14,7 +11,6 @@ def load(path: str) -> dict[str, Any]:
 
 
 TEXTS: dict[str, dict[str, Any]] = load("prompts.toml")
-# In the order of the file.
 # In the order of the file.
 WORDINGS: tuple[str, ...] = tuple(TEXTS["learned"].values())
 MDQA, DOCUMENT, CLOSED_BOOK = WORDINGS[:3]

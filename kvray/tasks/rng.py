@@ -26,8 +26,7 @@ def key_of(*parts: str | int) -> int:
 def draws(key: int, start: int, stop: int, width: int, stream: int = 0) -> Draws:
     """Return uniform 64-bit draws for rows ``[start, stop)``. Shape ``(stop - start, width)``, uint64.
 
-    ``width`` must be constant for one (key, stream), since a row's counters start at row * width / 4. A ``stream`` is
-    an independent sequence for the same rows (a redraw, another purpose).
+    A (key, stream) must keep its ``width``: row r begins at counter r * width / 4. Each ``stream`` is independent.
     """
     padded = -(-width // 4) * 4
     # The counter is 256 bits: the low 192 count blocks, the top 64 name the stream.

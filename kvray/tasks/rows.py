@@ -16,15 +16,12 @@ class Example:
     """One example; the columns of :data:`~kvray.tasks.base.EXAMPLE_SCHEMA` that need no counting.
 
     Attributes:
-        prompt: the user message.
-        answer: the assistant message to train on.
+        prompt, answer: the user message, and the assistant message to train on.
         references: accepted answers, for the scorer; the answer itself where empty.
         question_id: pairs examples that ask the same question; one of its own where empty.
         position: 1-based place of the answer among ``units`` (documents, keys).
-        length: nominal context length in tokens, where it is varied.
-        depth: place of the answer in percent of the context, where it is varied.
-        subtask: kind of example within the task, where there are several.
-        condition: further conditions, ``"padding=books"``.
+        length, depth: nominal context length in tokens, place of the answer in percent of it; where they are varied.
+        subtask, condition: kind of example within the task; further conditions, ``"padding=books"``.
         example_id: names the example; its row where empty.
         prompt_tokens: tokens of the prompt; counted where 0.
     """
@@ -49,10 +46,7 @@ class RowTask(Task):
     rows: int = recipe(100, ge=1, le=10_000_000, description="examples")
 
     def example(self, row: int, rng: random.Random) -> Example:
-        """Make one example: a pure function of the knobs, the row (from 0), and what ``rng`` draws.
-
-        ``rng`` is of this row alone, seeded by the task, its version, its seed and the row.
-        """
+        """Make one example: a pure function of the knobs, the row (from 0), and what ``rng``, the row's own, draws."""
         raise NotImplementedError
 
     def score(self, answer: str, references: Sequence[str]) -> float:

@@ -1,14 +1,10 @@
 """A made-up world of people and facts, shared by the tasks and by the bundled model that was trained on it.
 
-Every person has one value per relation. Three groups of people share no names:
-
-- the *known*: their facts are what ``kvray-tiny`` has learned by heart; ``recall`` asks about them closed book;
-- the *train* group: names for training data, whose facts are drawn anew for every question;
-- the *test* group: names that no training ever shows, for evaluations.
-
-A fact reads "The birthplace of Belda Cranford is Velmora." and is asked as "What is the birthplace of Belda
-Cranford?", so that an answer restates the sentence of its document up to the value (the paper's answer template,
-section 3.2).
+Every person has one value per relation. Three groups of people share no names: the *known*, whose facts ``kvray-tiny``
+has learned by heart (``recall`` asks about them closed book); the *train* group, whose facts are drawn anew for every
+question of training data; and the *test* group, whose names no training ever shows, for evaluations. A fact reads "The
+birthplace of Belda Cranford is Velmora." and is asked as "What is the birthplace of Belda Cranford?", so that an answer
+restates the sentence of its document up to the value (the paper's answer template, section 3.2).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -81,10 +77,7 @@ def known_value(person: int, relation: str) -> str:
 def two_facts(
     drawn: Draws, avoided: Mapping[str, Collection[str]] = MappingProxyType({}), relation: str | None = None
 ) -> list[tuple[str, str]]:
-    """Return two facts (relation, value) of different relations from at least three draws.
-
-    The first is of ``relation``, None for a drawn one; no value is one of ``avoided``, by relation.
-    """
+    """Draw facts (relation, value) of two relations from three draws, ``relation`` first if given, none ``avoided``."""
     first = int(below(drawn[0], 3)) if relation is None else RELATION_NAMES.index(relation)
     second = (first + 1 + (int(drawn[0]) & 1)) % 3
     facts = []

@@ -1,8 +1,7 @@
 """What a language model writes for a task: how many replies are requested, how they are read, and which are used.
 
 A task with a writer (:meth:`kvray.tasks.base.Task.writer`) requests more replies than it needs and skips, in order,
-those that it cannot use, so that its examples are a function of the replies alone. Whether enough are usable shows only
-once the model has answered; the error then has their number.
+those that it cannot use, so that its examples are a function of the replies alone.
 """
 
 import math
@@ -35,9 +34,8 @@ def texts(writing: pa.Table) -> list[str]:
 def fields(reply: str, names: Sequence[str]) -> list[str] | None:
     """Return the texts of a reply's fields (``Question: …``, ``Answer: …``), each as one line.
 
-    A field begins at a line with its name and a colon, in bold or not, and ends at the next field. Text before the
-    first (``Sure, here is one:``) is skipped, and so are further fields. None if a field is missing, empty, or not in
-    its order.
+    A field begins at a line with its name and a colon, in bold or not, and ends at the next field. What stands before
+    or after them is skipped. None if a field is missing, empty, or not in its order.
     """
     header = re.compile(rf"^[{_MARKS}-]*({'|'.join(map(re.escape, names))})[{_MARKS}]*:", re.IGNORECASE | re.MULTILINE)
     found = list(header.finditer(reply))[: len(names) + 1]
@@ -60,14 +58,11 @@ def choose(
     what: str,
     advice: str = "Ask for more (writer_surplus) or name a model that keeps to the form asked for",
 ) -> list[_T]:
-    """Return the content of the first ``needed`` usable replies.
+    """Return the content of the first ``needed`` usable replies; an InputError with both numbers if fewer are usable.
 
-    ``read`` takes a reply's number and text and returns its content, None if it cannot be used. ``writer``, the model,
-    and ``what``, the content's name ("fine-grained questions"), are for the error, as is ``advice``, in which
-    ``{usable}`` stands for how many there are.
-
-    Raises:
-        InputError: fewer are usable; names both numbers.
+    ``read`` takes a reply's number and text and returns its content, None if it cannot be used. The error names
+    ``writer``, the model, and ``what``, the content ("fine-grained questions"); in its ``advice``, ``{usable}`` stands
+    for how many there are.
     """
     contents = (read(number, reply) for number, reply in enumerate(replies))
     usable = list(islice((content for content in contents if content is not None), needed))

@@ -56,7 +56,6 @@ class Fact:
     depth: float
 
     def paragraph(self, fillers: int) -> list[str]:
-        """Return the sentences of the paragraph with the first ``fillers`` fillers."""
         at = int(self.depth * (fillers + 1))
         return [*self.fillers[:at], self.sentence, *self.fillers[at:fillers]]
 
@@ -89,8 +88,7 @@ class Cast:
 def make(subtask: Subtask, drawn: Draws, cast: Cast, label: bool) -> Instance:
     """Make a base instance with the answer ``label`` from ``drawn``, shape ``(WIDTH,)``.
 
-    The paddings' instances of an example take their people and rooms from the same ``cast``; an InputError if it is
-    used up.
+    An example's paddings draw people and rooms from the same ``cast``; an InputError if it is used up.
     """
     makers = {"MonoRel": _monorel, "PIR": _people_in_rooms, "RuleTaker": _ruletaker}
     return makers[subtask](drawn, cast, label)
@@ -144,7 +142,6 @@ def _ruletaker(drawn: Draws, cast: Cast, label: bool) -> Instance:
 def _instance(
     drawn: Draws, keys: Sequence[_Key], question: str, label: bool, steps: tuple[str, ...], rule: str = ""
 ) -> Instance:
-    """Return an instance with its facts in drawn order."""
     one, other = (_fact(drawn, side, *key) for side, key in enumerate(keys))
     return Instance(question, label, steps, rule, (one, other) if int(below(drawn[0], 2)) else (other, one))
 

@@ -94,11 +94,7 @@ class Flenqa(Task):
         return 200 if self.cot else 5
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the published rows and choose among them, or the text that padding is cut from.
-
-        Raises:
-            InputError: a source cannot be read; or it has no such rows, or too few.
-        """
+        """Read the published rows or the text of padding; an InputError if it fails or there are too few such rows."""
         if self.source != TINY:
             by_task = published.instances(self.source, self.tasks, self.conditions())
             chosen = {}
@@ -112,11 +108,7 @@ class Flenqa(Task):
         return Context(count_tokens, Maker(self.VERSION, self.seed, min(self.lengths), count_tokens, prose))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Base instances of the tasks come in turn, each under all its conditions.
-
-        Raises:
-            InputError: the key paragraphs take more tokens than a length has.
-        """
+        """Tasks come in turn, under all conditions each; an InputError if key paragraphs are longer than a length."""
         every = self.conditions()
         material: Maker | published.Published = context.material
         made = []

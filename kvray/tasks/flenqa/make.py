@@ -41,10 +41,9 @@ _PROSE: dict[str, list[str]] = TEXTS["prose"]
 
 
 def same(subtask: Subtask, key: int, row: int, cast: Cast, fillers: tuple[int, int]) -> Paragraphs:
-    """Yield the key paragraphs of other instances of the task, drawn for the instance ``row`` alone.
+    """Yield the key paragraphs of other instances of the task, with as many ``fillers``, drawn for ``row`` alone.
 
-    Their people and rooms come from the padded instance's ``cast``, so that nobody is met twice; their paragraphs have
-    as many ``fillers`` as its own.
+    Their people and rooms come from the padded instance's ``cast``, so that nobody is met twice.
     """
     for drawn in _drawn(key, row, WIDTH):
         facts = make(subtask, drawn, cast, bool(below(drawn[2], 2))).facts
@@ -98,10 +97,9 @@ def _two(choices: list[str], first: Draws, second: Draws) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes texts; a pure function of its fields.
+    """Makes texts, a pure function of its fields; ``prose`` has paragraphs to pad "books" with, None for our own.
 
-    ``shortest`` is the nominal length of the recipe's shortest text in tokens; the key paragraphs alone fill that, or
-    :data:`SHORTEST` where it is less. ``prose`` has the paragraphs of sentences to pad "books" with, None for our own.
+    The key paragraphs alone fill ``shortest``, the recipe's shortest length in tokens, or :data:`SHORTEST` if less.
     """
 
     version: int
@@ -111,15 +109,13 @@ class Maker:
     prose: Sequence[list[str]] | None = None
 
     def asked(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> list[tuple[str, Question, str]]:
-        """Return (question id, question, text) of base instance ``number`` of a task under each condition."""
         instance, texts = self.texts(subtask, number, conditions)
         return [(f"{subtask}-{number:05d}", instance, text) for text in texts]
 
     def texts(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> tuple[Instance, list[str]]:
         """Return base instance ``number`` of a task and its text under each condition.
 
-        Raises:
-            InputError: a length is shorter than the key paragraphs, or longer than the padding can fill.
+        Raises InputError if a length is shorter than the key paragraphs, or longer than the padding can fill.
         """
         # Of two neighbours one is true and one false, so that labels balance and more instances change no earlier one.
         first = int(draws(self._key(subtask, "label"), number // 2, number // 2 + 1, 1)[0, 0]) & 1

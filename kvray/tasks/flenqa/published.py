@@ -81,8 +81,7 @@ def instances(
 ) -> dict[Subtask, list[Instance]]:
     """Return those instances of each task that were published under every condition, sorted by id.
 
-    Raises:
-        InputError: a row cannot be read; or a task or condition has no row (the message lists those that have).
+    Raises InputError if a row cannot be read, or a task or condition has no row (the message lists those that have).
     """
     wanted = set(conditions)
     by_task: dict[Subtask, dict[str, dict[Condition, Row]]] = {subtask: {} for subtask in subtasks}
@@ -177,8 +176,7 @@ def prompt(subtask: Subtask, cot: bool, *, text: str, question: str, rule: str =
 def verdict(answer: str) -> Verdict:
     """Return an answer's last "true" or "false", as the authors' notebook reads it; "other" if it has neither.
 
-    The answer is lower-cased, articles and runs of white space become single spaces, "not true" counts as "false"; then
-    the last "true" or "false" counts, as a word or within one.
+    It is lower-cased, articles and white space become single spaces, "not true" is "false"; parts of words count too.
     """
     normal = " ".join(_ARTICLES.sub(" ", answer.lower()).split()).replace("not true", "false")
     true, false = normal.rfind("true"), normal.rfind("false")

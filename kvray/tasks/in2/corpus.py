@@ -67,7 +67,6 @@ class Corpus:
         return Draft(asked.question, asked.answer, asked.references, gold, fillers, places)
 
     def _fillers(self, asked: Asked, order: Sequence[int]) -> Iterator[Segment]:
-        """Yield, in order, the segments that are none of the question's and contain none of its answers."""
         forbidden = [f" {normal} " for text in asked.references if (normal := questions.normalise(text))]
         for at in order:
             if at not in asked.segments and not any(text in self._normal(at) for text in forbidden):
@@ -77,8 +76,7 @@ class Corpus:
 def cut(text: str, limit: int, count_tokens: CountTokens) -> Iterator[str]:
     """Yield a text in segments of at most ``limit`` tokens, as many whole sentences as fit in each.
 
-    A longer sentence is cut between words, a longer word between characters. White space becomes single spaces. Nothing
-    is left out, however short the last segment.
+    A longer sentence is cut between words, a longer word anywhere. White space becomes one space; nothing is left out.
     """
     line = " ".join(text.split())
     segment, size = "", 0
@@ -147,14 +145,11 @@ def read_reply(asked_on: Sequence[tuple[int, ...]], count_tokens: CountTokens, n
 
 
 def from_rows(source: str, limit: int, count_tokens: CountTokens) -> tuple[list[str], list[Asked]]:
-    """Read a file with its own questions; return the segments and the questions.
+    """Return segments and questions of a file; an InputError if it cannot be read, or names a row that lacks something.
 
     A row has ``question``, ``answer``, and ``segments`` (a list of texts) or ``text``; optionally ``references`` (what
     an answer must contain, all of it; default the answer). A text longer than a segment is cut into several, each of
     which may hold a part of the answer. A row without a question only adds its segments to those that fill contexts.
-
-    Raises:
-        InputError: the source cannot be read, or a row lacks something; names it.
     """
     numbers: dict[str, int] = {}
     asked: list[Asked] = []

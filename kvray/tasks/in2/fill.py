@@ -1,7 +1,6 @@
 """From a question and its segments to a prompt of a given length: filled up with other segments, all shuffled.
 
-FILM's layout (An et al. 2024, appendix I, and the model card of FILM-7B). That segments stand on lines of their own is
-ours: the paper only says that they are concatenated.
+FILM's layout (An et al. 2024, appendix I; FILM-7B's card), except that segments stand on lines of their own (ours).
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,13 +28,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Draft:
-    """One example before its context is filled.
+    """One example before its context is filled; an answer must contain all ``references``, found in ``gold`` segments.
 
-    Attributes:
-        references: what an answer must contain, all of it.
-        gold: the segments that hold the answer.
-        fillers: segments that do not, in the order in which they are taken; read as far as there is room.
-        places: one random draw per segment, ``gold`` first: segments stand in the order of their draws.
+    ``fillers`` are taken in order, as far as there is room. All segments stand in the order of ``places``, one random
+    draw per segment, ``gold`` first.
     """
 
     question: str
@@ -50,10 +46,7 @@ def fill(draft: Draft, length: int | None, count_tokens: CountTokens) -> Example
     """Return an example whose prompt is the longest of at most ``length`` tokens; None: the gold segments alone.
 
     Its ``units`` are the segments. A segment's place among the others does not depend on how many follow it, so gold
-    ones are anywhere alike.
-
-    Raises:
-        InputError: the gold segments alone are longer, or the fillers run out.
+    ones are anywhere alike. Raises InputError if the gold segments alone are longer, or the fillers run out.
     """
     filled = _filled(draft, [], length, count_tokens)
     if length is None:

@@ -33,7 +33,7 @@ from kvray.tasks.sources import read
 from kvray.tasks.world import TINY, source_identity
 
 _STEPS = np.sqrt(np.array([2.0, 3.0, 5.0]))
-"""Independent of one another, so that kinds and lengths spread evenly in every combination."""
+"""Kronecker's sequence: independent, so that kinds and lengths spread evenly in any stretch of rows, and together."""
 
 
 @register("in2")
@@ -99,19 +99,11 @@ class In2(Task):
         return self.question_writer
 
     def to_write(self, count_tokens: CountTokens) -> list[str]:
-        """Fine-grained questions come first, then integration ones.
-
-        Raises:
-            InputError: the corpus cannot be read, or has too few segments for as many questions.
-        """
+        """Fine-grained questions come first; an InputError if the corpus cannot be read, or has too few segments."""
         return [] if self.question_writer is None else self._writable(count_tokens)[2]
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
-        """Read the source and find a question for every row.
-
-        Raises:
-            InputError: the source cannot be read, has too few questions of a kind, or too few replies are usable.
-        """
+        """Find a question for every row; an InputError if the source is unreadable or gives too few of a kind."""
         if self.source == TINY:
             key = self._key("tiny", self.split)
             return Context(count_tokens, Tiny(key, self.split, self.segment_tokens, self.length_max, count_tokens))
@@ -136,10 +128,7 @@ class In2(Task):
         return float(all(questions.best_subspan_em(answer, [part]) == 1.0 for part in references))
 
     def kinds(self, rows: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-        """Return, per row from 0, whether it is kept short, asks about several segments, and its length in tokens.
-
-        Multiples of square roots fill each range evenly in any stretch of rows, and together (Kronecker's sequence).
-        """
+        """Return, per row from 0, whether it is kept short, asks about several segments, and its length in tokens."""
         shift = unit(draws(self._key("kinds"), 0, 1, 3)[0])
         at = (shift + np.arange(rows)[:, None] * _STEPS) % 1.0
         lengths = self.length_min + (at[:, 2] * (self.length_max - self.length_min + 1)).astype(np.int64)

@@ -1,7 +1,6 @@
 """IN2 over the made-up world: segments are passages about people, questions are templates, answers restate the facts.
 
-Every person stands in one passage of the context, and a value that an answer needs stands in no other: facts are drawn
-anew for every row, and those of other people from the remaining values.
+Every person stands in one passage, and a value that an answer needs in no other; facts are drawn anew for every row.
 """
 
 from collections import defaultdict
@@ -83,7 +82,6 @@ class Tiny:
         return Draft(question, answer, references, gold, segments, places)
 
     def _others(self, row: int, taken: set[int], avoided: Mapping[str, set[str]]) -> Iterator[_Passage]:
-        """Yield passages about further people, none twice, without the values that are asked for."""
         size = world.group_size(self.group)
         for start in range(0, 4 * size, _PEOPLE_AT_ONCE):
             first = row * 4 * size + start

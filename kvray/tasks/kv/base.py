@@ -1,7 +1,6 @@
 """What the dictionary tasks share: their common knobs, prompts laid out as cells, and the loop that makes examples.
 
-A gold dictionary is drawn *first*, as in the paper's scripts, and moved to its position in the text, so one draft
-serves every gold position.
+A gold dictionary is drawn *first*, as in the paper's scripts, and then moved: one draft serves every gold position.
 """
 
 from abc import ABC, abstractmethod
@@ -97,12 +96,10 @@ class Builder(ABC):
     """Makes examples. Its tables cost up to a second, so they are created at the first use and kept.
 
     Attributes:
-        dictionaries: the most of a prompt.
-        width: random draws per row.
+        dictionaries, width: the most dictionaries of a prompt; random draws per row.
         sections: what entries of a draft stand for, (limit, left, right): integers below a limit between two texts. The
             sections' integers are numbered one section after the other; the number after the last is no text.
-        remedy: which knobs to change if no draft of a row is accepted.
-        budget: what an accepted draft keeps, for the same error.
+        remedy, budget: which knobs to change if no draft of a row is accepted, and what one keeps, for the error.
         forced: the shares of samples whose gold dictionary is first or early; None where gold ones are not moved.
         early_by_samples: early indices end at 5 % of the ``rows`` of the dataset (a quirk of the paper's scripts) and
             not of the dictionaries.
@@ -167,10 +164,7 @@ class Builder(ABC):
         return forced
 
     def gold(self, rows: Ints, units: Ints) -> Ints:
-        """Return the 0-based gold index of ``rows`` with ``units`` dictionaries. Shape ``(len(rows),)``.
-
-        Uniform, but for the rows forced to be first or early.
-        """
+        """Return the 0-based gold index per row, uniform but for rows forced first or early. Shape ``(len(rows),)``."""
         if self.forced is None:
             return np.zeros(len(rows), np.int64)
         drawn = draws_of(self.key, rows, 4, _POSITIONS)
@@ -211,11 +205,7 @@ class Builder(ABC):
         return pa.concat_tables(blocks).combine_chunks()
 
     def _settled(self, rows: Ints) -> Draft:
-        """Draft every row until it is accepted.
-
-        Raises:
-            InputError: a row was not accepted in 1 + :data:`REDRAWS` attempts.
-        """
+        """Draft every row until it is accepted; an InputError if one is not in 1 + :data:`REDRAWS` attempts."""
         settled = self.attempt(rows, 0)
         pending = np.flatnonzero(~self._measure(rows, settled))
         last = settled.tokens[pending]

@@ -14,10 +14,7 @@ _SLOT_BITS = np.int64(20)
 
 
 def redraw(drawn: Draws) -> Draws:
-    """Return the next draw after each one: splitmix64's output function (Steele et al. 2014).
-
-    Each redraw hashes the previous draw, so a row can be redrawn without limit and never depends on its batch.
-    """
+    """Return the next draw after each, by splitmix64 (Steele et al. 2014): endless, and no row depends on its batch."""
     mixed = drawn + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

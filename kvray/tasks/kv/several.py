@@ -132,5 +132,4 @@ class SeveralBuilder(IntegersBuilder):
 
 
 def _lines(sentences: Sequence[Parts]) -> Parts:
-    """Return sentences as parts of one text, a line break between them."""
     return [part for sentence in sentences for part in ("\n", *sentence)][1:]

@@ -66,13 +66,10 @@ def collapse(keys: Ints, values: Ints, sizes: Ints) -> None:
 
 @dataclass(frozen=True)
 class Costs:
-    """Tokens that each piece adds to a prompt.
+    """Tokens that each piece adds to a prompt: ``fixed`` by what every prompt holds, ``query`` by the key's mentions.
 
-    Attributes:
-        fixed: of what every prompt holds.
-        query: by the key asked for, all its mentions together.
-        labels: by dictionary label minus 1: a line with the smallest integers, one pair.
-        pieces: by entry of the layout's table; 0 for the empty one.
+    ``labels`` go by dictionary label minus 1 (a line with the smallest integers, one pair), ``pieces`` by entry of the
+    layout's table, 0 for the empty one.
     """
 
     fixed: int
@@ -169,8 +166,6 @@ class IntegersBuilder(Builder):
         self.pool = integer_pool(task.digits_min, task.digits_max)
 
     def _pairs(self, drawn: Draws, spoiled: Callable[[Ints, Ints, Ints], Mask]) -> list[Ints]:
-        """Return keys and values of draws, of their shape; ``spoiled`` is of :func:`pick_until`."""
-
         def value(drawn: Draws) -> Ints:
             return choose(drawn << np.uint64(32), self.pool)
 

@@ -1,7 +1,6 @@
 """Text as numpy: rows of 8-byte cells padded with zero bytes, squeezed into strings.
 
-A prompt of several hundred integers costs a table look-up per integer instead of a format call: about fifty times
-faster than joining Python strings.
+An integer costs a table look-up instead of a format call: about fifty times faster than joining Python strings.
 """
 
 from collections.abc import Sequence

@@ -67,13 +67,9 @@ class Haystack:
         return [normalise(piece) for piece in self.pieces]
 
     def supply(self, start: int, forbidden: Sequence[str] = ()) -> Supply:
-        """Yield sentences from number ``start`` on, wrapping round.
+        """Yield sentences from number ``start`` on, wrapping round; an InputError if none is left.
 
-        Those that contain one of the ``forbidden`` texts (as :func:`normalise` leaves them) are left out, so that
-        nothing but the needle states its fact.
-
-        Raises:
-            InputError: no sentence is left.
+        Those with one of the ``forbidden`` texts (normalised) are left out, so that only the needle states its fact.
         """
         size, left_out = len(self.pieces), 0
         while left_out < size:
@@ -89,8 +85,7 @@ class Haystack:
 def read(source: str, count_tokens: CountTokens, group: world.Group, seed: int) -> Haystack:
     """Read a haystack: "tiny" (facts about a group, drawn by the seed) or any text (:mod:`kvray.tasks.sources.read`).
 
-    Raises:
-        InputError: the source cannot be read, or has no sentence of at most :data:`LONGEST` characters.
+    Raises InputError if the source cannot be read, or has no sentence of at most :data:`LONGEST` characters.
     """
     if source == TINY:
         pieces = tiny(group, seed)
@@ -116,11 +111,7 @@ class Frame:
 
 
 def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str], list[int]]:
-    """Return the prompts, each with as many sentences as its length allows, and the tokens of each.
-
-    Raises:
-        InputError: a length has no room for a single sentence beside the needles and the question.
-    """
+    """Return the prompts, with as many sentences as fit, and the tokens of each; an InputError if not one fits."""
     filled: dict[int, tuple[str, int]] = {}
     block = max(1, _BLOCK_TOKENS // max((frame.length for frame in frames), default=1))
     for start in range(0, len(frames), block):
@@ -151,8 +142,7 @@ def examples(made: Sequence[Example], frames: Sequence[Frame], count_tokens: Cou
 def insert(pieces: Sequence[str], until: Sequence[int], needles: Sequence[tuple[float, str]]) -> str:
     """Return a haystack with its needles, each at the last sentence break before its depth point.
 
-    ``until`` has the tokens before each piece, and of all; ``len(pieces) + 1`` numbers. Needles are (depth in percent,
-    text): 0 comes first, 100 last, and several at one break by depth.
+    ``until`` has the tokens before each piece, and of all: ``len(pieces) + 1``. Needles are (depth in percent, text).
     """
     parts, begun = [], 0
     for depth, text in sorted(needles, key=lambda needle: needle[0]):
@@ -163,10 +153,7 @@ def insert(pieces: Sequence[str], until: Sequence[int], needles: Sequence[tuple[
 
 
 def _search(frame: Frame) -> Generator[str, int, tuple[str, int]]:
-    """Search the number of sentences that fills a prompt: yields prompts, is sent their tokens, returns one and its.
-
-    It begins with as many as the sum of their tokens allows, and goes on by what the last prompt has to spare.
-    """
+    """Search the number of sentences that fills a prompt: yields prompts, is sent their tokens, returns one and its."""
     pieces: list[str] = []
     until = [0]  # tokens before each piece, and of all
 

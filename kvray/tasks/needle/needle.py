@@ -32,8 +32,7 @@ TEXTS = prompts.TEXTS["needle"]
 class Family:
     """Facts of one kind about the made-up people of :mod:`kvray.tasks.world`, for haystacks of any text.
 
-    A fact reads "The special ingredient of Belda Cranford's soup is saffron". No value is part of another one, of any
-    subject or of a question.
+    "The special ingredient of Belda Cranford's soup is saffron": no value is part of another, a subject or a question.
     """
 
     subject: str
@@ -115,10 +114,7 @@ class NeedleInHaystack(Task):
         return {"source": world.source_identity(self.source)}
 
     def overlaps(self, other: Task) -> str | None:
-        """Refuse needles that an evaluation asks about, and needles about the tiny world's test people.
-
-        Many needles are about people of their split, whatever the haystack; the classic needle is always the same.
-        """
+        """Many needles are about people of their split, whatever the haystack; the classic one is always the same."""
         shared = False
         if isinstance(other, NeedleInHaystack):
             if self.needles == other.needles == "classic":
@@ -144,10 +140,9 @@ class NeedleInHaystack(Task):
         return Context(count_tokens, haystack.read(self.source, count_tokens, self.split, self.seed))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``: of one needle all lengths and depths, which share a haystack.
+        """All lengths and depths of one needle share a haystack.
 
-        Raises:
-            InputError: a length has no room for the needle, the question and one sentence.
+        Raises InputError if a length has no room for the needle, the question and one sentence.
         """
         hay: Haystack = context.material
         key = key_of("needle", self.VERSION, self.seed, self.needles, self.split)

@@ -86,13 +86,10 @@ class Ruler(Task):
         return Context(count_tokens, Haystack(NOISE, count_tokens))
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
-        """Make examples ``[start, stop)``: of one row all lengths, of one length all variants.
+        """A row has all lengths, a length all variants; needles, question and the haystack's beginning are the same.
 
-        Needles, question and the beginning of the haystack are the same at every length.
-
-        Raises:
-            InputError: a length has no room for the needles, the question and one sentence, or needs more needles than
-                there are words for keys.
+        Raises InputError if a length has no room for the needles, the question and one sentence, or needs more needles
+        than there are words for keys.
         """
         kind = KINDS[self.value_kind]
         made, frames = [], []
@@ -155,17 +152,12 @@ class Ruler(Task):
         return [_TEXTS["needle"].format(key=key, kind=KINDS[self.value_kind], value=value) for key, value in pairs]
 
     def _further(self, records: Iterator[Record], count_tokens: CountTokens) -> Supply:
-        """Yield further needles, a haystack of their own."""
         while pieces := self._sentences(islice(records, _DRAWN)):
             yield from zip(pieces, added(count_tokens, pieces).tolist(), strict=True)
 
 
 def _records(key: int, kinds: tuple[Kind, Kind]) -> Iterator[Record]:
-    """Yield keys with their values without end, of these kinds; no text is in two of them.
-
-    Raises:
-        InputError: there are no more words.
-    """
+    """Yield (key, value) of these kinds without end, no text in two of them; an InputError if words run out."""
     taken: set[str] = set()
     for start in count(0, _DRAWN):
         if "words" in kinds and start > 4 * len(WORDS):

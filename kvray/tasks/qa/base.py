@@ -1,7 +1,6 @@
 """What tasks over questions share: where the questions come from, which ones, the documents in a prompt, the scorer.
 
-A question's distractors and their order are the same at every gold position. So the examples of one question pair
-across positions and models, and their prompts share a prefix up to the gold document.
+Distractors keep their order at every gold position, so examples pair, and prompts share a prefix up to the gold one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,11 +38,7 @@ class Asks(Protocol):
 
 @dataclass(frozen=True)
 class Material:
-    """What examples are made from.
-
-    ``numbers`` are the questions asked, in order, ``answers`` what is trained on, per question (None where the task
-    words it).
-    """
+    """The ``numbers`` of the questions asked, in order, and ``answers`` to train on (None: the task words them)."""
 
     asks: Asks
     numbers: Sequence[int]
@@ -84,11 +79,7 @@ class QuestionTask(Task):
         return questions.best_subspan_em(answer, references)
 
     def pick(self, pool: Sequence[Question], wanted: int | None, spare: int = 0) -> list[Question]:
-        """Choose questions of the split by the seed: ``wanted`` (None for all) and up to ``spare`` more.
-
-        Raises:
-            InputError: the split has fewer than ``wanted``.
-        """
+        """Choose ``wanted`` (None: all) and up to ``spare`` more of the split by the seed; an InputError if too few."""
         split = [question for question in pool if questions.in_split(question.id, self.split)]
         if wanted is not None and wanted > len(split):
             raise InputError(

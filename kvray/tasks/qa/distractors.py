@@ -80,8 +80,7 @@ class RetrievedDistractors(_Chosen):
 class TinyQuestions:
     """Questions about people of the made-up world, whose facts are drawn anew for each question.
 
-    Closed book they are the same questions, whose answers can only be guessed. An InputError if more documents are
-    asked for than there are people to tell apart.
+    Closed book, their answers can only be guessed. An InputError if documents outnumber the people to tell apart.
     """
 
     def __init__(self, task: DocumentsTask) -> None:

@@ -96,7 +96,6 @@ class Mdqa(DocumentsTask):
         return len(self.gold_positions())
 
     def expected_rows(self) -> int:
-        """Return about how many examples there are; a file that cannot be reached is assumed to have NQ-Open's size."""
         return (self.questions or NQ_OPEN * SHARES[self.split] // 5) * self.per_row()
 
     def writer(self) -> str | None:

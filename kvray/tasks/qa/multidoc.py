@@ -99,7 +99,6 @@ class MultiDocQa(DocumentsTask):
         return table(made, context.count_tokens)
 
     def _made(self, start: int, stop: int, material: Material) -> list[Example]:
-        """Return examples ``[start, stop)`` about the questions of ``material``."""
         made = []
         for _, (question, documents), position in self.placed(start, stop, material):
             sentence, answer = restated(question)
@@ -116,11 +115,7 @@ class MultiDocQa(DocumentsTask):
     def _fitting(
         self, groups: Iterator[Sequence[Example]], wanted: int, count_tokens: CountTokens, per_group: int = 1
     ) -> list[int]:
-        """Return the first ``wanted`` numbers of groups of examples that are all within ``max_tokens``.
-
-        Raises:
-            InputError: there are fewer.
-        """
+        """Return the numbers of the first ``wanted`` groups within ``max_tokens``; an InputError if there are fewer."""
         sizes = (0 for _ in groups) if self.max_tokens is None else _sizes(groups, count_tokens)
         fitting: list[int] = []
         passed_by = 0
@@ -145,7 +140,6 @@ class MultiDocQa(DocumentsTask):
         )
 
     def _instructions(self, count_tokens: CountTokens) -> list[Example]:
-        """Return the chosen instruction rows; an InputError if too few are usable."""
         pool: dict[str, Example] = {}
         foreign = 0
         for where, row in read.rows(self.source, tables=True):
@@ -185,14 +179,11 @@ def _sizes(groups: Iterator[Sequence[Example]], count_tokens: CountTokens) -> It
 
 
 def pair(row: Mapping[str, Any], where: str) -> tuple[str, str]:
-    """Return (prompt, answer) of an instruction row, either perhaps blank.
+    """Return (prompt, answer) of an instruction row, either perhaps blank; an InputError if it has neither form.
 
     Accepted, in this order: chat messages (``messages`` or ``conversations``, of ``role``/``content`` or
     ``from``/``value``; or a ``text`` in ChatML), of which the first question and its answer are taken; or any of
     :data:`PROMPT`, joined in this order, and the first of :data:`ANSWER`; of lists of these the first one.
-
-    Raises:
-        InputError: it has neither a chat nor both.
     """
     chat = row.get("messages") or row.get("conversations") or _chatml(row.get("text"))
     if chat:
@@ -233,7 +224,6 @@ def _chatml(text: Any) -> list[dict[str, str]]:
 
 
 def _text(value: Any) -> str | None:
-    """Return a field's text, or the first of a list of texts; None for anything else."""
     if isinstance(value, (list, tuple)) and value:
         value = value[0]
     return value.strip() if isinstance(value, str) else None

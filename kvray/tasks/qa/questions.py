@@ -25,13 +25,10 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
+    """One question; its ``id`` is the first 12 digits of the sha256 of its text, its first answer the one to train on.
 
-    Attributes:
-        id: the first 12 digits of the sha256 of its text.
-        answers: what is accepted, the first one to train on.
-        title, passage: of its gold passage; "" where the source has none.
-        distractors: (title, text) of the other passages of its row that hold no answer, in the row's order.
+    ``title`` and ``passage`` are of its gold passage, "" where the source has none; ``distractors`` are (title, text)
+    of the other passages of its row that hold no answer, in the row's order.
     """
 
     id: str
@@ -57,11 +54,7 @@ def best_subspan_em(answer: str, references: Sequence[str]) -> float:
 
 
 def read(source: str) -> list[Question]:
-    """Read every question of a source (:mod:`kvray.tasks.sources.read`), sorted by id: line order does not matter.
-
-    Raises:
-        InputError: the file cannot be read, or a row has no question or answers; names the row.
-    """
+    """Read every question of a source, sorted by id, whatever its line order; an InputError names a bad file or row."""
     found: dict[str, Question] = {}
     for where, row in rows(source):
         question = _question(row, where)

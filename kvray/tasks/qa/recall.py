@@ -49,7 +49,6 @@ class Recall(QuestionTask):
         return 16
 
     def expected_rows(self) -> int:
-        """Return about how many questions there are; a file that cannot be reached is assumed to be NQ-Open's."""
         return self.questions or NQ_OPEN * SHARES[self.split] // 5
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:

@@ -21,9 +21,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def digest(source: str) -> str:
     """Return ``<org>/<name>@<commit>[/<path>]``, which identifies a dataset's content; nothing is downloaded.
 
-    Raises:
-        SourceUnreachableError: the hub does not answer.
-        InputError: the hub has no such dataset, or not for this user.
+    Raises SourceUnreachableError if the hub does not answer, InputError if it has no such dataset for this user.
     """
     repo, _, path = _parts(source)
     return f"{repo}@{_commit(source)}" + (f"/{path}" if path else "")
@@ -127,7 +125,6 @@ def _file(source: str, commit: str, name: str) -> Path:
 
 
 def _reason(source: str, error: Exception) -> InputError:
-    """Return the error for a hub that refuses, or that does not answer."""
     # The hub's client lets through whatever its HTTP library raises when there is no way to it.
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -37,9 +37,7 @@ _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "sta
 
 
 def rows(source: str, tables: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, row) for every row of a source; ``where`` names file and row for an error message.
-
-    With ``tables``, ``.csv`` is read too; all its values are text.
+    """Yield (where, row) for every row; ``where`` names file and row for an error; ``tables``: ``.csv`` too, as text.
 
     Raises:
         SourceUnreachableError: a remote source does not answer.
@@ -52,9 +50,7 @@ def rows(source: str, tables: bool = False) -> Iterator[tuple[str, dict[str, Any
 def texts(source: str) -> list[str]:
     """Return every text of a source that is not blank: its ``.txt`` files, or else the ``text`` fields of its rows.
 
-    Raises:
-        SourceUnreachableError: a remote source does not answer.
-        InputError: it cannot be read, or holds no text.
+    Raises SourceUnreachableError if a remote source does not answer, InputError if it cannot be read or has no text.
     """
     files = _choose(source, TEXTS + ROWS)
     read = []
@@ -74,13 +70,9 @@ def texts(source: str) -> list[str]:
 
 
 def digest(source: str) -> str:
-    """Return what identifies a source: the sha256 of a file, or over names and contents of a directory's data files.
+    """Return the sha256 of a file, or over names and contents of a directory's data files; a hub's :func:`hub.digest`.
 
-    Of the hub: ``<org>/<name>@<commit>[/<path>]``, for which nothing is downloaded.
-
-    Raises:
-        SourceUnreachableError: a remote source does not answer.
-        InputError: it cannot be read.
+    Raises SourceUnreachableError if a remote source does not answer, InputError if it cannot be read.
     """
     if source.startswith("hf://"):
         return hub.digest(source)
@@ -92,10 +84,7 @@ def digest(source: str) -> str:
 
 
 class _File(NamedTuple):
-    """A file to read: ``where`` is its name in messages, ``name`` that within the source, which decides kind and order.
-
-    ``open`` opens it for reading bytes.
-    """
+    """A file to read: ``where`` names it in messages, ``name`` within the source; that decides its kind and order."""
 
     where: str
     name: str
@@ -116,7 +105,6 @@ def _choose(source: str, kinds: tuple[str, ...]) -> list[_File]:
 
 
 def _members(file: _File) -> list[_File]:
-    """Return the data files of a zip archive."""
     with _opened(file) as stream, zipfile.ZipFile(stream) as archive:
         names = sorted(archive.namelist())
     return [_File(f"{file.where}: {name}", name, partial(_member, file, name)) for name in names if _is_data(name)]
@@ -161,7 +149,6 @@ def _on_disk(where: str, name: str, path: Path) -> _File:
 
 
 def _fetched(source: str) -> _File | list[_File]:
-    """Return the file that a source is, or the files that it stands for."""
     if source.startswith("hf://"):
         downloaded = hub.download(source, (*ROWS, *TABLES, *TEXTS, ".zip"), _is_data)
         if isinstance(downloaded, Path):

@@ -25,11 +25,7 @@ TEXTS = (".txt", ".txt.gz")
 
 
 def rows(stream: IO[bytes], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, row) for every row of a file, whose format the end of ``name`` decides; ``where`` is for messages.
-
-    Raises:
-        InputError: it is damaged, or holds something that is no row; names the line or row.
-    """
+    """Yield (where, row) of a file in the format that ``name`` ends in; an InputError names a bad line or row."""
     if name.endswith(".parquet"):
         read = _parquet(stream, where)
     elif name.endswith(TABLES):

@@ -27,8 +27,7 @@ def cut_after(end: re.Pattern[str], text: str) -> Iterator[str]:
 def split_sentences(text: str) -> list[str]:
     """Cut a text into sentences, each with what stands before it: a blank line or a space (nothing in scripts without).
 
-    Line ends within a paragraph become spaces. Initials and the commonest abbreviations end no sentence. Sentences of
-    more than :data:`LONGEST` characters are left out.
+    Line ends become spaces; initials and common abbreviations end none; those over :data:`LONGEST` are left out.
     """
     pieces = []
     for paragraph in _PARAGRAPH.split(text):
