@@ -72,7 +72,6 @@ def places(
 
 
 def _hidden(box: Box, others: Sequence[Box]) -> float:
-    """Return how much other boxes and the panel's edges hide of a box."""
     outside = sum(max(0.0, -low) for low in box[:2]) + sum(max(0.0, high - 1) for high in box[2:])
     return 10 * outside + sum(overlap(box, other) for other in others)
 
@@ -83,10 +82,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Move the middles of labels as little as possible, keeping their order, until none overlaps another.
-
-    Middles stay between 0 and 1; labels too many for that are spread evenly around 0.5.
-    """
+    """Move labels' middles in [0, 1], in order, only until none overlaps; too many are spread evenly around 0.5."""
     from scipy.optimize import isotonic_regression
 
     if not wanted:
