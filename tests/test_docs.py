@@ -32,7 +32,7 @@ from kvray.driver import run as running
 from kvray.errors import SourceUnreachableError
 from kvray.generate.job import build
 from kvray.models.reference import BaseModelRef, resolve
-from kvray.planning import inputs, state
+from kvray.planning import inputs
 from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.schemas import PREDICTIONS_SCHEMA
 from kvray.store.store import Store
@@ -76,7 +76,7 @@ def no_hub(name: str, tokenizer: str | None = None) -> BaseModelRef:
 def quickstart(store: Store) -> None:
     """Commit what the quickstart leaves: its plan and datasets, finetunes without weights, answers drawn by lot."""
     planned, base = running.prepare("sweeps/quickstart.yaml")
-    store.write_document(state.document_name(planned.sweep.name), planned.to_json())
+    store.write_document(f"sweeps/{planned.sweep.name}.json", planned.to_json())
     tables: dict[str, pa.Table] = {}
     for artefact in planned.artefacts:
         if isinstance(artefact.params, Task):

@@ -204,9 +204,8 @@ def _table(artefact: Artefact, store: Store, base: BaseModelRef) -> pa.Table:
         return store.read_table(artefact.id)
     if not isinstance(artefact.params, Task):
         raise TypeError(f"{artefact.id} is no dataset: its params are a {type(artefact.params).__name__}")
-    writings = [need for need in artefact.needs if store.manifest(need) is not None]
-    written = Written(store, writings[0]) if writings else None
-    return build(artefact.params, base, range(artefact.rows), written)
+    written = [Written(store, need) for need in artefact.needs if store.manifest(need) is not None]
+    return build(artefact.params, base, range(artefact.rows), *written)
 
 
 @dataclass(frozen=True)

@@ -79,10 +79,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def open_store(store: str | None) -> Store:
     """Return the store of ``--store``, of the environment, or the default one."""
-    from kvray.driver.run import store_uri
-    from kvray.store.store import Store
+    from kvray.driver import run
 
-    return Store(store_uri(store))
+    return run.open_store(store)
 
 
 def typed() -> str:

@@ -94,11 +94,12 @@ def plan(
     kvray plan sweeps/quickstart.yaml
     """
     from kvray.driver import run as running
+    from kvray.planning.artefacts import tell_replaced
     from kvray.planning.cost import estimate
 
     planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
     place = frame.open_store(store)
-    running.tell_replaced(planned, place)
+    tell_replaced(planned, place)
     estimated = estimate.estimate(planned, place, verify)
     if json_:
         print(json.dumps({**estimated.document, "code": planned.code()}, indent=1))
@@ -123,15 +124,16 @@ def status(
     """
     from kvray.console import table
     from kvray.driver import run as running
-    from kvray.planning import state
+    from kvray.planning.artefacts import described
+    from kvray.planning.artefacts import status as states
 
     place = frame.open_store(store)
     planned: Sequence[Any]
     if sweep.endswith((".yaml", ".yml")):
         planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
     else:
-        planned = state.stored_plan(sweep, place)
-    rows = state.status(planned, place, verify)
+        planned = described(place.plan_document(sweep))
+    rows = states(planned, place, verify)
     counts = {"planned": len(rows)}
     counts |= {name: sum(each.state == name for each in rows) for name in ("committed", "failed")}
     if json_:
@@ -160,14 +162,13 @@ def report(
     --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
     of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
-    from kvray.planning import state
     from kvray.report.build import write
     from kvray.report.terminal import document, summary
     from kvray.sweep.load import load
 
     place = frame.open_store(store)
     name = load(sweep, scale=scale, allow_code=allow_code).name if sweep.endswith((".yaml", ".yml")) else sweep
-    state.stored_plan(name, place)
+    place.plan_document(name)
     paths = write(place, name, out)
     if json_:
         print(json.dumps({**document(place, name), "report": vars(paths)}, indent=1))

@@ -11,23 +11,19 @@ from typing import TYPE_CHECKING, Any
 from kvray.console import duration, html_table, say, table
 from kvray.driver import run as driver
 from kvray.driver.run import Result
+from kvray.planning.artefacts import tell_replaced
 from kvray.planning.cost import show
 from kvray.planning.cost.estimate import Estimate, estimate
 from kvray.store.store import Store
-from kvray.sweep.document import from_values
-from kvray.sweep.grid import variants
-from kvray.sweep.load import Loaded
 from kvray.sweep.model import Sweep
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from kvray.models.reference import BaseModelRef
-    from kvray.planning.artefacts import Artefact, Plan
+    from kvray.planning.artefacts import Artefact
     from kvray.results.reader import Results
 
-Source = Sweep | str | os.PathLike[str]
-"""A sweep, or the path of a sweep file."""
+Source = Sweep | str | os.PathLike[str]  # a sweep, or the path of a sweep file
 Place = Store | str | os.PathLike[str] | None
 """A store, its path or URI (``s3://…``); None takes ``$KVRAY_STORE``, else ``./store``."""
 _REPORT_HEIGHT = 700
@@ -52,9 +48,9 @@ def plan(
     Raises:
         InputError: with every problem of the sweep, its sources and its base model.
     """
-    planned, _ = _prepare(sweep, offline, allow_code)
-    place = _store(store)
-    driver.tell_replaced(planned, place)
+    planned, _ = driver.prepare(sweep, offline=offline, allow_code=allow_code)
+    place = driver.open_store(store)
+    tell_replaced(planned, place)
     return SweepPlan(planned.sweep, place, estimate(planned, place, verify))
 
 
@@ -81,23 +77,14 @@ def run(
         ResourceError: the cluster lacks resources that the sweep asks for.
         RunInterrupted: Ctrl-C, or a notebook's stop button. Finished artefacts stay.
     """
-    place = sweep.store if isinstance(sweep, SweepPlan) and store is None else _store(store)
-    planned, base = _prepare(sweep.sweep if isinstance(sweep, SweepPlan) else sweep, False, allow_code)
+    place = sweep.store if isinstance(sweep, SweepPlan) and store is None else driver.open_store(store)
+    source = sweep.sweep if isinstance(sweep, SweepPlan) else sweep
+    planned, base = driver.prepare(source, allow_code=allow_code)
     for warning in planned.warnings:
         say(f"kvray: warning: {warning}")
     done = driver.run(planned, base, place, verify)
     say(f"kvray: {done.outcome()}{'; result.failed says why' if done.failed else ''}")
     return SweepResult(**vars(done))
-
-
-def _prepare(sweep: Source, offline: bool, allow_code: bool) -> tuple[Plan, BaseModelRef]:
-    if isinstance(sweep, Sweep):
-        return driver.prepare_loaded(Loaded(sweep, from_values(sweep.written()), variants(sweep)), offline)
-    return driver.prepare(os.fspath(sweep), offline=offline, allow_code=allow_code)
-
-
-def _store(store: Place) -> Store:
-    return store if isinstance(store, Store) else Store(driver.store_uri(os.fspath(store) if store else None))
 
 
 @dataclass(frozen=True, repr=False)

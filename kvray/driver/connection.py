@@ -14,8 +14,6 @@ LOCAL_OBJECT_STORE = 512 * 2**20
 ANSWER_TIMEOUT_S = 10.0
 """A Ray that is silent for so long counts as dead. Ray's own client would try for three minutes."""
 _ADDRESS = "RAY_ADDRESS"
-_PROTOCOL = "ray://"
-_CLIENT_PORT = "10001"
 _WAY_OUT = f"unset {_ADDRESS} and runtime.address to start a local Ray instead"
 
 
@@ -100,9 +98,9 @@ def _check_answers(address: str) -> None:
 
     place = address
     try:
-        if address.startswith(_PROTOCOL):
-            host, _, port = address.removeprefix(_PROTOCOL).partition("/")[0].partition(":")
-            place = f"{host}:{port or _CLIENT_PORT}"
+        if address.startswith("ray://"):
+            host, _, port = address.removeprefix("ray://").partition("/")[0].partition(":")
+            place = f"{host}:{port or '10001'}"  # the default of Ray's clients
         else:
             place = services.canonicalize_bootstrap_address_or_die(address)
     except ConnectionError as error:

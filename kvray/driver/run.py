@@ -11,20 +11,20 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from kvray.console import duration, say
 from kvray.driver.connection import connect
 from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import API, BaseModelRef
-from kvray.planning.artefacts import KINDS, Artefact, Plan, WritingJob, read_document
+from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, WritingJob, tell_replaced
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
-from kvray.planning.state import STAGE_NAMES, document_name, replaced
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
-from kvray.sweep.load import Loaded, read
+from kvray.sweep.document import from_values
+from kvray.sweep.grid import variants
+from kvray.sweep.load import read
 from kvray.sweep.model import Runtime, Sweep
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
@@ -38,28 +38,26 @@ PARTS_KEPT = {
 
 
 def prepare(
-    path: str,
+    sweep: Sweep | str | os.PathLike[str],
     overrides: Sequence[str] = (),
     base_model: str | None = None,
     scale: str | None = None,
     offline: bool = False,
     allow_code: bool = False,
 ) -> tuple[Plan, BaseModelRef]:
-    """Read a sweep file and plan it. Writes nothing.
+    """Plan a sweep, given in Python or by its file. Writes nothing.
 
-    ``offline`` is as in :func:`kvray.planning.inputs.gather`, the rest as in :func:`kvray.sweep.load.read`.
+    ``offline`` is as in :func:`kvray.planning.inputs.gather`, the rest, for files, as in :func:`kvray.sweep.load.read`.
 
     Raises:
         InputError: with every problem of the file, its sources and its base model.
     """
-    return prepare_loaded(read(path, overrides, scale, base_model, allow_code), offline)
-
-
-def prepare_loaded(loaded: Loaded, offline: bool = False) -> tuple[Plan, BaseModelRef]:
-    """Plan a sweep that was read or made in Python; otherwise as :func:`prepare`."""
-    sweep, document, variants = loaded
+    if isinstance(sweep, Sweep):
+        document, expanded = from_values(sweep.written()), variants(sweep)
+    else:
+        sweep, document, expanded = read(os.fspath(sweep), overrides, scale, base_model, allow_code)
     try:
-        inputs = gather(sweep, offline, variants)
+        inputs = gather(sweep, offline, expanded)
         return plan(sweep, inputs), inputs.base
     except InputError as error:
         raise InputError(document.report(error.found)) from error
@@ -87,7 +85,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
 
         engine_class(base, planned.sweep.runtime)  # raises for a wrong name before anything is made
     tell_replaced(planned, store)
-    store.write_document(document_name(planned.sweep.name), planned.to_json())
+    store.write_document(f"sweeps/{planned.sweep.name}.json", planned.to_json())
     result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
     if not todo:
         return result
@@ -106,19 +104,6 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         raise RunInterrupted(_kept(planned, store, stage)) from None
     result.seconds = time.monotonic() - started
     return result
-
-
-def tell_replaced(planned: Plan, store: Store) -> None:
-    """Print a notice if the plan replaces a stored one of the same name that has artefacts beyond it."""
-    data = store.read_document(document_name(planned.sweep.name))
-    if data is None:
-        return
-    try:
-        said = replaced(read_document(data), planned)
-    except InputError as error:
-        said = f"{document_name(planned.sweep.name)} in the store cannot be read ({error}) and is replaced"
-    if said:
-        say(f"kvray: {said}")
 
 
 def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
@@ -204,9 +189,9 @@ def _fail(artefact_id: str, error: str, store: Store, result: Result) -> None:
         ) from unwritable
 
 
-def store_uri(given: str | None) -> str:
-    """Return the given store, else ``$KVRAY_STORE``, else ``./store``."""
-    return given or os.environ.get("KVRAY_STORE") or str(Path("store"))
+def open_store(store: Store | str | os.PathLike[str] | None) -> Store:
+    """Return the given store, else that of ``$KVRAY_STORE``, else ``./store``."""
+    return store if isinstance(store, Store) else Store(store or os.environ.get("KVRAY_STORE") or "store")
 
 
 @dataclass(repr=False)

@@ -22,7 +22,6 @@ from kvray.models.reference import BaseModelRef
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact
 from kvray.store.manifest import FileEntry
-from kvray.store.root import FOLDERS
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 from kvray.tasks import writing
@@ -193,8 +192,7 @@ class _ShardWork:
         if table is not None and table.num_rows == len(rows) and table.schema.equals(task.EXAMPLES):
             entry = self.store.entry(artefact.id, name)
         if table is None or entry is None:
-            needed = [need for need in artefact.needs if need.startswith(f"{FOLDERS['writing']}/")]
-            table = build(task, self.base, rows, Written(self.store, needed[0]) if needed else None)
+            table = build(task, self.base, rows, Written(self.store, artefact.needs[0]) if artefact.needs else None)
             entry = self.store.write(artefact.id, name, table)
         return entry, int(pc.sum(table["prompt_tokens"]).as_py() or 0)
 

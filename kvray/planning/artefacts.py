@@ -1,12 +1,17 @@
-"""The artefacts of a sweep, the jobs that make them, and the plan document in the store."""
+"""The artefacts of a sweep, the jobs that make them, their states in a store, and the plan document there."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from kvray.errors import InputError
+from kvray.console import say
+from kvray.errors import StoreError
+from kvray.store import failures
+from kvray.store.root import PLAN_FORMAT
+from kvray.store.store import Store
 from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.base import Task
 from kvray.tasks.code import carried
@@ -15,24 +20,60 @@ Kind = Literal["writing", "dataset", "finetune", "predictions"]
 Counted = Literal["rows", "sample", "estimate"]
 KINDS: tuple[Kind, ...] = ("writing", "dataset", "finetune", "predictions")
 """Kinds of artefacts; each needs only artefacts of earlier kinds."""
-FORMAT = 1
-"""Version of the plan document."""
 
 
-def read_document(data: bytes) -> PlanDocument:
-    """Read a plan document, as of :meth:`Plan.to_json`.
+_LISTED = 6  # most names in a message
+STAGE_NAMES = {"writing": "write", "dataset": "generate", "finetune": "finetune", "predictions": "evaluate"}
 
-    Raises:
-        InputError: no plan document, or one of another version.
-    """
+
+def described(document: Mapping[str, Any]) -> list[PlannedArtefact]:
+    """Return the artefacts of a plan document (:meth:`kvray.store.root.Root.plan_document`)."""
+    return [PlannedArtefact(**{**item, "needs": tuple(item["needs"])}) for item in document["artefacts"]]
+
+
+def status(planned: Sequence[PlannedArtefact], store: Store, verify: bool = False) -> list[Status]:
+    """Return the state of every artefact of a plan."""
+    states = store.states([artefact.id for artefact in planned], verify)
+    noted = failures.noted(store)
+    found = []
+    for artefact in planned:
+        state, reason = str(states[artefact.id]), None
+        if state != "committed" and artefact.id in noted:
+            state, reason = "failed", failures.read(store, artefact.id)
+        found.append(Status(artefact.id, artefact.kind, state, reason))
+    return found
+
+
+def tell_replaced(planned: Plan, store: Store) -> None:
+    """Print a notice if the plan replaces a stored one of the same name that has artefacts beyond it."""
+    name = planned.sweep.name
+    if name not in store.sweeps():
+        return
     try:
-        document = json.loads(data)
-        if document["format"] != FORMAT:
-            raise InputError(f"plan: found format {document['format']}; expected {FORMAT}: use the kvray that wrote it")
-        planned = tuple(PlannedArtefact(**{**item, "needs": tuple(item["needs"])}) for item in document["artefacts"])
-        return PlanDocument(document["name"], document["base_model"], document["sweep"], planned)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"plan: found no readable plan document ({error!r})") from error
+        stored = store.plan_document(name)
+    except StoreError as error:
+        say(f"kvray: the stored plan cannot be read ({error}) and is replaced")
+        return
+    new = {artefact.id for artefact in planned.artefacts}
+    gone = [artefact for artefact in described(stored) if artefact.id not in new]
+    if not gone:
+        return
+    differ = []
+    if stored["base_model"] != planned.base_model:
+        differ.append(f"its base model is {stored['base_model']}, now {planned.base_model}")
+    for label in ("mixture", "evaluation"):
+        names = {artefact.labels.get(label) for artefact in planned.artefacts}
+        lacking = list(dict.fromkeys(str(a.labels[label]) for a in gone if a.labels.get(label) not in (None, *names)))
+        if lacking:
+            more = f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+            differ.append(f"its {label}s {', '.join(lacking[:_LISTED])}{more} are not in this one")
+    if not differ:
+        differ.append("the names are the same, the recipes are not (kvray why says what differs)")
+    say(
+        f"kvray: the sweep {name!r} in the store has {len(gone)} artefacts of {len(stored['artefacts'])} that "
+        f"this one has not: {'; '.join(differ)}. Its plan and its report are replaced, its artefacts stay; to keep "
+        "both sweeps, give this one another name (name: in the file, or --set name=NAME)"
+    )
 
 
 @dataclass(frozen=True)
@@ -143,7 +184,7 @@ class Plan:
         """Return the plan document, ``sweeps/<name>.json`` in the store: UTF-8 JSON, byte for byte reproducible."""
         keys = [field.name for field in fields(PlannedArtefact)]
         document = {
-            "format": FORMAT,
+            "format": PLAN_FORMAT,
             "name": self.sweep.name,
             "base_model": self.base_model,
             "sweep": self.sweep.model_dump(mode="json"),
@@ -153,10 +194,10 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class PlanDocument:
-    """A plan read from the store; ``sweep`` has plain values, defaults included, for ``Sweep.model_validate``."""
+class Status:
+    """State of one artefact: committed, missing, damaged or failed (with ``reason``)."""
 
-    name: str
-    base_model: str
-    sweep: dict[str, Any]
-    artefacts: tuple[PlannedArtefact, ...]
+    id: str
+    kind: str
+    state: str
+    reason: str | None = None

@@ -16,10 +16,9 @@ from kvray.planning.limits import Limits, limits_of
 from kvray.store.fingerprint import canonical_json
 from kvray.sweep.grid import Variant, variants
 from kvray.sweep.model import Sweep
-from kvray.tasks.base import CountTokens, Task
+from kvray.tasks.base import Task
 
-UNKNOWN = "unresolved"
-"""Stands for the sha256 of a source that could not be reached; it matches no artefact."""
+UNKNOWN = "unresolved"  # stands for the sha256 of a source that could not be reached; it matches no artefact
 
 
 def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | None = None) -> Inputs:
@@ -32,10 +31,10 @@ def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | No
         InputError: with every base model or source that cannot be read and every task without examples.
     """
     expanded = variants(sweep) if expanded is None else expanded
-    gatherer = _Gatherer(offline)
-    gatherer.read_base(sweep, any(task.BRINGS_EXAMPLES for _, _, task in _tasks(expanded)))
+    distinct, gatherer = list(_tasks(expanded)), _Gatherer(offline)
+    gatherer.read_base(sweep, any(task.BRINGS_EXAMPLES for _, _, task in distinct))
     tasks: dict[str, TaskInputs] = {}
-    for variant, place, task in _tasks(expanded):
+    for variant, place, task in distinct:
         if (key := task_key(task)) not in tasks:
             tasks[key] = gatherer.task(variant, place, task)
     if gatherer.problems or gatherer.base is None:
@@ -60,20 +59,6 @@ def _tasks(expanded: Sequence[Variant]) -> Iterator[tuple[Variant, Path, Task]]:
             if (id(task), seed) not in seen:
                 seen.add((id(task), seed))
                 yield variant, place, task.reseeded(seed)
-
-
-def _no_tokens(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Stand in for the tokenizer of a base model that cannot be read, so that sources are checked all the same."""
-    return np.zeros(len(texts), np.int64)
-
-
-def _counter(base: BaseModelRef) -> CountTokens:
-    """Return a counter that loads the tokenizer on first use; most tasks know their size without it."""
-
-    def count(texts: Sequence[str]) -> NDArray[np.int64]:
-        return token_counter(base)(texts)
-
-    return count
 
 
 @dataclass(frozen=True)
@@ -122,7 +107,12 @@ class _Gatherer:
     base: BaseModelRef | None = None
     counting: Counting | None = None
     limits: Limits | None = None
-    count_tokens: CountTokens = _no_tokens
+    readable: bool = False
+
+    def count_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Count by the base model's tokenizer; as 0 if it cannot be read, so that sources are checked all the same."""
+        # It is loaded here, on first use: most tasks know their size without it.
+        return token_counter(self.base)(texts) if self.base and self.readable else np.zeros(len(texts), np.int64)
 
     def read_base(self, sweep: Sweep, examples: bool) -> None:
         """Read the base model, its limits and, if any task brings ``examples``, its template for counting them."""
@@ -133,7 +123,7 @@ class _Gatherer:
         self.base = base
         if base is None or self.notes:
             return
-        self.count_tokens = _counter(base)
+        self.readable = True
         try:
             self.limits = limits_of(base, files_of(base))
             # Benchmarks of another library ask without the template, so a model need not have one for them.

@@ -23,12 +23,10 @@ Counts = NDArray[np.int64]
 
 WHOLE_ROWS = 64
 """A dataset of no more rows, nor more than :data:`MOST_TOKENS`, is counted whole."""
-MOST_ROWS = 320
-"""Largest sample."""
+MOST_ROWS = 320  # largest sample
 MOST_TOKENS = 60_000
 """Tokens after which a sample ends, so that a plan takes seconds; several of the longest prompts fit."""
-PRECISION = 0.01
-"""Relative standard error of the mean length at which a sample is large enough."""
+PRECISION = 0.01  # relative standard error of the mean length at which a sample is large enough
 _BLOCK = 8
 """Consecutive rows that are made at once. Blocks are spread over the dataset, which may be ordered by length."""
 
@@ -95,9 +93,7 @@ def _spread(blocks: int) -> list[int]:
     """Return ``0 … blocks - 1`` in an order of which every prefix is spread over the whole range."""
     golden = (5**0.5 - 1) / 2
     order = np.argsort(np.arange(blocks) * golden % 1.0, kind="stable")
-    places = np.empty(blocks, np.int64)
-    places[order] = np.arange(blocks)
-    return [int(place) for place in places]
+    return [int(place) for place in np.argsort(order)]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from kvray.tasks.base import Task
 from kvray.tasks.lm_eval import LmEval
 from kvray.tasks.problems import unknown
 
-FEW = 0.05
-"""Share of an evaluation's prompts up to which prompts too long for the model are a warning, not an error."""
+FEW = 0.05  # share of an evaluation's prompts up to which prompts too long for the model are a warning, not an error
 
 
 @dataclass(frozen=True)

@@ -109,23 +109,19 @@ def blend(
         InputError: a weight is not positive, a dataset is empty, a share is less than one row, or a dataset has too few
             tokens for its share of the budget.
     """
-    for (name, tokens), weight in zip(datasets.items(), weights, strict=True):
+    for name, weight in zip(datasets, weights, strict=True):
         if not weight > 0:
             raise InputError(f"mixture: weight {weight} of {name}; expected a number above 0")
-        if not len(tokens):
+        if not len(datasets[name]):
             raise InputError(f"mixture: {name} has no rows")
-    orders = [permutation(seed, f"blend/{at}", len(tokens)) for at, tokens in enumerate(datasets.values())]
-    sums = {
-        name: np.concatenate(([0], np.cumsum(tokens[order])))
-        for (name, tokens), order in zip(datasets.items(), orders, strict=True)
-    }
+    orders = {name: permutation(seed, f"blend/{at}", len(datasets[name])) for at, name in enumerate(datasets)}
+    sums = {name: np.concatenate(([0], np.cumsum(datasets[name][order]))) for name, order in orders.items()}
     if budget is None:
         counts = _at_most(list(sums.values()), weights, match)
     else:
-        largest = [float(tokens.max()) for tokens in datasets.values()]
-        counts = _within(sums, [weight / sum(weights) for weight in weights], largest, budget)
+        counts = _within(sums, [weight / sum(weights) for weight in weights], budget)
     parts = []
-    for (name, tokens), weight, order, number in zip(datasets.items(), weights, orders, counts, strict=True):
+    for (name, order), weight, number in zip(orders.items(), weights, counts, strict=True):
         if number == 0:
             larger = "the other datasets" if budget is None else "the sweep's first mixture"
             raise InputError(
@@ -133,7 +129,7 @@ def blend(
                 "larger or this weight greater"
             )
         rows = np.sort(order[:number])
-        parts.append(Part(name, rows, tokens[rows]))
+        parts.append(Part(name, rows, datasets[name][rows]))
     return parts
 
 
@@ -196,9 +192,7 @@ def _at_most(
     ]
 
 
-def _within(
-    sums: Mapping[str, NDArray[np.int64]], shares: Sequence[float], largest: Sequence[float], budget: int
-) -> list[int]:
+def _within(sums: Mapping[str, NDArray[np.int64]], shares: Sequence[float], budget: int) -> list[int]:
     """Return how many rows of each dataset come nearest to its share of the budget; ``sums`` as in :func:`_at_most`.
 
     Each dataset's error (up to half a row) carries over to the next, so the sum is within half a row too.
@@ -206,11 +200,11 @@ def _within(
     counts: list[int] = []
     problems: list[str] = []
     left = 0.0
-    for (name, each), share, row in zip(sums.items(), shares, largest, strict=True):
+    for (name, each), share in zip(sums.items(), shares, strict=True):
         target = share * budget + left
         counts.append(int(np.abs(each - target).argmin()))
         left = target - float(each[counts[-1]])
-        if left > max(row, SHORTFALL * share * budget):
+        if left > max(float(np.diff(each).max(initial=0)), SHORTFALL * share * budget):
             problems.append(f"mixture: {too_few(name, len(each) - 1, int(each[-1]), share * budget, budget)}")
             left = 0.0
     if problems:

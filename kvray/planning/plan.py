@@ -22,12 +22,10 @@ from kvray.sweep.model import Sweep
 from kvray.tasks import code
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
-Shares = Sequence[tuple[Artefact, float]]
-"""Datasets with their shares of a mixture."""
+Shares = Sequence[tuple[Artefact, float]]  # datasets with their shares of a mixture
 Size = tuple[int, int, Counted]
 """Rows, tokens and their basis, as of :class:`~kvray.planning.artefacts.Artefact`."""
-_BASE_MODEL = {"mixture": None, "finetune": None, "seed": None}
-"""Labels of the base model in place of a finetune's."""
+_BASE_MODEL = {"mixture": None, "finetune": None, "seed": None}  # labels of the base model in place of a finetune's
 
 
 def plan(sweep: Sweep, inputs: Inputs) -> Plan:
@@ -65,12 +63,10 @@ def dataset_recipe(task: Task, sources: Mapping[str, str], tokenizer: str) -> di
 
 @dataclass
 class _Builder:
-    sweep: Sweep
-    """The variant whose artefacts are being added."""
+    sweep: Sweep  # the variant whose artefacts are being added
     inputs: Inputs
     artefacts: dict[str, Artefact] = field(default_factory=dict)
-    lengths: dict[str, Lengths] = field(default_factory=dict)
-    """Lengths of datasets by id."""
+    lengths: dict[str, Lengths] = field(default_factory=dict)  # lengths of datasets by id
     shared: dict[tuple[int, str, str], Artefact] = field(default_factory=dict)
     """Datasets by task and labels: variants share most of them."""
     problems: dict[Problem, None] = field(default_factory=dict)
@@ -143,7 +139,7 @@ class _Builder:
         finetune, api = self.sweep.finetune, self.inputs.base.api
         recipe = {
             "base": self.inputs.base.identity,
-            "finetune": finetune.api_recipe() if api else finetune.recipe(),
+            "finetune": finetune.recipe(api),
             "seed": seed,
             "mixture": [share for _, share in parts],
             **self.system_message(),

@@ -8,19 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError
-from kvray.planning.artefacts import Artefact, PlanDocument, PlannedArtefact, read_document
+from kvray.planning.artefacts import Artefact, PlannedArtefact, described, status
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
-from kvray.planning.state import status
 from kvray.store.fingerprint import recipe_diff
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
 from kvray.sweep.model import Sweep
 from kvray.tasks.problems import nearest
 
-_SHOWN = 10
-"""Artefacts listed in full in the terminal; the others get a line each."""
-Known = Artefact | PlannedArtefact
+_SHOWN = 10  # artefacts listed in full in the terminal; the others get a line each
 
 
 def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) -> dict[str, Any]:
@@ -37,16 +34,16 @@ def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) 
     Raises:
         InputError: no artefact fits, or several do; the message lists the nearest first.
     """
-    known: dict[str, Known] = {}
-    documents = [] if planned is not None else _documents(store)
-    for artefact in planned or itertools.chain.from_iterable(document.artefacts for document in documents):
+    known: dict[str, PlannedArtefact] = {}
+    documents = [] if planned is not None else [store.plan_document(name) for name in store.sweeps()]
+    for artefact in planned or itertools.chain.from_iterable(map(described, documents)):
         known.setdefault(artefact.id, artefact)
     found = find(cell, known)
     known |= _replanned(found.id, documents)
     return _Explanation(store, known, {manifest.id: manifest for manifest in store.manifests()}).of(found.id)
 
 
-def find(cell: str, known: dict[str, Known]) -> Known:
+def find(cell: str, known: dict[str, PlannedArtefact]) -> PlannedArtefact:
     """Return the one artefact with this id, else start of a name, else part of an id, else label.
 
     Raises:
@@ -73,18 +70,13 @@ def _labels(labels: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in labels.items() if value is not None)
 
 
-def _documents(store: Store) -> list[PlanDocument]:
-    stored = (store.read_document(name) for name in store.documents("sweeps/"))
-    return [read_document(data) for data in stored if data is not None]
-
-
-def _replanned(artefact_id: str, documents: Sequence[PlanDocument]) -> dict[str, Artefact]:
+def _replanned(artefact_id: str, documents: Sequence[Mapping[str, Any]]) -> dict[str, Artefact]:
     """Plan an artefact's stored sweep again, since plan documents keep no recipes; empty if that fails today."""
     for document in documents:
-        if all(artefact.id != artefact_id for artefact in document.artefacts):
+        if all(artefact["id"] != artefact_id for artefact in document["artefacts"]):
             continue
         try:
-            sweep = Sweep.model_validate(document.sweep)
+            sweep = Sweep.model_validate(document["sweep"])
             found = {artefact.id: artefact for artefact in plan(sweep, gather(sweep)).artefacts}
         except (InputError, ValueError):
             continue
@@ -153,7 +145,7 @@ def _nearest(explained: Mapping[str, Any], indent: str, most: int) -> Iterator[s
 @dataclass(frozen=True)
 class _Explanation:
     store: Store
-    known: Mapping[str, Known]
+    known: Mapping[str, PlannedArtefact]
     manifests: Mapping[str, Manifest]
     explained: set[str] = field(default_factory=set)
 
@@ -161,12 +153,8 @@ class _Explanation:
         """Explain one artefact, or refer to its explanation further up."""
         artefact = self.known[artefact_id]
         (found,) = status([artefact], self.store)
-        result: dict[str, Any] = {
-            "id": artefact_id,
-            "kind": artefact.kind,
-            "state": found.state,
-            "labels": dict(artefact.labels),
-        }
+        result: dict[str, Any] = {"id": artefact_id, "kind": artefact.kind, "state": found.state}
+        result["labels"] = dict(artefact.labels)
         if artefact_id in self.explained:
             return {**result, "above": True}
         self.explained.add(artefact_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from kvray.store.store import Store
 EVERY = "*"
 """Every model, in :meth:`Results.compare`."""
 EMPTY = pl.DataFrame(PREDICTIONS_SCHEMA.append(ARTEFACT).empty_table())
-_DOCUMENTS = "sweeps/"
 _LABELS = ("evaluation", "mixture", "finetune", "seed")
 
 
@@ -41,8 +39,7 @@ class Results:
 
     def sweeps(self) -> list[str]:
         """Return the names of the store's sweeps, sorted."""
-        names = self.store.documents(_DOCUMENTS)
-        return [name[len(_DOCUMENTS) : -len(".json")] for name in names if name.endswith(".json")]
+        return self.store.sweeps()
 
     def document(self, sweep: str) -> dict[str, Any]:
         """Return the plan document of a sweep.
@@ -51,17 +48,7 @@ class Results:
             InputError: the store has no such sweep.
             StoreError: the document is unreadable.
         """
-        data = self.store.read_document(f"{_DOCUMENTS}{sweep}.json")
-        if data is None:
-            known = ", ".join(self.sweeps()) or "none"
-            raise InputError(f"no sweep {sweep!r} in {self.store.uri}; found: {known}; kvray run makes one")
-        try:
-            document = json.loads(data)
-            if not isinstance(document["artefacts"], list):
-                raise TypeError("artefacts is no list")
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{_DOCUMENTS}{sweep}.json in {self.store.uri} is no sweep document: {error}") from error
-        return dict(document)
+        return self.store.plan_document(sweep)
 
     def predictions(self, sweep: str | None = None, *, skip_damaged: bool = False) -> pl.LazyFrame:
         """Return the committed predictions of a sweep (None: of every sweep), lazily.

@@ -7,6 +7,7 @@ quote it; *derived* is our arithmetic on such numbers, and *recalled* is unconfi
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import polars as pl
 
@@ -29,15 +30,13 @@ def read() -> pl.DataFrame:
     return rows.with_columns(pl.col("note").fill_null(""))
 
 
-def of_sweep(document: Mapping[str, object]) -> tuple[pl.DataFrame, list[str]]:
+def of_sweep(document: Mapping[str, Any]) -> tuple[pl.DataFrame, list[str]]:
     """Return the published numbers of the sets that a sweep's plan document names, and the names that are no set.
 
     Added is the column ``same_base`` (bool: measured on the sweep's base model). Where a set has such numbers for an
     evaluation, its numbers of other models are left out.
     """
-    sweep = document.get("sweep")
-    named = sweep.get("reference") if isinstance(sweep, Mapping) else None
-    wanted = [str(name) for name in named] if isinstance(named, list | tuple) else []
+    wanted = (document.get("sweep") or {}).get("reference") or []
     rows = read()
     known = set(rows["set"].to_list())
     own = model_name(str(document.get("base_model") or ""))

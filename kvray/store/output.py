@@ -12,7 +12,7 @@ from typing import IO
 from kvray.errors import InputError, StoreError
 from kvray.store.files import Folder, mapped
 from kvray.store.local import TEMPORARY
-from kvray.store.object_store import Location, connect, locate
+from kvray.store.object_store import connect, locate
 
 OPTION = "--out"
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE}
@@ -34,7 +34,7 @@ def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             yield file
         return
     if "/" not in location.root or os.fspath(out).partition("?")[0].endswith("/"):
-        raise InputError(f"{OPTION}: {_named(location)} is a folder; expected a file name in it")
+        raise InputError(f"{OPTION}: {shown(out)} is a folder; expected a file name in it")
     files = connect(location, OPTION)
     with tempfile.NamedTemporaryFile(prefix="kvray-out-") as file:
         with _disk_errors(file.name):
@@ -46,11 +46,7 @@ def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 def shown(out: str | os.PathLike[str]) -> str:
     """Return ``out`` as messages name it: a path unchanged, a URI without its parameters."""
     location = locate(os.fspath(out), OPTION)
-    return os.fspath(out) if location.scheme == "local" else _named(location)
-
-
-def _named(location: Location) -> str:
-    return f"{location.scheme}://{location.root}"
+    return os.fspath(out) if location.scheme == "local" else f"{location.scheme}://{location.root}"
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The root of a store: where it is, the names inside it, and documents (small files outside artefacts)."""
 
 import functools
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from kvray.store.object_store import connect, locate
 
 FOLDERS = {"writing": "writings", "dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}
 """Folder of each kind of artefact."""
+PLAN_FORMAT = 1  # version of the plan documents, sweeps/<name>.json
 NAME_LENGTH = 60  # characters of the readable part of an artefact's id
 IN_FLIGHT = 16  # concurrent requests to an object store; pyarrow's client holds 25 connections
 
@@ -100,6 +102,35 @@ class Root:
         """Remove a document, if it exists."""
         self._check_document(name)
         self._files.delete(self.path(name))
+
+    def sweeps(self) -> list[str]:
+        """Return the names of the sweeps that were run into the store, sorted."""
+        names = self.documents("sweeps/")
+        return [name.removeprefix("sweeps/").removesuffix(".json") for name in names if name.endswith(".json")]
+
+    def plan_document(self, sweep: str) -> dict[str, Any]:
+        """Return the plan of a sweep that was run into the store: see :meth:`kvray.planning.artefacts.Plan.to_json`.
+
+        Raises:
+            InputError: the store has no such sweep; the message names those it has.
+            StoreError: the document is unreadable, or of another version.
+        """
+        name = f"sweeps/{sweep}.json"
+        data = self.read_document(name)
+        if data is None:
+            raise InputError(
+                f"sweep {sweep!r}: not in the store {self.uri}; it has {', '.join(self.sweeps()) or 'no sweeps'}. "
+                "Give one of these, or the path of a YAML file; kvray run adds its sweep"
+            )
+        try:
+            document = dict(json.loads(data))
+            if document["format"] != PLAN_FORMAT or not isinstance(document["artefacts"], list):
+                raise ValueError(
+                    f"found format {document['format']}; expected {PLAN_FORMAT}: use the kvray that wrote it"
+                )
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{name} in {self.uri} is no plan document: {error!r}") from error
+        return document
 
     def _check_document(self, name: str) -> None:
         if "/" not in name or name.split("/", 1)[0] in FOLDERS.values():

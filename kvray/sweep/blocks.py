@@ -27,10 +27,8 @@ from kvray.tasks.code import Source, source_of
 from kvray.tasks.problems import explain, misread_booleans, nearest, show, unknown
 from kvray.tasks.rows import RowTask
 
-TASK_SECTIONS = ("datasets", "evaluate")
-"""Sections of a sweep that hold task blocks by name."""
-GROUP = "kvray.tasks"
-"""Entry-point group of tasks."""
+TASK_SECTIONS = ("datasets", "evaluate")  # sections of a sweep that hold task blocks by name
+GROUP = "kvray.tasks"  # entry-point group of tasks
 _NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 
 

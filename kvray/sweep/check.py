@@ -17,8 +17,7 @@ from kvray.sweep.model import NAME, NAME_RULE, Finetune, Runtime, Sweep
 from kvray.tasks.base import REGISTRY, Task
 from kvray.tasks.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
 
-RESERVED = "base"
-"""The base model's name in results, so no mixture may have it."""
+RESERVED = "base"  # the base model's name in results, so no mixture may have it
 MAX_PAIRS = 100_000
 """Limit on pairs of training data (a dataset with one seed) and evaluation, each of which is compared."""
 
@@ -88,7 +87,7 @@ def unused(document: Document) -> list[Problem]:
     if not methods or not methods <= {"lora", "attention", "full"}:
         return []  # the sweep's own check reports it
     if api:
-        used = {*Finetune().api_recipe(), "seeds", "reseed_data"}
+        used = {*Finetune().recipe(api=True), "seeds", "reseed_data"}
         why = "which a model behind an API does not use"
     else:
         used = {"method", "seeds", "reseed_data"}.union(*(_recipe(method) for method in methods))

@@ -116,9 +116,9 @@ def put(target: dict[str, Any], path: Path, value: Any) -> None:
         InputError: something above the path is not a mapping.
     """
     for depth, part in enumerate(path[:-1], start=1):
-        below = target.setdefault(str(part), {})
-        if below is None:
-            below = target[str(part)] = {}
+        if target.get(str(part)) is None:
+            target[str(part)] = {}
+        below = target[str(part)]
         if not isinstance(below, dict):
             raise InputError(Problem(path, f"found {show(below)} at {dotted(path[:depth])}; expected a mapping"))
         target = below

@@ -16,8 +16,7 @@ from kvray.sweep.document import put, split
 from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.problems import MAX_PROBLEMS, nearest, show
 
-MAX_VARIANTS = 1000
-"""Limit on variants of one sweep: a larger grid is more likely a slip."""
+MAX_VARIANTS = 1000  # limit on variants of one sweep: a larger grid is more likely a slip
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Variant:
     def finetune_label(self, api: bool) -> str:
         """Return the method and its varied hyperparameters, without those that it does not use."""
         finetune = self.sweep.finetune
-        used = (finetune.api_recipe() if api else finetune.recipe()).keys() - {"method"}
+        used = finetune.recipe(api).keys() - {"method"}
         changes = [(str(key), value) for (section, key, *_), value in self.changes if section == "finetune"]
         return ("api" if api else finetune.method) + suffix([change for change in changes if change[0] in used])
 

@@ -89,11 +89,10 @@ def _code_problem(document: Document) -> Problem | None:
 
 def _take_scale(document: Document, scale: str) -> list[Problem]:
     """Apply a scale's changes to the document and its name; return the problems."""
-    scales = document.value.get("scales")
-    known = sorted(scales) if isinstance(scales, dict) else []
-    changes = scales.get(scale) if isinstance(scales, dict) else None
+    scales = mapping(document.value, "scales")
+    changes = scales.get(scale)
     if not isinstance(changes, dict):
-        names = f"one of the file's scales: {', '.join(known)}" if known else "none: the file has no scales"
+        names = f"one of the file's scales: {', '.join(sorted(scales))}" if scales else "none: the file has no scales"
         return [Problem((), f"found the scale {show(scale)}; expected {names}", Place(-1, "--scale"))]
     name = document.value.get("name")
     wrong: list[Problem] = []

@@ -74,18 +74,19 @@ class Finetune(Strict):
             raise ValueError("every seed once")
         return seeds
 
-    def recipe(self) -> dict[str, Any]:
-        """Return the hyperparameters that decide a finetune beside its seed; the adapter's only for ``lora``."""
+    def recipe(self, api: bool = False) -> dict[str, Any]:
+        """Return the hyperparameters that decide a finetune, here or by an API, beside its seed.
+
+        The adapter's are in it only for ``lora``.
+        """
+        values = super().recipe()
         unused = {"seeds", "reseed_data", *_API_FIELDS, *(() if self.method == "lora" else _LORA_FIELDS)}
-        return {name: value for name, value in super().recipe().items() if name not in unused}
+        used = {"epochs", "match", *_API_FIELDS} if api else values.keys() - unused
+        return {name: value for name, value in values.items() if name in used}
 
     def data_seeds(self) -> tuple[int, ...]:
         """Return the numbers that are added to the datasets' seeds, each once."""
         return self.seeds if self.reseed_data else (0,)
-
-    def api_recipe(self) -> dict[str, Any]:
-        """Return the hyperparameters that decide a finetune by an API, beside its seed."""
-        return {name: value for name, value in super().recipe().items() if name in {"epochs", "match", *_API_FIELDS}}
 
 
 class Runtime(Strict):

@@ -19,14 +19,11 @@ from kvray.errors import InputError, Path, Place, Problem
 from kvray.sweep.document import Document, put, split, typed
 from kvray.tasks.problems import show, unknown
 
-MAX_BYTES = 2**20
-"""Bytes of a file."""
+MAX_BYTES = 2**20  # bytes of a file
 MAX_NODES = 20_000
 """Values in a file. Each use of an alias counts: nested aliases grow exponentially."""
-MAX_DEPTH = 32
-"""Levels of mappings and lists; a sweep has five."""
-MAX_DIGITS = 18
-"""Digits of an integer, so that it fits into 64 bits."""
+MAX_DEPTH = 32  # levels of mappings and lists; a sweep has five
+MAX_DIGITS = 18  # digits of an integer, so that it fits into 64 bits
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")

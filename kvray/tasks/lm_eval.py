@@ -8,6 +8,7 @@ defaults here are the harness's own.
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,19 +69,13 @@ class LmEval(Task):
     """Where neither the sweep nor the harness's task has a limit: the default of the harness's own model classes."""
 
     task: Literal["lm_eval"] = recipe("lm_eval")
-    benchmark: str = recipe(
-        min_length=1, description="a task or group of the harness: mmlu, hellaswag, gsm8k, triviaqa, nq_open, …"
-    )
+    benchmark: str = recipe(min_length=1, description="the harness's task or group: mmlu, hellaswag, gsm8k, nq_open, …")
     shots: int | None = recipe(None, ge=0, description="solved examples before each question; null for the task's own")
     limit: int | None = recipe(None, ge=1, description="questions per subtask, the first ones; null for all")
-    metric: str | None = recipe(
-        None,
-        min_length=1,
-        description="what scores a question: 'metric' or 'metric,filter'; null for the task's first of both",
-    )
+    metric: str | None = recipe(None, min_length=1, description="'metric' or 'metric,filter'; null: the task's first")
     max_tokens: int | None = recipe(None, ge=1, description="tokens of an answer; null for the task's own, or 256")
     length: int = recipe(
-        4096, ge=16, description="most tokens of prompt and answer; longer prompts lose their beginning, as in lm-eval"
+        4096, ge=16, description="most tokens of prompt and answer; longer prompts lose their beginning"
     )
     chat_template: bool = recipe(False, description="ask by the model's chat template, shots as earlier turns")
     include_path: Annotated[str, AfterValidator(lambda path: os.path.abspath(os.path.expanduser(path)))] | None = (
@@ -136,17 +131,10 @@ def _digest(directory: Path) -> str:
     """Return the sha256 over all files of a directory, except Python's caches, hidden files and ``*.md``."""
     if not directory.is_dir():
         raise InputError(f"include_path: {directory} is no directory; expected one that holds task files (*.yaml)")
-    files = sorted(
-        path
-        for path in directory.rglob("*")
-        if path.is_file()
-        and path.suffix != ".md"
-        and not any(part.startswith((".", "__pycache__")) for part in path.relative_to(directory).parts)
-    )
-    if not any(path.suffix in (".yaml", ".yml") for path in files):
+    hidden = re.compile(r"(^|/)(\.|__pycache__)|\.md$")
+    paths = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    files = {name.as_posix(): path for name, path in paths.items() if not hidden.search(name.as_posix())}
+    if not any(name.endswith((".yaml", ".yml")) for name in files):
         raise InputError(f"include_path: {directory} holds no task file (*.yaml)")
-    digest = hashlib.sha256()
-    for path in files:
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        digest.update(f"{path.relative_to(directory).as_posix()}\0{content}\n".encode())
-    return digest.hexdigest()
+    lines = [f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n" for name, path in files.items()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

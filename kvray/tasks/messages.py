@@ -54,7 +54,6 @@ def _place(source: str) -> str:
 class Messages(Task):
     """Chats or pairs of prompt and answer of your own, from a JSONL or Parquet file."""
 
-    VERSION: ClassVar[int] = 1
     MAX_OUTPUT_TOKENS: ClassVar[int] = 256
     EXAMPLES: ClassVar[pa.Schema] = CHAT_SCHEMA
 
@@ -63,19 +62,15 @@ class Messages(Task):
         description="rows in .jsonl, .json, .parquet (compressed too): a path, a URL, s3://…, hf://datasets/ORG/NAME"
     )
     messages: str = recipe(
-        "messages", description="field of a row that holds a chat: a list of {role: system, user or assistant, content}"
+        "messages", description="field that holds a chat: a list of {role: system, user, assistant; content}"
     )
     prompt: str = recipe("prompt", description="field that holds the prompt, in rows without a chat")
     answer: str = recipe("answer", description="field that holds the answer, in rows without a chat")
     references: str | None = recipe(
-        None, description="field that holds the accepted answers, a text or a list; null for the answer alone"
+        None, description="field of the accepted answers, text or list; null: the answer alone"
     )
-    turns: Literal["last", "all"] = recipe(
-        "last", description="last: an example per chat, its last answer; all: one per answer, with all before it"
-    )
-    split: Literal["all", "train", "test"] = recipe(
-        "all", description="train and test never share a row, nor two rows with the same prompt"
-    )
+    turns: Literal["last", "all"] = recipe("last", description="an example per chat (its last answer), or per answer")
+    split: Literal["all", "train", "test"] = recipe("all", description="train and test share no row and no prompt")
     test_share: float = recipe(0.1, gt=0, lt=1, description="share of the different prompts that are of split test")
     rows: int | None = recipe(None, ge=1, description="examples, drawn by the seed; null for all, in the file's order")
     scorer: Literal["exact", "contains", "f1"] = recipe(

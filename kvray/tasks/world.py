@@ -11,13 +11,12 @@ Cranford?", so that an answer restates the sentence of its document up to the va
 section 3.2).
 """
 
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
-from importlib import resources
 from itertools import product
 from types import MappingProxyType
 from typing import Literal
 
+from kvray.tasks import prompts
 from kvray.tasks.rng import Draws, below, draws, key_of, permutation
 from kvray.tasks.sources import read
 
@@ -25,17 +24,13 @@ Group = Literal["known", "train", "test"]
 TINY = "tiny"
 """The ``source`` of a task that stands for this world."""
 
-_TEXTS = tomllib.loads(resources.files("kvray.tasks").joinpath("world.toml").read_text("utf-8"))
+_TEXTS = prompts.load("world.toml")
 
 
-def _compounds(parts: Sequence[str]) -> tuple[str, ...]:
-    """Return every beginning with every ending."""
-    return tuple(map("".join, product(*(part.split() for part in parts))))
-
-
-FIRST_NAMES = _compounds(_TEXTS["first_names"])
-LAST_NAMES = _compounds(_TEXTS["last_names"])
-CITIES = _compounds(_TEXTS["cities"])
+# Every beginning with every ending.
+FIRST_NAMES, LAST_NAMES, CITIES = (
+    tuple(map("".join, product(*map(str.split, _TEXTS[name])))) for name in ("first_names", "last_names", "cities")
+)
 TRADES = tuple(_TEXTS["trades"].split())
 EMBLEMS = tuple(_TEXTS["emblems"].split())
 RELATIONS: dict[str, tuple[str, ...]] = {"birthplace": CITIES, "trade": TRADES, "emblem": EMBLEMS}

@@ -14,7 +14,7 @@ from toy_tasks import Toy
 from kvray.driver import run as running
 from kvray.errors import InputError, StoreError
 from kvray.models.reference import BaseModelRef
-from kvray.planning import inputs, state
+from kvray.planning import artefacts, inputs
 from kvray.planning.artefacts import Artefact, Plan
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
@@ -67,7 +67,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
 
 
 def states(store: Store) -> dict[str, str]:
-    return {each.id: each.state for each in state.status(toy_plan().artefacts, store)}
+    return {each.id: each.state for each in artefacts.status(toy_plan().artefacts, store)}
 
 
 def test_everything_is_made_in_order_and_then_nothing(stages: Stages, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_everything_is_made_in_order_and_then_nothing(stages: Stages, tmp_path: 
     again = running.run(planned, BASE, store)
     assert again.nothing_to_do and again.cached == len(planned.artefacts)
     assert set(states(store).values()) == {"committed"}
-    assert [each.id for each in state.stored_plan("s", store)] == result.made
+    assert [each["id"] for each in store.plan_document("s")["artefacts"]] == result.made
 
 
 def test_a_grown_sweep_runs_its_new_cells_alone(stages: Stages, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_stage_that_breaks_or_says_nothing_fails_its_artefacts(stages: Stages,
 def test_a_stage_that_notes_failures_itself_is_read_alike(stages: Stages, tmp_path: Path) -> None:
     store, cell = Store(tmp_path), toy_plan().artefacts[-1]
     failures.note(store, cell.id, "engine died")
-    (found,) = state.status([cell], store)
+    (found,) = artefacts.status([cell], store)
     assert (found.state, found.reason) == ("failed", "engine died")
 
 
@@ -143,13 +143,13 @@ def test_an_unknown_sweep_names_the_known_ones(stages: Stages, tmp_path: Path) -
     store = Store(tmp_path)
     running.run(toy_plan(), BASE, store)
     with pytest.raises(InputError, match="it has s"):
-        state.stored_plan("t", store)
+        store.plan_document("t")
 
 
 def test_a_plan_that_lacks_some_of_the_stored_one_says_so_before_it_replaces_it(
     stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, name = Store(tmp_path), state.document_name("s")
+    store, name = Store(tmp_path), "sweeps/s.json"
 
     def told(planned: Plan) -> str:
         capsys.readouterr()
@@ -166,11 +166,11 @@ def test_a_plan_that_lacks_some_of_the_stored_one_says_so_before_it_replaces_it(
     assert "its mixtures other, b are not in this one" in shrunk and "--set name=" in shrunk
     assert "the recipes are not" in told(toy_plan(mixtures={"ours": {"ours": 1}}, finetune={"epochs": 3}))
     unlike = replace(toy_plan(), base_model="another", artefacts=())
-    running.tell_replaced(unlike, store)
+    artefacts.tell_replaced(unlike, store)
     said = capsys.readouterr().err
     assert "its base model is tiny, now another" in said and "its evaluations ask are not in this one" in said
     store.write_document(name, b"{}")
-    running.tell_replaced(unlike, store)
+    artefacts.tell_replaced(unlike, store)
     assert "cannot be read" in capsys.readouterr().err
 
 
@@ -183,10 +183,10 @@ def test_unlike_sweeps_of_one_name_are_not_run_together(stages: Stages) -> None:
 
 def test_the_store_is_the_one_given_then_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVRAY_STORE", "/data/kv")
-    assert running.store_uri("s3://b/p") == "s3://b/p"
-    assert running.store_uri(None) == "/data/kv"
+    assert running.open_store("s3://bucket/p").uri == Store("s3://bucket/p").uri
+    assert running.open_store(None).uri == "/data/kv"
     monkeypatch.delenv("KVRAY_STORE")
-    assert running.store_uri(None) == "store"
+    assert running.open_store(None).uri == Store("store").uri
 
 
 def test_an_api_without_a_key_is_told_before_anything_is_written(

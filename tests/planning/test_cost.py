@@ -51,7 +51,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         inputs, "resolve", lambda name, *_: BaseModelRef(name, name, "1", f"hub:{name}", tokenizer=None)
     )
-    monkeypatch.setattr(inputs, "_counter", lambda base: lambda texts: inputs.np.full(len(texts), 10))
+    monkeypatch.setattr(inputs, "token_counter", lambda base: lambda texts: inputs.np.full(len(texts), 10))
     monkeypatch.setattr(rates, "hardware", lambda: {"gpus": []})
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
@@ -174,7 +174,7 @@ def test_writings_are_counted_on_the_model_that_writes(tmp_path: Path, monkeypat
     assert stage(found, "finetune")["on"] == "cpu"
     assert "writings: 1" in found.text()
     # Prompts of a source that does not answer are not counted; their number is known.
-    monkeypatch.setattr(inputs, "_counter", lambda base: lambda texts: inputs.np.zeros(len(texts)))
+    monkeypatch.setattr(inputs, "token_counter", lambda base: lambda texts: inputs.np.zeros(len(texts)))
     unseen = stage(made(tmp_path, "kvray-tiny", datasets={"ours": {"task": "writes", "rows": 20}}), "write")
     assert (unseen["tokens"], unseen["unknown"]) == (25 * 300, 0)
 

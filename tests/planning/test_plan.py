@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from toy_tasks import Quiz, Toy
 
-from kvray.errors import InputError, SourceUnreachableError
+from kvray.errors import InputError, SourceUnreachableError, StoreError
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning import inputs
-from kvray.planning.artefacts import FinetuneJob, Plan, PredictionsJob, read_document
+from kvray.planning.artefacts import FinetuneJob, Plan, PredictionsJob, described
 from kvray.planning.inputs import Inputs, gather
 from kvray.planning.plan import plan
 from kvray.store.fingerprint import fingerprint
+from kvray.store.store import Store
 from kvray.sweep.grid import variants
 from kvray.sweep.model import Runtime, Sweep
 from kvray.tasks.base import REGISTRY, Task
@@ -339,17 +340,19 @@ def test_jobs_name_their_inputs() -> None:
             assert artefact.params.recipe() == artefact.recipe["task"]
 
 
-def test_the_document_comes_back_as_it_was_written() -> None:
-    found = planned(grid={"finetune.epochs": [1, 2]})
-    read = read_document(found.to_json())
-    assert (read.name, read.base_model) == ("s", "tiny")
-    assert [(a.id, a.fingerprint, a.needs, a.labels, a.rows) for a in read.artefacts] == [
+def test_the_document_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    found, store = planned(grid={"finetune.epochs": [1, 2]}), Store(tmp_path)
+    store.write_document("sweeps/s.json", found.to_json())
+    read = store.plan_document("s")
+    assert (read["name"], read["base_model"]) == ("s", "tiny")
+    assert [(a.id, a.fingerprint, a.needs, a.labels, a.rows) for a in described(read)] == [
         (a.id, a.fingerprint, a.needs, a.labels, a.rows) for a in found.artefacts
     ]
-    assert Sweep.model_validate(read.sweep) == found.sweep
+    assert Sweep.model_validate(read["sweep"]) == found.sweep
     for broken in (b"", b"[]", b'{"format": 1}', b'{"format": 99}'):
-        with pytest.raises(InputError, match="plan: found"):
-            read_document(broken)
+        store.write_document("sweeps/s.json", broken)
+        with pytest.raises(StoreError, match=r"sweeps/s\.json in .* is no plan document"):
+            store.plan_document("s")
 
 
 def test_without_training_data_the_base_model_is_evaluated() -> None:

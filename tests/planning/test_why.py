@@ -13,7 +13,6 @@ from toy_tasks import Toy
 from kvray.errors import InputError
 from kvray.planning import inputs
 from kvray.planning.artefacts import Artefact
-from kvray.planning.state import document_name
 from kvray.planning.why import explain, lines
 from kvray.store import failures
 from kvray.store.store import Store
@@ -105,7 +104,7 @@ def test_a_label_names_an_artefact_too(tmp_path: Path) -> None:
 
 def test_sweeps_of_the_store_are_looked_through_and_planned_again(tmp_path: Path) -> None:
     store, planned = Store(tmp_path), toy_plan()
-    store.write_document(document_name("s"), planned.to_json())
+    store.write_document("sweeps/s.json", planned.to_json())
     commit(store, planned.artefacts[0])
     found = why(planned.artefacts[1].id, store)
     assert any("nearest of 1 committed" in line for line in found)
@@ -157,7 +156,7 @@ def test_the_first_example_of_the_help_works_after_the_quickstart(tmp_path: Path
     help_ = CliRunner().invoke(app, ["why", "--help"], env={"COLUMNS": "120"}).output
     first, second = (line.split() for line in help_.splitlines() if line.strip().startswith("kvray why"))
     store, (planned, _) = Store(tmp_path), prepare(str(ROOT / "sweeps/quickstart.yaml"))
-    store.write_document(document_name("quickstart"), planned.to_json())
+    store.write_document("sweeps/quickstart.json", planned.to_json())
     for artefact in planned.artefacts:
         if artefact.kind == "predictions":
             commit(store, artefact)

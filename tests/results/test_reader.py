@@ -228,7 +228,7 @@ def test_an_unknown_model_is_refused_with_those_that_there_are(store: Store) -> 
 def test_a_sweep_without_predictions_gives_no_rows(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     assert kvray.results.open(store).sweeps() == []
-    store.write_document("sweeps/new.json", json.dumps({"artefacts": []}).encode())
+    store.write_document("sweeps/new.json", json.dumps({"format": 1, "artefacts": []}).encode())
     rows = kvray.results.open(store).predictions("new").collect()
     assert rows.height == 0
     assert rows.columns == [*kvray.results.PREDICTIONS_SCHEMA.names, "artefact"]

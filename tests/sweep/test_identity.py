@@ -153,7 +153,7 @@ def test_a_field_that_is_not_declared_is_an_error() -> None:
 def test_recipes_hold_recipe_fields_alone() -> None:
     api = {"api_batch_size", "api_learning_rate_multiplier"}
     assert set(Finetune().recipe()) == RECIPE["Finetune"] - {"seeds", "reseed_data"} - api
-    assert set(Finetune().api_recipe()) == {"epochs", "match"} | api
+    assert set(Finetune().recipe(api=True)) == {"epochs", "match"} | api
     for name, cls in TASKS.items():
         required = {field: "x" for field, info in cls.model_fields.items() if info.is_required()}
         assert set(cls.model_validate({**required, "task": name}).recipe()) == RECIPE[name]

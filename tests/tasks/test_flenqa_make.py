@@ -18,8 +18,7 @@ from kvray.tasks import world
 from kvray.tasks.base import CountTokens
 from kvray.tasks.flenqa.facts import ATTRIBUTES, FILLERS, PROPERTIES, RELATIONS, WIDTH, Cast, Instance, make, slots
 from kvray.tasks.flenqa.flenqa import Flenqa
-from kvray.tasks.flenqa.make import Maker
-from kvray.tasks.flenqa.padding import books, split
+from kvray.tasks.flenqa.make import Maker, books, split
 from kvray.tasks.flenqa.published import Condition, Dispersion, Padding, Subtask
 from kvray.tasks.rng import draws, key_of
 

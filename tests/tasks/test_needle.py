@@ -19,7 +19,7 @@ from kvray.models.tokenizer import TokenCounter, token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks import world
 from kvray.tasks.base import CountTokens
-from kvray.tasks.needle.needle import CLASSIC_FACTS, FAMILIES, NeedleInHaystack
+from kvray.tasks.needle.needle import FAMILIES, TEXTS, NeedleInHaystack
 from kvray.tasks.qa.mdqa import Mdqa
 from kvray.tasks.qa.questions import normalise
 from kvray.tasks.qa.recall import Recall
@@ -82,7 +82,7 @@ def test_the_classic_needle_is_san_francisco_to_the_letter(essay: str) -> None:
         f"{one}\n{needle}{gap}{two}{tail}",
         f"{one}{gap}{two}\n{needle}{tail}",
     ]
-    assert made[0]["answer"] == needle.strip() and made[0]["references"] == list(CLASSIC_FACTS)
+    assert made[0]["answer"] == needle.strip() and made[0]["references"] == TEXTS["facts"]
 
 
 def test_answers_restate_the_one_sentence_that_tells_the_fact() -> None:
@@ -203,12 +203,12 @@ def test_a_wrong_knob_is_refused(wrong: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "references", "score"),
     [
-        ("Eat a sandwich, and sit in Dolores Park!", CLASSIC_FACTS, 1.0),
-        ("You should eat the sandwich\nand then sit in dolores park", CLASSIC_FACTS, 1.0),
-        ("Eat a sandwich on a sunny day", CLASSIC_FACTS, 0.0),
-        ("Sit in Dolores Park", CLASSIC_FACTS, 0.0),
-        ("eating a sandwich and sitting in Dolores Park", CLASSIC_FACTS, 0.0),
-        ("", CLASSIC_FACTS, 0.0),
+        ("Eat a sandwich, and sit in Dolores Park!", tuple(TEXTS["facts"]), 1.0),
+        ("You should eat the sandwich\nand then sit in dolores park", tuple(TEXTS["facts"]), 1.0),
+        ("Eat a sandwich on a sunny day", tuple(TEXTS["facts"]), 0.0),
+        ("Sit in Dolores Park", tuple(TEXTS["facts"]), 0.0),
+        ("eating a sandwich and sitting in Dolores Park", tuple(TEXTS["facts"]), 0.0),
+        ("", tuple(TEXTS["facts"]), 0.0),
         ("It is Smoked-Paprika", ["smoked paprika"], 0.0),
         ("It is smoked, paprika.", ["smoked paprika"], 1.0),
         ("the broken radio", ["a broken radio"], 1.0),

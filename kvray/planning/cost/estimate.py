@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from kvray.console import count
 from kvray.models.reference import API
-from kvray.planning.artefacts import KINDS, Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob
+from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob, status
 from kvray.planning.cost import show
 from kvray.planning.cost.rates import STARTS, Rates, Where, measured_tokens, model_of
-from kvray.planning.state import STAGE_NAMES, Status, status
 from kvray.results.stats import detectable_difference
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
@@ -77,7 +76,8 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
         if each.state == "committed":
             items.append(Item(artefact, "cached", "", *amounts, 0.0, on))
         else:
-            items.append(Item(artefact, "to run", _why(each, store, verify), *amounts, seconds, on))
+            why = _why(artefact.id, each.state, each.reason, store, verify)
+            items.append(Item(artefact, "to run", why, *amounts, seconds, on))
             bases.setdefault(artefact.kind, basis)
     todo = [item for item in items if item.state == "to run"]
     comparisons, detectable = _detectable(planned)
@@ -116,11 +116,11 @@ def _plain(item: Item, names: Sequence[str]) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
-def _why(found: Status, store: Store, verify: bool) -> str:
-    if found.state == "failed":
-        return f"failed before: {' '.join((found.reason or 'no reason noted').split())}"
-    if found.state == "damaged":
-        problems = store.problems(found.id, verify)
+def _why(artefact_id: str, state: str, reason: str | None, store: Store, verify: bool) -> str:
+    if state == "failed":
+        return f"failed before: {' '.join((reason or 'no reason noted').split())}"
+    if state == "damaged":
+        problems = store.problems(artefact_id, verify)
         return f"damaged: {problems[0] if problems else 'its files do not match its manifest'}"
     return "new"
 

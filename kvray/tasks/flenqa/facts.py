@@ -11,7 +11,7 @@ alone never gives the answer away:
 - RuleTaker: "If someone is A and B then they are C", and of a person A and B, or, for False, only one of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
@@ -92,7 +92,6 @@ def make(subtask: Subtask, drawn: Draws, cast: Cast, label: bool) -> Instance:
     The paddings' instances of an example take their people and rooms from the same ``cast``; an InputError if it is
     used up.
     """
-    makers: dict[Subtask, Callable[[Draws, Cast, bool], Instance]]
     makers = {"MonoRel": _monorel, "PIR": _people_in_rooms, "RuleTaker": _ruletaker}
     return makers[subtask](drawn, cast, label)
 

@@ -16,8 +16,7 @@ from pydantic import field_validator, model_validator
 
 from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, recipe, register, runtime
 from kvray.tasks.flenqa import published
-from kvray.tasks.flenqa.make import Maker
-from kvray.tasks.flenqa.padding import split
+from kvray.tasks.flenqa.make import Maker, split
 from kvray.tasks.flenqa.published import Condition, Dispersion, Padding, Subtask, prompt, verdict
 from kvray.tasks.rng import key_of
 from kvray.tasks.rows import Example, table
@@ -31,7 +30,6 @@ OTHER = "other"
 class Flenqa(Task):
     """True or false questions over two key paragraphs in growing contexts."""
 
-    VERSION = 1
     MEASURES = "length"
     TRAINABLE = False
     # The authors decode as many in both prompting modes.
@@ -44,19 +42,19 @@ class Flenqa(Task):
         description="tokens of the text without question and instructions; any if generated, else the published five",
     )
     dispersions: Many[Dispersion] = recipe(
-        ("random",), description="where the key paragraphs stand in the padding: first, middle, last, random"
+        ("random",), description="place of the key paragraphs: first, middle, last, random"
     )
     paddings: Many[Padding] = recipe(
-        ("books", "same"), description="books (prose), same (other instances of the task), identity (key paragraphs)"
+        ("books", "same"), description="books (prose), same (other instances), identity (copies)"
     )
     cot: bool = recipe(False, description="ask for the steps first (chain of thought)")
     questions: int = recipe(100, ge=1, description="base instances per task; half of them true")
     source: str = runtime(
         TINY,
-        description="'tiny' (ours, made at any length), or the published rows: hf://datasets/alonj/FLenQA or a file",
+        description="'tiny' (ours, of any length), or the published: hf://datasets/alonj/FLenQA or a file",
     )
     padding_source: str | None = runtime(
-        None, description="text to cut 'books' padding from, by path or URL; default prose of our own; 'tiny' alone"
+        None, description="'tiny': path or URL of text for 'books' padding; null: prose of ours"
     )
 
     @field_validator("lengths")

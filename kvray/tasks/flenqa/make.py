@@ -5,22 +5,26 @@ text (250 tokens); longer texts add padding after them (first), on both sides (m
 between and after them at random. The length leaves out the question and the instructions, so that direct and
 chain-of-thought prompts share their texts. The padding of a longer text begins with that of the shorter one, and
 "random" stands at the same share of the padding at every length.
+
+They pad with paragraphs of other instances ("same"), with prose of the Books Corpus ("books"), or with copies of the
+key paragraphs ("identity"). Our prose comes from a small grammar; its people have no names, so nothing in it bears on
+a question.
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, cycle, islice
+from itertools import accumulate, count, cycle, islice
 
 from kvray.errors import InputError
 from kvray.tasks.base import CountTokens
-from kvray.tasks.flenqa import padding
 from kvray.tasks.flenqa.facts import WIDTH, Cast, Fact, Instance, make
-from kvray.tasks.flenqa.padding import Paragraphs
-from kvray.tasks.flenqa.published import Condition, Padding, Question, Subtask
-from kvray.tasks.rng import draws, key_of, unit
+from kvray.tasks.flenqa.published import TEXTS, Condition, Padding, Question, Subtask
+from kvray.tasks.rng import Draws, below, draws, key_of, unit
+from kvray.tasks.sources.sentences import cut_after
 
 SHORTEST = 250
 """Tokens of the shortest published texts: key paragraphs without padding."""
@@ -28,6 +32,68 @@ OFF = 70
 """Tokens by which a published text may miss its nominal length; under 250 tokens in proportion."""
 _AT_ONCE = 12
 _ROUNDS = 5
+Paragraphs = Iterator[list[str]]
+"""Paragraphs of sentences, without end."""
+_DRAWN = 16
+_LONGEST = 40
+_END = re.compile(r"[.!?][\"'”’)]?\s+")  # noqa: RUF001
+_PROSE: dict[str, list[str]] = TEXTS["prose"]
+
+
+def same(subtask: Subtask, key: int, row: int, cast: Cast, fillers: tuple[int, int]) -> Paragraphs:
+    """Yield the key paragraphs of other instances of the task, drawn for the instance ``row`` alone.
+
+    Their people and rooms come from the padded instance's ``cast``, so that nobody is met twice; their paragraphs have
+    as many ``fillers`` as its own.
+    """
+    for drawn in _drawn(key, row, WIDTH):
+        facts = make(subtask, drawn, cast, bool(below(drawn[2], 2))).facts
+        for fact, most in zip(facts, fillers, strict=True):
+            yield fact.paragraph(max(most, fact.least))
+
+
+def books(key: int, row: int) -> Paragraphs:
+    """Yield paragraphs of made-up prose, four to seven sentences each, drawn for the instance ``row`` alone."""
+    for drawn in _drawn(key, row, 16):
+        who, other = _two(_PROSE["who"], drawn[0], drawn[1])
+        where, place = _two(_PROSE["where"], drawn[2], drawn[4])
+        what, thing = _two(_PROSE["what"], drawn[3], drawn[5])
+        when = _PROSE["when"][int(below(drawn[6], len(_PROSE["when"])))].capitalize()
+        slots = {"who": who, "other": other, "where": where, "place": place, "what": what, "thing": thing, "When": when}
+        first, then = _PROSE["first"], _PROSE["then"]
+        picked = sorted({int(below(draw, len(then))) for draw in drawn[8 : 11 + int(below(drawn[7], 4))]})
+        yield [first[int(below(drawn[15], len(first)))], *(then[index].format(**slots) for index in picked)]
+
+
+def endless(paragraphs: Sequence[list[str]], key: int, row: int) -> Paragraphs:
+    """Yield a user's text from a drawn paragraph on, again and again."""
+    first = int(below(draws(key, row, row + 1, 1)[0, 0], len(paragraphs)))
+    for index in count(first):
+        yield paragraphs[index % len(paragraphs)]
+
+
+def split(texts: Sequence[str], source: str) -> list[list[str]]:
+    """Cut texts at line ends into paragraphs of sentences of at most 40 words; an InputError if there is no word."""
+    paragraphs = []
+    for line in (line for text in texts for line in text.splitlines()):
+        sentences = [sentence.split() for sentence in cut_after(_END, line)]
+        pieces = [words[at : at + _LONGEST] for words in sentences for at in range(0, len(words), _LONGEST)]
+        if pieces:
+            paragraphs.append([" ".join(piece) for piece in pieces])
+    if not paragraphs:
+        raise InputError(f"padding_source: {source} has no text in it")
+    return paragraphs
+
+
+def _drawn(key: int, row: int, width: int) -> Iterator[Draws]:
+    """Yield random draws of shape ``(width,)`` without end, in the stream of one instance."""
+    for start in count(0, _DRAWN):
+        yield from draws(key, start, start + _DRAWN, width, stream=row)
+
+
+def _two(choices: list[str], first: Draws, second: Draws) -> tuple[str, str]:
+    at = int(below(first, len(choices)))
+    return choices[at], choices[(at + 1 + int(below(second, len(choices) - 1))) % len(choices)]
 
 
 @dataclass(frozen=True)
@@ -68,8 +134,8 @@ class Maker:
             if kind == "identity":
                 return cycle(keys)
             if kind == "same":
-                return padding.same(subtask, key, number, cast, fillers)
-            return padding.books(key, number) if self.prose is None else padding.text(self.prose, key, number)
+                return same(subtask, key, number, cast, fillers)
+            return books(key, number) if self.prose is None else endless(self.prose, key, number)
 
         kinds = dict.fromkeys(condition.padding for condition in conditions)
         streams = {kind: _Stream(paragraphs(kind), self.count_tokens) for kind in kinds}

@@ -140,11 +140,8 @@ def prompt_of(segments: Sequence[str]) -> str:
 
 def read_reply(asked_on: Sequence[tuple[int, ...]], count_tokens: CountTokens, number: int, reply: str) -> Asked | None:
     """Return the question that a writer wrote on ``asked_on[number]``, None if it cannot be used."""
-    parts = writing.fields(reply, FORM)
-    if parts is None:
-        return None
-    question, answer = parts
-    if _OF_THE_TEXT.search(question) or int(count_tokens([answer])[0]) > ANSWER_TOKENS:
+    question, answer = writing.fields(reply, FORM) or ("", "")
+    if not answer or _OF_THE_TEXT.search(question) or int(count_tokens([answer])[0]) > ANSWER_TOKENS:
         return None
     return Asked(asked_on[number], question, answer, (answer,))
 

@@ -40,7 +40,6 @@ _STEPS = np.sqrt(np.array([2.0, 3.0, 5.0]))
 class In2(Task):
     """Questions on segments of a corpus, shuffled among its other segments."""
 
-    VERSION = 1
     UNIT = "segments"
     MEASURES = "length"
 
@@ -52,19 +51,14 @@ class In2(Task):
         "text or segments, question and answer, or, with question_writer, a corpus (.txt, 'text' of rows, directory)",
     )
     split: Literal["train", "test"] = recipe("train", description="people of the tiny world that it is about")
-    question_writer: str | None = recipe(
-        None, description="model that writes the questions on a corpus, a name as for base_model"
-    )
+    question_writer: str | None = recipe(None, description="model that writes questions on a corpus, as for base_model")
     segment_tokens: int = recipe(128, ge=16, le=4096, description="most tokens of a segment; cut at sentences' ends")
     length_min: int = recipe(1024, ge=64, description="shortest prompt in tokens, of those not kept short (FILM 4K)")
     length_max: int = recipe(4000, ge=64, description="longest prompt in tokens (FILM 32K)")
     short_share: float = recipe(0.1, ge=0, le=1, description="share asked of their own segments alone (FILM 0.1)")
     integration_share: float = recipe(0.214, ge=0, le=1, description="share on several segments (FILM 0.214)")
     integration_segments: int = recipe(
-        4,
-        ge=2,
-        le=64,
-        description="written questions: neighbouring segments of one text that one is asked on, 2 to this",
+        4, ge=2, le=64, description="written questions: neighbouring segments of a text per question, 2 to this"
     )
     corpus_segments: int = recipe(20_000, ge=2, description="segments cut of a corpus, of texts drawn by the seed")
     writer_surplus: float = recipe(0.5, ge=0, le=20, description="written questions beyond those needed, as a share")

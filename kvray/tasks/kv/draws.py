@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from kvray.tasks.rng import Draws, draws
+from kvray.tasks.rng import Draws, below, draws
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -37,14 +37,9 @@ def integer_pool(digits_min: int, digits_max: int) -> Ints:
     )
 
 
-def high(drawn: Draws, pool: Ints) -> Ints:
+def choose(drawn: Draws, pool: Ints) -> Ints:
     """Draw from ``pool`` by the upper halves of the draws."""
-    return pool.take((((drawn >> np.uint64(32)) * np.uint64(pool.size)) >> np.uint64(32)).view(np.int64))
-
-
-def low(drawn: Draws, pool: Ints) -> Ints:
-    """Draw from ``pool`` by the lower halves of the draws."""
-    return pool.take((((drawn & np.uint64(0xFFFFFFFF)) * np.uint64(pool.size)) >> np.uint64(32)).view(np.int64))
+    return pool.take(below(drawn, pool.size))
 
 
 def repeats(keys: Ints) -> Mask:

@@ -8,22 +8,21 @@ and value a UUID of its own).
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError, model_validator
 
 from kvray.errors import InputError
+from kvray.tasks import prompts
 from kvray.tasks.base import Context, CountTokens, Many, Task, recipe, register, runtime, spread
 from kvray.tasks.rng import draws, key_of, shuffled, uuids
 from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
 
-PROMPT = (
-    "Extract the value corresponding to the specified key in the JSON object below.\n\n"
-    'JSON data:\n{records}\n\nKey: "{key}"\nCorresponding value:'
-)
+PROMPT: str = prompts.TEXTS["kv_retrieval"]["prompt"]
 DRAWN = "drawn-1"
 """Identity of the rows that are drawn here."""
 
@@ -49,19 +48,14 @@ class _Row(BaseModel):
 class KVRetrieval(Task):
     """A JSON object of UUIDs; each question is asked with its record at every gold position."""
 
-    VERSION = 1
     UNIT = "keys"
     MEASURES = "retrieval"
     MAX_OUTPUT_TOKENS = 100
 
     task: Literal["kv_retrieval"] = recipe("kv_retrieval")
-    source: str = runtime(
-        TINY, description="'tiny' (UUIDs drawn here), or lost-in-the-middle's kv-retrieval file by path or URL"
-    )
+    source: str = runtime(TINY, description="'tiny' (UUIDs drawn here), or a path or URL of lost-in-the-middle's file")
     keys: int = recipe(75, ge=2, le=100_000, description="records in a prompt; a file's own number of them")
-    positions: Many[int] | None = recipe(
-        None, description="1-based gold positions, each question at each; default five, spread"
-    )
+    positions: Many[int] | None = recipe(None, description="1-based; each question at each; default five, spread")
     questions: int = recipe(500, ge=1, description="questions")
 
     @model_validator(mode="after")
@@ -98,10 +92,9 @@ class KVRetrieval(Task):
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         at = self.gold_positions()
         made = []
-        for number in range(start // len(at), -(-stop // len(at))):
+        for number, rows in groupby(range(start, stop), key=lambda row: row // len(at)):
             asked = self._drawn(number) if context.material is None else context.material[number]
-            for row in range(max(start, number * len(at)), min(stop, (number + 1) * len(at))):
-                position = at[row - number * len(at)]
+            for position in (at[row % len(at)] for row in rows):
                 records = [*asked.others[: position - 1], asked.gold, *asked.others[position - 1 :]]
                 text, value, name = prompt(records, asked.gold[0]), asked.gold[1], f"{asked.id}-{position}"
                 made.append(Example(text, value, (), asked.id, position, self.keys, example_id=name))

@@ -20,14 +20,8 @@ from kvray.tasks.kv.base import Draft
 from kvray.tasks.kv.draws import Ints, Mask, copies, repeats
 from kvray.tasks.kv.simple import IntegersBuilder, IntegersTask
 from kvray.tasks.kv.text import Parts, fill_in, listed
-from kvray.tasks.prompts import KV_ANSWER
+from kvray.tasks.prompts import KV_ANSWER, TEXTS
 from kvray.tasks.rng import Draws, below
-
-SEVERAL_TAIL = (
-    "\n\nAbove is a list of dictionaries such that each key and value is an integer. "
-    "Report the values of keys {keys}, in this order, and the dictionary that each of them is in."
-)
-SEVERAL_TEMPLATE = " Answer in the following template:\n{sentences}"
 
 _STATED = re.compile(r"\bkey\s+(\d+)\s+is\s+(\d+)\b(?:(?!\bkey\b)[^\n])*?\bDictionary\s*\[(\d+)\]", re.IGNORECASE)
 
@@ -44,7 +38,6 @@ def stated(answer: str) -> dict[str, tuple[str, str]]:
 class SeveralKV(IntegersTask):
     """Dictionary key-value retrieval of several keys at once (ours; paper section 2 asks for one)."""
 
-    VERSION = 1
     MAX_OUTPUT_TOKENS = 320
     SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens"})
 
@@ -120,11 +113,11 @@ class SeveralBuilder(IntegersBuilder):
         return SeveralDraft(index=self._index(keys, values, sizes), query=key, key=key, value=value, holders=holders)
 
     def _question(self, draft: Draft) -> Parts:
-        question = fill_in(SEVERAL_TAIL.removeprefix("\n"), keys=listed(self.numbers[draft.query]))
+        question = fill_in(TEXTS["several_kv"]["tail"].removeprefix("\n"), keys=listed(self.numbers[draft.query]))
         if self.task.template:
             blanks = {"value": "<fill-in-value>", "dictionary": "<fill-in-dictionary-name>"}
             sentences = [fill_in(KV_ANSWER, key=key, **blanks) for key in self.numbers[draft.query].T]
-            question += fill_in(SEVERAL_TEMPLATE, sentences=_lines(sentences))
+            question += fill_in(TEXTS["several_kv"]["template"], sentences=_lines(sentences))
         return question
 
     def _answer(self, draft: Draft, gold: Ints) -> Parts:

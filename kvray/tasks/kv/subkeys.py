@@ -18,7 +18,7 @@ from pydantic import model_validator
 
 from kvray.tasks.base import Context, CountTokens, recipe, register
 from kvray.tasks.kv.base import Builder, DictionaryTask, Draft
-from kvray.tasks.kv.draws import Ints, Mask, copies, high, integer_pool, pick_until, repeats
+from kvray.tasks.kv.draws import Ints, Mask, choose, copies, integer_pool, pick_until, repeats
 from kvray.tasks.kv.text import Parts, fill_in, listed
 from kvray.tasks.prompts import SUBKEY_ANSWER, SUBKEY_TAIL, SUBKEY_TEMPLATE
 from kvray.tasks.rng import Draws, below, unit
@@ -39,7 +39,6 @@ def answered(answer: str) -> tuple[tuple[int, ...], str, str] | None:
 class MultiSubkeyKV(DictionaryTask):
     """Multi-subkey dictionary key-value retrieval (paper section 2; the wording and the probabilities are ours)."""
 
-    VERSION = 1
     MAX_OUTPUT_TOKENS = 96
     SAME_EXAMPLES = frozenset({"rows", "template", "shuffle_query", "max_tokens", "forced_first", "early"})
 
@@ -107,8 +106,8 @@ class SubkeyBuilder(Builder):
         self.subkey_limit, self.value_limit = 10**task.subkey_digits, 10**task.value_digits
         limits = (self.subkey_limit,) * 3 + (self.value_limit,) * 2
         self.sections = [(limit, *around) for limit, around in zip(limits, AROUND, strict=True)]
-        self.pick_subkeys = partial(high, pool=integer_pool(task.subkey_digits, task.subkey_digits))
-        self.pick_values = partial(high, pool=integer_pool(task.value_digits, task.value_digits))
+        self.pick_subkeys = partial(choose, pool=integer_pool(task.subkey_digits, task.subkey_digits))
+        self.pick_values = partial(choose, pool=integer_pool(task.value_digits, task.value_digits))
         self.question = SUBKEY_TAIL.removeprefix("\n") + (SUBKEY_TEMPLATE if task.template else "")
         # Draws: the gold pair's slot; gold subkeys, their order in the key and in the question; sizes; then per pair
         # its size, whether it shares, where a shared run starts, its value; which it shares; its subkeys and slots.

@@ -7,17 +7,15 @@ paper's needle baseline is built on his test; its training data are not describe
 random depths, one length, 400 rows of 4,096 tokens (not fewer than its own 350 rows of about 3,950).
 """
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import field_validator
 
-from kvray.tasks import world
+from kvray.tasks import prompts, world
 from kvray.tasks.base import Context, CountTokens, Many, Task, distinct, listed, recipe, register, runtime
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.haystack import Frame, Haystack
@@ -27,10 +25,7 @@ from kvray.tasks.rng import below, draws, key_of
 from kvray.tasks.rows import Example
 from kvray.tasks.world import TINY
 
-TAIL = "\n\n{question} Don't give information outside the document or repeat your findings"
-CLASSIC = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
-CLASSIC_QUESTION = "What is the best thing to do in San Francisco?"
-CLASSIC_FACTS = ("eat a sandwich", "sit in Dolores Park")
+TEXTS = prompts.TEXTS["needle"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +47,7 @@ class Family:
         return f"What is {subject[0].lower()}{subject[1:]}?"
 
 
-_TABLE = tomllib.loads(resources.files("kvray.tasks.needle").joinpath("facts.toml").read_text("utf-8"))
-FAMILIES = tuple(Family(kind["subject"], tuple(kind["values"])) for kind in _TABLE["facts"])
+FAMILIES = tuple(Family(kind["subject"], tuple(kind["values"])) for kind in prompts.load("needle/facts.toml")["facts"])
 """Twelve kinds of facts with sixteen values each."""
 TINY_FAMILIES = tuple(Family(f"The {relation} of {{name}}", values) for relation, values in world.RELATIONS.items())
 """The kinds of facts of a haystack of the tiny world, worded as its own."""
@@ -78,15 +72,14 @@ class Needle:
 class NeedleInHaystack(Task):
     """Needles in a haystack; each is asked about at every length and depth."""
 
-    VERSION = 1
     MEASURES = "retrieval"
 
     task: Literal["needle"] = recipe("needle")
     source: str = runtime(
-        TINY, description="the haystack: 'tiny' (the bundled model's world), or any text (.txt, .jsonl with 'text', …)"
+        TINY, description="'tiny' (the bundled model's world), or any text (.txt, .jsonl with 'text', …)"
     )
     needles: Literal["many", "classic"] = recipe(
-        "many", description="many: every row another one; classic: Kamradt's San Francisco needle, to the letter"
+        "many", description="many: one per row; classic: Kamradt's, to the letter"
     )
     split: Literal["test", "train"] = recipe("test", description="whose people the needles are about: test or train")
     rows: int = recipe(400, ge=1, description="needles (classic: haystacks); each at every length and depth")
@@ -171,7 +164,8 @@ class NeedleInHaystack(Task):
             depth = int(below(drawn[3], 1001)) / 10 if step is None else step
             forbidden = [normalise(text) for text in (*needle.facts, needle.subject) if text]
             supply = hay.supply(int(below(drawn[0], len(hay.pieces))), forbidden)
-            frames.append(Frame(supply, ((depth, needle.text),), "", TAIL.format(question=needle.question), length))
+            tail = TEXTS["tail"].format(question=needle.question)
+            frames.append(Frame(supply, ((depth, needle.text),), "", tail, length))
             name = f"{needle.id}-{length}-{depth:.6g}"
             made.append(
                 Example("", needle.answer, needle.facts, needle.id, length=length, depth=depth, example_id=name)
@@ -189,7 +183,8 @@ class NeedleInHaystack(Task):
         ``drawn`` is the person's draw, for what is asked, and the needle's, for the value.
         """
         if self.needles == "classic":
-            return Needle(f"needle-classic-{number:06d}", CLASSIC, CLASSIC_QUESTION, CLASSIC.strip(), CLASSIC_FACTS)
+            text, facts = TEXTS["classic"], tuple(TEXTS["facts"])
+            return Needle(f"needle-classic-{number:06d}", text, TEXTS["question"], text.strip(), facts)
         name = world.name_of(self.split, person)
         families = TINY_FAMILIES if self.source == TINY else FAMILIES
         family = families[(int(below(drawn[0], len(families))) + turn) % len(families)]

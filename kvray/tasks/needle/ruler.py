@@ -7,15 +7,14 @@ but further needles. Variants, kinds, the counts of four and the rule are RULER'
 100 rows (RULER asks 500) and the lengths up to 32K.
 """
 
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 from itertools import count, islice, product
 from typing import Literal
 
 import pyarrow as pa
 
 from kvray.errors import InputError
+from kvray.tasks import prompts
 from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, recipe, register, runtime
 from kvray.tasks.needle import haystack
 from kvray.tasks.needle.haystack import Frame, Haystack, Supply, added
@@ -28,16 +27,10 @@ Kind = Literal["words", "numbers", "uuid"]
 Record = tuple[str, str]
 PARTIAL = "partial"
 
-HEAD = "Somewhere in the text below, {kind}s are registered under names. You will be asked about them at its end.\n\n"
-NEEDLE = " One {kind} registered under {key} is {value}."
-ONE = "\n\nWhich {kind} is registered under {keys}?"
-ALL_OF_ONE = "\n\nWhich {kind}s are registered under {keys}? Name all of them."
-ONE_OF_EACH = "\n\nWhich {kind}s are registered under {keys}? Name one for each."
-QUESTIONS: dict[Variant, str] = {"single": ONE, "multikey": ONE, "multivalue": ALL_OF_ONE, "multiquery": ONE_OF_EACH}
-VARIANTS = tuple(QUESTIONS)
+VARIANTS: tuple[Variant, ...] = ("single", "multikey", "multivalue", "multiquery")
 KINDS = {"words": "word", "numbers": "number", "uuid": "UUID"}
 """What a value is called in a prompt, by its kind."""
-_TEXTS = tomllib.loads(resources.files("kvray.tasks.needle").joinpath("ruler.toml").read_text("utf-8"))
+_TEXTS = prompts.TEXTS["ruler"] | prompts.load("needle/ruler.toml")
 NOISE: list[str] = _TEXTS["noise"]
 WORDS = [f"{first}-{second}" for first, second in product(_TEXTS["first"].split(), _TEXTS["second"].split())]
 """Some 35,000 names of two words."""
@@ -51,14 +44,13 @@ _SMALLEST, _NUMBERS = 1_000_000, 9_000_000
 class Ruler(Task):
     """Needles in a haystack, one or several, by length; every row is asked at every length."""
 
-    VERSION = 1
     MEASURES = "retrieval"
     MAX_OUTPUT_TOKENS = 256
     SAME_EXAMPLES = frozenset({"rows", "variants", "lengths", "haystack", "source"})
 
     task: Literal["ruler"] = recipe("ruler")
     source: str = runtime(
-        TINY, description="text of 'haystack: essay': 'tiny' (the bundled model's world), or any (.txt, .jsonl, …)"
+        TINY, description="essay's text: 'tiny' (the bundled model's world), or any (.txt, .jsonl, …)"
     )
     haystack: Literal["essay", "noise", "needles"] = recipe(
         "essay", description="essay: the source's text; noise: five sentences over and over; needles: further needles"
@@ -66,7 +58,7 @@ class Ruler(Task):
     variants: Many[Variant] = recipe(VARIANTS, description="which of single, multikey, multivalue, multiquery")
     rows: int = recipe(100, ge=1, description="of each variant; each at every length")
     lengths: Many[int] = recipe(
-        (4096, 8192, 16384, 32768), description="tokens of a prompt at most; within one sentence of it"
+        (4096, 8192, 16384, 32768), description="most tokens of a prompt; within one sentence of it"
     )
     key_kind: Kind = recipe("words", description="what keys are: words, numbers or uuid")
     value_kind: Kind = recipe("numbers", description="what values are: words, numbers or uuid")
@@ -122,7 +114,7 @@ class Ruler(Task):
                 supply = self._further(records, context.count_tokens)
             else:
                 supply = context.material.supply(int(below(draws(key, 0, 1, 1, 2), len(context.material.pieces))[0, 0]))
-            frames.append(Frame(supply, needles, HEAD.format(kind=kind), question, length))
+            frames.append(Frame(supply, needles, _TEXTS["head"].format(kind=kind), question, length))
             made.append(
                 Example(
                     "",
@@ -157,10 +149,10 @@ class Ruler(Task):
         if variant == "multivalue":
             pairs = [(names[0], value) for _, value in pairs]
         asked = number if variant in ("multivalue", "multiquery") else 1
-        return pairs, asked, QUESTIONS[variant].format(kind=kind, keys=keys)
+        return pairs, asked, _TEXTS["questions"][variant].format(kind=kind, keys=keys)
 
     def _sentences(self, pairs: Iterable[Record]) -> list[str]:
-        return [NEEDLE.format(key=key, kind=KINDS[self.value_kind], value=value) for key, value in pairs]
+        return [_TEXTS["needle"].format(key=key, kind=KINDS[self.value_kind], value=value) for key, value in pairs]
 
     def _further(self, records: Iterator[Record], count_tokens: CountTokens) -> Supply:
         """Yield further needles, a haystack of their own."""

@@ -6,7 +6,7 @@ across positions and models, and their prompts share a prefix up to the gold doc
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import model_validator
 
@@ -23,11 +23,8 @@ NQ_OPEN = 2655
 _STREAM_POSITION = 2**32
 
 
-class Asked(NamedTuple):
-    """A question with its documents as (title, text), the gold one first."""
-
-    question: Question
-    documents: Sequence[tuple[str, str]]
+Asked = tuple[Question, Sequence[tuple[str, str]]]
+"""A question with its documents as (title, text), the gold one first."""
 
 
 class Asks(Protocol):

@@ -55,7 +55,7 @@ class RandomDistractors(_Chosen):
                 f"documents: {self.documents} asked for, but only {len(documents) - 1} passages of the source "
                 f"hold no answer to {asked.text!r}"
             )
-        return Asked(asked, [(title, passage) for passage, title in documents.items()])
+        return asked, [(title, passage) for passage, title in documents.items()]
 
 
 class RetrievedDistractors(_Chosen):
@@ -74,7 +74,7 @@ class RetrievedDistractors(_Chosen):
 
     def ask(self, number: int) -> Asked:
         asked = self.chosen[number]
-        return Asked(asked, [(asked.title, asked.passage), *asked.distractors[: self.others]])
+        return asked, [(asked.title, asked.passage), *asked.distractors[: self.others]]
 
 
 class TinyQuestions:
@@ -116,7 +116,7 @@ class TinyQuestions:
             if person not in documents and not any(value == asked.answers[0] for _, value in facts):
                 name = world.name_of(self.group, person)
                 documents[person] = (name, world.passage(name, facts))
-        return Asked(asked, list(documents.values()))
+        return asked, list(documents.values())
 
     def _person(self, number: int) -> int:
         return int(self.order[number % self.people])

@@ -36,11 +36,9 @@ _QUERY_AWARE = prompts.MDQA.replace("{documents}", "Question: {question}\n\n{doc
 class Mdqa(DocumentsTask):
     """N documents, one of which answers the question, at chosen gold positions."""
 
-    VERSION = 1
-
     task: Literal["mdqa"] = recipe("mdqa")
     documents: int = recipe(
-        20, ge=0, le=10_000, description="documents in a prompt, the gold one included; 0: closed book, 1: the gold one"
+        20, ge=0, le=10_000, description="documents per prompt; 0: closed book, 1: the gold one alone"
     )
     questions: int | None = recipe(200, ge=1, description="questions; null takes all that the source has")
     distractors: Literal["random", "retrieved"] = recipe(
@@ -53,7 +51,7 @@ class Mdqa(DocumentsTask):
         "world the fact restated",
     )
     answer_writer: str | None = recipe(
-        None, description="a model that words the sentences (a name as for base_model); none: a template"
+        None, description="model that words the sentences, as for base_model; null: a template"
     )
     writer_prompt: str = recipe(WRITER_PROMPT, description="what it is asked, with {question} {answer} {title} {text}")
 

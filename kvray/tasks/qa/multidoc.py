@@ -54,7 +54,6 @@ _AT_ONCE = 32
 class MultiDocQa(DocumentsTask):
     """Questions over documents whose answers restate the original text; made to be trained on."""
 
-    VERSION = 1
     MAX_OUTPUT_TOKENS = 300
     task: Literal["multidoc_qa"] = recipe("multidoc_qa")
     split: Split = recipe("train", description="test, train (a fifth of a file's questions or rows, by hash) or all")
@@ -67,10 +66,10 @@ class MultiDocQa(DocumentsTask):
         "sentence", description="what an answer repeats: the first sentence that holds the answer, or the whole passage"
     )
     max_tokens: int | None = recipe(
-        4096, ge=16, description="tokens of prompt and answer; a file's longer rows are passed by; null: of any length"
+        4096, ge=16, description="tokens of prompt and answer; longer rows are passed by; null: any"
     )
     english_only: bool = recipe(
-        True, description="of instruction rows, take those whose letters are nine tenths ASCII; ours"
+        True, description="of instruction rows, those whose letters are nine tenths ASCII; ours"
     )
 
     @classmethod

@@ -39,7 +39,6 @@ _LEADING = re.compile(r"\b(a|an|the|it is|its)\b")
 class Recall(QuestionTask):
     """Questions without any document."""
 
-    VERSION = 1
     MEASURES = "knowledge"
     TRAINABLE = False
 

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from kvray.errors import InputError
 
 ROWS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".parquet")
@@ -53,9 +56,6 @@ def text(stream: IO[bytes], name: str, where: str) -> str:
 
 
 def _parquet(stream: IO[bytes], where: str) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
             yield from batch.to_pylist()
@@ -110,14 +110,10 @@ def _unpacked(stream: IO[bytes], name: str, where: str) -> Iterator[IO[bytes]]:
     kind = {"gz": "gzip", "zst": "zstd"}.get(name.rsplit(".", 1)[-1])
     try:
         if kind == "gzip":
-            with gzip.GzipFile(fileobj=stream) as plain:
-                yield cast(IO[bytes], plain)
+            stream = cast(IO[bytes], gzip.GzipFile(fileobj=stream))
         elif kind == "zstd":
-            import pyarrow as pa
-
-            yield io.BufferedReader(pa.CompressedInputStream(stream, "zstd"))
-        else:
-            yield stream
+            stream = io.BufferedReader(pa.CompressedInputStream(stream, "zstd"))
+        yield stream
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{where}: " + (f"not a whole {kind} file: {error}" if kind else str(error))) from error
 
