@@ -111,8 +111,7 @@ def _answer(assignment: Assignment, store: Store, report: Report) -> None:
 def fit(assignments: Sequence[Assignment], work: Work, store: Store, at_once: int, tally: Tally) -> dict[str, str]:
     """Run one trial of ``work`` per assignment, ``at_once`` at a time, each with the CPUs and GPUs that it says.
 
-    Returns what stopped or killed an assignment for good, by the ids of its cells. ``tally`` takes what the trials
-    report, by the numbers of the assignments.
+    Returns what ended an assignment for good, by its cells' ids; ``tally`` takes reports by assignments' numbers.
     """
     # Tune reads these: no CSV, JSON and TensorBoard files per trial, no tables beside our own progress line.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

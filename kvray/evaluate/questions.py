@@ -58,7 +58,6 @@ class Questions(ABC):
         self.requests |= zip(absent, self._make(absent, tokenizer, limit), strict=True)
 
     def name(self, row: int) -> str:
-        """Return the name of a row for messages."""
         return f"example {self.keys[row]}"
 
     def table(self, rows: range, replies: Replies, labels: Mapping[str, Any], info: Mapping[str, Any]) -> pa.Table:

@@ -205,7 +205,6 @@ class Worker:
                     yield (chunk, row, number), replace(request, adapter=adapter)
 
     def _finish(self, chunk: Chunk, info: dict[str, Any], note: str = "") -> None:
-        """Write a chunk that has all its replies, and commit its cell if it was the last one of this engine's."""
         cell, questions = chunk.cell, chunk.questions
         replies = [[reply for reply in chunk.replies.get(row, []) if reply is not None] for row in chunk.rows]
         try:

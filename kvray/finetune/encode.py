@@ -36,7 +36,6 @@ class Encoded:
         return np.fromiter(map(len, self.ids), np.int64, len(self))
 
     def take(self, indices: NDArray[np.int64]) -> Encoded:
-        """Return the rows at ``indices``, in that order."""
         return Encoded([self.ids[index] for index in indices], self.answers[indices])
 
 

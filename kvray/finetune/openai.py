@@ -199,7 +199,6 @@ class _Stage:
 
 
 def _ending(job: dict[str, Any]) -> str:
-    """Return why a job ended without a model, with the server's own message."""
     if job["status"] == "cancelled":
         return "was cancelled at the API"
     error = job.get("error") or {}

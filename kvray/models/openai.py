@@ -217,7 +217,6 @@ class Api:
 
 
 def _message(body: object, length: int = _MESSAGE_LENGTH) -> str:
-    """Return a server's error message on one line, from whichever field holds it."""
     while isinstance(body, dict):
         inner = next((body[name] for name in ("message", "error", "detail") if body.get(name)), None)
         if inner is None:

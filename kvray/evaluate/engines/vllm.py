@@ -38,10 +38,7 @@ def adapter_rank(adapter: Path) -> int:
 
 
 def model_options(serving: Serving) -> dict[str, Any]:
-    """Return the options that vLLM's ModelConfig and its engine share.
-
-    The tokenizer is always the base model's. ``max_model_len`` is tokens per request; None for the model's own length.
-    """
+    """Return the options that vLLM's ModelConfig and its engine share; the tokenizer is always the base model's."""
     base, gpu = serving.base.here(), serving.gpus > 0
     return {
         "model": str(serving.weights or base.location),
@@ -58,10 +55,7 @@ def model_options(serving: Serving) -> dict[str, Any]:
 
 
 def engine_options(serving: Serving, ranks: Sequence[int], length: int) -> dict[str, Any]:
-    """Return the options of an engine for requests of at most ``length`` tokens.
-
-    ``ranks`` are those of all adapters to serve. A fraction of a GPU takes that share of its memory.
-    """
+    """Return an engine's options for requests of at most ``length`` tokens and adapters of these ``ranks``."""
     runtime = serving.runtime
     options = model_options(serving) | {"max_model_len": length, "enable_prefix_caching": True}
     if ranks:
