@@ -30,8 +30,7 @@ Values = defaultdict[str, defaultdict[str, list[Any]]]
 class Scored:
     """What lm_eval makes of the responses to one question.
 
-    ``answer`` is the raw text or the chosen option; ``values`` is everything by ``metric,filter``, ``metric`` the
-    score's key.
+    ``answer`` is the raw text or the chosen option; ``values`` is all by ``metric,filter``, ``metric`` the score's key.
     """
 
     answer: str
