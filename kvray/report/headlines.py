@@ -24,7 +24,10 @@ _VERDICTS = ("better", "worse", "within noise")
 
 
 def headlines(predictions: pl.DataFrame, against: pl.DataFrame, profiles: Mapping[str, Profile]) -> list[str]:
-    """Return a paragraph on all mixtures, then a line per model; ``against`` is over whole evaluations."""
+    """Return a paragraph with a sentence per evaluation on all mixtures, then a line per model against the base.
+
+    ``against`` holds the comparisons with the base over whole evaluations.
+    """
     if BASE not in predictions["model"]:
         return ["The base model has no predictions yet, so nothing can be compared with it."]
     if not against.height:

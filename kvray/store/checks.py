@@ -32,7 +32,7 @@ def problem(files: Files, directory: str, entry: FileEntry, size: int | None, ve
 def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str] | None) -> pa.Table:
     """Return a listed Parquet file as a table.
 
-    Raises DamagedArtefactError if it is missing, unreadable or of other length, StoreError if it has no such column.
+    Raises DamagedArtefactError if it is missing, unreadable or has not as many rows, StoreError without such a column.
     """
     path = f"{directory}/{entry.name}"
     try:

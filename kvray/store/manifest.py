@@ -56,7 +56,7 @@ class Manifest:
 
 
 def parse(data: bytes, artefact_id: str) -> Manifest:
-    """Read a manifest; DamagedArtefactError if the bytes are none, were changed, or belong to another artefact."""
+    """Read a manifest's bytes; DamagedArtefactError if they are none, were changed later, or belong to another id."""
     where = f"{artefact_id}/{MANIFEST}"
     try:
         values = json.loads(data)

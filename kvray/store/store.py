@@ -204,7 +204,7 @@ class Store(Root):
     def states(self, ids: Iterable[str], verify: bool = False) -> dict[str, State]:
         """Return the state of many artefacts, from one recursive listing of each kind's folder.
 
-        By names and sizes in manifests (0.1 s per 1,000) or, in a bucket, seals; ``verify`` adds rows and sha256.
+        Compares names and sizes with manifests (0.1 s per 1,000) or a bucket's seals; ``verify`` adds rows and sha256.
         """
         wanted = list(dict.fromkeys(ids))
         for one in wanted:

@@ -18,7 +18,10 @@ _DOTS = (0, (1, 1.6))
 
 @dataclass(frozen=True)
 class Level:
-    """A floor (no document) or ceiling (gold one alone) on the same questions: the base's, the finetunes' range."""
+    """A floor or a ceiling: accuracies on the same questions without a document, or with the gold one alone.
+
+    ``base`` is the base model's, ``low`` and ``high`` the range of the finetunes'.
+    """
 
     name: str
     floor: bool

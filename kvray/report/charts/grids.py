@@ -30,7 +30,7 @@ _NARROW = 0.055  # least share of the answers that is printed in its part of the
 
 
 def heatmaps(scores: pl.DataFrame, evaluation: str, value: Value, palette: Palette, subtitle: str) -> Any:
-    """Draw a heatmap per model by length and depth, significant changes bordered; None where none has a value."""
+    """Draw a heatmap per model by length and depth, significant changes bordered; None if no model has the value."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 

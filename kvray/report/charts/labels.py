@@ -82,7 +82,10 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Move labels' middles in [0, 1], in order, only until none overlaps; too many are spread evenly around 0.5."""
+    """Move the middles of labels as little as possible, keeping their order, until none overlaps another.
+
+    Middles stay between 0 and 1; labels too many for that are spread evenly around 0.5.
+    """
     from scipy.optimize import isotonic_regression
 
     if not wanted:
