@@ -107,8 +107,7 @@ def _bar() -> Progress:
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return an aligned text table without a final newline: numbers to the right, None as ``-``.
 
-    Raises:
-        ValueError: a row has another number of cells than the header.
+    Raises ValueError if a row has another number of cells than the header.
     """
     body = [["-" if cell is None else str(cell) for cell in row] for row in rows]
     for row in body:

@@ -21,10 +21,7 @@ def check(store: Store, address: str | None = None) -> Report:
     """Run a small task on every live node of a Ray and compare the answers.
 
     Each node reads and writes a small document in the store; all are removed afterwards. ``address`` None takes
-    RAY_ADDRESS, or starts a Ray here.
-
-    Raises:
-        ResourceError: that Ray does not answer.
+    RAY_ADDRESS, or starts a Ray here. Raises ResourceError if that Ray does not answer.
     """
     name, problems = f"doctor/{uuid.uuid4().hex}", []
     try:

@@ -21,16 +21,10 @@ _ROWS_AT_ONCE = 64
 
 
 def task_of(name: str, seed: int | None = None, settings: Sequence[str] = (), allow_code: bool = False) -> Task:
-    """Return a task by its name and the settings of a command line.
+    """Return a task by its name or ``module:Class`` and a command line's settings, ``key=value`` with values in YAML.
 
-    Args:
-        name: of a task, or its ``module:Class``.
-        seed: None keeps the default.
-        settings: ``key=value`` each, the value in YAML.
-        allow_code: whether a file of the current folder that the name stands for may be loaded.
-
-    Raises:
-        InputError: the name or settings are unknown or cannot be used; states all problems at once.
+    ``seed`` None keeps the default; ``allow_code`` loads a file of the current folder that the name may stand for.
+    Raises InputError, with all problems at once, if the name or settings are unknown or cannot be used.
     """
     load_all()
     document = Document(name)
@@ -61,8 +55,7 @@ def with_rows(task: Task, rows: int) -> Task:
 def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
     """Yield the first ``n`` examples: columns of ``EXAMPLE_SCHEMA``, with ``messages`` in place of prompt and answer.
 
-    Raises:
-        InputError: the task has fewer examples, its parameters cannot be met, or it needs a model's texts.
+    Raises InputError if the task has fewer examples, its parameters cannot be met, or it needs a model's texts.
     """
     has = rows_of(task, base)
     if n > has:
@@ -77,8 +70,7 @@ def rows(task: Task, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
 def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[str, Any]]:
     """Yield the first ``n`` questions of a benchmark of lm-evaluation-harness, as :func:`rows` does for other tasks.
 
-    Raises:
-        CellError: the harness is not installed, or it cannot load the benchmark.
+    Raises CellError if the harness is not installed or cannot load the benchmark.
     """
     from kvray.evaluate.lm_eval import questions, tasks
 

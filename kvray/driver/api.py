@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from kvray.results.reader import Results
 
 Source = Sweep | str | os.PathLike[str]  # a sweep, or the path of a sweep file
-Place = Store | str | os.PathLike[str] | None
-"""A store, its path or URI (``s3://…``); None takes ``$KVRAY_STORE``, else ``./store``."""
+Place = Store | str | os.PathLike[str] | None  # a store, its path or URI; None takes $KVRAY_STORE, else ./store
 _REPORT_HEIGHT = 700
 
 
@@ -34,16 +33,10 @@ def plan(
 ) -> SweepPlan:
     """Return what a run would do: every artefact, cached or to run, with tokens, time and the reason.
 
-    Writes nothing, and needs neither Ray nor a GPU::
-
-        kvray.plan("sweeps/quickstart.yaml")
-
-    Args:
-        sweep: a sweep, or the path of a sweep file.
-        store: where artefacts are; None takes ``$KVRAY_STORE``, else ``./store``.
-        offline: plan without network sources that do not answer; the plan notes what it assumes instead.
-        verify: check the sha256 of committed artefacts, too.
-        allow_code: load the Python files beside a sweep file that its tasks name.
+    Writes nothing, and needs neither Ray nor a GPU: ``kvray.plan("sweeps/quickstart.yaml")``. ``store`` None takes
+    ``$KVRAY_STORE``, else ``./store``. With ``offline``, a plan does without network sources that do not answer, and
+    notes what it assumes instead. ``verify`` checks the sha256 of committed artefacts, not only presence, sizes and
+    rows; ``allow_code`` loads the Python files beside a sweep file that its tasks name.
 
     Raises:
         InputError: with every problem of the sweep, its sources and its base model.
@@ -65,11 +58,8 @@ def run(
         result = kvray.run("sweeps/quickstart.yaml", store="store")
         result.accuracy(by=["model", "position"])
 
-    Args:
-        sweep: a plan (whose sources are read again), a sweep, or the path of a sweep file.
-        store: where artefacts go; None takes the plan's, else ``$KVRAY_STORE``, else ``./store``.
-        verify: check the sha256 of committed artefacts, not only presence, sizes and rows.
-        allow_code: load the Python files beside a sweep file that its tasks name.
+    The sources of a plan are read again, and ``store`` None takes its store, else ``$KVRAY_STORE``, else ``./store``.
+    ``verify`` and ``allow_code`` are as in :func:`plan`.
 
     Raises:
         InputError: the sweep, its sources or its base model cannot be used, or the store cannot be written.

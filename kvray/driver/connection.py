@@ -9,10 +9,8 @@ from kvray.console import say
 from kvray.errors import ResourceError
 from kvray.sweep.model import Runtime
 
-LOCAL_OBJECT_STORE = 512 * 2**20
-"""Bytes of a local Ray's object store. Stages exchange files, so little passes through it."""
-ANSWER_TIMEOUT_S = 10.0
-"""A Ray that is silent for so long counts as dead. Ray's own client would try for three minutes."""
+LOCAL_OBJECT_STORE = 512 * 2**20  # bytes, in a local Ray; stages exchange files, so little passes through it
+ANSWER_TIMEOUT_S = 10.0  # a Ray that is silent for so long counts as dead; its own client would try for three minutes
 _ADDRESS = "RAY_ADDRESS"
 _WAY_OUT = f"unset {_ADDRESS} and runtime.address to start a local Ray instead"
 
@@ -22,10 +20,8 @@ def connect(runtime: Runtime) -> Iterator[None]:
     """Join the Ray that ``runtime.address`` or RAY_ADDRESS names; otherwise start a local one and stop it at the end.
 
     A Ray that this process has joined is used as it is. Without an address, or with ``local``, any other Ray on this
-    machine is left alone: its resources are not ours, and an address file may outlive its Ray.
-
-    Raises:
-        ResourceError: the Ray does not answer, or cannot be joined from here.
+    machine is left alone: its resources are not ours, and an address file may outlive its Ray. Raises ResourceError if
+    the Ray does not answer, or cannot be joined from here.
     """
     address = asked_for(runtime)
     prepare_environment(local=address is None)
@@ -93,7 +89,6 @@ def _join(address: str, runtime: Runtime) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Raise a ResourceError if the Ray does not answer within :data:`ANSWER_TIMEOUT_S`."""
     from ray._private import services
 
     place = address

@@ -28,13 +28,12 @@ from kvray.sweep.load import read
 from kvray.sweep.model import Runtime, Sweep
 
 Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
-PARTS_KEPT = {
+PARTS_KEPT = {  # what an interrupted run keeps of unfinished artefacts, by stage
     "write": "the replies so far",
     "generate": "the shards so far",
     "finetune": "the last checkpoint of what was training",
     "evaluate": "the answers so far",
 }
-"""What an interrupted run keeps of unfinished artefacts, by stage."""
 
 
 def prepare(
@@ -49,8 +48,7 @@ def prepare(
 
     ``offline`` is as in :func:`kvray.planning.inputs.gather`, the rest, for files, as in :func:`kvray.sweep.load.read`.
 
-    Raises:
-        InputError: with every problem of the file, its sources and its base model.
+    Raises InputError with every problem of the file, its sources and its base model.
     """
     if isinstance(sweep, Sweep):
         document, expanded = from_values(sweep.written()), variants(sweep)
@@ -64,9 +62,7 @@ def prepare(
 
 
 def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -> Result:
-    """Make the artefacts of a plan, from :func:`prepare`, that the store lacks.
-
-    ``verify`` checks the sha256 of committed artefacts, not only presence, sizes and rows.
+    """Make what the store lacks of a plan, from :func:`prepare`; ``verify`` checks the sha256 of what it has, too.
 
     Raises:
         InputError: the store cannot be written, or a needed API has no key or no valid URL; nothing was written.
@@ -123,7 +119,6 @@ def shared_cluster(runtimes: Sequence[Runtime]) -> contextlib.AbstractContextMan
 
 
 def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, store: Store, result: Result) -> None:
-    """Run one stage; artefacts that need a failed one fail with it."""
     ready = []
     for artefact in todo:
         lost = [need for need in artefact.needs if need in result.failed]
@@ -155,7 +150,6 @@ def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, s
 
 
 def _kept(planned: Plan, store: Store, stage: str) -> str:
-    """Return the message on what an interrupted run keeps."""
     states = store.states([artefact.id for artefact in planned.artefacts])
     committed = sum(state == "committed" for state in states.values())
     parts = f" and {PARTS_KEPT[stage]}" if stage in PARTS_KEPT else ""
@@ -196,29 +190,20 @@ def open_store(store: Store | str | os.PathLike[str] | None) -> Store:
 
 @dataclass(repr=False)
 class Result:
-    """What :func:`run` did.
-
-    Attributes:
-        cached: how many artefacts the store had before.
-        made: ids of the artefacts that the run committed.
-        failed: reason by id; running again tries these again.
-        seconds: wall-clock time of the run.
-    """
+    """What :func:`run` did."""
 
     sweep: Sweep
     store: Store
-    cached: int = 0
-    made: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    cached: int = 0  # artefacts that the store had before
+    made: list[str] = field(default_factory=list)  # ids of the artefacts that the run committed
+    failed: dict[str, str] = field(default_factory=dict)  # reason by id; running again tries these again
+    seconds: float = 0.0  # wall-clock time of the run
 
     @property
     def nothing_to_do(self) -> bool:
-        """Whether the store had every artefact."""
         return not self.made and not self.failed
 
     def outcome(self) -> str:
-        """Return one line on what the run did."""
         if self.failed:
             planned = len(self.made) + self.cached + len(self.failed)
             return (

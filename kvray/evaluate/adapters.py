@@ -1,8 +1,4 @@
-"""The adapters that one engine serves: each is fetched once, loaded once, and checked to be really applied.
-
-vLLM silently serves the base model when no module matches. So an adapter that changes no log-probability on a few of
-the sweep's own prompts by more than the engine's noise is refused: its predictions would be the base model's.
-"""
+"""The adapters of one engine. One without effect is refused: vLLM silently serves the base when no module matches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,11 +46,7 @@ class Adapters:
         self._adapters[name] = adapter
 
     def load(self, prompts: Sequence[NDArray[np.int32]]) -> None:
-        """Load and check all adapters; :meth:`of` raises what is wrong with one.
-
-        ``prompts`` are token ids of what will be asked. They are empty for an engine that reads text, whose models
-        differ by name, so that there is nothing to check.
-        """
+        """Load all adapters, and check them on ``prompts`` (token ids) if there are any; :meth:`of` raises errors."""
         picked = pick(prompts)
         probe = Probe(self._engine, picked) if self._adapters and picked else None
         for name, adapter in self._adapters.items():
@@ -68,10 +60,7 @@ class Adapters:
 
 
 class Probe:
-    """Compares adapters with the base model of one engine, on prompts of :func:`pick`.
-
-    ``tolerance`` is :data:`TOLERANCE`, or twice what two runs of the base model differ by, if that is more.
-    """
+    """Compares adapters with the base model; ``tolerance`` is twice the base's own noise, or :data:`TOLERANCE`."""
 
     def __init__(self, engine: Engine, prompts: Sequence[NDArray[np.int32]]) -> None:
         """Ask the base model twice; the engine has no request under way."""
@@ -118,11 +107,7 @@ def finetune_of(cell: Artefact) -> str | None:
 
 
 def model_directory(root: Path) -> Path:
-    """Return the directory of a finetune's weights: the one below ``root`` that has their configuration.
-
-    Raises:
-        CellError: there is none.
-    """
+    """Return the directory below ``root`` with a finetune's configuration and weights; CellError if there is none."""
     for name in (ADAPTER_CONFIG, MODEL_CONFIG):
         configs = sorted(root.rglob(name))
         if configs:

@@ -20,12 +20,10 @@ from kvray.sweep.model import Runtime
 class Assignment:
     """What one engine is to answer.
 
-    Attributes:
-        base: the base model, or the writer.
-        cells: predictions or writings, in the order in which they are to be answered.
-        full: id of the full finetune that is served in place of the base; None for the base and its adapters.
-        counted_by: the model whose tokenizer measures the prompts of writings; None for predictions.
-        part: which of the ``parts`` engines that share these cells this is; it takes every parts-th chunk.
+    ``base`` is the base model or the writer, ``cells`` are predictions or writings in asking order, ``full`` is the id
+    of a full finetune served in place of the base (None: the base and its adapters). ``counted_by``'s tokenizer
+    measures the prompts of writings. The engine is number ``part`` of the ``parts`` that share the cells; it takes
+    every parts-th chunk.
     """
 
     base: BaseModelRef
@@ -91,12 +89,9 @@ def share(assignments: Sequence[Assignment], cpus: float, gpus: float, at_once: 
 
 
 def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]]) -> tuple[float, float, int]:
-    """Return CPUs and GPUs of one engine, and how many engines may run at a time.
+    """Return CPUs and GPUs of one engine, and how many engines may run at a time; ResourceError if no node holds one.
 
     ``nodes`` are the resources of every node that the cluster has or its autoscaler may add.
-
-    Raises:
-        ResourceError: no node can hold one engine.
     """
     most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
     gpus = runtime.gpus_per_engine
@@ -125,11 +120,7 @@ def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]]) -> tuple[float
 
 
 def is_full(store: Store, finetune_id: str) -> bool:
-    """Return whether a committed finetune is a whole model rather than an adapter.
-
-    Raises:
-        StoreError: it is not committed.
-    """
+    """Return whether a finetune is a whole model rather than an adapter; StoreError if it is not committed."""
     manifest = store.manifest(finetune_id)
     if manifest is None:
         raise StoreError(f"{finetune_id} is not committed; kvray run makes it")

@@ -36,11 +36,8 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
     """Make predictions, whose datasets and finetunes are committed: answer, score, commit.
 
     Returns one outcome per artefact, in order; a failed one leaves a note in the store (:mod:`kvray.store.failures`).
-
-    Raises:
-        ResourceError: no node of the cluster can hold an engine (the message names what is missing), or the API serves
-            nothing of this; what was answered stays.
-        InputError: the model is behind an API, and there is no key or no such URL.
+    Raises ResourceError if no node of the cluster can hold an engine (the message names what is missing), or the API
+    serves nothing of this; what was answered stays. Raises InputError if an API has no key or no such URL.
     """
     assignments = assign_predictions(artefacts, store, base, runtime)
     return _perform(artefacts, assignments, store, runtime, "evaluate")
@@ -49,11 +46,8 @@ def evaluate(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
 def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
     """Make writings: ask each task's prompts of its writer, greedily, and commit the replies.
 
-    ``base`` is the sweep's, whose tokenizer measured the prompts. Returns outcomes as :func:`evaluate` does; an API
-    that serves nothing fails the writings of its model alone.
-
-    Raises:
-        ResourceError: no node of the cluster can hold an engine.
+    ``base`` is the sweep's, whose tokenizer measured the prompts. Outcomes and errors are as for :func:`evaluate`, but
+    an API that serves nothing fails the writings of its model alone.
     """
     groups: dict[str, list[Artefact]] = {}
     for artefact in artefacts:
@@ -75,7 +69,6 @@ def write(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runti
 def _perform(
     artefacts: Sequence[Artefact], assignments: Sequence[Assignment], store: Store, runtime: Runtime, label: str
 ) -> list[Outcome]:
-    """Do assignments, those of models behind an API first; return one outcome per artefact."""
     if not assignments:
         return [_outcome(artefact, store, None) for artefact in artefacts]
     api = [each for each in assignments if each.base.api]
@@ -118,8 +111,7 @@ def _answer(assignment: Assignment, store: Store, report: Report) -> None:
 def fit(assignments: Sequence[Assignment], work: Work, store: Store, at_once: int, tally: Tally) -> dict[str, str]:
     """Run one trial of ``work`` per assignment, ``at_once`` at a time, each with the CPUs and GPUs that it says.
 
-    Returns what stopped or killed an assignment for good, by the ids of its cells. ``tally`` takes what the trials
-    report, by the numbers of the assignments.
+    Returns what ended an assignment for good, by its cells' ids; ``tally`` takes reports by assignments' numbers.
     """
     # Tune reads these: no CSV, JSON and TensorBoard files per trial, no tables beside our own progress line.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -193,11 +185,7 @@ def _progress(tally: Tally, per_trial: Mapping[str, float]) -> Any:
     from ray import tune
 
     class Progress(tune.Callback):  # type: ignore[misc]  # ray is untyped here
-        """Hands on what the trials report; shows when no trial can start.
-
-        Tune writes down its callbacks' classes too, so this one may capture no progress bar: its locks cannot be
-        written.
-        """
+        """Hands on what trials report; shows when none can start. Tune stores it, so it may hold no progress bar."""
 
         def __init__(self, tally: Tally, per_trial: Mapping[str, float]) -> None:
             self._tally = tally

@@ -58,14 +58,12 @@ class Questions(ABC):
         self.requests |= zip(absent, self._make(absent, tokenizer, limit), strict=True)
 
     def name(self, row: int) -> str:
-        """Return the name of a row for messages."""
         return f"example {self.keys[row]}"
 
     def table(self, rows: range, replies: Replies, labels: Mapping[str, Any], info: Mapping[str, Any]) -> pa.Table:
         """Return the table of one chunk; CellError if the replies cannot be scored.
 
-        ``labels`` are columns that are the same in all rows; ``info`` (seconds, engine) is kept in the chunk's file.
-        Columns of the schema that are neither computed nor labels are null.
+        ``labels`` are columns equal in all rows, ``info`` (seconds, engine) goes to the file; other columns are null.
         """
         columns, measured = self.columns(rows, replies)
 
@@ -79,10 +77,7 @@ class Questions(ABC):
         return table.replace_schema_metadata({_INFO: text})
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Return the measurements of a whole artefact, for its manifest, from the tables of its chunks.
-
-        Tokens are those of prompts that were run, seconds are without the engines' starts.
-        """
+        """Return an artefact's measurements for its manifest: tokens of prompts run, seconds without starts."""
         infos = [info_of(table) for table in tables]
         names = [name for name in _MEASURED if name in self.SCHEMA.names]
         answers = pa.concat_tables([table.select(names).replace_schema_metadata(None) for table in tables])
@@ -107,10 +102,7 @@ class Questions(ABC):
 
     @abstractmethod
     def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the columns of a chunk, and what else was measured, for the chunk's file.
-
-        ``replies`` has one reply per request for each row. Columns that the schema lacks are left out.
-        """
+        """Return a chunk's columns (those that the schema lacks are left out) and what else goes into its file."""
 
 
 class Prompts(Questions):
@@ -151,7 +143,6 @@ class DatasetQuestions(Prompts):
         self._task = task
 
     def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the scored rows of a chunk."""
         examples, given = self._examples.slice(rows.start, len(rows)), self._replies(rows, replies)
         answered = list(zip([reply.answer for reply in given], examples["references"].to_pylist(), strict=True))
         score, outcome = self._task.score, self._task.outcome
@@ -164,10 +155,7 @@ class DatasetQuestions(Prompts):
         return columns, {}
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Add what the task measures and its units' name to the measurements.
-
-        Readers of the predictions then need not know the task (:mod:`kvray.results.profile`).
-        """
+        """Add what the task measures, and its unit, for readers that do not know it (:mod:`kvray.results.profile`)."""
         units = pc.unique(self._examples["units"]).to_pylist()
         return {**super().summary(tables), "measures": self._task.measures(units), "unit": self._task.UNIT}
 
@@ -185,7 +173,6 @@ class WritingPrompts(Prompts):
         super().__init__(prompts, pa.table({"prompt": pa.array(prompts, pa.string())}), like)
 
     def name(self, row: int) -> str:
-        """Return how a message names a prompt."""
         return f"prompt {row}"
 
     def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -196,7 +183,6 @@ class WritingPrompts(Prompts):
         return columns, {}
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:
-        """Add the number of texts that were cut off to the measurements."""
         cut_off = sum(pc.sum(pc.equal(table["finish_reason"], "length")).as_py() or 0 for table in tables)
         return super().summary(tables) | {"cut_off": cut_off}
 
@@ -218,9 +204,6 @@ def ask_order(examples: pa.Table) -> pa.Table:
 
 
 def engine_length(needed: Iterable[int], limit: int) -> int:
-    """Return an engine's length: the longest request (prompt and answer), rounded up, at most ``limit``.
-
-    An engine made for the model's own length would reserve, and on a GPU profile, far more than is asked.
-    """
+    """Return an engine's length: the longest request, rounded up, at most ``limit``. More would waste memory."""
     longest = max(needed, default=ROUNDING)
     return min(-(-longest // ROUNDING) * ROUNDING, limit)

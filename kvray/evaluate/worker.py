@@ -1,8 +1,7 @@
 """What one engine does: it answers an assignment of cells and commits their artefacts. Knows no Ray.
 
-One loop serves every engine and all that is asked: datasets of the store, benchmarks of lm-evaluation-harness and the
-prompts of writings. A cell that fails (adapter damaged or without effect, dataset unreadable) is noted and the others
-go on; an engine that dies takes the process with it, and whoever assigned the work tries again.
+One loop serves every engine and all that is asked. A cell that fails (adapter without effect, dataset unreadable) is
+noted and the others go on; an engine that dies takes the process with it, and whoever assigned the work tries again.
 """
 
 import tempfile
@@ -33,10 +32,9 @@ Report = Callable[[int, int, str], None]
 
 @dataclass
 class Tally:
-    """The progress of several assignments on one line: sums what their workers report.
+    """The progress of several assignments on one line, from what their workers report; at first it shows ``waiting``.
 
     An assignment counts with its planned rows, an estimate for lm_eval benchmarks, until its worker has counted them.
-    ``waiting`` is shown until the first answer.
     """
 
     advance: Advance
@@ -60,7 +58,6 @@ class Tally:
         self.show(", ".join(filter(None, [rate if answered else self.waiting, note])))
 
     def show(self, note: str) -> None:
-        """Show a note beside what is done."""
         self.advance(sum(self._done.values()), note, round(sum(self._totals)))
 
 
@@ -94,9 +91,7 @@ class Worker:
     def run(self) -> None:
         """Answer what is missing and commit every cell that becomes whole.
 
-        Raises:
-            KvrayError: nothing of the assignment can be done (the model cannot be served here).
-            Exception: the engine died; what was committed stays.
+        Raises KvrayError if the model cannot be served here; any other exception is the engine's death. Commits stay.
         """
         given = self._assignment
         self._kind.prepare(given.gpus, given.cpus)
@@ -210,7 +205,6 @@ class Worker:
                     yield (chunk, row, number), replace(request, adapter=adapter)
 
     def _finish(self, chunk: Chunk, info: dict[str, Any], note: str = "") -> None:
-        """Write a chunk that has all its replies, and commit its cell if it was the last one of this engine's."""
         cell, questions = chunk.cell, chunk.questions
         replies = [[reply for reply in chunk.replies.get(row, []) if reply is not None] for row in chunk.rows]
         try:
@@ -231,7 +225,6 @@ class Worker:
         self._report(self._done, self._total, note)
 
     def _try(self, cells: Iterable[Artefact], step: Callable[[Artefact], object]) -> None:
-        """Take a step for each cell, and note where it fails."""
         for cell in cells:
             try:
                 step(cell)

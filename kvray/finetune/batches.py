@@ -1,9 +1,8 @@
 """Rows to batches and to the loss: the order in which a finetune sees rows, their padding, the answers' cross entropy.
 
 The order follows from (seed, sizes) by counter-based draws, so all workers compute the same one, after any restart too.
-Padding on the left puts all answers at the right edge, so that ``logits_to_keep`` of transformers' causal models
-computes their logits alone: a row of the paper has some 3,900 tokens, 30 of them with loss, and all its logits would
-take 0.5 GB at a vocabulary of 32K. The loss is the same.
+Padding is on the left, so that ``logits_to_keep`` of transformers' causal models computes the answers' logits alone: a
+row of the paper has some 3,900 tokens, 30 of them with loss; all its logits would take 0.5 GB at a vocabulary of 32K.
 """
 
 from typing import Any
@@ -85,10 +84,7 @@ def holds_digit(tokenizer: Any, vocabulary: int) -> NDArray[np.bool_]:
 
 
 class SplitLoss:
-    """The loss; also sums the losses of integers and of the words around them (paper, fig. 4) for the log.
-
-    ``integers`` marks the tokens of the vocabulary that hold a digit, shape ``(vocabulary,)``.
-    """
+    """The loss; also sums those of integers (tokens in ``integers``, ``(vocabulary,)``) and words (paper, fig. 4)."""
 
     def __init__(self, integers: NDArray[np.bool_]) -> None:
         self._integers = integers

@@ -22,12 +22,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of many rows.
-
-    Attributes:
-        ids: int32, one array per row.
-        answers: int32, shape ``(rows,)``; how many of a row's last ids are the answer, its end token included.
-    """
+    """Token ids of rows, int32; ``answers``, ``(rows,)``, count the last ones: the answer and its end token."""
 
     ids: Sequence[NDArray[np.int32]]
     answers: NDArray[np.int32]
@@ -41,7 +36,6 @@ class Encoded:
         return np.fromiter(map(len, self.ids), np.int64, len(self))
 
     def take(self, indices: NDArray[np.int64]) -> Encoded:
-        """Return the rows at ``indices``, in that order."""
         return Encoded([self.ids[index] for index in indices], self.answers[indices])
 
 
@@ -62,11 +56,9 @@ def encode(
     """Encode prompts and answers for answer-only training.
 
     ``names`` name the rows in errors (None: by number); ``max_length`` limits the tokens of prompt and answer together;
-    ``end_ids`` end an answer beside the tokenizer's own end token (a generation config may have more).
-
-    Raises:
-        InputError: no chat template; the template breaks the prefix property or never ends an answer; rows are over
-            ``max_length`` (they are named, never cut).
+    ``end_ids`` end an answer beside the tokenizer's own end token (a generation config may have more). Raises
+    InputError if there is no chat template, it breaks the prefix property or never ends an answer, or rows are over
+    ``max_length`` (they are named, never cut).
     """
     ends = {tokenizer.eos_token_id, *end_ids} - {None}
     names = names if names is not None else [f"row {i}" for i in range(len(prompts))]
@@ -87,11 +79,7 @@ def encode(
 def count(
     tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str], *, end_ids: Collection[int] = ()
 ) -> NDArray[np.int64]:
-    """Return the tokens per row as :func:`encode` makes them, at half its cost: prompts are not encoded alone.
-
-    Raises:
-        InputError: no chat template, or it never ends an answer.
-    """
+    """Return tokens per row as :func:`encode` makes them, at half its cost; InputError without a usable template."""
     ends = {tokenizer.eos_token_id, *end_ids} - {None}
     chats = enumerate(_whole(tokenizer, prompts, answers))
     return np.array([_end(chat, 0, ends, f"row {row}", tokenizer) for row, chat in chats], np.int64)

@@ -44,11 +44,8 @@ Progress = dict[str, tuple[float, float]]
 def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
     """Make finetunes, whose datasets are committed, and commit them. Ray must be initialised.
 
-    Returns one outcome per artefact, in order; a failed one leaves the others alone.
-
-    Raises:
-        ResourceError: the cluster cannot hold one finetune; nothing was started.
-        InputError: the workers cannot share the batch; nothing was started.
+    Returns one outcome per artefact, in order; a failed one leaves the others alone. Before anything is started, raises
+    ResourceError if the cluster cannot hold one finetune, InputError if the workers cannot share the batch.
     """
     if not artefacts:
         return []
@@ -75,8 +72,7 @@ class Run:
 class Runner:
     """Runs finetunes and keeps their progress; a Ray actor of no CPU.
 
-    An actor, not threads of the driver: an interrupted driver has nothing to wait for, and its runs end with it. A
-    thread that still waits for Ray at shutdown would take the driver's process with it.
+    Threads of an interrupted driver would still wait for Ray, and take its process with them; the actor just ends.
     """
 
     def __init__(self, settings: dict[str, str]) -> None:
@@ -91,11 +87,9 @@ class Runner:
         return _run(run, ray.get_runtime_context().current_actor)
 
     def note(self, artefact_id: str, share: float, loss: float) -> None:
-        """Record the share of a finetune that is done, and its loss."""
         self._progress[artefact_id] = (share, loss)
 
     def progress(self) -> Progress:
-        """Return the progress of all finetunes."""
         return self._progress
 
 

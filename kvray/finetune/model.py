@@ -22,13 +22,10 @@ from kvray.sweep.model import Finetune
 
 
 def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
-    """Load a base model for training.
+    """Load a base model for training; InputError if its forward takes no ``logits_to_keep``.
 
     Weights that train are float32 (at a learning rate of 5e-6 an update is below half a bfloat16 step of its weight).
     Frozen ones keep the base's own type on a GPU, except under FSDP, which needs one type.
-
-    Raises:
-        InputError: the model's forward takes no ``logits_to_keep``.
     """
     base = base.here()
     logging.disable_progress_bar()
@@ -49,11 +46,7 @@ def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
 
 
 def prepare(model: Any, recipe: Finetune) -> Any:
-    """Wrap the model with LoRA adapters, drawn by torch's seed as set before, or freeze what is not finetuned.
-
-    Raises:
-        InputError: nothing matches the targets.
-    """
+    """Add LoRA adapters, drawn by torch's seed, or freeze what is not finetuned; InputError if no target matches."""
     if recipe.method == "lora":
         return _with_lora(model, recipe)
     if recipe.method == "attention":
@@ -110,8 +103,7 @@ def _with_lora(model: Any, recipe: Finetune) -> Any:
 def shard(trainer: Any) -> None:
     """Let a transformers Trainer whose arguments ask for FSDP shard on any device; call it before training.
 
-    accelerate drops the FSDP plugin for CPU workers and silently trains data-parallel, but torch's FSDP2 and gloo do
-    shard on CPUs. So the path that a cluster takes can be tested on a laptop.
+    accelerate silently trains data-parallel on CPUs, where torch's FSDP2 and gloo do shard: so a laptop can test it.
     """
     if trainer.is_fsdp_enabled:
         return
@@ -131,13 +123,10 @@ def without_checkpointing(model: Any) -> Any:
 
 
 def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, out_dir: Path) -> None:
-    """Write the finished model to ``out_dir`` such that vLLM loads the directory as it is.
+    """Write the model to ``out_dir`` such that vLLM loads it as it is; CellError if peft did not write all of it.
 
     ``model`` is unwrapped and ``state`` its full state dict, gathered. Method "lora" saves the adapter alone; the
     others a whole model in the base's own type, with its tokenizer and generation config.
-
-    Raises:
-        CellError: peft did not write the whole adapter.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     if method == "lora":

@@ -37,11 +37,9 @@ LONGEST_POLL_S = 30.0
 def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
     """Make finetunes by the API, whose datasets are committed, and commit their models' names. Needs no Ray.
 
-    Returns one outcome per artefact, in order; a failed one leaves the others alone.
-
-    Raises:
-        InputError: no key, no such URL, or epochs that are no whole number; nothing was sent.
-        ApiError: the API refuses every request of this run; jobs that were created are found again.
+    Returns one outcome per artefact, in order; a failed one leaves the others alone. Raises InputError, before anything
+    is sent, for no key, no such URL, or epochs that are no whole number; ApiError if the API refuses every request of
+    this run (jobs that were created are found again).
     """
     if not artefacts:
         return []
@@ -131,7 +129,6 @@ class _Stage:
         return job
 
     async def _known(self, artefact: Artefact, tuning: Tuning, note: dict[str, Any]) -> dict[str, Any]:
-        """Return the current state of a finetune's noted job."""
         try:
             return await tuning.job(note["job"])
         except RejectedError as error:
@@ -202,7 +199,6 @@ class _Stage:
 
 
 def _ending(job: dict[str, Any]) -> str:
-    """Return why a job ended without a model, with the server's own message."""
     if job["status"] == "cancelled":
         return "was cancelled at the API"
     error = job.get("error") or {}

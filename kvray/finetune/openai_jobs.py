@@ -28,10 +28,7 @@ _ABSENT = (404, 405)
 
 @dataclass(frozen=True)
 class Tuning:
-    """The job of one finetune: ``model`` is the base model's name at the API, the fingerprint identifies the job.
-
-    All calls raise an ApiError if the API has no fine-tuning, or serves nothing of this run.
-    """
+    """The job of one finetune of ``model``, a name at the API; calls raise ApiError if it has no fine-tuning."""
 
     api: Api
     model: str
@@ -45,11 +42,7 @@ class Tuning:
         return f"kvray-{self.fingerprint[:12]}"
 
     async def upload(self, data: bytes) -> str:
-        """Return the id of a training file with this content, uploaded unless the API has it.
-
-        Raises:
-            CellError: the API does not take the file.
-        """
+        """Return the id of a file with this content, uploaded unless the API has it; CellError if it is not taken."""
         name = f"kvray-{hashlib.sha256(data).hexdigest()[:16]}.jsonl"
 
         async def send(client: AsyncOpenAI) -> dict[str, Any]:
@@ -66,11 +59,7 @@ class Tuning:
         return await self._call(self._find)
 
     async def create(self, file: str) -> dict[str, Any]:
-        """Return the job on an uploaded file, created unless it exists.
-
-        Raises:
-            CellError: the API does not take the job, or would train another number of epochs: it is cancelled.
-        """
+        """Return the job on a file, created unless it exists; CellError if refused, or cancelled for wrong epochs."""
         values = {
             "n_epochs": int(self.settings.epochs),
             "batch_size": self.settings.api_batch_size,

@@ -28,11 +28,8 @@ def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]], most: Mapping[
     """Return what one finetune takes, and how many run at a time: as many as fit, ``concurrent_finetunes`` at most.
 
     ``nodes`` are the resources of every live node; ``most``, which an autoscaler may have in all (empty without one),
-    counts like them, though whether one of its nodes could hold a whole worker is not checked.
-
-    Raises:
-        ResourceError: not even one finetune fits; names the resource.
-        InputError: several workers would share one GPU, which NCCL refuses.
+    counts like them, though whether one of its nodes could hold a whole worker is not checked. Raises ResourceError,
+    with the resource, if not one finetune fits; InputError if workers would share one GPU, which NCCL refuses.
     """
     total = {name: max(sum(n.get(name, 0) for n in nodes), most.get(name, 0)) for name in ("CPU", "GPU")}
     gpus = runtime.gpus_per_finetune
@@ -63,11 +60,7 @@ def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]], most: Mapping[
 
 
 def batch_shape(batch_size: int, workers: int, per_device: int) -> tuple[int, int]:
-    """Return (rows per micro-batch, gradient accumulation steps) that make up the recipe's batch exactly.
-
-    Raises:
-        InputError: the batch cannot be shared evenly.
-    """
+    """Return (rows per micro-batch, accumulation steps) of exactly the recipe's batch; InputError if none are."""
     if batch_size % workers:
         fits = ", ".join(str(n) for n in range(1, batch_size + 1) if batch_size % n == 0)
         raise InputError(

@@ -36,19 +36,12 @@ def job_of(artefact: Artefact) -> FinetuneJob:
 
 
 def select(job: FinetuneJob, base: BaseModelRef, read: Read) -> Mixture:
-    """Choose the rows of a finetune by their tokens: a function of the job and the data alone.
-
-    Raises:
-        InputError: the rows do not fit the chat template, or the mixture cannot be blended or has too few tokens.
-    """
+    """Choose a finetune's rows by their tokens; InputError if they fit no template, or cannot be mixed as asked."""
     return mix(job, lambda dataset: count(dataset, base, read))
 
 
 def count(dataset: str, base: BaseModelRef, read: Read) -> NDArray[np.int64]:
-    """Return the tokens per row of a dataset, prompt and answer, encoded as for training; cached in this process.
-
-    A model behind an API does not show its chat template: the plain tokens of prompt and answer are counted.
-    """
+    """Return a dataset's tokens per row, encoded as for training; for an API, of plain prompt and answer. Cached."""
     key = dataset, base.token_identity
     if key not in _counted:
         table = read(dataset)
@@ -74,11 +67,7 @@ def limits(base: BaseModelRef) -> tuple[int | None, set[int]]:
 
 
 def read_whole(store: Store, dataset: str) -> pa.Table:
-    """Return the columns of a committed dataset that training reads.
-
-    Raises:
-        DamagedArtefactError: it does not match its manifest (sha256 of every file).
-    """
+    """Return a dataset's columns that training reads; DamagedArtefactError if its files do not match (sha256)."""
     problems = store.problems(dataset, verify=True)
     if problems:
         raise DamagedArtefactError(f"{dataset} cannot be trained on: {'; '.join(problems)}")
@@ -88,11 +77,7 @@ def read_whole(store: Store, dataset: str) -> pa.Table:
 
 
 def here(base: BaseModelRef) -> BaseModelRef:
-    """Return the base model as this machine has it (:meth:`BaseModelRef.here`).
-
-    Raises:
-        InputError: it is a directory that this machine lacks.
-    """
+    """Return the base model as this machine has it; InputError if it is a directory that this machine lacks."""
     local = base.here()
     if local.revision is None and not Path(local.location).is_dir():
         raise InputError(
@@ -102,13 +87,10 @@ def here(base: BaseModelRef) -> BaseModelRef:
 
 
 def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[encode.Encoded, Mixture]:
-    """Return the verified, encoded, blended rows of one epoch, dataset by dataset, and their mixture.
+    """Return one epoch's rows by dataset (verified, encoded, blended, alike on all workers), and their mixture.
 
-    Every worker comes to the same rows.
-
-    Raises:
-        DamagedArtefactError: a dataset does not match its manifest (sha256 of every file).
-        InputError: rows do not fit the template or the length, or the mixture cannot be blended or has too few tokens.
+    Raises DamagedArtefactError if a dataset does not match its manifest (sha256 of every file), InputError if rows do
+    not fit the template or the length, or the mixture cannot be blended or has too few tokens.
     """
     tokenizer = load_tokenizer(base)
     limit, ends = limits(base)

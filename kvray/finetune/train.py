@@ -33,13 +33,11 @@ LossRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """The outcome of a finetune.
+    """The outcome of a finetune; ``log`` has one row per optimizer step, those before a resume included.
 
-    Attributes:
-        log: one row per optimizer step, those before a resume included.
-        measurements: for the manifest. ``resumed_at_step`` is the step of the checkpoint that training began at, 0 for
-            the start; ``strategy`` is "fsdp" if the weights were spread over the workers; ``device`` the GPU's name or
-            "cpu, 8 threads"; ``precision`` "bf16" (autocast) or "fp32"; ``peak_gpu_bytes`` is of this worker, 0 on CPU.
+    Of the ``measurements`` for the manifest, ``resumed_at_step`` is the step of the checkpoint that training began at,
+    0 for the start; ``strategy`` is "fsdp" if the weights were spread over the workers; ``device`` the GPU's name or
+    "cpu, 8 threads"; ``precision`` "bf16" (autocast) or "fp32"; ``peak_gpu_bytes`` is of this worker, 0 on CPU.
     """
 
     log: list[LossRow]
@@ -65,11 +63,8 @@ def train(
     WORLD_SIZE, …). ``seed`` draws initial adapters, dropout and the order of rows. ``out_dir`` is this process's
     scratch and holds its checkpoints; ``resume_from`` is such a checkpoint of an earlier call, whose steps are not
     repeated. ``on_checkpoint`` is called on every process with (directory, step), where only rank 0's directory has
-    files; ``on_log`` on rank 0 after every step.
-
-    Raises:
-        InputError: the recipe does not fit the model, vLLM or the number of workers.
-        CellError: the loss is no number.
+    files; ``on_log`` on rank 0 after every step. Raises InputError if the recipe does not fit the model, vLLM or the
+    number of workers, CellError if the loss is no number.
     """
     logging.set_verbosity_error()
     torch.set_num_threads(max(1, int(shape.cpus)))
@@ -125,11 +120,7 @@ def train(
 def training_arguments(
     recipe: Finetune, seed: int, out_dir: Path, steps: int, shape: Shape, runtime: Runtime
 ) -> TrainingArguments:
-    """Return the arguments of a finetune of ``steps`` optimizer steps.
-
-    Raises:
-        InputError: the batch cannot be shared evenly by the workers.
-    """
+    """Return the arguments of ``steps`` optimizer steps; InputError if the workers cannot share the batch evenly."""
     micro, accumulation = batch_shape(recipe.batch_size, shape.workers, runtime.per_device_batch_size)
     gpu, fsdp = shape.gpus > 0, _sharded(shape, runtime)
     scheduler: str = recipe.scheduler
@@ -229,12 +220,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             self.take_row(self._row(entry))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Hand a checkpoint on."""
         if self.take_checkpoint:
             self.take_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
 
     def rows(self, history: list[dict[str, Any]]) -> list[LossRow]:
-        """Return one row per step."""
         return [self._row(entry) for entry in history if "loss" in entry]
 
     def _row(self, entry: dict[str, Any]) -> LossRow:

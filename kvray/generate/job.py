@@ -49,10 +49,7 @@ class Written:
 def generate(
     artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime | None = None
 ) -> list[Outcome]:
-    """Make datasets on an initialised Ray, keeping whole shards of a killed run; commit each with its last shard.
-
-    Returns one outcome per artefact, in order; a failed one leaves the others alone.
-    """
+    """Make datasets on an initialised Ray, keeping shards of a killed run; return an outcome each, in order."""
     datasets = [_Dataset(artefact) for artefact in artefacts]
     units = tuple((artefact, shard) for artefact in artefacts for shard in range(shard_count(artefact.rows)))
     by_id = {dataset.artefact.id: dataset for dataset in datasets}
@@ -128,10 +125,8 @@ def shard_rows(shard: int, rows: int) -> range:
 def context_of(task: Task, base: BaseModelRef, written: Written | None = None) -> Context:
     """Return what building a task needs, made once per process: it may read sources and measure a tokenizer.
 
-    ``base`` is the model whose tokenizer counts; ``written`` has the replies of the task's writer, if it has one.
-
-    Raises:
-        InputError: the task has a writer, which only a sweep asks, and ``written`` is None.
+    ``base`` is the model whose tokenizer counts; ``written`` has the replies of the task's writer, if it has one, which
+    only a sweep asks: InputError without them.
     """
     if task.writer() is not None and written is None:
         raise InputError(
@@ -158,9 +153,7 @@ def rows_of(task: Task, base: BaseModelRef) -> int:
 def build(task: Task, base: BaseModelRef, rows: range, written: Written | None = None) -> pa.Table:
     """Make some examples of a task in this process; arguments as for :func:`context_of`.
 
-    Raises:
-        InputError: the task's parameters cannot be met, or its writer has not written yet.
-        KvrayError: the task returned other columns, or another number of rows.
+    Raises InputError if its parameters cannot be met or nothing is written yet, KvrayError for other columns or rows.
     """
     table = task.build(rows.start, rows.stop, context_of(task, base, written))
     if not table.schema.equals(task.EXAMPLES) or table.num_rows != len(rows):

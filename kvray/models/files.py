@@ -1,7 +1,4 @@
-"""What a model's files say: whether they are complete, the length of the context, the chat template.
-
-Reading them takes milliseconds; importing the libraries that load a model takes ten seconds, too long for a plan.
-"""
+"""What a model's files say; read in milliseconds, as importing the libraries that load a model takes ten seconds."""
 
 import json
 from collections.abc import Mapping
@@ -133,10 +130,7 @@ class ModelFiles:
         return frozenset(each for each in (ends if isinstance(ends, list) else [ends]) if isinstance(each, int))
 
     def module_names(self) -> frozenset[str]:
-        """Return the names of modules that can get an adapter, such as ``q_proj``; empty if unknown.
-
-        They are unknown for models with experts, whose weights transformers joins and renames.
-        """
+        """Return the names of modules that can get an adapter, such as ``q_proj``; empty if unknown (with experts)."""
         from safetensors import SafetensorError, safe_open
 
         names: set[str] = set()

@@ -74,11 +74,7 @@ class IncompleteError(Exception):
 
 
 def plain(response: Any, *needs: str) -> dict[str, Any]:
-    """Return the JSON object of a response from the client's ``with_raw_response``.
-
-    Raises:
-        IncompleteError: it is no JSON object, or lacks a field of ``needs``.
-    """
+    """Return a ``with_raw_response``'s JSON object; IncompleteError if it is none or lacks a field of ``needs``."""
     try:
         body = json.loads(response.text)
     except ValueError:
@@ -107,8 +103,7 @@ class Address:
 def address(base_url: str | None = None) -> Address:
     """Return the address of a run's API: ``base_url`` (``runtime.api_base_url``), $OPENAI_BASE_URL, or OpenAI's.
 
-    Raises:
-        InputError: it is no http URL, holds a secret, or is OpenAI's without a key in $OPENAI_API_KEY.
+    Raises InputError if it is no http URL, holds a secret, or is OpenAI's without a key in $OPENAI_API_KEY.
     """
     url = (base_url or os.environ.get(URL_VARIABLE) or OPENAI_URL).strip().rstrip("/")
     where = "runtime.api_base_url" if base_url else URL_VARIABLE
@@ -130,10 +125,9 @@ def address(base_url: str | None = None) -> Address:
 
 
 class Api:
-    """A connection to an API.
+    """A connection to the API at :func:`address`, which may raise an InputError.
 
-    ``base_url`` is that of :func:`address`, which may raise an InputError; ``timeout_s`` is per request, and so are the
-    ``retries`` allowed. The attribute ``retries`` counts those made, over all calls.
+    ``timeout_s`` and the ``retries`` allowed are per request; the attribute ``retries`` counts those of all calls.
     """
 
     def __init__(self, base_url: str | None, timeout_s: float, retries: int) -> None:
@@ -153,16 +147,13 @@ class Api:
         )
 
     async def aclose(self) -> None:
-        """Close the connection."""
         await self._client.close()
 
     async def call(self, send: Callable[[AsyncOpenAI], Awaitable[Result]]) -> Result:
         """Call ``send``, which sends once and returns :func:`plain` of the response, until it succeeds.
 
-        Raises:
-            ApiError: no request of this run will be served.
-            RejectedError: this one is refused for good.
-            CellError: it failed at every attempt.
+        Raises ApiError if no request of this run will be served, RejectedError if this one is refused for good,
+        CellError if it failed at every attempt.
         """
         from openai import OpenAIError
 
@@ -193,11 +184,7 @@ class Api:
         ) from None
 
     def _temporary(self, error: OpenAIError | IncompleteError) -> tuple[str, float | None, bool]:
-        """Describe a temporary failure; raise any other.
-
-        Returns the description without the key, the seconds to wait if the server asks for some, and whether all other
-        requests would fail alike.
-        """
+        """Describe a temporary failure, the wait it asks for (seconds), and if it fails all; raise any other."""
         import openai
 
         if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ not in _UNREACHABLE:
@@ -230,7 +217,6 @@ class Api:
 
 
 def _message(body: object, length: int = _MESSAGE_LENGTH) -> str:
-    """Return a server's error message on one line, from whichever field holds it."""
     while isinstance(body, dict):
         inner = next((body[name] for name in ("message", "error", "detail") if body.get(name)), None)
         if inner is None:
@@ -242,7 +228,6 @@ def _message(body: object, length: int = _MESSAGE_LENGTH) -> str:
 
 
 def _without_pieces(text: str, key: str) -> str:
-    """Hide every piece of the key of at least ``_KEY_PIECE`` characters."""
     while (piece := SequenceMatcher(None, text, key, autojunk=False).find_longest_match()).size >= _KEY_PIECE:
         text = text[: piece.a] + HIDDEN + text[piece.a + piece.size :]
     return text

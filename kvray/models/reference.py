@@ -42,10 +42,7 @@ class BaseModelRef:
         return (self.tokenizer or self).identity
 
     def here(self) -> BaseModelRef:
-        """Return the model with its location on this machine: a bundled one lies inside the installed kvray.
-
-        One from the hub's cache becomes the cache's directory, so that no hub is asked, if this machine has it.
-        """
+        """Return the model at its place on this machine: in the installed kvray or, if it is there, the hub's cache."""
         if self.name in BUNDLED:
             return replace(self, location=str(BUNDLED[self.name]))
         if not self.cached or self.revision is None:
@@ -58,11 +55,8 @@ def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
     """Find a base model: bundled, a directory, a hub id, or ``openai:<name>``.
 
     ``tokenizer`` is a model (not behind an API) whose tokenizer counts; default the model's own, or
-    :data:`API_TOKENIZER` for one behind an API.
-
-    Raises:
-        SourceUnreachableError: the hub does not answer.
-        InputError: no model of that name is bundled, on disk, or on the hub.
+    :data:`API_TOKENIZER` for one behind an API. Raises SourceUnreachableError if the hub does not answer, InputError if
+    no model of that name is bundled, on disk, or on the hub.
     """
     counting = None
     if tokenizer or name.startswith(API):

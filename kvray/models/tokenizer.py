@@ -30,11 +30,7 @@ _CHATS = 256
 
 
 def chat_tokens(tokenizer: Any, chats: Sequence[list[Message]], *, prompt: bool) -> Iterator[list[int]]:
-    """Yield the token ids of chats, by a transformers tokenizer's own template; ``prompt`` asks for another answer.
-
-    Raises:
-        InputError: the tokenizer has no chat template.
-    """
+    """Yield token ids of chats by the tokenizer's template; ``prompt`` asks for an answer. InputError without it."""
     if not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
     for start in range(0, len(chats), _CHATS):  # fast tokenizers encode a batch in parallel
@@ -44,11 +40,7 @@ def chat_tokens(tokenizer: Any, chats: Sequence[list[Message]], *, prompt: bool)
 
 @lru_cache(maxsize=4)
 def token_counter(base: BaseModelRef) -> TokenCounter:
-    """Return the token counter of a base model, loaded once per process.
-
-    Raises:
-        InputError: the model has no fast tokenizer, or one that cannot be read.
-    """
+    """Return a model's token counter, loaded once per process; InputError if it has no fast, readable tokenizer."""
     from tokenizers import Tokenizer
 
     base = (base.tokenizer or base).here()
@@ -90,16 +82,11 @@ class TokenCounter:
         return self._cuts_between_integers(text) or self._digits_stand_alone(text)
 
     def integer_table(self, contexts: Sequence[tuple[str, str]], low: int, limit: int) -> Counts:
-        """Return what each integer adds in each context, beyond what ``low`` adds there.
+        """Return what each integer adds in each context, beyond what ``low`` adds: int64, ``(len(contexts), limit)``.
 
-        Args:
-            contexts: the fixed text to the left and right of the integer, to the next integers and beyond.
-            low: the integer that counts as zero.
-            limit: the integers are ``low <= n < limit``.
-
-        Returns:
-            int64 of shape ``(len(contexts), limit)``; entries below ``low`` are 0. A context that agrees with the first
-            on a few hundred integers of every size shares its row.
+        ``contexts`` are the fixed text to the left and right of the integer, to the next integers and beyond. Integers
+        are ``low <= n < limit``; entries below ``low`` are 0. A context that agrees with the first on a few hundred
+        integers of every size shares its row.
         """
         table = np.zeros((len(contexts), limit), np.int64)
         probes = np.unique(np.geomspace(low, limit - 1, _PROBES).astype(np.int64))

@@ -18,8 +18,7 @@ from kvray.tasks.code import carried
 
 Kind = Literal["writing", "dataset", "finetune", "predictions"]
 Counted = Literal["rows", "sample", "estimate"]
-KINDS: tuple[Kind, ...] = ("writing", "dataset", "finetune", "predictions")
-"""Kinds of artefacts; each needs only artefacts of earlier kinds."""
+KINDS: tuple[Kind, ...] = ("writing", "dataset", "finetune", "predictions")  # each needs only those of earlier kinds
 
 
 _LISTED = 6  # most names in a message
@@ -86,72 +85,46 @@ class WritingJob:
 
 @dataclass(frozen=True)
 class FinetuneJob:
-    """What the finetune stage needs beside the recipe.
+    """What the finetune stage needs beside the recipe."""
 
-    Attributes:
-        finetune: the hyperparameters; ``seed`` stands in for its ``seeds``.
-        mixture: (dataset id, share) in the order of the recipe; shares sum to 1.
-        budget: (dataset id, share) of the mixture whose tokens per epoch this one is cut to; empty for no cut.
-    """
-
-    finetune: Finetune
+    finetune: Finetune  # the hyperparameters; ``seed`` stands in for its ``seeds``
     seed: int
-    mixture: tuple[tuple[str, float], ...]
-    budget: tuple[tuple[str, float], ...] = ()
+    mixture: tuple[tuple[str, float], ...]  # (dataset id, share) in the order of the recipe; shares sum to 1
+    budget: tuple[tuple[str, float], ...] = ()  # likewise, of the mixture to whose tokens per epoch this is cut
 
 
 @dataclass(frozen=True)
 class PredictionsJob:
-    """What the evaluate stage needs beside the recipe; each row says which ``sweep`` asked first.
-
-    Without a dataset another library brings the examples (``Task.BRINGS_EXAMPLES``); without a finetune the base model
-    answers.
-    """
+    """What the evaluate stage needs beside the recipe."""
 
     task: Task
-    dataset_id: str | None
-    finetune_id: str | None
-    sweep: str
+    dataset_id: str | None  # None: another library brings the examples (``Task.BRINGS_EXAMPLES``)
+    finetune_id: str | None  # None: the base model answers
+    sweep: str  # which asked first; each row says so
     finetune: Finetune | None = None
 
 
 @dataclass(frozen=True)
 class PlannedArtefact:
-    """Something that must be in the store, as a plan document describes it.
+    """Something that must be in the store, as a plan document describes it."""
 
-    Attributes:
-        id: ``<folder>/<name>-<fingerprint[:16]>``.
-        name: readable part of the id.
-        fingerprint: sha256 of the recipe and of the fingerprints of what it needs.
-        needs: ids of the artefacts it is made from, in the order of the recipe.
-        rows: prompts of a writing, rows of a dataset, rows of one epoch of a finetune (about, if matched by tokens), or
-            predictions.
-        tokens: about how many tokens making it reads; 0 if unknown.
-        labels: its names in the sweep: dataset and role; mixture, finetune and seed; evaluation with those three.
-    """
-
-    id: str
+    id: str  # ``<folder>/<name>-<fingerprint[:16]>``
     kind: Kind
-    name: str
-    fingerprint: str
-    needs: tuple[str, ...]
-    rows: int
-    tokens: int
-    labels: dict[str, Any]
+    name: str  # readable part of the id
+    fingerprint: str  # sha256 of the recipe and of the fingerprints of what it needs
+    needs: tuple[str, ...]  # ids of the artefacts it is made from, in the order of the recipe
+    rows: int  # prompts, rows or predictions; of a finetune, rows of one epoch (about, if matched by tokens)
+    tokens: int  # about how many tokens making it reads; 0 if unknown
+    labels: dict[str, Any]  # names: dataset and role; mixture, finetune and seed; evaluation with those three
 
 
 @dataclass(frozen=True)
 class Artefact(PlannedArtefact):
-    """Something that must be in the store, and how it is made.
+    """Something that must be in the store, and how it is made."""
 
-    Attributes:
-        recipe: everything that decides its content.
-        counted: basis of rows and tokens: all rows, a sample, or a rough estimate without the base model's tokenizer.
-    """
-
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]  # everything that decides its content
     params: WritingJob | Task | FinetuneJob | PredictionsJob
-    counted: Counted = "estimate"
+    counted: Counted = "estimate"  # basis of rows and tokens: all rows, a sample, or an estimate without the tokenizer
 
     def identity(self) -> dict[str, Any]:
         """Return the arguments of ``Store.commit`` that are known before the artefact is made."""
@@ -160,19 +133,13 @@ class Artefact(PlannedArtefact):
 
 @dataclass(frozen=True)
 class Plan:
-    """All artefacts of a sweep in dependency order: writings, datasets, finetunes, predictions.
-
-    Attributes:
-        artefacts: each once, though several variants may share it.
-        notes: what did not answer and was assumed (:func:`kvray.planning.inputs.gather`); such a plan cannot be run.
-        warnings: likely mistakes that do not prevent a run.
-    """
+    """All artefacts of a sweep in dependency order: writings, datasets, finetunes, predictions."""
 
     sweep: Sweep
     base_model: str
-    artefacts: tuple[Artefact, ...]
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    artefacts: tuple[Artefact, ...]  # each once, though several variants may share it
+    notes: tuple[str, ...] = ()  # what did not answer and was assumed (``inputs.gather``); such a plan cannot be run
+    warnings: tuple[str, ...] = ()  # likely mistakes that do not prevent a run
 
     def code(self) -> dict[str, str]:
         """Return the sha256, by path, of each Python file outside any package that defines a task."""

@@ -25,10 +25,8 @@ def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | No
     """Read the base model and the sources of all variants of a sweep; writes nothing.
 
     With ``offline``, assumptions stand in for models and sources that do not answer; :attr:`Inputs.notes` lists them.
-    ``expanded`` are the sweep's variants, if known already.
-
-    Raises:
-        InputError: with every base model or source that cannot be read and every task without examples.
+    ``expanded`` are the sweep's variants, if known already. Raises InputError with every base model or source that
+    cannot be read and every task without examples.
     """
     expanded = variants(sweep) if expanded is None else expanded
     distinct, gatherer = list(_tasks(expanded)), _Gatherer(offline)
@@ -72,25 +70,18 @@ class TaskInputs:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Inputs of a plan, from :func:`gather`.
-
-    Attributes:
-        tasks: by :func:`task_key`.
-        writers: the models that write parts of datasets, by name.
-        notes: what did not answer, and what is assumed instead; empty unless ``offline``.
-    """
+    """Inputs of a plan, from :func:`gather`."""
 
     base: BaseModelRef
     variants: tuple[Variant, ...]
-    tasks: Mapping[str, TaskInputs]
-    writers: Mapping[str, BaseModelRef]
+    tasks: Mapping[str, TaskInputs]  # by :func:`task_key`
+    writers: Mapping[str, BaseModelRef]  # the models that write parts of datasets, by name
     limits: Limits
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what did not answer, and what is assumed instead; empty unless ``offline``
     _known: dict[int, tuple[Task, TaskInputs]] = field(default_factory=dict, compare=False, repr=False)
     """Cache by the task's ``id``: variants share most tasks. It holds the task to keep that id taken."""
 
     def of(self, task: Task) -> TaskInputs:
-        """Return the inputs of a task."""
         if id(task) not in self._known:
             self._known[id(task)] = task, self.tasks[task_key(task)]
         return self._known[id(task)][1]
@@ -156,7 +147,6 @@ class _Gatherer:
         return TaskInputs(sources, lengths, writing)
 
     def lengths(self, variant: Variant, place: Path, task: Task) -> Lengths:
-        """Count a task's examples and their tokens, or estimate what cannot be counted before a run."""
         if not task.BRINGS_EXAMPLES:
             return estimated(task.expected_rows(), task.tokens_estimate())
         context = task.context(self.count_tokens)
@@ -185,10 +175,7 @@ class _Gatherer:
     def refuse(
         self, error: Exception, place: Path, assumed: str = "", task: Task | None = None, variant: Variant | None = None
     ) -> bool:
-        """Collect the problems of a model or of a task, whose errors may start with the name of a field.
-
-        Offline, one that does not answer is noted instead, with what is ``assumed``; return whether it was.
-        """
+        """Collect a model's or task's problems; offline, note what is ``assumed`` for a silent one and return True."""
         problems = error.found if isinstance(error, InputError) else [Problem((), " ".join(str(error).split()))]
         if self.offline and isinstance(error, SourceUnreachableError):
             self.notes.append(str(Problem(place or problems[0].path, f"{problems[0].text}: {assumed}")))

@@ -21,21 +21,17 @@ from kvray.tasks.base import Context, CountTokens, Task
 
 Counts = NDArray[np.int64]
 
-WHOLE_ROWS = 64
-"""A dataset of no more rows, nor more than :data:`MOST_TOKENS`, is counted whole."""
+WHOLE_ROWS = 64  # a dataset of no more rows, nor more tokens than MOST_TOKENS, is counted whole
 MOST_ROWS = 320  # largest sample
-MOST_TOKENS = 60_000
-"""Tokens after which a sample ends, so that a plan takes seconds; several of the longest prompts fit."""
+MOST_TOKENS = 60_000  # a sample ends after these, so that a plan takes seconds; several of the longest prompts fit
 PRECISION = 0.01  # relative standard error of the mean length at which a sample is large enough
-_BLOCK = 8
-"""Consecutive rows that are made at once. Blocks are spread over the dataset, which may be ordered by length."""
+_BLOCK = 8  # consecutive rows made at once; blocks are spread over the dataset, which may be ordered by length
 
 
 def counting(base: BaseModelRef) -> Counting | None:
     """Return the counter of a base model, None if its tokenizer is not available.
 
-    Raises:
-        InputError: the tokenizer cannot be read, or has no chat template.
+    Raises InputError if the tokenizer cannot be read or has no chat template.
     """
     if files_of(base.tokenizer or base) is None:
         return None
@@ -57,8 +53,7 @@ def counting(base: BaseModelRef) -> Counting | None:
 def measure(task: Task, context: Context, rows: int, counted: Counting) -> Lengths:
     """Count the tokens of a task's ``rows``: of all if they are few, else of enough for a precise mean.
 
-    Raises:
-        InputError: the rows cannot be made, or the template refuses them.
+    Raises InputError if the rows cannot be made or the template refuses them.
     """
     counts: dict[int, tuple[Counts, Counts, Counts]] = {}
     for block in _spread(-(-rows // _BLOCK)):
@@ -98,21 +93,13 @@ def _spread(blocks: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the rows of a dataset; arrays have shape ``(counted rows,)``.
+    """Tokens of the rows of a dataset; arrays have shape ``(counted rows,)``."""
 
-    Attributes:
-        rows: how many rows the dataset has.
-        prompts: of the user message alone, as its ``prompt_tokens``.
-        asked: as evaluation sends it, with the chat template.
-        trained: as training reads it, with the template and the answer.
-        real: False for a rough estimate instead of counted rows.
-    """
-
-    rows: int
-    prompts: Counts
-    asked: Counts
-    trained: Counts
-    real: bool = True
+    rows: int  # of the whole dataset
+    prompts: Counts  # of the user message alone, as its ``prompt_tokens``
+    asked: Counts  # as evaluation sends it, with the chat template
+    trained: Counts  # as training reads it, with the template and the answer
+    real: bool = True  # False for a rough estimate instead of counted rows
 
     @property
     def whole(self) -> bool:
@@ -130,8 +117,8 @@ class Counting:
     def __init__(self, texts: CountTokens, chat: _Chat | None = None) -> None:
         self.texts = texts
         self._chat = chat
+        # Tokens that the template adds to each prompt and to each row; None if unknown or not constant.
         self._added: tuple[int, int] | None = None
-        """Tokens that the template adds to each prompt and to each row; None if unknown or not constant."""
 
     def count(
         self, plain: Counts, prompts: Sequence[Prompt], answers: Sequence[str], check: bool

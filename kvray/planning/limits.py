@@ -1,7 +1,4 @@
-"""Checks in the plan what a run would refuse: rows, hyperparameters and resources against the model and the workers.
-
-Only counted rows (:mod:`kvray.planning.lengths`) are checked, not estimated ones.
-"""
+"""Checks in the plan what a run would refuse: counted rows, settings and resources against model and workers."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,15 +17,12 @@ FEW = 0.05  # share of an evaluation's prompts up to which prompts too long for 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a base model, as far as its files state them.
-
-    They are tokens of a training row, tokens of prompt and answer in vLLM, and modules that can get an adapter.
-    """
+    """Limits of a base model, as far as its files state them."""
 
     base: BaseModelRef
-    trained: int | None = None
-    served: int | None = None
-    modules: frozenset[str] = frozenset()
+    trained: int | None = None  # tokens of a training row
+    served: int | None = None  # tokens of prompt and answer in vLLM
+    modules: frozenset[str] = frozenset()  # that can get an adapter
 
 
 def limits_of(base: BaseModelRef, files: ModelFiles | None) -> Limits:

@@ -72,10 +72,7 @@ def permutation(seed: int, purpose: str, count: int) -> NDArray[np.int64]:
 def mix(job: FinetuneJob, tokens: Callable[[str], NDArray[np.integer]]) -> Mixture:
     """Choose the rows of a finetune: its mixture, cut to the tokens of the budget's mixture if it has one.
 
-    ``tokens`` returns the tokens of each row of a dataset id, of shape ``(rows,)``.
-
-    Raises:
-        InputError: as :func:`blend`.
+    ``tokens`` returns the tokens of each row of a dataset id, of shape ``(rows,)``. Raises InputError as :func:`blend`.
     """
 
     def parts(mixture: Sequence[tuple[str, float]], budget: int | None) -> list[Part]:

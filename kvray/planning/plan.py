@@ -23,8 +23,7 @@ from kvray.tasks import code
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
 
 Shares = Sequence[tuple[Artefact, float]]  # datasets with their shares of a mixture
-Size = tuple[int, int, Counted]
-"""Rows, tokens and their basis, as of :class:`~kvray.planning.artefacts.Artefact`."""
+Size = tuple[int, int, Counted]  # rows, tokens and their basis, as of :class:`~kvray.planning.artefacts.Artefact`
 _BASE_MODEL = {"mixture": None, "finetune": None, "seed": None}  # labels of the base model in place of a finetune's
 
 
@@ -67,8 +66,7 @@ class _Builder:
     inputs: Inputs
     artefacts: dict[str, Artefact] = field(default_factory=dict)
     lengths: dict[str, Lengths] = field(default_factory=dict)  # lengths of datasets by id
-    shared: dict[tuple[int, str, str], Artefact] = field(default_factory=dict)
-    """Datasets by task and labels: variants share most of them."""
+    shared: dict[tuple[int, str, str], Artefact] = field(default_factory=dict)  # datasets by task and labels
     problems: dict[Problem, None] = field(default_factory=dict)
     warnings: dict[str, None] = field(default_factory=dict)
     doubled: set[str] = field(default_factory=set)
@@ -92,7 +90,6 @@ class _Builder:
         return self.inputs.of(task).lengths
 
     def finetunes(self, variant: Variant) -> list[Artefact]:
-        """Add the finetunes of a variant and the datasets that they train on."""
         sweep, found = variant.sweep, []
         data = {
             (name, seed): self.dataset(

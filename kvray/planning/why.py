@@ -46,8 +46,7 @@ def explain(cell: str, store: Store, planned: Sequence[Artefact] | None = None) 
 def find(cell: str, known: dict[str, PlannedArtefact]) -> PlannedArtefact:
     """Return the one artefact with this id, else start of a name, else part of an id, else label.
 
-    Raises:
-        InputError: none or several fit.
+    Raises InputError if none or several fit.
     """
     if cell in known:
         return known[cell]
@@ -172,7 +171,6 @@ class _Explanation:
         return {**result, "needs": [self.of(need) for need in lacking]}
 
     def _compared(self, artefact: Artefact) -> list[dict[str, Any]]:
-        """Compare with the committed artefacts of the same kind, nearest first."""
         others = [manifest for manifest in self.manifests.values() if manifest.kind == artefact.kind]
         others = [manifest for manifest in others if manifest.id != artefact.id]
         # The same name (tasks, method and seed) counts as nearer than fewer differences; of equals the newest first.

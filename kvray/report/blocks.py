@@ -1,7 +1,4 @@
-"""A report as blocks, rendered as Markdown and as one self-contained HTML page in the reader's light or dark theme.
-
-Text in blocks may hold ``**bold**``, ``*emphasis*`` and backticks; everything else is escaped.
-"""
+"""A report as blocks, for Markdown and one HTML page; ``**bold**``, ``*emphasis*``, backticks alone are markup."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 
 def to_html(title: str, blocks: Sequence[Block]) -> str:
-    """Return blocks as one HTML page (``page.html``) with inline styles (``page.css``) and figures."""
+    """Return one HTML page (``page.html``) in the reader's theme, light or dark, with inline styles and figures."""
     body = "\n".join(block._html(str(i)) for i, block in enumerate(blocks))
     colours = ";".join(f"--c{i}:{colour}" for i, colour in enumerate(COLOURS))
     page, style = ((resources.files("kvray.report") / name).read_text("utf-8") for name in ("page.html", "page.css"))
@@ -171,10 +168,7 @@ class Code:
 
 
 class Figure:
-    """A matplotlib Figure, as SVG on the page and as PNG and SVG beside it.
-
-    ``about`` describes it for readers who cannot see it; ``key`` (its kind and evaluations) makes its file name.
-    """
+    """A matplotlib Figure, which ``about`` describes in words; ``key`` (kind and evaluations) names its files."""
 
     def __init__(self, chart: Any, about: str, *key: str) -> None:
         self.about = about

@@ -102,7 +102,6 @@ def answers_in(snapshot: Snapshot, evaluation: str) -> list[Block]:
 def _by_evaluation(
     title: str, snapshot: Snapshot, evaluations: Sequence[str], part: Callable[[Snapshot, str], list[Block]]
 ) -> list[Block]:
-    """Return a section with a part for each evaluation, under a heading of its own where there are several."""
     blocks: list[Block] = [Heading(title)] if evaluations else []
     for evaluation in evaluations:
         blocks += [Heading(snapshot.profiles[evaluation].title, 3)] if len(evaluations) > 1 else []
@@ -123,10 +122,7 @@ def _along_axis(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Block]:
 
 
 def bounds(snapshot: Snapshot, evaluation: str) -> list[curves.Level]:
-    """Return the floors (closed book) and ceilings (gold document alone) of an evaluation of gold positions.
-
-    Their accuracies are those on the evaluation's own questions.
-    """
+    """Return floors (closed book) and ceilings (gold document alone), on the evaluation's own questions."""
     if snapshot.profiles[evaluation].measures != "retrieval":
         return []
     asked = snapshot.of(evaluation).filter(pl.col("position").is_not_null())["question_id"].unique().to_list()

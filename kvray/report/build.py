@@ -1,9 +1,4 @@
-"""The report of a sweep (report.md, report.html, figures, scores.parquet), in its store, a directory or a bucket.
-
-A note lists the files; what they were made from is added last, so a report whose note has that is complete.
-"""
-
-from __future__ import annotations
+"""The report of a sweep: report.md, report.html, figures, scores.parquet, and the note of them, completed last."""
 
 import hashlib
 import json
@@ -54,10 +49,7 @@ SECTIONS: tuple[Section, ...] = (
 
 @dataclass(frozen=True)
 class Paths:
-    """Local paths, or URIs in an object store, of a report's directory and files; figures are PNG and SVG.
-
-    ``page`` is the content of ``html``.
-    """
+    """Local paths, or URIs in a bucket, of a report's directory and files; ``page`` is the content of ``html``."""
 
     directory: str
     markdown: str
@@ -72,11 +64,9 @@ def write(
 ) -> Paths:
     """Write the report of a sweep, finished or not, replacing an older one.
 
-    ``out_dir`` is a directory or the URI of one in a bucket; None writes to ``reports/<sweep>/`` in the store.
-
-    Raises:
-        InputError: the store has no such sweep, or ``out_dir`` cannot be written.
-        StoreError: the store cannot be written; the message says how to write elsewhere.
+    ``out_dir`` is a directory or the URI of one in a bucket; None writes to ``reports/<sweep>/`` in the store. Raises
+    InputError if the store has no such sweep or ``out_dir`` cannot be written, and StoreError, which says how to write
+    elsewhere, if the store cannot be.
     """
     snapshot = collect(store, sweep)
     folder = store.folder(f"reports/{sweep}") if out_dir is None else output.folder(out_dir)
@@ -110,11 +100,7 @@ def write(
 
 
 def current(store: Store, sweep: str) -> bool:
-    """Return whether the store's report of a sweep is up to date with its plan, its artefacts and this kvray.
-
-    Raises:
-        InputError: the store has no such sweep.
-    """
+    """Return whether a report is up to date with plan, artefacts and kvray; InputError if there is no such sweep."""
     source = made_from(store, look(store, sweep))
     folder = store.folder(f"reports/{sweep}")
     note, listed = _note(folder)
@@ -122,7 +108,7 @@ def current(store: Store, sweep: str) -> bool:
 
 
 def made_from(store: Store, progress: Progress) -> dict[str, str]:
-    """Return digests of everything that a report depends on."""
+    """Return digests of everything that a report depends on, which its note holds."""
     times = {one: manifest.created for one, manifest in progress.manifests.items()}
     parts = {"plan": progress.document, "committed": times, "states": progress.states, "failures": progress.failures}
     digests = {name: hashlib.sha256(canonical_json(part)).hexdigest() for name, part in parts.items()}

@@ -16,11 +16,7 @@ _GAP = "  "
 
 
 def summary(store: Store, sweep: str) -> list[str]:
-    """Return the results in lines for a terminal: a row per model, a column per evaluation.
-
-    Raises:
-        InputError: the store has no such sweep.
-    """
+    """Return lines with a row per model and a column per evaluation; InputError if there is no such sweep."""
     snapshot = collect(store, sweep)
     done, cells = snapshot.evaluated()
     head = f"{sweep}: {done} of {cells} cells evaluated"
@@ -32,11 +28,7 @@ def summary(store: Store, sweep: str) -> list[str]:
 
 
 def document(store: Store, sweep: str) -> dict[str, Any]:
-    """Return the results in plain values, for ``kvray report --json``.
-
-    Raises:
-        InputError: the store has no such sweep.
-    """
+    """Return the results in plain values, for ``kvray report --json``; InputError if the store has no such sweep."""
     snapshot = collect(store, sweep)
     done, cells = snapshot.evaluated()
     rows = unsplit(snapshot.scores).select(pl.col("model"), pl.exclude("sweep", "base_model", "model", *AXES))

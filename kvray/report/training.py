@@ -141,10 +141,7 @@ def _epochs(snapshot: Snapshot) -> list[Block]:
 
 
 def matched(totals: Mapping[str, float], cut: bool) -> str:
-    """Return a sentence on whether mixtures are matched, from each one's tokens per epoch in the sweep's order.
-
-    ``cut`` tells whether they were cut to the first one's budget.
-    """
+    """Return a sentence on whether mixtures match, from tokens per epoch; ``cut`` if to the first one's budget."""
     low, high = min(totals.values()), max(totals.values())
     first = next(iter(totals.values()))
     apart = max(high - first, first - low) / first if first else 0.0

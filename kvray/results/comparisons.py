@@ -14,9 +14,8 @@ from kvray.results.profile import AXES, CONDITION, OVERALL, PAIRWISE, SUBTASK, T
 def compare_all(predictions: pl.DataFrame, profiles: Mapping[str, Profile] | None = None) -> pl.DataFrame:
     """Compare every model with the base, overall and along each axis of an evaluation's profile, and all pairs overall.
 
-    Holm's correction runs within each family of comparisons, so that splitting by an axis costs the overall ones
-    nothing. Columns: family, evaluation, the axes (null: all values together), and those of
-    :func:`kvray.results.frames.judge`.
+    Holm's correction runs within each family, so that splits by an axis cost the overall ones nothing. Columns: family,
+    evaluation, the axes (null: all values together), and those of :func:`kvray.results.frames.judge`.
     """
     profiles = profile.profiles(predictions) if profiles is None else profiles
     families: dict[str, tuple[pl.DataFrame, tuple[str, ...]]] = {OVERALL: (predictions, ())}
@@ -38,10 +37,7 @@ def compare_all(predictions: pl.DataFrame, profiles: Mapping[str, Profile] | Non
 def scores(
     predictions: pl.DataFrame, comparisons: pl.DataFrame, profiles: Mapping[str, Profile] | None = None
 ) -> pl.DataFrame:
-    """Return the rows of scores.parquet: accuracy and its difference from the base, overall and along every axis.
-
-    Subtasks too many to be compared (the subjects of MMLU) have an accuracy alone.
-    """
+    """Return the rows of scores.parquet: accuracy, and change from the base unless subtasks are too many (MMLU's)."""
     profiles = profile.profiles(predictions) if profiles is None else profiles
     keys = ["sweep", "evaluation", "task", "base_model", "mixture", "finetune", "model"]
     parts = [accuracy(predictions, keys)]

@@ -31,8 +31,7 @@ _EXAMPLE = ["evaluation", "example_id"]
 def with_models(predictions: pl.DataFrame) -> pl.DataFrame:
     """Add the column ``model``: "base" (no mixture), the mixture, or "mixture finetune" where it has several finetunes.
 
-    Where all finetunes share one method only the varied settings are kept: "ours [learning_rate=1e-05]". A mixture
-    called "base", which earlier versions allowed, becomes "base (mixture)".
+    A shared method is left out: "ours [learning_rate=1e-05]". A mixture "base" (once allowed) becomes "base (mixture)".
     """
     pairs = predictions.select("mixture", "finetune").unique(maintain_order=True)
     named = pairs.with_columns(pl.Series("model", _names(pairs.rows()), dtype=pl.String))
@@ -67,10 +66,7 @@ def accuracy(predictions: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     """Return mean scores by any columns (none: all rows together) with 95 % intervals clustered by question.
 
     Columns: ``by`` (sorted), n (scored rows), questions, seeds, excluded (rows without a score), accuracy, low, high
-    (null where nothing was scored).
-
-    Raises:
-        InputError: the predictions lack a column.
+    (null where nothing was scored). Raises InputError if the predictions lack a column.
     """
     check_columns(predictions, by)
     groups = predictions.group_by(list(by), maintain_order=True) if by else [((), predictions)]
@@ -99,10 +95,7 @@ def compare(predictions: pl.DataFrame, a: str, b: str, by: Sequence[str] = ()) -
 
     Columns: evaluation, ``by``, then :data:`COMPARED`: n counts pairs; better and worse, discordant pairs; unmatched,
     examples that only one of the two answered; excluded, rows without a score. Null where there is no pair.
-    :func:`judge` adds Holm's p and the verdict.
-
-    Raises:
-        InputError: an unknown model or column.
+    :func:`judge` adds Holm's p and the verdict. Raises InputError for an unknown model or column.
     """
     check_columns(predictions, by)
     known = predictions["model"].unique(maintain_order=True).to_list()
@@ -157,7 +150,6 @@ class Pairs:
         self.models = {str(key[0]): part for key, part in parts.items()}
 
     def compare(self, a: str, b: str) -> pl.DataFrame:
-        """Return the rows of :func:`compare` for two models."""
         first, second = (self.models.get(model, self.empty) for model in (a, b))
         both = first.join(second, on=self.keys, how="full", coalesce=True, nulls_equal=True, suffix="_b")
         rows = []

@@ -34,9 +34,8 @@ def read(
 ) -> pl.DataFrame:
     """Return the loss logs of the planned finetunes that are committed and separate integers from words.
 
-    Manifests are given by artefact id; the predictions name the models. Unreadable logs are left out. Columns: model,
-    seed, step, share (of the training: 0 at the first step, 1 at the last), all, integers, words (null where a step has
-    no such token); a row per optimizer step, in the plan's order.
+    ``manifests`` are by artefact id; unreadable logs are left out. A row per optimizer step, in the plan's order:
+    model, seed, step, share (of the training, from 0 to 1), all, integers, words (null where a step has no such token).
     """
     model = names(planned, predictions)
     parts = [pl.DataFrame(schema=_LOSSES)]
@@ -63,8 +62,7 @@ def read(
 def curves(losses: pl.DataFrame) -> pl.DataFrame:
     """Return loss by share of the training, averaged within each of :data:`BINS` bins, then over seeds.
 
-    Columns: model, part, share (mean over the steps), loss, low, high (range over seeds), seeds; sorted by model, part
-    and share. A part without tokens in a model's answers has no row.
+    Sorted columns: model, part (with tokens), share (mean over the steps), loss, low, high (range over seeds), seeds.
     """
     each = _long(losses).with_columns((pl.col("share") * BINS).floor().clip(upper_bound=BINS - 1).alias("bin"))
     keys = ["model", "part", "bin"]

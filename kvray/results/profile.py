@@ -25,11 +25,8 @@ OVERALL, PAIRWISE = "against the base", "pairwise"
 class Axis:
     """A column by which the examples of an evaluation differ; null where an evaluation has no such axis.
 
-    Attributes:
-        title: name in headings and sentences.
-        value: format string for one value, in a table's header.
-        scale: label under a figure, with the unit; empty for an axis that only tables split by.
-        beside: axes that comparisons along this one are split by as well.
+    ``title`` names it in sentences, ``value`` formats one value for a table's header, ``scale`` is the label with the
+    unit under a figure ("": tables alone), and comparisons are split by the axes ``beside`` it as well.
     """
 
     name: str
@@ -45,7 +42,6 @@ class Axis:
 
     @property
     def family(self) -> str:
-        """Family of the comparisons along this axis."""
         return f"{OVERALL}, by {' and '.join(self.columns)}"
 
 
@@ -66,8 +62,7 @@ TYPES = {name: _SCORES[name] for name in AXES}
 def profiles(predictions: pl.DataFrame, declared: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Profile]:
     """Return the profile of each evaluation by name, in the order of their first rows.
 
-    ``declared`` holds what manifests of the predictions say ("measures", "unit"), by evaluation. What one measures is
-    as declared, else as its task defines, else (for an unknown task) as the rows suggest.
+    ``declared`` is what manifests say ("measures", "unit"); else an evaluation measures what its task or its rows say.
     """
     parts = predictions.partition_by("evaluation", maintain_order=True, as_dict=True)
     return {
@@ -136,11 +131,9 @@ class Profile:
     Attributes:
         measures: "retrieval" (gold positions, needles), "length" (accuracy by context length), "knowledge" (closed
             book), "ceiling" (the gold document alone), "benchmark" (of lm-evaluation-harness) or "other".
-        unit: plural noun for what the prompts hold: "documents".
-        units: every number of them that occurs, sorted.
-        curves: axes with several values, which accuracy is drawn along.
-        grid: whether a heatmap of several depths at several lengths is drawn.
-        subtasks: their number; 0 where all examples are of one.
+        unit: plural noun for what the prompts hold: "documents"; ``units`` is every number of them, sorted.
+        curves: axes with several values; ``grid``: whether several depths at several lengths give a heatmap.
+        subtasks: their number, 0 where all examples are of one.
         conditions: names of those with several values, but few enough for a table.
         outcomes: kinds of answers, where there are more than right and wrong.
     """
@@ -171,6 +164,5 @@ class Profile:
         return 1 < self.subtasks <= MOST_SUBTASKS
 
     def splits(self, axis: Axis) -> bool:
-        """Return whether models are compared along an axis."""
         split = {"subtask": self.by_subtask, "condition": bool(self.conditions), "position": False}
         return axis in self.curves or split.get(axis.name, self.grid)

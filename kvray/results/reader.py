@@ -23,11 +23,7 @@ _LABELS = ("evaluation", "mixture", "finetune", "seed")
 
 
 def open(store: Store | str | os.PathLike[str]) -> Results:
-    """Return the results in a store, given as such or by its path or URI (``s3://…``).
-
-    Raises:
-        InputError: the URI cannot be a store.
-    """
+    """Return the results in a store, given as such or by path or URI (``s3://…``); InputError if that is invalid."""
     return Results(store if isinstance(store, Store) else Store(store))
 
 
@@ -42,23 +38,16 @@ class Results:
         return self.store.sweeps()
 
     def document(self, sweep: str) -> dict[str, Any]:
-        """Return the plan document of a sweep.
-
-        Raises:
-            InputError: the store has no such sweep.
-            StoreError: the document is unreadable.
-        """
+        """Return the plan document; InputError if the store has no such sweep, StoreError if it is unreadable."""
         return self.store.plan_document(sweep)
 
     def predictions(self, sweep: str | None = None, *, skip_damaged: bool = False) -> pl.LazyFrame:
         """Return the committed predictions of a sweep (None: of every sweep), lazily.
 
         Rows shared by sweeps occur once per sweep; ``.unique(["artefact", "example_id"])`` leaves each once. Columns
-        that a file of an earlier kvray lacks are null.
-
-        Raises:
-            InputError: no such sweep, or its plan, of an earlier kvray, gives two models one name.
-            DamagedArtefactError: a committed artefact lacks a file or rows, unless ``skip_damaged`` leaves it out.
+        that a file of an earlier kvray lacks are null. Raises InputError if there is no such sweep, or its plan, of an
+        earlier kvray, gives two models one name; DamagedArtefactError if a committed artefact lacks a file or rows,
+        unless ``skip_damaged`` leaves it out.
         """
         names = self.sweeps() if sweep is None else [sweep]
         parts = []
@@ -79,10 +68,8 @@ class Results:
         ``accuracy(by=["model", "position"])`` is a curve over gold positions, ``by=["evaluation", "model", "length",
         "depth"]`` a heatmap; an axis (:data:`kvray.results.profile.AXES`) is null where an evaluation lacks it. By
         ``outcome``, ``n`` counts each kind of answer. ``sweep=None`` reads all sweeps and counts shared rows once.
-
-        Raises:
-            InputError: no such sweep or column; or all sweeps are read without ``sweep`` in ``by`` though one name
-                stands for different things in them.
+        Raises InputError for an unknown sweep or column, or if all sweeps are read without ``sweep`` in ``by`` though
+        one name stands for different things in them.
         """
         rows = self._models(sweep)
         if sweep is None and "sweep" not in by:
@@ -97,16 +84,10 @@ class Results:
         """Return paired differences b - a per evaluation, with interval, p, Holm's p over the table, and verdict.
 
         ``compare("base", "kv")`` compares two models; ``compare()`` alone makes all comparisons of a report, with
-        Holm's correction within each family of them (:func:`kvray.results.comparisons.compare_all`).
-
-        Args:
-            a: the reference model; None, "base" or "*" for the base model.
-            b: the model compared with it; None or "base" for the base model, "*" for every other finetuned one.
-            by: further columns to split by, such as ``position``, ``length`` or ``subtask``.
-            sweep: its name; None where the store has only one.
-
-        Raises:
-            InputError: no such sweep, model or column, or several sweeps and none named.
+        Holm's correction within each family of them (:func:`kvray.results.comparisons.compare_all`). None stands for
+        the base model, ``a="*"`` too, and ``b="*"`` for every other finetuned one. ``by`` are further columns to split
+        by, such as ``position``, ``length`` or ``subtask``; ``sweep`` may be None where the store has only one. Raises
+        InputError for an unknown sweep, model or column, or if the store has several sweeps and none is named.
         """
         rows = self._models(self._one(sweep))
         if a == EVERY and b == EVERY and not by:

@@ -33,8 +33,7 @@ def read() -> pl.DataFrame:
 def of_sweep(document: Mapping[str, Any]) -> tuple[pl.DataFrame, list[str]]:
     """Return the published numbers of the sets that a sweep's plan document names, and the names that are no set.
 
-    Added is the column ``same_base`` (bool: measured on the sweep's base model). Where a set has such numbers for an
-    evaluation, its numbers of other models are left out.
+    Added is ``same_base`` (bool: on the sweep's base model); an evaluation with such numbers loses those of others.
     """
     wanted = (document.get("sweep") or {}).get("reference") or []
     rows = read()

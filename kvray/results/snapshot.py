@@ -20,11 +20,7 @@ from kvray.tasks.base import Measure
 
 
 def collect(store: Store, sweep: str) -> Snapshot:
-    """Read a sweep's plan and its committed artefacts, and compare the models; damaged predictions are left out.
-
-    Raises:
-        InputError: the store has no such sweep.
-    """
+    """Read a sweep and compare its models, without damaged predictions; InputError if there is no such sweep."""
     progress = look(store, sweep)
     predictions = frames.with_models(Results(store).predictions(sweep, skip_damaged=True).collect())
     answered = progress.committed("predictions")
@@ -51,11 +47,7 @@ def collect(store: Store, sweep: str) -> Snapshot:
 
 
 def look(store: Store, sweep: str) -> Progress:
-    """Read a sweep's plan, states, manifests and failures, but not its predictions.
-
-    Raises:
-        InputError: the store has no such sweep.
-    """
+    """Read plan, states, manifests and failures, but not predictions; InputError if there is no such sweep."""
     document = Results(store).document(sweep)
     states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
     manifests = {}
@@ -72,10 +64,7 @@ def look(store: Store, sweep: str) -> Progress:
 
 @dataclass(frozen=True)
 class Progress:
-    """A sweep's plan document, and by artefact id: states, manifests where committed, errors where failed.
-
-    States are committed, missing, damaged or failed.
-    """
+    """A sweep's plan and, by artefact, states (committed, missing, damaged, failed), manifests, errors if failed."""
 
     document: Mapping[str, Any]
     states: Mapping[str, str]
@@ -83,11 +72,9 @@ class Progress:
     failures: Mapping[str, str]
 
     def planned(self, kind: str) -> list[dict[str, Any]]:
-        """Return the plan's artefacts of a kind."""
         return [artefact for artefact in self.document["artefacts"] if artefact["kind"] == kind]
 
     def committed(self, kind: str) -> list[tuple[dict[str, Any], Manifest]]:
-        """Return the plan's committed artefacts of a kind with their manifests."""
         return [(each, self.manifests[each["id"]]) for each in self.planned(kind) if each["id"] in self.manifests]
 
     def evaluated(self) -> tuple[int, int]:
@@ -99,11 +86,8 @@ class Progress:
 class Snapshot(Progress):
     """What a report is made from; :func:`collect` shows which function documents the columns of each table.
 
-    Attributes:
-        names: finetuned models, with or without predictions, by (mixture, finetune).
-        unknown_sets: names under ``reference`` that are no set.
-        profiles: by name of the evaluations that have predictions, in the plan's order.
-        models: finetuned models that have predictions, in the plan's order.
+    ``names`` are all finetuned models, by (mixture, finetune). ``models`` are those that have predictions, ``profiles``
+    the evaluations that have, both in the plan's order. ``unknown_sets`` are names under ``reference`` of no set.
     """
 
     store: Store

@@ -42,10 +42,8 @@ class Interval:
 class Difference:
     """A paired mean difference, b minus a, with its 95 % interval (questions resampled) and two-sided p.
 
-    Attributes:
-        test: "McNemar" (0/1 scores, one pair per question), "sign flip" (exact, by question) or "sign flip, sampled".
-        n: pairs, of which b scores above a in ``better`` and below a in ``worse``.
-        questions: different ones among the pairs.
+    ``test`` is "McNemar" (0/1 scores, one pair per question), "sign flip" (exact, by question) or "sign flip, sampled".
+    Of ``n`` pairs b scores above a in ``better`` and below a in ``worse``; ``questions`` counts the different ones.
     """
 
     difference: float
@@ -60,11 +58,7 @@ class Difference:
 
 
 def wilson(mean: float, n: int) -> tuple[float, float]:
-    """Return Wilson's score interval for a share ``mean`` of ``n`` independent 0/1 outcomes.
-
-    Raises:
-        ValueError: ``n`` is not positive.
-    """
+    """Return Wilson's interval for a share ``mean`` of ``n`` independent 0/1 outcomes; ValueError if n is below 1."""
     if n <= 0:
         raise ValueError(f"an interval needs at least one outcome, found n={n}")
     shrink = 1 + _Z**2 / n
@@ -76,12 +70,9 @@ def wilson(mean: float, n: int) -> tuple[float, float]:
 def accuracy(scores: Floats, questions: NDArray[np.int64]) -> Interval:
     """Return the mean score with its 95 % interval: the percentile bootstrap over questions, or Wilson's.
 
-    Wilson's over the number of questions serves where each occurs once with a score of 0 or 1, and where all scores
-    are alike, so that a bootstrap would claim certainty. Scores are in [0, 1], one per example (seeds averaged), and
-    questions are codes 0..k-1; both have shape ``(rows,)``.
-
-    Raises:
-        ValueError: no rows.
+    Wilson's over the number of questions serves where each occurs once with a score of 0 or 1, and where all scores are
+    alike, so that a bootstrap would claim certainty. Scores are in [0, 1], one per example (seeds averaged), and
+    questions are codes 0..k-1; both have shape ``(rows,)``. Raises ValueError without rows.
     """
     if scores.size == 0:
         raise ValueError("no scored rows")
@@ -98,10 +89,7 @@ def paired(a: Floats, b: Floats, questions: NDArray[np.int64]) -> Difference:
 
     The test is McNemar's exact one for 0/1 scores with one pair per question, otherwise its generalisation by question
     (:func:`sign_flip`). Where all pairs differ alike a bootstrap would claim certainty: there the interval is the mean
-    plus or minus Wilson's upper bound for a share of zero among that many questions.
-
-    Raises:
-        ValueError: no pairs.
+    plus or minus Wilson's upper bound for a share of zero among that many questions. Raises ValueError without pairs.
     """
     if a.size == 0:
         raise ValueError("no common examples")
@@ -143,8 +131,7 @@ def ratio_difference(
     """Return ratio(b) - ratio(a) on the same rows with its 95 % interval, the same questions resampled for both.
 
     ``a`` and ``b`` are (part, whole), as in :func:`ratio`; None where a whole is 0. Where all resamples agree, the
-    interval is the difference plus or minus Wilson's upper bound for a share of zero among the questions of the smaller
-    whole.
+    interval adds to either side Wilson's upper bound for a share of zero among the questions of the smaller whole.
     """
     if min(a[1].sum(), b[1].sum()) <= 0:
         return None
@@ -256,13 +243,9 @@ def detectable_difference(n: int, discordant: float = 0.2, power: float = 0.8, c
 
     Connor (1987), normal approximation: ``sqrt(n) d = z_a sqrt(psi) + z_b sqrt(psi - d^2)``, psi the share of
     discordant pairs, at least d. 0.088 at n = 200, 0.024 at n = 2,655; 1.0 where not even the largest can be found.
-
     ``n`` counts questions, and ``discordant`` is the share of discordant pairs or, where a question is asked several
     times, the variance of its mean difference. ``comparisons`` are corrected together: Holm's first step asks for 5 %
-    divided by their number.
-
-    Raises:
-        ValueError: an argument outside its range.
+    divided by their number. Raises ValueError for an argument outside its range.
     """
     if n < 1 or not 0 < discordant <= 1 or not 0.5 <= power < 1:
         raise ValueError(f"expected n >= 1, 0 < discordant <= 1, 0.5 <= power < 1; found {n}, {discordant}, {power}")
@@ -305,10 +288,7 @@ def _kept_resamples(size: int) -> tuple[NDArray[np.float32], ...]:
 
 
 def _draw(size: int) -> Iterator[NDArray[np.float32]]:
-    """Yield how often each of ``size`` questions is drawn, in chunks of shape ``(resamples, size)``.
-
-    Draws depend on ``size`` alone and are cached: a report has hundreds of intervals over the same questions.
-    """
+    """Yield how often each of ``size`` questions is drawn, alike at every call, in chunks ``(resamples, size)``."""
     rng = np.random.default_rng([SEED, size])
     for rows in _chunks(RESAMPLES, size):
         cells = rng.integers(0, size, (rows, size)) + np.arange(rows)[:, None] * size

@@ -15,10 +15,7 @@ from kvray.store.manifest import FileEntry
 
 
 def problem(files: Files, directory: str, entry: FileEntry, size: int | None, verify: bool) -> str | None:
-    """Return what is wrong with a file that a manifest lists, None if nothing.
-
-    ``size`` is its actual size in bytes, None if it is missing; ``verify`` reads every byte for the sha256.
-    """
+    """Return what is wrong with a listed file of ``size`` bytes (None: missing), or None; ``verify`` adds sha256."""
     path = f"{directory}/{entry.name}"
     if size != entry.bytes:
         return f"{path} " + ("is missing" if size is None else f"has {size} bytes, not {entry.bytes}")
@@ -35,9 +32,7 @@ def problem(files: Files, directory: str, entry: FileEntry, size: int | None, ve
 def table(files: Files, directory: str, entry: FileEntry, columns: Sequence[str] | None) -> pa.Table:
     """Return a listed Parquet file as a table.
 
-    Raises:
-        DamagedArtefactError: it is missing or unreadable, or its number of rows is not the manifest's.
-        StoreError: it has no such column.
+    Raises DamagedArtefactError if it is missing, unreadable or has not as many rows, StoreError without such a column.
     """
     path = f"{directory}/{entry.name}"
     try:

@@ -19,10 +19,7 @@ _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
 class Files(ABC):
-    """The store's view of a file system. Paths are inside ``fs``; every failure is a StoreError with the path.
-
-    ``fs`` is the pyarrow file system, for Ray and for readers; ``prefix`` stands before paths in messages.
-    """
+    """The store's view of ``fs``, a pyarrow file system; failures are StoreErrors with the path after ``prefix``."""
 
     remote: bool
     """Whether every read is a round trip, so that reads should be few and concurrent."""
@@ -94,7 +91,6 @@ class Files(ABC):
             self.fs.delete_dir(path)
 
     def naming(self, path: str, doing: str) -> contextlib.AbstractContextManager[None]:
-        """Return :func:`naming` of a path inside ``fs``."""
         return naming(self.prefix + path, doing)
 
 
@@ -111,11 +107,9 @@ class Folder:
         self.files.put(f"{self.root}/{name}", memoryview(data))
 
     def read(self, name: str) -> bytes | None:
-        """Return a file's bytes, None if it is missing."""
         return self.files.read(f"{self.root}/{name}")
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it exists."""
         self.files.delete(f"{self.root}/{name}")
 
     def names(self) -> set[str]:

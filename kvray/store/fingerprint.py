@@ -15,8 +15,7 @@ _SHOWN = 80  # characters of a value in a line of a diff
 def canonical_json(value: Any) -> bytes:
     """Return the one JSON form of a value: sorted keys, no spaces, UTF-8.
 
-    Raises:
-        TypeError: a part of it, named by its dotted path, has no stable form: NaN, bytes, a key not str, any object.
+    Raises TypeError if a part, named by its dotted path, has no stable form: NaN, bytes, a key not str, any object.
     """
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
 

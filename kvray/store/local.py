@@ -1,7 +1,6 @@
-"""Local disks and network mounts under a store, where a file is whole or absent at every instant.
+"""Local disks and network mounts under a store, where a file is whole or absent at every instant, even if power fails.
 
-A file is written under a hidden temporary name, flushed, renamed, and its directory flushed (about 1.6 ms for 2 MB), so
-a reader, or a machine that loses power, sees the old state or the new one. Object stores: see ``object_store``.
+It is written under a hidden temporary name, flushed, renamed, and its directory flushed (about 1.6 ms for 2 MB).
 """
 
 import contextlib

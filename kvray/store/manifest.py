@@ -56,11 +56,7 @@ class Manifest:
 
 
 def parse(data: bytes, artefact_id: str) -> Manifest:
-    """Read a manifest's bytes.
-
-    Raises:
-        DamagedArtefactError: they are no manifest, were changed after they were written, or belong to another id.
-    """
+    """Read a manifest's bytes; DamagedArtefactError if they are none, were changed later, or belong to another id."""
     where = f"{artefact_id}/{MANIFEST}"
     try:
         values = json.loads(data)

@@ -50,8 +50,7 @@ class Location:
 def locate(uri: str, named: str = "store") -> Location:
     """Read a store URI without touching the place; ``named`` is what messages call it.
 
-    Raises:
-        InputError: unknown scheme or parameter, no bucket, or credentials, which the message does not repeat.
+    Raises InputError for an unknown scheme or parameter, no bucket, or credentials, which the message does not repeat.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
     kind = scheme[1].lower() if scheme else "local"
@@ -104,8 +103,7 @@ def locate(uri: str, named: str = "store") -> Location:
 def connect(location: Location, named: str = "store") -> Files:
     """Open the file system of a location, called ``named`` in messages; a bucket is looked up once.
 
-    Raises:
-        InputError: the bucket is missing, forbidden or out of reach (after half a minute at most).
+    Raises InputError if the bucket is missing, forbidden or out of reach (after half a minute at most).
     """
     prefix = "" if named == "store" else f"{named}: "
     if location.scheme == "local":

@@ -22,11 +22,9 @@ _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO,
 def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file, to write and to read, that takes the place of ``out`` (a path or a URI) once it is whole.
 
-    Missing directories are made. A file for a bucket is first written to the local temporary directory.
-
-    Raises:
-        InputError: ``out`` cannot be written, or its bucket is out of reach; nothing was written.
-        StoreError: the writing failed (a full disk); what was written is removed.
+    Missing directories are made. A file for a bucket is first written to the local temporary directory. Raises
+    InputError if ``out`` cannot be written or reached (nothing was written), StoreError if the writing failed (a full
+    disk; what was written is removed).
     """
     location = locate(os.fspath(out), OPTION)
     if location.scheme == "local":
@@ -85,11 +83,7 @@ def _disk_errors(path: str) -> Iterator[None]:
 
 
 def folder(out: str | os.PathLike[str]) -> Folder:
-    """Return the directory ``out`` (made if missing) or folder in a bucket, after writing a probe file there.
-
-    Raises:
-        InputError: it cannot be written, or its bucket is out of reach.
-    """
+    """Return the directory (made if missing) or bucket's folder ``out`` after a probe write; InputError if it fails."""
     location = locate(os.fspath(out), OPTION)
     target = Folder(connect(location, OPTION), location.root, shown(out))
     probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"

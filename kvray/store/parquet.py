@@ -33,9 +33,7 @@ def encode(table: pa.Table) -> pa.Buffer:
 def read(files: Files, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a Parquet file as a table.
 
-    Raises:
-        UnreadableError: it is missing, or no complete Parquet file.
-        StoreError: the file lacks one of the columns, or the place cannot be read.
+    Raises UnreadableError if it is missing or incomplete, StoreError if it lacks a column or the place cannot be read.
     """
     data = files.read(path)
     if data is None:
@@ -51,11 +49,7 @@ def read(files: Files, path: str, columns: Sequence[str] | None = None) -> pa.Ta
 
 
 def footer_rows(files: Files, path: str) -> int:
-    """Return the rows that the footer of a Parquet file states, without reading the rows.
-
-    Raises:
-        UnreadableError: there is no complete footer.
-    """
+    """Return the rows stated in a Parquet file's footer; UnreadableError if there is no complete footer."""
     for count in (_FIRST_READ, -1):  # a footer longer than the first read is a rarity
         try:
             return int(pq.read_metadata(pa.BufferReader(files.tail(path, count) or b"")).num_rows)

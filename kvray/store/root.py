@@ -65,11 +65,7 @@ class Root:
             raise InputError(f"store: {self.uri} cannot be written: {why}") from None
 
     def path(self, artefact_id: str, *names: str) -> str:
-        """Return a path inside :attr:`fs`.
-
-        Raises:
-            StoreError: a name is empty, absolute, or leads out of the root.
-        """
+        """Return a path inside :attr:`fs`; StoreError if a name is empty, absolute, or leads out of the root."""
         for name in (artefact_id, *names):
             parts = name.split("/")
             if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
@@ -111,9 +107,7 @@ class Root:
     def plan_document(self, sweep: str) -> dict[str, Any]:
         """Return the plan of a sweep that was run into the store: see :meth:`kvray.planning.artefacts.Plan.to_json`.
 
-        Raises:
-            InputError: the store has no such sweep; the message names those it has.
-            StoreError: the document is unreadable, or of another version.
+        Raises InputError, which names the sweeps there are, or StoreError for a plan unreadable or of another version.
         """
         name = f"sweeps/{sweep}.json"
         data = self.read_document(name)

@@ -33,7 +33,6 @@ PREDICTIONS_SCHEMA = _SCHEMAS["predictions"]
 ARTEFACT = _SCHEMAS["added"].field("artefact")
 """Added by :meth:`kvray.results.Results.predictions`, which reads a row under the names of each sweep that has it."""
 SCORES_SCHEMA = _SCHEMAS["scores"]
-"""Rows of scores.parquet: one per (evaluation, model) over all examples, then one per position, length, pair of length
-and depth, subtask or condition where an evaluation has several."""
+"""Rows of scores.parquet: one per (evaluation, model) over all examples, then per place on each axis with several."""
 REFERENCE_SCHEMA = _SCHEMAS["reference"]
 """Columns of ``results/reference.csv``, in this order; an empty cell is null."""

@@ -56,10 +56,8 @@ class Store(Root):
     def write(self, artefact_id: str, name: str, content: pa.Table | bytes | Path) -> FileEntry:
         """Write a file of an artefact and return its entry; a committed artefact returns its own, unchanged.
 
-        A table becomes a Parquet file, and a local file is copied in flat memory, since it is mapped.
-
-        Raises:
-            StoreError: the place cannot be written, or the name is refused.
+        A table becomes a Parquet file, and a local file is copied in flat memory, since it is mapped. Raises StoreError
+        if the place cannot be written, or the name is refused.
         """
         self._check_name(artefact_id, name)
         committed = self.manifest(artefact_id)
@@ -160,9 +158,8 @@ class Store(Root):
     def read_table(self, artefact_id: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return all Parquet files of a committed artefact, in the manifest's order, as one table.
 
-        Raises:
-            StoreError: it is not committed, has no such column, or holds no Parquet file.
-            DamagedArtefactError: a file is missing or unreadable, or its number of rows is not the manifest's.
+        Raises StoreError if it is not committed, has no such column, or holds no Parquet file, and DamagedArtefactError
+        if a file is missing or unreadable, or its number of rows is not the manifest's.
         """
         listed = [entry for entry in self._committed(artefact_id).files if entry.name.endswith(".parquet")]
         if not listed:
@@ -175,10 +172,7 @@ class Store(Root):
         """Return a local directory with a committed artefact's files, each verified by sha256.
 
         On a local store it is the artefact's own, not to be written to; else ``into``, where complete files are kept.
-
-        Raises:
-            StoreError: it is not committed.
-            DamagedArtefactError: a file is missing or its sha256 differs.
+        Raises StoreError if it is not committed, DamagedArtefactError if a file is missing or its sha256 differs.
         """
         entries, directory = self._committed(artefact_id).files, self.path(artefact_id)
         if self._location.scheme == "local":
@@ -205,14 +199,12 @@ class Store(Root):
         return [text for text in self._each(problem, manifest.files) if text]
 
     def state(self, artefact_id: str, verify: bool = False) -> State:
-        """Return the state of an artefact; see :meth:`states`."""
         return self.states([artefact_id], verify)[artefact_id]
 
     def states(self, ids: Iterable[str], verify: bool = False) -> dict[str, State]:
         """Return the state of many artefacts, from one recursive listing of each kind's folder.
 
-        Names and sizes are compared with each manifest (0.1 s per 1,000) or, on an object store, with the commit's
-        seal. ``verify`` also checks rows and sha256.
+        Compares names and sizes with manifests (0.1 s per 1,000) or a bucket's seals; ``verify`` adds rows and sha256.
         """
         wanted = list(dict.fromkeys(ids))
         for one in wanted:

@@ -67,11 +67,7 @@ def check_task(block: Any, path: Path = ()) -> tuple[Task | None, list[Problem]]
 
 
 def parse_task(block: Any) -> Task:
-    """Return the task of a block ``{task: name, …}``, or the task itself if it is one already.
-
-    Raises:
-        ValueError: with all problems of the block.
-    """
+    """Return the task of a block ``{task: name, …}``, or the given task; ValueError with all problems of the block."""
     task, problems = check_task(block)
     if task is None:
         raise ValueError("; ".join(str(problem) for problem in problems))
@@ -94,11 +90,7 @@ def lookup(folder: str | FilePath | None, allow_code: bool = False, sections: It
 
 
 def task_class(name: object) -> type[Task]:
-    """Return the class that the ``task`` of a block names.
-
-    Raises:
-        InputError: no such class, or code that is not allowed, cannot be loaded or is no task; one line.
-    """
+    """Return the class that ``task`` names; InputError of one line if it is unknown, not allowed, broken or no task."""
     current = _LOOKUP.get()
     if isinstance(name, str):
         if name in REGISTRY:

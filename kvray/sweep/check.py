@@ -18,19 +18,15 @@ from kvray.tasks.base import REGISTRY, Task
 from kvray.tasks.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
 
 RESERVED = "base"  # the base model's name in results, so no mixture may have it
-MAX_PAIRS = 100_000
-"""Limit on pairs of training data (a dataset with one seed) and evaluation, each of which is compared."""
+MAX_PAIRS = 100_000  # limit on pairs of training data (a dataset with one seed) and evaluation, which are all compared
 
 
 @dataclass
 class Checked:
-    """Results by task block and by pair of tasks, so that variants of one sweep do not repeat a check.
-
-    ``overlaps`` are of :meth:`Task.overlaps`, which may read sources, by the JSON of both tasks.
-    """
+    """Results by task block and by pair of tasks, so that variants do not repeat a check, which may read sources."""
 
     tasks: dict[tuple[str, str, str], tuple[Task | None, list[Problem]]] = field(default_factory=dict)
-    overlaps: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    overlaps: dict[tuple[str, str], str | None] = field(default_factory=dict)  # of Task.overlaps, by the JSON of both
 
 
 def check(raw: Mapping[str, Any], checked: Checked | None = None) -> tuple[Sweep | None, list[Problem]]:
@@ -121,10 +117,7 @@ def _cross_problems(
     seeds: Sequence[int],
     checked: Checked,
 ) -> list[Problem]:
-    """Return the problems between the parts of a sweep, given its plain values and its valid tasks.
-
-    ``seeds`` are what finetunes add to the seeds of datasets.
-    """
+    """Return the problems between the parts of a sweep; ``seeds`` are what finetunes add to the seeds of datasets."""
     problems = [*_name_problems(raw), *_reference_problems(raw)]
     if not raw.get("datasets") and not raw.get("evaluate"):
         problems.append(Problem((), "found neither datasets nor evaluate; expected at least one of them"))

@@ -16,19 +16,13 @@ _ABSENT = object()
 
 @dataclass
 class Document:
-    """A YAML file as plain values, with the place of each key and list item.
+    """A YAML file as plain values, with the place of each key and list item."""
 
-    Attributes:
-        file: as the user named it; empty for values given in Python.
-        problems: of the YAML itself (duplicate keys, unset variables, tags).
-        broken: paths whose value is unknown because of a problem; no further problem of them is reported.
-    """
-
-    file: str
+    file: str  # as the user named it; empty for values given in Python
     value: dict[str, Any] = field(default_factory=dict)
     places: dict[Path, Place] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-    broken: set[Path] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)  # of the YAML itself (duplicate keys, unset variables, tags)
+    broken: set[Path] = field(default_factory=set)  # paths of values that a problem hides; no further one is reported
 
     def place(self, path: Path) -> Place:
         """Return the place of the value at ``path``, else of the nearest one that contains it."""
@@ -110,11 +104,7 @@ def typed(option: str) -> Place:
 
 
 def put(target: dict[str, Any], path: Path, value: Any) -> None:
-    """Put a value at a path of mapping keys, in place, creating the mappings above it.
-
-    Raises:
-        InputError: something above the path is not a mapping.
-    """
+    """Put a value at a path of keys, in place, creating mappings above it; InputError if one of them is no mapping."""
     for depth, part in enumerate(path[:-1], start=1):
         if target.get(str(part)) is None:
             target[str(part)] = {}
@@ -128,10 +118,8 @@ def put(target: dict[str, Any], path: Path, value: Any) -> None:
 def merge(document: Document, path: Path, value: Any, written: Path) -> None:
     """Change a document at a path: a mapping is merged into the existing one, None deletes, all else replaces.
 
-    ``written`` is the path at which the value stands in the document, for the lines of messages.
-
-    Raises:
-        InputError: something above the path is not a mapping.
+    ``written`` is the path at which the value stands in the document, for the lines of messages. Raises InputError as
+    :func:`put`.
     """
     if isinstance(value, dict) and isinstance(_at(document.value, path), dict):
         for key, inner in value.items():

@@ -21,17 +21,11 @@ MAX_VARIANTS = 1000  # limit on variants of one sweep: a larger grid is more lik
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination of the values of ``grid`` and ``zip``.
+    """One combination of the values of ``grid`` and ``zip``."""
 
-    Attributes:
-        sweep: with these values, and neither grid nor zip.
-        changes: varied paths and their values, in plain JSON.
-        origins: varied paths and the paths of their values in ``grid`` or ``zip``.
-    """
-
-    sweep: Sweep
-    changes: tuple[tuple[Path, Any], ...]
-    origins: Mapping[Path, Path] = field(default_factory=dict)
+    sweep: Sweep  # with these values, and neither grid nor zip
+    changes: tuple[tuple[Path, Any], ...]  # varied paths and their values, in plain JSON
+    origins: Mapping[Path, Path] = field(default_factory=dict)  # by varied path, its value's path in grid or zip
 
     def written(self, path: Path) -> Path:
         """Return where a value of this variant was written: in ``grid`` or ``zip`` if it or a part of it varies."""
@@ -45,7 +39,6 @@ class Variant:
         return ("api" if api else finetune.method) + suffix([change for change in changes if change[0] in used])
 
     def evaluation_label(self, name: str) -> str:
-        """Return an evaluation's name and varied values."""
         return name + suffix(self._changed("evaluate", name))
 
     def data_label(self, name: str, seed: int) -> str:
@@ -71,11 +64,7 @@ class Variant:
 
 
 def variants(sweep: Sweep) -> list[Variant]:
-    """Return the variants of a sweep: the grid's last key varies fastest, zip varies faster still.
-
-    Raises:
-        InputError: a path or a value of grid or zip is not valid.
-    """
+    """Return a sweep's variants: zip varies fastest, then the grid's last key; InputError if either is not valid."""
     with lookup(None, sections=[sweep.datasets, sweep.evaluate]):
         found, problems = expand(sweep.model_dump(mode="json"))
     if problems:

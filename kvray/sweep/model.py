@@ -75,10 +75,7 @@ class Finetune(Strict):
         return seeds
 
     def recipe(self, api: bool = False) -> dict[str, Any]:
-        """Return the hyperparameters that decide a finetune, here or by an API, beside its seed.
-
-        The adapter's are in it only for ``lora``.
-        """
+        """Return what decides a finetune, here or by an API, beside its seed; the adapter's knobs only for ``lora``."""
         values = super().recipe()
         unused = {"seeds", "reseed_data", *_API_FIELDS, *(() if self.method == "lora" else _LORA_FIELDS)}
         used = {"epochs", "match", *_API_FIELDS} if api else values.keys() - unused
@@ -195,16 +192,10 @@ class Sweep(Strict):
         scale: str | None = None,
         allow_code: bool = False,
     ) -> Sweep:
-        """Read a sweep file.
+        """Read a sweep file, given as a path or as its text; InputError with every problem of the file and its line.
 
-        Args:
-            source: a path, or the text of a sweep file.
-            set: changes, ``{"finetune.epochs": 1}`` or as for ``--set``, ``["finetune.epochs=1"]``.
-            scale: one of the file's ``scales``.
-            allow_code: load the Python files beside the file that its tasks name.
-
-        Raises:
-            InputError: with every problem of the file and its line.
+        ``set`` holds changes, ``{"finetune.epochs": 1}`` or as for ``--set``, ``["finetune.epochs=1"]``; ``scale`` is
+        one of the file's ``scales``; ``allow_code`` loads the Python files beside the file that its tasks name.
         """
         from kvray.sweep.load import load
 

@@ -20,8 +20,7 @@ from kvray.sweep.document import Document, put, split, typed
 from kvray.tasks.problems import show, unknown
 
 MAX_BYTES = 2**20  # bytes of a file
-MAX_NODES = 20_000
-"""Values in a file. Each use of an alias counts: nested aliases grow exponentially."""
+MAX_NODES = 20_000  # values in a file; each use of an alias counts: nested aliases grow exponentially
 MAX_DEPTH = 32  # levels of mappings and lists; a sweep has five
 MAX_DIGITS = 18  # digits of an integer, so that it fits into 64 bits
 
@@ -39,11 +38,7 @@ _EXPECTED = "expected a mapping with name, datasets, evaluate …"
 
 
 def read(file: str) -> Document:
-    """Read a YAML file whose top level is a mapping.
-
-    Raises:
-        InputError: no such file, not a regular file, too long, not UTF-8, not YAML, empty, or not a mapping.
-    """
+    """Read a YAML file; InputError if it is no regular file, too long, not UTF-8, not YAML, empty, or not a mapping."""
     try:
         path = FilePath(os.path.expanduser(file))
         # A pipe may never end and can be read only once; commands read a sweep again and again.
@@ -68,11 +63,7 @@ def read(file: str) -> Document:
 
 
 def parse(text: str, file: str) -> Document:
-    """Parse YAML text whose top level is a mapping; messages call it ``file``.
-
-    Raises:
-        InputError: not YAML, empty, or not a mapping.
-    """
+    """Parse YAML text, which messages call ``file``; InputError if it is not YAML, empty, or not a mapping."""
     document = Document(file)
 
     def place(mark: yaml.Mark) -> Place:
@@ -302,7 +293,6 @@ class _Reader:
         return text if node.style else self.plain(node, path, text)
 
     def plain(self, node: yaml.ScalarNode, path: Path, text: str) -> Any:
-        """Return the value of an unquoted scalar."""
         if text in _WORDS:
             return _WORDS[text]
         if _INT.fullmatch(text):

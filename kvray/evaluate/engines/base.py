@@ -36,8 +36,7 @@ Key = TypeVar("Key")
 class Adapter:
     """A finetune on a local disk, served beside the base model.
 
-    ``name``, by which vLLM's prefix cache tells adapters apart, and ``number``, from 1, are unique. ``path`` is the
-    directory of its files: a LoRA adapter's, or the name of a model at an API.
+    Its ``name``, which vLLM's prefix cache goes by, and its ``number``, from 1, are unique; ``path`` holds its files.
     """
 
     name: str
@@ -98,8 +97,7 @@ class Reply:
 class Serving:
     """What an engine is to serve, on how many GPUs and CPUs; ``models`` different ones will be asked.
 
-    ``weights`` is the directory of a full finetune, served in place of the base model but with its tokenizer; None for
-    the base and its adapters.
+    ``weights`` is the directory of a full finetune in the base model's place, which keeps its tokenizer, or None.
     """
 
     base: BaseModelRef
@@ -169,11 +167,7 @@ class Engine:
 
 
 def engine_class(base: BaseModelRef, runtime: Runtime) -> type[Engine]:
-    """Return the engine that serves a model: the chat API for ``openai:`` models, else ``runtime.engine``.
-
-    Raises:
-        InputError: there is no such engine, or its module cannot be imported; says why.
-    """
+    """Return a model's engine: the chat API for ``openai:``, else ``runtime.engine``; InputError if it is unusable."""
     name = runtime.engine
     path = _CHAT if base.api else _VLLM if name == "vllm" else name
     if ":" not in path:

@@ -1,7 +1,4 @@
-"""An engine that asks an OpenAI-compatible API for chat completions.
-
-The server applies its own chat template and tokenizer; its ``usage`` is recorded.
-"""
+"""An engine that asks an OpenAI-compatible API, which has a chat template and a tokenizer of its own."""
 
 from __future__ import annotations
 
@@ -35,10 +32,7 @@ _TOO_LONG = re.compile(
 
 
 class ChatEngine(Engine):
-    """Asks an API, ``runtime.api_concurrency`` requests at a time.
-
-    The client has an event loop in a thread of its own: it works in a notebook, and asks on while answers are written.
-    """
+    """Asks an API, ``runtime.api_concurrency`` requests at a time, in a thread of its own: it works in a notebook."""
 
     READS_TEXT = True
 
@@ -71,10 +65,9 @@ class ChatEngine(Engine):
         self._open.callback(self._portal.call, self._api.aclose)
 
     def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
-        """Answer requests as the server does; ApiError if it will serve none.
+        """Answer requests; ApiError if the server will serve none.
 
-        Where a prompt leaves less room than the task asks for, some servers (vLLM) answer in that room, others (OpenAI)
-        refuse.
+        Where a prompt leaves less room than the task asks for, some (vLLM) answer in that room, others (OpenAI) refuse.
         """
         assert self._portal is not None
         waiting = iter(requests)
@@ -97,18 +90,15 @@ class ChatEngine(Engine):
                 future.cancel()
 
     def info(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Return the address, the model, the names that the server gave it, and the client's version."""
         model = self._model(adapter)
         served = sorted(tuple(self._served[model]))
         return {"api": self._api.address.url, "model": model, "served": served, "client": f"openai {version('openai')}"}
 
     @property
     def note(self) -> str:
-        """Number of requests that were sent again."""
         return f"{self._api.retries} retries" if self._api.retries else ""
 
     def close(self) -> None:
-        """Close the connection and end the thread."""
         self._open.close()
 
     def _model(self, adapter: Adapter | None) -> str:
@@ -152,12 +142,7 @@ class ChatEngine(Engine):
 
 
 def read(completion: Mapping[str, Any]) -> Reply:
-    """Return a chat completion as a reply.
-
-    Raises:
-        IncompleteError: a part of it is missing.
-        CellError: it ended neither by itself nor at its limit.
-    """
+    """Return a chat completion as a reply; IncompleteError if a part is missing, CellError if it did not end well."""
     usage = completion["usage"]
     try:
         choice = completion["choices"][0]

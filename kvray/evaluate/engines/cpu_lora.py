@@ -1,12 +1,10 @@
 """LoRA on vLLM's CPU back end: right for base rows, and several times quicker.
 
 vLLM 0.32 applies adapters on CPU with ``weights[slot_of_token]``, a gather that copies one whole weight matrix per
-token: seven times slower than the base on a 1.3 M-parameter model. It also reads slot -1 ("no adapter") as Python does,
-the *last* slot, so once every slot is taken a base request in a decode or mixed batch silently gets the last adapter.
-:class:`GroupedPunicaWrapper` replaces the one method that linear layers call: each run of tokens that share an adapter
-is one small matrix product, and runs without an adapter are left alone.
-
-Imports torch and vLLM at the top: only a process that runs an engine may import it.
+token: seven times slower than the base on a 1.3 M-parameter model. It also reads slot -1 ("no adapter") as the *last*
+slot, so once every slot is taken a base request in a decode or mixed batch silently gets the last adapter. Here each
+run of tokens that share an adapter is one small matrix product, and runs without an adapter are left alone. Only a
+process that runs an engine may import this module: torch and vLLM are imported at the top.
 """
 
 from typing import Any

@@ -1,8 +1,7 @@
 """One vLLM engine in this process: the base model and any number of its adapters, or one full finetune.
 
 Without an engine-core child it starts in 3 s instead of 30 on CPU, and Ray watches the one process that can die.
-Requests are a stream: the last slow answers of one adapter overlap with the first prompts of the next. Options and
-environment are computed before anything heavy is imported.
+Requests are a stream: the last slow answers of one adapter overlap with the first prompts of the next.
 """
 
 import functools
@@ -27,11 +26,7 @@ _CPU_CACHE_BYTES = (128 * 2**20, 2**30)
 
 
 def adapter_rank(adapter: Path) -> int:
-    """Return the smallest rank vLLM can be set to that holds a peft adapter's: a higher one costs memory and time.
-
-    Raises:
-        CellError: its configuration is unreadable, or the rank is more than vLLM serves.
-    """
+    """Return vLLM's smallest rank (higher is slower) that holds an adapter's; CellError if unreadable or too high."""
     try:
         config = json.loads((adapter / ADAPTER_CONFIG).read_text())
         rank = max([int(config["r"]), *(int(other) for other in (config.get("rank_pattern") or {}).values())])
@@ -43,10 +38,7 @@ def adapter_rank(adapter: Path) -> int:
 
 
 def model_options(serving: Serving) -> dict[str, Any]:
-    """Return the options that vLLM's ModelConfig and its engine share.
-
-    The tokenizer is always the base model's. ``max_model_len`` is tokens per request; None for the model's own length.
-    """
+    """Return the options that vLLM's ModelConfig and its engine share; the tokenizer is always the base model's."""
     base, gpu = serving.base.here(), serving.gpus > 0
     return {
         "model": str(serving.weights or base.location),
@@ -63,10 +55,7 @@ def model_options(serving: Serving) -> dict[str, Any]:
 
 
 def engine_options(serving: Serving, ranks: Sequence[int], length: int) -> dict[str, Any]:
-    """Return the options of an engine for requests of at most ``length`` tokens.
-
-    ``ranks`` are those of all adapters to serve. A fraction of a GPU takes that share of its memory.
-    """
+    """Return an engine's options for requests of at most ``length`` tokens and adapters of these ``ranks``."""
     runtime = serving.runtime
     options = model_options(serving) | {"max_model_len": length, "enable_prefix_caching": True}
     if ranks:
@@ -88,11 +77,7 @@ def engine_options(serving: Serving, ranks: Sequence[int], length: int) -> dict[
 
 
 def check_platform(gpu: bool) -> None:
-    """Make sure that the installed vLLM runs on what was asked for.
-
-    Raises:
-        ResourceError: it is the other build, or lacks the compiler that the CPU build needs.
-    """
+    """Raise ResourceError if the installed vLLM is the other build, or lacks the compiler that the CPU build needs."""
     from vllm.platforms import current_platform
 
     if gpu and current_platform.is_cpu():
@@ -111,11 +96,7 @@ def check_platform(gpu: bool) -> None:
 
 
 def model_config(serving: Serving) -> Any:
-    """Return vLLM's ModelConfig (no weights are loaded); ``max_model_len`` is the length the model can take.
-
-    Raises:
-        ValueError: vLLM cannot serve the model, or not at this length.
-    """
+    """Return vLLM's ModelConfig, without weights; ValueError if vLLM cannot serve the model, or not at this length."""
     from vllm.engine.arg_utils import EngineArgs
 
     return EngineArgs(**model_options(serving)).create_model_config()
@@ -154,11 +135,7 @@ def sampling(request: Request) -> Any:
 
 
 def reply(request: Request, output: Any) -> Reply:
-    """Return a finished vLLM ``RequestOutput`` as a reply.
-
-    Raises:
-        RuntimeError: vLLM did not end the request well.
-    """
+    """Return a finished vLLM ``RequestOutput`` as a reply; RuntimeError if vLLM did not end the request well."""
     (written,) = output.outputs
     if written.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"vLLM ended a request with {written.finish_reason!r}, expected stop or length")
@@ -191,10 +168,7 @@ class VllmEngine(Engine):
 
     @classmethod
     def prepare(cls, gpus: float, cpus: float) -> None:
-        """Set the environment of vLLM, OpenMP and the hub's libraries.
-
-        What the user has set stays, except for what this module's way of running needs.
-        """
+        """Set the environment of vLLM, OpenMP and the hub; the user's own stays, except for what is needed here."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         for name, value in {
             "VLLM_LOGGING_LEVEL": "ERROR",
@@ -223,7 +197,6 @@ class VllmEngine(Engine):
             raise InputError(f"model {self.serving.base.name}: vLLM cannot serve it: {error}") from error
 
     def add(self, adapter: Adapter) -> None:
-        """Make room for the adapter's rank; CellError if it is unreadable or higher than vLLM serves."""
         self._ranks.append(adapter_rank(adapter.path))
 
     def start(self, length: int) -> None:
@@ -263,7 +236,6 @@ class VllmEngine(Engine):
             raise CellError(f"adapter {adapter.name}: vLLM did not load it (and did not say why)")
 
     def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
-        """Answer requests in about their order, each as soon as it is done."""
         from vllm.inputs.engine import tokens_input
 
         waiting = iter(requests)

@@ -30,8 +30,7 @@ Values = defaultdict[str, defaultdict[str, list[Any]]]
 class Scored:
     """What lm_eval makes of the responses to one question.
 
-    ``answer`` is the raw text, or the chosen option; ``values`` is everything measured, by ``metric,filter``; the one
-    called ``metric`` is the score, in [0, 1].
+    ``answer`` is the raw text or the chosen option; ``values`` is all by ``metric,filter``, ``metric`` the score's key.
     """
 
     answer: str
@@ -47,10 +46,8 @@ class BenchmarkQuestions(Questions):
         """Load a benchmark; ``tokenizer`` is the base model's, None for a model behind an API.
 
         A chat completion gives no log-probabilities of given texts, so an API cannot be asked benchmarks that compare
-        options (MMLU, HellaSwag). It is sent the plain prompt, solved examples included, as one user message.
-
-        Raises:
-            CellError: it cannot be loaded, or not be asked of an API; names the ones that can.
+        options (MMLU, HellaSwag). It is sent the plain prompt, solved examples included, as one user message. Raises
+        CellError for a benchmark that cannot be loaded, or not be asked of an API; it names the ones that can.
         """
         if not isinstance(task, LmEval):
             raise TypeError(f"{task.task} is no benchmark of lm-evaluation-harness")
@@ -152,13 +149,10 @@ def _row_reply(replies: Sequence[Reply]) -> Reply:
 
 
 def score(benchmark: Benchmark, rows: Sequence[Row], responses: Sequence[Sequence[Any]]) -> list[Scored]:
-    """Score the responses to some questions.
+    """Score the responses to some questions; CellError if the metric that scores is no number in [0, 1].
 
     ``responses`` holds for each request of each question the text of a generation, or (log-probability, whether greedy
     decoding would write it) of a continuation.
-
-    Raises:
-        CellError: the metric that scores is no number in [0, 1].
     """
     return [_scored(benchmark, row, given) for row, given in zip(rows, responses, strict=True)]
 
@@ -178,10 +172,7 @@ def references(benchmark: Benchmark, row: Row) -> list[str]:
 
 
 def aggregate(benchmark: Benchmark, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, dict[str, Any]]:
-    """Return lm_eval's own aggregates of every subtask and group.
-
-    ``values`` has, by subtask and ``metric,filter``, what was measured of each question.
-    """
+    """Return lm_eval's own aggregates of subtasks and groups; ``values`` has, by subtask, a value per question."""
     metrics: dict[str, dict[str, Any]] = {}
     for name, measured in values.items():
         functions = benchmark.subtasks[name].aggregation()

@@ -25,12 +25,9 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Reading(Request):
-    """One request to the engine, and what of a question it serves.
+    """One request to the engine for the ``numbers`` of a question's requests: one, or for "choose" one per label.
 
-    Attributes:
-        numbers: which requests of the question it serves: one, or for "choose" one per label.
-        ends: texts that end an answer; the engine may not know all.
-        cut: tokens that the beginning of the prompt lost.
+    ``ends`` are texts that end an answer, not all known to the engine; ``cut`` counts tokens that the prompt lost.
     """
 
     numbers: tuple[int, ...] = (0,)
@@ -121,10 +118,7 @@ def as_text(task: LmEval, row: Row) -> Reading:
 
 
 def responses(row: Row, readings: Sequence[Reading], replies: Sequence[Reply]) -> list[Any]:
-    """Return the responses to a question's requests, in order, as lm-evaluation-harness takes them.
-
-    Each is a text, or for a continuation (log-probability, whether greedy decoding writes it).
-    """
+    """Return a question's responses as lm_eval takes them: texts, or (log-probability, greedy?) of continuations."""
     given: dict[int, Any] = {}
     for reading, reply in zip(readings, replies, strict=True):
         kind, values = reading.kind, list[Any](reply.scored)

@@ -1,8 +1,7 @@
 """Benchmarks of lm-evaluation-harness: what they ask and how they score. The one module that imports ``lm_eval``.
 
-lm_eval's own code builds the questions, in its own order and with the few-shot examples that it would draw, and its
-filters and metrics score them. Its evaluation loop, which answers a benchmark in one go, is not used: kvray keeps what
-is done chunk by chunk and shares one engine among all models.
+Its own code builds the questions, in its order and with its few-shot examples, and its filters and metrics score them.
+Its evaluation loop, which answers a benchmark in one go, is not used: kvray keeps what is done chunk by chunk.
 """
 
 import contextlib
@@ -31,10 +30,7 @@ _PYTHON_SEED, _NUMPY_SEED = 0, 1234
 
 @dataclass(frozen=True)
 class Row:
-    """One question: a document of a subtask, number ``doc_id`` in it, and lm_eval's requests.
-
-    There is one ``lm_eval.api.instance.Instance`` per option of a multiple choice, else one.
-    """
+    """One question: document ``doc_id`` of a subtask, and lm_eval's ``Instance`` per option of a choice, else one."""
 
     subtask: str
     doc_id: int
@@ -43,7 +39,6 @@ class Row:
 
     @property
     def id(self) -> str:
-        """Return the example id."""
         return f"{self.subtask}-{self.doc_id}"
 
 
@@ -51,10 +46,9 @@ class Row:
 class Benchmark:
     """A loaded benchmark.
 
-    Attributes:
-        rows: every question, subtask by subtask (sorted by name), each in lm_eval's order.
-        subtasks, groups: lm_eval's objects by name; a single task has no groups.
-        system_left_out: chats asked without their system message, which the chat template refused.
+    ``rows`` is every question by subtask (sorted by name), in lm_eval's order; ``subtasks`` and ``groups`` are its
+    objects by name. ``system_left_out`` counts chats asked without their system message, which the chat template
+    refused.
     """
 
     task: LmEval
@@ -67,11 +61,9 @@ class Benchmark:
 def load(task: LmEval, tokenizer: Any) -> Benchmark:
     """Load a benchmark: its data (from the hub or from disk, as its task files say) and its questions.
 
-    ``tokenizer`` is the base model's, for its chat template; None for a model that is asked by plain prompts.
-
-    Raises:
-        CellError: lm_eval is not installed, does not know the benchmark, cannot get its data, or the benchmark needs
-            what is not offered here (sampling, images, running code of the model).
+    ``tokenizer`` is the base model's, for its chat template; None for a model that is asked by plain prompts. Raises
+    CellError if lm_eval is not installed, does not know the benchmark or cannot get its data, or the benchmark needs
+    what is not offered here (sampling, images, running code of the model).
     """
     try:
         import datasets
@@ -120,10 +112,7 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
 def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[str, ...]]:
     """Return the most tokens of a generation and the texts that end it; the task's ``max_tokens`` takes precedence.
 
-    ``settings`` are lm_eval's ``generation_kwargs``.
-
-    Raises:
-        CellError: they ask for more than greedy decoding.
+    ``settings`` are lm_eval's ``generation_kwargs``; CellError if they ask for more than greedy decoding.
     """
     if settings.get("do_sample") and float(settings.get("temperature") or 0.0) > 0.0:
         raise CellError(f"benchmark {task.benchmark} samples its answers; kvray decodes greedily")
@@ -138,11 +127,8 @@ def generation(task: LmEval, settings: Mapping[str, Any]) -> tuple[int, tuple[st
 def choose_metric(values: Iterable[str], wanted: str | None) -> str:
     """Return which of the measured values, each a ``metric,filter`` in the benchmark's order, is the score.
 
-    ``wanted`` is one of them, or a metric, by its first filter. None takes the first of all: ``acc`` of MMLU and
-    HellaSwag, ``exact_match`` of GSM8K (strict-match), TriviaQA and NQ-Open.
-
-    Raises:
-        CellError: it is not measured.
+    ``wanted`` is one of them, or a metric, by its first filter; CellError if it is not measured. None takes the first
+    of all: ``acc`` of MMLU and HellaSwag, ``exact_match`` of GSM8K (strict-match), TriviaQA and NQ-Open.
     """
     known = list(values)
     for key in known:
@@ -196,10 +182,7 @@ def _manager(include_path: str | None) -> Any:
 
 
 class ChatTemplate:
-    """Renders chats by the tokenizer's own template, as lm_eval's model classes do.
-
-    ``left_out`` counts chats rendered without their system message, since the template takes none (Mistral's, for one).
-    """
+    """Renders chats as lm_eval does; ``left_out`` counts those whose template takes no system message (Mistral's)."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Take a tokenizer; CellError if it has no chat template."""

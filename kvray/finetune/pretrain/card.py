@@ -27,10 +27,7 @@ SCORED: dict[str, dict[str, Any]] = {
 
 
 def write_card(directory: Path, recipe: Recipe, record: dict[str, Any]) -> str:
-    """Score the model directory that :func:`kvray.finetune.pretrain.pretrain.pretrain` wrote, and write its card.
-
-    ``recipe`` is what made it and ``record`` what that call returned. Returns the text of its ``README.md``.
-    """
+    """Score the model that ``pretrain`` made of ``recipe``, with ``record``; write its card and return its text."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -35,11 +35,8 @@ Encode = Callable[[str], list[int]]
 class Stage:
     """Where the curriculum stands (``name``: symbols, widening or tasks); it never goes back.
 
-    Attributes:
-        alphabet: symbols that a recall table may use.
-        numbers: size of the pool of integers in dictionary questions.
-        units: most documents or dictionaries in a short prompt.
-        long_units: the same in a long one (tasks only); 16, so that 20 documents are longer than anything seen.
+    Recall tables use ``alphabet`` symbols, dictionary questions a pool of ``numbers`` integers, a short prompt at most
+    ``units`` documents or dictionaries, a long one ``long_units``: 16, so that 20 documents are longer than any seen.
     """
 
     name: str = "symbols"
@@ -50,10 +47,7 @@ class Stage:
 
 
 def advance(stage: Stage, recall: float, tasks: float, symbols: int) -> Stage:
-    """Move the curriculum on by one step; ``symbols`` is the size of the full alphabet.
-
-    ``recall`` and ``tasks`` are running accuracies: of the values in recall tables, of whole values in the tasks.
-    """
+    """Move on one step; ``recall`` and ``tasks`` are running accuracies, ``symbols`` the size of the full alphabet."""
     if stage.name == "symbols":
         return replace(stage, name="widening") if recall > 0.85 else stage
     if stage.name == "widening":
@@ -161,7 +155,6 @@ class Curriculum:
         return int(self.rng.integers(1, max(1, min(int(most), fit)) + 1))
 
     def closed_book(self) -> Item:
-        """Ask for a fact to know by heart."""
         person = int(self.rng.integers(world.KNOWN_PEOPLE))
         relation = world.RELATION_NAMES[self.rng.integers(3)]
         name = world.name_of("known", person)

@@ -20,11 +20,9 @@ from kvray.finetune.pretrain.tokenizer import build
 class Recipe:
     """Everything that decides the weights.
 
-    Attributes:
-        tokens: training tokens in all, the padding included.
-        batch_tokens: tokens per optimizer step.
-        learning_rate: peak, after ``warmup`` steps; falls to zero over the last ``decay`` share of the tokens.
-        layers, width, heads, intermediate: the Mistral architecture; width / heads must be 32, which vLLM takes.
+    ``tokens`` is all training tokens, padding included, ``batch_tokens`` those of an optimizer step; ``learning_rate``
+    is reached after ``warmup`` steps and falls to zero over the last ``decay`` share of the tokens. The architecture is
+    Mistral's; ``width / heads`` must be 32, which vLLM takes.
     """
 
     seed: int = 0
@@ -53,10 +51,7 @@ def pretrain(
     The state (weights, optimizer, random state, stage) is saved under ``<out>.state`` every ``save_every`` steps and
     after the ``stop_after`` steps of this call; the next call resumes. ``device`` is "auto", "cpu" or "cuda";
     ``threads`` of None takes torch's default. Returns the record for the card: step, tokens, seconds, device, running
-    accuracies, stage.
-
-    Raises:
-        InputError: the state on disk is of another recipe, or the width and heads do not fit.
+    accuracies, stage. Raises InputError if the state on disk is of another recipe, or the width and heads do not fit.
     """
     import torch
 
@@ -95,10 +90,7 @@ def pretrain(
 
 
 class _Training:
-    """A model, its optimizer and its curriculum, after ``step`` steps and ``seconds`` of training.
-
-    ``running`` has moving averages of the loss and the accuracies.
-    """
+    """A model, its optimizer and curriculum after ``step`` steps; ``running`` averages the loss and accuracies."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any, place: str) -> None:
         import torch
@@ -235,10 +227,7 @@ class _Training:
         return measured
 
     def _renew_embeddings(self, learned: Any) -> None:
-        """Draw the embeddings of all other tokens anew, with the spread of those that were learned.
-
-        The first stage has pushed them all the same way, away from every answer (docs/LOG.md).
-        """
+        """Draw all other embeddings anew, spread like these: stage one pushed them all one way (docs/LOG.md)."""
         import torch
 
         weight = self.model.model.embed_tokens.weight

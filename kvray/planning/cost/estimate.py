@@ -13,20 +13,16 @@ from kvray.results.stats import detectable_difference
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
 
-WRITER_PROMPT_TOKENS = 300
-"""Of a prompt that a model writes for, where it cannot be counted: a segment or two of 128 tokens, and what to do."""
+WRITER_PROMPT_TOKENS = 300  # of a writer's prompt that cannot be counted: one or two segments of 128, and the request
 START_OF_RAY = 8.0
-_CHARACTERS_PER_TOKEN = 4
-"""Of English, about; for a system message alone, whose tokens nobody has counted."""
-_MESSAGE_TOKENS = 8
-"""That an API's chat format adds to a request: about 4 per message (user and system)."""
+_CHARACTERS_PER_TOKEN = 4  # of English, about; for a system message alone, whose tokens nobody has counted
+_MESSAGE_TOKENS = 8  # that an API's chat format adds to a request: about 4 per message (user and system)
 GPU_BYTES = 80e9
 MOST_POINTS = 30
 """Smallest detectable difference above which an evaluation is of no use: the paper's largest gains are about this."""
 GOOD_POINTS = 10
-_PLAIN = ("id", "kind", "rows", "counted", "state", "why", "tokens", "seconds")
-_CELL = ("evaluation", "mixture", "finetune", "seed", "state", "id", "why", "tokens", "rows")
-"""Keys of an artefact, and of predictions again, in the document."""
+_PLAIN = ("id", "kind", "rows", "counted", "state", "why", "tokens", "seconds")  # keys of artefacts in the document
+_CELL = ("evaluation", "mixture", "finetune", "seed", "state", "id", "why", "tokens", "rows")  # of predictions
 
 
 @dataclass(frozen=True)
@@ -54,17 +50,13 @@ class Estimate:
     known_seconds: float  # by the clock, what is of unknown size left out: stages come one after another
 
     def text(self) -> str:
-        """Return it as tables for a terminal."""
         return show.text(self)
 
 
 def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
     """Look at what the store has of a plan. Reads manifests only; writes nothing, needs no Ray.
 
-    Args:
-        planned: the plan.
-        store: where its artefacts are, or will be.
-        verify: check the sha256 of what is committed, as ``run --verify`` would.
+    ``verify`` checks the sha256 of what is committed, as ``run --verify`` would.
     """
     manifests = {manifest.id: manifest for manifest in store.manifests()}
     tokens, rates = _tokens(planned.artefacts, manifests), Rates(manifests.values(), planned)
@@ -154,11 +146,7 @@ def _amounts(artefact: Artefact, tokens: int) -> tuple[int, int, int]:
 
 
 def _stages(todo: Sequence[Item], rates: Rates) -> list[dict[str, Any]]:
-    """Return what is to be made by kind and by what it runs on, in the order of the kinds.
-
-    Its "seconds" are by the clock, its "hours" those of the GPUs or CPUs that are held; what has no known size, of
-    which "unknown" is the number, is in neither.
-    """
+    """Return per kind and device the "seconds" by the clock and "hours" of devices, without items of "unknown" size."""
     groups: dict[tuple[int, Where], list[Item]] = {}
     for item in todo:
         groups.setdefault((KINDS.index(item.artefact.kind), item.on), []).append(item)
@@ -191,11 +179,8 @@ def _engine(artefact: Artefact) -> str:
 
 
 def _api(todo: Sequence[Item], planned: Plan) -> dict[str, Any]:
-    """Return the tokens that go through an API and their price in USD, None where the sweep does not give one.
-
-    Prompts count with the system message, replies as long as their tasks expect them, training by tokens times epochs.
-    No price is known here: they change too often.
-    """
+    """Return the tokens that go through an API, system messages included, and their price in USD, None if not given."""
+    # Prices change too often to be known here, so the sweep gives them.
     system = len(planned.sweep.system_message or "") // _CHARACTERS_PER_TOKEN + _MESSAGE_TOKENS
     tokens = {"input": 0, "output": 0, "training": 0}
     for item in todo:

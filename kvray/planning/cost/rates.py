@@ -29,20 +29,16 @@ requests together), and of the two CPU cores on which kvray-tiny went through th
 TRAINING = {"full": 6.0, "attention": 4.4, "lora": 4.2}
 """Operations per token and weight: forward 2, back through activations 2, and 2 for every weight that trains, of which
 a fifth of a Mistral's lie in its attention layers."""
-CHECKPOINTING = 2.0
-"""Further ones with gradient checkpointing, which does the forward pass twice."""
+CHECKPOINTING = 2.0  # further ones with gradient checkpointing, which does the forward pass twice
 ATTENTION_7B = 50_000.0
 """Context at which attention costs a 7B model as much as its weights: 12 x 4,096. It grows with the hidden size."""
-CACHED_CONTEXT = 4_000.0
-"""Context at which reading the key-value cache has doubled the time of a token that a GPU writes."""
-GENERATE = 100_000.0
-"""Tokens of examples that one process makes per second, for tasks that tokenize every prompt."""
+CACHED_CONTEXT = 4_000.0  # context at which reading the key-value cache has doubled the time of a token a GPU writes
+GENERATE = 100_000.0  # tokens of examples that one process makes per second, for tasks that tokenize every prompt
 STARTS = {"cpu": {"finetune": 12.0, "engine": 20.0}, "gpu": {"finetune": 45.0, "engine": 90.0}}
 """Seconds until the first token: of each finetune's workers, of each engine."""
 API_STARTS, API_TRAIN, API_WRITE, API_ANSWER_S = 600.0, 2_000.0, 60.0, 1.0
 """Behind an API: seconds a training job waits, tokens per second it trains, tokens per second of a reply, latency."""
-_SMALL = 2e8
-"""Weights up to which a model that lies on this machine is taken to run on its CPU."""
+_SMALL = 2e8  # weights up to which a model that lies on this machine is taken to run on its CPU
 
 _WEIGHTS = re.compile(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])(?![a-z\d])", re.IGNORECASE)
 _ACTIVE = re.compile(r"(?<![a-z\d])a(\d+(?:\.\d+)?)b(?![a-z\d])", re.IGNORECASE)
@@ -59,11 +55,7 @@ class Size(NamedTuple):
 
 
 def size_of(name: str) -> Size | None:
-    """Return how many weights a model has: of a directory by its files, else by its name; None if neither tells.
-
-    Mixtures of experts: ``8x7B`` is taken as Mixtral is, with 83 % of 8 times 7B in all, two of the experts at work;
-    ``30B-A3B`` says it itself.
-    """
+    """Return how many weights a model has: of a directory by its files, else by its name; None if neither tells."""
     path = BUNDLED.get(name) or Path(os.path.expanduser(name))
     if path.is_dir():
         weights = float(sum(_weights(file) for file in path.glob("*.safetensors")))
@@ -73,9 +65,9 @@ def size_of(name: str) -> Size | None:
     if not match:
         return None
     each = float(match[2]) * (1e9 if match[3] in "bB" else 1e6)
-    if match[1]:
+    if match[1]:  # 8x7B is taken as Mixtral is: 83 % of 8 times 7B in all, two of the experts at work
         return Size(0.83 * int(match[1]) * each, 1.85 * each)
-    return Size(each, float(active[1]) * 1e9 if active else each)
+    return Size(each, float(active[1]) * 1e9 if active else each)  # 30B-A3B names its active weights
 
 
 def _weights(safetensors: Path) -> int:
@@ -84,8 +76,7 @@ def _weights(safetensors: Path) -> int:
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
-_UNKNOWN = {"cpu": Size(1e6, 1e6), "gpu": Size(7e9, 7e9)}
-"""Taken for a model whose size nothing tells."""
+_UNKNOWN = {"cpu": Size(1e6, 1e6), "gpu": Size(7e9, 7e9)}  # taken for a model whose size nothing tells
 
 
 def default_speed(size: Size, on: str, what: str, length: float, devices: float = 1.0, cost: float = 2.0) -> float:
@@ -114,7 +105,6 @@ class Rates:
     """Throughput: measured for a model's same task or method, else its same kind of artefact, else a default."""
 
     def __init__(self, manifests: Iterable[Manifest], planned: Plan) -> None:
-        """Take the store's manifests and the plan whose sweep says where it runs."""
         self.planned, self.runtime = planned, planned.sweep.runtime
         self.cpus = self.runtime.num_cpus or os.cpu_count() or 1
         self.sizes = {name: size_of(name) for name in {model_of(each, planned) for each in planned.artefacts}}

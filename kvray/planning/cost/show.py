@@ -79,7 +79,6 @@ def _mark(item: Item) -> str:
 
 
 def _stages(estimate: Estimate) -> str:
-    """Return the table of stages, with a line for all of them."""
     stages, totals = estimate.document["stages"], estimate.document["totals"]
     rows = []
     for stage in stages:

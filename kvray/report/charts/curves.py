@@ -48,10 +48,7 @@ def accuracy_along(
     levels: Sequence[Level] = (),
     published: Sequence[Published] = (),
 ) -> Any:
-    """Draw accuracy along an axis, a line with its 95 % band per model, the base dashed and grey.
-
-    Published numbers are dotted, with hollow markers, in the colour of their model.
-    """
+    """Draw accuracy along an axis with 95 % bands; the base is dashed and grey, published numbers are dotted."""
     rows = along(scores, axis).filter((pl.col("evaluation") == evaluation) & pl.col("accuracy").is_not_null())
     rows = rows.sort(axis.name).with_columns(pl.col(axis.name).cast(pl.Float64).alias("x"))
     finetuned = palette.ordered(set(rows["model"]) - {BASE})
@@ -77,7 +74,6 @@ def accuracy_along(
 
 
 def _curves(panel: Any, rows: pl.DataFrame, models: Sequence[str], palette: Palette, alone: bool) -> list[labels.End]:
-    """Draw the base and some models; return the ends of the lines to be named."""
     ends = []
     for model in [BASE, *models]:
         line = rows.filter(pl.col("model") == model)

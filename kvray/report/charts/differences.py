@@ -109,7 +109,6 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
 
 
 def _forest(panel: Any, rows: Sequence[Mapping[str, Any]], models: Sequence[str], palette: Palette) -> None:
-    """Draw the change of each model on a line of its own, the first at the bottom."""
     panel.axvline(0, **style.ZERO)
     for row in rows:
         look = {"fmt": palette.marker(row["b"]), "color": palette.colour(row["b"]), "elinewidth": 2.0, **style.DOT}

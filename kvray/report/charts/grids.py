@@ -30,10 +30,7 @@ _NARROW = 0.055  # least share of the answers that is printed in its part of the
 
 
 def heatmaps(scores: pl.DataFrame, evaluation: str, value: Value, palette: Palette, subtitle: str) -> Any:
-    """Draw accuracy, or its change against the base, by context length and needle depth: a heatmap per model.
-
-    A change that is significant has a border. None where no model has the value.
-    """
+    """Draw a heatmap per model by length and depth, significant changes bordered; None if no model has the value."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
@@ -132,7 +129,6 @@ def _heatmap(
 
 
 def _points(share: float, value: Value) -> str:
-    """Return a whole number for a cell, with a sign if it is a change."""
     points = round(100 * share)
     return f"{points:+d}".replace("-", "\u2212") if value == "difference" and points else f"{points}"
 

@@ -72,7 +72,6 @@ def places(
 
 
 def _hidden(box: Box, others: Sequence[Box]) -> float:
-    """Return how much other boxes and the panel's edges hide of a box."""
     outside = sum(max(0.0, -low) for low in box[:2]) + sum(max(0.0, high - 1) for high in box[2:])
     return 10 * outside + sum(overlap(box, other) for other in others)
 

@@ -64,10 +64,7 @@ def apart(curves: pl.DataFrame, palette: Palette, head: tuple[str, str]) -> Any:
 
 
 def _line(panel: Any, rows: pl.DataFrame, palette: Palette, alone: bool) -> End:
-    """Draw the losses of one model and part, with the range of its seeds as a band; return the end of the line.
-
-    A model ``alone`` in its panel has lines named by part, that of words dashed; others are named by model.
-    """
+    """Draw one line with a band over seeds; ``alone`` in its panel, it is named by its part instead of its model."""
     model, part = rows.select("model", "part").row(0)
     colour, least = palette.colour(model), panel.get_ylim()[0]
     x = rows["share"].to_list()

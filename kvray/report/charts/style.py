@@ -1,7 +1,6 @@
-"""Style of all figures: colours, markers, the head, rendering. matplotlib without pyplot.
+"""Style of all figures (matplotlib without pyplot): colours and markers, which a model keeps, the head, rendering.
 
-A model keeps its colour (Okabe and Ito's, safe for colour-blind readers) and marker through all figures. Colours named
-here follow the page's theme (:mod:`kvray.report.blocks`); fills of heatmaps and bars, with the text on them, do not.
+Colours here follow the page's theme (:mod:`kvray.report.blocks`); fills of heatmaps and bars, and text on them, do not.
 """
 
 import io
@@ -17,7 +16,7 @@ INK, MUTED, GRID, PAPER = "#1f2328", "#59636e", "#d8dee4", "#fffffe"
 """Colours of text, secondary text, grid and background."""
 GREY = "#818b98"  # colour of the base model
 COLOURS = tuple("#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #8C6D31 #5D3A9B #882255 #44AA99".split())
-"""Colours of the finetuned models, in the order of the sweep; the eleventh has the first again, with another marker."""
+"""Colours of finetuned models (Okabe and Ito's, safe for colour-blind readers); the eleventh has the first again."""
 WIDTH = 8.6  # inches of a figure that fills the page
 DASHES = (0, (4, 2.5))
 ZERO: dict[str, Any] = {"color": GREY, "linewidth": 1.1, "linestyle": (0, (4, 3)), "zorder": 1}
@@ -32,17 +31,15 @@ _ON_DARK, _ON_LIGHT = "#fdfdfd", "#14181d"  # not PAPER and INK: the page would 
 
 
 class Palette:
-    """Colour and marker of each model, by its place in the sweep."""
+    """Colour and marker of each model, by its place in the sweep; the base is a grey circle."""
 
     def __init__(self, models: Sequence[str]) -> None:
         self._place = {model: place for place, model in enumerate(models)}
 
     def colour(self, model: str) -> str:
-        """Return the model's colour; grey for the base."""
         return GREY if model == BASE else COLOURS[self._place[model] % len(COLOURS)]
 
     def marker(self, model: str) -> str:
-        """Return the model's marker; a circle for the base."""
         return "o" if model == BASE else _MARKERS[self._place[model] % len(_MARKERS)]
 
     def ordered(self, models: Iterable[str]) -> list[str]:
@@ -71,10 +68,9 @@ def theme() -> AbstractContextManager[None]:
 def panels(
     size: tuple[float, float], shape: tuple[int, int], head: tuple[str, str], heights: Sequence[float] | None = None
 ) -> tuple[Any, list[Any]]:
-    """Return a matplotlib Figure with a head, and its panels line by line.
+    """Return a matplotlib Figure with ``head`` (title, subtitle), and its panels line by line.
 
-    ``size`` is the width and the height without the head in inches, ``shape`` (lines, columns), ``head`` (title,
-    subtitle), and ``heights`` are those of the lines, relative to each other.
+    ``size`` is (width, height without the head) in inches, ``shape`` (lines, columns), and ``heights`` are relative.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
