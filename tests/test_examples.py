@@ -52,7 +52,7 @@ def test_a_sweep_then_an_own_task_in_fresh_interpreters(tmp_path: Path) -> None:
     sweep = kvray.Sweep.from_yaml(shown.partition("kvray run FILE:\n\n")[2])
     assert sweep.name == "example"
     again = kvray.run(sweep, store)
-    assert (again.made, again.failed, again.cached) == ((), {}, 5), "the file is the very sweep"
+    assert (again.made, again.failed, again.cached) == ([], {}, 5), "the file is the very sweep"
     assert again.accuracy(by=["model", "position"]).height == 2 * 3
     assert again.compare("base", "kv")["n"].to_list() == [60]
     shown = script("own_task.py", store=store)
