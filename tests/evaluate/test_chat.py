@@ -267,7 +267,7 @@ def test_a_server_that_is_not_there_ends_the_run(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(ApiError, match="failed 3 times"):
         errors(store, cell(store, 40), cell(store, 30, "other"), api_base_url=api.url, api_retries=2)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10  # the waits of one request, not of seventy
 
 
 def test_a_quota_that_is_used_up_is_not_asked_again(api: Api) -> None:
