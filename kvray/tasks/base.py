@@ -39,6 +39,9 @@ def examples(columns: Mapping[str, Any]) -> pa.Table:
 
 recipe: Callable[..., Any] = partial(Field, json_schema_extra={"identity": "recipe"})
 """Declare a pydantic field that decides content: it is part of the fingerprint."""
+added: Callable[..., Any] = partial(Field, json_schema_extra={"identity": "recipe", "added": True})
+"""As :func:`recipe`, for a field that a class got after users had stores: the fingerprint leaves out its default, which
+must make the bytes that were made without the field, so that older artefacts stay valid."""
 runtime: Callable[..., Any] = partial(Field, json_schema_extra={"identity": "runtime"})
 """Declare a pydantic field that decides where or how fast, never what: it is outside every fingerprint."""
 
@@ -95,9 +98,18 @@ class Strict(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     def recipe(self) -> dict[str, Any]:
-        """Return the JSON form of the fields that decide content, defaults included."""
+        """Return the JSON form of the fields that decide content; defaults too, but for fields that were :func:`added`."""
         values = self.model_dump(mode="json")
-        return {name: values[name] for name in type(self).model_fields if self.identity(name) == "recipe"}
+        left_out = {
+            name
+            for name, field in type(self).model_fields.items()
+            if isinstance(field.json_schema_extra, dict)
+            and field.json_schema_extra.get("added")
+            and getattr(self, name) == field.get_default(call_default_factory=True)
+        }
+        return {
+            name: value for name, value in values.items() if name not in left_out and self.identity(name) == "recipe"
+        }
 
     @classmethod
     def identity(cls, name: str) -> str:

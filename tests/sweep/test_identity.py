@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks import load_all
-from kvray.tasks.base import REGISTRY, Strict, Task
+from kvray.tasks.base import REGISTRY, Strict, Task, added, recipe
 
 load_all()
 TASKS = dict(REGISTRY)
@@ -156,4 +156,17 @@ def test_recipes_hold_recipe_fields_alone() -> None:
     assert set(Finetune().recipe(api=True)) == {"epochs", "match"} | api
     for name, cls in TASKS.items():
         required = {field: "x" for field, info in cls.model_fields.items() if info.is_required()}
-        assert set(cls.model_validate({**required, "task": name}).recipe()) == RECIPE[name]
+        later = {field for field, info in cls.model_fields.items() if (info.json_schema_extra or {}).get("added")}  # type: ignore[union-attr]
+        assert set(cls.model_validate({**required, "task": name}).recipe()) == RECIPE[name] - later
+
+
+def test_a_field_that_was_added_later_is_in_the_recipe_only_where_it_is_not_the_default() -> None:
+    class Old(Strict):
+        rows: int = recipe(3)
+
+    class New(Old):
+        order: str = added("given")
+
+    assert New().recipe() == Old().recipe() == {"rows": 3}
+    assert New(order="given").recipe() == {"rows": 3}
+    assert New(order="random").recipe() == {"rows": 3, "order": "random"}
