@@ -98,7 +98,7 @@ class Strict(BaseModel):
         return self.model_dump(mode="json", exclude_unset=True)
 
     def recipe(self) -> dict[str, Any]:
-        """Return the JSON form of the fields that decide content; defaults too, but for fields that were :func:`added`."""
+        """Return the JSON form of the fields that decide content; defaults too, except of :func:`added` fields."""
         values = self.model_dump(mode="json")
         left_out = {
             name
