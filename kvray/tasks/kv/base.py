@@ -43,7 +43,7 @@ class DictionaryTask(Task):
     dictionaries: int | Literal["fit"] = recipe(85, description="per prompt")
     max_tokens: int = recipe(4096, ge=1, description="token budget of the prompt")
     count_bos: bool = added(
-        False, description="max_tokens counts the first token (BOS) too, where the tokenizer adds one, as the paper's do"
+        False, description="max_tokens counts the first token (BOS) too, where the tokenizer adds one"
     )
 
     @model_validator(mode="after")

@@ -1,8 +1,9 @@
 """Law ``paper``: what the paper's scripts do to any dictionary task, quirks included (edixiong/artificial-needles).
 
-The gold dictionary has 3 keys whatever the others have (``gold_dict_size`` of the released configurations); dictionaries
-are Python dicts, so that a repeated key overwrites (``dict_builder.py``); a draft is accepted 100 tokens below the
-budget with the gold dictionary first, and 30 below as emitted (``task.py``).
+The gold dictionary has 3 keys whatever the others have (``gold_dict_size`` of the released configurations). A key that
+is repeated in a dictionary overwrites, as in any Python dict (``dict_builder.py``). A draft is accepted 100 tokens
+below the budget with the gold dictionary first, and 30 below as emitted; both count the first token, BOS (``task.py``),
+as the knob ``count_bos`` does.
 """
 
 from itertools import combinations

@@ -4,13 +4,13 @@ The harder dictionary task of arXiv 2406.19292. Its generator's knobs are publis
 answer files are not. So 49 dictionaries and 150 rows are the paper's, subkeys of 3 digits and values of 4 are its
 function defaults, and the wording, the sizes, both probabilities and the number of shared subkeys are ours.
 
-Under law ``strict`` other keys hold at most the *shared* subkeys of the gold key, never its private ones: some have some
-of the integers asked for, none has all. No two keys of a prompt are equal, no other value is the gold value.
+Under law ``strict`` other keys hold at most the *shared* subkeys of the gold key, never its private ones: some have
+some of the integers asked for, none has all. No two keys of a prompt are equal, no other value is the gold value.
 
-Law ``paper`` is the published generator's (``data-generation/scripts`` of edixiong/artificial-needles), quirks included:
+Law ``paper`` is the published generator's (``data-generation/scripts`` of edixiong/artificial-needles), quirks and all:
 the gold dictionary has 3 keys and early positions end at 5 % of the *samples* (:mod:`kvray.tasks.kv.paper`); subkeys of
-a key, and shared and private ones, may be equal; another key is drawn again only if it is the gold key to the letter,
-so that one prompt in about forty has a second key with all the integers asked for; a repeated key overwrites.
+a key may repeat; another key is drawn again only if it is the gold key to the letter, so that one prompt in about forty
+has a second key with all the integers asked for; a repeated key overwrites.
 """
 
 import re
@@ -67,7 +67,7 @@ class MultiSubkeyKV(DictionaryTask):
     forced_first: float = recipe(0.05, ge=0, le=1, description="share of samples with the gold dictionary first")
     early: float = recipe(0.03, ge=0, le=1, description="share of further samples with an early gold dictionary")
     law: Literal["paper", "strict"] = added(
-        "strict", description="strict: one key has the integers asked for; paper: the published generator's, with quirks"
+        "strict", description="strict: one key alone has the integers asked for; paper: the published generator's"
     )
     subkey_digits_max: int | None = added(None, ge=1, le=5, description="most digits of a subkey; null: subkey_digits")
     value_digits_max: int | None = added(None, ge=1, le=6, description="most digits of a value; null: value_digits")
