@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def simple(knobs: Knobs) -> Solver:
             sizes=sizes,
         )
 
-    return Solver(solve, ambiguous=knobs.get("law") == "paper")
+    return Solver(solve, ambiguous=knobs["law"] == "paper", most_tokens=knobs["max_tokens"])
 
 
 def several(knobs: Knobs) -> Solver:
@@ -86,7 +87,7 @@ def several(knobs: Knobs) -> Solver:
             sizes=sizes,
         )
 
-    return Solver(solve)
+    return Solver(solve, most_tokens=knobs["max_tokens"])
 
 
 def subkeys(knobs: Knobs) -> Solver:
@@ -96,9 +97,12 @@ def subkeys(knobs: Knobs) -> Solver:
         lines = _lines(prompt)
         asked = only(_SUBKEYS, prompt, "the question")
         pairs = list(_pairs(lines, _TUPLE))
-        wanted = set(asked[1].split(", "))
+        numbers = asked[1].split(", ")
+        wanted = set(numbers)
         shared = [len(wanted.intersection(pair.key.split(", "))) for pair in pairs]
         found = [at for at, number in enumerate(shared) if number == len(wanted)]
+        if len(wanted) < len(numbers):  # an integer that is asked for twice is in the key twice
+            found = [at for at in found if not Counter(numbers) - Counter(pairs[at].key.split(", "))]
         if not found:
             raise Unsolved(f"no key has all of {asked[1]}")
         gold = pairs[found[0]]
@@ -119,7 +123,7 @@ def subkeys(knobs: Knobs) -> Solver:
             sizes=sizes,
         )
 
-    return Solver(solve, ambiguous=knobs.get("law") == "paper")
+    return Solver(solve, ambiguous=knobs["law"] == "paper", most_tokens=knobs["max_tokens"])
 
 
 def records(knobs: Knobs) -> Solver:

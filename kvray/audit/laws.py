@@ -137,7 +137,7 @@ def _chances(task: str, knobs: Knobs, what: str, cells: Counter[Any], tally: Tal
             law = digits(knobs, cells.total() / tally.rows if differ else 1)
         case "subkeys of a key":
             law = uniform(knobs["key_size_min"], knobs["key_size_max"])
-        case "asked subkeys in another key":
+        case "asked subkeys in another key" if knobs["law"] == "strict":
             share, each, most = knobs["share_probability"], knobs["subkey_probability"], knobs["common_subkeys"]
             held = {n: share * comb(most, n) * each**n * (1 - each) ** (most - n) for n in range(most + 1)}
             law = {**held, 0: held[0] + 1 - share}

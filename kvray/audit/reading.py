@@ -72,12 +72,14 @@ class Solver:
         any_of: whether one of a row's references is enough for a right answer; False: all of them are needed.
         ambiguous: whether the task's law allows prompts with several answers, which are then counted and not wrong.
         length: whether a row's ``length`` bounds the tokens of its whole prompt.
+        most_tokens: the tokens that no prompt has more of; None: any number.
     """
 
     solve: Solve
     any_of: bool = False
     ambiguous: bool = False
     length: bool = False
+    most_tokens: int | None = None
 
 
 def only(pattern: re.Pattern[str], prompt: str, what: str) -> re.Match[str]:

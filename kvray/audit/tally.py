@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+from kvray.audit.confirm import Row, confirm, too_long
 from kvray.audit.reading import Reading, Solver, Unread, Unsolved, entries, normal
 
 SHOWN = 20
 """Wrong rows that are kept in full; all of them are counted."""
 _EXCERPT = 160
-_DEPTH_POINTS, _SENTENCE_CHARACTERS = 5, 200
-"""A needle's depth is in tokens, at a sentence break; its place in characters may differ from it by so much."""
 _WORD = re.compile(r"\w+")
 _PLAIN = frozenset(
     "a an and are by did do does for from has how in is it its key not of on or than that the their they this to value "
@@ -23,8 +22,6 @@ _PLAIN = frozenset(
 )
 """Words that questions have for grammar's sake or for the task's, and no evidence is found by."""
 
-Row = Mapping[str, Any]
-"""A row of a dataset: the columns of kvray/store/schemas.toml's [example]."""
 Score = Callable[[str, Sequence[str]], float]
 
 
@@ -89,13 +86,12 @@ class Tally:
             except Unsolved as error:
                 why = str(error)
             if reading is not None:
-                position, why = self._compared(reading, row, references, solver)
-                self._described(reading, row, position)
+                verdict = confirm(reading, row, solver)
+                why = verdict.why or too_long(row, solver)
+                self.ambiguous += verdict.ambiguous
+                self._described(reading, row, verdict.position)
         if not why and (points := score(row["answer"], references)) != 1:
             why = f"its own answer {row['answer'][:60]!r} scores {points:g}"
-        length = row["length"] if solver is not None and solver.length else None
-        if not why and length is not None and row["prompt_tokens"] > length:
-            why = f"{row['prompt_tokens']} tokens are more than its length of {length}"
         self.found += reading is not None and not why
         if why:
             self.refuse(row, why)
@@ -109,46 +105,6 @@ class Tally:
         if self.wrong < SHOWN:
             self.failures.append(Wrong(row["example_id"], why, excerpt(row["prompt"])))
         self.wrong += 1
-
-    def _compared(
-        self, reading: Reading, row: Row, references: tuple[str, ...], solver: Solver
-    ) -> tuple[int | None, str]:
-        """Return the gold position that the prompt shows, and what is wrong with the row, "" if nothing."""
-        position, several = reading.position, False
-        if reading.documents is not None:
-            wanted = [text for one in references if (text := normal(one))]
-            holding = [
-                at for at, text in enumerate(map(normal, reading.documents), start=1) if any(w in text for w in wanted)
-            ]
-            position = row["position"] if position is None else position
-            several = holding != [position]
-            if position not in holding or (several and not solver.ambiguous):
-                return position, f"documents {holding} hold an accepted answer, expected {position} alone"
-        if reading.references is not None:
-            several = len(reading.references) > 1
-            if references not in reading.references or (several and not solver.ambiguous):
-                return position, f"the prompt says {_short(reading.references)}, the row {_short([references])}"
-        self.ambiguous += several
-        pairs = [
-            ("answer", None if several else reading.answer, row["answer"]),
-            ("gold position", None if several else position, row["position"]),
-            ("units", reading.units, row["units"]),
-            ("kind", reading.subtask, row["subtask"]),
-        ]
-        for what, found, said in pairs:
-            if found is not None and said not in (None, 0) and found != said:
-                return position, f"{what}: the prompt shows {found!r}, the row says {said!r}"
-        condition = row["condition"] or ""
-        dispersion = re.search(r"dispersion=(\w+)", condition)
-        # Copies of the key paragraphs as padding say the same everywhere.
-        copies = "padding=identity" in condition
-        if reading.layouts and not copies and dispersion and dispersion[1] not in reading.layouts:
-            return position, f"its key paragraphs do not stand {dispersion[1]}"
-        stated = row["depth"]
-        allowed = _DEPTH_POINTS + 100 * _SENTENCE_CHARACTERS / len(row["prompt"])
-        if reading.depth is not None and stated is not None and abs(reading.depth - stated) > allowed:
-            return position, f"the needle stands at {reading.depth:.0f} %, the row says {stated:.0f} %"
-        return position, ""
 
     def _described(self, reading: Reading, row: Row, position: int | None) -> None:
         for name, numbers in reading.sizes.items():
@@ -182,12 +138,13 @@ class Tally:
             self.again += 1
 
     def _prompt(self, digest: bytes, names: tuple[str, str]) -> None:
-        first = self.prompts.setdefault(digest, names)
-        if first[1] != names[1]:
-            if first[0] == names[0]:
-                self.alike += 1
-            else:
-                self.repeated.append((first[1], names[1]))
+        first = self.prompts.get(digest)
+        if first is None:
+            self.prompts[digest] = names
+        elif first[0] == names[0] and first[1] != names[1]:
+            self.alike += 1
+        else:
+            self.repeated.append((first[1], names[1]))
 
     def _cell(self, name: str) -> Counter[Any]:
         return self.cells.setdefault(name, Counter())
@@ -215,10 +172,6 @@ def excerpt(prompt: str) -> str:
     """Return the end of a prompt in one line."""
     line = " ".join(prompt.split())
     return line if len(line) <= _EXCERPT else "…" + line[1 - _EXCERPT :]
-
-
-def _short(sets: Sequence[tuple[str, ...]]) -> str:
-    return " or ".join(", ".join(map(repr, one)) for one in sets)[:200]
 
 
 def _digest(*texts: str) -> bytes:

@@ -108,11 +108,11 @@ def audit(
 ) -> int:
     """Check labels, places, sizes and duplicates by a solver that reads prompts alone. Exit status 1: rows are wrong.
 
-    kvray audit simple_kv --rows 100000 --workers 8
+    kvray audit simple_kv --rows 2000
 
-    kvray audit mdqa --set documents=10
+    kvray audit mdqa --set documents=10 --rows 500
 
-    kvray audit sweeps/quickstart.yaml
+    kvray audit sweeps/quickstart.yaml --rows 30
     """
     from kvray.cli import audit as auditing
 

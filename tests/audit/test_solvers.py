@@ -23,6 +23,7 @@ CASES = {
     "simple_kv strict": ("law=strict", "dictionaries=fit", "max_tokens=500", "template=false"),
     "several_kv": ("dictionaries=12",),
     "multi_subkey_kv": ("dictionaries=9",),
+    "multi_subkey_kv paper": ("dictionaries=9", "law=paper"),
     "kv_retrieval": ("keys=12",),
     "mdqa": ("documents=8",),
     "mdqa short": ("documents=8", "answers=short", "query_aware=true"),
@@ -65,7 +66,7 @@ def test_every_reference_is_found_in_the_prompt_alone(case: str) -> None:
     counted = tally(case, made(case))
     assert [(one.example_id, one.why) for one in counted.failures] == []
     assert counted.found == counted.read == counted.rows == ROWS
-    assert counted.wrong == counted.ambiguous == 0
+    assert counted.wrong == 0 and (counted.ambiguous == 0 or "law=paper" in CASES[case])
     assert counted.repeated == []
 
 
@@ -127,7 +128,7 @@ def other_kind(row: Row) -> Row:
         ("needle", other_answer, "the prompt says"),
         ("needle", without_answer, "the prompt says"),
         ("needle classic", elsewhere, "the needle stands at"),
-        ("needle", too_long, "more than its length"),
+        ("needle", too_long, "of its length"),
         ("flenqa", swapped_verdict, "the prompt says"),
         ("flenqa", lambda row: row | {"subtask": "PIR" if row["subtask"] != "PIR" else "MonoRel"}, "kind"),
     ],
