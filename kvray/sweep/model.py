@@ -36,7 +36,7 @@ def _one_or_more(value: Any) -> Any:
 
 
 class Finetune(Strict):
-    """How every mixture is finetuned. The paper's defaults where it gives them (epochs, batch size, rate of weights)."""
+    """How every mixture is finetuned. The paper's defaults where it gives them (epochs, batch size; not LoRA's rate)."""
 
     method: Literal["lora", "attention", "full"] = recipe(
         "lora", description="lora: an adapter; attention: the attention layers' weights; full: all weights"
