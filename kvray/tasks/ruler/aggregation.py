@@ -62,7 +62,7 @@ def frequent(key: int, length: int) -> Draft:
 def _list(chosen: Sequence[str], times: Sequence[int], key: int) -> str:
     """Word the question about a list of which the first ten words are the common ones."""
     frequent, rare = times
-    listed = [*chosen[:COMMON] * frequent, *chosen[COMMON:] * rare]
+    listed = frequent * list(chosen[:COMMON]) + rare * list(chosen[COMMON:])
     order = permutation(key_of("ruler", "list", key), len(listed)).tolist()
     return str(_TEXTS["common"]["prompt"].format(context=_numbered([listed[at] for at in order])))
 

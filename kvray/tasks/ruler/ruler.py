@@ -9,10 +9,10 @@ tokens). RULER's essays are Paul Graham's: those that gkamradt/LLMTest_NeedleInA
 haystack, and no published number stands beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 
@@ -25,7 +25,7 @@ from kvray.tasks.rows import Example, table
 from kvray.tasks.ruler import aggregation, fit, qa, retrieval, tracing, words
 from kvray.tasks.ruler.qa import PER_SEED, Questions
 from kvray.tasks.ruler.retrieval import Essays
-from kvray.tasks.ruler.subtasks import NAMES, SUBTASKS, Draft, Name, Subtask
+from kvray.tasks.ruler.subtasks import NAMES, SUBTASKS, Draft, Haystack, Name, Subtask
 from kvray.tasks.sources.read import texts
 from kvray.tasks.world import TINY, source_identity
 
@@ -39,7 +39,7 @@ class Material:
     """What the tasks asked for read: the essays, and questions by the haystack of their task."""
 
     essays: Essays | None
-    questions: dict[str, Questions]
+    questions: Mapping[Haystack, Questions]
 
 
 @register("ruler")
@@ -90,7 +90,7 @@ class Ruler(Task):
         questions = any(SUBTASKS[name].category == "qa" for name in both) and apart < first.rows
         return "the same examples are drawn by these seeds; give one another seed" if questions or not apart else None
 
-    def narrowed(self, subtask: str | None) -> Self:
+    def narrowed(self, subtask: str | None) -> Task:
         return _narrowed(self, subtask) if subtask in self.tasks else self
 
     @property
@@ -105,7 +105,7 @@ class Ruler(Task):
             of_tiny = self.source == TINY
             # Its people are those of training: no ruler question on essays is about a person.
             essays = retrieval.read(haystack.tiny("train", self.seed) if of_tiny else texts(self.source))
-        files = {"squad": self.squad, "hotpot": self.hotpot}
+        files: dict[Haystack, str] = {"squad": self.squad, "hotpot": self.hotpot}
         questions = {name: qa.read(path, name) for name, path in files.items() if name in stacks}
         for name, each in questions.items():
             if self.rows > len(each.asked):

@@ -56,10 +56,18 @@ class Subtask:
     sources: tuple[Source, ...] = ()
 
 
-def _niah(haystack: Haystack, key: Kind = "word", value: Kind = "number", **numbers: int) -> Subtask:
+def _niah(
+    haystack: Haystack,
+    key: Kind = "word",
+    value: Kind = "number",
+    *,
+    keys: int = 1,
+    values: int = 1,
+    queries: int = 1,
+) -> Subtask:
     sources: tuple[Source, ...] = ("source",) if haystack == "essays" else ()
     sources += ("words",) if "word" in (key, value) else ()
-    return Subtask("retrieval", haystack, 128, key=key, value=value, sources=sources, **numbers)
+    return Subtask("retrieval", haystack, 128, "all", key, value, keys, values, queries, sources)
 
 
 SUBTASKS: dict[Name, Subtask] = {
