@@ -96,7 +96,8 @@ class ValProbing(Task):
         if isinstance(context.material, list):
             return table(context.material[start:stop], context.count_tokens)
         contexts: Contexts = context.material
-        at, made = self.gold_positions(), []
+        at = self.gold_positions()
+        made: list[Example] = []
         for row in range(start, stop):
             number, index = divmod(row, len(at))
             if not made or index == 0:
