@@ -169,6 +169,9 @@ class DatasetQuestions(Prompts):
         columns["outcome"] = [
             None if answer is None else task.outcome(answer, accepted) for task, answer, accepted in answered
         ]
+        worked = zip(columns["answer"], examples["answer"].to_pylist(), strict=True)
+        told = [None if answer is None else self._task.reasoning(answer, example) for answer, example in worked]
+        columns["coverage"], columns["early"] = ([one and one[at] for one in told] for at in (0, 1))
         return columns, {}
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from kvray.generate.job import build
 from kvray.models.chat import conversation
 from kvray.models.reference import load_tokenizer, resolve
 from kvray.models.tokenizer import chat_tokens
+from kvray.tasks.flenqa.flenqa import Flenqa
 from kvray.tasks.qa.recall import Recall
 from kvray.tasks.ruler.ruler import Ruler
 
@@ -127,3 +128,21 @@ def test_a_row_is_scored_by_the_rule_of_its_subtask() -> None:
     # Any of several accepted answers is right of a question, a share of several values is not.
     both = task.narrowed("qa_1").score("yes", ["yes", "indeed"]), task.narrowed("vt").score("yes", ["yes", "indeed"])
     assert both == (1.0, 0.5)
+
+
+def test_chains_of_thought_are_measured_beside_the_worked_answer() -> None:
+    examples = made.example_table(3)
+    worked = pa.array(["Ann is old.\nBo is tall.\nIs it so? True"] * 3)
+    examples = examples.set_column(examples.schema.names.index("answer"), examples.schema.field("answer"), worked)
+    replies = [
+        [Reply(1, 0, 3, "Ann is old. So true", "stop")],
+        [Reply(1, 0, 3, "False, as Ann is old and Bo is tall.", "stop")],
+        [Reply(9, None, 0, None, "too_long")],
+    ]
+    labels = dict.fromkeys(("sweep", "evaluation", "task", "base_model"), "")
+    for task, coverage, early in (
+        (Flenqa(cot=True), [0.5, 0.5, None], [False, True, None]),
+        (Recall(), [None] * 3, [None] * 3),
+    ):
+        table = DatasetQuestions(examples, task).table(range(3), replies, labels, {})
+        assert (table["coverage"].to_pylist(), table["early"].to_pylist()) == (coverage, early)

@@ -61,6 +61,7 @@ RECIPE: dict[str, set[str]] = {
     "needle": {"task", "seed", "needles", "split", "rows", "lengths", "depths"},
     "ruler": {"task", "seed", "tasks", "rows", "lengths", "template_tokens"},
     "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
+    "val_probing": {"task", "seed", "probe", "pieces", "positions", "questions"},
     "messages": {
         "task", "seed", "messages", "prompt", "answer", "references", "turns", "split", "test_share", "rows", "scorer",
     },
@@ -92,6 +93,7 @@ RUNTIME: dict[str, set[str]] = {
     "needle": {"source"},
     "ruler": {"source", "squad", "hotpot"},
     "kv_retrieval": {"source"},
+    "val_probing": {"source"},
     "messages": {"source"},
     "lm_eval": {"include_path"},
 }  # fmt: skip
