@@ -174,6 +174,29 @@ def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
     return files.ModelFiles(directory)
 
 
+def tensor_names(ref: BaseModelRef) -> frozenset[str]:
+    """Return the names of a model's weights, of one on the hub by its files' headers alone; empty if pickled or moot.
+
+    They are the same on every machine that can train the model. SourceUnreachableError if the hub does not answer.
+    """
+    found = files_of(ref)
+    names = found.tensor_names() if found else frozenset()
+    if names or (found and found.weights) or ref.revision is None:
+        return names
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
+
+    try:
+        return frozenset(HfApi().get_safetensors_metadata(ref.location, revision=ref.revision).weight_map)
+    except (NotASafetensorsRepoError, SafetensorsParsingError):
+        return frozenset()
+    except Exception as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            return frozenset()  # gated: whatever needs its weights says so
+        text = f"the hub does not answer for the weights of {ref.name} ({first_line(error)})"
+        raise SourceUnreachableError(Problem(("base_model",), text)) from error
+
+
 def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:
     """Return the transformers tokenizer of the base model itself, not of ``ref.tokenizer`` (heavy import)."""
     from transformers import AutoTokenizer

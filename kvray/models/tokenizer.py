@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,11 @@ class TokenCounter:
             batch = self.tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
             counts[start : start + len(batch)] = [len(encoding) for encoding in batch]
         return counts
+
+    @cached_property
+    def first_tokens(self) -> int:
+        """Special tokens that the tokenizer itself puts before a text: 1 where it adds BOS, 0 where it adds none."""
+        return int(self.tokenizer.encode("1").special_tokens_mask.index(0))
 
     def separates(self, text: str) -> bool:
         """Return whether no token of texts like this one can depend on two integers at once.

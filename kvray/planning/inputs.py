@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import InputError, KvrayError, Path, Problem, SourceUnreachableError
-from kvray.models.reference import API, BaseModelRef, files_of, resolve, unresolved
+from kvray.models.reference import API, BaseModelRef, files_of, resolve, tensor_names, unresolved
 from kvray.models.tokenizer import token_counter
 from kvray.planning.lengths import Counting, Lengths, counting, estimated, measure
 from kvray.planning.limits import Limits, limits_of
@@ -30,7 +30,8 @@ def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | No
     """
     expanded = variants(sweep) if expanded is None else expanded
     distinct, gatherer = list(_tasks(expanded)), _Gatherer(offline)
-    gatherer.read_base(sweep, any(task.BRINGS_EXAMPLES for _, _, task in distinct))
+    adapters = any(each.sweep.mixtures and each.sweep.finetune.method == "lora" for each in expanded)
+    gatherer.read_base(sweep, any(task.BRINGS_EXAMPLES for _, _, task in distinct), adapters)
     tasks: dict[str, TaskInputs] = {}
     for variant, place, task in distinct:
         if (key := task_key(task)) not in tasks:
@@ -105,8 +106,8 @@ class _Gatherer:
         # It is loaded here, on first use: most tasks know their size without it.
         return token_counter(self.base)(texts) if self.base and self.readable else np.zeros(len(texts), np.int64)
 
-    def read_base(self, sweep: Sweep, examples: bool) -> None:
-        """Read the base model, its limits and, if any task brings ``examples``, its template for counting them."""
+    def read_base(self, sweep: Sweep, examples: bool, adapters: bool) -> None:
+        """Read the base model and its limits: for ``adapters`` its modules, for ``examples`` its template."""
         base = self.model(sweep.base_model, sweep.tokenizer)
         if base is not None and sweep.trust_remote_code:
             # Other model code may run than without it, so it is another model.
@@ -116,11 +117,19 @@ class _Gatherer:
             return
         self.readable = True
         try:
-            self.limits = limits_of(base, files_of(base))
+            self.limits = limits_of(base, files_of(base), self.tensors(base) if adapters else ())
             # Benchmarks of another library ask without the template, so a model need not have one for them.
             self.counting = counting(base) if examples else None
         except InputError as error:
             self.refuse(error, ("base_model",))
+
+    def tensors(self, base: BaseModelRef) -> frozenset[str]:
+        """Return the names of a model's weights; none, with a note, if the hub does not answer while offline."""
+        try:
+            return tensor_names(base)
+        except InputError as error:
+            self.refuse(error, ("base_model",), "its modules are taken to be named as Llama's")
+            return frozenset()
 
     def model(
         self, name: str, tokenizer: str | None, place: Path = (), variant: Variant | None = None

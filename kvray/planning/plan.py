@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError, Path, Problem, dotted
-from kvray.planning import limits
+from kvray.planning import limits, movement
 from kvray.planning.artefacts import KINDS, Artefact, Counted, FinetuneJob, Kind, Plan, PredictionsJob, WritingJob
 from kvray.planning.inputs import Inputs
 from kvray.planning.lengths import Lengths
@@ -40,7 +40,8 @@ def plan(sweep: Sweep, inputs: Inputs) -> Plan:
     if builder.problems:
         raise InputError(list(builder.problems))
     ordered = tuple(artefact for kind in KINDS for artefact in builder.artefacts.values() if artefact.kind == kind)
-    return Plan(sweep, inputs.base.name, ordered, inputs.notes, tuple(builder.warnings))
+    gentle = () if inputs.base.api else movement.too_gentle(ordered, inputs.limits.width)
+    return Plan(sweep, inputs.base.name, ordered, inputs.notes, (*builder.warnings, *gentle))
 
 
 def plain_name(task: Task) -> str:
@@ -133,7 +134,7 @@ class _Builder:
         return found
 
     def finetune(self, seed: int, parts: Shares, budget: Shares, labels: dict[str, Any], path: Path) -> Artefact:
-        finetune, api = self.sweep.finetune, self.inputs.base.api
+        finetune, api = limits.resolved(self.sweep.finetune, self.inputs.limits), self.inputs.base.api
         recipe = {
             "base": self.inputs.base.identity,
             "finetune": finetune.recipe(api),

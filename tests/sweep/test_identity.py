@@ -33,16 +33,17 @@ RECIPE: dict[str, set[str]] = {
     "Runtime": set(),
     "simple_kv": {
         "task", "seed", "rows", "dictionaries", "keys_min", "keys_max", "digits_min", "digits_max", "template", "law",
-        "max_tokens", "forced_first", "early",
+        "max_tokens", "forced_first", "early", "count_bos",
     },
     "multi_subkey_kv": {
         "task", "seed", "rows", "dictionaries", "keys_min", "keys_max", "gold_key_size", "key_size_min", "key_size_max",
         "common_subkeys", "share_probability", "subkey_probability", "common_ordered", "shuffle_query", "subkey_digits",
-        "value_digits", "template", "max_tokens", "forced_first", "early",
+        "value_digits", "template", "max_tokens", "forced_first", "early", "count_bos", "law", "subkey_digits_max",
+        "value_digits_max",
     },
     "several_kv": {
         "task", "seed", "rows", "keys_asked", "dictionaries", "keys_min", "keys_max", "digits_min", "digits_max",
-        "template", "max_tokens",
+        "template", "max_tokens", "count_bos",
     },
     "mdqa": {
         "task", "seed", "split", "documents", "positions", "questions", "distractors", "passage_words", "order",
