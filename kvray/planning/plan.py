@@ -15,12 +15,14 @@ from kvray.planning.artefacts import KINDS, Artefact, Counted, FinetuneJob, Kind
 from kvray.planning.inputs import Inputs
 from kvray.planning.lengths import Lengths
 from kvray.planning.mixture import counted_of, read_per_epoch
+from kvray.planning.sizes import resized
 from kvray.store.fingerprint import fingerprint
 from kvray.store.store import artefact_id, readable_name
 from kvray.sweep.grid import Variant
 from kvray.sweep.model import Sweep
 from kvray.tasks import code
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
+from kvray.tasks.lm_eval import LmEval
 
 Shares = Sequence[tuple[Artefact, float]]  # datasets with their shares of a mixture
 Size = tuple[int, int, Counted]  # rows, tokens and their basis, as of :class:`~kvray.planning.artefacts.Artefact`
@@ -41,7 +43,8 @@ def plan(sweep: Sweep, inputs: Inputs) -> Plan:
         raise InputError(list(builder.problems))
     ordered = tuple(artefact for kind in KINDS for artefact in builder.artefacts.values() if artefact.kind == kind)
     gentle = () if inputs.base.api else movement.too_gentle(ordered, inputs.limits.width)
-    return Plan(sweep, inputs.base.name, ordered, inputs.notes, (*builder.warnings, *gentle))
+    whole = resized(sweep, inputs.sizes)
+    return Plan(whole, inputs.base.name, ordered, inputs.notes, (*builder.warnings, *gentle), inputs.sizes)
 
 
 def plain_name(task: Task) -> str:
@@ -170,6 +173,8 @@ class _Builder:
         }
         if examples is None:
             recipe |= {"task": task.recipe(), "sources": dict(known.sources)}
+            if self.inputs.base.api and isinstance(task, LmEval) and task.metadata is not None:
+                recipe["tokenizer"] = self.inputs.base.token_identity  # measures what the benchmark generates
         labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
         data_id, finetune_id = (need.id if need is not None else None for need in (examples, finetune))
         settings = self.sweep.finetune if finetune else None

@@ -64,11 +64,13 @@ RECIPE: dict[str, set[str]] = {
         "queries",
     },
     "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
+    "val_probing": {"task", "seed", "probe", "pieces", "positions", "questions"},
     "messages": {
         "task", "seed", "messages", "prompt", "answer", "references", "turns", "split", "test_share", "rows", "scorer",
     },
     "lm_eval": {
         "task", "seed", "benchmark", "shots", "limit", "metric", "max_tokens", "length", "chat_template",
+        "metadata",
     },
 }  # fmt: skip
 """Fields that enter fingerprints, by model (tasks by their name in YAML)."""
@@ -94,6 +96,7 @@ RUNTIME: dict[str, set[str]] = {
     "needle": {"source"},
     "ruler": {"source"},
     "kv_retrieval": {"source"},
+    "val_probing": {"source"},
     "messages": {"source"},
     "lm_eval": {"include_path"},
 }  # fmt: skip
