@@ -46,8 +46,8 @@ RECIPE: dict[str, set[str]] = {
         "template", "max_tokens", "count_bos",
     },
     "mdqa": {
-        "task", "seed", "split", "documents", "positions", "questions", "distractors", "query_aware", "answers",
-        "answer_writer", "writer_prompt",
+        "task", "seed", "split", "documents", "positions", "questions", "distractors", "passage_words", "order",
+        "query_aware", "answers", "answer_writer", "writer_prompt",
     },
     "flenqa": {"task", "seed", "tasks", "lengths", "dispersions", "paddings", "cot", "questions"},
     "multidoc_qa": {
@@ -85,7 +85,7 @@ RUNTIME: dict[str, set[str]] = {
     "simple_kv": set(),
     "multi_subkey_kv": set(),
     "several_kv": set(),
-    "mdqa": {"source"},
+    "mdqa": {"source", "corpus"},
     "flenqa": {"source", "padding_source"},
     "multidoc_qa": {"source"},
     "recall": {"source"},
