@@ -21,6 +21,6 @@ def test_every_task_fits_the_length_that_it_is_asked_at(tmp_path: Path) -> None:
     assert lengths.whole and lengths.written is not None
     assert lengths.written.reshape(2, 13)[0].tolist() == [128] * 8 + [30, 120, 50, 32, 32]
     used = (lengths.asked + lengths.written).reshape(2, 13)
-    # A prompt, its prefix, its answer and Mistral's few tokens of a template: all of a length but what is left to spare.
+    # Prompt, prefix, answer and Mistral's few tokens of a template are all of a length but what is left to spare.
     for at, length in enumerate(task.lengths):
         assert (used[at] <= length).all() and (used[at] > length - 48 - length // 256 - 200).all()
