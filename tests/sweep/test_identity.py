@@ -63,7 +63,7 @@ RECIPE: dict[str, set[str]] = {
         "task", "seed", "haystack", "variants", "rows", "lengths", "key_kind", "value_kind", "keys", "values",
         "queries",
     },
-    "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
+    "kv_retrieval": {"task", "seed", "keys", "positions", "questions", "query_aware"},
     "val_probing": {"task", "seed", "probe", "pieces", "positions", "questions"},
     "messages": {
         "task", "seed", "messages", "prompt", "answer", "references", "turns", "split", "test_share", "rows", "scorer",
