@@ -59,10 +59,7 @@ RECIPE: dict[str, set[str]] = {
         "integration_share", "integration_segments", "corpus_segments", "writer_surplus",
     },
     "needle": {"task", "seed", "needles", "split", "rows", "lengths", "depths"},
-    "ruler": {
-        "task", "seed", "haystack", "variants", "rows", "lengths", "key_kind", "value_kind", "keys", "values",
-        "queries",
-    },
+    "ruler": {"task", "seed", "tasks", "rows", "lengths", "template_tokens"},
     "kv_retrieval": {"task", "seed", "keys", "positions", "questions", "query_aware"},
     "val_probing": {"task", "seed", "probe", "pieces", "positions", "questions"},
     "messages": {
@@ -94,7 +91,7 @@ RUNTIME: dict[str, set[str]] = {
     "recall": {"source"},
     "in2": {"source"},
     "needle": {"source"},
-    "ruler": {"source"},
+    "ruler": {"source", "squad", "hotpot"},
     "kv_retrieval": {"source"},
     "val_probing": {"source"},
     "messages": {"source"},

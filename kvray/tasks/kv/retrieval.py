@@ -104,7 +104,10 @@ class KVRetrieval(Task):
         return table(made, context.count_tokens)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        """Return 1.0 if the value is contained in the answer, both in lower case, else 0.0 (lost-in-the-middle's)."""
+        """Return 1.0 if the value is contained in the answer, both in lower case, else 0.0.
+
+        Nothing is stripped and every line counts, as in lost-in-the-middle's ``evaluate_kv_responses.py``.
+        """
         return float(any(reference.lower() in answer.lower() for reference in references))
 
     def _drawn(self, number: int) -> Asked:
