@@ -27,9 +27,10 @@ def confirm(reading: Reading, row: Row, solver: Solver) -> Verdict:
     """Compare a row with what a solver reads in its prompt."""
     several, why = _holders(reading, row, solver)
     found = tuple(row["references"])
+    supported = [sorted(one) for one in reading.references or ()]
     if reading.references is not None:
         several = several or len(reading.references) > 1
-        if found not in reading.references or (several and not solver.ambiguous):
+        if sorted(found) not in supported or (several and not solver.ambiguous):
             why = why or f"the prompt says {_listed(reading.references)}, the row {_listed([found])}"
     if several and not why:
         return Verdict("", True, row["position"])
@@ -61,9 +62,11 @@ def _holders(reading: Reading, row: Row, solver: Solver) -> tuple[bool, str]:
     texts = enumerate(map(normal, reading.documents), start=1)
     holding = [at for at, text in texts if any(one in text for one in wanted)]
     gold = reading.position or row["position"]
+    if gold is None and holding and (len(holding) == 1 or solver.ambiguous):
+        return len(holding) > 1, ""
     if gold in holding and (holding == [gold] or solver.ambiguous):
         return holding != [gold], ""
-    return False, f"documents {holding} hold an accepted answer, expected {gold} alone"
+    return False, f"documents {holding} hold an accepted answer, expected {gold or 'one'} alone"
 
 
 def _misplaced(reading: Reading, row: Row) -> str:
