@@ -145,11 +145,15 @@ def _long_prompts(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths
     most = min(room)
     what = "runtime.max_model_len" if runtime.max_model_len == most else f"the context of {limits.base.name}"
     if isinstance(task, LmEval):
-        written = task.max_tokens or 0
-        if written < min(most, task.length):
-            return 0.0, ""
-        least = f"length {task.length:,}" if task.length <= most else f"{most:,}, {what}"
-        return 1.0, f"found max_tokens {written:,}; expected less than {least}: the prompt needs room too"
+        length = task.most_tokens()
+        least = f"length {length:,}" if length and length <= most else f"{most:,}, {what}"
+        room_left = min(most, length or most)
+        if (written := task.max_tokens or 0) >= room_left:
+            return 1.0, f"found max_tokens {written:,}; expected less than {least}: the prompt needs room too"
+        if (longest := max(task.lengths(), default=0)) > room_left:
+            text = f"found max_seq_lengths of up to {longest:,}; expected at most {least}"
+            return 1.0, f"{text}: a longer prompt would lose its beginning"
+        return 0.0, ""
     over = int((lengths.asked + task.MAX_OUTPUT_TOKENS > most).sum())
     if not lengths.real or not over:
         return 0.0, ""

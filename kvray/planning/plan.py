@@ -21,6 +21,7 @@ from kvray.sweep.grid import Variant
 from kvray.sweep.model import Sweep
 from kvray.tasks import code
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
+from kvray.tasks.lm_eval import LmEval
 
 Shares = Sequence[tuple[Artefact, float]]  # datasets with their shares of a mixture
 Size = tuple[int, int, Counted]  # rows, tokens and their basis, as of :class:`~kvray.planning.artefacts.Artefact`
@@ -170,6 +171,8 @@ class _Builder:
         }
         if examples is None:
             recipe |= {"task": task.recipe(), "sources": dict(known.sources)}
+            if self.inputs.base.api and isinstance(task, LmEval) and task.metadata is not None:
+                recipe["tokenizer"] = self.inputs.base.token_identity  # measures what the benchmark generates
         labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
         data_id, finetune_id = (need.id if need is not None else None for need in (examples, finetune))
         settings = self.sweep.finetune if finetune else None

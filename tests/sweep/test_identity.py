@@ -69,6 +69,7 @@ RECIPE: dict[str, set[str]] = {
     },
     "lm_eval": {
         "task", "seed", "benchmark", "shots", "limit", "metric", "max_tokens", "length", "chat_template",
+        "metadata",
     },
 }  # fmt: skip
 """Fields that enter fingerprints, by model (tasks by their name in YAML)."""
