@@ -10,8 +10,8 @@ from kvray.audit.reading import Reading, Solver, normal
 Row = Mapping[str, Any]
 """A row of a dataset: the columns of kvray/store/schemas.toml's [example]."""
 
-_DEPTH_POINTS, _SENTENCE_CHARACTERS = 5, 200
-"""A needle's depth is in tokens, at a sentence break; its place in characters may differ from it by so much."""
+_DEPTH_POINTS = 10
+"""A needle stands at the last sentence break before its depth in tokens; in characters it may differ by so much."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def _misplaced(reading: Reading, row: Row) -> str:
     # Copies of the key paragraphs as padding say the same everywhere.
     if reading.layouts and dispersion and "padding=identity" not in condition and dispersion[1] not in reading.layouts:
         return f"its key paragraphs do not stand {dispersion[1]}"
-    allowed = _DEPTH_POINTS + 100 * _SENTENCE_CHARACTERS / len(row["prompt"])
-    if reading.depth is not None and depth is not None and abs(reading.depth - depth) > allowed:
-        return f"the needle stands at {reading.depth:.0f} %, the row says {depth:.0f} %"
+    low, high = reading.depths or (0, 100)
+    if depth is not None and not low - _DEPTH_POINTS <= depth <= high + _DEPTH_POINTS:
+        return f"the needle stands at {low:.0f} %, the row says {depth:.0f} %"
     return ""
 
 

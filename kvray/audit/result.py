@@ -12,7 +12,7 @@ from kvray.audit.laws import Check
 from kvray.audit.tally import SHOWN, Tally
 from kvray.console import count, table
 
-WIDTH = 100
+WIDTH = 80
 _LABEL = 41
 
 
