@@ -31,6 +31,7 @@ SETTINGS: dict[str, list[str]] = {
     "flenqa": ["lengths=[250]"],
     "kv_retrieval": ["keys=3", "positions=2"],
     "ruler": ["lengths=[256]"],
+    "val_probing": ["pieces=4", "positions=2"],
     "messages": ["source=sweeps/data/chats.jsonl"],
 }
 """What an example is made small by; the defaults are in the table of knobs."""

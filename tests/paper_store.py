@@ -152,6 +152,8 @@ def predictions(
                 "score": score,
                 "outcome": outcome,
                 "finish_reason": "stop",
+                "coverage": 0.25 + 0.5 * right if evaluation == "flenqa-cot" else None,
+                "early": not right if evaluation == "flenqa-cot" else None,
             }
         )
     return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)

@@ -214,7 +214,7 @@ def test_a_snippet_runs(snippet: Snippet, here: Path) -> None:
 
 def test_the_readme_shows_the_sweep_to_start_from_letter_by_letter() -> None:
     (shown,) = [each.text for each in SNIPPETS if each.page == "README.md" and each.language == "yaml"]
-    assert (ROOT / "sweeps" / "your-own.yaml").read_text().endswith(f"\n#\n# The README shows what follows.\n{shown}")
+    assert (ROOT / "sweeps" / "your-own.yaml").read_text().endswith(f"\n# The README shows what follows.\n{shown}")
 
 
 def test_settings_of_the_readme_are_ones_that_a_sweep_takes(here: Path) -> None:

@@ -152,6 +152,9 @@ class DatasetQuestions(Prompts):
         columns["prompt_tokens"] = [reply.prompt_tokens or count for reply, count in zip(given, counts, strict=True)]
         columns["score"] = [None if answer is None else float(score(answer, accepted)) for answer, accepted in answered]
         columns["outcome"] = [None if answer is None else outcome(answer, accepted) for answer, accepted in answered]
+        worked = zip(columns["answer"], examples["answer"].to_pylist(), strict=True)
+        told = [None if answer is None else self._task.reasoning(answer, example) for answer, example in worked]
+        columns["coverage"], columns["early"] = ([one and one[at] for one in told] for at in (0, 1))
         return columns, {}
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:

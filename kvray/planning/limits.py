@@ -29,11 +29,11 @@ class Limits:
 
 
 def limits_of(base: BaseModelRef, files: ModelFiles | None, tensors: Collection[str] = ()) -> Limits:
-    """Return a model's limits according to its files and the names of its weights; no limits without files."""
+    """Return a model's limits according to its files and the names of its weights; none of what they do not tell."""
+    modules = linear_modules(tensors)
     if files is None or base.api:
-        return Limits(base)
-    lengths, modules = (files.trained_length, files.served_length), linear_modules(tensors)
-    return Limits(base, *lengths, modules, files.width, files.architecture)
+        return Limits(base, modules=modules)
+    return Limits(base, files.trained_length, files.served_length, modules, files.width, files.architecture)
 
 
 def resolved(finetune: Finetune, limits: Limits) -> Finetune:

@@ -10,8 +10,9 @@ of them (the width). What a layer adds to each of its outputs, themselves of abo
   ``1 / sqrt(n)`` (peft), so ``A x`` has ``r`` features of size ``1 / sqrt(3)``, and A's weights move by ``s``
   themselves: ``alpha (s / sqrt(3) + n s^2)``.
 
-Far below 1 nothing can change. At 0.46 the paper's finetune learns (attention, 5e-6, 44 updates, width 4,096), at 0.31
-kvray-tiny's does not (LoRA, 3e-4, 44 updates, width 128; docs/LOG.md), at 0.004 nobody's would (LoRA at 5e-6).
+Far below 1 little can change. At 0.45 the paper's finetune learns (attention, 5e-6, 44 updates, width 4,096); at 0.30
+kvray-tiny's changes nothing beyond noise (LoRA, 3e-4, 44 updates, width 128; docs/LOG.md has more). LoRA at the paper's
+rate has 0.004.
 """
 
 import math

@@ -15,6 +15,7 @@ from kvray.planning.artefacts import KINDS, Artefact, Counted, FinetuneJob, Kind
 from kvray.planning.inputs import Inputs
 from kvray.planning.lengths import Lengths
 from kvray.planning.mixture import counted_of, read_per_epoch
+from kvray.planning.sizes import resized
 from kvray.store.fingerprint import fingerprint
 from kvray.store.store import artefact_id, readable_name
 from kvray.sweep.grid import Variant
@@ -42,7 +43,8 @@ def plan(sweep: Sweep, inputs: Inputs) -> Plan:
         raise InputError(list(builder.problems))
     ordered = tuple(artefact for kind in KINDS for artefact in builder.artefacts.values() if artefact.kind == kind)
     gentle = () if inputs.base.api else movement.too_gentle(ordered, inputs.limits.width)
-    return Plan(sweep, inputs.base.name, ordered, inputs.notes, (*builder.warnings, *gentle))
+    whole = resized(sweep, inputs.sizes)
+    return Plan(whole, inputs.base.name, ordered, inputs.notes, (*builder.warnings, *gentle), inputs.sizes)
 
 
 def plain_name(task: Task) -> str:

@@ -36,6 +36,7 @@ SECTIONS: tuple[Section, ...] = (
     breakdowns.by_kind,
     findings.knowledge,
     breakdowns.answers,
+    breakdowns.reasoning,
     published.beside,
     findings.missing,
     training.trained,

@@ -1,7 +1,7 @@
 """Published numbers (``reference.csv``) to set beside a sweep's own.
 
 The certainty of a row: *primary* was read in the work, its code or its data card, *secondary* in notes or reviews that
-quote it; *derived* is our arithmetic on such numbers, and *recalled* is unconfirmed.
+quote it; *derived* is our arithmetic on such numbers. What nobody has read is not in the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def changes(rows: pl.DataFrame) -> pl.DataFrame:
     where = [name for name in cell if name != "mixture"]
     once = [name for name in rows.columns if name not in (*cell, "metric", "value", "certainty")]
     value, metric = pl.col("value"), pl.col("metric")
-    wide = rows.filter(metric != "f1").group_by(*cell, maintain_order=True).agg(
+    wide = rows.group_by(*cell, maintain_order=True).agg(
         pl.col(once).first(),
         pl.col("certainty").unique(maintain_order=True).str.join(", "),
         accuracy=value.filter(metric == "accuracy").first(),

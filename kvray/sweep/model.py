@@ -36,7 +36,7 @@ def _one_or_more(value: Any) -> Any:
 
 
 class Finetune(Strict):
-    """How every mixture is finetuned. The paper's defaults where it gives them (epochs, batch size; not LoRA's rate)."""
+    """How every mixture is finetuned; epochs, batch size and the rate of whole weights are the paper's by default."""
 
     method: Literal["lora", "attention", "full"] = recipe(
         "lora", description="lora: an adapter; attention: the attention layers' weights; full: all weights"

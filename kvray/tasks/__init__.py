@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for editors; at run time the registry is asked
     from kvray.tasks.qa.recall import Recall as Recall
     from kvray.tasks.rows import Example as Example
     from kvray.tasks.rows import RowTask as RowTask
+    from kvray.tasks.val.val import ValProbing as ValProbing
 
 _AUTHORING = {"Task": "base", "recipe": "base", "RowTask": "rows", "Example": "rows"}
 

@@ -266,6 +266,13 @@ class Task(Strict):
         """Say what kind of answer it is: "right" (score 1) or "wrong"; families tell more kinds of wrong apart."""
         return RIGHT if self.score(answer, references) == 1.0 else WRONG
 
+    def reasoning(self, answer: str, worked: str) -> tuple[float, bool] | None:
+        """Tell how an answer reasons beside the example's own ``worked`` answer, None where it is not asked to.
+
+        Returns the share of the key facts that it states, and whether it begins with its conclusion.
+        """
+        return None
+
 
 REGISTRY: dict[str, type[Task]] = {}
 """Every task by name; sweeps read the tasks' knobs from here."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import evaluate_store as made
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from kvray.errors import InputError
 from kvray.evaluate import questions
+from kvray.evaluate.engines.base import Reply
 from kvray.evaluate.questions import DatasetQuestions
 from kvray.models.chat import conversation
 from kvray.models.reference import load_tokenizer, resolve
 from kvray.models.tokenizer import chat_tokens
+from kvray.tasks.flenqa.flenqa import Flenqa
 from kvray.tasks.qa.recall import Recall
 
 
@@ -76,3 +79,21 @@ def test_an_engine_that_reads_text_gets_the_prompt_with_the_system_message() -> 
     asked.prepare([1], None, 0)
     (request,) = asked.requests[1]
     assert request.text == examples["prompt"][1].as_py() and request.system == "Be brief." and not len(request.tokens)
+
+
+def test_chains_of_thought_are_measured_beside_the_worked_answer() -> None:
+    examples = made.example_table(3)
+    worked = pa.array(["Ann is old.\nBo is tall.\nIs it so? True"] * 3)
+    examples = examples.set_column(examples.schema.names.index("answer"), examples.schema.field("answer"), worked)
+    replies = [
+        [Reply(1, 0, 3, "Ann is old. So true", "stop")],
+        [Reply(1, 0, 3, "False, as Ann is old and Bo is tall.", "stop")],
+        [Reply(9, None, 0, None, "too_long")],
+    ]
+    labels = dict.fromkeys(("sweep", "evaluation", "task", "base_model"), "")
+    for task, coverage, early in (
+        (Flenqa(cot=True), [0.5, 0.5, None], [False, True, None]),
+        (Recall(), [None] * 3, [None] * 3),
+    ):
+        table = DatasetQuestions(examples, task).table(range(3), replies, labels, {})
+        assert (table["coverage"].to_pylist(), table["early"].to_pylist()) == (coverage, early)

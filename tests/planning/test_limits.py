@@ -95,6 +95,11 @@ def test_what_gets_an_adapter_must_be_there_and_be_served() -> None:
     assert adapted("attention", "own:Engine", architecture="GPT2LMHeadModel") == []
 
 
+def test_modules_are_known_by_the_names_of_weights_alone() -> None:
+    phi = [f"model.layers.0.self_attn.{name}.weight" for name in ("qkv_proj", "o_proj")]
+    assert limits.resolved(Finetune(), limits.limits_of(BASE, None, phi)).lora_targets == ("o_proj", "qkv_proj")
+
+
 def test_targets_are_resolved_by_the_model_and_without_it_as_they_always_were() -> None:
     def names(known: Limits, **knobs: Any) -> Any:
         return limits.resolved(Finetune(**knobs), known).lora_targets

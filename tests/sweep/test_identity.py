@@ -64,6 +64,7 @@ RECIPE: dict[str, set[str]] = {
         "queries",
     },
     "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
+    "val_probing": {"task", "seed", "probe", "pieces", "positions", "questions"},
     "messages": {
         "task", "seed", "messages", "prompt", "answer", "references", "turns", "split", "test_share", "rows", "scorer",
     },
@@ -95,6 +96,7 @@ RUNTIME: dict[str, set[str]] = {
     "needle": {"source"},
     "ruler": {"source"},
     "kv_retrieval": {"source"},
+    "val_probing": {"source"},
     "messages": {"source"},
     "lm_eval": {"include_path"},
 }  # fmt: skip
