@@ -34,9 +34,9 @@ CASES = {
     "needle classic": ("lengths=512", "needles=classic", "depths=[0, 25, 100]"),
     "flenqa": ("lengths=250,400", "dispersions=first,middle,last,random", "paddings=books,same,identity"),
     "flenqa worked": ("lengths=400", "cot=true"),
-    "val_probing": ("pieces=30",),
-    "val_probing code": ("pieces=30", "probe=code"),
-    "val_probing database": ("pieces=30", "probe=database"),
+    "val_probing": ("pieces=12",),
+    "val_probing code": ("pieces=12", "probe=code"),
+    "val_probing database": ("pieces=12", "probe=database"),
 }
 """By name: the settings of some 200 rows that take little time."""
 
@@ -132,10 +132,10 @@ def other_kind(row: Row) -> Row:
         ("needle", without_answer, "the prompt says"),
         ("needle classic", elsewhere, "the needle stands at"),
         ("needle", too_long, "of its length"),
+        ("flenqa", swapped_verdict, "the prompt says"),
         ("val_probing", other_answer, "the prompt says"),
         ("val_probing code", without_answer, "the prompt says"),
         ("val_probing database", next_place, "gold position"),
-        ("flenqa", swapped_verdict, "the prompt says"),
         ("flenqa", lambda row: row | {"subtask": "PIR" if row["subtask"] != "PIR" else "MonoRel"}, "kind"),
     ],
 )

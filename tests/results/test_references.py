@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ import pytest
 
 from kvray.results import references
 from kvray.sweep.load import load
+from kvray.tasks.ruler.ruler import Ruler
 
 PAPER = "Xiong et al. 2024 (arXiv 2406.19292)"
 V01 = "mistralai/Mistral-7B-Instruct-v0.1"
+V02 = "mistralai/Mistral-7B-Instruct-v0.2"
 
 
 def published(**wanted: object) -> pl.DataFrame:
@@ -89,6 +92,44 @@ def test_a_change_that_was_not_printed_is_the_difference_of_the_accuracies() -> 
     assert changes["kv"] == 2.73
     alone = rows.filter((pl.col("evaluation") == "mdqa-20") & (pl.col("position") == 10)).row(0, named=True)
     assert (alone["accuracy"], alone["change"]) == (None, 10.5)
+
+
+def of_ruler(base_model: str, asked: pl.DataFrame) -> list[int]:
+    """Return the lengths at which RULER's published means stand beside predictions of the base model."""
+    rows, _ = references.of_sweep({"base_model": base_model, "sweep": {"reference": ["ruler"]}})
+    return references.beside(rows, asked, [])["length"].to_list()
+
+
+def test_a_mean_of_subtasks_stands_beside_the_same_model_that_was_asked_all_of_them() -> None:
+    tasks, lengths = Ruler().tasks, (4096, 8192, 16384)
+    asked = pl.DataFrame(
+        [
+            {"evaluation": "ruler", "task": "ruler", "model": "base", "mixture": None, "position": None}
+            | {"length": length, "subtask": subtask, "condition": None, "score": 1.0}
+            for length, subtask in itertools.product(lengths, tasks)
+        ],
+        infer_schema_length=None,
+        schema_overrides={"mixture": pl.String, "position": pl.Int32, "condition": pl.String},
+    )
+    assert of_ruler(V02, asked) == list(lengths)
+    assert of_ruler(V01, asked) == of_ruler("kvray-tiny", asked) == [], "of another model"
+    one = (pl.col("length") == 8192) & (pl.col("subtask") == "qa_2")
+    assert of_ruler(V02, asked.filter(~one)) == [4096, 16384], "one task is missing"
+    unasked = asked.with_columns(score=pl.when(one).then(None).otherwise("score"))
+    assert of_ruler(V02, unasked) == [4096, 16384], "no answer to one task"
+    tiny = asked.with_columns(condition=pl.when(one).then(pl.lit("text=tiny")))
+    assert of_ruler(V02, tiny) == [4096, 16384], "one task is of another text"
+    assert of_ruler(V02, asked.filter(pl.col("subtask").str.starts_with("niah"))) == []
+
+
+def test_a_number_of_one_subtask_stands_beside_that_subtask_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    mean = references.read().filter((pl.col("set") == "ruler") & (pl.col("length") == 4096))
+    monkeypatch.setattr(references, "read", lambda: mean.with_columns(subtask=pl.lit("vt")))
+    row = {"evaluation": "ruler", "task": "ruler", "model": "base", "mixture": None, "position": None, "length": 4096}
+    for subtask, beside in (("vt", [4096]), ("cwe", [])):
+        asked = pl.DataFrame([{**row, "subtask": subtask, "condition": None, "score": 0.5}])
+        asked = asked.with_columns(pl.col("mixture", "condition").cast(pl.String), pl.col("position").cast(pl.Int32))
+        assert of_ruler(V02, asked) == beside
 
 
 METRICS = ("accuracy", "change")
