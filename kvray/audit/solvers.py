@@ -1,10 +1,6 @@
 """Which solver reads which task, and why some tasks have none."""
 
-<<<<<<< HEAD
 from kvray.audit import dictionaries, documents, flenqa, needles, pieces, ruler
-=======
-from kvray.audit import dictionaries, documents, flenqa, needles, pieces, ruler
->>>>>>> main
 from kvray.audit.reading import Knobs, Solver
 
 _SOLVERS = {
@@ -17,11 +13,8 @@ _SOLVERS = {
     "in2": documents.in2,
     "needle": needles.needle,
     "flenqa": flenqa.flenqa,
-<<<<<<< HEAD
     "ruler": ruler.ruler,
-=======
     "val_probing": pieces.pieces,
->>>>>>> main
 }
 _UNREAD = {
     "messages": "what your own rows ask, nobody but you knows",
