@@ -48,6 +48,8 @@ def test_each_kind_has_its_figure(written: build.Paths, text: str) -> None:
         "accuracy-by-position-mdqa-20",
         "accuracy-by-position-mdqa-20-retrieved",
         "accuracy-by-length-flenqa-direct",
+        "recovered-by-position-mdqa-20",
+        "recovered-by-position-mdqa-20-retrieved",
         "heatmap-needle",
         "heatmap-change-needle",
         "answers-mdqa-closed",
