@@ -57,13 +57,13 @@ def _needles(text: str, asked: re.Match[str]) -> Reading:
     if len(names) > 1 and len(gold) != len(names):
         raise Unsolved(f"found {len(gold)} values of {len(names)} keys")
     lines = text.split("\n")
-    # Among lines, noise or needles; in essays a line is a whole text.
+    # Among lines, noise or needles, RULER puts the one needle before any of the others; essays have no lines.
     among = [at for at, line in enumerate(lines[1:-1]) for _, one in gold if line == one[0]]
     return Reading(
         asked[0],
         " ".join(one[0] for _, one in gold),
         (tuple(one[2] for _, one in gold),),
-        place=tuple((at, len(lines) - 2) for at in among),
+        place=tuple((at, len(lines) - 3) for at in among),
         hits={"random needle": len(gold) / len(found)} if len(found) > len(gold) else {},
     )
 
