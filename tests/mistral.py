@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-_LAYERS = 32
 CONFIG = {
     "architectures": ["MistralForCausalLM"],
     "model_type": "mistral",
@@ -26,7 +25,7 @@ CONFIG = {
     "intermediate_size": 14336,
     "max_position_embeddings": 32768,
     "num_attention_heads": 32,
-    "num_hidden_layers": _LAYERS,
+    "num_hidden_layers": 32,
     "num_key_value_heads": 8,
     "rms_norm_eps": 1e-05,
     "rope_theta": 10000.0,
@@ -43,12 +42,10 @@ CHAT_TEMPLATE = (
     "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"
 )
 _SPACE = "\u2581"  # sentencepiece writes a space so
-_MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
-_MODULES += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
 
 
 def mistral(directory: Path) -> Path:
-    """Write the model's files into a new directory and return it; its file of weights is empty.
+    """Write the model's files into a new directory and return it; its file of weights is a header without weights.
 
     Skips the test where ``mistral_common`` and sentencepiece, which come with vLLM, are not installed.
     """
@@ -59,10 +56,11 @@ def mistral(directory: Path) -> Path:
         shutil.copyfile(model, directory / "tokenizer.model")
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer = {"tokenizer_class": "LlamaTokenizer", "legacy": True, "add_bos_token": True, "add_eos_token": False}
-    weights = [f"model.layers.{layer}.{module}" for layer in range(_LAYERS) for module in _MODULES]
-    weights += ["model.embed_tokens", "model.norm", "lm_head"]
-    index = {"metadata": {}, "weight_map": {f"{name}.weight": "model.safetensors" for name in weights}}
-    (directory / "model.safetensors").touch()
+    shapes = _weights()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(shapes, "model.safetensors")}
+    entries = {name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    header = json.dumps(entries).encode()
+    (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     documents = {
         "config.json": CONFIG,
         "tokenizer_config.json": {**tokenizer, **special, "chat_template": CHAT_TEMPLATE},
@@ -73,6 +71,24 @@ def mistral(directory: Path) -> Path:
     for name, document in documents.items():
         (directory / name).write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
     return directory
+
+
+def _weights() -> dict[str, list[int]]:
+    """Return the shape of every weight by name: 7.24 billion numbers."""
+    hidden, inner, keys = 4096, 14336, 1024
+    shapes = {"model.embed_tokens": [32000, hidden], "lm_head": [32000, hidden], "model.norm": [hidden]}
+    for layer in range(32):
+        block = {
+            f"self_attn.{name}_proj": [size, hidden] for name, size in zip("qkv", (hidden, keys, keys), strict=True)
+        }
+        block |= {
+            "self_attn.o_proj": [hidden, hidden],
+            "mlp.gate_proj": [inner, hidden],
+            "mlp.up_proj": [inner, hidden],
+        }
+        block |= {"mlp.down_proj": [hidden, inner], "input_layernorm": [hidden], "post_attention_layernorm": [hidden]}
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in block.items()}
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
 def _fast_tokenizer(model: Path) -> dict[str, object]:

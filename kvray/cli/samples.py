@@ -103,6 +103,7 @@ def text(row: dict[str, Any], task: Task) -> str:
         "condition": row["condition"],
         "prompt tokens": row["prompt_tokens"],
         "question id": row["question_id"],
+        "answer begins": row.get("answer_prefix"),
         "scored": task.rule(),
     }
     facts = [f"{name + ':':<15}{value}" for name, value in about.items() if value is not None]

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError, Path, Problem, dotted
-from kvray.planning import limits, movement
+from kvray.planning import benchmarks, limits, movement
 from kvray.planning.artefacts import KINDS, Artefact, Counted, FinetuneJob, Kind, Plan, PredictionsJob, WritingJob
 from kvray.planning.inputs import Inputs
 from kvray.planning.lengths import Lengths
 from kvray.planning.mixture import counted_of, read_per_epoch
+from kvray.planning.sizes import resized
 from kvray.store.fingerprint import fingerprint
 from kvray.store.store import artefact_id, readable_name
 from kvray.sweep.grid import Variant
@@ -40,9 +41,12 @@ def plan(sweep: Sweep, inputs: Inputs) -> Plan:
         builder.add(variant)
     if builder.problems:
         raise InputError(list(builder.problems))
+    for problem in benchmarks.warnings(sweep.evaluate):
+        builder.warnings.setdefault(str(problem))
     ordered = tuple(artefact for kind in KINDS for artefact in builder.artefacts.values() if artefact.kind == kind)
     gentle = () if inputs.base.api else movement.too_gentle(ordered, inputs.limits.width)
-    return Plan(sweep, inputs.base.name, ordered, inputs.notes, (*builder.warnings, *gentle))
+    whole = resized(sweep, inputs.sizes)
+    return Plan(whole, inputs.base.name, ordered, inputs.notes, (*builder.warnings, *gentle), inputs.sizes)
 
 
 def plain_name(task: Task) -> str:

@@ -46,8 +46,8 @@ RECIPE: dict[str, set[str]] = {
         "template", "max_tokens", "count_bos",
     },
     "mdqa": {
-        "task", "seed", "split", "documents", "positions", "questions", "distractors", "query_aware", "answers",
-        "answer_writer", "writer_prompt",
+        "task", "seed", "split", "documents", "positions", "questions", "distractors", "passage_words", "order",
+        "query_aware", "answers", "answer_writer", "writer_prompt",
     },
     "flenqa": {"task", "seed", "tasks", "lengths", "dispersions", "paddings", "cot", "questions"},
     "multidoc_qa": {
@@ -59,11 +59,9 @@ RECIPE: dict[str, set[str]] = {
         "integration_share", "integration_segments", "corpus_segments", "writer_surplus",
     },
     "needle": {"task", "seed", "needles", "split", "rows", "lengths", "depths"},
-    "ruler": {
-        "task", "seed", "haystack", "variants", "rows", "lengths", "key_kind", "value_kind", "keys", "values",
-        "queries",
-    },
+    "ruler": {"task", "seed", "tasks", "rows", "lengths", "template_tokens"},
     "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
+    "val_probing": {"task", "seed", "probe", "pieces", "positions", "questions"},
     "messages": {
         "task", "seed", "messages", "prompt", "answer", "references", "turns", "split", "test_share", "rows", "scorer",
     },
@@ -87,14 +85,15 @@ RUNTIME: dict[str, set[str]] = {
     "simple_kv": set(),
     "multi_subkey_kv": set(),
     "several_kv": set(),
-    "mdqa": {"source"},
+    "mdqa": {"source", "corpus"},
     "flenqa": {"source", "padding_source"},
     "multidoc_qa": {"source"},
     "recall": {"source"},
     "in2": {"source"},
     "needle": {"source"},
-    "ruler": {"source"},
+    "ruler": {"source", "squad", "hotpot"},
     "kv_retrieval": {"source"},
+    "val_probing": {"source"},
     "messages": {"source"},
     "lm_eval": {"include_path"},
 }  # fmt: skip
