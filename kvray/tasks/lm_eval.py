@@ -155,7 +155,7 @@ class LmEval(Task):
 
     @classmethod
     def rule(cls) -> str:
-        return "By lm-evaluation-harness, with the benchmark's own metric and filter."
+        return "By lm-evaluation-harness, with the benchmark's own metric and filter, which says what is stripped."
 
     def lengths(self) -> tuple[int, ...]:
         """Return the lengths, in tokens, that ``metadata`` asks for by numbers; none where it names them otherwise."""
