@@ -143,9 +143,9 @@ class LmEval(Task):
         Raises InputError if the path is no directory of task files, or there is no such tokenizer.
         """
         found = {} if self.include_path is None else {"include_path": _digest(Path(self.include_path))}
-        return found | (
-            {"tokenizer": find(self.tokenizer, "metadata", weights=False).identity} if self.tokenizer else {}
-        )
+        if self.tokenizer:
+            found["tokenizer"] = find(self.tokenizer, "metadata", weights=False).identity
+        return found
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         raise InputError(
