@@ -101,11 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicates", type=int, default=2000, help="simulated sweeps per line")
-    replicates = parser.parse_args(argv).replicates
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="numbers of seeds, at least 2 each")
+    options = parser.parse_args(argv)
     print("| seeds | questions | spread, points | difference | accuracy | questions alone | p <= 0.05 | p <= 0.005 |")
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
-    for seeds, questions, spread in itertools.product(SEEDS, QUESTIONS, SPREADS):
-        found = covered(replicates, seeds, questions, spread, Questions())
+    for seeds, questions, spread in itertools.product(options.seeds, QUESTIONS, SPREADS):
+        found = covered(options.replicates, seeds, questions, spread, Questions())
         cells = [f"{100 * found[name]:.1f}" for name in ("difference", "accuracy", "alone", "false")]
         line = [seeds, questions, f"{100 * spread:g}", *cells, f"{100 * found['rare']:.2f}"]
         print(f"| {' | '.join(map(str, line))} |", flush=True)

@@ -40,7 +40,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired mean difference, b minus a, with its 95 % interval (questions resampled) and two-sided p.
+    """A paired mean difference, b minus a, with its 95 % interval and two-sided p.
 
     ``test`` is "McNemar" (0/1 scores, one pair per question), "sign flip" (exact, by question) or "sign flip, sampled".
     Of ``n`` pairs b scores above a in ``better`` and below a in ``worse``; ``questions`` counts the different ones.
