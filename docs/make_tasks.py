@@ -18,6 +18,8 @@ from kvray.cli import samples
 from kvray.models.reference import resolve
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Task
+from kvray.tasks.ruler import aggregation, tracing
+from kvray.tasks.ruler.subtasks import SUBTASKS
 
 PAGE = Path(__file__).with_name("tasks.md")
 SETTINGS: dict[str, list[str]] = {
@@ -30,11 +32,29 @@ SETTINGS: dict[str, list[str]] = {
     "needle": ["lengths=[160]"],
     "flenqa": ["lengths=[250]"],
     "kv_retrieval": ["keys=3", "positions=2"],
-    "ruler": ["lengths=[256]"],
+    "ruler": ["tasks=niah_multikey_2", "lengths=[700]"],
+    "val_probing": ["pieces=4", "positions=2"],
     "messages": ["source=sweeps/data/chats.jsonl"],
 }
 """What an example is made small by; the defaults are in the table of knobs."""
 SHOWN_LINES = 14
+RULERS = {
+    "niah_single_1": "repeat; words, numbers; k 1, v 1, q 1; 128; all",
+    "niah_single_2": "essay; words, numbers; k 1, v 1, q 1; 128; all",
+    "niah_single_3": "essay; words, uuids; k 1, v 1, q 1; 128; all",
+    "niah_multikey_1": "essay; words, numbers; k 4, v 1, q 1; 128; all",
+    "niah_multikey_2": "needle; words, numbers; k 1, v 1, q 1; 128; all",
+    "niah_multikey_3": "needle; uuids, uuids; k 1, v 1, q 1; 128; all",
+    "niah_multivalue": "essay; words, numbers; k 1, v 4, q 1; 128; all",
+    "niah_multiquery": "essay; words, numbers; k 1 (at least q), v 1, q 4; 128; all",
+    "vt": "noise; num_chains 1, num_hops 4; one example; 30; all",
+    "cwe": "freq_cw 30, freq_ucw 3, num_cw 10; one example; 120; all",
+    "fwe": "alpha 2.0, coded_wordlen 6; 50 (not part of the length); all",
+    "qa_1": "squad; 32; part",
+    "qa_2": "hotpotqa; 32; part",
+}
+"""What RULER's ``scripts/synthetic.yaml``, ``constants.py`` and defaults of arguments say of its tasks, in its words:
+haystack, types of keys and values, their numbers, ``tokens_to_generate``, ``string_match_…``."""
 HEAD = """# Tasks
 
 What can stand under `datasets:` (to train on) and `evaluate:` (to ask) of a sweep. Each task shows an example by
@@ -64,7 +84,34 @@ def _section(name: str, task: type[Task]) -> str:
     told = f" Outcomes: {' '.join((inspect.getdoc(task.outcome) or '').split())}" if own_outcome else ""
     parts += [f"**Scored:** {task.rule()}{told} At most {task.MAX_OUTPUT_TOKENS} tokens are written.\n"]
     parts += ["| knob | default | |", "|---|---|---|", *_knobs(task), ""]
+    parts += [*_ruler(), ""] if name == "ruler" else []
     return "\n".join(parts)
+
+
+def _ruler() -> Iterator[str]:
+    """Yield a table of RULER's tasks as they are made here, beside what RULER's own files say of each."""
+    yield "| task | haystack | hidden | asked with | answer | scored | RULER |"
+    yield "|---|---|---|---|---|---|---|"
+    made = samples.task_of("ruler", None, ["rows=1", "lengths=[2048]"])
+    by_name = {row["subtask"]: row for row in samples.rows(made, resolve(samples.DEFAULT_BASE), len(SUBTASKS))}
+    hidden = {
+        "vt": f"a chain of {tracing.VARIABLES} variables, after one worked example",
+        "cwe": f"{aggregation.COMMON} words 30 times, others 3 times, after one worked example",
+        "fwe": "3 words of a zeta distribution, alpha 2, whose first is noise",
+    }
+    for name, each in SUBTASKS.items():
+        needles = f"keys ({each.key}s): {each.keys}, {each.value}s of each: {each.values}, keys asked: {each.queries}"
+        shown = {"retrieval": needles, "qa": "the gold documents"}.get(each.category) or hidden[name]
+        begun = re.sub(r"for .* mentioned", "for … mentioned", by_name[name]["answer_prefix"])
+        match = "share of all" if each.match == "all" else "any"
+        cells = [
+            f"`{name}`",
+            each.haystack,
+            shown,
+            f"{re.sub(r'[0-9]{5}', '…', begun)}",
+            f"{each.answer_tokens} tokens",
+        ]
+        yield f"| {' | '.join([*cells, match, RULERS[name]])} |"
 
 
 def _markdown(docstring: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from mistral import mistral
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -28,6 +30,12 @@ def ray_two_cpus() -> Iterator[None]:
     ray.init("local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of Mistral-7B-Instruct-v0.1 without weights, for ``base_model`` of plans at real size."""
+    return mistral(tmp_path_factory.mktemp("models") / "Mistral-7B-Instruct-v0.1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

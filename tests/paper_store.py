@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from made_sweeps import commit_artefact
 
+import kvray.tasks
 from kvray.store.schemas import PREDICTIONS_SCHEMA
 from kvray.store.store import Store
 
@@ -25,10 +26,11 @@ MIXTURES: Mapping[str, tuple[float, float]] = {
 }
 """Per mixture: true gain in retrieval, true change in knowledge."""
 TASKS = ("MonoRel", "PIR", "RuleTaker")
+RULER = kvray.tasks.Ruler().tasks
 LEVELS = {"mmlu": 0.53, "hellaswag": 0.56, "gsm8k": 0.35, "triviaqa": 0.48, "nq-open": 0.12}
 
 
-def cells(questions: int) -> dict[str, list[dict[str, Any]]]:
+def cells(questions: int, ruler: Sequence[str] = RULER) -> dict[str, list[dict[str, Any]]]:
     """Examples of every evaluation, each with its chance of being right for the base and what a mixture moves."""
     asked = [f"q{i:04d}" for i in range(questions)]
     dip = {1: 0.28, 2: 0.2, 5: 0.05, 10: -0.06, 15: -0.02, 20: 0.14}
@@ -71,12 +73,12 @@ def cells(questions: int) -> dict[str, list[dict[str, Any]]]:
             "question_id": f"{variant}-{i}",
             "subtask": variant,
             "length": length,
-            "depth": 10.0 * (i % 11) if variant == "single" else None,
-            "chance": 0.95 - 0.06 * k - 0.11 * np.log2(length / 4096),
+            "depth": 10.0 * (i % 11) if variant == "niah_single_2" else None,
+            "chance": 0.95 - 0.02 * k - 0.11 * np.log2(length / 4096),
         }
         for (k, variant), i, length in itertools.product(
-            enumerate(("single", "multikey", "multivalue", "multiquery")),
-            range(max(11, questions // 6)),
+            enumerate(ruler),
+            range(max(11, questions // 12)),
             (4096, 8192, 16384, 32768),
         )
     ]
@@ -152,6 +154,8 @@ def predictions(
                 "score": score,
                 "outcome": outcome,
                 "finish_reason": "stop",
+                "coverage": 0.25 + 0.5 * right if evaluation == "flenqa-cot" else None,
+                "early": not right if evaluation == "flenqa-cot" else None,
             }
         )
     return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
@@ -178,12 +182,13 @@ def commit(
     reference: Sequence[str] = ("artificial-needles", "lost-in-the-middle", "flenqa", "ruler"),
     base_model: str = "mistralai/Mistral-7B-Instruct-v0.1",
     name: str = "paper",
+    ruler: Sequence[str] = RULER,
 ) -> None:
     """Commit a whole sweep: datasets, one writing, finetunes, predictions, and its plan document."""
     planned: list[dict[str, Any]] = []
 
     artefact = partial(commit_artefact, store, planned, method="attention")
-    some, examples = pa.table({"x": [0]}), cells(questions)
+    some, examples = pa.table({"x": [0]}), cells(questions, ruler)
     written = artefact(
         "writing",
         "in2-writing",

@@ -212,6 +212,11 @@ def test_a_snippet_runs(snippet: Snippet, here: Path) -> None:
         assert snippet.language == "text" and snippet.page == "tasks.md"  # compared by make_tasks.py --check
 
 
+def test_the_readme_shows_the_sweep_to_start_from_letter_by_letter() -> None:
+    (shown,) = [each.text for each in SNIPPETS if each.page == "README.md" and each.language == "yaml"]
+    assert (ROOT / "sweeps" / "your-own.yaml").read_text().endswith(f"\n# The README shows what follows.\n{shown}")
+
+
 def test_settings_of_the_readme_are_ones_that_a_sweep_takes(here: Path) -> None:
     spans = [span for span in (ROOT / "README.md").read_text().split("`")[1::2] if span.startswith("--set ")]
     assert spans

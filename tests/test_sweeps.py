@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SWEEPS = sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / "sweeps").rglob("*.yaml") if "tasks" not in path.parts
 )
-SHIPPED = [name for name in SWEEPS if name.startswith(("sweeps/paper/", "sweeps/open/"))]
+SHIPPED = [name for name in SWEEPS if name.startswith(("sweeps/paper/", "sweeps/open/", "sweeps/your-own"))]
 
 
 @pytest.fixture(autouse=True)

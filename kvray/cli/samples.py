@@ -8,7 +8,7 @@ from typing import Any
 from kvray.errors import InputError, Place, Problem
 from kvray.generate.job import build, rows_of
 from kvray.models.chat import answered, prompts_of
-from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer
+from kvray.models.reference import BUNDLED, BaseModelRef, load_tokenizer, tokenizer_place
 from kvray.sweep import yaml as yaml_lines
 from kvray.sweep.blocks import check_task, lookup, task_class
 from kvray.sweep.document import Document
@@ -72,12 +72,12 @@ def benchmark_rows(task: LmEval, base: BaseModelRef, n: int) -> Iterator[dict[st
 
     Raises CellError if the harness is not installed or cannot load the benchmark.
     """
-    from kvray.evaluate.lm_eval import questions, tasks
+    from kvray.evaluate.lm_eval import scoring, tasks
 
-    benchmark = tasks.load(task, load_tokenizer(base) if task.chat_template else None)
+    benchmark = tasks.load(task, load_tokenizer(base) if task.chat_template else None, tokenizer_place(base))
     for row in benchmark.rows[:n]:
         asked = row.requests[0].args[0]
-        accepted = questions.references(benchmark, row)
+        accepted = scoring.references(benchmark, row)
         shown = {name: None for name in ("position", "depth", "length", "condition", "prompt_tokens")}
         yield {
             **shown,
@@ -103,6 +103,7 @@ def text(row: dict[str, Any], task: Task) -> str:
         "condition": row["condition"],
         "prompt tokens": row["prompt_tokens"],
         "question id": row["question_id"],
+        "answer begins": row.get("answer_prefix"),
         "scored": task.rule(),
     }
     facts = [f"{name + ':':<15}{value}" for name, value in about.items() if value is not None]

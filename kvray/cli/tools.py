@@ -93,6 +93,50 @@ def blend(
 
 
 @frame.command
+def audit(
+    target: Annotated[str, typer.Argument(help="A task, such as simple_kv, or a sweep file.")],
+    rows: Annotated[
+        int | None, typer.Option(help="Rows to audit; default 10000 of a task, of a sweep all.", min=1)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
+    set_: frame.SetOption = None,
+    base_model: frame.BaseOption = None,
+    scale: frame.ScaleOption = None,
+    allow_code: frame.CodeOption = False,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+    json_: frame.JsonOption = False,
+) -> int:
+    """Check labels, places, sizes and duplicates by a solver that reads prompts alone. Exit status 1: rows are wrong.
+
+    kvray audit simple_kv --rows 2000
+
+    kvray audit mdqa --set documents=10 --rows 500
+
+    kvray audit sweeps/quickstart.yaml --rows 30
+    """
+    from kvray.cli import audit as auditing
+
+    if auditing.is_file(target):
+        from kvray.models.reference import resolve
+        from kvray.sweep.load import read
+
+        if seed is not None:
+            raise InputError(f"--seed: found {seed} with the sweep file {target}; type --set SECTION.NAME.seed={seed}")
+        loaded = read(target, set_ or [], scale, base_model, allow_code)
+        base = resolve(loaded.sweep.base_model, loaded.sweep.tokenizer)
+        found = auditing.subjects(loaded.variants)
+    else:
+        if scale is not None:
+            raise InputError(f"--scale: found {scale} with the task {target}; expected a sweep file that has scales")
+        rows = rows or auditing.ROWS
+        made, base = _task(target, seed, set_ or [], base_model, rows, allow_code)
+        found = [auditing.Subject(target, made)]
+    done = auditing.audit(found, base, rows, workers)
+    print(json.dumps(done.document(), indent=1, ensure_ascii=False) if json_ else done.text())
+    return 1 if done.problems() else 0
+
+
+@frame.command
 def pretrain(
     out: Annotated[Path, typer.Option("--out", help="Directory of the model; <out>.state keeps what a resume needs.")],
     tokens: Annotated[int | None, typer.Option(help="Training tokens; default the recipe's.", min=10000)] = None,

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kvray.evaluate.engines.base import TOO_LONG, Reply, Request, too_long
-from kvray.models.chat import conversation, prompts_of
+from kvray.models.chat import asked_of, closed, conversation
 from kvray.models.tokenizer import chat_tokens
 from kvray.store.schemas import PREDICTIONS_SCHEMA, WRITING_SCHEMA
 from kvray.tasks.base import CountTokens, Task
@@ -109,24 +109,31 @@ class Prompts(Questions):
     """Questions of one prompt each, encoded by the chat template."""
 
     def __init__(self, keys: Sequence[str], prompts: pa.Table, like: Request) -> None:
-        """Take a key per row, prompts (with the ``history`` of chats), and a request with what all have in common."""
+        """Take a key per row, prompts (columns as :func:`asked_of` reads them), and what requests have in common."""
         super().__init__(keys)
         self._prompts = prompts
         self._like = like
         self._too_long: dict[int, int] = {}
 
     def _make(self, rows: Sequence[int], tokenizer: Any | None, limit: int) -> Iterator[list[Request]]:
-        prompts = prompts_of(self._prompts.take(pa.array(rows, pa.int64())))
+        prompts = asked_of(self._prompts.take(pa.array(rows, pa.int64())))
         if tokenizer is None:
-            yield from ([replace(self._like, text=prompt)] for prompt in prompts)
+            yield from (
+                [replace(self._like_of(row), text=closed(prompt))] for row, prompt in zip(rows, prompts, strict=True)
+            )
             return
         encoded = chat_tokens(tokenizer, list(map(conversation, prompts)), prompt=True)
         for row, tokens in zip(rows, encoded, strict=True):
             # vLLM would refuse the whole call for one prompt that does not fit with its longest answer.
-            fits = len(tokens) + self._like.max_tokens <= limit
+            like = self._like_of(row)
+            fits = len(tokens) + like.max_tokens <= limit
             if not fits:
                 self._too_long[row] = len(tokens)
-            yield [replace(self._like, tokens=np.asarray(tokens, np.int32))] if fits else []
+            yield [replace(like, tokens=np.asarray(tokens, np.int32))] if fits else []
+
+    def _like_of(self, row: int) -> Request:
+        """Return a request with all that a row's has but the prompt."""
+        return self._like
 
     def _replies(self, rows: range, replies: Replies) -> list[Reply]:
         return [given[0] if given else too_long(self._too_long[row]) for row, given in zip(rows, replies, strict=True)]
@@ -140,18 +147,31 @@ class DatasetQuestions(Prompts):
         self._examples = examples = ask_order(examples)
         like = Request(NO_TOKENS, system=system, max_tokens=task.MAX_OUTPUT_TOKENS, stop=task.STOP)
         super().__init__(examples["example_id"].to_pylist(), examples, like)
+        self._subtasks: list[str | None] = examples["subtask"].to_pylist()
+        # Of one subtask: how an answer is scored, and how long it may be.
+        self._tasks = {subtask: task.narrowed(subtask) for subtask in set(self._subtasks)}
         self._task = task
+
+    def _like_of(self, row: int) -> Request:
+        return replace(self._like, max_tokens=self._tasks[self._subtasks[row]].max_output_tokens)
 
     def columns(self, rows: range, replies: Replies) -> tuple[dict[str, Any], dict[str, Any]]:
         examples, given = self._examples.slice(rows.start, len(rows)), self._replies(rows, replies)
-        answered = list(zip([reply.answer for reply in given], examples["references"].to_pylist(), strict=True))
-        score, outcome = self._task.score, self._task.outcome
+        tasks = [self._tasks[subtask] for subtask in examples["subtask"].to_pylist()]
+        answered = list(zip(tasks, [reply.answer for reply in given], examples["references"].to_pylist(), strict=True))
         columns = {name: examples[name] for name in _COPIED} | reply_columns(given)
         # A server does not count a prompt that it did not run.
         counts = examples["prompt_tokens"].to_pylist()
         columns["prompt_tokens"] = [reply.prompt_tokens or count for reply, count in zip(given, counts, strict=True)]
-        columns["score"] = [None if answer is None else float(score(answer, accepted)) for answer, accepted in answered]
-        columns["outcome"] = [None if answer is None else outcome(answer, accepted) for answer, accepted in answered]
+        columns["score"] = [
+            None if answer is None else float(task.score(answer, accepted)) for task, answer, accepted in answered
+        ]
+        columns["outcome"] = [
+            None if answer is None else task.outcome(answer, accepted) for task, answer, accepted in answered
+        ]
+        worked = zip(columns["answer"], examples["answer"].to_pylist(), strict=True)
+        told = [None if answer is None else self._task.reasoning(answer, example) for answer, example in worked]
+        columns["coverage"], columns["early"] = ([one and one[at] for one in told] for at in (0, 1))
         return columns, {}
 
     def summary(self, tables: Sequence[pa.Table]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from kvray.evaluate.adapters import Adapters, finetune_of, model_directory
 from kvray.evaluate.assignments import Assignment
 from kvray.evaluate.engines.base import Engine, ModelError, Reply, Request, Serving, engine_class
 from kvray.evaluate.questions import DatasetQuestions, Questions, WritingPrompts, engine_length
-from kvray.models.reference import load_tokenizer
+from kvray.models.reference import load_tokenizer, tokenizer_place
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob
 from kvray.store import failures
@@ -140,7 +140,8 @@ class Worker:
             return DatasetQuestions(self._store.read_table(job.dataset_id), job.task, cell.recipe.get("system_message"))
         from kvray.evaluate.lm_eval.questions import BenchmarkQuestions
 
-        return BenchmarkQuestions(job.task, None if self._kind.READS_TEXT else load_tokenizer(base))
+        tokenizer = None if self._kind.READS_TEXT else load_tokenizer(base)
+        return BenchmarkQuestions(job.task, tokenizer, tokenizer_place(base))
 
     def _answer(self, absent: list[Chunk], scratch: Path) -> None:
         given, store = self._assignment, self._store

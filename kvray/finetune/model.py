@@ -14,11 +14,15 @@ from safetensors import safe_open
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from kvray.errors import CellError, InputError
+from kvray.models.lora import target_names
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.sweep.model import Finetune
+
+_LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's linear layer, its weight transposed
 
 
 def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
@@ -66,26 +70,28 @@ def attention_projections(model: Any) -> dict[str, Any]:
     """Return the linear modules inside attention blocks (classes named ``*Attention``), by qualified name."""
     blocks = [name for name, module in model.named_modules() if type(module).__name__.endswith("Attention")]
     inside = tuple(f"{name}." for name in blocks)
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, _LINEAR)}
     return {name: module for name, module in linear.items() if name.startswith(inside)}
 
 
 def _with_lora(model: Any, recipe: Finetune) -> Any:
     # Where a target matches no linear module of the decoder, vLLM would silently serve the base.
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    linear = {
-        name.rsplit(".", 1)[-1]
+    modules = {
+        ".".join(name.split(".")[-2:])
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not any(module is end for end in ends)
+        if isinstance(module, _LINEAR) and not any(module is end for end in ends)
     }
+    linear = {name.rpartition(".")[2] for name in modules}
+    targets = target_names(recipe.lora_targets, modules)
     problems = [
         f"finetune.lora_targets: {target!r} matches no linear module of {type(model).__name__}'s layers; "
         f"expected among {', '.join(sorted(linear))}"
-        for target in recipe.lora_targets
+        for target in targets
         if target not in linear
     ]
-    if not recipe.lora_targets:
-        problems = ["finetune.lora_targets: is empty, so there is nothing to train"]
+    if not targets:
+        problems = [f"finetune.lora_targets: {type(model).__name__} has no such modules, so there is nothing to train"]
     if problems:
         raise InputError(problems)
     config = LoraConfig(
@@ -94,7 +100,7 @@ def _with_lora(model: Any, recipe: Finetune) -> Any:
         # peft and vLLM declare an integer, though both only divide it.
         lora_alpha=int(recipe.lora_alpha) if recipe.lora_alpha.is_integer() else recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
-        target_modules=sorted(recipe.lora_targets),
+        target_modules=sorted(targets),
         bias="none",
     )
     return get_peft_model(model, config)

@@ -137,7 +137,7 @@ def training_arguments(
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
         max_steps=steps,
-        learning_rate=recipe.learning_rate,
+        learning_rate=recipe.rate,
         lr_scheduler_type=scheduler,
         # transformers reads a float below 1 as a share of all steps.
         warmup_steps=min(recipe.warmup_ratio, 1 - 1e-9),

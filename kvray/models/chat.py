@@ -16,7 +16,8 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": …}
-Prompt = str | list[Message]  # one user message, or a chat that ends in one
+Prompt = str | list[Message]
+"""One user message; or a chat that ends in one, or in the beginning of the assistant's answer to it."""
 
 
 def conversation(prompt: Prompt, system: str | None = None) -> list[Message]:
@@ -41,6 +42,29 @@ def prompts_of(examples: pa.Table) -> list[Prompt]:
         [*json.loads(before), *conversation(prompt)] if before else prompt
         for before, prompt in zip(earlier, prompts, strict=True)
     ]
+
+
+def asked_of(examples: pa.Table) -> list[Prompt]:
+    """Return the prompts as they are asked: each ends with the beginning of the answer, if the examples have one."""
+    prompts = prompts_of(examples)
+    if "answer_prefix" not in examples.column_names:
+        return prompts
+    return [
+        answered(prompt, begun) if begun else prompt
+        for prompt, begun in zip(prompts, examples["answer_prefix"].to_pylist(), strict=True)
+    ]
+
+
+def closed(prompt: Prompt) -> Prompt:
+    """Return a prompt for a server, which would not go on from an answer's beginning: the user's message ends with it.
+
+    As RULER sends its answer prefixes to APIs (Hsieh et al. 2024, NVIDIA/RULER).
+    """
+    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
+        return prompt
+    *earlier, user, begun = prompt
+    text = f"{user['content']} {begun['content']}"
+    return [*earlier, {**user, "content": text}] if earlier else text
 
 
 def plain_text(prompts: Sequence[Prompt]) -> list[str]:

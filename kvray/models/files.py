@@ -1,7 +1,8 @@
 """What a model's files say; read in milliseconds, as importing the libraries that load a model takes ten seconds."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,10 @@ _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # fields with the context's length
 _STRETCHED_ALREADY = ("su", "longrope", "llama3")  # rotary embeddings whose stretching the length includes (vLLM)
-_UNADAPTED = ("norm", "ln_", "embed", "wte", "wpe", "lm_head")  # in the names of modules that get no adapter
+_WIDTHS = ("hidden_size", "n_embd", "d_model")  # fields with the number of features between layers
+_LAYER_WEIGHT = re.compile(r"(?:^|\.)\d+\.(?:.+\.)?([^.]+\.[^.]+)\.weight")  # of a module in a numbered layer
+_UNADAPTED = ("norm", "ln_", "embed", "conv")  # in the names of modules that get no adapter
+_ELSEWHERE = ("vision", "visual", "audio")  # in the names of weights outside the language model
 _FUSED = ("expert", "moe")  # in the names of weights that transformers renames when loading
 
 
@@ -37,11 +41,27 @@ def problems(directory: Path, weights: bool = True) -> list[str]:
     return lacking
 
 
+def linear_modules(tensors: Collection[str]) -> frozenset[str]:
+    """Return the linear modules of a model's layers, from the names of its weights: ``self_attn.q_proj`` and so on.
+
+    Each has the name of the module that it lies in. Empty if the names tell nothing: there are none, or transformers
+    renames some when loading (experts).
+    """
+    if any(part in name for name in tensors for part in _FUSED):
+        return frozenset()
+    own = [name for name in tensors if not any(part in name for part in _ELSEWHERE)]
+    modules = {match[1] for name in own if (match := _LAYER_WEIGHT.search(name))}
+    return frozenset(name for name in modules if not any(part in name.rpartition(".")[2] for part in _UNADAPTED))
+
+
 def _weight_problems(directory: Path) -> list[str]:
     index = next((name for name in _INDEXES if (directory / name).is_file()), None)
     if index is None:
-        stored = any(any(directory.glob(pattern)) for pattern in _WEIGHTS)
-        return [] if stored else ["has no weights (model.safetensors, or what model.safetensors.index.json lists)"]
+        return (
+            []
+            if ModelFiles(directory).weights
+            else ["has no weights (model.safetensors, or what model.safetensors.index.json lists)"]
+        )
     try:
         listed = set(_mapping(directory / index)["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
@@ -102,6 +122,17 @@ class ModelFiles:
         return int(min(lengths) * max(factors, default=1.0))
 
     @property
+    def width(self) -> int | None:
+        """Features of a token between layers; None if the files do not say."""
+        return next((value for name in _WIDTHS if isinstance(value := self.config.get(name), int)), None)
+
+    @property
+    def architecture(self) -> str | None:
+        """The model's class in transformers, by which vLLM too chooses its own; None if the files do not say."""
+        named = self._optional("config.json").get("architectures")
+        return str(named[0]) if isinstance(named, list) and named else None
+
+    @property
     def chat_template(self) -> str | None:
         """The template that turns a conversation into text; None if the tokenizer has none."""
         file = self.directory / "chat_template.jinja"
@@ -129,24 +160,25 @@ class ModelFiles:
         ends = self.config.get("eos_token_id")
         return frozenset(each for each in (ends if isinstance(ends, list) else [ends]) if isinstance(each, int))
 
-    def module_names(self) -> frozenset[str]:
-        """Return the names of modules that can get an adapter, such as ``q_proj``; empty if unknown (with experts)."""
+    @property
+    def weights(self) -> bool:
+        """Whether weights lie in the directory."""
+        return any(any(self.directory.glob(pattern)) for pattern in _WEIGHTS)
+
+    def tensor_names(self) -> frozenset[str]:
+        """Return the names of the weights; empty if unknown (not there, or pickled)."""
         from safetensors import SafetensorError, safe_open
 
         names: set[str] = set()
         try:
             for index in _INDEXES:
                 names |= set(self._optional(index).get("weight_map", {}))
-            if not names:
-                for file in self.directory.glob("*.safetensors"):
-                    with safe_open(file, "np") as tensors:
-                        names |= set(tensors.keys())
+            for file in () if names else self.directory.glob("*.safetensors"):
+                with safe_open(file, "np") as tensors:
+                    names |= set(tensors.keys())
         except (OSError, SafetensorError):
             return frozenset()
-        if any(part in name for name in names for part in _FUSED):
-            return frozenset()
-        modules = {name.split(".")[-2] for name in names if name.endswith(".weight") and "." in name[:-7]}
-        return frozenset(name for name in modules if not any(part in name for part in _UNADAPTED))
+        return frozenset(names)
 
     def _optional(self, name: str) -> dict[str, Any]:
         try:

@@ -60,8 +60,8 @@ def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
     """
     counting = None
     if tokenizer or name.startswith(API):
-        counting = _find(tokenizer or API_TOKENIZER, "tokenizer" if tokenizer else "base_model", weights=False)
-    return replace(_find(name), tokenizer=counting)
+        counting = find(tokenizer or API_TOKENIZER, "tokenizer" if tokenizer else "base_model", weights=False)
+    return replace(find(name), tokenizer=counting)
 
 
 def unresolved(name: str, tokenizer: str | None = None) -> BaseModelRef:
@@ -70,8 +70,8 @@ def unresolved(name: str, tokenizer: str | None = None) -> BaseModelRef:
     return BaseModelRef(name, name.removeprefix(API), None, f"unresolved:{name}", tokenizer=counting)
 
 
-def _find(name: str, field: str = "base_model", weights: bool = True) -> BaseModelRef:
-    """Find a model; ``field`` is the sweep's field, for messages, and without ``weights`` a tokenizer is enough."""
+def find(name: str, field: str = "base_model", weights: bool = True) -> BaseModelRef:
+    """Find a model, as :func:`resolve`; messages name the ``field``; without ``weights`` a tokenizer is enough."""
     if name.startswith(API):
         model = name.removeprefix(API)
         if not model.strip():
@@ -172,6 +172,39 @@ def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
             raise InputError(Problem(("base_model",), text)) from error
         return None  # as in _on_hub; the plan then estimates, and its warnings say so
     return files.ModelFiles(directory)
+
+
+def tokenizer_place(ref: BaseModelRef) -> str:
+    """Return where another library finds the tokenizer that counts for a model: a directory, else a hub id.
+
+    The directory holds no Python, unless the sweep trusts the model's.
+    """
+    ref = ref.tokenizer or ref if ref.api else ref
+    held = None if ref.trust_remote_code else files_of(ref)
+    return str(held.directory) if held else ref.here().location
+
+
+def tensor_names(ref: BaseModelRef) -> frozenset[str]:
+    """Return the names of a model's weights, of one on the hub by its files' headers alone; empty if pickled or moot.
+
+    They are the same on every machine that can train the model. SourceUnreachableError if the hub does not answer.
+    """
+    found = files_of(ref)
+    names = found.tensor_names() if found else frozenset()
+    if names or (found and found.weights) or ref.revision is None:
+        return names
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
+
+    try:
+        return frozenset(HfApi().get_safetensors_metadata(ref.location, revision=ref.revision).weight_map)
+    except (NotASafetensorsRepoError, SafetensorsParsingError):
+        return frozenset()
+    except Exception as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+            return frozenset()  # gated: whatever needs its weights says so
+        text = f"the hub does not answer for the weights of {ref.name} ({first_line(error)})"
+        raise SourceUnreachableError(Problem(("base_model",), text)) from error
 
 
 def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:

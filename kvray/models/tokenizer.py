@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,18 @@ _CHATS = 256
 
 
 def chat_tokens(tokenizer: Any, chats: Sequence[list[Message]], *, prompt: bool) -> Iterator[list[int]]:
-    """Yield token ids of chats by the tokenizer's template; ``prompt`` asks for an answer. InputError without it."""
+    """Yield token ids of chats by the tokenizer's template; ``prompt`` asks for an answer. InputError without it.
+
+    A prompt that ends in a message of the assistant is left open, for the model to go on from there.
+    """
     if not tokenizer.chat_template:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no chat template; kvray trains and asks by it")
     for start in range(0, len(chats), _CHATS):  # fast tokenizers encode a batch in parallel
-        batch = list(chats[start : start + _CHATS])
-        yield from tokenizer.apply_chat_template(batch, add_generation_prompt=prompt, return_dict=True)["input_ids"]
+        for begun, batch in groupby(
+            chats[start : start + _CHATS], key=lambda chat: prompt and chat[-1]["role"] == "assistant"
+        ):
+            how = {"continue_final_message": True} if begun else {"add_generation_prompt": prompt}
+            yield from tokenizer.apply_chat_template(list(batch), return_dict=True, **how)["input_ids"]
 
 
 @lru_cache(maxsize=4)
@@ -72,6 +79,11 @@ class TokenCounter:
             batch = self.tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False)
             counts[start : start + len(batch)] = [len(encoding) for encoding in batch]
         return counts
+
+    @cached_property
+    def first_tokens(self) -> int:
+        """Special tokens that the tokenizer itself puts before a text: 1 where it adds BOS, 0 where it adds none."""
+        return int(self.tokenizer.encode("1").special_tokens_mask.index(0))
 
     def separates(self, text: str) -> bool:
         """Return whether no token of texts like this one can depend on two integers at once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from kvray.console import say
@@ -140,6 +140,7 @@ class Plan:
     artefacts: tuple[Artefact, ...]  # each once, though several variants may share it
     notes: tuple[str, ...] = ()  # what did not answer and was assumed (``inputs.gather``); such a plan cannot be run
     warnings: tuple[str, ...] = ()  # likely mistakes that do not prevent a run
+    sizes: Mapping[str, int] = field(default_factory=dict)  # rows of datasets that ``sweep`` got for their mixtures
 
     def code(self) -> dict[str, str]:
         """Return the sha256, by path, of each Python file outside any package that defines a task."""
@@ -149,7 +150,7 @@ class Plan:
 
     def to_json(self) -> bytes:
         """Return the plan document, ``sweeps/<name>.json`` in the store: UTF-8 JSON, byte for byte reproducible."""
-        keys = [field.name for field in fields(PlannedArtefact)]
+        keys = [each.name for each in fields(PlannedArtefact)]
         document = {
             "format": PLAN_FORMAT,
             "name": self.sweep.name,

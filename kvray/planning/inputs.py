@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvray.errors import InputError, KvrayError, Path, Problem, SourceUnreachableError
-from kvray.models.reference import API, BaseModelRef, files_of, resolve, unresolved
+from kvray.models.reference import API, BaseModelRef, files_of, resolve, tensor_names, unresolved
 from kvray.models.tokenizer import token_counter
+from kvray.planning import sizes
 from kvray.planning.lengths import Counting, Lengths, counting, estimated, measure
 from kvray.planning.limits import Limits, limits_of
 from kvray.store.fingerprint import canonical_json
@@ -30,16 +31,19 @@ def gather(sweep: Sweep, offline: bool = False, expanded: Sequence[Variant] | No
     """
     expanded = variants(sweep) if expanded is None else expanded
     distinct, gatherer = list(_tasks(expanded)), _Gatherer(offline)
-    gatherer.read_base(sweep, any(task.BRINGS_EXAMPLES for _, _, task in distinct))
+    adapters = any(each.sweep.mixtures and each.sweep.finetune.method == "lora" for each in expanded)
+    gatherer.read_base(sweep, any(task.BRINGS_EXAMPLES for _, _, task in distinct), adapters)
     tasks: dict[str, TaskInputs] = {}
     for variant, place, task in distinct:
         if (key := task_key(task)) not in tasks:
             tasks[key] = gatherer.task(variant, place, task)
-    if gatherer.problems or gatherer.base is None:
-        raise InputError(list(dict.fromkeys(gatherer.problems)))
+    gatherer.refuse_problems()
+    assert gatherer.base is not None  # else that is a problem
+    rows, found = gatherer.sized(sweep, expanded, tasks)
+    gatherer.refuse_problems()
     limits = gatherer.limits or Limits(gatherer.base)
     notes = tuple(dict.fromkeys(gatherer.notes))
-    return Inputs(gatherer.base, tuple(expanded), tasks, gatherer.writers, limits, notes)
+    return Inputs(gatherer.base, found, tasks, gatherer.writers, limits, notes, rows)
 
 
 def task_key(task: Task) -> str:
@@ -78,6 +82,7 @@ class Inputs:
     writers: Mapping[str, BaseModelRef]  # the models that write parts of datasets, by name
     limits: Limits
     notes: tuple[str, ...] = ()  # what did not answer, and what is assumed instead; empty unless ``offline``
+    sizes: Mapping[str, int] = field(default_factory=dict)  # rows of datasets that the sweep leaves open, if raised
     _known: dict[int, tuple[Task, TaskInputs]] = field(default_factory=dict, compare=False, repr=False)
     """Cache by the task's ``id``: variants share most tasks. It holds the task to keep that id taken."""
 
@@ -105,8 +110,8 @@ class _Gatherer:
         # It is loaded here, on first use: most tasks know their size without it.
         return token_counter(self.base)(texts) if self.base and self.readable else np.zeros(len(texts), np.int64)
 
-    def read_base(self, sweep: Sweep, examples: bool) -> None:
-        """Read the base model, its limits and, if any task brings ``examples``, its template for counting them."""
+    def read_base(self, sweep: Sweep, examples: bool, adapters: bool) -> None:
+        """Read the base model and its limits: for ``adapters`` its modules, for ``examples`` its template."""
         base = self.model(sweep.base_model, sweep.tokenizer)
         if base is not None and sweep.trust_remote_code:
             # Other model code may run than without it, so it is another model.
@@ -116,11 +121,19 @@ class _Gatherer:
             return
         self.readable = True
         try:
-            self.limits = limits_of(base, files_of(base))
+            self.limits = limits_of(base, files_of(base), self.tensors(base) if adapters else ())
             # Benchmarks of another library ask without the template, so a model need not have one for them.
             self.counting = counting(base) if examples else None
         except InputError as error:
             self.refuse(error, ("base_model",))
+
+    def tensors(self, base: BaseModelRef) -> frozenset[str]:
+        """Return the names of a model's weights; none, with a note, if the hub does not answer while offline."""
+        try:
+            return tensor_names(base)
+        except InputError as error:
+            self.refuse(error, ("base_model",), "its modules are taken to be named as Llama's")
+            return frozenset()
 
     def model(
         self, name: str, tokenizer: str | None, place: Path = (), variant: Variant | None = None
@@ -146,7 +159,38 @@ class _Gatherer:
         writing = self.writing(variant, place, task, lengths.rows) if task.writer() else (0, 0)
         return TaskInputs(sources, lengths, writing)
 
-    def lengths(self, variant: Variant, place: Path, task: Task) -> Lengths:
+    def sized(
+        self, sweep: Sweep, expanded: Sequence[Variant], tasks: dict[str, TaskInputs]
+    ) -> tuple[dict[str, int], tuple[Variant, ...]]:
+        """Raise the sizes that a sweep leaves out to what its mixtures need (:mod:`kvray.planning.sizes`).
+
+        Returns the rows of the datasets that needed more, and the variants with these; adds to ``tasks`` what was
+        counted on the way. Without the tokenizer no size changes: the estimate warns of those that look too small.
+        """
+        open_ones = sizes.left_out(sweep, expanded)
+
+        def known(task: Task) -> Lengths:
+            return tasks[task_key(task)].lengths
+
+        for variant, place, task in list(sizes.to_count(expanded, known, open_ones)):
+            if not known(task).whole:
+                tasks[task_key(task)] = replace(tasks[task_key(task)], lengths=self.lengths(variant, place, task, True))
+        rows = sizes.needed(expanded, known, open_ones)
+        expanded = [replace(variant, sweep=sizes.resized(variant.sweep, rows)) for variant in expanded]
+        for variant, place, task in list(_tasks(expanded)) if rows else ():
+            if (key := task_key(task)) not in tasks:
+                before = len(self.problems)
+                tasks[key] = self.task(variant, place, task)
+                why = f"({open_ones[str(place[1])]} is left out, and so many match the sweep's first mixture by tokens)"
+                self.problems[before:] = [Problem(each.path, f"{each.text} {why}") for each in self.problems[before:]]
+        return rows, tuple(expanded)
+
+    def refuse_problems(self) -> None:
+        """Raise the problems, if there are any, together."""
+        if self.problems:
+            raise InputError(list(dict.fromkeys(self.problems)))
+
+    def lengths(self, variant: Variant, place: Path, task: Task, whole: bool = False) -> Lengths:
         if not task.BRINGS_EXAMPLES:
             return estimated(task.expected_rows(), task.tokens_estimate())
         context = task.context(self.count_tokens)
@@ -154,7 +198,7 @@ class _Gatherer:
         if rows < 1:
             self.problems.append(Problem(variant.written(place), "found no example; expected at least one"))
         elif self.counting is not None and task.writer() is None:
-            return measure(task, context, rows, self.counting)
+            return measure(task, context, rows, self.counting, whole)
         return estimated(rows, task.tokens_estimate())
 
     def writing(self, variant: Variant, place: Path, task: Task, rows: int) -> tuple[int, int]:

@@ -6,10 +6,12 @@ are sampled; the sample depends on the task alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
@@ -23,9 +25,10 @@ Counts = NDArray[np.int64]
 
 WHOLE_ROWS = 64  # a dataset of no more rows, nor more tokens than MOST_TOKENS, is counted whole
 MOST_ROWS = 320  # largest sample
-MOST_TOKENS = 60_000  # a sample ends after these, so that a plan takes seconds; several of the longest prompts fit
+MOST_TOKENS = 160_000  # a sample ends after these, so that a plan takes seconds; several of the longest prompts fit
 PRECISION = 0.01  # relative standard error of the mean length at which a sample is large enough
-_BLOCK = 8  # consecutive rows made at once; blocks are spread over the dataset, which may be ordered by length
+_BATCH = 8  # rows counted at once, at least
+_WHOLE_BATCH = 64  # consecutive rows made at once, where all are counted
 
 
 def counting(base: BaseModelRef) -> Counting | None:
@@ -50,23 +53,22 @@ def counting(base: BaseModelRef) -> Counting | None:
     return Counting(token_counter(base), _Chat(token_counter(replace(base, tokenizer=None)), files, template))
 
 
-def measure(task: Task, context: Context, rows: int, counted: Counting) -> Lengths:
-    """Count the tokens of a task's ``rows``: of all if they are few, else of enough for a precise mean.
+def measure(task: Task, context: Context, rows: int, counted: Counting, whole: bool = False) -> Lengths:
+    """Count the tokens of a task's ``rows``: of all if they are few or ``whole``, else of enough for a precise mean.
 
     Raises InputError if the rows cannot be made or the template refuses them.
     """
-    counts: dict[int, tuple[Counts, Counts, Counts]] = {}
-    for block in _spread(-(-rows // _BLOCK)):
-        table = task.build(block * _BLOCK, min((block + 1) * _BLOCK, rows), context)
+    made: dict[int, tuple[Counts, Counts, Counts]] = {}
+    for batch in _consecutive(rows) if whole else _spread(rows, task.per_row()):
+        runs = [(batch[0], batch[-1] + 1)] if whole else [(row, row + 1) for row in batch]
+        table = pa.concat_tables([task.build(*run, context) for run in runs])
         plain = np.asarray(table["prompt_tokens"].to_numpy(), np.int64)
-        texts = prompts_of(table), table["answer"].to_pylist()
-        counts[block] = plain, *counted.count(plain, *texts, check=not counts)
-        if _enough(np.concatenate([trained for *_, trained in counts.values()]), rows):
+        asked, trained = counted.count(plain, prompts_of(table), table["answer"].to_pylist(), check=not made)
+        made |= dict(zip(batch, zip(plain, asked, trained, strict=True), strict=True))
+        if not whole and _enough(np.array([each for *_, each in made.values()]), rows):
             break
     # In the order of the rows: which ones a mixture keeps depends on it.
-    return Lengths(
-        rows, *(np.concatenate(each) for each in zip(*(counts[block] for block in sorted(counts)), strict=True))
-    )
+    return Lengths(rows, *np.array([made[row] for row in sorted(made)], np.int64).T)
 
 
 def estimated(rows: int, tokens: int) -> Lengths:
@@ -84,11 +86,31 @@ def _enough(lengths: Counts, rows: int) -> bool:
     return bool(lengths.std() <= PRECISION * lengths.mean() * number**0.5)
 
 
-def _spread(blocks: int) -> list[int]:
-    """Return ``0 … blocks - 1`` in an order of which every prefix is spread over the whole range."""
+def _consecutive(rows: int) -> Iterator[Sequence[int]]:
+    """Yield ``0 … rows - 1`` in batches."""
+    return (range(start, min(start + _WHOLE_BATCH, rows)) for start in range(0, rows, _WHOLE_BATCH))
+
+
+def _spread(rows: int, per_question: int) -> Iterator[Sequence[int]]:
+    """Yield batches of rows in an order of which every prefix is spread over questions and over their conditions.
+
+    The ``per_question`` consecutive rows of a question share its texts, so one row each of several questions tells more
+    than all rows of one. A batch has each condition (position, length, depth) equally often, unless these are many.
+    """
+    each = per_question if rows % per_question == 0 else 1
+    questions, conditions = _evenly(rows // each), _evenly(each)
+    again = math.lcm(len(questions), each)
+    size = -(-_BATCH // each) * each if each <= MOST_ROWS else _BATCH
+    for start in range(0, rows, size):
+        # Both lists in turn, side by side; shifted by one where that would begin again, until every pair has come.
+        turns = range(start, min(start + size, rows))
+        yield [questions[n % len(questions)] * each + conditions[(n + n // again) % each] for n in turns]
+
+
+def _evenly(count: int) -> list[int]:
+    """Return ``0 … count - 1`` in an order of which every prefix is spread over the whole range."""
     golden = (5**0.5 - 1) / 2
-    order = np.argsort(np.arange(blocks) * golden % 1.0, kind="stable")
-    return [int(place) for place in np.argsort(order)]
+    return [int(place) for place in np.argsort(np.argsort(np.arange(count) * golden % 1.0, kind="stable"))]
 
 
 @dataclass(frozen=True)

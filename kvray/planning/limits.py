@@ -1,10 +1,11 @@
 """Checks in the plan what a run would refuse: counted rows, settings and resources against model and workers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from kvray.errors import Path, Problem
-from kvray.models.files import ModelFiles
+from kvray.models import lora
+from kvray.models.files import ModelFiles, linear_modules
 from kvray.models.reference import BaseModelRef
 from kvray.planning.lengths import Lengths
 from kvray.sweep.model import Finetune, Runtime, Sweep
@@ -22,14 +23,30 @@ class Limits:
     base: BaseModelRef
     trained: int | None = None  # tokens of a training row
     served: int | None = None  # tokens of prompt and answer in vLLM
-    modules: frozenset[str] = frozenset()  # that can get an adapter
+    modules: frozenset[str] = frozenset()  # that can get an adapter, each with its parent: ``self_attn.q_proj``
+    width: int | None = None  # features of a token between layers
+    architecture: str | None = None
 
 
-def limits_of(base: BaseModelRef, files: ModelFiles | None) -> Limits:
-    """Return a model's limits according to its files; no limits without files."""
+def limits_of(base: BaseModelRef, files: ModelFiles | None, tensors: Collection[str] = ()) -> Limits:
+    """Return a model's limits according to its files and the names of its weights; none of what they do not tell."""
+    modules = linear_modules(tensors)
     if files is None or base.api:
-        return Limits(base)
-    return Limits(base, files.trained_length, files.served_length, files.module_names())
+        return Limits(base, modules=modules)
+    return Limits(base, files.trained_length, files.served_length, modules, files.width, files.architecture)
+
+
+def resolved(finetune: Finetune, limits: Limits) -> Finetune:
+    """Return a finetune with the names of the modules that get an adapter in place of what they are called together.
+
+    Where the model's files do not tell them, attention is :data:`kvray.models.lora.ATTENTION`.
+    """
+    targets = finetune.lora_targets
+    if finetune.method != "lora" or not isinstance(targets, str):
+        return finetune
+    names = lora.target_names(targets, limits.modules)
+    names = names or (lora.ATTENTION if targets == "attention" else (targets,))  # refused, or the model is unreachable
+    return finetune.model_copy(update={"lora_targets": names})
 
 
 def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
@@ -37,6 +54,8 @@ def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -
     finetune, runtime = sweep.finetune, sweep.runtime
     if sweep.mixtures:
         yield from _finetune_problems(finetune, runtime, limits)
+        if finetune.method == "lora" and not limits.base.api:
+            yield from _adapter_problems(sweep, limits)
     if runtime.gpus_per_engine and runtime.tensor_parallel > 1 and runtime.gpus_per_engine != runtime.tensor_parallel:
         text = f"found {runtime.gpus_per_engine:g} with tensor_parallel {runtime.tensor_parallel}"
         yield Problem(("runtime", "gpus_per_engine"), f"{text}; expected as many GPUs, or none given")
@@ -80,10 +99,25 @@ def _finetune_problems(finetune: Finetune, runtime: Runtime, limits: Limits) -> 
         text = f"found {runtime.gpus_per_finetune:g} with {workers} workers_per_finetune; "
         text += "expected whole GPUs, since the workers of one finetune cannot share a GPU"
         yield Problem(("runtime", "gpus_per_finetune"), text)
-    for target in finetune.lora_targets if finetune.method == "lora" and limits.modules else ():
-        if target not in limits.modules:
-            text = unknown(target, sorted(limits.modules), f"modules of {limits.base.name}")
-            yield Problem(("finetune", "lora_targets"), text)
+
+
+def _adapter_problems(sweep: Sweep, limits: Limits) -> Iterator[Problem]:
+    asked, name = sweep.finetune.lora_targets, limits.base.name
+    if limits.architecture in lora.UNSERVED and sweep.evaluate and sweep.runtime.engine == "vllm":
+        text = f"found lora; vLLM serves no adapters of {limits.architecture}, the class of {name}; expected attention "
+        yield Problem(("finetune", "method"), f"{text}or full, or a runtime.engine that does")
+    known = sorted({module.rpartition(".")[2] for module in limits.modules})
+    for target in () if isinstance(asked, str) or not known else asked:
+        if target not in known:
+            yield Problem(("finetune", "lora_targets"), unknown(target, known, f"modules of {name}"))
+    if not isinstance(asked, str) or lora.target_names(asked, limits.modules):
+        return
+    if known:
+        text = f"found {asked!r}, but {name} has no projections of its own in attention; expected all-linear, or a list"
+        yield Problem(("finetune", "lora_targets"), f"{text} among {', '.join(known)}")
+    elif asked != "attention" and limits.architecture is not None:
+        text = f"found {asked!r}, but the files of {name} do not tell its modules (it has experts, or its weights are "
+        yield Problem(("finetune", "lora_targets"), f"{text}no safetensors); expected attention, or a list of names")
 
 
 def _long_rows(own: int | None, limits: Limits, lengths: Lengths) -> str:
@@ -111,11 +145,15 @@ def _long_prompts(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths
     most = min(room)
     what = "runtime.max_model_len" if runtime.max_model_len == most else f"the context of {limits.base.name}"
     if isinstance(task, LmEval):
-        written = task.max_tokens or 0
-        if written < min(most, task.length):
-            return 0.0, ""
-        least = f"length {task.length:,}" if task.length <= most else f"{most:,}, {what}"
-        return 1.0, f"found max_tokens {written:,}; expected less than {least}: the prompt needs room too"
+        length = task.most_tokens()
+        least = f"length {length:,}" if length and length <= most else f"{most:,}, {what}"
+        room_left = min(most, length or most)
+        if (written := task.max_tokens or 0) >= room_left:
+            return 1.0, f"found max_tokens {written:,}; expected less than {least}: the prompt needs room too"
+        if (longest := max(task.lengths(), default=0)) > room_left:
+            text = f"found max_seq_lengths of up to {longest:,}; expected at most {least}"
+            return 1.0, f"{text}: a longer prompt would lose its beginning"
+        return 0.0, ""
     over = int((lengths.asked + task.MAX_OUTPUT_TOKENS > most).sum())
     if not lengths.real or not over:
         return 0.0, ""

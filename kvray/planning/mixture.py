@@ -18,8 +18,8 @@ from kvray.tasks.rng import draws, key_of
 
 SHORTFALL = 0.05
 """Share of its tokens that a dataset may lack and is then taken whole. The paper's prompt variants differ by 1 %."""
-CERTAINLY_TOO_FEW = 1 - 2 * SHORTFALL
-"""Share of its needed tokens below which a dataset has too few even if they are estimated from a sample."""
+_DOUBTFUL = (1 - 2.5 * SHORTFALL, 1.0)
+"""Shares of its needed tokens between which a sample of its rows cannot tell whether a dataset has enough of them."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,43 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Short:
+    """A dataset of ``rows`` with too few tokens for its share of a budget, as a problem's text."""
+
+    name: str
+    rows: int
+    total: int  # tokens of all rows
+    needed: float
+    budget: float
+
+    @property
+    def enough(self) -> int:
+        """How many rows suffice."""
+        # New rows have other lengths, hence two percent more than the mean requires.
+        return math.ceil(1.02 * self.needed / self.total * self.rows) + 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} has {self.total:,} tokens in {self.rows:,} rows, but its share of an epoch is "
+            f"{self.needed:,.0f} of {self.budget:,.0f} tokens, as many as the sweep's first mixture reads; give that "
+            f"dataset rows: {self.enough} (questions, where its task counts these), make the first mixture smaller, or "
+            "set finetune.match: rows"
+        )
+
+
+class ShortError(InputError):
+    """Datasets have too few tokens for their shares of a mixture's budget."""
+
+    def __init__(self, short: Sequence[Short]) -> None:
+        super().__init__([f"mixture: {each}" for each in short])
+        self.short = tuple(short)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by its argument, not by its message, as Ray does on the way from a worker."""
+        return type(self), (self.short,)
+
+
+@dataclass(frozen=True)
 class Epoch:
     """Planned size of one epoch of a finetune; meaningless if there are ``problems``, which name datasets by id."""
 
@@ -61,6 +98,7 @@ class Epoch:
     tokens: float
     counted: Counted
     problems: tuple[str, ...] = ()
+    short: tuple[Short, ...] = ()  # of these problems, the datasets with too few tokens
 
 
 def permutation(seed: int, purpose: str, count: int) -> NDArray[np.int64]:
@@ -138,15 +176,27 @@ def read_per_epoch(job: FinetuneJob, lengths: Mapping[str, Lengths]) -> Epoch:
             measured = mix(job, lambda data: lengths[data].trained).measurements()
             return Epoch(measured["rows_per_epoch"], measured["tokens_per_epoch"], counted)
         except InputError as error:
-            return Epoch(0, 0, counted, tuple(problem.removeprefix("mixture: ") for problem in error.problems))
+            short = error.short if isinstance(error, ShortError) else ()
+            return Epoch(0, 0, counted, tuple(problem.removeprefix("mixture: ") for problem in error.problems), short)
     budget = _mean_epoch(job.budget, lengths, job.finetune.match)[1] if job.budget else math.inf
-    problems = []
-    for name, share in job.mixture if counted == "sample" and job.budget else ():
-        data, needed = lengths[name], share * budget
-        total = data.total(data.trained)
-        if total < CERTAINLY_TOO_FEW * needed:
-            problems.append(too_few(name, data.rows, total, needed, budget))
-    return Epoch(*_mean_epoch(job.mixture, lengths, job.finetune.match, budget), counted, tuple(problems))
+    short = ()
+    if counted == "sample" and job.budget:
+        parts = [(name, lengths[name], share * budget) for name, share in job.mixture]
+        has = [Short(name, data.rows, data.total(data.trained), needed, budget) for name, data, needed in parts]
+        short = tuple(each for each in has if each.total < (1 - SHORTFALL) * each.needed)
+    return Epoch(*_mean_epoch(job.mixture, lengths, job.finetune.match, budget), counted, tuple(map(str, short)), short)
+
+
+def doubtful(job: FinetuneJob, lengths: Mapping[str, Lengths], below: bool = False) -> bool:
+    """Return whether samples cannot tell if each dataset has enough tokens for its share of the budget.
+
+    With ``below``, a dataset that has certainly too few counts as well: then the number that suffices is in doubt.
+    """
+    if not job.budget or counted_of([lengths[data] for data, _ in (*job.mixture, *job.budget)]) != "sample":
+        return False
+    budget = _mean_epoch(job.budget, lengths, job.finetune.match)[1]
+    shares = [lengths[name].total(lengths[name].trained) / (share * budget) for name, share in job.mixture]
+    return any((below or share > _DOUBTFUL[0]) and share < _DOUBTFUL[1] for share in shares)
 
 
 def counted_of(lengths: Sequence[Lengths]) -> Counted:
@@ -195,26 +245,15 @@ def _within(sums: Mapping[str, NDArray[np.int64]], shares: Sequence[float], budg
     Each dataset's error (up to half a row) carries over to the next, so the sum is within half a row too.
     """
     counts: list[int] = []
-    problems: list[str] = []
+    short: list[Short] = []
     left = 0.0
     for (name, each), share in zip(sums.items(), shares, strict=True):
         target = share * budget + left
         counts.append(int(np.abs(each - target).argmin()))
         left = target - float(each[counts[-1]])
         if left > max(float(np.diff(each).max(initial=0)), SHORTFALL * share * budget):
-            problems.append(f"mixture: {too_few(name, len(each) - 1, int(each[-1]), share * budget, budget)}")
+            short.append(Short(name, len(each) - 1, int(each[-1]), share * budget, budget))
             left = 0.0
-    if problems:
-        raise InputError(problems)
+    if short:
+        raise ShortError(short)
     return counts
-
-
-def too_few(name: str, rows: int, total: int, needed: float, budget: float) -> str:
-    """Return the message for a dataset with too few tokens for its share of the budget, with the rows that suffice."""
-    # New rows have other lengths, hence two percent more than the mean requires.
-    enough = math.ceil(1.02 * needed / total * rows) + 1
-    return (
-        f"{name} has {total:,} tokens in {rows:,} rows, but its share of an epoch is {needed:,.0f} of "
-        f"{budget:,.0f} tokens, as many as the sweep's first mixture reads; give that dataset rows: {enough} "
-        "(questions, where its task counts these), make the first mixture smaller, or set finetune.match: rows"
-    )

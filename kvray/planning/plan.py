@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError, Path, Problem, dotted
-from kvray.planning import limits
+from kvray.planning import limits, movement
 from kvray.planning.artefacts import KINDS, Artefact, Counted, FinetuneJob, Kind, Plan, PredictionsJob, WritingJob
 from kvray.planning.inputs import Inputs
 from kvray.planning.lengths import Lengths
 from kvray.planning.mixture import counted_of, read_per_epoch
+from kvray.planning.sizes import resized
 from kvray.store.fingerprint import fingerprint
 from kvray.store.store import artefact_id, readable_name
 from kvray.sweep.grid import Variant
 from kvray.sweep.model import Sweep
 from kvray.tasks import code
 from kvray.tasks.base import EXAMPLE_FORMAT, Task
+from kvray.tasks.lm_eval import LmEval
 
 Shares = Sequence[tuple[Artefact, float]]  # datasets with their shares of a mixture
 Size = tuple[int, int, Counted]  # rows, tokens and their basis, as of :class:`~kvray.planning.artefacts.Artefact`
@@ -40,7 +42,9 @@ def plan(sweep: Sweep, inputs: Inputs) -> Plan:
     if builder.problems:
         raise InputError(list(builder.problems))
     ordered = tuple(artefact for kind in KINDS for artefact in builder.artefacts.values() if artefact.kind == kind)
-    return Plan(sweep, inputs.base.name, ordered, inputs.notes, tuple(builder.warnings))
+    gentle = () if inputs.base.api else movement.too_gentle(ordered, inputs.limits.width)
+    whole = resized(sweep, inputs.sizes)
+    return Plan(whole, inputs.base.name, ordered, inputs.notes, (*builder.warnings, *gentle), inputs.sizes)
 
 
 def plain_name(task: Task) -> str:
@@ -133,7 +137,7 @@ class _Builder:
         return found
 
     def finetune(self, seed: int, parts: Shares, budget: Shares, labels: dict[str, Any], path: Path) -> Artefact:
-        finetune, api = self.sweep.finetune, self.inputs.base.api
+        finetune, api = limits.resolved(self.sweep.finetune, self.inputs.limits), self.inputs.base.api
         recipe = {
             "base": self.inputs.base.identity,
             "finetune": finetune.recipe(api),
@@ -169,6 +173,8 @@ class _Builder:
         }
         if examples is None:
             recipe |= {"task": task.recipe(), "sources": dict(known.sources)}
+            if self.inputs.base.api and isinstance(task, LmEval) and task.metadata is not None:
+                recipe["tokenizer"] = self.inputs.base.token_identity  # measures what the benchmark generates
         labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
         data_id, finetune_id = (need.id if need is not None else None for need in (examples, finetune))
         settings = self.sweep.finetune if finetune else None

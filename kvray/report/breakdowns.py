@@ -99,6 +99,32 @@ def answers_in(snapshot: Snapshot, evaluation: str) -> list[Block]:
     return [figure, Table(header, table), Text(notes()["answers"], "sub")]
 
 
+def reasoning(snapshot: Snapshot) -> list[Block]:
+    """How chains of thought go, by length: the share of the key facts that they state, and how many answer first."""
+    told = snapshot.predictions.filter(pl.col("coverage").is_not_null())
+    evaluations = [name for name in snapshot.profiles if name in told["evaluation"]]
+    return _by_evaluation("How the chains of thought go", snapshot, evaluations, _reasoning_in)
+
+
+def _reasoning_in(snapshot: Snapshot, evaluation: str) -> list[Block]:
+    rows = snapshot.of(evaluation).filter(pl.col("coverage").is_not_null())
+    lengths = rows["length"].unique().sort().to_list()
+    means = rows.group_by("model", "length").agg(pl.col("coverage", "early").mean())
+    of = {(model, length): shares for model, length, *shares in means.iter_rows()}
+    table = [
+        [
+            bold(model) if at == 0 else "",
+            what,
+            *(percent(of.get((model, each), (None, None))[at], 0) for each in lengths),
+        ]
+        for model in snapshot.with_base
+        if any((model, each) in of for each in lengths)
+        for at, what in enumerate(("key facts stated", "answered first"))
+    ]
+    header = ["model", "share", *("all" if each is None else LENGTH.value.format(each) for each in lengths)]
+    return [Table(header, table, left=2), Text(notes()["reasoning"], "sub")]
+
+
 def _by_evaluation(
     title: str, snapshot: Snapshot, evaluations: Sequence[str], part: Callable[[Snapshot, str], list[Block]]
 ) -> list[Block]:

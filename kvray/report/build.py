@@ -12,7 +12,7 @@ import pyarrow as pa
 
 import kvray
 from kvray.errors import StoreError
-from kvray.report import breakdowns, findings, methods, published, training
+from kvray.report import breakdowns, findings, methods, published, recovery, training
 from kvray.report.blocks import Block, name_figures, to_html, to_markdown
 from kvray.results.snapshot import Progress, Snapshot, collect, look
 from kvray.store import output
@@ -32,10 +32,12 @@ SECTIONS: tuple[Section, ...] = (
     findings.mixtures,
     findings.benchmarks,
     breakdowns.by_axes,
+    recovery.recovered,
     breakdowns.grids_by_depth,
     breakdowns.by_kind,
     findings.knowledge,
     breakdowns.answers,
+    breakdowns.reasoning,
     published.beside,
     findings.missing,
     training.trained,

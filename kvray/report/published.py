@@ -68,8 +68,7 @@ def benchmark_lines(snapshot: Snapshot, model: str, evaluations: list[str]) -> l
         cells = table.setdefault((row["set"], row["work"], row["base_model"]), [DASH] * len(evaluations))
         parts = [f"{row['accuracy']:.2f}"] if row["accuracy"] is not None else []
         parts += [f"({_points(row['change'])})"] if row["change"] is not None else []
-        unconfirmed = " ?" if "recalled" in row["certainty"] else ""
-        cells[evaluations.index(row["evaluation"])] = " ".join(parts) + unconfirmed
+        cells[evaluations.index(row["evaluation"])] = " ".join(parts)
     return [
         ["", f"*{_source(work, base)}*", *(f"*{cell}*" for cell in cells)] for (_, work, base), cells in table.items()
     ]
@@ -104,11 +103,10 @@ def beside(snapshot: Snapshot) -> list[Block]:
 
 
 def _means(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a sentence per work and model on how far our changes are from its confirmed ones, on average."""
+    """Return a sentence per work and model on how far our changes are from its own, on average."""
     by_work: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in filter(_both, rows):
-        if "recalled" not in row["certainty"]:
-            by_work.setdefault((row["work"], row["base_model"]), []).append(row)
+        by_work.setdefault((row["work"], row["base_model"]), []).append(row)
     means = []
     for (work, base), compared in by_work.items():
         n = len(compared)

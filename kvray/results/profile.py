@@ -12,8 +12,8 @@ from kvray.store.schemas import SCORES_SCHEMA
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY, Measure
 
-MOST_SUBTASKS = 12
-"""Most subtasks, or values of a condition, that a table shows; more (the subjects of MMLU) stay together."""
+MOST_SUBTASKS = 13
+"""Most subtasks, or values of a condition, that a table shows: RULER's. More (the subjects of MMLU) stay together."""
 MOST_PLACES = 50
 """Most lengths, and most depths, of a grid; more were drawn at random and are no axis."""
 _FILLED = 0.6  # least share of a grid's cells that have rows: depths drawn at random fill hardly any
@@ -82,7 +82,7 @@ def _profile(name: str, rows: pl.DataFrame, declared: Mapping[str, Any]) -> Prof
     cells = rows.select("length", "depth").drop_nulls().n_unique()
     filled = cells > _FILLED * values["length"] * values["depth"]
     grid = placed and filled and 1 < values["length"] <= MOST_PLACES
-    # Only one of RULER's variants has depths: a curve by length shows all of them, besides the grid.
+    # Only some of RULER's tasks have depths: a curve by length shows all of them, besides the grid.
     every_row_in_grid = grid and rows["depth"].null_count() == 0
     curves = {
         POSITION: values["position"] > 1,

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from kvray.errors import DamagedArtefactError, InputError, StoreError
-from kvray.results import comparisons, frames
+from kvray.results import comparisons, frames, recovery
 from kvray.store.schemas import ARTEFACT, PREDICTIONS_SCHEMA
 from kvray.store.store import Store
 
@@ -98,6 +98,15 @@ class Results:
         if not tables:
             raise InputError("nothing to compare: the sweep has no predictions of a finetuned model yet")
         return frames.judge(pl.concat(tables))
+
+    def recovery(self, by: Sequence[str] = (), sweep: str | None = None) -> pl.DataFrame:
+        """Return (with context - closed book) / (oracle - closed book) of every model, with 95 % intervals.
+
+        ``by=["position"]`` splits it; :func:`kvray.results.recovery.recovery` has the columns. ``sweep`` may be None
+        where the store has only one. Raises InputError for an unknown sweep or column, or if the store has several
+        sweeps and none is named.
+        """
+        return recovery.recovery(self._models(self._one(sweep)), by)
 
     def _one(self, sweep: str | None) -> str | None:
         known = self.sweeps()

@@ -1,7 +1,7 @@
 """Published numbers (``reference.csv``) to set beside a sweep's own.
 
 The certainty of a row: *primary* was read in the work, its code or its data card, *secondary* in notes or reviews that
-quote it; *derived* is our arithmetic on such numbers, and *recalled* is unconfirmed.
+quote it; *derived* is our arithmetic on such numbers. What nobody has read is not in the file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,8 @@ import polars as pl
 from kvray.results.frames import BASE
 from kvray.results.profile import AXES
 from kvray.store.schemas import REFERENCE_SCHEMA
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY
 
 PLACES = tuple(name for name in AXES if name in REFERENCE_SCHEMA.names)
 """Axes along which numbers may be published."""
@@ -60,7 +62,7 @@ def changes(rows: pl.DataFrame) -> pl.DataFrame:
     where = [name for name in cell if name != "mixture"]
     once = [name for name in rows.columns if name not in (*cell, "metric", "value", "certainty")]
     value, metric = pl.col("value"), pl.col("metric")
-    wide = rows.filter(metric != "f1").group_by(*cell, maintain_order=True).agg(
+    wide = rows.group_by(*cell, maintain_order=True).agg(
         pl.col(once).first(),
         pl.col("certainty").unique(maintain_order=True).str.join(", "),
         accuracy=value.filter(metric == "accuracy").first(),
@@ -75,14 +77,37 @@ def changes(rows: pl.DataFrame) -> pl.DataFrame:
 def beside(rows: pl.DataFrame, predictions: pl.DataFrame, models: Sequence[str]) -> pl.DataFrame:
     """Return the :func:`changes` of published numbers once for each of ``models``, and the base, of their mixture.
 
-    The column ``model`` names it as the predictions do; mixtures that the sweep lacks are left out.
+    The column ``model`` names it as the predictions do. Left out are mixtures that the sweep lacks, and of tasks whose
+    published numbers are means of subtasks (:attr:`~kvray.tasks.base.Task.MEAN_OF`) those of other base models, and
+    those at a place where the model was not asked all of them, or was asked under a condition (texts of another kind).
     """
     known = predictions.select("model", pl.col("mixture").fill_null(BASE)).unique()
     of_base = pl.col("model") == BASE
     known = known.filter(of_base | ((pl.col("mixture") != BASE) & pl.col("model").is_in(models)))
     place = {model: at for at, model in enumerate([BASE, *models])}
     known = known.sort(pl.col("model").replace_strict(place, return_dtype=pl.Int64))
-    return changes(rows).join(known, on="mixture", maintain_order="left_right")
+    joined = changes(rows).join(known, on="mixture", maintain_order="left_right")
+    load_all()
+    named = predictions.select("evaluation", "task").unique().iter_rows()
+    means = {evaluation: REGISTRY[task].MEAN_OF for evaluation, task in named if task in REGISTRY}
+    kept = [_asked_alike(row, means.get(row["evaluation"]), predictions) for row in joined.iter_rows(named=True)]
+    return joined.filter(pl.Series(kept, dtype=pl.Boolean))
+
+
+def _asked_alike(row: Mapping[str, Any], mean_of: frozenset[str] | None, predictions: pl.DataFrame) -> bool:
+    """Tell whether a model was asked all that is behind a published number: of one subtask, or the mean of several."""
+    if not mean_of:
+        return True
+    at = [pl.col(place) == row[place] for place in ("position", "length") if row[place] is not None]
+    asked = predictions.filter(
+        *at,
+        pl.col("evaluation") == row["evaluation"],
+        pl.col("model") == row["model"],
+        pl.col("score").is_not_null(),
+        pl.col("condition").is_null(),
+    )
+    wanted = {row["subtask"]} if row["subtask"] is not None else mean_of
+    return bool(row["same_base"]) and wanted <= set(asked["subtask"])
 
 
 def model_name(name: str) -> str:

@@ -149,6 +149,25 @@ def ratio_difference(
     return Interval(difference, *percentiles(drawn))
 
 
+def gap_ratio(part: Floats, whole: Floats, questions: NDArray[np.int64]) -> Interval:
+    """Return ``part.sum() / whole.sum()`` of signed differences with its 95 % interval, questions resampled for both.
+
+    The percentile bootstrap of a ratio (Efron and Tibshirani 1993, sections 10.3 and 13.3). It is asked for where the
+    whole is clearly above 0; elsewhere Fieller's interval would be unbounded (Fieller 1954), and there is no ratio to
+    tell. Shapes are ``(rows,)``, questions are codes 0..k-1. Where all resamples agree, the interval adds to either
+    side Wilson's upper bound for a share of zero among the questions. Raises ValueError if the whole is not above 0.
+    """
+    if whole.sum() <= 0:
+        raise ValueError(f"a ratio needs a whole above 0, found {float(whole.sum()):g}")
+    parts, wholes = (np.bincount(questions, weights=values) for values in (part, whole))
+    mean = float(parts.sum() / wholes.sum())
+    drawn = quotients(*totals(np.stack([parts, wholes])))
+    if float(np.nanmax(drawn) - np.nanmin(drawn)) < 1e-12:
+        bound = wilson(0.0, parts.size)[1]
+        return Interval(mean, mean - bound, mean + bound)
+    return Interval(mean, *percentiles(drawn))
+
+
 def means(sums: Floats, counts: Floats) -> Floats:
     """Return the quotient of both sums over each resample, shape ``(RESAMPLES,)``, from those of each question."""
     if bool(np.all(counts == counts[0])):

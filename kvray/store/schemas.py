@@ -22,6 +22,8 @@ EXAMPLE_SCHEMA = _SCHEMAS["example"]
 """Every dataset, for training and for evaluation."""
 CHAT_SCHEMA = EXAMPLE_SCHEMA.append(_SCHEMAS["added"].field("history"))
 """Datasets of chats: a prompt may have messages before it."""
+PREFIX_SCHEMA = EXAMPLE_SCHEMA.append(_SCHEMAS["added"].field("answer_prefix"))
+"""Datasets whose answers begin with a given text."""
 DATASET = _SCHEMAS["added"].field("dataset")
 """Column of a mixture that ``kvray blend`` writes to a file."""
 WRITING_SCHEMA = _SCHEMAS["writing"]

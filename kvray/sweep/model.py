@@ -23,6 +23,10 @@ from kvray.tasks.base import Strict, Task, recipe, runtime
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 """Names of sweeps, datasets, mixtures and evaluations. A figure's file name holds two of them in its 255 bytes."""
 NAME_RULE = "up to 80 letters, digits and . _ -, starting with a letter or digit"
+LEARNING_RATES = {"lora": 1e-4, "attention": 5e-6, "full": 5e-6}
+"""Default learning rates. Whole weights: the paper's. LoRA: its best rate is about 10 times that of whole weights, 15
+times in very short runs (Schulman et al. 2025, "LoRA Without Regret", Thinking Machines Lab), and published runs are
+at 1e-4 to 2e-4 where whole weights are at 5e-6 (Hu et al. 2021, arXiv 2106.09685, GPT-3; QLoRA, arXiv 2305.14314)."""
 _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
@@ -32,13 +36,15 @@ def _one_or_more(value: Any) -> Any:
 
 
 class Finetune(Strict):
-    """How every mixture is finetuned. The paper's defaults where it gives them (epochs, rate, batch size)."""
+    """How every mixture is finetuned; epochs, batch size and the rate of whole weights are the paper's by default."""
 
     method: Literal["lora", "attention", "full"] = recipe(
         "lora", description="lora: an adapter; attention: the attention layers' weights; full: all weights"
     )
     epochs: float = recipe(2.0, gt=0, description="passes over the mixture; a fraction stops within one")
-    learning_rate: float = recipe(5e-6, gt=0, lt=10, description="peak learning rate of AdamW")
+    learning_rate: float | None = recipe(
+        None, gt=0, lt=10, description="peak learning rate of AdamW; none: 1e-4 for lora, the paper's 5e-6 otherwise"
+    )
     batch_size: int = recipe(16, ge=1, description="rows per optimizer step, over all workers")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_one_or_more)] = recipe(
         (0,), min_length=1, description="one finetune per seed: order of rows, adapter's start, dropout"
@@ -49,8 +55,10 @@ class Finetune(Strict):
     lora_rank: int = recipe(16, ge=1, le=LARGEST_RANK, description="rank of the adapter")
     lora_alpha: float = recipe(32.0, gt=0, description="scale of the adapter: alpha / rank")
     lora_dropout: float = recipe(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    lora_targets: tuple[str, ...] = recipe(
-        ("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1, description="names of the modules that get an adapter"
+    lora_targets: Literal["attention", "all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = recipe(
+        "attention",
+        description="what gets an adapter: attention (the projections that the model has there), all-linear (these and "
+        "the layers between, all but the output), or a list of modules' names",
     )
     scheduler: Literal["linear", "cosine", "constant"] = recipe("linear", description="how the learning rate falls")
     warmup_ratio: float = recipe(0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises")
@@ -74,9 +82,14 @@ class Finetune(Strict):
             raise ValueError("every seed once")
         return seeds
 
+    @property
+    def rate(self) -> float:
+        """The peak learning rate: as given, else the default of the method."""
+        return LEARNING_RATES[self.method] if self.learning_rate is None else self.learning_rate
+
     def recipe(self, api: bool = False) -> dict[str, Any]:
         """Return what decides a finetune, here or by an API, beside its seed; the adapter's knobs only for ``lora``."""
-        values = super().recipe()
+        values = {**super().recipe(), "learning_rate": self.rate}
         unused = {"seeds", "reseed_data", *_API_FIELDS, *(() if self.method == "lora" else _LORA_FIELDS)}
         used = {"epochs", "match", *_API_FIELDS} if api else values.keys() - unused
         return {name: value for name, value in values.items() if name in used}

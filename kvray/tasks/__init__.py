@@ -21,12 +21,13 @@ if TYPE_CHECKING:  # for editors; at run time the registry is asked
     from kvray.tasks.lm_eval import LmEval as LmEval
     from kvray.tasks.messages import Messages as Messages
     from kvray.tasks.needle.needle import NeedleInHaystack as NeedleInHaystack
-    from kvray.tasks.needle.ruler import Ruler as Ruler
     from kvray.tasks.qa.mdqa import Mdqa as Mdqa
     from kvray.tasks.qa.multidoc import MultiDocQa as MultiDocQa
     from kvray.tasks.qa.recall import Recall as Recall
     from kvray.tasks.rows import Example as Example
     from kvray.tasks.rows import RowTask as RowTask
+    from kvray.tasks.ruler.ruler import Ruler as Ruler
+    from kvray.tasks.val.val import ValProbing as ValProbing
 
 _AUTHORING = {"Task": "base", "recipe": "base", "RowTask": "rows", "Example": "rows"}
 

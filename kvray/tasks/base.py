@@ -158,6 +158,8 @@ class Task(Strict):
     BRINGS_EXAMPLES: ClassVar[bool] = True
     """False for an evaluation whose questions another library brings: it has no dataset in the store."""
 
+    MEAN_OF: ClassVar[frozenset[str]] = frozenset()
+    """Subtasks that a published number over all is the mean of: it stands beside ours only where all were asked."""
     SAME_EXAMPLES: ClassVar[frozenset[str]] = frozenset({"rows"})
     """Fields that change how many examples there are or how they are asked, but not what is drawn for a row."""
 
@@ -248,6 +250,15 @@ class Task(Strict):
         """Return about how many tokens a reply has, for the plan's estimates; by default half of the most."""
         return self.MAX_OUTPUT_TOKENS // 2
 
+    def narrowed(self, subtask: str | None) -> Task:
+        """Return the task as it asks and scores the examples of one ``subtask``, where these differ in that."""
+        return self
+
+    @property
+    def max_output_tokens(self) -> int:
+        """Tokens that an evaluation lets the model write: of a :meth:`narrowed` task, for its examples."""
+        return self.MAX_OUTPUT_TOKENS
+
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score one model answer in [0, 1]."""
         raise NotImplementedError
@@ -265,6 +276,13 @@ class Task(Strict):
     def outcome(self, answer: str, references: Sequence[str]) -> str:
         """Say what kind of answer it is: "right" (score 1) or "wrong"; families tell more kinds of wrong apart."""
         return RIGHT if self.score(answer, references) == 1.0 else WRONG
+
+    def reasoning(self, answer: str, worked: str) -> tuple[float, bool] | None:
+        """Tell how an answer reasons beside the example's own ``worked`` answer, None where it is not asked to.
+
+        Returns the share of the key facts that it states, and whether it begins with its conclusion.
+        """
+        return None
 
 
 REGISTRY: dict[str, type[Task]] = {}

@@ -27,7 +27,7 @@ base_model: kvray-tiny
 datasets: {kv: {task: simple_kv, rows: 4, dictionaries: 3}}
 evaluate: {ask: {task: mdqa, documents: 2, positions: [1, 2], questions: 3}}
 """
-COMMANDS = ("run", "plan", "status", "report", "sample", "generate", "pretrain", "why", "doctor")
+COMMANDS = ("run", "plan", "status", "report", "sample", "audit", "generate", "pretrain", "why", "doctor")
 
 
 @pytest.fixture

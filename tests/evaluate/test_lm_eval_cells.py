@@ -113,15 +113,15 @@ def test_two_engines_share_a_benchmark(stub: type[StubEngine], tmp_path: Path) -
 def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
     stub: type[StubEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kvray.evaluate.lm_eval import questions
+    from kvray.evaluate.lm_eval import scoring
 
     def scored(loaded: Any, row: Any, *given: Any) -> Any:
         if row.subtask == "tiny_letters_emblem":
-            raise questions.CellError("metric acc,none of tiny_letters_emblem is no score")
+            raise scoring.CellError("metric acc,none of tiny_letters_emblem is no score")
         return real(loaded, row, *given)
 
-    real = questions._scored
-    monkeypatch.setattr(questions, "_scored", scored)
+    real = scoring._scored
+    monkeypatch.setattr(scoring, "_scored", scored)
     store = Store(tmp_path)
     cells = [cell(benchmark(name)) for name in ("tiny_lettres", "tiny_letters_trade", "tiny_letters_emblem")]
     do(store, *cells)

@@ -16,7 +16,7 @@ from benchmark_cells import benchmark, likelihoods
 from kvray.errors import CellError, InputError
 from kvray.evaluate.engines import vllm
 from kvray.evaluate.engines.base import Reply, Request
-from kvray.evaluate.lm_eval import questions, requests, tasks
+from kvray.evaluate.lm_eval import requests, scoring, tasks
 from kvray.evaluate.lm_eval.requests import Encoder, Reading
 from kvray.models.reference import load_tokenizer, resolve
 from kvray.tasks.lm_eval import LmEval
@@ -200,10 +200,10 @@ def test_generation_settings_are_followed_or_refused() -> None:
 def test_generations_are_scored_by_the_harnesss_filters_and_any_accepted_answer(tokenizer: Any) -> None:
     loaded = tasks.load(benchmark("tiny_qa", limit=3), tokenizer)
     accepted = loaded.rows[1].document["answers"]
-    scored = questions.score(loaded, loaded.rows, [["  pergrad! "], [accepted[1]], ["Pergrad or so"]])
+    scored = scoring.score(loaded, loaded.rows, [["  pergrad! "], [accepted[1]], ["Pergrad or so"]])
     assert [one.score for one in scored] == [1.0, 1.0, 0.0]
     assert scored[0].answer == "  pergrad! "
-    assert questions.references(loaded, loaded.rows[1]) == accepted
+    assert scoring.references(loaded, loaded.rows[1]) == accepted
     assert {one.metric for one in scored} == {"exact_match,remove_whitespace"}
 
 
@@ -212,7 +212,7 @@ def test_the_score_is_the_first_filters_metric_unless_another_is_asked_for(token
 
     def score(metric: str | None) -> tuple[str, float]:
         loaded = tasks.load(benchmark("tiny_steps", limit=1, metric=metric), tokenizer)
-        (one,) = questions.score(loaded, loaded.rows, [response])
+        (one,) = scoring.score(loaded, loaded.rows, [response])
         assert one.values == {"exact_match,strict-match": 0.0, "exact_match,flexible-extract": 1.0}
         return one.metric, one.score
 
@@ -229,8 +229,8 @@ def test_the_chosen_option_is_the_metrics_own_choice(tokenizer: Any) -> None:
         by_option = dict(zip(options, [-1.00 * len(options[0]), -90.0, -90.0, -0.99 * len(options[3])], strict=True))
         assert by_option[options[0]] > by_option[options[3]]
         responses = [(by_option[option], False) for option in row.document["sentences"]]
-        (one,) = questions.score(loaded, [row], [responses])
-        accepted = questions.references(loaded, row)
+        (one,) = scoring.score(loaded, [row], [responses])
+        accepted = scoring.references(loaded, row)
         assert accepted == [row.document["sentences"][row.document["gold"]]]
         assert one.score == float(one.answer == accepted[0])
         return options.index(one.answer), one.metric
@@ -242,12 +242,12 @@ def test_the_chosen_option_is_the_metrics_own_choice(tokenizer: Any) -> None:
 def test_a_groups_aggregate_weighs_subtasks_by_size(tokenizer: Any) -> None:
     loaded = tasks.load(benchmark("tiny_letters"), tokenizer)
     first = [[(-1.0, True), (-2.0, False), (-2.0, False), (-2.0, False)]] * len(loaded.rows)
-    scored = questions.score(loaded, loaded.rows, first)
+    scored = scoring.score(loaded, loaded.rows, first)
     values: dict[str, dict[str, list[Any]]] = {}
     for row, one in zip(loaded.rows, scored, strict=True):
         values.setdefault(row.subtask, {}).setdefault(one.metric, []).append(one.score)
     values["tiny_letters_trade"]["acc,none"] = [1.0] * 20
-    found = questions.aggregate(loaded, values)
+    found = scoring.aggregate(loaded, values)
     assert found["tiny_letters_trade"] == {"acc,none": 1.0}
     assert found["tiny_letters_emblem"] == {"acc,none": 0.25}
     assert found["tiny_letters"]["acc,none"] == pytest.approx((24 * 0.25 + 16 * 0.25 + 20) / 60)

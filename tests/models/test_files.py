@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvray.errors import InputError
-from kvray.models.files import ModelFiles, problems
+from kvray.models.files import ModelFiles, linear_modules, problems
 from kvray.models.reference import BUNDLED, resolve
 
 TINY = BUNDLED["kvray-tiny"]
@@ -71,13 +71,30 @@ def test_a_model_that_only_counts_needs_no_weights(model: Path) -> None:
 
 
 def test_modules_that_can_get_an_adapter_are_named(model: Path) -> None:
-    names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    assert ModelFiles(model).module_names() == names
-    without_a_shard(model)
-    assert ModelFiles(model).module_names() == frozenset()
-    experts = {"model.layers.0.mlp.experts.0.w1.weight": "model.safetensors"}
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": experts}))
-    assert ModelFiles(model).module_names() == frozenset()
+    names = {f"self_attn.{each}_proj" for each in "qkvo"} | {f"mlp.{each}_proj" for each in ("gate", "up", "down")}
+    assert linear_modules(ModelFiles(model).tensor_names()) == names
+    without_weights(model)
+    assert ModelFiles(model).tensor_names() == frozenset()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": "1.safetensors"}}))
+    assert ModelFiles(model).tensor_names() == {"a.weight"}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "modules"),
+    [
+        (["h.0.attn.c_attn.weight", "h.0.attn.c_attn.bias", "h.0.ln_1.weight", "wte.weight"], {"attn.c_attn"}),
+        (["gpt_neox.layers.11.attention.dense.weight", "embed_out.weight"], {"attention.dense"}),
+        (["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_norm.weight"], {"self_attn.q_proj"}),
+        (["vision_tower.encoder.layers.0.self_attn.out_proj.weight", "lm_head.weight"], set()),
+        (["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.experts.0.w1.weight"], set()),
+    ],
+)
+def test_what_is_linear_is_told_by_the_names_of_weights(tensors: list[str], modules: set[str]) -> None:
+    assert linear_modules(tensors) == modules
+
+
+def test_the_class_and_the_width_are_read(model: Path) -> None:
+    assert (ModelFiles(model).architecture, ModelFiles(model).width) == ("MistralForCausalLM", 128)
 
 
 def test_templates_and_special_tokens_are_read_in_every_form(model: Path) -> None:

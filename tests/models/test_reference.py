@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kvray.errors import InputError, SourceUnreachableError
 from kvray.models import reference
-from kvray.models.reference import BUNDLED, files_of, resolve
+from kvray.models.reference import BUNDLED, BaseModelRef, files_of, resolve, tensor_names
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "acme/tiny-instruct"
@@ -120,3 +121,44 @@ def test_a_cached_model_is_loaded_in_a_process_that_reaches_no_hub(tmp_path: Pat
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["1330", "128", "True", "None"]
+
+
+ON_HUB = BaseModelRef(NAME, NAME, COMMIT, f"hub:{NAME}@{COMMIT}")
+
+
+def hub_that(monkeypatch: pytest.MonkeyPatch, answer: object) -> list[tuple[str, str]]:
+    """Let the hub answer for the headers of weights; return what it is asked."""
+    from huggingface_hub import HfApi
+
+    asked: list[tuple[str, str]] = []
+
+    def headers(self: HfApi, repo: str, *, revision: str) -> object:
+        asked.append((repo, revision))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(HfApi, "get_safetensors_metadata", headers)
+    monkeypatch.setattr(reference, "files_of", lambda ref: None)
+    return asked
+
+
+def test_the_names_of_weights_are_the_same_in_the_cache_and_by_the_hub_s_headers(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached_model(home)
+    names = tensor_names(resolve(NAME))
+    assert "model.layers.0.self_attn.q_proj.weight" in names
+    asked = hub_that(monkeypatch, SimpleNamespace(weight_map=dict.fromkeys(names, "model.safetensors")))
+    assert tensor_names(ON_HUB) == names and asked == [(NAME, COMMIT)]
+    assert tensor_names(BaseModelRef("openai:m", "m", None, "openai:m")) == frozenset() and len(asked) == 1
+
+
+def test_pickled_weights_have_no_names_and_a_silent_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    hub_that(monkeypatch, NotASafetensorsRepoError("none"))
+    assert tensor_names(ON_HUB) == frozenset()
+    hub_that(monkeypatch, ConnectionError("no route"))
+    with pytest.raises(SourceUnreachableError, match=r"the hub does not answer for the weights of acme/.*no route"):
+        tensor_names(ON_HUB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ from toy_tasks import Toy
 
 from kvray.driver import run
 from kvray.errors import InputError
+from kvray.models import lora
 from kvray.models.reference import BaseModelRef
 from kvray.planning import limits
 from kvray.planning.lengths import Lengths, estimated
 from kvray.planning.limits import Limits
-from kvray.sweep.model import Sweep
+from kvray.sweep.model import Finetune, Sweep
 from kvray.tasks.base import REGISTRY, Task
 
 BASE = BaseModelRef("acme/m", "acme/m", "1", "hub:acme/m@1")
-KNOWN = Limits(BASE, trained=1000, served=2000, modules=frozenset({"q_proj", "v_proj"}))
+KNOWN = Limits(BASE, trained=1000, served=2000, modules=frozenset({"attn.q_proj", "attn.v_proj", "mlp.up_proj"}))
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +71,44 @@ def test_settings_that_cannot_be_run_are_refused(changes: dict[str, Any], messag
     assert len(found) == 1
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(found[0])
+
+
+def adapted(targets: object, engine: str = "vllm", **known: Any) -> list[str]:
+    return told(known=replace(KNOWN, **known), finetune={"lora_targets": targets}, runtime={"engine": engine})
+
+
+def test_what_gets_an_adapter_must_be_there_and_be_served() -> None:
+    for targets in ("attention", "all-linear", ["up_proj"]):
+        assert adapted(targets) == []
+    mamba = frozenset({"mixer.in_proj"})
+    (problem,) = adapted("attention", modules=mamba)
+    assert problem.startswith("finetune.lora_targets: found 'attention', but acme/m has no projections of its own in")
+    assert (
+        problem.endswith("expected all-linear, or a list among in_proj") and adapted("all-linear", modules=mamba) == []
+    )
+    unknown: dict[str, Any] = {"modules": frozenset(), "architecture": "MixtralForCausalLM"}
+    assert adapted("attention", **unknown) == adapted(["w1"], **unknown) == []
+    (problem,) = adapted("all-linear", **unknown)
+    assert "the files of acme/m do not tell its modules" in problem and "a list of names" in problem
+    (problem,) = adapted("attention", architecture="GPT2LMHeadModel")
+    assert problem.startswith("finetune.method: found lora; vLLM serves no adapters of GPT2LMHeadModel")
+    assert adapted("attention", "own:Engine", architecture="GPT2LMHeadModel") == []
+
+
+def test_modules_are_known_by_the_names_of_weights_alone() -> None:
+    phi = [f"model.layers.0.self_attn.{name}.weight" for name in ("qkv_proj", "o_proj")]
+    assert limits.resolved(Finetune(), limits.limits_of(BASE, None, phi)).lora_targets == ("o_proj", "qkv_proj")
+
+
+def test_targets_are_resolved_by_the_model_and_without_it_as_they_always_were() -> None:
+    def names(known: Limits, **knobs: Any) -> Any:
+        return limits.resolved(Finetune(**knobs), known).lora_targets
+
+    assert names(Limits(BASE)) == lora.ATTENTION and names(Limits(BASE), lora_targets="all-linear") == ("all-linear",)
+    assert names(KNOWN) == ("q_proj", "v_proj")
+    assert names(KNOWN, lora_targets="all-linear") == ("q_proj", "v_proj", "up_proj")
+    assert names(KNOWN, lora_targets=("v_proj", "q_proj")) == ("v_proj", "q_proj")
+    assert names(KNOWN, method="full") == "attention"
 
 
 def test_an_api_takes_whole_epochs_and_nothing_of_ours_limits_it() -> None:

@@ -26,7 +26,7 @@ BASE = BaseModelRef("tiny", "/models/tiny", None, "sha256:abc")
 OTHER: dict[str, Any] = {
     "method": "full",
     "epochs": 3.0,
-    "learning_rate": 1e-4,
+    "learning_rate": 2e-4,
     "batch_size": 8,
     "seeds": (5,),
     "lora_rank": 8,
@@ -85,6 +85,27 @@ def test_every_cell_and_the_base_model_are_planned_once() -> None:
     assert labels == [nobody, *cells]
 
 
+def recipes(**finetune: Any) -> list[dict[str, Any]]:
+    found = planned(mixtures={"ours": {"ours": 1}}, finetune={"seeds": [0]}, zip=finetune)
+    return [artefact.recipe["finetune"] for artefact in found.artefacts if artefact.kind == "finetune"]
+
+
+def test_a_rate_that_is_left_out_is_that_of_each_method() -> None:
+    methods = ["lora", "attention", "full"]
+    found = recipes(**{"finetune.method": methods})
+    assert [(each["method"], each["learning_rate"]) for each in found] == list(
+        zip(methods, [1e-4, 5e-6, 5e-6], strict=True)
+    )
+    assert found == recipes(**{"finetune.method": methods, "finetune.learning_rate": [None, None, 5e-6]})
+
+
+def test_attention_is_the_list_that_every_recipe_had_before() -> None:
+    listed = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert recipes(**{"finetune.lora_targets": ["attention"]})[0]["lora_targets"] == listed
+    known = ids(planned(finetune={"lora_targets": listed, "learning_rate": 1e-4}))
+    assert ids(planned(finetune={"lora_targets": "attention"})) == ids(planned(finetune={})) == known
+
+
 def test_what_is_needed_comes_before() -> None:
     seen: set[str] = set()
     for artefact in planned(grid={"finetune.epochs": [1, 2]}).artefacts:
@@ -115,7 +136,7 @@ def test_planning_is_pure() -> None:
         {"mixtures": {"ours": {"ours": 1}, "blend": {"ours": 1, "other": 3}, "other": {"other": 1}}},
         {"finetune": {"seeds": [0, 1, 2]}},
         {"evaluate": {"ask": {"task": "toy", "rows": 5, "seed": 9}, "more": {"task": "toy", "seed": 8}}},
-        {"grid": {"finetune.learning_rate": [5e-6, 1e-5]}},
+        {"grid": {"finetune.learning_rate": [1e-4, 2e-4]}},
         {
             "datasets": {
                 "ours": {"task": "toy", "rows": 20},

@@ -48,6 +48,8 @@ def test_each_kind_has_its_figure(written: build.Paths, text: str) -> None:
         "accuracy-by-position-mdqa-20",
         "accuracy-by-position-mdqa-20-retrieved",
         "accuracy-by-length-flenqa-direct",
+        "recovered-by-position-mdqa-20",
+        "recovered-by-position-mdqa-20-retrieved",
         "heatmap-needle",
         "heatmap-change-needle",
         "answers-mdqa-closed",
@@ -130,6 +132,18 @@ def test_inventions_and_other_answers_are_told(text: str) -> None:
     part = section(text, "What the answers are")
     assert "| model | right | refusal | invention | wrong answers | of these inventions |" in part
     assert "| model | right | other | wrong |" in part
+
+
+def test_chains_of_thought_have_their_coverage_and_early_responses(tmp_path: Path) -> None:
+    store, evaluations = Store(str(tmp_path)), ("flenqa-direct", "flenqa-cot")
+    paper_store.commit(store, questions=12, mixtures=("kv",), evaluations=evaluations, reference=())
+    part = section(Path(build.write(store, "paper").markdown).read_text(), "How the chains of thought go")
+    assert "| model | share | 250 tokens | 500 tokens | 1,000 tokens | 2,000 tokens | 3,000 tokens |" in part
+    (stated,) = re.findall(r"\| base \| key facts stated \| (\d+) %", part)
+    (first,) = re.findall(r"\| base .*\n\|  ?\| answered first \| (\d+) %", part)
+    # The made-up right answers state three quarters, the others a quarter, and begin with their conclusion.
+    assert int(stated) == pytest.approx(75 - int(first) / 2, abs=1)
+    assert "Levy et al. 2024" in part and "flenqa-direct" not in part
 
 
 def test_subtasks_conditions_and_cells_have_their_tables(text: str) -> None:

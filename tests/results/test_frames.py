@@ -44,6 +44,8 @@ def test_columns_are_the_contract_and_each_is_described() -> None:
         "score",
         "outcome",
         "finish_reason",
+        "coverage",
+        "early",
     ]
     for field in [*PREDICTIONS_SCHEMA, *SCORES_SCHEMA]:
         assert len(field.metadata[b"description"]) > 10

@@ -34,7 +34,7 @@ def test_each_kind_is_told_from_the_rows(rows: pl.DataFrame) -> None:
     } == {
         "mdqa-20": ((POSITION,), False),
         "flenqa-direct": ((LENGTH,), False),
-        "ruler": ((LENGTH,), True),  # one variant alone has depths
+        "ruler": ((LENGTH,), True),  # one of its tasks alone has depths
         "needle": ((), True),
     }
     assert {evaluation for evaluation, each in profiles.items() if each.by_subtask} == {"flenqa-direct", "ruler"}

@@ -33,20 +33,21 @@ RECIPE: dict[str, set[str]] = {
     "Runtime": set(),
     "simple_kv": {
         "task", "seed", "rows", "dictionaries", "keys_min", "keys_max", "digits_min", "digits_max", "template", "law",
-        "max_tokens", "forced_first", "early",
+        "max_tokens", "forced_first", "early", "count_bos",
     },
     "multi_subkey_kv": {
         "task", "seed", "rows", "dictionaries", "keys_min", "keys_max", "gold_key_size", "key_size_min", "key_size_max",
         "common_subkeys", "share_probability", "subkey_probability", "common_ordered", "shuffle_query", "subkey_digits",
-        "value_digits", "template", "max_tokens", "forced_first", "early",
+        "value_digits", "template", "max_tokens", "forced_first", "early", "count_bos", "law", "subkey_digits_max",
+        "value_digits_max",
     },
     "several_kv": {
         "task", "seed", "rows", "keys_asked", "dictionaries", "keys_min", "keys_max", "digits_min", "digits_max",
-        "template", "max_tokens",
+        "template", "max_tokens", "count_bos",
     },
     "mdqa": {
-        "task", "seed", "split", "documents", "positions", "questions", "distractors", "query_aware", "answers",
-        "answer_writer", "writer_prompt",
+        "task", "seed", "split", "documents", "positions", "questions", "distractors", "passage_words", "order",
+        "query_aware", "answers", "answer_writer", "writer_prompt",
     },
     "flenqa": {"task", "seed", "tasks", "lengths", "dispersions", "paddings", "cot", "questions"},
     "multidoc_qa": {
@@ -58,16 +59,15 @@ RECIPE: dict[str, set[str]] = {
         "integration_share", "integration_segments", "corpus_segments", "writer_surplus",
     },
     "needle": {"task", "seed", "needles", "split", "rows", "lengths", "depths"},
-    "ruler": {
-        "task", "seed", "haystack", "variants", "rows", "lengths", "key_kind", "value_kind", "keys", "values",
-        "queries",
-    },
+    "ruler": {"task", "seed", "tasks", "rows", "lengths", "template_tokens"},
     "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
+    "val_probing": {"task", "seed", "probe", "pieces", "positions", "questions"},
     "messages": {
         "task", "seed", "messages", "prompt", "answer", "references", "turns", "split", "test_share", "rows", "scorer",
     },
     "lm_eval": {
         "task", "seed", "benchmark", "shots", "limit", "metric", "max_tokens", "length", "chat_template",
+        "metadata",
     },
 }  # fmt: skip
 """Fields that enter fingerprints, by model (tasks by their name in YAML)."""
@@ -85,14 +85,15 @@ RUNTIME: dict[str, set[str]] = {
     "simple_kv": set(),
     "multi_subkey_kv": set(),
     "several_kv": set(),
-    "mdqa": {"source"},
+    "mdqa": {"source", "corpus"},
     "flenqa": {"source", "padding_source"},
     "multidoc_qa": {"source"},
     "recall": {"source"},
     "in2": {"source"},
     "needle": {"source"},
-    "ruler": {"source"},
+    "ruler": {"source", "squad", "hotpot"},
     "kv_retrieval": {"source"},
+    "val_probing": {"source"},
     "messages": {"source"},
     "lm_eval": {"include_path"},
 }  # fmt: skip

@@ -125,7 +125,7 @@ def test_120_documents_can_be_shown(kind: str) -> None:
 
 
 def test_more_random_distractors_than_the_file_has_is_an_error(source: str) -> None:
-    with pytest.raises(InputError, match="documents: 31 asked for, but only 29 passages"):
+    with pytest.raises(InputError, match="documents: 31 asked for, but only 29 of 30 passages"):
         rows(Mdqa(source=source, split="all", documents=31, questions=1))
 
 

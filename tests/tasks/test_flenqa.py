@@ -22,6 +22,7 @@ from kvray.models.tokenizer import token_counter
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.flenqa.flenqa import Flenqa
 from kvray.tasks.flenqa.published import prompt, verdict
+from kvray.tasks.kv.subkeys import MultiSubkeyKV
 
 FIELDS = {"text": "First.\nSecond {x}.", "question": "Is it so?", "rule": "If a then b."}
 # Written out by hand from the authors' notebook.
@@ -105,6 +106,35 @@ def test_the_last_true_or_false_is_the_answer(answer: str, said: str) -> None:
         right = said == label.lower()
         assert task.score(answer, [label]) == float(right)
         assert task.outcome(answer, [label]) == ("right" if right else "other" if said == "other" else "wrong")
+
+
+@pytest.mark.parametrize(
+    ("answer", "coverage", "early"),
+    [
+        ("Ann is older than Bo.\nBo is older than Cy.\nSo Ann is older than Cy. True", 1.0, False),
+        ("ANN  is older than\nBo. Therefore true.", 0.5, False),
+        ("True. Ann is older than Bo. Bo is older than Cy.", 1.0, True),
+        ("The answer is true", 0.0, False),
+        ("So false", 0.0, True),
+        ("The true one: Bo is older than Cy. So it is true.", 0.5, True),
+        ("True or not, in the end it is false", 0.0, False),
+        ("It is not true", 0.0, False),
+        ("I cannot say", 0.0, False),
+    ],
+)
+def test_coverage_and_early_responses_are_those_of_the_notebook(answer: str, coverage: float, early: bool) -> None:
+    worked = "Ann is older than Bo.\nBo is older than Cy.\nSo Ann is older than Cy.\nIs Ann older than Cy? True"
+    assert Flenqa(cot=True).reasoning(answer, worked) == (coverage, early)
+    assert Flenqa().reasoning(answer, worked) is None
+    assert MultiSubkeyKV().reasoning(answer, worked) is None
+
+
+def test_our_own_worked_answers_cover_their_facts_and_conclude_last() -> None:
+    task = Flenqa(cot=True, questions=4, lengths=250, paddings="books")
+    for row in rows(task):
+        assert task.reasoning(row["answer"], row["answer"]) == (1.0, False)
+        for fact in row["answer"].split("\n")[:2]:
+            assert fact in row["prompt"]
 
 
 @pytest.mark.parametrize("cot", [False, True])
@@ -202,7 +232,8 @@ def write(path: Path, made: Sequence[Any]) -> str:
     text = "\n".join(json.dumps(row) for row in made)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("FLenQA/FLenQA.json", text)
+            member = "FLenQA/FLenQA.json" if path.stem == "f" else "FLenQA"
+            archive.writestr(member, text)
             archive.writestr("__MACOSX/FLenQA/._FLenQA.json", b"\x00\x05")
     elif path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist([{**row, "label": str(row["label"])} for row in made]), path)  # noqa: TID251
@@ -211,7 +242,7 @@ def write(path: Path, made: Sequence[Any]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz", "f.zip", "f.parquet"])
+@pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz", "f.zip", "FLenQA.zip", "f.parquet"])
 def test_published_rows_are_asked_as_they_are(tmp_path: Path, name: str) -> None:
     task = Flenqa(source=write(tmp_path / name, published()), questions=4, lengths=[500, 250])
     made = rows(task)

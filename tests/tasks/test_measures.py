@@ -24,6 +24,7 @@ EXPECTED = {
     "flenqa": ("units", "length"),
     "needle": ("units", "retrieval"),
     "ruler": ("units", "retrieval"),
+    "val_probing": ("pieces", "retrieval"),
     "recall": ("units", "knowledge"),
     "lm_eval": ("units", "benchmark"),
     "messages": ("units", "other"),

@@ -1,4 +1,4 @@
-"""RULER's retrieval family in our own words: what is hidden, what is asked, how it is scored."""
+"""RULER's 13 tasks: wording, what is hidden and asked, lengths by the tokenizer, scores."""
 
 from __future__ import annotations
 
@@ -17,16 +17,51 @@ import toy_tokenizers
 from kvray.errors import InputError, InvalidValueError
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import TokenCounter, token_counter
-from kvray.store.schemas import EXAMPLE_SCHEMA
+from kvray.store.schemas import PREFIX_SCHEMA
 from kvray.tasks.base import CountTokens
-from kvray.tasks.needle.ruler import VARIANTS, WORDS, Ruler
+from kvray.tasks.ruler import aggregation, retrieval, words
+from kvray.tasks.ruler.ruler import Ruler
+from kvray.tasks.ruler.subtasks import NAMES, SUBTASKS
 
 GOLDEN = {
-    "essay": "e57ac46f0f2d9453e90381c252cf9d5c7d4232edd7ab244b9bfeb6850cd45e85",
-    "needles": "3f0acab70c35ef6cf846a24ac2b426a20cddd1822185aae3c25c011b830b7510",
-    "noise": "0086370924b59e7db7447c8c4bd41eda8abb70cd58395afe55f3072a4c3db52e",
+    "retrieval": "ba5a776240626238c6c92709e6b7f793de0652e1f8f61b8ad64c876d7b7f6f3d",
+    "tracing": "da72c23e0dffcaa1e9fc6748777bd340137c1354932169b3dde88b0a3daa34a5",
+    "aggregation": "26d2a6e66322ec090d82721d3144cec9ee5c0a520029daf114f0d5e6488c28fb",
+    "qa": "66d4ce398dacecd74ac677786a83eb12c8ae8abfcaa52976ef75ba1f56047cfd",
 }
-NEEDLE = re.compile(r"One (number|word|UUID) registered under (\S+) is (\S+)\.(?=\s|$)")
+NEEDLE = re.compile(r"One of the special magic (number|uuid)s for (\S+|\S+ \S+|\S+ \S+ \S+) is: (\S+)\.(?=\s|$)")
+NIAH = [name for name in NAMES if name.startswith("niah")]
+SQUAD = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "Rain",
+            "paragraphs": [
+                {
+                    "context": f"In year {year} it rained for {year % 7} days.",
+                    "qas": [
+                        {
+                            "question": f"How long did it rain in {year}?",
+                            "answers": [{"text": f"{year % 7} days"}, {"text": str(year % 7)}],
+                            "is_impossible": False,
+                        },
+                        {"question": "Did it snow?", "answers": [], "is_impossible": True},
+                    ],
+                }
+                for year in range(2000, 2010)
+            ],
+        },
+        {"title": "Sun", "paragraphs": [{"context": f"Day {day} was sunny.", "qas": []} for day in range(30)]},
+    ],
+}
+HOTPOT = [
+    {
+        "question": f"Is lake {n} as deep as lake {n + 1}?",
+        "answer": "no",
+        "context": [[f"Lake {n + k}", [f"Lake {n + k} is {n + k} m deep.", " It is cold."]] for k in range(10)],
+    }
+    for n in range(12)
+]
 
 
 def count_words(texts: Sequence[str]) -> np.ndarray:
@@ -38,167 +73,279 @@ def rows(task: Ruler, count: CountTokens = count_words) -> list[dict]:
     return task.build(0, task.count(context), context).to_pylist()
 
 
-def hidden(row: dict) -> list[tuple[str, str]]:
-    """Return (key, value) of every needle in a row's text, in order."""
-    return [found[1:] for found in NEEDLE.findall(row["prompt"].rpartition("\n\n")[0])]
+def small(name: str, **knobs: object) -> Ruler:
+    return Ruler(tasks=name, **{"rows": 3, "lengths": 1200, "template_tokens": 0, **knobs})
 
 
-def asked(row: dict) -> list[str]:
-    """Return the keys that the question names."""
-    question = row["prompt"].rpartition("\n\n")[2]
-    return re.findall(r"[a-z]+-[a-z]+", question.split(" under ")[1])
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "dev-v2.0.json").write_text(json.dumps(SQUAD))
+    (tmp_path / "hotpot.json").write_text(json.dumps(HOTPOT))
+    return {"squad": str(tmp_path / "dev-v2.0.json"), "hotpot": str(tmp_path / "hotpot.json")}
 
 
-def test_prompts_are_worded_as_written_here() -> None:
-    (one,) = rows(Ruler(variants="single", haystack="noise", lengths=60, rows=1, seed=5))
-    assert one["prompt"] == (
-        "Somewhere in the text below, numbers are registered under names. You will be asked about them at its end.\n\n"
-        "Then it was evening again. Rain fell on the roof all afternoon. A kettle hummed in the kitchen. "
-        "One number registered under round-daisy is 8566734. The two clocks were a minute apart.\n\n"
-        "Which number is registered under round-daisy?"
+def test_one_needle_is_asked_in_rulers_words() -> None:
+    (one,) = rows(small("niah_single_1", rows=1, lengths=240))
+    found = NEEDLE.search(one["prompt"])
+    assert found
+    _, key, value = found.groups()
+    lines = one["prompt"].split("\n")
+    assert lines[0] == (
+        "A special magic number is hidden within the following text. Make sure to memorize it. "
+        "I will quiz you about the number afterwards."
     )
-    assert one["answer"] == "One number registered under round-daisy is 8566734." and one["references"] == ["8566734"]
-    assert one["depth"] == 90 and one["units"] == 0 and one["position"] is None
-    (two,) = rows(Ruler(variants="multiquery", haystack="noise", lengths=60, rows=1, seed=5, queries=2))
-    assert two["prompt"].endswith(
-        "One number registered under misty-basket is 4665715. One number registered under wandering-trellis is "
-        "7909752. The two clocks were a minute apart. Nobody came to the door.\n\n"
-        "Which numbers are registered under wandering-trellis and misty-basket? Name one for each."
-    )
-    assert two["answer"] == (
-        "One number registered under wandering-trellis is 7909752. One number registered under misty-basket is 4665715."
-    )
+    assert lines[-1] == f"What is the special magic number for {key} mentioned in the provided text?"
+    assert Counter(lines[1:-1])[retrieval.NOISE] == len(lines) - 3
+    assert f"One of the special magic numbers for {key} is: {value}." in lines
+    assert one["answer_prefix"] == f"The special magic number for {key} mentioned in the provided text is"
+    assert one["answer"] == f"{one['answer_prefix']} {value}."
+    assert one["references"] == [value]
 
 
-def test_each_variant_hides_and_asks_what_its_name_says() -> None:
-    made = rows(Ruler(lengths=[200, 400], rows=6, keys=5, values=3, queries=2))
-    assert len(made) == 6 * 2 * 4 and len({row["example_id"] for row in made}) == len(made)
-    for row in made:
-        pairs, keys, references = hidden(row), asked(row), row["references"]
-        number = {"single": 1, "multikey": 5, "multivalue": 3, "multiquery": 2}[row["subtask"]]
-        assert len(pairs) == number and len({value for _, value in pairs}) == number
-        assert (row["depth"] is not None) == (row["subtask"] == "single")
-        if row["subtask"] == "multivalue":
-            assert {key for key, _ in pairs} == set(keys) and len(keys) == 1
-            assert references == [value for _, value in pairs], "in the order of the text"
+def test_several_values_are_asked_in_rulers_words() -> None:
+    (one,) = rows(small("niah_multiquery", rows=1))
+    assert one["prompt"].startswith(
+        "Some special magic numbers are hidden within the following text. Make sure to memorize it. "
+        "I will quiz you about the numbers afterwards.\n"
+    )
+    listed = one["answer_prefix"].removeprefix("The special magic numbers for ")
+    keys = listed.removesuffix(" mentioned in the provided text are")
+    assert len(keys.split(", ")) == 4 and keys.split(", ")[-1].startswith("and ")
+    assert one["prompt"].endswith(
+        f"\nWhat are all the special magic numbers for {keys} mentioned in the provided text?"
+    )
+    assert one["answer"].endswith(f" {', '.join(one['references'][:3])}, and {one['references'][3]}.")
+
+
+@pytest.mark.parametrize("name", NIAH)
+def test_needles_are_hidden_and_asked_as_the_table_says(name: str) -> None:
+    law = SUBTASKS[name]  # type: ignore[index]
+    for row in rows(small(name)):
+        found = NEEDLE.findall(row["prompt"])
+        named = {key: [value for _, other, value in found if other == key] for _, key, _ in found}
+        kinds = {kind for kind, _, _ in found}
+        asked = [key for key in named if key in row["answer_prefix"]]
+        assert kinds == {law.value} and len(asked) == law.queries
+        assert all(len(named[key]) == law.values for key in asked)
+        assert sorted(row["references"]) == sorted(value for key in asked for value in named[key])
+        if law.haystack != "needles":
+            assert len(named) == law.keys
         else:
-            assert len({key for key, _ in pairs}) == number
-            assert references == [dict(pairs)[key] for key in keys]
-        assert len(keys) == {"multiquery": 2}.get(row["subtask"], 1)
-        assert [found[2] for found in NEEDLE.findall(row["answer"])] == references
-    assert Counter(row["subtask"] for row in made) == dict.fromkeys(VARIANTS, 12)
+            assert len(named) == len(found) > 30 and len({value for *_, value in found}) == len(found)
+        patterns = {"number": r"[1-9]\d{6}", "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-\w{12}"}
+        assert all(re.fullmatch(patterns[law.value], value) for *_, value in found)
+        if law.key == "word":
+            pairs = {f"{one}-{two}" for one in words.lists()["adjectives"] for two in ("",)}
+            assert all(any(key.startswith(pair) for pair in pairs) for key in named)
+        else:
+            assert all(re.fullmatch(patterns["uuid"], key) for key in named)
 
 
-def test_a_row_is_asked_at_every_length_with_the_same_needles() -> None:
-    made = rows(Ruler(lengths=[200, 300, 500], rows=4))
-    assert [row["length"] for row in made[:12]] == [200] * 4 + [300] * 4 + [500] * 4
-    assert [row["subtask"] for row in made[:4]] == list(VARIANTS)
-    by_question: dict[str, list[dict]] = {}
+def test_values_of_one_key_are_answered_in_the_order_of_the_text() -> None:
+    for row in rows(small("niah_multivalue")):
+        assert [value for *_, value in NEEDLE.findall(row["prompt"])] == row["references"]
+
+
+def test_essays_begin_at_their_beginning_and_needles_stand_at_sentence_ends(tmp_path: Path) -> None:
+    text = " ".join(f"Sentence {number} of\nthis essay ends here." for number in range(400))
+    (tmp_path / "essay.txt").write_text(text)
+    made = rows(small("niah_multikey_1", source=str(tmp_path / "essay.txt")))
     for row in made:
-        by_question.setdefault(row["question_id"], []).append(row)
-    assert len(by_question) == 16
-    for group in by_question.values():
-        assert [row["length"] for row in group] == [200, 300, 500]
-        assert len({(row["answer"], row["depth"], row["prompt"].rpartition("\n\n")[2]) for row in group}) == 1
-        texts = [NEEDLE.sub("", row["prompt"].rpartition("\n\n")[0]).split() for row in group]
-        assert texts[1][: len(texts[0])] == texts[0] and texts[2][: len(texts[1])] == texts[1]
+        context = row["prompt"].split("\n")[1]
+        before = [context[: found.start()].rstrip() for found in NEEDLE.finditer(context)]
+        assert all(not text or text.endswith((".", "?")) for text in before)
+        bare = NEEDLE.sub("", context).split()
+        assert bare == text.split()[: len(bare)] and len(bare) > 900
+        assert row["condition"] is None
+    (short,) = rows(small("niah_single_2", rows=1, source=str(tmp_path / "essay.txt"), lengths=4000))
+    bare = NEEDLE.sub("", short["prompt"].split("\n")[1]).split()
+    assert bare[:2800] == text.split() and bare[2800:2805] == text.split()[:5], "a short text comes again"
+    assert all(row["condition"] == "text=tiny" for row in rows(small("niah_single_2")))
 
 
-def test_a_haystack_of_needles_names_nothing_twice() -> None:
-    for kinds in (("words", "words"), ("numbers", "numbers"), ("uuid", "uuid"), ("words", "numbers")):
-        task = Ruler(haystack="needles", key_kind=kinds[0], value_kind=kinds[1], lengths=[900, 1800], rows=2)
-        by_question: dict[str, set[tuple[str, str]]] = {}
-        for row in rows(task):
-            pairs = hidden(row)
-            others = [pair for pair in pairs if pair[1] not in row["references"]]
-            named = [text for pair in others for text in pair]
-            assert len(others) > 100 and len(set(named)) == len(named)
-            assert row["prompt"].count(row["references"][0]) == 1
-            shorter = by_question.setdefault(row["question_id"], set(pairs))
-            assert shorter <= set(pairs)
+def test_the_depth_of_one_needle_in_essays_is_one_of_rulers_forty() -> None:
+    made = rows(small("niah_single_2", rows=40, lengths=400))
+    assert len(retrieval.DEPTHS) == len(set(retrieval.DEPTHS)) == 40 and retrieval.DEPTHS[-1] == 100
+    for row in made:
+        context = row["prompt"].split("\n")[1]
+        sentences = [text for text in re.split(r"(?<=\.) ", NEEDLE.sub("", context).replace("  ", " ").strip()) if text]
+        place = len(re.findall(r"\.", context[: NEEDLE.search(context).start()]))  # type: ignore[union-attr]
+        assert row["depth"] in retrieval.DEPTHS and place == len(sentences) * int(row["depth"]) // 100
 
 
-def test_too_long_a_haystack_of_words_says_what_to_type() -> None:
-    task = Ruler(haystack="needles", value_kind="words", lengths=200_000, rows=1, variants=["single"])
-    with pytest.raises(InputError, match="key_kind and value_kind 'numbers' or 'uuid'"):
-        rows(task)
+def test_variables_are_tracked_after_a_worked_example() -> None:
+    for row in rows(small("vt")):
+        prompt = row["prompt"]
+        assert prompt.count("Memorize and track the chain(s) of variable assignment hidden in the following text.") == 2
+        example, question = prompt.split("\n\n\n\n")
+        shown = re.findall(r"VAR ([A-Z]{3}) = (?:VAR ([A-Z]{3}) |\d{5})", example)
+        assert example.endswith(f"they are:  {' '.join(name for name, _ in shown)}") and len(shown) == 5
+        chain = re.findall(r"VAR ([A-Z]{5}) = (?:VAR ([A-Z]{5}) |(\d{5}))", question)
+        names = [name for name, *_ in chain]
+        assert [before for _, before, _ in chain] == ["", *names[:-1]], "each has the value of the one before"
+        value = chain[0][2]
+        assert 10_000 <= int(value) < 99_999 and row["references"] == names and len(set(names)) == 5
+        assert question.endswith(
+            f"again.\n\nQuestion: Find all variables that are assigned the value {value} in the text above."
+        )
+        assert row["answer"] == (
+            "Answer: According to the chain(s) of variable assignment in the text above, 5 variables are assigned the "
+            f"value {value}, they are: {' '.join(names)}"
+        )
+        assert question.count("The grass is green.") > 30
 
 
-@pytest.mark.parametrize(
-    ("kind", "pattern"), [("words", r"[a-z]+-[a-z]+"), ("numbers", r"\d{7}"), ("uuid", r"[0-9a-f-]{36}")]
-)
-def test_keys_and_values_are_of_the_kind_asked_for(kind: str, pattern: str) -> None:
-    name = {"words": "word", "numbers": "number", "uuid": "UUID"}[kind]
-    for row in rows(Ruler(key_kind=kind, value_kind=kind, haystack="noise", lengths=150, rows=3)):
-        assert all(re.fullmatch(pattern, text) for pair in hidden(row) for text in pair)
-        assert f"Which {name}" in row["prompt"] and f"below, {name}s are" in row["prompt"]
+@pytest.mark.parametrize(("length", "times"), [(1200, {6, 1}), (5000, {30, 3})])
+def test_common_words_come_as_often_as_rulers(length: int, times: set[int]) -> None:
+    for row in rows(small("cwe", lengths=length, rows=2)):
+        example, question = row["prompt"].split("\nBelow")
+        for part, wanted in ((example, {3, 1} if length < 4096 else {10, 3}), (question, times)):
+            listed = part.split("\n")[1]
+            found = re.findall(r"(\d+)\. (.+?)(?= \d+\. |$)", listed)
+            assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
+            numbers = Counter(word for _, word in found)
+            assert set(numbers.values()) == wanted and set(numbers) <= set(words.every())
+            assert list(numbers.values()).count(max(wanted)) == 10
+            if part is question:
+                assert {word for word, number in numbers.items() if number == max(wanted)} == set(row["references"])
+        assert example.count("Answer: The top 10 words that appear most often in the list are: 1. ") == 1
+        assert row["prompt"].endswith("\nQuestion: What are the 10 most common words in the above list?")
 
 
-def test_words_are_many_and_no_one_holds_another() -> None:
-    assert len(WORDS) == len(set(WORDS)) > 30_000
-    halves = [{word.split("-")[half] for word in WORDS} for half in (0, 1)]
-    # "cedar-oak" would be in "red-cedar-oak" only if a half ended with a hyphen; halves are plain words.
-    assert all(re.fullmatch(r"[a-z]+", word) for half in halves for word in half)
-    ends = {(one, two) for one in halves[0] for two in halves[0] if one != two and two.endswith(one)}
-    begins = {(one, two) for one in halves[1] for two in halves[1] if one != two and two.startswith(one)}
-    assert not ends and not begins, "so no word of two halves is part of another"
+def test_coded_words_fall_with_the_square_of_their_rank() -> None:
+    for row in rows(small("fwe", lengths=[1200, 5000])):
+        text = re.search(r"coded words\. (.*)\nQuestion: Do not provide any explanation\. ", row["prompt"], re.DOTALL)
+        numbers = Counter(text[1].split())  # type: ignore[index]
+        common = [word for word, _ in numbers.most_common(5)]
+        assert common[0] == "..." and common[1:4] == row["references"] and numbers[common[3]] > numbers[common[4]]
+        assert all(re.fullmatch(r"[a-z]{6}", word) for word in common[1:])
+        total = numbers["..."] * np.pi**2 / 6
+        for rank, word in enumerate(common, start=1):
+            assert abs(numbers[word] - total * 6 / np.pi**2 / rank**2) <= 1
+        assert len(numbers) <= row["length"] // 50
 
 
-@pytest.mark.parametrize("kind", ["digits", "threes", "spaced", "bridging", None])
-@pytest.mark.parametrize("haystack", ["essay", "noise", "needles"])
-def test_prompts_keep_to_their_length_by_the_tokenizer(kind: str | None, haystack: str) -> None:
+def test_the_word_asked_for_is_more_frequent_than_the_next_at_any_size() -> None:
+    draft = aggregation.frequent(7, 4000)
+    for size in (draft.least, *range(draft.least, 400), 5000):
+        numbers = Counter(re.search(r"coded words\. (.*)\nQ", draft.worded(size))[1].split())  # type: ignore[index]
+        assert {word for word, _ in numbers.most_common(4)} == {"...", *draft.references}
+        assert numbers[draft.references[2]] > max(numbers[word] for word in set(numbers) - {"...", *draft.references})
+
+
+def test_questions_come_in_the_files_order_with_documents_of_the_same_set(files: dict[str, str]) -> None:
+    made = rows(small("qa_1", **files, lengths=400, rows=10))
+    assert [row["references"] for row in made] == [[f"{y % 7} days", str(y % 7)] for y in range(2000, 2010)]
+    for year, row in enumerate(made, start=2000):
+        documents = re.findall(r"Document (\d+):\n(.*)\n\n", row["prompt"])
+        texts = [text for _, text in documents]
+        assert [int(number) for number, _ in documents] == list(range(1, len(texts) + 1))
+        assert f"In year {year} it rained for {year % 7} days." in texts and len(set(texts)) == len(texts) > 20
+        assert sum(text.startswith("In year") for text in texts) == 10, "the article's other paragraphs come first"
+        assert row["prompt"].endswith(f"\n\nQuestion: How long did it rain in {year}?")
+        assert row["answer"] == f"Answer: {year % 7} days" and row["condition"] is None
+    several = rows(small("qa_2", **files, lengths=400, rows=12))
+    for number, row in enumerate(several):
+        gold = {f"Lake {number + k}\nLake {number + k} is {number + k} m deep. It is cold." for k in range(10)}
+        texts = set(re.findall(r"Document \d+:\n(Lake .*\n.*)\n\n", row["prompt"]))
+        assert gold < texts and row["references"] == ["no"]
+    places = [re.search(rf"Document (\d+):\nIn year {year}", row["prompt"])[1] for year, row in enumerate(made, 2000)]  # type: ignore[index]
+    assert len(set(places)) > 5, "the gold document stands anywhere"
+
+
+def test_files_that_are_no_question_sets_are_refused(files: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"squad: .*hotpot.json is not like SQuAD's dev-v2.0.json"):
+        rows(small("qa_1", squad=files["hotpot"]))
+    with pytest.raises(InputError, match=r"hotpot: .*not like HotpotQA's hotpot_dev_distractor_v1.json"):
+        rows(small("qa_2", hotpot=files["squad"]))
+    with pytest.raises(InputError, match="rows: found 11; expected at most 10: squad has no more"):
+        rows(small("qa_1", **files, rows=11))
+    (tmp_path / "none.json").write_text(json.dumps({"data": []}))
+    with pytest.raises(InputError, match="no question with an answer"):
+        rows(small("qa_1", squad=str(tmp_path / "none.json")))
+
+
+def test_the_tiny_worlds_comparisons_have_one_right_person() -> None:
+    for row in rows(small("qa_2", rows=40, lengths=500)):
+        asked = re.search(r"Question: Is (.+) the (\w+) of (.+) or of (.+)\?$", row["prompt"])
+        assert asked
+        value, relation, *pair = asked.groups()
+        facts = [f"The {relation} of {name} is {value}." in row["prompt"] for name in pair]
+        assert sorted(facts) == [False, True] and pair[facts.index(True)] == row["references"][0]
+        assert all(
+            f"The {relation} of {name} is" in row["prompt"] or not has for name, has in zip(pair, facts, strict=True)
+        )
+
+
+@pytest.mark.parametrize("kind", ["digits", "threes", "spaced", None])
+def test_a_length_includes_prefix_answer_and_template_by_the_tokenizer(kind: str | None) -> None:
     count = TokenCounter(getattr(toy_tokenizers, kind)()) if kind else token_counter(resolve("kvray-tiny"))
-    made = rows(Ruler(haystack=haystack, lengths=[900, 2000], rows=2), count)
-    assert [row["prompt_tokens"] for row in made] == count([row["prompt"] for row in made]).tolist()
-    longest = int(count([" One number registered under mysterious-waterfall is 1234567."])[0]) + 4
-    assert all(0 <= row["length"] - row["prompt_tokens"] < longest for row in made)
+    units = {"squad": 60, "hotpot": 60, "needles": 130, "noise": 60, "words": 60, "essays": 30}
+    for row in rows(Ruler(lengths=[12_000, 16_000], rows=1), count):
+        law = SUBTASKS[row["subtask"]]
+        prompt, prefix = count([row["prompt"], f" {row['answer_prefix']}"]).tolist()
+        spare = row["length"] - prompt - prefix - law.answer_tokens - 48
+        longest = 4 * units[law.haystack] if kind else units[law.haystack]
+        assert row["prompt_tokens"] == prompt and 0 <= spare <= row["length"] / 256 + longest, row["subtask"]
 
 
-def test_depths_of_one_needle_come_in_eleven_steps() -> None:
-    depths = Counter(row["depth"] for row in rows(Ruler(variants="single", haystack="noise", lengths=60, rows=440)))
-    assert set(depths) == set(range(0, 101, 10)) and min(depths.values()) > 20
+def test_a_length_without_room_names_the_task() -> None:
+    with pytest.raises(InputError, match=r"lengths: found 0 tokens for a prompt of niah_single_1 of 100 tokens"):
+        rows(small("niah_single_1", lengths=100))
+    with pytest.raises(InputError, match=r"prompt of cwe of 4096 tokens.*expected \d+ at least"):
+        rows(Ruler(tasks="cwe", lengths=4096, rows=1), token_counter(resolve("kvray-tiny")))
 
 
 def test_a_row_is_a_pure_function_of_recipe_and_index() -> None:
-    for haystack in ("essay", "needles"):
-        task = Ruler(haystack=haystack, lengths=[200, 300], rows=4)
-        context = task.context(count_words)
-        whole = task.build(0, 32, context)
-        assert whole.schema.equals(EXAMPLE_SCHEMA) and task.count(context) == 32 == task.expected_rows()
-        assert pa.concat_tables([task.build(a, b, context) for a, b in ((0, 5), (5, 30), (30, 32))]).equals(whole)
-        fewer = Ruler(haystack=haystack, lengths=300, rows=2, variants="multikey,multiquery")
-        kept = [row for row in whole.to_pylist()[:16] if row["length"] == 300 and row["subtask"] in fewer.variants]
-        assert rows(fewer) == kept
-        assert rows(task.model_copy(update={"seed": 1})) != whole.to_pylist()
+    task = Ruler(lengths=[1200, 2000], rows=2)
+    context = task.context(count_words)
+    whole = task.build(0, 52, context)
+    assert whole.schema.equals(PREFIX_SCHEMA) and task.count(context) == 52 == task.expected_rows()
+    assert pa.concat_tables([task.build(a, b, context) for a, b in ((0, 5), (5, 30), (30, 52))]).equals(whole)
+    made = whole.to_pylist()
+    assert [row["subtask"] for row in made[:13]] == list(NAMES) and [row["length"] for row in made[:26:13]] == [
+        1200,
+        2000,
+    ]
+    fewer = rows(Ruler(lengths=2000, rows=1, tasks="vt,qa_1"))
+    assert fewer == [row for row in made[:26] if row["length"] == 2000 and row["subtask"] in ("vt", "qa_1")]
+    for at in range(26):
+        same = [row for row in made if row["question_id"] == made[at]["question_id"]]
+        assert len(same) == 2 and len({(row["answer"], row["answer_prefix"], row["depth"]) for row in same}) == 1
+    other = rows(task.model_copy(update={"seed": 1}))
+    assert all(one["prompt"] != two["prompt"] for one, two in zip(made, other, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("answer", "references", "score", "outcome"),
+    ("name", "answer", "references", "score", "outcome"),
     [
-        ("1234567", ["1234567"], 1.0, "right"),
-        ("It is 1,234,567", ["1234567"], 0.0, "wrong"),
-        ("first 1234567,\n\nthen 7654321.", ["7654321", "1234567"], 1.0, "right"),
-        ("1234567 and 1234567", ["7654321", "1234567"], 0.5, "partial"),
-        ("1, 2, 3", ["7654321", "1234567"], 0.0, "wrong"),
-        ("Amber-Falcon", ["amber-falcon"], 1.0, "right"),
-        ("a b c", ["a", "b", "c", "d"], 0.75, "partial"),
-        ("", ["a"], 0.0, "wrong"),
+        ("niah_single_1", " 1234567.", ["1234567"], 1.0, "right"),
+        ("niah_single_1", "It is 1,234,567", ["1234567"], 0.0, "wrong"),
+        ("niah_multivalue", "first 1234567,\n\nthen 7654321.", ["7654321", "1234567"], 1.0, "right"),
+        ("niah_multivalue", "1234567 and 1234567", ["7654321", "1234567"], 0.5, "partial"),
+        ("vt", "abcde", ["ABCDE", "FGHIJ", "KLMNO", "PQRST"], 0.25, "partial"),
+        ("cwe", "1. Ad Hoc 2. zebra", ["ad hoc", "zebra"], 1.0, "right"),
+        ("qa_1", "It was 3 DAYS, I think", ["3 days", "three"], 1.0, "right"),
+        ("qa_2", "maybe", ["yes"], 0.0, "wrong"),
     ],
 )
-def test_the_score_is_the_share_of_the_values_in_the_answer(
-    answer: str, references: Sequence[str], score: float, outcome: str
+def test_answers_are_scored_by_the_rule_of_their_task(
+    name: str, answer: str, references: Sequence[str], score: float, outcome: str
 ) -> None:
-    assert Ruler().score(answer, references) == score and Ruler().outcome(answer, references) == outcome
+    task = Ruler().narrowed(name)
+    assert (task.score(answer, references), task.outcome(answer, references)) == (score, outcome)
+    assert task.max_output_tokens == SUBTASKS[name].answer_tokens <= Ruler().max_output_tokens == 128  # type: ignore[index]
+    assert Ruler().narrowed(None) == Ruler()
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"variants": "single,double"}, "multikey"),
-        ({"variants": []}, "at least one"),
+        ({"tasks": "niah_single_1,niah_single_4"}, "niah_single_1"),
+        ({"tasks": []}, "at least one"),
         ({"lengths": "4096,4096"}, "each once"),
-        ({"keys": 1}, "greater than or equal to 2"),
-        ({"haystack": "books"}, "essay"),
+        ({"variants": "single"}, "tasks"),
+        ({"rows": 0}, "greater than or equal to 1"),
     ],
 )
 def test_a_wrong_knob_is_refused(wrong: dict, message: str) -> None:
@@ -206,26 +353,29 @@ def test_a_wrong_knob_is_refused(wrong: dict, message: str) -> None:
         Ruler(**wrong)
 
 
-def test_text_is_read_for_essays_alone(tmp_path: Path) -> None:
-    missing = str(tmp_path / "none.txt")
-    with pytest.raises(InputError, match="cannot be read"):
-        Ruler(source=missing).context(count_words)
-    assert Ruler(source=missing, haystack="noise").sources() == {} and Ruler().sources() != {}
-    (tmp_path / "essay.txt").write_text("It rained. It stopped.")
-    (row,) = rows(Ruler(source=str(tmp_path / "essay.txt"), variants="single", lengths=60, rows=1))
-    assert row["prompt"].count("It rained.") > 3
-    with pytest.raises(InputError, match="lengths: found 30"):
-        rows(Ruler(haystack="noise", lengths=30, rows=1))
+def test_files_are_read_for_the_tasks_that_need_them_alone(tmp_path: Path) -> None:
+    missing = {name: str(tmp_path / "none.json") for name in ("source", "squad", "hotpot")}
+    task = Ruler(**missing, tasks="niah_single_1,niah_multikey_3,vt,cwe,fwe", rows=1, lengths=1200)
+    assert set(task.sources()) == {"words"} and len(rows(task)) == 5
+    assert set(Ruler().sources()) == {"source", "words", "squad", "hotpot"} and Ruler(tasks="vt").sources() == {}
+    for name, field in (("niah_single_2", "source"), ("qa_1", "squad"), ("qa_2", "hotpot")):
+        with pytest.raises(InputError, match="cannot be read"):
+            Ruler(tasks=name, **{field: missing[field]}).context(count_words)
 
 
 def test_the_same_draws_are_not_trained_on_and_evaluated() -> None:
-    assert "seed" in str(Ruler(lengths=300, variants="single").overlaps(Ruler(haystack="noise")))
-    assert Ruler(seed=1).overlaps(Ruler()) is None
-    assert Ruler().with_rows(3).expected_rows() == 16 and Ruler().distinct_questions(16) == 4
+    task = Ruler(tasks="vt")
+    assert "seed" in str(task.overlaps(Ruler(lengths=9000)))
+    assert task.overlaps(Ruler(tasks="cwe")) is None and task.overlaps(Ruler(seed=1)) is None
+    assert Ruler(tasks="qa_1", rows=501).overlaps(Ruler(tasks="qa_1", seed=1)) is not None
+    assert Ruler(tasks="qa_1", seed=1).overlaps(Ruler(tasks="qa_1,vt", rows=500)) is None
+    assert Ruler().with_rows(30).expected_rows() == 52 and Ruler().distinct_questions(52) == 13
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_golden_bytes(name: str) -> None:
+@pytest.mark.parametrize("category", sorted(GOLDEN))
+def test_golden_bytes(category: str) -> None:
     # Whoever changes these changes every dataset made so far: raise the task's VERSION.
-    made = json.dumps(rows(Ruler(haystack=name, lengths=[400, 700], rows=5), token_counter(resolve("kvray-tiny"))))
-    assert hashlib.sha256(made.encode()).hexdigest() == GOLDEN[name]
+    names = [name for name in NAMES if SUBTASKS[name].category == category]
+    task = Ruler(tasks=names, lengths=[2500, 3000], rows=2)
+    made = json.dumps(rows(task, token_counter(resolve("kvray-tiny"))))
+    assert hashlib.sha256(made.encode()).hexdigest() == GOLDEN[category]

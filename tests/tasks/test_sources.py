@@ -93,6 +93,8 @@ def serve() -> Iterator[Callable[[dict[str, tuple[int, bytes]]], tuple[str, list
         ("a.parquet", parquet_bytes()),
         ("a.jsonl.zst", pa.Codec("zstd").compress(LINES, asbytes=True)),
         ("a.zip", zip_bytes({"b/2.jsonl": LINES[LINES.index(b"\n") + 1 :], "b/1.jsonl": LINES.split(b"\n")[0]})),
+        ("a.zip", zip_bytes({"FLenQA": LINES, "__MACOSX/._FLenQA": b"\0"})),
+        ("a.zip", zip_bytes({"data/rows.dat": b"\n" + json.dumps(ROWS).encode()})),
         ("a.zip", zip_bytes({"d.jsonl": LINES, "__MACOSX/._d.jsonl": b"\0", ".d.jsonl": b"\0", "read.me": b"x"})),
     ],
 )
@@ -154,6 +156,8 @@ def test_texts_are_files_or_fields_and_blank_ones_are_left_out(tmp_path: Path) -
     [
         ("a.csv", b"x", r"expected \.jsonl"),
         ("a.zip", zip_bytes({"a.csv": b"x"}), r"no data file in it; expected \.jsonl"),
+        ("a.zip", zip_bytes({"FLenQA": b"prose"}), r"no data file in it; expected \.jsonl"),
+        ("a.zip", zip_bytes({"FLenQA": LINES, "other": LINES}), r"no data file in it; expected \.jsonl"),
         ("a.zip", b"PK torn", "not a whole zip file"),
         ("a.zip", zip_bytes({"x/b.jsonl": b'{"n": 1}\n{'}), r"a\.zip: x/b\.jsonl:2: not JSON"),
         ("a.json", b"[1]", "row 1: expected an object"),

@@ -36,12 +36,12 @@ class Reading(Request):
 
 
 class Encoder:
-    """Makes readings of questions, cut to the model's ``limit`` of tokens or the task's ``length``, if that is less."""
+    """Makes readings of questions, cut to the engine's ``limit`` of tokens or the task's own, if that is less."""
 
     def __init__(self, tokenizer: Any, task: LmEval, limit: int) -> None:
         self._tokenizer = tokenizer
         self._task = task
-        self.length = min(limit, task.length)
+        self.length = min(limit, task.most_tokens() or limit)
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self._prefix = int(first)
         self._bos = tokenizer.decode([first])

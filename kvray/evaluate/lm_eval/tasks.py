@@ -10,6 +10,8 @@ import functools
 import io
 import logging
 import random
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +20,15 @@ import numpy as np
 from jinja2 import TemplateError
 
 from kvray.errors import CellError, install_command, last_line
+from kvray.models.reference import find, tokenizer_place
 from kvray.tasks.lm_eval import FEWSHOT_SEED, LmEval
 
 NO_EFFECT = {"until", "do_sample", "temperature", "top_p", "top_k", "max_gen_toks", "max_new_tokens", "max_tokens"}
 """Generation settings that are followed, or have no effect on greedy decoding."""
 KINDS = ("generate_until", "loglikelihood", "multiple_choice")
 """Kinds of subtasks that score a question; lm_eval's fourth, loglikelihood_rolling, measures perplexities."""
+_LENGTH = "max_length"
+"""Column of generated questions (RULER's) with the length that they were made for."""
 _PYTHON_SEED, _NUMPY_SEED = 0, 1234
 """lm_eval's own seeds of the libraries, for tasks whose preparation draws."""
 
@@ -58,12 +63,13 @@ class Benchmark:
     system_left_out: int = 0
 
 
-def load(task: LmEval, tokenizer: Any) -> Benchmark:
-    """Load a benchmark: its data (from the hub or from disk, as its task files say) and its questions.
+def load(task: LmEval, tokenizer: Any, place: str | None = None) -> Benchmark:
+    """Load a benchmark: its data (from the hub or from disk, or generated, as its task files say) and its questions.
 
-    ``tokenizer`` is the base model's, for its chat template; None for a model that is asked by plain prompts. Raises
-    CellError if lm_eval is not installed, does not know the benchmark or cannot get its data, or the benchmark needs
-    what is not offered here (sampling, images, running code of the model).
+    ``tokenizer`` is the base model's, for its chat template; None for a model that is asked by plain prompts.
+    ``place`` is where the harness finds the tokenizer that measures generated prompts. Raises CellError if lm_eval is
+    not installed, does not know the benchmark or cannot get its data, or the benchmark needs what is not offered here
+    (sampling, images, running code of the model).
     """
     try:
         import datasets
@@ -75,25 +81,28 @@ def load(task: LmEval, tokenizer: Any) -> Benchmark:
         ) from error
     template = ChatTemplate(tokenizer) if task.chat_template else None
     directory = contextlib.chdir(task.include_path) if task.include_path else contextlib.nullcontext()
-    random.seed(_PYTHON_SEED)
-    np.random.seed(_NUMPY_SEED)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    # tqdm writes to what sys.stderr is when a bar starts. Errors are raised, so nothing is lost.
-    with contextlib.redirect_stderr(io.StringIO()), directory:
+    # tqdm writes to what sys.stderr is when a bar starts, nltk to sys.stdout. Errors are raised, so nothing is lost.
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), directory:
         manager = _manager(task.include_path)
         if task.benchmark not in manager.all_tasks:
             near = difflib.get_close_matches(task.benchmark, manager.all_tasks, 3)
             hint = f"; near are {', '.join(near)}" if near else ""
             raise CellError(f"benchmark: found {task.benchmark!r}; lm-evaluation-harness has none by this name{hint}")
         try:
+            # As the harness's command line does, but of one index of all benchmarks for every metadata.
+            manager._factory._meta = _metadata(task, place)
+            _seed()
             loaded = manager.load([task.benchmark])
             subtasks = dict(sorted(loaded["tasks"].items()))
             for name, subtask in subtasks.items():
                 _configure(name, subtask, task)
+                places = _first_of_each_length(subtask, task.limit)
                 subtask.build_all_requests(
-                    limit=task.limit,
+                    limit=task.limit if places is None else None,
+                    samples=places,
                     apply_chat_template=task.chat_template,
                     fewshot_as_multiturn=True,  # lm_eval's own default; without a chat template it has no meaning
                     chat_template=template,
@@ -135,6 +144,47 @@ def choose_metric(values: Iterable[str], wanted: str | None) -> str:
         if wanted is None or wanted in (key, key.rpartition(",")[0]):
             return key
     raise CellError(f"metric: found {wanted!r}; expected one of {', '.join(known)}")
+
+
+def by_length(values: Iterable[str]) -> list[str]:
+    """Return those of some ``metric,filter`` that are the score at a length, as RULER's are: "4096,none"."""
+    return [key for key in values if key.rpartition(",")[0].isdecimal()]
+
+
+def _metadata(task: LmEval, place: str | None) -> dict[str, Any]:
+    """Return the harness's metadata: the task's own, and the tokenizer that measures what benchmarks generate."""
+    values = dict(task.metadata or {})
+    if task.tokenizer:
+        place = tokenizer_place(find(task.tokenizer, "metadata", weights=False))
+    return values | ({"pretrained": place, "tokenizer": place} if place else {})
+
+
+def _seed() -> None:
+    """Put every generator that a benchmark's own code may draw from where it is in a new process."""
+    random.seed(_PYTHON_SEED)
+    np.random.seed(_NUMPY_SEED)
+    for name, module in list(sys.modules.items()):
+        held = getattr(module, "__dict__", {})
+        # One of a module's own (RULER's common words) goes on from load to load; loading the module anew resets it.
+        if "__mtime__" in held and any(isinstance(each, random.Random) for each in held.values()):
+            del sys.modules[name]
+
+
+def _first_of_each_length(subtask: Any, limit: int | None) -> list[int] | None:
+    """Return the places of the first ``limit`` questions of each length; None without a limit or several lengths."""
+    documents = subtask.eval_docs
+    if limit is None or _LENGTH not in getattr(documents, "column_names", ()):
+        return None
+    lengths = list(documents[_LENGTH])
+    if len(set(lengths)) < 2:
+        return None
+    seen: Counter[int] = Counter()
+    places = []
+    for place, length in enumerate(lengths):
+        seen[length] += 1
+        if seen[length] <= limit:
+            places.append(place)
+    return places
 
 
 def _configure(name: str, subtask: Any, task: LmEval) -> None:

@@ -27,6 +27,9 @@ def text(estimate: Estimate) -> str:
     """Return an estimate as tables for a terminal: artefacts by kind, smallest differences, stages, warnings."""
     lines = [f"sweep {estimate.planned.sweep.name}, base model {estimate.planned.base_model}"]
     lines += [f"not known here: {note}" for note in estimate.planned.notes]
+    if sizes := estimate.planned.sizes:
+        raised = ", ".join(f"{name} {rows:,}" for name, rows in sizes.items())
+        lines.append(f"rows left out, now as many as match the first mixture by tokens: {raised}")
     for title, header, rows in tables(estimate):
         lines += ["", title, table(header, rows)]
     if detectable := estimate.document["detectable_difference"]:

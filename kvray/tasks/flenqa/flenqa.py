@@ -140,3 +140,12 @@ class Flenqa(Task):
         """Tell right, wrong and "other": answers with neither "true" nor "false", which count as wrong."""
         last = verdict(answer)
         return OTHER if last == "other" else RIGHT if last == references[0].lower() else WRONG
+
+    def reasoning(self, answer: str, worked: str) -> tuple[float, bool] | None:
+        """Tell the authors' chain-of-thought measures: coverage of the two key facts, and an early response.
+
+        The key facts are the first two lines of the worked answer, of our instances and of the published ones.
+        """
+        return (
+            (published.coverage(answer, worked.split("\n")[:2]), published.answers_early(answer)) if self.cot else None
+        )

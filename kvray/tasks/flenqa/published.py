@@ -173,12 +173,32 @@ def prompt(subtask: Subtask, cot: bool, *, text: str, question: str, rule: str =
     return template.format(text=text, question=question, rule=rule)
 
 
+def coverage(answer: str, facts: Sequence[str]) -> float:
+    """Return the share of ``facts`` that an answer states word for word, both normalised (``cot_coverage``).
+
+    The notebook counts the two facts that an instance reasons over and halves the mean. (For RuleTaker its comments
+    name the row's ``statement``; its code reads ``facts`` there too, which those rows lack.)
+    """
+    said = _normalised(answer)
+    return sum(_normalised(fact) in said for fact in facts) / len(facts)
+
+
+def answers_early(answer: str) -> bool:
+    """Return whether the answer's :func:`verdict` is in its first 10 characters, normalised (``early_response``)."""
+    return verdict(answer) in _normalised(answer)[:10]
+
+
+def _normalised(text: str) -> str:
+    """Normalise as the notebook does: its punctuation strip strips nothing (it seeks all of it in one piece)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower()).split())
+
+
 def verdict(answer: str) -> Verdict:
     """Return an answer's last "true" or "false", as the authors' notebook reads it; "other" if it has neither.
 
     It is lower-cased, articles and white space become single spaces, "not true" is "false"; parts of words count too.
     """
-    normal = " ".join(_ARTICLES.sub(" ", answer.lower()).split()).replace("not true", "false")
+    normal = _normalised(answer).replace("not true", "false")
     true, false = normal.rfind("true"), normal.rfind("false")
     if true == false:
         return "other"

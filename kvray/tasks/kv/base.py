@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import model_validator
 
 from kvray.errors import InputError
+from kvray.models.tokenizer import TokenCounter
 from kvray.store.schemas import EXAMPLE_SCHEMA
-from kvray.tasks.base import Context, CountTokens, Task, examples, recipe
+from kvray.tasks.base import Context, CountTokens, Task, added, examples, recipe
 from kvray.tasks.kv.draws import Ints, Mask, draws_of
 from kvray.tasks.kv.text import Cells, Parts, cells, integer_cells, squeeze, weave
 from kvray.tasks.prompts import KV_HEAD
@@ -41,6 +42,9 @@ class DictionaryTask(Task):
     rows: int = recipe(350, ge=1, description="examples")
     dictionaries: int | Literal["fit"] = recipe(85, description="per prompt")
     max_tokens: int = recipe(4096, ge=1, description="token budget of the prompt")
+    count_bos: bool = added(
+        False, description="max_tokens counts the first token (BOS) too, where the tokenizer adds one"
+    )
 
     @model_validator(mode="after")
     def _ranges_fit(self) -> Self:
@@ -103,6 +107,7 @@ class Builder(ABC):
         forced: the shares of samples whose gold dictionary is first or early; None where gold ones are not moved.
         early_by_samples: early indices end at 5 % of the ``rows`` of the dataset (a quirk of the paper's scripts) and
             not of the dictionaries.
+        most_tokens: ``max_tokens``, less the first token that it counts (``count_bos``).
         block_rows: rows made together.
     """
 
@@ -119,6 +124,8 @@ class Builder(ABC):
         self.task = task
         self.count_tokens = count_tokens
         self.key = key_of(task.task, task.VERSION, task.seed)
+        bos = count_tokens.first_tokens if task.count_bos and isinstance(count_tokens, TokenCounter) else 0
+        self.most_tokens = task.max_tokens - bos
 
     @abstractmethod
     def _draft(self, drawn: Draws) -> Draft:
@@ -230,7 +237,7 @@ class Builder(ABC):
     def _measure(self, rows: Ints, draft: Draft) -> Mask:
         """Fill in the tokens (and units) of a draft; mark the rows that are accepted."""
         draft.tokens = self.count(rows, draft)
-        return draft.tokens <= self.task.max_tokens
+        return draft.tokens <= self.most_tokens
 
     def _prompts(self, draft: Draft, gold: Ints) -> list[bytes]:
         """Return the prompts with the dictionary drawn first at 0-based index ``gold``."""

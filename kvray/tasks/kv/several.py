@@ -39,7 +39,7 @@ class SeveralKV(IntegersTask):
     """Dictionary key-value retrieval of several keys at once (ours; paper section 2 asks for one)."""
 
     MAX_OUTPUT_TOKENS = 320
-    SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens"})
+    SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens", "count_bos"})
 
     task: Literal["several_kv"] = recipe("several_kv")
     keys_asked: int = recipe(3, ge=2, le=8, description="keys asked for, each in another dictionary")

@@ -12,7 +12,6 @@ Under both, no other pair has the gold key or the gold value.
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from itertools import combinations
 from typing import Literal, Self
 
 import numpy as np
@@ -24,14 +23,11 @@ from kvray.tasks.base import Context, CountTokens, recipe, register
 from kvray.tasks.kv.base import Builder, DictionaryTask, Draft
 from kvray.tasks.kv.costs import Costs, measure_costs
 from kvray.tasks.kv.draws import Ints, Mask, choose, copies, integer_pool, pick_until, repeats
+from kvray.tasks.kv.paper import BUDGET, GOLD_KEYS, accepted, collapse
 from kvray.tasks.kv.text import CELL_BYTES, Parts, fill_in
 from kvray.tasks.prompts import KV_ANSWER, KV_TAIL, KV_TEMPLATE
 from kvray.tasks.rng import Draws, below
 
-GOLD_KEYS = 3
-"""Keys of the gold dictionary under law paper (``gold_dict_size``)."""
-DRAFT_MARGIN, PROMPT_MARGIN = 100, 30
-"""Law paper: tokens below ``max_tokens`` with the gold dictionary first, and as emitted."""
 AROUND = (("", ": "), ("", ": "), ("", ", "), ("", "}\n"))
 """The text around an integer: a dictionary's first key, a further key, a value, its last value."""
 
@@ -46,22 +42,6 @@ def answered(answer: str) -> tuple[str, str] | None:
     line = answer.strip().partition("\n")[0]
     value, dictionary = _VALUE.search(line), _DICTIONARY.search(line)
     return (value[1], dictionary[1]) if value and dictionary else None
-
-
-def collapse(keys: Ints, values: Ints, sizes: Ints) -> None:
-    """Let a repeated key of a dictionary overwrite, as in a Python dict: first place, last value. In place.
-
-    ``keys`` and ``values`` have shape ``(rows, dictionaries, slots)``; ``sizes``, the slots in use, has shape
-    ``(rows, dictionaries)`` and is lowered where keys repeat.
-    """
-    repeated = np.zeros(sizes.shape, np.bool_)
-    for first, later in combinations(range(keys.shape[2]), 2):
-        repeated |= (keys[:, :, first] == keys[:, :, later]) & (later < sizes)
-    for at in zip(*np.nonzero(repeated), strict=True):
-        used = slice(sizes[at])
-        pairs = dict(zip(keys[at][used].tolist(), values[at][used].tolist(), strict=True))
-        sizes[at] = len(pairs)
-        keys[at][: len(pairs)], values[at][: len(pairs)] = list(pairs), list(pairs.values())
 
 
 class IntegersTask(DictionaryTask):
@@ -127,7 +107,7 @@ class SimpleKV(IntegersTask):
     """Simple dictionary key-value retrieval (paper section 2; the defaults are the paper's training set)."""
 
     MAX_OUTPUT_TOKENS = 64
-    SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens", "forced_first", "early"})
+    SAME_EXAMPLES = frozenset({"rows", "template", "max_tokens", "count_bos", "forced_first", "early"})
 
     task: Literal["simple_kv"] = recipe("simple_kv")
     dictionaries: int | Literal["fit"] = recipe(85, description="per prompt; fit: as many as max_tokens holds")
@@ -177,7 +157,7 @@ class SimpleBuilder(IntegersBuilder):
         self.forced = (task.forced_first, task.early)
         self.question = KV_TAIL.removeprefix("\n") + (KV_TEMPLATE if task.template else "")
         if self.paper:
-            self.budget = f"stayed below max_tokens - {DRAFT_MARGIN}"
+            self.budget = BUDGET
         self.dictionaries = self._enough_dictionaries() if task.dictionaries == "fit" else task.dictionaries
         # The gold pair's slot, a size per dictionary, one draw per pair.
         self.width = 1 + self.dictionaries * (1 + self.slots)
@@ -190,7 +170,7 @@ class SimpleBuilder(IntegersBuilder):
         double, single, longer = self.count_tokens([line * 2, line, line + f"{one}: {one}, " * 16]).tolist()
         mean = (double - single) + (longer - single) / 16 * (task.keys_max - task.keys_min) / 2
         # Unique keys must be left room: with 3 or 4 digits, that is what limits long prompts.
-        return min(int(task.max_tokens / max(mean, 1.0) * 1.5) + 8, task.most_dictionaries())
+        return min(int(self.most_tokens / max(mean, 1.0) * 1.5) + 8, task.most_dictionaries())
 
     @cached_property
     def costs(self) -> Costs | None:
@@ -205,7 +185,7 @@ class SimpleBuilder(IntegersBuilder):
         draft = self.attempt(rows, 0)
         sums = costs.sums(draft)
         if self.task.dictionaries == "fit":
-            draft.units = np.maximum((sums <= self.task.max_tokens).sum(axis=1), 1)
+            draft.units = np.maximum((sums <= self.most_tokens).sum(axis=1), 1)
         exact = self.count(rows, draft)
         return costs if np.array_equal(sums[rows, draft.units - 1], exact) else None
 
@@ -252,12 +232,12 @@ class SimpleBuilder(IntegersBuilder):
             if self.paper:
                 first = self.count(rows, draft, np.zeros(len(draft), np.int64))
         if not self.paper:
-            return draft.tokens <= self.task.max_tokens
-        return (first < self.task.max_tokens - DRAFT_MARGIN) & (draft.tokens < self.task.max_tokens - PROMPT_MARGIN)
+            return draft.tokens <= self.most_tokens
+        return accepted(first, draft.tokens, self.most_tokens)
 
     def _fill(self, rows: Ints, draft: Draft) -> Mask:
         """Use the most dictionaries that stay within the budget."""
-        budget = self.task.max_tokens
+        budget = self.most_tokens
         if self.costs is not None:
             sums = self.costs.sums(draft)
             units = (sums <= budget).sum(axis=1)

@@ -28,6 +28,9 @@ from kvray.tasks.world import TINY
 Supply = Iterator[tuple[str, int]]
 """The haystack's pieces in order, without end, each with the tokens that it adds to a prompt."""
 
+Search = Generator[str, int, tuple[str, int]]
+"""Yields prompts, is sent the tokens of each, and returns the one that fills a length, with its tokens."""
+
 _BLOCK_TOKENS = 2**21
 _ANCHOR = "So it is."
 
@@ -112,21 +115,28 @@ class Frame:
 
 def fill(frames: Sequence[Frame], count_tokens: CountTokens) -> tuple[list[str], list[int]]:
     """Return the prompts, with as many sentences as fit, and the tokens of each; an InputError if not one fits."""
-    filled: dict[int, tuple[str, int]] = {}
     block = max(1, _BLOCK_TOKENS // max((frame.length for frame in frames), default=1))
-    for start in range(0, len(frames), block):
-        searches = {start + i: _search(frame) for i, frame in enumerate(frames[start : start + block])}
-        prompts = {number: next(search) for number, search in searches.items()}
-        while prompts:
-            counts = count_tokens(list(prompts.values())).tolist()
-            for number, counted in zip(list(prompts), counts, strict=True):
-                try:
-                    prompts[number] = searches[number].send(counted)
-                except StopIteration as found:
-                    filled[number] = found.value
-                    del prompts[number]
-    ordered = [filled[number] for number in range(len(frames))]
-    return [prompt for prompt, _ in ordered], [tokens for _, tokens in ordered]
+    found = [
+        each
+        for start in range(0, len(frames), block)
+        for each in together([_search(frame) for frame in frames[start : start + block]], count_tokens)
+    ]
+    return [prompt for prompt, _ in found], [tokens for _, tokens in found]
+
+
+def together(searches: Sequence[Search], count_tokens: CountTokens) -> list[tuple[str, int]]:
+    """Run searches side by side, so that a tokenizer counts the prompts of all at once; return what each found."""
+    filled: dict[int, tuple[str, int]] = {}
+    prompts = {number: next(search) for number, search in enumerate(searches)}
+    while prompts:
+        counts = count_tokens(list(prompts.values())).tolist()
+        for number, counted in zip(list(prompts), counts, strict=True):
+            try:
+                prompts[number] = searches[number].send(counted)
+            except StopIteration as found:
+                filled[number] = found.value
+                del prompts[number]
+    return [filled[number] for number in range(len(searches))]
 
 
 def examples(made: Sequence[Example], frames: Sequence[Frame], count_tokens: CountTokens) -> pa.Table:
@@ -152,8 +162,8 @@ def insert(pieces: Sequence[str], until: Sequence[int], needles: Sequence[tuple[
     return "".join([*parts, *pieces[begun:]]).lstrip()
 
 
-def _search(frame: Frame) -> Generator[str, int, tuple[str, int]]:
-    """Search the number of sentences that fills a prompt: yields prompts, is sent their tokens, returns one and its."""
+def _search(frame: Frame) -> Search:
+    """Search the number of sentences that fills a prompt."""
     pieces: list[str] = []
     until = [0]  # tokens before each piece, and of all
 

@@ -1,12 +1,13 @@
 """Questions with their documents: a file's, with random or retrieved distractors, or the made-up world's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from kvray.errors import InputError
 from kvray.tasks import world
 from kvray.tasks.qa.base import Asked, DocumentsTask
+from kvray.tasks.qa.passages import BETWEEN, Passage
 from kvray.tasks.qa.questions import Question, normalise
-from kvray.tasks.rng import below, draws, key_of, permutation
+from kvray.tasks.rng import below, draws, key_of, permutation, shuffled
 
 
 class _Chosen:
@@ -23,46 +24,67 @@ class _Chosen:
 
 
 class RandomDistractors(_Chosen):
-    """Distractors drawn at random: gold passages of other questions that hold no accepted answer."""
+    """Distractors drawn at random from passages, of those that hold no accepted answer.
 
-    def __init__(self, task: DocumentsTask, pool: Sequence[Question], chosen: Sequence[Question]) -> None:
+    ``apart`` leaves out those of the gold passage's own article, which may be the same text cut in another place.
+    """
+
+    def __init__(
+        self, task: DocumentsTask, passages: Sequence[Passage], chosen: Sequence[Question], apart: bool = False
+    ) -> None:
         super().__init__(task, chosen)
         self.documents = max(1, task.documents)
         self.key = key_of(task.task, task.VERSION, task.seed, "files")
-        titles: dict[str, str] = {}
-        for question in pool:
-            if question.passage:
-                titles.setdefault(question.passage, question.title)
-        self.passages = [(title, passage, normalise(f"{title} {passage}")) for passage, title in titles.items()]
+        self.passages = [(title, passage, normalise(f"{title} {passage}")) for title, passage in passages]
+        self.apart = apart
 
     def ask(self, number: int) -> Asked:
-        """Raise an InputError if too few passages hold none of the question's answers."""
+        """Raise an InputError if too few passages hold none of the question's answers.
+
+        An answer is held where the scorer would find it, even within a word; where too few passages are left so ("S"),
+        only as words of their own.
+        """
         asked = self.chosen[number]
         forbidden = [normal for answer in asked.answers if (normal := normalise(answer))]
+        documents = self._drawn(asked, lambda normal: any(answer in normal for answer in forbidden))
+        if len(documents) < self.documents:
+            documents = self._drawn(asked, lambda normal: any(f" {answer} " in f" {normal} " for answer in forbidden))
+        if len(documents) < self.documents:
+            raise InputError(
+                f"documents: {self.documents} asked for, but only {len(documents) - 1} of {len(self.passages)} "
+                f"passages to draw from hold no answer to {asked.text!r}"
+            )
+        return asked, documents
+
+    def _drawn(self, asked: Question, holds: Callable[[str], bool]) -> list[Passage]:
+        """Return the gold document and others, as many as can be drawn, whose normalised text does not ``hold``."""
         documents = {asked.passage: asked.title}
+        own = f"{BETWEEN}{asked.title}{BETWEEN}" if self.apart and asked.title else None
         # The draws belong to the question, not to its index in the list: more questions change no prompt.
         row = int(asked.id[:8], 16)
         for stream in range(1, 50):
-            if len(documents) == self.documents:
+            if len(documents) == self.documents or not self.passages:
                 break
             drawn = draws(self.key, row, row + 1, 4 * self.documents, stream)[0]
             for pick in below(drawn, len(self.passages)).tolist():
                 title, passage, normal = self.passages[pick]
-                if len(documents) < self.documents and not any(answer in normal for answer in forbidden):
+                if len(documents) == self.documents or holds(normal):
+                    continue
+                if own is None or own not in f"{BETWEEN}{title}{BETWEEN}":
                     documents.setdefault(passage, title)
-        if len(documents) < self.documents:
-            raise InputError(
-                f"documents: {self.documents} asked for, but only {len(documents) - 1} passages of the source "
-                f"hold no answer to {asked.text!r}"
-            )
-        return asked, [(title, passage) for passage, title in documents.items()]
+        return [(title, passage) for passage, title in documents.items()]
 
 
 class RetrievedDistractors(_Chosen):
-    """The other passages of the question's own row, in the retriever's order; an InputError if there are too few."""
+    """The other passages of the question's own row, the best ranked ones; an InputError if there are too few.
 
-    def __init__(self, task: DocumentsTask, chosen: Sequence[Question]) -> None:
+    They keep the retriever's order; ``reorder`` draws another for each question (as ``--use-random-ordering`` does in
+    lost-in-the-middle's scripts: the distractors change places, the gold document keeps its own).
+    """
+
+    def __init__(self, task: DocumentsTask, chosen: Sequence[Question], reorder: bool = False) -> None:
         super().__init__(task, chosen)
+        self.key = key_of(task.task, task.VERSION, task.seed, "order") if reorder else None
         self.others = max(1, task.documents) - 1
         for asked in chosen:
             if len(asked.distractors) < self.others:
@@ -74,7 +96,10 @@ class RetrievedDistractors(_Chosen):
 
     def ask(self, number: int) -> Asked:
         asked = self.chosen[number]
-        return asked, [(asked.title, asked.passage), *asked.distractors[: self.others]]
+        others: Sequence[Passage] = asked.distractors[: self.others]
+        if self.key is not None:
+            others = shuffled(others, key_of(self.key, asked.id))
+        return asked, [(asked.title, asked.passage), *others]
 
 
 class TinyQuestions:

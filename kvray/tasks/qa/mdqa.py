@@ -15,21 +15,24 @@ from pydantic import field_validator, model_validator
 
 from kvray.errors import InputError
 from kvray.tasks import prompts, writing
-from kvray.tasks.base import Context, CountTokens, Measure, recipe, register
-from kvray.tasks.qa import questions
+from kvray.tasks.base import Context, CountTokens, Measure, added, recipe, register, runtime
+from kvray.tasks.qa import passages, questions
 from kvray.tasks.qa.base import NQ_OPEN, Asks, DocumentsTask, Material, listed, target
 from kvray.tasks.qa.distractors import RandomDistractors, RetrievedDistractors, TinyQuestions
 from kvray.tasks.qa.questions import SHARES, Question
 from kvray.tasks.qa.recall import closed_book_outcome
 from kvray.tasks.rows import Example, table
+from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
 
 SENTENCE: str
 WRITER_PROMPT: str
-SENTENCE, WRITER_PROMPT = (prompts.load("qa/texts.toml")["mdqa"][name] for name in ("sentence", "writer"))
+_TEXTS = prompts.load("qa/texts.toml")["mdqa"]
+SENTENCE, WRITER_PROMPT = _TEXTS["sentence"], _TEXTS["writer"]
 WORDS = 60
 """A reply of so many words is no sentence that answers."""
 _QUERY_AWARE = prompts.MDQA.replace("{documents}", "Question: {question}\n\n{documents}")
+_ORDERED_RANDOMLY = prompts.MDQA.replace("\n\n{documents}", f" {_TEXTS['ordered_randomly']}\n\n{{documents}}")
 
 
 @register("mdqa")
@@ -43,6 +46,17 @@ class Mdqa(DocumentsTask):
     questions: int | None = recipe(200, ge=1, description="questions; null takes all that the source has")
     distractors: Literal["random", "retrieved"] = recipe(
         "random", description="random: gold passages of other questions; retrieved: the other passages of the row"
+    )
+    passage_words: int | None = added(
+        None, ge=10, le=10_000, description="random distractors as pieces of so many words of one article each, as "
+        "lost-in-the-middle's are of 100; null: whole passages (78 words on average)",
+    )  # fmt: skip
+    corpus: str | None = runtime(
+        None, description="random distractors from a file, directory, address or hub dataset of your own, whose rows "
+        "have 'text' and perhaps 'title'; null: from the source's gold passages",
+    )  # fmt: skip
+    order: Literal["given", "random"] = added(
+        "given", description="random: distractors in random order, and the prompt says so; given: in the source's"
     )
     query_aware: bool = recipe(False, description="the question also before the documents")
     answers: Literal["short", "sentence"] | None = recipe(
@@ -77,6 +91,14 @@ class Mdqa(DocumentsTask):
             raise ValueError(
                 "distractors: retrieved needs a source whose rows have them: a file of lost-in-the-middle's qa_data"
             )
+        for name, value in (("passage_words", self.passage_words), ("corpus", self.corpus)):
+            if value is not None and (self.source == TINY or self.distractors == "retrieved"):
+                raise ValueError(
+                    f"{name} is about the random distractors of a file's questions; found source: {self.source}, "
+                    f"distractors: {self.distractors}; leave {name} out"
+                )
+        if self.order == "random" and self.query_aware:
+            raise ValueError("order: random has a prompt of its own (lost-in-the-middle's), without query_aware")
         if self.answer_writer is not None:
             if self.answers != "sentence":
                 raise ValueError(
@@ -88,6 +110,9 @@ class Mdqa(DocumentsTask):
                 )
         return self
 
+    def sources(self) -> dict[str, str]:
+        return {**super().sources(), **({} if self.corpus is None else {"corpus": read.digest(self.corpus)})}
+
     @classmethod
     def measures(cls, units: Collection[int]) -> Measure:
         return "knowledge" if set(units) == {0} else "ceiling" if set(units) == {1} else cls.MEASURES
@@ -97,6 +122,15 @@ class Mdqa(DocumentsTask):
 
     def expected_rows(self) -> int:
         return (self.questions or NQ_OPEN * SHARES[self.split] // 5) * self.per_row()
+
+    def tokens_estimate(self) -> int:
+        """As for gold passages; 173 a retrieved one (3,465 for 20: Liu et al., appendix E); of pieces, 1.6 a word."""
+        if self.distractors == "retrieved":
+            return 30 + 173 * self.documents
+        if self.passage_words is None:
+            return super().tokens_estimate()
+        # With 14 for a title, by Mistral's tokenizer.
+        return 30 + self.documents * round(14 + 1.6 * self.passage_words)
 
     def writer(self) -> str | None:
         return self.answer_writer
@@ -115,11 +149,11 @@ class Mdqa(DocumentsTask):
         if self.answer_writer is None or self.questions is None or written is None:
             return Context(count_tokens, Material(asks, range(size)[: self.questions]))
 
-        def read(number: int, reply: str) -> tuple[int, str] | None:
+        def sentence(number: int, reply: str) -> tuple[int, str] | None:
             return (number, reply.strip()) if usable(reply, asks.gold(number).answers) else None
 
         chosen = writing.choose(
-            written, self.questions, read, writer=self.answer_writer, what="answer_writer: sentences",
+            written, self.questions, sentence, writer=self.answer_writer, what="answer_writer: sentences",
             advice=f"Usable is one line of fewer than {WORDS} words with an accepted answer in it: type "
             "questions: {usable}, or name another answer_writer",
         )  # fmt: skip
@@ -136,7 +170,7 @@ class Mdqa(DocumentsTask):
             raise InputError(
                 f"answer_writer: {self.answer_writer} has not written the answers yet; a run of the sweep lets it"
             )
-        template = _QUERY_AWARE if self.query_aware else prompts.MDQA if self.documents else prompts.CLOSED_BOOK
+        template = self._template()
         made = []
         for index, (question, documents), position in self.placed(start, stop, material):
             shown = "" if position is None else listed(documents, position)
@@ -154,6 +188,11 @@ class Mdqa(DocumentsTask):
             return super().outcome(answer, references)
         return closed_book_outcome(answer, self.score(answer, references))
 
+    def _template(self) -> str:
+        if not self.documents:
+            return prompts.CLOSED_BOOK
+        return _QUERY_AWARE if self.query_aware else _ORDERED_RANDOMLY if self.order == "random" else prompts.MDQA
+
     def _answer(self, question: Question) -> str:
         if self.answers == "short":
             return question.answers[0]
@@ -170,8 +209,15 @@ class Mdqa(DocumentsTask):
         pool = questions.read(self.source)
         chosen = self.pick(pool, self.questions, spare)
         if self.distractors == "retrieved":
-            return RetrievedDistractors(self, chosen), len(chosen)
-        return RandomDistractors(self, pool, chosen), len(chosen)
+            return RetrievedDistractors(self, chosen, self.order == "random"), len(chosen)
+        if self.documents < 2:
+            return RandomDistractors(self, (), chosen), len(chosen)
+        if self.corpus is not None:
+            drawn_from = passages.of_corpus(self.corpus, self.passage_words)
+        else:
+            drawn_from = passages.of_questions(pool, self.passage_words)
+        apart = self.corpus is not None or self.passage_words is not None
+        return RandomDistractors(self, drawn_from, chosen, apart), len(chosen)
 
 
 def usable(reply: str, answers: Sequence[str]) -> bool:

@@ -28,7 +28,7 @@ import pyarrow as pa
 from kvray.errors import InputError
 from kvray.tasks import prompts
 from kvray.tasks.base import Context, CountTokens, Many, Measure, recipe, register
-from kvray.tasks.qa import questions
+from kvray.tasks.qa import passages, questions
 from kvray.tasks.qa.base import DocumentsTask, Material, listed
 from kvray.tasks.qa.distractors import RandomDistractors, TinyQuestions
 from kvray.tasks.qa.questions import Question, Split, best_subspan_em
@@ -88,7 +88,7 @@ class MultiDocQa(DocumentsTask):
             return Context(count_tokens, self._instructions(count_tokens))
         # Passages that the other split asks about are no distractors here: training shows none of them.
         chosen = self.pick(questions.read(self.source), None)
-        every = Material(RandomDistractors(self, chosen, chosen), range(len(chosen)))
+        every = Material(RandomDistractors(self, passages.of_questions(chosen, None), chosen), range(len(chosen)))
         starts = range(0, per_question * len(chosen), per_question)
         made = (self._made(start, start + per_question, every) for start in starts)
         return Context(count_tokens, Material(every.asks, self._fitting(made, wanted, count_tokens, per_question)))

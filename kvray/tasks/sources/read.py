@@ -4,9 +4,10 @@ A source is a path (a file or a directory), an ``http(s)://`` URL, an ``s3://`` 
 Hugging Face hub: ``hf://datasets/<org>/<name>[@revision][/file or folder in it]``. Rows come from ``.jsonl`` and
 ``.json`` (an array, one object, or lines), with ``.gz`` (lines also with ``.zst``), and from ``.parquet``; texts from
 ``.txt`` or from the ``text`` field of rows. A directory, a ``.zip`` and a hub dataset or a folder of it stand for all
-such files in them, sorted by name.
+such files in them, sorted by name; the only file of a ``.zip`` holds rows whatever it is called, if it begins as JSON.
 """
 
+import codecs
 import hashlib
 import http.client
 import io
@@ -30,6 +31,7 @@ from kvray.tasks.sources.records import ROWS, TABLES, TEXTS
 
 MAX_FILES = 100_000
 """Most files of a directory; more are a home directory or a disk by mistake."""
+_SNIFFED = 64  # bytes
 _WEB = ("http://", "https://")
 _EXPECTED = "expected .jsonl, .jsonl.gz or .parquet, or a directory or .zip of such files"
 _NO_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "config.json"}
@@ -96,7 +98,7 @@ def _choose(source: str, kinds: tuple[str, ...]) -> list[_File]:
     fetched = _fetched(source)
     files = []
     for file in fetched if isinstance(fetched, list) else [fetched]:
-        files += _members(file) if file.name.endswith(".zip") else [file]
+        files += _members(file, kinds) if file.name.endswith(".zip") else [file]
     chosen = [file for file in files if file.name.endswith(kinds)]
     if not chosen:
         several = isinstance(fetched, list) or fetched.name.endswith(".zip")
@@ -104,10 +106,16 @@ def _choose(source: str, kinds: tuple[str, ...]) -> list[_File]:
     return chosen
 
 
-def _members(file: _File) -> list[_File]:
+def _members(file: _File, kinds: tuple[str, ...]) -> list[_File]:
     with _opened(file) as stream, zipfile.ZipFile(stream) as archive:
-        names = sorted(archive.namelist())
-    return [_File(f"{file.where}: {name}", name, partial(_member, file, name)) for name in names if _is_data(name)]
+        names = [name for name in sorted(archive.namelist()) if _is_data(name) and not name.endswith("/")]
+    members = [_File(f"{file.where}: {name}", name, partial(_member, file, name)) for name in names]
+    if len(members) == 1 and not names[0].endswith(kinds):
+        with _opened(members[0]) as stream:
+            start = stream.read(_SNIFFED).removeprefix(codecs.BOM_UTF8).lstrip()
+        # As pandas reads it, which wrote some of these archives; .json is an array or lines.
+        return [members[0]._replace(name=f"{names[0]}.json")] if start.startswith((b"{", b"[")) else members
+    return members
 
 
 @contextmanager

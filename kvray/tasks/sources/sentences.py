@@ -10,7 +10,7 @@ _PARAGRAPH = re.compile(r"\n\s*\n")
 _ABBREVIATIONS = ("[A-Z]", "Mr", "Mrs", "Ms", "Dr", "Prof", "St", "No", "vs", "cf", r"e\.g", r"i\.e")
 _FULL_STOP = "".join(rf"(?<!\b{before})" for before in _ABBREVIATIONS) + r"\."
 _CLOSING = r"[\"'\u2019\u201d)\]]"
-_END = re.compile(rf"{_FULL_STOP}(?=\s)|[!?](?=\s)|[.!?]{_CLOSING}+(?=\s)|[\u3002\uff01\uff1f]")
+END = re.compile(rf"{_FULL_STOP}(?=\s)|[!?](?=\s)|[.!?]{_CLOSING}+(?=\s)|[\u3002\uff01\uff1f]")
 """The end of a sentence: a mark that white space follows, after closing quotes and brackets if any, or a CJK mark."""
 
 
@@ -32,7 +32,7 @@ def split_sentences(text: str) -> list[str]:
     pieces = []
     for paragraph in _PARAGRAPH.split(text):
         before = "\n\n"
-        for sentence in cut_after(_END, " ".join(paragraph.split())):
+        for sentence in cut_after(END, " ".join(paragraph.split())):
             bare = sentence.lstrip()
             if bare and len(bare) <= LONGEST:
                 pieces.append(before + bare if before else sentence)

@@ -1,0 +1,46 @@
+"""Recovery ratios along an axis: how much of the gap between closed book and oracle the context closes."""
+
+from typing import Any
+
+import polars as pl
+
+from kvray.report.charts import labels, style
+from kvray.report.charts.style import WIDTH, Palette
+from kvray.results.frames import BASE
+from kvray.results.profile import LENGTH, Axis
+
+_HEIGHT = 3.2
+_BANDS = 4
+"""Most models whose intervals are drawn as bands; more would hide each other, and the table has them."""
+_TICKS = 12
+_MOST, _LEAST = 1.5, -0.5  # shares shown at most; an interval may reach further
+
+
+def along(axis: Axis, rows: pl.DataFrame, evaluation: str, palette: Palette, subtitle: str) -> Any:
+    """Draw the ratios of :func:`kvray.results.recovery.recovery` by an axis; the base is dashed and grey."""
+    drawn = rows.filter(pl.col("recovery").is_not_null()).sort(axis.name)
+    models = palette.ordered(drawn["model"])
+    ends = []
+    with style.theme():
+        figure, (panel,) = style.panels(
+            (WIDTH, _HEIGHT), (1, 1), (f"Recovered by {axis.title}: {evaluation}", subtitle)
+        )
+        for model in models:
+            line, base, colour = drawn.filter(pl.col("model") == model), model == BASE, palette.colour(model)
+            x, y, low, high = (line[name].to_list() for name in (axis.name, "recovery", "low", "high"))
+            if len(models) <= _BANDS:
+                panel.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
+            look = {"linestyle": style.DASHES if base else "-", "linewidth": 1.8 if base else 2.1, "zorder": 3}
+            panel.plot(x, y, color=colour, marker=palette.marker(model), markersize=5, **look, **style.ON_LINE)
+            ink = style.MUTED if base else colour
+            ends.append(labels.End((x[-1], y[-1]), model, ink, colour, 9.5, bold=not base))
+        places = style.thinned(drawn[axis.name].unique().sort().to_list(), _TICKS)
+        panel.set_xticks(places, [style.tokens(place) if axis == LENGTH else f"{place:g}" for place in places])
+        panel.set_xlabel(axis.scale)
+        low = max(_LEAST, min(0.0, *drawn["low"]))
+        panel.set_ylim(low, min(_MOST, max(1.0, *drawn["high"])))
+        panel.set_yticks(*style.shares(4))
+        panel.set_ylabel("recovered")
+        panel.axhline(1.0, **style.ZERO)
+        labels.at_ends(panel, ends, _HEIGHT - 0.6)
+    return figure
