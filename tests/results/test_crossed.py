@@ -110,7 +110,8 @@ def test_the_solved_degrees_of_freedom_cover_at_every_ratio_where_satterthwaite_
 
     for df, within, worst in ((1, 0.012, 0.89), (2, 0.005, 0.93), (4, 0.003, 0.945)):
         scale, power = module._solved(df)
-        solved, plain = [], []
+        solved: list[float] = []
+        plain: list[float] = []
         for ratio in (0.1, 0.3, 0.7, 1.0, 2.0, 4.0, 8.0, 20.0):
             seen = ratio**2 * module._chi_squared(df)
             for found, freedom in (

@@ -40,7 +40,7 @@ def smallest(planned: Plan, store: Store) -> tuple[int, dict[str, dict[str, Any]
             models.setdefault((labels["mixture"], labels["finetune"]), set()).add(labels["seed"])
     comparisons = max(1, sum(map(len, compared.values())))
     measured = _measured_spread(planned, store)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, number in questions.items():
         seeds = min(map(len, compared.get(name, {}).values()), default=0)
         spread = measured.get(name, measured.get("", SPREAD))
