@@ -82,7 +82,7 @@ def _section(name: str, task: type[Task]) -> str:
         parts += ["```text", *_example(name), "```\n"]
     own_outcome = task.outcome is not Task.outcome
     told = f" Outcomes: {' '.join((inspect.getdoc(task.outcome) or '').split())}" if own_outcome else ""
-    parts += [f"**Scored:** {task.rule()}{told} At most {task.MAX_OUTPUT_TOKENS} tokens are written.\n"]
+    parts += [f"**Scored:** {_markdown(task.rule())}{told} At most {task.MAX_OUTPUT_TOKENS} tokens are written.\n"]
     parts += ["| knob | default | |", "|---|---|---|", *_knobs(task), ""]
     parts += [*_ruler(), ""] if name == "ruler" else []
     return "\n".join(parts)

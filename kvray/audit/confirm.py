@@ -10,8 +10,8 @@ from kvray.audit.reading import Reading, Solver, normal
 Row = Mapping[str, Any]
 """A row of a dataset: the columns of kvray/store/schemas.toml's [example]."""
 
-_DEPTH_POINTS, _SENTENCE_CHARACTERS = 5, 200
-"""A needle's depth is in tokens, at a sentence break; its place in characters may differ from it by so much."""
+_DEPTH_POINTS = 10
+"""A needle stands at the last sentence break before its depth in tokens; in characters it may differ by so much."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,10 @@ def confirm(reading: Reading, row: Row, solver: Solver) -> Verdict:
     """Compare a row with what a solver reads in its prompt."""
     several, why = _holders(reading, row, solver)
     found = tuple(row["references"])
+    supported = [sorted(one) for one in reading.references or ()]
     if reading.references is not None:
         several = several or len(reading.references) > 1
-        if found not in reading.references or (several and not solver.ambiguous):
+        if sorted(found) not in supported or (several and not solver.ambiguous):
             why = why or f"the prompt says {_listed(reading.references)}, the row {_listed([found])}"
     if several and not why:
         return Verdict("", True, row["position"])
@@ -61,9 +62,11 @@ def _holders(reading: Reading, row: Row, solver: Solver) -> tuple[bool, str]:
     texts = enumerate(map(normal, reading.documents), start=1)
     holding = [at for at, text in texts if any(one in text for one in wanted)]
     gold = reading.position or row["position"]
+    if gold is None and holding and (len(holding) == 1 or solver.ambiguous):
+        return len(holding) > 1, ""
     if gold in holding and (holding == [gold] or solver.ambiguous):
         return holding != [gold], ""
-    return False, f"documents {holding} hold an accepted answer, expected {gold} alone"
+    return False, f"documents {holding} hold an accepted answer, expected {gold or 'one'} alone"
 
 
 def _misplaced(reading: Reading, row: Row) -> str:
@@ -72,9 +75,9 @@ def _misplaced(reading: Reading, row: Row) -> str:
     # Copies of the key paragraphs as padding say the same everywhere.
     if reading.layouts and dispersion and "padding=identity" not in condition and dispersion[1] not in reading.layouts:
         return f"its key paragraphs do not stand {dispersion[1]}"
-    allowed = _DEPTH_POINTS + 100 * _SENTENCE_CHARACTERS / len(row["prompt"])
-    if reading.depth is not None and depth is not None and abs(reading.depth - depth) > allowed:
-        return f"the needle stands at {reading.depth:.0f} %, the row says {depth:.0f} %"
+    low, high = reading.depths or (0, 100)
+    if depth is not None and not low - _DEPTH_POINTS <= depth <= high + _DEPTH_POINTS:
+        return f"the needle stands at {low:.0f} %, the row says {depth:.0f} %"
     return ""
 
 

@@ -1,9 +1,10 @@
 """What a task's law says about the sizes and places that an audit counted, and how far the counts are from it.
 
 Each law gives the expected count of every value, which Pearson's chi-square test compares with the counted ones; values
-that few rows are expected of are tested together. Two things are not in these laws: a draft over the token budget is
-drawn again, which favours small ones, and values that are spread evenly on purpose vary less than chance. So with many
-rows a p-value alone proves nothing: what fails is a distribution that is both improbable and visibly another one.
+that few rows are expected of are tested together. Some things are not in these laws: a draft over the token budget is
+drawn again, which favours small ones; so is an integer that equals the gold one, which favours long ones; and what is
+spread evenly on purpose varies less than chance. So with many rows a p-value alone proves nothing: what fails is a
+distribution that is both improbable and visibly another one.
 """
 
 from collections import Counter
@@ -134,7 +135,9 @@ def _chances(task: str, knobs: Knobs, what: str, cells: Counter[Any], tally: Tal
             law = _collapsed(knobs, sizes) if knobs.get("law") == "paper" and "digits_min" in knobs else sizes
         case "digits of a key" | "digits of a value":
             differ = what == "digits of a key" and knobs.get("law") != "paper"
-            law = digits(knobs, cells.total() / tally.rows if differ else 1)
+            # Keys are drawn for the places, too, that a smaller dictionary leaves empty.
+            fill = 2 * knobs["keys_max"] / (knobs["keys_min"] + knobs["keys_max"])
+            law = digits(knobs, fill * cells.total() / tally.rows if differ else 1)
         case "subkeys of a key":
             law = uniform(knobs["key_size_min"], knobs["key_size_max"])
         case "asked subkeys in another key" if knobs["law"] == "strict":

@@ -5,6 +5,7 @@ import re
 from kvray.audit.reading import Knobs, Reading, Solver, Unsolved
 
 _TAIL = re.compile(r"\n\n(What is (.+?)\?) Don't give information outside the document or repeat your findings\Z")
+_END = re.compile(r"[.!?][\"')]*\s")
 _DAY = " on a sunny day"  # of Kamradt's needle; what to do is asked, not when
 
 
@@ -23,7 +24,10 @@ def needle(knobs: Knobs) -> Solver:
             raise Unsolved(f"found {len(found)} sentences about {asked[2]}, expected one")
         value = found[0][1]
         sentence = found[0][0].strip()
-        before, after = found[0].start(), len(text) - found[0].end()
+        rest = text[found[0].end() :]
+        before, behind = found[0].start(), _END.search(rest, 1)
+        percent = 100 / max(1, before + len(rest))
+        depths = before * percent, (before + (behind.end() if behind else len(rest))) * percent
         facts = tuple(value.removesuffix(_DAY).split(" and ")) if classic else (value,)
         # Of the same form, and so of the same kind: in a haystack of the made-up world, a person's one relation.
         kind = re.escape(subject).rsplit(r"\ of\ ", 1)[0]
@@ -32,7 +36,7 @@ def needle(knobs: Knobs) -> Solver:
             asked[1],
             sentence,
             (facts,),
-            depth=100 * before / max(1, before + after),
+            depths=depths,
             hits={"random fact of the kind": 1 / len(others)} if others and knobs["source"] == "tiny" else {},
         )
 

@@ -32,7 +32,8 @@ class Reading:
         answer: what a row trains on, word for word; None where the wording is free.
         documents: the texts of a prompt of which one alone may hold an accepted answer.
         position, units: the 1-based place of the answer among its kind, and how many of these there are; None: untold.
-        depth: the place of the answer in percent of the text; None where it is no axis.
+        depths: the percents of the text (by characters) at which the answer stands and the sentence behind it ends;
+            None where depth is no axis.
         place: 0-based places of what answers, each among so many.
         subtask: the kind of example, None where there is one kind alone.
         layouts: of the named layouts of a task (FLenQA's dispersions) those that the prompt can be; None: not told.
@@ -47,7 +48,7 @@ class Reading:
     documents: tuple[str, ...] | None = None
     position: int | None = None
     units: int | None = None
-    depth: float | None = None
+    depths: tuple[float, float] | None = None
     place: tuple[tuple[int, int], ...] = ()
     subtask: str | None = None
     layouts: frozenset[str] | None = None

@@ -12,7 +12,7 @@ from kvray.audit.laws import Check
 from kvray.audit.tally import SHOWN, Tally
 from kvray.console import count, table
 
-WIDTH = 100
+WIDTH = 80
 _LABEL = 41
 
 
@@ -112,8 +112,8 @@ class Audited:
         yield "questions that come again, answer too", count(tally.again)
         if tally.worded:
             yield "words of the question in its evidence", f"{tally.shared / tally.worded:.0%}"
-        low, middle, high, mean = _spread(tally.tokens)
-        yield "tokens of a prompt", f"{count(low)} to {count(high)}, median {count(middle)}, mean {count(mean)}"
+        low, _, high, mean = _spread(tally.tokens)
+        yield "tokens of a prompt", f"{count(low)} to {count(high)}, mean {count(mean)}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which solver reads which task, and why some tasks have none."""
 
-from kvray.audit import dictionaries, documents, flenqa, needles, pieces
+from kvray.audit import dictionaries, documents, flenqa, needles, pieces, ruler
 from kvray.audit.reading import Knobs, Solver
 
 _SOLVERS = {
@@ -13,6 +13,7 @@ _SOLVERS = {
     "in2": documents.in2,
     "needle": needles.needle,
     "flenqa": flenqa.flenqa,
+    "ruler": ruler.ruler,
     "val_probing": pieces.pieces,
 }
 _UNREAD = {

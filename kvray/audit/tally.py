@@ -113,7 +113,7 @@ class Tally:
             self._cell("gold position").update([(reading.units, position)])
         if reading.place:
             self._cell("place of what answers").update((of, at) for at, of in reading.place)
-        if reading.depth is not None and row["depth"] is not None:
+        if reading.depths is not None and row["depth"] is not None:
             self._cell("depth").update([round(row["depth"], 1)])
         for name in ("subtask", "condition", "length"):
             if row[name] is not None:

@@ -103,7 +103,7 @@ def _tallied(task: Task, base: BaseModelRef, rows: range) -> Tally:
     made = build(task, base, rows).to_pylist()
     tally = Tally()
     for row in made:
-        tally.take(row, solver, task.score)
+        tally.take(row, solver, task.narrowed(row["subtask"]).score)
     first = made[0]
     if not first.get("history"):
         counted = int(context_of(task, base).count_tokens([first["prompt"]])[0])

@@ -15,6 +15,7 @@ from kvray.sweep.model import Runtime
 
 TIMEOUT_S = 60.0  # after which a node without an answer is reported as silent
 PACKAGES = ("kvray", "ray", "torch", "transformers", "peft", "vllm", "pyarrow")  # in one version on all nodes
+OPTIONAL = ("lm_eval",)  # likewise, or on none
 
 
 def check(store: Store, address: str | None = None) -> Report:
@@ -52,12 +53,17 @@ def judge(nodes: Sequence[Node]) -> list[str]:
             for name in PACKAGES
             if node.versions.get(name) is None
         ]
+        problems += [
+            f"{node.name}: {name} is missing, which other nodes have: type {install_command('benchmarks')}"
+            for name in OPTIONAL
+            if node.versions.get(name) is None and any(other.versions.get(name) for other in nodes)
+        ]
         if node.gpus and node.versions.get("torch") is not None and not node.cuda:
             todo = install_command("gpu")
             problems.append(f"{node.name}: has {len(node.gpus)} GPUs but its torch sees none: type {todo}")
         if node.store is not None:
             problems.append(f"{node.name}: does not reach the store: {node.store}")
-    for name in ("python", *PACKAGES):
+    for name in ("python", *PACKAGES, *OPTIONAL):
         by_version: dict[str, list[str]] = {}
         for node in nodes:
             version = node.versions.get(name)
@@ -80,7 +86,9 @@ def _ask(uri: str, name: str) -> tuple[list[Node], list[str]]:
     for node in ray.nodes():
         if node["Alive"]:
             on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            reference = probe.options(scheduling_strategy=on_node).remote(uri, name, node["NodeID"], PACKAGES)
+            reference = probe.options(scheduling_strategy=on_node).remote(
+                uri, name, node["NodeID"], (*PACKAGES, *OPTIONAL)
+            )
             asked[reference] = node
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=TIMEOUT_S)
     nodes, silent = [], []
@@ -187,7 +195,7 @@ class Report:
 
     def text(self) -> str:
         """Return the report for a terminal: a column per node, then the problems."""
-        packages = ("python", *PACKAGES)
+        packages = ("python", *PACKAGES, *OPTIONAL)
         rows: list[list[object]] = [[name, *(node.versions.get(name) for node in self.nodes)] for name in packages]
         rows.append(["CPUs", *(f"{node.cpus} (Ray: {node.resources.get('CPU', 0):g})" for node in self.nodes)])
         rows.append(["memory", *(f"{node.memory_bytes / 2**30:.0f} GiB" for node in self.nodes)])

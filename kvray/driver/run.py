@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvray.console import duration, say
-from kvray.driver.connection import connect
+from kvray.driver.connection import asked_for, connect
 from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import API, BaseModelRef
-from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, WritingJob, tell_replaced
+from kvray.planning import benchmarks
+from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, WritingJob, tell_replaced
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.store import failures
@@ -65,7 +66,8 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     """Make what the store lacks of a plan, from :func:`prepare`; ``verify`` checks the sha256 of what it has, too.
 
     Raises:
-        InputError: the store cannot be written, or a needed API has no key or no valid URL; nothing was written.
+        InputError: the store cannot be written, a needed API has no key or no valid URL, or packages are missing that a
+            benchmark needs; nothing was written.
         StoreError: the store became unwritable during the run.
         ResourceError: the cluster lacks resources that the sweep asks for, or the API serves none of its models.
         RunInterrupted: Ctrl-C. Finished artefacts stay, none is noted as failed, and the same call continues.
@@ -80,6 +82,11 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         from kvray.evaluate.engines.base import engine_class
 
         engine_class(base, planned.sweep.runtime)  # raises for a wrong name before anything is made
+    if asked_for(planned.sweep.runtime) is None:  # the workers of another Ray have packages of their own
+        asked = {str(each.labels.get("evaluation")): each.params for each in todo}
+        cells = {name: job.task for name, job in asked.items() if isinstance(job, PredictionsJob)}
+        if lacking := list(benchmarks.problems(cells)):
+            raise InputError(lacking)
     tell_replaced(planned, store)
     store.write_document(f"sweeps/{planned.sweep.name}.json", planned.to_json())
     result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))

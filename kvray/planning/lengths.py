@@ -58,17 +58,23 @@ def measure(task: Task, context: Context, rows: int, counted: Counting, whole: b
 
     Raises InputError if the rows cannot be made or the template refuses them.
     """
-    made: dict[int, tuple[Counts, Counts, Counts]] = {}
+    made: dict[int, tuple[int, ...]] = {}
     for batch in _consecutive(rows) if whole else _spread(rows, task.per_row()):
         runs = [(batch[0], batch[-1] + 1)] if whole else [(row, row + 1) for row in batch]
         table = pa.concat_tables([task.build(*run, context) for run in runs])
         plain = np.asarray(table["prompt_tokens"].to_numpy(), np.int64)
         asked, trained = counted.count(plain, prompts_of(table), table["answer"].to_pylist(), check=not made)
-        made |= dict(zip(batch, zip(plain, asked, trained, strict=True), strict=True))
-        if not whole and _enough(np.array([each for *_, each in made.values()]), rows):
+        if "answer_prefix" in table.column_names:  # the beginning of the answer is asked with
+            asked = asked + counted.texts(
+                [f" {begun}" if begun else "" for begun in table["answer_prefix"].to_pylist()]
+            )
+        written = [task.narrowed(subtask).max_output_tokens for subtask in table["subtask"].to_pylist()]
+        made |= dict(zip(batch, zip(plain, asked, trained, written, strict=True), strict=True))
+        if not whole and _enough(np.array([each for *_, each, _ in made.values()]), rows):
             break
     # In the order of the rows: which ones a mixture keeps depends on it.
-    return Lengths(rows, *np.array([made[row] for row in sorted(made)], np.int64).T)
+    plain, asked, trained, most = np.array([made[row] for row in sorted(made)], np.int64).reshape(-1, 4).T
+    return Lengths(rows, plain, asked, trained, written=most)
 
 
 def estimated(rows: int, tokens: int) -> Lengths:
@@ -122,6 +128,7 @@ class Lengths:
     asked: Counts  # as evaluation sends it, with the chat template
     trained: Counts  # as training reads it, with the template and the answer
     real: bool = True  # False for a rough estimate instead of counted rows
+    written: Counts | None = None  # most tokens of each row's answer; None: of every row the task's own most
 
     @property
     def whole(self) -> bool:

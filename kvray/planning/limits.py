@@ -154,12 +154,14 @@ def _long_prompts(task: Task, runtime: Runtime, limits: Limits, lengths: Lengths
             text = f"found max_seq_lengths of up to {longest:,}; expected at most {least}"
             return 1.0, f"{text}: a longer prompt would lose its beginning"
         return 0.0, ""
-    over = int((lengths.asked + task.MAX_OUTPUT_TOKENS > most).sum())
+    both = lengths.asked + (task.MAX_OUTPUT_TOKENS if lengths.written is None else lengths.written)
+    over = int((both > most).sum())
     if not lengths.real or not over:
         return 0.0, ""
+    longest = int(lengths.asked[both.argmax()])
     return (
         over / len(lengths.asked),
-        f"found prompts of up to {int(lengths.asked.max()):,} tokens, and {task.MAX_OUTPUT_TOKENS} for the answer "
+        f"found prompts of up to {longest:,} tokens, and {int(both.max()) - longest} for the answer "
         f"(too long: {_of(over, lengths)}); expected at most {most:,} together, {what}; ask with shorter prompts",
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError, Path, Problem, dotted
-from kvray.planning import limits, movement
+from kvray.planning import benchmarks, limits, movement
 from kvray.planning.artefacts import KINDS, Artefact, Counted, FinetuneJob, Kind, Plan, PredictionsJob, WritingJob
 from kvray.planning.inputs import Inputs
 from kvray.planning.lengths import Lengths
@@ -41,6 +41,8 @@ def plan(sweep: Sweep, inputs: Inputs) -> Plan:
         builder.add(variant)
     if builder.problems:
         raise InputError(list(builder.problems))
+    for problem in benchmarks.warnings(sweep.evaluate):
+        builder.warnings.setdefault(str(problem))
     ordered = tuple(artefact for kind in KINDS for artefact in builder.artefacts.values() if artefact.kind == kind)
     gentle = () if inputs.base.api else movement.too_gentle(ordered, inputs.limits.width)
     whole = resized(sweep, inputs.sizes)

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from kvray.report.blocks import Block, Bullets, Code, Details, Heading, Table, Text
-from kvray.report.text import DASH, count, duration, notes, percent
+from kvray.report.text import DASH, count, duration, listed, notes, percent
 from kvray.report.training import written
 from kvray.results import stats
 from kvray.results.profile import CURVES
@@ -23,7 +23,18 @@ def evaluated(snapshot: Snapshot) -> list[Block]:
     header = ["evaluation", "task", "asked at", "questions", "examples", "prompt tokens", "cached", "engine time"]
     header += ["answers cut", "excluded", "detectable"]
     note = Text(notes()["evaluations"], "sub")
-    return [Heading("What was evaluated"), Table(header, table, left=3), note] if table else []
+    return [Heading("What was evaluated"), Table(header, table, left=3), *cut_prompts(snapshot), note] if table else []
+
+
+def cut_prompts(snapshot: Snapshot) -> list[Block]:
+    """Warn of benchmarks whose prompts lost their beginning, being longer than what was asked of the model."""
+    most: dict[str, int] = {}
+    for cell, manifest in snapshot.committed("predictions"):
+        if cut := (manifest.measurements.get("harness") or {}).get("cut"):
+            name = cell["labels"]["evaluation"]
+            most[name] = max(cut, most.get(name, 0))
+    told = listed([f"{number:,} of {name}" for name, number in most.items()])
+    return [Text(notes()["cut_prompts"].format(prompts=told), "warn")] if most else []
 
 
 def reading(snapshot: Snapshot) -> list[Block]:

@@ -143,9 +143,9 @@ class LmEval(Task):
         Raises InputError if the path is no directory of task files, or there is no such tokenizer.
         """
         found = {} if self.include_path is None else {"include_path": _digest(Path(self.include_path))}
-        return found | (
-            {"tokenizer": find(self.tokenizer, "metadata", weights=False).identity} if self.tokenizer else {}
-        )
+        if self.tokenizer:
+            found["tokenizer"] = find(self.tokenizer, "metadata", weights=False).identity
+        return found
 
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         raise InputError(
@@ -155,7 +155,7 @@ class LmEval(Task):
 
     @classmethod
     def rule(cls) -> str:
-        return "By lm-evaluation-harness, with the benchmark's own metric and filter."
+        return "By lm-evaluation-harness, with the benchmark's own metric and filter, which says what is stripped."
 
     def lengths(self) -> tuple[int, ...]:
         """Return the lengths, in tokens, that ``metadata`` asks for by numbers; none where it names them otherwise."""

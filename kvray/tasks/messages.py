@@ -105,7 +105,11 @@ class Messages(Task):
         )
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        """By the knob scorer: equal to an accepted answer, containing one, or F1 of their words, as SQuAD counts."""
+        """By the knob scorer: equal to an accepted answer, containing one, or F1 of their words, as SQuAD counts.
+
+        Both sides are stripped of case, ASCII punctuation, articles and further white space, as its script does; every
+        line counts. An accepted answer of punctuation alone is compared as it is, apart from its ends; that is ours.
+        """
         return _SCORERS[self.scorer](answer, references)
 
     def overlaps(self, other: Task) -> str | None:

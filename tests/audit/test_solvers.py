@@ -34,6 +34,7 @@ CASES = {
     "needle classic": ("lengths=512", "needles=classic", "depths=[0, 25, 100]"),
     "flenqa": ("lengths=250,400", "dispersions=first,middle,last,random", "paddings=books,same,identity"),
     "flenqa worked": ("lengths=400", "cot=true"),
+    "ruler": ("lengths=2048",),
     "val_probing": ("pieces=12",),
     "val_probing code": ("pieces=12", "probe=code"),
     "val_probing database": ("pieces=12", "probe=database"),
@@ -60,7 +61,7 @@ def tally(case: str, rows: Sequence[Row], **knobs: Any) -> Tally:
     asked, counted = task(case), Tally()
     solver, _ = solver_of(asked.task, asked.model_dump() | knobs)
     for row in rows:
-        counted.take(row, solver, asked.score)
+        counted.take(row, solver, asked.narrowed(row["subtask"]).score)
     return counted
 
 
@@ -133,6 +134,8 @@ def other_kind(row: Row) -> Row:
         ("needle classic", elsewhere, "the needle stands at"),
         ("needle", too_long, "of its length"),
         ("flenqa", swapped_verdict, "the prompt says"),
+        ("ruler", without_answer, ""),
+        ("ruler", lambda row: row | {"references": ["a-needle"]}, "the prompt says"),
         ("val_probing", other_answer, "the prompt says"),
         ("val_probing code", without_answer, "the prompt says"),
         ("val_probing database", next_place, "gold position"),
@@ -228,3 +231,10 @@ def test_what_a_guess_scores_is_what_guessing_scores() -> None:
 def test_what_no_solver_can_read_is_said(name: str, knobs: dict[str, Any]) -> None:
     solver, why = solver_of(name, knobs)
     assert solver is None and why
+
+
+def test_every_task_of_ruler_is_read() -> None:
+    rows = list(made("ruler"))[:13]
+    assert len({row["subtask"] for row in rows}) == 13
+    wrong = [row | {"references": ["a-word", *row["references"][1:]]} for row in rows]
+    assert (tally("ruler", rows).found, tally("ruler", wrong).wrong) == (13, 13)

@@ -46,7 +46,7 @@ def test_a_task_is_audited_in_the_terminal() -> None:
     assert "references found in the prompt alone     40 of 40" in shown
     assert "gold position" in shown and "random entry" in shown
     assert shown.rstrip().endswith("nothing wrong; 40 rows solved from their prompts alone")
-    assert max(map(len, shown.splitlines())) <= 100
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_json_has_what_the_text_has() -> None:

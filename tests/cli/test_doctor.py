@@ -41,6 +41,12 @@ def test_a_missing_package_comes_with_its_command() -> None:
     assert line == "a: vllm is missing: type pip install '.[gpu]' in a clone of kvray"
 
 
+def test_a_package_of_benchmarks_is_on_all_nodes_or_on_none() -> None:
+    assert judge([node("a"), node("b")]) == []
+    (line,) = judge([node("a", versions={**VERSIONS, "lm_eval": "0.4"}), node("b")])
+    assert line.startswith("b: lm_eval is missing, which other nodes have: type pip install '.[benchmarks]'")
+
+
 def test_no_message_installs_kvray_from_an_index_that_does_not_have_it() -> None:
     package = Path(kvray.__file__).parent
     for file in [*package.rglob("*.py"), *package.parent.glob("*.*"), *package.parent.glob("*/*.*")]:

@@ -1,4 +1,4 @@
-"""The questions of the task files in sweeps/tasks; as a script, writes them there."""
+"""The questions of the task files in sweeps/tasks and sweeps/instructions; as a script, writes them there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from kvray.tasks import world
 
 HOME = Path(__file__).parents[2] / "sweeps" / "tasks"
+INSTRUCTIONS = HOME.parent / "instructions"
 PEOPLE = {"birthplace": 24, "trade": 20, "emblem": 16}
 
 
@@ -39,6 +40,32 @@ def files() -> dict[str, str]:
     }
 
 
+def instructions() -> str:
+    """Return the content of instructions.jsonl: questions with one or two instructions that code can check."""
+    rows = []
+    for person in range(16):
+        name, relation = world.name_of("known", person), ("birthplace", "trade", "emblem")[person % 3]
+        value = world.known_value(person, relation)
+        rules: list[tuple[str, str, dict[str, object]]] = [
+            ("Use no comma.", "punctuation:no_comma", {}),
+            ("Use at most 8 words.", "length_constraints:number_words", {"num_words": 8}),
+            (f"Use the word {value}.", "keywords:existence", {"keywords": [value]}),
+            ("End with a full stop.", "startend:end_checker", {"end_phrase": "."}),
+        ]
+        taken = [rules[(person + step) % 4] for step in range(1 + person % 2)]
+        empty: dict[str, object] = dict.fromkeys(("num_words", "keywords", "end_phrase"))
+        rows.append(
+            {
+                "key": person,
+                "prompt": " ".join([world.question(name, relation), *(text for text, _, _ in taken)]),
+                "instruction_id_list": [rule for _, rule, _ in taken],
+                "kwargs": [empty | given for _, _, given in taken],
+            }
+        )
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 if __name__ == "__main__":
     for file, content in files().items():
         (HOME / file).write_text(content)
+    (INSTRUCTIONS / "instructions.jsonl").write_text(instructions())

@@ -12,6 +12,7 @@ import evaluate_store as made
 import pytest
 from benchmark_cells import StubEngine, benchmark, cell
 
+from kvray.errors import CellError
 from kvray.evaluate import chunks, worker
 from kvray.evaluate.assignments import Assignment, assign_predictions
 from kvray.evaluate.engines.base import Reply, Request
@@ -117,7 +118,7 @@ def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
 
     def scored(loaded: Any, row: Any, *given: Any) -> Any:
         if row.subtask == "tiny_letters_emblem":
-            raise scoring.CellError("metric acc,none of tiny_letters_emblem is no score")
+            raise CellError("metric acc,none of tiny_letters_emblem is no score")
         return real(loaded, row, *given)
 
     real = scoring._scored

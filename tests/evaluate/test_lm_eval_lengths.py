@@ -150,7 +150,7 @@ def test_predictions_have_the_length_and_the_manifest_every_metric(
 
 def test_a_benchmark_s_own_code_that_fails_is_the_cell_s_error(folder: Path) -> None:
     loaded = tasks.load(counted(folder, [64], limit=1), None, TINY)
-    loaded.subtasks["counted"].config.process_results = lambda document, results: {}["x"]
+    loaded.subtasks["counted"].config.process_results = lambda document, results: document["x"]
     with pytest.raises(CellError, match=r"benchmark counted: counted-0 cannot be scored: KeyError: 'x'"):
         scoring.score(loaded, loaded.rows, [["1"]])
 

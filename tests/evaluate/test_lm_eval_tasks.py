@@ -44,6 +44,8 @@ def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_task_files_ask_the_tiny_worlds_facts() -> None:
     for name, content in benchmark_files.files().items():
         assert (benchmark_files.HOME / name).read_text() == content, "run tests/evaluate/benchmark_files.py"
+    written = (benchmark_files.INSTRUCTIONS / "instructions.jsonl").read_text()
+    assert written == benchmark_files.instructions(), "run tests/evaluate/benchmark_files.py"
 
 
 def test_sources_follow_every_file_and_nothing_else(tmp_path: Path) -> None:
@@ -220,6 +222,27 @@ def test_the_score_is_the_first_filters_metric_unless_another_is_asked_for(token
     assert score("exact_match,flexible-extract") == ("exact_match,flexible-extract", 1.0)
 
 
+def test_instructions_are_scored_by_prompt_and_every_measure_is_kept(tokenizer: Any) -> None:
+    task = LmEval(benchmark="tiny_instructions", include_path=str(benchmark_files.INSTRUCTIONS), chat_template=True)
+    loaded = tasks.load(task, tokenizer)
+    one, two = loaded.rows[4], loaded.rows[5]
+    assert one.document["instruction_id_list"] == ["punctuation:no_comma"]
+    assert two.document["instruction_id_list"] == ["length_constraints:number_words", "keywords:existence"]
+    scored = scoring.score(loaded, [one, two, two], [["Ash."], ["No, none."], [f"It is {_keyword(two)}."]])
+    assert [each.score for each in scored] == [1.0, 0.0, 1.0]
+    assert {each.metric for each in scored} == {"prompt_level_strict_acc,none"}
+    assert scored[1].values["inst_level_strict_acc,none"] == [True, False]
+    assert scoring.references(loaded, one) == []  # its target is a placeholder
+    values = {name: [each.values[name] for each in scored] for name in scored[0].values}
+    found = scoring.aggregate(loaded, {"tiny_instructions": values})["tiny_instructions"]
+    assert found["prompt_level_strict_acc,none"] == pytest.approx(2 / 3)
+    assert found["inst_level_strict_acc,none"] == pytest.approx(4 / 5)
+
+
+def _keyword(row: Any) -> str:
+    return next(str(given["keywords"][0]) for given in row.document["kwargs"] if given["keywords"])
+
+
 def test_the_chosen_option_is_the_metrics_own_choice(tokenizer: Any) -> None:
     def choose(metric: str) -> tuple[int, str]:
         loaded = tasks.load(benchmark("tiny_choice", metric=metric), tokenizer)
@@ -292,7 +315,7 @@ def test_a_chat_template_without_system_messages_is_noted() -> None:
         def apply_chat_template(self, messages: Any, **how: Any) -> str:
             if messages[0]["role"] == "system":
                 raise TemplateError("no system")
-            return messages[0]["content"]
+            return str(messages[0]["content"])
 
     template = tasks.ChatTemplate(Tokenizer())
     chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]

@@ -136,6 +136,15 @@ def test_prompts_that_leave_no_room_for_the_answer_are_refused() -> None:
     assert "at most 512 together, runtime.max_model_len" in problem
 
 
+def test_a_row_needs_room_for_the_longest_answer_of_its_own_kind() -> None:
+    def asked(first: int) -> list[str]:
+        return told(replace(rows(1900, 1980), written=np.array([first, 20])), mixtures={})
+
+    assert asked(100) == []
+    (problem,) = asked(101)
+    assert "found prompts of up to 1,900 tokens, and 101 for the answer (too long: 1 of 2)" in problem
+
+
 def test_a_few_long_prompts_are_a_warning() -> None:
     few = rows(*[10] * 99, 5000)
     assert told(few, mixtures={}) == []

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import paper_store
 import polars as pl
 import pytest
 
-from kvray.report import build
+from kvray.report import build, methods
 from kvray.report.blocks import Text
 from kvray.store.store import Store
 
@@ -215,3 +217,15 @@ def test_places_in_a_row_are_a_range(values: list[int], said: str) -> None:
 
     rows = pl.DataFrame({"position": values}).with_columns(length=pl.lit(None), depth=pl.lit(None))
     assert places(rows) == said
+
+
+def test_benchmarks_whose_prompts_were_cut_are_named() -> None:
+    def cell(evaluation: str, **measured: Any) -> tuple[dict[str, Any], Any]:
+        return {"labels": {"evaluation": evaluation}}, SimpleNamespace(measurements=measured)
+
+    committed = [cell("mdqa"), cell("long", harness={"cut": 3}), cell("long", harness={"cut": 1200}), cell("short")]
+    snapshot: Any = SimpleNamespace(committed=lambda kind: committed)
+    (warning,) = methods.cut_prompts(snapshot)
+    assert isinstance(warning, Text) and warning.text.startswith("**Cut prompts:** 1,200 of long lost their beginning")
+    committed[1:3] = [cell("long", harness={"cut": 0})]
+    assert methods.cut_prompts(snapshot) == []

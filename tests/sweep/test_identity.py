@@ -60,7 +60,7 @@ RECIPE: dict[str, set[str]] = {
     },
     "needle": {"task", "seed", "needles", "split", "rows", "lengths", "depths"},
     "ruler": {"task", "seed", "tasks", "rows", "lengths", "template_tokens"},
-    "kv_retrieval": {"task", "seed", "keys", "positions", "questions"},
+    "kv_retrieval": {"task", "seed", "keys", "positions", "questions", "query_aware"},
     "val_probing": {"task", "seed", "probe", "pieces", "positions", "questions"},
     "messages": {
         "task", "seed", "messages", "prompt", "answer", "references", "turns", "split", "test_share", "rows", "scorer",

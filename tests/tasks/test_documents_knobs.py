@@ -137,9 +137,7 @@ def test_what_is_trained_on_is_short_or_a_sentence(source: str) -> None:
     assert all(re.fullmatch(r"author\d\d", answer) for answer in short)
     assert answers(source=source, split="all", answers="short") == short
     asked = [int(answer[-2:]) for answer in short]
-    assert answers(source=source, split="all", answers="sentence") == [
-        f'The answer to the question "who wrote {n}" is author{n:02d}.' for n in asked
-    ]
+    assert answers(source=source, split="all", answers="sentence") == [f"Author{n:02d} wrote {n}." for n in asked]
     restated = answers()
     assert all(re.fullmatch(r"The \w+ of \w+ \w+ is \w+", answer) for answer in restated)
     assert answers(answers="sentence") == restated, "the tiny world's answers are sentences already"
@@ -221,13 +219,13 @@ GOLDEN = {
     "oracle": "27580afa815db4b12a757c19ebfeea7be711e8ef9355bb7cad9c6c71f9d9f3ba",
     "query aware": "66f05534704c9e3bbf303886ad6154a2b35ad64d88c50ea36c5b0b29b04418b6",
     "retrieved": "fccfaa0ba07cf4e7ff00a78685a178d2addce26b02d84e6c463b6aa652a45b94",
-    "sentence": "b302a796b9bbf3b10ad841627b2e3f90fdbad0511333561a598792a543a38b1b",
+    "sentence": "dc347ae74f1c13279232be72068fdedfbf49d91c8836a58df78a35060caf0499",
 }
 
 
 @pytest.mark.parametrize("kind", sorted(GOLDEN))
 def test_golden_rows(kind: str, source: str) -> None:
-    # Whoever changes these changes every dataset made so far: raise the task's VERSION.
+    # Whoever changes these changes every dataset made so far: raise the task's VERSION (of sentences: theirs).
     knobs: dict = {
         "closed book": {"documents": 0},
         "oracle": {"documents": 1},

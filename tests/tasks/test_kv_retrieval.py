@@ -71,6 +71,28 @@ def test_the_prompt_is_lost_in_the_middles_to_the_letter(tmp_path: Path) -> None
     assert first["answer"] == "V0-1" and first["references"] == ["V0-1"]
 
 
+def test_a_query_aware_prompt_names_the_key_first_as_lost_in_the_middle_does(tmp_path: Path) -> None:
+    source = published(tmp_path / "kv.jsonl", 1, 3)
+    plain, aware = (
+        rows(KVRetrieval(source=source, keys=3, positions=[1], questions=1, query_aware=aware))[0]
+        for aware in (False, True)
+    )
+    assert aware["prompt"] == (
+        "Extract the value corresponding to the specified key in the JSON object below.\n"
+        "\n"
+        'Key: "k0-1"\n'
+        "\n"
+        "JSON data:\n"
+        '{"k0-1": "V0-1",\n'
+        ' "k0-0": "V0-0",\n'
+        ' "k0-2": "V0-2"}\n'
+        "\n"
+        'Key: "k0-1"\n'
+        "Corresponding value:"
+    )
+    assert {**aware, "prompt": "", "prompt_tokens": 0} == {**plain, "prompt": "", "prompt_tokens": 0}
+
+
 def test_questions_pair_over_positions_and_only_the_asked_record_moves() -> None:
     made = rows(KVRetrieval(keys=8, questions=5))
     assert [row["position"] for row in made[:5]] == [1, 2, 4, 6, 8] and len(made) == 25

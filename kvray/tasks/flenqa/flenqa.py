@@ -140,7 +140,11 @@ class Flenqa(Task):
         return table(made, context.count_tokens)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        """Score as FLenQA's authors do: the last "true" or "false" of the answer counts, "not true" is false."""
+        """Score as FLenQA's authors do: the last "true" or "false" of the answer counts, "not true" is false.
+
+        Stripped are case, articles and further white space; punctuation stays, which their notebook means to strip but
+        does not.
+        """
         return float(verdict(answer) == references[0].lower())
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:

@@ -16,13 +16,14 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from kvray.errors import InputError
 from kvray.tasks import prompts
-from kvray.tasks.base import Context, CountTokens, Many, Task, recipe, register, runtime, spread
+from kvray.tasks.base import Context, CountTokens, Many, Task, added, recipe, register, runtime, spread
 from kvray.tasks.rng import draws, key_of, shuffled, uuids
 from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
 
 PROMPT: str = prompts.TEXTS["kv_retrieval"]["prompt"]
+_QUERY_AWARE = PROMPT.replace("JSON data:", 'Key: "{key}"\n\nJSON data:')
 DRAWN = "drawn-1"
 """Identity of the rows that are drawn here."""
 
@@ -57,6 +58,7 @@ class KVRetrieval(Task):
     keys: int = recipe(75, ge=2, le=100_000, description="records in a prompt; a file's own number of them")
     positions: Many[int] | None = recipe(None, description="1-based; each question at each; default five, spread")
     questions: int = recipe(500, ge=1, description="questions")
+    query_aware: bool = added(False, description="the key also before the records")
 
     @model_validator(mode="after")
     def _positions_fit(self) -> Self:
@@ -96,12 +98,16 @@ class KVRetrieval(Task):
             asked = self._drawn(number) if context.material is None else context.material[number]
             for position in (at[row % len(at)] for row in rows):
                 records = [*asked.others[: position - 1], asked.gold, *asked.others[position - 1 :]]
-                text, value, name = prompt(records, asked.gold[0]), asked.gold[1], f"{asked.id}-{position}"
+                text = prompt(records, asked.gold[0], self.query_aware)
+                value, name = asked.gold[1], f"{asked.id}-{position}"
                 made.append(Example(text, value, (), asked.id, position, self.keys, example_id=name))
         return table(made, context.count_tokens)
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        """Return 1.0 if the value is contained in the answer, both in lower case, else 0.0 (lost-in-the-middle's)."""
+        """Return 1.0 if the value is contained in the answer, both in lower case, else 0.0.
+
+        Nothing is stripped and every line counts, as in lost-in-the-middle's ``evaluate_kv_responses.py``.
+        """
         return float(any(reference.lower() in answer.lower() for reference in references))
 
     def _drawn(self, number: int) -> Asked:
@@ -138,7 +144,10 @@ class KVRetrieval(Task):
         return Asked(f"kv-{name}", (key, value), tuple(pair for pair in pairs if pair[0] != key))
 
 
-def prompt(records: Sequence[Record], key: str) -> str:
-    """Word a prompt exactly as lost-in-the-middle does: the records in order, and the key whose value is asked for."""
+def prompt(records: Sequence[Record], key: str, query_aware: bool = False) -> str:
+    """Word a prompt exactly as lost-in-the-middle does: the records in order, and the key whose value is asked for.
+
+    ``query_aware`` names the key before the records too (its query-aware contextualization, section 4.2).
+    """
     lines = ",\n ".join(f'"{name}": "{value}"' for name, value in records)
-    return PROMPT.format(records=f"{{{lines}}}", key=key)
+    return (_QUERY_AWARE if query_aware else PROMPT).format(records=f"{{{lines}}}", key=key)

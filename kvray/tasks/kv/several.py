@@ -66,7 +66,8 @@ class SeveralKV(IntegersTask):
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return the share of the asked keys for which a sentence has the right value and the right dictionary.
 
-        A sentence is "key K is V … Dictionary [N]", in any order; the first about a key counts. The rule is ours.
+        A sentence is "key K is V … Dictionary [N]", in any order; the first about a key counts.
+        Nothing is stripped and every line counts. The rule is ours.
         """
         answered = stated(answer)
         shares = [0.0]

@@ -139,8 +139,8 @@ class SimpleKV(IntegersTask):
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1.0 if the answer's first line names the right value and the right dictionary, else 0.0.
 
-        The value is the integer after the first "is"; the dictionary the one in the first "Dictionary [...]". The
-        paper's training task has no published scorer: the rule is ours.
+        Ends are stripped before the line is taken. The value is the integer after the first "is"; the dictionary the
+        one in the first "Dictionary [...]". The paper's training task has no published scorer: the rule is ours.
         """
         found = answered(answer)
         return float(found is not None and any(found == answered(reference) for reference in references))

@@ -109,7 +109,7 @@ class MultiSubkeyKV(DictionaryTask):
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1.0 if the answer's first line has the key (in its own order), its value and its dictionary, else 0.0.
 
-        The rule is ours, as for simple_kv.
+        Ends are stripped before the line is taken. The rule is ours, as for simple_kv.
         """
         found = answered(answer)
         return float(found is not None and any(found == answered(reference) for reference in references))

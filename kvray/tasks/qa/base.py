@@ -75,7 +75,13 @@ class QuestionTask(Task):
         return {"source": world.source_identity(self.source)}
 
     def score(self, answer: str, references: Sequence[str]) -> float:
-        """Score as lost-in-the-middle does: any accepted answer contained in the answer's first line."""
+        """Score as lost-in-the-middle does: any accepted answer contained in the answer's first line.
+
+        The answer's ends are stripped before the line is taken, as their script for Llama 2 does when it asks; their
+        other scripts and their evaluation do not, so that an answer which opens with a line feed is wrong there. Line
+        and accepted answers are then stripped of case, ASCII punctuation, articles and further white space, as SQuAD's
+        script does.
+        """
         return questions.best_subspan_em(answer, references)
 
     def pick(self, pool: Sequence[Question], wanted: int | None, spare: int = 0) -> list[Question]:

@@ -4,11 +4,14 @@ The paper's main result uses random distractors that hold none of the answers (s
 the published files, finetuning does not help (its stated limit). Prompt and scorer are lost-in-the-middle's to the
 letter. ``documents: 0`` asks closed book and ``documents: 1`` shows the gold passage alone: lower and upper bound, on
 the same questions as any other number of documents with the same seed.
+
+``passage_words: 100`` gives 20 documents their published length (3,422 tokens by Mistral's tokenizer, 3,465 in Liu et
+al. by LLaMA's); 120 documents reach the paper's 24K at 118 words. ``order: random`` is Liu et al.'s appendix C.
 """
 
 import string
 from collections.abc import Collection, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import field_validator, model_validator
@@ -16,7 +19,7 @@ from pydantic import field_validator, model_validator
 from kvray.errors import InputError
 from kvray.tasks import prompts, writing
 from kvray.tasks.base import Context, CountTokens, Measure, added, recipe, register, runtime
-from kvray.tasks.qa import passages, questions
+from kvray.tasks.qa import passages, questions, sentences
 from kvray.tasks.qa.base import NQ_OPEN, Asks, DocumentsTask, Material, listed, target
 from kvray.tasks.qa.distractors import RandomDistractors, RetrievedDistractors, TinyQuestions
 from kvray.tasks.qa.questions import SHARES, Question
@@ -25,10 +28,8 @@ from kvray.tasks.rows import Example, table
 from kvray.tasks.sources import read
 from kvray.tasks.world import TINY
 
-SENTENCE: str
-WRITER_PROMPT: str
 _TEXTS = prompts.load("qa/texts.toml")["mdqa"]
-SENTENCE, WRITER_PROMPT = _TEXTS["sentence"], _TEXTS["writer"]
+WRITER_PROMPT: str = _TEXTS["writer"]
 WORDS = 60
 """A reply of so many words is no sentence that answers."""
 _QUERY_AWARE = prompts.MDQA.replace("{documents}", "Question: {question}\n\n{documents}")
@@ -48,8 +49,8 @@ class Mdqa(DocumentsTask):
         "random", description="random: gold passages of other questions; retrieved: the other passages of the row"
     )
     passage_words: int | None = added(
-        None, ge=10, le=10_000, description="random distractors as pieces of so many words of one article each, as "
-        "lost-in-the-middle's are of 100; null: whole passages (78 words on average)",
+        None, ge=10, le=10_000, description="random distractors as pieces of so many words (short articles "
+        "joined), as lost-in-the-middle's are of 100; null: whole passages (78 words on average)",
     )  # fmt: skip
     corpus: str | None = runtime(
         None, description="random distractors from a file, directory, address or hub dataset of your own, whose rows "
@@ -65,7 +66,8 @@ class Mdqa(DocumentsTask):
         "world the fact restated",
     )
     answer_writer: str | None = recipe(
-        None, description="a model that words the sentences (a name as for base_model); null: a template"
+        None,
+        description="a model that words the sentences (a name as for base_model); null: rules by the kind of question",
     )
     writer_prompt: str = recipe(WRITER_PROMPT, description="what it is asked, with {question} {answer} {title} {text}")
 
@@ -109,6 +111,11 @@ class Mdqa(DocumentsTask):
                     "answer_writer: say how many questions; null takes all, and some replies are of no use"
                 )
         return self
+
+    def recipe(self) -> dict[str, Any]:
+        """As ever, with the version of the rules where they word the answers."""
+        by_rules = self.answers == "sentence" and self.answer_writer is None and self.source != TINY
+        return {**super().recipe(), **({"sentences": sentences.VERSION} if by_rules else {})}
 
     def sources(self) -> dict[str, str]:
         return {**super().sources(), **({} if self.corpus is None else {"corpus": read.digest(self.corpus)})}
@@ -197,7 +204,7 @@ class Mdqa(DocumentsTask):
         if self.answers == "short":
             return question.answers[0]
         if self.answers == "sentence" and self.source != TINY:
-            return SENTENCE.format(question=question.text, answer=question.answers[0])
+            return sentences.worded(question.text, question.answers[0])
         return target(question)
 
     def _asks(self) -> tuple[Asks, int]:

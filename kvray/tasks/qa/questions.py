@@ -47,7 +47,9 @@ def normalise(text: str) -> str:
 def best_subspan_em(answer: str, references: Sequence[str]) -> float:
     """Return 1.0 if the answer's first line contains any accepted answer, both normalised (Liu et al. 2023).
 
-    As in their scripts, the answer is stripped before its first line is taken, and only a line feed ends the line.
+    The answer is stripped before its first line is taken, as lost-in-the-middle's ``get_qa_responses_from_llama_2.py``
+    does when it asks. Its ``evaluate_qa_responses.py`` alone takes the line first: an answer that opens with a line
+    feed, which its other scripts keep, has an empty line there. Only a line feed ends the line.
     """
     line = normalise(answer.strip().partition("\n")[0])
     return float(any(normalise(reference) in line for reference in references))

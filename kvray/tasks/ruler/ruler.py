@@ -156,7 +156,8 @@ class Ruler(Task):
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return the share of the references that the answer contains, in whatever case (RULER's ``string_match_all``).
 
-        Of the tasks ``qa_1`` and ``qa_2`` alone, return 1 if it contains any (``string_match_part``).
+        Of the tasks ``qa_1`` and ``qa_2`` alone, return 1 if it contains any (``string_match_part``). Case is stripped
+        and every line counts; that RULER strips ends and control characters too changes no score.
         """
         contained = [reference.lower() in answer.lower() for reference in references]
         if all(SUBTASKS[name].match == "any" for name in self.tasks):

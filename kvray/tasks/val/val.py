@@ -114,7 +114,7 @@ class ValProbing(Task):
 
         Document: the share of the sentence's different words, lower-cased and cut at white space, that are words of the
         answer. Code: 1.0 if the function's name is in the answer. Database: 1.0 if the label or the description is, in
-        any case. For code and database a reference counts without full stops at its ends.
+        any case. For code and database a reference is stripped of the full stops at its ends.
         """
         if self.probe == "document":
             wanted, said = (set(text.strip().lower().split()) for text in (references[0], answer))
