@@ -2,9 +2,10 @@
 
 Each law gives the expected count of every value, which Pearson's chi-square test compares with the counted ones; values
 that few rows are expected of are tested together. Some things are not in these laws: a draft over the token budget is
-drawn again, which favours small ones; so is an integer that equals the gold one, which favours long ones; and what is
-spread evenly on purpose varies less than chance. So with many rows a p-value alone proves nothing: what fails is a
-distribution that is both improbable and visibly another one.
+drawn again, which favours small ones; so is an integer that equals the gold one, and under the published law a key that
+comes again in its dictionary is lost, which favours long ones; what is spread evenly on purpose varies less than
+chance. So with many rows a p-value alone proves nothing: what fails is a distribution that is both improbable and
+visibly another one.
 """
 
 from collections import Counter

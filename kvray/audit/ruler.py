@@ -12,7 +12,7 @@ from kvray.audit.documents import WHAT, facts, stated
 from kvray.audit.reading import Knobs, Reading, Solver, Unread, Unsolved
 
 _ASKED = re.compile(r"What (?:is|are all) the special magic \w+? for (.+?) mentioned in the provided text\?\Z")
-_NEEDLE = re.compile(r"One of the special magic \w+ for (\S+) is: (\S+?)\.(?=\s|\Z)")
+_NEEDLE = re.compile(r"One of the special magic \w+ for ([^:\n]+?) is: (\S+?)\.(?=\s|\Z)")
 _VARIABLES = re.compile(r"Question: Find all variables that are assigned the value (\d+) in the text above\.\Z")
 _ASSIGNED = re.compile(r"VAR (\w+) = (?:VAR )?(\w+)")
 _COMMON = re.compile(r"\nQuestion: What are the 10 most common words in the above list\?\Z")

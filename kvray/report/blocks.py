@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from kvray.report.charts.style import COLOURS, GRID, INK, MUTED, PAPER, render
 
 _VERDICTS = {"better": "up", "worse": "down", "within noise": "noise", "not compared": "noise"}
+_VERDICTS |= {f"this finetune: {verdict}": _VERDICTS[verdict] for verdict in ("better", "worse")}
 _STATES = {"failed": "down", "missing": "noise", "damaged": "down"}
-_JUDGING = {"verdict", "the first is", "state"}
+_JUDGING = {"verdict", "the first is", "the first finetune is", "state"}
 """Headers of the columns that hold verdicts and states; elsewhere "better" may be a mixture's name."""
 _NAME_LENGTH = 120  # most characters of a figure's file name, without its suffix
 _INKS = {"ink": INK, "muted": MUTED, "grid": GRID, "paper": PAPER} | {f"c{i}": c for i, c in enumerate(COLOURS)}

@@ -141,10 +141,22 @@ def _along_axis(snapshot: Snapshot, evaluation: str, axis: Axis) -> list[Block]:
     subtitle = f"{_asked(snapshot, evaluation, axis)}; bands: 95 % intervals of each accuracy"
     subtitle += "; thin lines: the same questions, grey areas: range of the finetunes" if levels else ""
     subtitle += f"; hollow: {published.credit(snapshot, evaluation, axis)}" if theirs else ""
-    chart = curves.accuracy_along(axis, snapshot.scores, evaluation, Palette(snapshot.models), subtitle, levels, theirs)
+    seeds = _by_seed(snapshot, evaluation, axis)
+    subtitle += "; small points: the seeds" if seeds.height else ""
+    palette = Palette(snapshot.models)
+    chart = curves.accuracy_along(axis, snapshot.scores, evaluation, palette, subtitle, levels, theirs, seeds)
     about = f"Accuracy by {axis.title} on {evaluation}, per mixture"
     figure = Figure(chart, about, f"accuracy-by-{axis.name}", evaluation)
     return [figure, *_table_along(snapshot, evaluation, axis)]
+
+
+def _by_seed(snapshot: Snapshot, evaluation: str, axis: Axis) -> pl.DataFrame:
+    """Return the accuracy of each finetune at each place on an axis, of models with several seeds."""
+    scored = pl.col("seed", "score", axis.name).is_not_null()
+    rows = snapshot.of(evaluation).filter(pl.all_horizontal(scored))
+    several = rows.filter(pl.col("seed").n_unique().over("model") > 1)
+    means = several.group_by("model", "seed", axis.name).agg(accuracy=pl.col("score").mean())
+    return means.sort("model", "seed", axis.name)
 
 
 def bounds(snapshot: Snapshot, evaluation: str) -> list[curves.Level]:
@@ -233,5 +245,5 @@ def _models(snapshot: Snapshot, rows: pl.DataFrame, axis: Axis, values: list[Any
 
 
 def _arrows(snapshot: Snapshot, table: Sequence[Sequence[str]], axis: Axis) -> str:
-    comparisons = snapshot.comparisons.filter((pl.col("family") == axis.family) & pl.col("p").is_not_null()).height
+    comparisons = snapshot.comparisons.filter((pl.col("family") == axis.family) & pl.col("p").is_not_null())
     return arrows(table, comparisons, axis.family.partition(", ")[2])

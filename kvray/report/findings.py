@@ -11,7 +11,7 @@ from kvray.report.charts import differences
 from kvray.report.charts.style import Palette
 from kvray.report.headlines import headlines
 from kvray.report.text import DASH, Row, bold, change, count, percent, plural, seeds_averaged
-from kvray.results.frames import BASE
+from kvray.results.frames import BASE, seed_changes
 from kvray.results.profile import PAIRWISE, unsplit
 from kvray.results.snapshot import Snapshot
 
@@ -47,9 +47,12 @@ def gains(snapshot: Snapshot) -> list[Block]:
     against = snapshot.against_base()
     retrieval, knowledge = snapshot.compared("retrieval"), snapshot.compared("knowledge")
     palette = Palette(snapshot.models)
+    changes = seed_changes(snapshot.predictions, [*retrieval, *knowledge])
     figures: list[Block] = [
         Figure(
-            differences.gain_against_loss(against, gained, lost, palette),
+            differences.gain_against_loss(
+                against, gained, lost, palette, text.bars(snapshot, [gained, lost]), seeds=changes
+            ),
             f"Change on {gained} against change on {lost}, per mixture",
             *("gain-against-loss", gained, lost),
         )
@@ -65,7 +68,8 @@ def gains(snapshot: Snapshot) -> list[Block]:
 def mixtures(snapshot: Snapshot) -> list[Block]:
     """One table per evaluation that is no benchmark, then the finetuned models compared in pairs."""
     evaluations = [name for name, profile in snapshot.profiles.items() if profile.measures != "benchmark"]
-    blocks: list[Block] = [Heading("Mixtures compared")] if evaluations else []
+    subject = text.subject(snapshot.comparisons["about"].to_list())
+    blocks: list[Block] = [Heading(f"{subject.capitalize()}s compared")] if evaluations else []
     for evaluation in evaluations:
         blocks += evaluation_table(snapshot, evaluation)
     return blocks + _pairs(snapshot, 3 if evaluations else 2)
@@ -76,11 +80,21 @@ def evaluation_table(snapshot: Snapshot, evaluation: str) -> list[Block]:
     rows = unsplit(snapshot.scores).filter(pl.col("evaluation") == evaluation)
     place = pl.col("model").cast(pl.Enum(snapshot.with_base))
     rows = rows.sort("accuracy", place, descending=[True, False], nulls_last=True)
-    header = ["model", "verdict", "accuracy", "95 % interval", "change, points", "Holm's p", "n", "seeds"]
+    alone = text.subject(rows["about"].to_list()) == "finetune"
+    header = [
+        "finetune, one seed" if alone else "model",
+        "verdict",
+        "accuracy",
+        "95 % interval",
+        "change, points",
+        "Holm's p",
+        "n",
+        "seeds",
+    ]
     table = [
         [
             bold(row["model"]),
-            row["verdict"] or (DASH if row["model"] == BASE else "not compared"),
+            text.judged(row) if row["verdict"] else DASH if row["model"] == BASE else "not compared",
             percent(row["accuracy"]),
             text.interval(row["low"], row["high"]),
             change(row["difference"], row["difference_low"], row["difference_high"]),
@@ -90,7 +104,7 @@ def evaluation_table(snapshot: Snapshot, evaluation: str) -> list[Block]:
         ]
         for row in rows.iter_rows(named=True)
     ]
-    if all(row["seeds"] <= 1 for row in rows.iter_rows(named=True)):
+    if alone:
         header, table = header[:-1], [line[:-1] for line in table]
     return [Heading(snapshot.profiles[evaluation].title, 3), Table(header, table, left=2)]
 
@@ -102,8 +116,10 @@ def knowledge(snapshot: Snapshot) -> list[Block]:
         return []
     rows = snapshot.predictions.filter(pl.col("evaluation").is_in(evaluations))
     questions = f"{rows['question_id'].n_unique():,} closed-book questions{seeds_averaged(snapshot, evaluations)}"
-    subtitle = f"{questions}; bars: 95 % intervals of the paired difference; verdicts after Holm's correction"
-    chart = differences.knowledge_change(snapshot.against_base(), evaluations, Palette(snapshot.models), subtitle)
+    subtitle = f"{questions}; {text.bars(snapshot, evaluations)}; verdicts after Holm's correction"
+    seeds = seed_changes(snapshot.predictions, evaluations)
+    palette = Palette(snapshot.models)
+    chart = differences.knowledge_change(snapshot.against_base(), evaluations, palette, subtitle, seeds)
     return [
         Heading("What it cost in knowledge"),
         Figure(chart, "Change in closed-book accuracy against the base, per mixture", "knowledge-change"),
@@ -122,18 +138,21 @@ def benchmarks(snapshot: Snapshot) -> list[Block]:
     header, left = ["model", "from", *evaluations], 2
     if not any(theirs.values()):
         header, table, left = [header[0], *header[2:]], [[line[0], *line[2:]] for line in table], 1
-    pairs = snapshot.against_base().height
+    pairs = snapshot.against_base()
     note = "Accuracy in %, in brackets the change against the base in points. "
     note = (note + text.arrows(table, pairs, "against the base")).rstrip()
     note += " Rows in italics: what a work prints; *?*: not confirmed." if any(theirs.values()) else ""
     figures: list[Block] = []
     if compared := snapshot.compared("benchmark"):
         published_changes = published.changes(snapshot)
-        subtitle = f"bars: 95 % intervals of the paired difference{seeds_averaged(snapshot, compared)}"
+        subtitle = f"{text.bars(snapshot, compared)}{seeds_averaged(snapshot, compared)}"
         if any(evaluation in compared for evaluation, _ in published_changes):
             subtitle += "; hollow: published, without interval"
         palette = Palette(snapshot.models)
-        chart = differences.benchmark_changes(snapshot.against_base(), compared, palette, subtitle, published_changes)
+        seeds = seed_changes(snapshot.predictions, compared)
+        chart = differences.benchmark_changes(
+            snapshot.against_base(), compared, palette, subtitle, published_changes, seeds
+        )
         figures.append(Figure(chart, "Change on general benchmarks against the base, per mixture", "benchmark-change"))
     each = [block for evaluation in evaluations for block in evaluation_table(snapshot, evaluation)]
     return [
@@ -174,21 +193,23 @@ def _pairs(snapshot: Snapshot, level: int) -> list[Block]:
         return []
     shown = pairs if pairs.height <= _PAIRS_SHOWN else pairs.filter(pl.col("verdict") != "within noise")
     hidden = pairs.height - shown.height
+    subject = text.subject(pairs["about"].to_list())
     table = [
         [
             row["evaluation"],
             f"{row['b']} over {row['a']}",
-            row["verdict"],
+            row["verdict"] if subject == "finetune" else text.judged(row),
             change(row["difference"], row["low"], row["high"]),
             text.p_value(row["p_holm"]),
             f"{count(row['better'])} : {count(row['worse'])}",
         ]
         for row in map(_leader_first, shown.iter_rows(named=True))
     ]
-    header = ["evaluation", "pair", "the first is", "difference, points", "Holm's p", "pairs won : lost"]
-    blocks: list[Block] = [Heading("Mixtures against each other", level)]
+    first = "the first finetune is" if subject == "finetune" else "the first is"
+    header = ["evaluation", "pair", first, "difference, points", "Holm's p", "pairs won : lost"]
+    blocks: list[Block] = [Heading(f"{subject.capitalize()}s against each other", level)]
     if len(table) > _PAIRS_OPEN:
-        blocks.append(Details(f"{len(table)} pairs of mixtures that differ", [Table(header, table, left=3)]))
+        blocks.append(Details(f"{len(table)} pairs of {subject}s that differ", [Table(header, table, left=3)]))
     elif table:
         blocks.append(Table(header, table, left=3))
     noise = f"{hidden} of {pairs.height} comparisons are within noise and not shown."

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from kvray.report.text import change, listed, plural, signed
+from kvray.report.text import change, counts, listed, plural, signed, subject
 from kvray.results.frames import BASE
 from kvray.results.profile import Profile
 from kvray.tasks.base import Measure
@@ -35,8 +35,10 @@ def headlines(predictions: pl.DataFrame, against: pl.DataFrame, profiles: Mappin
     compared = [profile for name, profile in profiles.items() if name in against["evaluation"]]
     compared.sort(key=lambda profile: _ORDER.index(profile.measures))
     tuned = predictions.filter(pl.col("model") != BASE)
-    noun = "mixture" if tuned["model"].n_unique() == tuned["mixture"].n_unique() else "finetuned model"
-    lines = [_overall(against, compared, noun)]
+    noun = subject(against["about"].to_list())
+    if noun == "mixture" and tuned["model"].n_unique() != tuned["mixture"].n_unique():
+        noun = "finetuned model"
+    lines = [f"{_overall(against, compared, noun)} {_over(against)}"]
     first = against.filter(pl.col("evaluation") == compared[0].name)
     best = first.sort("difference", descending=True, maintain_order=True)["b"]
     for model in dict.fromkeys([*best, *against["b"]]):
@@ -46,8 +48,28 @@ def headlines(predictions: pl.DataFrame, against: pl.DataFrame, profiles: Mappin
         parts = [_finding(rows[each.name], each, first=each is single[0]) for each in single]
         benchmarks = [rows[each.name] for each in asked if each.measures == "benchmark"]
         parts += [benchmark_line(benchmarks, first=not parts)] if benchmarks else []
-        lines.append(f"**{model}** {'; '.join(parts)}.")
+        alone = next((row["seeds_b"] for row in rows.values()), 0) == 1
+        lines.append(f"**{model}**{_one_finetune(tuned, model) if alone else ''} {'; '.join(parts)}.")
     return lines
+
+
+def _over(against: pl.DataFrame) -> str:
+    """Return a sentence on what the verdicts hold for: mixtures, over so many seeds, or these finetunes alone."""
+    numbers = against["seeds_b"].unique().sort().to_list()
+    if numbers == [1]:
+        return (
+            "One seed was trained of each mixture, so all of this is about these finetunes: another seed of the same "
+            "mixture can score otherwise, and no mixture is shown to be better or worse."
+        )
+    several = counts([number for number in numbers if number > 1])
+    said = f"Verdicts on mixtures are over {several} seeds each, seeds and questions both taken as drawn at random."
+    return said + (" Those of one seed are about that finetune alone." if 1 in numbers else "")
+
+
+def _one_finetune(tuned: pl.DataFrame, model: str) -> str:
+    """Return ", this finetune (seed 0)," to stand behind the name of a model with one seed."""
+    seeds = tuned.filter(pl.col("model") == model)["seed"].drop_nulls().unique().to_list()
+    return f", this finetune (seed {seeds[0]})," if seeds else ", this finetune,"
 
 
 def benchmark_line(rows: Sequence[Mapping[str, Any]], first: bool) -> str:

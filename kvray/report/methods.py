@@ -11,6 +11,7 @@ from kvray.report.blocks import Block, Bullets, Code, Details, Heading, Table, T
 from kvray.report.text import DASH, count, duration, listed, notes, percent
 from kvray.report.training import written
 from kvray.results import stats
+from kvray.results.crossed import detectable
 from kvray.results.profile import CURVES
 from kvray.results.snapshot import Snapshot
 
@@ -41,8 +42,7 @@ def reading(snapshot: Snapshot) -> list[Block]:
     """How the numbers were made and how to read them."""
     seeds = snapshot.predictions["seed"].drop_nulls().n_unique()
     luck = notes()["seeds_several"].format(number=seeds) if seeds > 1 else notes()["seeds_one"]
-    lines = [line.replace("{seeds}", luck) for line in notes()["reading"]]
-    return [Heading("How to read the numbers"), Bullets(lines)]
+    return [Heading("How to read the numbers"), Bullets([*notes()["reading"], luck])]
 
 
 def provenance(snapshot: Snapshot) -> list[Block]:
@@ -88,8 +88,8 @@ def _evaluation(snapshot: Snapshot, evaluation: str) -> list[str]:
     lengths = run["prompt_tokens"].to_numpy()
     counted = run.filter(pl.col("cached_tokens").is_not_null())
     against = snapshot.against_base()
-    pairs = against.filter(pl.col("evaluation") == evaluation).select("low", "high").iter_rows()
-    detectable = max((stats.detectable_from(low, high, against.height) for low, high in pairs), default=None)
+    pairs = against.filter(pl.col("evaluation") == evaluation).iter_rows(named=True)
+    smallest = max((_detectable(row, against.height) for row in pairs), default=None)
     cached = float(counted["cached_tokens"].sum()) / float(counted["prompt_tokens"].sum()) if counted.height else None
     answered = [each for cell, each in snapshot.committed("predictions") if cell["labels"]["evaluation"] == evaluation]
     seconds = [each.measurements["seconds"] for each in answered if "seconds" in each.measurements]
@@ -105,8 +105,16 @@ def _evaluation(snapshot: Snapshot, evaluation: str) -> list[str]:
         duration(sum(seconds) if seconds else None),
         percent(cut),
         count(rows["score"].null_count()),
-        f"{100 * detectable:.1f}" if detectable is not None else DASH,
+        f"{100 * smallest:.1f}" if smallest is not None else DASH,
     ]
+
+
+def _detectable(row: Mapping[str, Any], comparisons: int) -> float:
+    """Return the smallest true difference that a comparison like this one would call one, four times in five."""
+    if row["seed_error"] is None:
+        return stats.detectable_from(row["low"], row["high"], comparisons)
+    seeds = min(number for number in (row["seeds_a"], row["seeds_b"]) if number > 1)
+    return detectable(row["question_error"], row["seed_error"], seeds, comparisons)
 
 
 def _distinct(records: Sequence[Mapping[str, Any]]) -> str:

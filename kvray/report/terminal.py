@@ -5,13 +5,15 @@ from typing import Any
 import polars as pl
 
 from kvray.report.findings import absent
-from kvray.report.text import change, percent
+from kvray.report.text import change, judged, percent
+from kvray.results.frames import FINETUNES
 from kvray.results.profile import AXES, unsplit
 from kvray.results.snapshot import Snapshot, collect
 from kvray.store.store import Store
 
 WIDTH = 158  # most characters of a line with more than one evaluation
 NOTE = "accuracy, change against the base in points with its 95 % interval, verdict after Holm's correction"
+ONE_SEED = "this finetune: of one seed, which says nothing about other finetunes of its mixture"
 _GAP = "  "
 
 
@@ -24,7 +26,8 @@ def summary(store: Store, sweep: str) -> list[str]:
         return [head, "no predictions yet"]
     names = ["", *snapshot.with_base]
     columns = [column(snapshot, evaluation) for evaluation in snapshot.profiles]
-    return [head, *blocks(names, columns, WIDTH), NOTE]
+    alone = FINETUNES in unsplit(snapshot.scores)["about"]
+    return [head, *blocks(names, columns, WIDTH), NOTE, *([ONE_SEED] if alone else [])]
 
 
 def document(store: Store, sweep: str) -> dict[str, Any]:
@@ -66,6 +69,6 @@ def column(snapshot: Snapshot, evaluation: str) -> list[str]:
         row = rows.get(model)
         shown = "missing" if row is None else percent(row["accuracy"])
         if row is not None and row["difference"] is not None:
-            shown += f"  {change(row['difference'], row['difference_low'], row['difference_high'])} {row['verdict']}"
+            shown += f"  {change(row['difference'], row['difference_low'], row['difference_high'])} {judged(row)}"
         cells.append(shown)
     return cells

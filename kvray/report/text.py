@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from kvray.results.frames import BASE
+from kvray.results.frames import BASE, FINETUNES, MIXTURES
 from kvray.results.snapshot import Snapshot
 
 Row = Mapping[str, Any]  # A row of the scores
@@ -85,6 +85,21 @@ def plural(number: int, noun: str) -> str:
     return noun if number == 1 else f"{noun}s"
 
 
+def judged(row: Mapping[str, Any]) -> str:
+    """Return a verdict in words that say no more than it does: "better", but of one seed "this finetune: better"."""
+    verdict = str(row["verdict"])
+    return f"this finetune: {verdict}" if row["about"] == FINETUNES and verdict in ARROWS else verdict
+
+
+def subject(about: Sequence[str | None]) -> str:
+    """Return what verdicts are about, in the singular: "mixture", "finetune" (one seed), or "finetuned model" if mixed.
+
+    ``about`` are their values of the column of that name; null, of the base model, does not count.
+    """
+    found = set(about) - {None}
+    return "mixture" if found == {MIXTURES} else "finetune" if found == {FINETUNES} else "finetuned model"
+
+
 def bold(model: str) -> str:
     """Return a model's name for a table, bold unless it is the base."""
     return model if model == BASE else f"**{model}**"
@@ -104,11 +119,16 @@ def by_model(
     return {model: [cell(row) for row in line] for model, line in lines.items() if any(line)}
 
 
-def arrows(table: Sequence[Sequence[str]], comparisons: int, which: str) -> str:
-    """Return what the arrows of a table mean, or that it has none; "" where nothing was compared."""
-    if not comparisons:
+def arrows(table: Sequence[Sequence[str]], compared: pl.DataFrame, which: str) -> str:
+    """Return what the arrows of a table mean, or that it has none; "" where nothing was compared.
+
+    ``compared`` are the comparisons that were corrected together.
+    """
+    if not compared.height:
         return ""
-    after = f"after Holm's correction over all {comparisons:,} comparisons {which}."
+    after = f"after Holm's correction over all {compared.height:,} comparisons {which}."
+    if subject(compared["about"].to_list()) == "finetune":
+        after += " One seed: an arrow is about this finetune, not about the mixture."
     if any(mark.strip() in cell for line in table for cell in line for mark in ARROWS.values()):
         return f"\u25b2 and \u25bc: differs from the base {after}"
     return f"No number here differs from the base {after}"
@@ -120,3 +140,11 @@ def seeds_averaged(snapshot: Snapshot, evaluations: list[str]) -> str:
     cells = rows.group_by("evaluation", "model").agg(pl.col("seed").n_unique())
     numbers = cells["seed"].unique().sort().to_list()
     return f", mean of {counts(numbers)} seeds" if numbers not in ([], [1]) else ""
+
+
+def bars(snapshot: Snapshot, evaluations: Sequence[str]) -> str:
+    """Return what the bars of a figure of changes are, and its small points where there are several seeds."""
+    compared = snapshot.against_base().filter(pl.col("evaluation").is_in(list(evaluations)))
+    if subject(compared["about"].to_list()) == "finetune":
+        return "one seed; bars: 95 % intervals over questions, of this finetune alone"
+    return "bars: 95 % intervals over seeds and questions; small points: the seeds"

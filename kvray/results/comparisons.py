@@ -26,7 +26,7 @@ def compare_all(predictions: pl.DataFrame, profiles: Mapping[str, Profile] | Non
     }
     tables[PAIRWISE] = _compare(predictions, (), list(itertools.combinations(models(predictions), 2)))
     columns: dict[str, Any] = {"family": pl.String, "evaluation": pl.String, **TYPES, **COMPARED}
-    parts = [pl.DataFrame(schema=columns | {"p_holm": pl.Float64, "verdict": pl.String})]
+    parts = [pl.DataFrame(schema=columns | {"p_holm": pl.Float64, "verdict": pl.String, "about": pl.String})]
     for family, compared in tables.items():
         if compared:
             judged = judge(pl.concat(compared).sort("evaluation", maintain_order=True))
@@ -46,7 +46,7 @@ def scores(
         parts += [accuracy(rows, [*keys, *axis.columns])] if rows.height else []
     names = {"b": "model", "low": "difference_low", "high": "difference_high", "n": "pairs"}
     against = comparisons.filter(pl.col("family") != PAIRWISE).rename(names)
-    numbers = ["difference", "difference_low", "difference_high", "pairs", "p", "p_holm", "verdict"]
+    numbers = ["difference", "difference_low", "difference_high", "pairs", "test", "p", "p_holm", "verdict", "about"]
     against = against.select("evaluation", "model", *AXES, *numbers)
     table = pl.concat([*parts, pl.DataFrame(schema=TYPES)], how="diagonal")
     joined = table.join(against, on=["evaluation", "model", *AXES], how="left", nulls_equal=True)

@@ -40,7 +40,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired mean difference, b minus a, with its 95 % interval (questions resampled) and two-sided p.
+    """A paired mean difference, b minus a, with its 95 % interval and two-sided p.
 
     ``test`` is "McNemar" (0/1 scores, one pair per question), "sign flip" (exact, by question) or "sign flip, sampled".
     Of ``n`` pairs b scores above a in ``better`` and below a in ``worse``; ``questions`` counts the different ones.
@@ -57,13 +57,16 @@ class Difference:
     worse: int
 
 
-def wilson(mean: float, n: int) -> tuple[float, float]:
-    """Return Wilson's interval for a share ``mean`` of ``n`` independent 0/1 outcomes; ValueError if n is below 1."""
+def wilson(mean: float, n: float, quantile: float = _Z) -> tuple[float, float]:
+    """Return Wilson's interval for a share ``mean`` of ``n`` independent 0/1 outcomes; ValueError if n is not above 0.
+
+    ``quantile`` is the normal one of the level, or Student's where the standard error is estimated.
+    """
     if n <= 0:
         raise ValueError(f"an interval needs at least one outcome, found n={n}")
-    shrink = 1 + _Z**2 / n
-    centre = (mean + _Z**2 / (2 * n)) / shrink
-    half = _Z / shrink * math.sqrt(mean * (1 - mean) / n + _Z**2 / (4 * n**2))
+    shrink = 1 + quantile**2 / n
+    centre = (mean + quantile**2 / (2 * n)) / shrink
+    half = quantile / shrink * math.sqrt(mean * (1 - mean) / n + quantile**2 / (4 * n**2))
     return (max(0.0, centre - half) if mean > 0 else 0.0), (min(1.0, centre + half) if mean < 1 else 1.0)
 
 

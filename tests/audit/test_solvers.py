@@ -14,7 +14,8 @@ from kvray.audit.tally import SHOWN, Tally
 from kvray.cli.samples import DEFAULT_BASE, task_of
 from kvray.generate.job import build, rows_of
 from kvray.models.reference import resolve
-from kvray.tasks.base import Task
+from kvray.tasks import load_all
+from kvray.tasks.base import REGISTRY, Task
 
 BASE = resolve(DEFAULT_BASE)
 ROWS = 200
@@ -231,6 +232,14 @@ def test_what_a_guess_scores_is_what_guessing_scores() -> None:
 def test_what_no_solver_can_read_is_said(name: str, knobs: dict[str, Any]) -> None:
     solver, why = solver_of(name, knobs)
     assert solver is None and why
+
+
+def test_every_generator_has_a_solver_or_a_reason_why_not() -> None:
+    load_all()
+    ours = {name: cls for name, cls in REGISTRY.items() if cls.__module__.startswith("kvray.") and cls.BRINGS_EXAMPLES}
+    without = {name for name, cls in ours.items() if name != "messages" and not solver_of(name, cls().model_dump())[0]}
+    assert without == {"recall"}
+    assert set(ours) - without - {"messages"} == {case.partition(" ")[0] for case in CASES}
 
 
 def test_every_task_of_ruler_is_read() -> None:

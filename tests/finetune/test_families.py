@@ -13,6 +13,8 @@ import pytest
 
 import kvray
 from kvray.errors import InputError
+from kvray.evaluate.engines.base import Adapter, Reply, Request, Serving
+from kvray.evaluate.engines.vllm import VllmEngine
 from kvray.finetune.encode import Encoded
 from kvray.finetune.placement import Shape
 from kvray.finetune.train import train
@@ -117,16 +119,27 @@ def test_a_family_without_adapters_in_vllm_is_refused_by_the_plan(family: Family
 
 
 @pytest.mark.slow
-def test_vllm_serves_the_adapter_of_a_fused_family(family: Family, rows: Encoded, tmp_path: Path) -> None:
-    base = family("phi3")
-    sweep = kvray.Sweep(
-        name="fused",
-        base_model=base.location,
-        datasets={"kv": kvray.tasks.SimpleKV(rows=16, dictionaries=3)},
-        finetune={"epochs": 1, "learning_rate": 1e-2, "lora_targets": "all-linear"},
-        evaluate={"mdqa": kvray.tasks.Mdqa(documents=3, positions=[1], questions=4)},
-        runtime={"num_cpus": 2, "kv_cache_gib": 0.25, "max_model_len": 512},
-    )
-    # An adapter that vLLM takes and ignores is refused by the evaluation's own probe.
-    result = kvray.run(sweep, store=tmp_path / "store")
-    assert not result.failed
+def test_vllm_serves_the_adapter_of_a_fused_family_as_peft_does(family: Family, rows: Encoded, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, prompt = family("phi3"), rows.ids[0].astype(np.int32)
+    step(base, rows, Finetune(epochs=0.1, learning_rate=0.05, lora_targets="all-linear"), tmp_path)
+    adapter = Adapter("fused", 1, tmp_path / "model")
+    VllmEngine.prepare(gpus=0, cpus=2)
+    engine = VllmEngine(Serving(base, None, Runtime(kv_cache_gib=0.25)))
+    engine.add(adapter)
+    engine.start(256)
+    plain = AutoModelForCausalLM.from_pretrained(base.location)
+    ids = torch.from_numpy(prompt.astype(np.int64))[None]
+    scores = {}
+    for each in (None, adapter):
+        with torch.no_grad():
+            logits = (PeftModel.from_pretrained(plain, str(each.path)) if each else plain)(ids).logits[0, :-1]
+        expected = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].numpy()
+        ((_, reply),) = engine.answer([(0, Request(prompt, kind="score", adapter=each))])
+        assert isinstance(reply, Reply)
+        scores[each] = np.array([value for value, _ in reply.scored])
+        assert scores[each] == pytest.approx(expected, abs=1e-3)
+    assert np.abs(scores[adapter] - scores[None]).max() > 0.1

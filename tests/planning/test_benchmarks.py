@@ -29,7 +29,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 def test_each_benchmark_needs_what_its_extra_of_the_harness_lists() -> None:
     def needed(name: str, **knobs: str) -> set[str]:
-        return set(benchmarks.needed(LmEval(benchmark=name, **knobs)))  # type: ignore[arg-type]
+        return set(benchmarks.needed(LmEval(benchmark=name, **knobs)))
 
     assert needed("ifeval") == {"langdetect", "immutabledict", "nltk"}
     assert needed("ruler") == needed("niah_single_1") == needed("ruler_vt") >= {"wonderwords", "nltk"}

@@ -14,6 +14,7 @@ from toy_tasks import Toy
 from kvray.models.reference import resolve
 from kvray.planning import inputs
 from kvray.planning.cost.estimate import estimate
+from kvray.results.crossed import detectable
 from kvray.results.stats import detectable_difference
 from kvray.store import failures
 from kvray.store.store import Store
@@ -109,10 +110,8 @@ def test_a_whole_store_has_nothing_to_do(tmp_path: Path) -> None:
 def test_the_smallest_difference_counts_questions(tmp_path: Path) -> None:
     block = {"task": "mdqa", "documents": 20, "questions": 100, "positions": [1, 10, 20]}
     found = document(Store(tmp_path), datasets={}, evaluate={"ask": {"task": "toy", "rows": 400}, "docs": block})
-    assert found["detectable_difference"]["docs"] == {
-        "questions": 100,
-        "points": round(100 * detectable_difference(100), 1),
-    }
+    docs = found["detectable_difference"]["docs"]
+    assert (docs["questions"], docs["points"]) == (100, round(100 * detectable_difference(100), 1))
     assert found["detectable_difference"]["ask"]["questions"] == 400
 
 
@@ -158,9 +157,21 @@ def test_an_evaluation_that_finds_nothing_is_a_warning_that_says_what_to_ask(tmp
 def test_the_smallest_difference_is_that_of_the_report_s_family_of_comparisons(tmp_path: Path) -> None:
     found = document(
         Store(tmp_path),
-        evaluate={"ask": {"task": "toy", "rows": 400, "seed": 9}},
+        evaluate={"ask": {"task": "toy", "rows": 4000, "seed": 9}},
         finetune={"seeds": [0, 1], "match": "rows"},
     )
-    # Two mixtures on one evaluation; seeds are averaged.
-    points = round(100 * detectable_difference(400, comparisons=2), 1)
-    assert found["detectable_difference"]["ask"] == {"questions": 400, "points": points}
+    # Two mixtures on one evaluation, over two seeds each, 5 points apart unless the store knows better.
+    points = round(100 * detectable((0.2 / 4000) ** 0.5, 0.05 / 2**0.5, 2, comparisons=2), 1)
+    asked = found["detectable_difference"]["ask"]
+    assert (asked["questions"], asked["seeds"], asked["points"]) == (4000, 2, points)
+    assert (asked["spread"], asked["spread_basis"]) == (5.0, "default")
+    five = asked["seeds_for"]["5"]
+    needed = [detectable((0.2 / 4000) ** 0.5, 0.05 / n**0.5, n, comparisons=2) for n in (five - 1, five)]
+    assert needed[1] <= 0.05 < needed[0]
+    assert asked["seeds_for"]["2"] is None  # not of 4,000 questions, however many seeds
+
+
+def test_one_seed_is_told_to_give_no_verdict_about_mixtures(tmp_path: Path) -> None:
+    said = "No verdict about mixtures can come of it"
+    assert said in estimate(toy_plan(), Store(tmp_path)).text()
+    assert said not in estimate(toy_plan(finetune={"seeds": [0, 1, 2]}), Store(tmp_path)).text()

@@ -62,7 +62,7 @@ def test_colour_and_marker_stay_with_a_model_and_tell_models_apart() -> None:
 def test_forest_and_scatter_hold_every_interval_and_zero(tables: Tables) -> None:
     scores, against = tables
     forest = differences.knowledge_change(against, ["recall"], palette(scores), "words")
-    scatter = differences.gain_against_loss(against, "mdqa20", "recall", palette(scores))
+    scatter = differences.gain_against_loss(against, "mdqa20", "recall", palette(scores), "words")
     recall = against.filter(pl.col("evaluation") == "recall")
     low, high = 100 * recall["low"].min(), 100 * recall["high"].max()  # type: ignore[operator]
     for left, right in (forest.axes[0].get_xlim(), scatter.axes[0].get_ylim()):
@@ -232,7 +232,7 @@ def test_a_corner_is_named_only_where_its_quarter_has_room(tables: Tables) -> No
     right = against.with_columns(gained.alias("difference"), low=gained - 0.02, high=gained + 0.02)
 
     def said(rows: pl.DataFrame) -> set[str]:
-        figure = differences.gain_against_loss(rows, "mdqa20", "recall", palette(scores))
+        figure = differences.gain_against_loss(rows, "mdqa20", "recall", palette(scores), "words")
         return {text.get_text() for text in figure.axes[0].texts}
 
     assert "retrieves less, knows less" not in said(right)

@@ -75,7 +75,7 @@ def test_benchmarks_are_one_table_with_published_rows_under_ours(text: str) -> N
     assert re.match(rf"\d+\.\d \([+{MINUS}]?\d+\.\d\)", rows[at][2])
     published = ["", "*Xiong et al. 2024, Mistral-7B-Instruct-v0.1*", f"*34.34 ({MINUS}0.31)*", "*53.44 (+0.02)*"]
     assert rows[at + 1] == published
-    assert "mmlu" not in section(text, "Mixtures compared").split("### Mixtures against each other")[0]
+    assert "mmlu" not in section(text, "Finetunes compared").split("### Finetunes against each other")[0]
 
 
 def test_published_changes_stand_beside_ours_cell_by_cell(text: str, written: build.Paths) -> None:
@@ -184,8 +184,8 @@ def test_pairs_of_benchmarks_alone_have_a_heading_of_their_own(tmp_path: Path) -
     evaluations, mixtures = ("gsm8k", "mmlu"), ("kv-template", "kv", "in2", "needle", "multidoc_qa")
     paper_store.commit(store, questions=4, mixtures=mixtures, evaluations=evaluations, reference=())
     text = Path(build.write(store, "paper").markdown).read_text()
-    assert "\n## Mixtures against each other\n" in text
-    assert "## Mixtures compared" not in text
+    assert "\n## Finetunes against each other\n" in text
+    assert "## Finetunes compared" not in text
 
 
 def test_answers_of_one_kind_are_a_sentence(store: Store) -> None:

@@ -102,13 +102,14 @@ def test_findings_carry_their_numbers(written: build.Paths) -> None:
     headline = re.search(r"- \*\*ours\*\* (.*)", text)
     assert headline
     assert re.match(
-        r"retrieves better than the base model on mdqa20 \(20 documents\): \+\d+\.\d points "
-        r"\(95 % interval \+\d+\.\d to \+\d+\.\d\); recall: .* within noise\.",
+        r"is not shown to differ from the base model on mdqa20 \(20 documents\): \+\d+\.\d points "
+        r"\(95 % interval .\d+\.\d to \+\d+\.\d\), within noise; recall: .* within noise\.",
         headline.group(1),
     )
     scores = pl.read_parquet(written.scores)
     row = scores.filter(pl.col("position").is_null() & (pl.col("mixture") == "ours") & (pl.col("task") == "mdqa"))
     assert f"+{100 * row['difference'][0]:.1f} points" in headline.group(1)
+    assert "Verdicts on mixtures are over 2 seeds each, seeds and questions both" in text
     assert "1,423,000" in text
     assert "kvray report first --store" in text
     assert "kvray why predictions/" in text
@@ -128,8 +129,8 @@ def test_summary_has_a_row_per_model_and_a_verdict_per_evaluation(partial: Store
     lines = terminal.summary(partial, "first")
     assert lines[0] == "first: 16 of 18 cells evaluated"
     ours = next(line for line in lines if line.startswith("ours "))
-    assert "better" in ours
-    assert "within noise" in ours
+    assert ours.count("within noise") == 2
+    assert lines[-1] == terminal.ONE_SEED  # one mixture lacks its second seed
 
 
 def test_a_sweep_with_nothing_evaluated_still_reports(tmp_path: Path, make_sweep) -> None:
@@ -197,13 +198,36 @@ def test_text_is_escaped_and_marked() -> None:
 def test_arrows_are_explained_where_there_are_any() -> None:
     from kvray.report.text import arrows
 
-    assert arrows([["kv", "57 % \u25b2"]], 1200, "by length") == (
+    def compared(number: int, about: str = "mixtures") -> pl.DataFrame:
+        return pl.DataFrame({"about": [about] * number}, schema={"about": pl.String})
+
+    alone = arrows([["kv", "57 % \u25b2"]], compared(3, "finetunes"), "by length")
+    assert alone.endswith("One seed: an arrow is about this finetune, not about the mixture.")
+    assert arrows([["kv", "57 % \u25b2"]], compared(1200), "by length") == (
         "\u25b2 and \u25bc: differs from the base after Holm's correction over all 1,200 comparisons by length."
     )
-    assert arrows([["kv", "57 %"]], 3, "by length").startswith("No number here differs from the base")
-    assert arrows([["base", "57 %"]], 0, "by length") == ""
+    assert arrows([["kv", "57 %"]], compared(3), "by length").startswith("No number here differs from the base")
+    assert arrows([["base", "57 %"]], compared(0), "by length") == ""
     shown = page.to_html("t", [page.Text("\u25b2 and \u25bc: 95 % sure")])
     assert '<p><span class="up">\u25b2</span> and <span class="down">\u25bc</span>: 95\u00a0% sure</p>' in shown
+
+
+def test_one_seed_is_never_called_a_mixture(tmp_path: Path, make_sweep) -> None:
+    store = Store(str(tmp_path))
+    make_sweep(store, skip=["-s1-"], questions=200)
+    written = build.write(store, "first")
+    text = Path(written.markdown).read_text()
+    assert "1 of 4 finetunes retrieves better than the base model" in text or "finetunes retrieve better" in text
+    assert "**ours**, this finetune (seed 0), retrieves better than the base model on mdqa20" in text
+    assert "no mixture is shown to be better or worse" in text
+    assert "## Finetunes compared" in text and "### Finetunes against each other" in text
+    assert "| **ours** | this finetune: better |" in text
+    assert "finetune.seeds: [0, 1, 2, 3, 4]" in text
+    assert '<span class="up">this finetune: better</span>' in written.page
+    assert not re.search(r"mixtures? (retrieve|know|score|hold)s? ", text)
+    lines = terminal.summary(store, "first")
+    assert "this finetune: better" in "\n".join(lines)
+    assert lines[-1] == terminal.ONE_SEED
 
 
 def test_words_behind_numbers_are_set_left_and_may_break() -> None:
@@ -232,8 +256,8 @@ def test_headlines_count_models_where_a_mixture_has_several_and_benchmarks_have_
         against = comparisons.compare_all(rows, profiles).filter(pl.col("family") == OVERALL)
         return headlines(rows, against, profiles)[0]
 
-    assert "2 of 2 finetuned models" in first(rows)
-    assert "1 of 1 mixture " in first(rows.filter(pl.col("model") != "ours [learning_rate=2]"))
+    assert "2 of 2 finetunes" in first(rows)
+    assert "1 of 1 finetune " in first(rows.filter(pl.col("model") != "ours [learning_rate=2]"))
     noise = {"difference": 0.0, "verdict": "within noise"}
     both = [{"evaluation": "mmlu", **noise}, {"evaluation": "gsm8k", **noise}]
     assert benchmark_line(both, first=True) == "is within noise on all 2 general benchmarks"

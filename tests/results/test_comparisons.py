@@ -33,7 +33,9 @@ def compared(every: pl.DataFrame) -> pl.DataFrame:
 
 def test_family_finds_the_true_effects_and_no_others(make_cell) -> None:
     cells = [make_cell(e, questions=300) for e in ("mdqa20", "recall")]
-    cells += [make_cell(e, m, s, questions=300) for e in ("mdqa20", "recall") for m in ("ours", "mdqa") for s in (0, 1)]
+    cells += [
+        make_cell(e, m, s, questions=300) for e in ("mdqa20", "recall") for m in ("ours", "mdqa") for s in range(5)
+    ]
     table = comparisons.compare_all(as_frame(*cells))
     overall = table.filter(pl.col("family") == OVERALL)
     verdicts = {(r["evaluation"], r["b"]): r["verdict"] for r in overall.iter_rows(named=True)}

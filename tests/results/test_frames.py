@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -67,7 +68,7 @@ def test_accuracy_of_one_row_per_question_is_wilson(make_cell) -> None:
 def test_an_example_weighs_one_whatever_its_seeds(make_cell) -> None:
     one = as_frame(make_cell("recall", "ours", 0))
     twice = pl.concat([one, one.with_columns(pl.lit(1, dtype=pl.Int64).alias("seed"))])
-    columns = ["questions", "accuracy", "low", "high"]
+    columns = ["questions", "accuracy"]
     assert frames.accuracy(one, []).select(columns).equals(frames.accuracy(twice, []).select(columns))
 
 
@@ -123,3 +124,89 @@ def test_every_name_stands_for_one_model_and_base_for_none_but_the_base(make_cel
     assert pairs["model"].n_unique() == pairs.height == 6
     assert rows.filter(pl.col("model") == frames.BASE)["mixture"].null_count() == 4
     assert frames.models(rows)[:2] == ["base (mixture)", "base (mixture) (mixture)"]
+
+
+def drawn(model: str, seeds: dict[int, float], questions: int = 80, positions: int = 2) -> pl.DataFrame:
+    """Return made-up answers: a share of the questions right, by seed (-1: the base model's)."""
+    hard = np.repeat(np.random.default_rng(0).random(questions), positions)
+    rng = np.random.default_rng(len(model) + len(seeds))
+    parts = []
+    for seed, share in seeds.items():
+        score = (0.8 * hard + 0.2 * rng.random(hard.size) < share).astype(float)
+        parts.append(
+            pl.DataFrame(
+                {
+                    "evaluation": "mdqa",
+                    "mixture": None if seed < 0 else model,
+                    "finetune": None if seed < 0 else "lora",
+                    "seed": None if seed < 0 else seed,
+                    "question_id": [f"q{i // positions}" for i in range(hard.size)],
+                    "example_id": [f"e{i}" for i in range(hard.size)],
+                    "score": score,
+                    "model": model,
+                },
+                schema_overrides={"seed": pl.Int64, "mixture": pl.String, "finetune": pl.String},
+            )
+        )
+    return pl.concat(parts)
+
+
+def test_several_seeds_are_draws_and_the_verdict_is_about_the_mixture() -> None:
+    base = drawn("base", {-1: 0.40})
+    luck = drawn("ours", {0: 0.40, 1: 0.80, 2: 0.45})  # one lucky seed
+    sure = drawn("sure", {0: 0.70, 1: 0.71, 2: 0.69, 3: 0.70})
+    rows = pl.concat([base, luck, sure])
+    table = frames.judge(pl.concat([frames.compare(rows, "base", each) for each in ("ours", "sure")]))
+    lucky, surely = table.iter_rows(named=True)
+    assert (lucky["seeds_a"], lucky["seeds_b"], lucky["test"], lucky["about"]) == (0, 3, "crossed", "mixtures")
+    assert lucky["verdict"] == "within noise"
+    assert lucky["seed_error"] > 2 * lucky["question_error"]
+    assert lucky["high"] - lucky["difference"] > 0.4
+    assert lucky["difference"] == pytest.approx(lucky["b_accuracy"] - lucky["a_accuracy"])
+    assert surely["verdict"] == "better"
+    accuracy = frames.accuracy(rows, ["model"])
+    ends = {r["model"]: (r["low"], r["high"]) for r in accuracy.iter_rows(named=True)}
+    assert ends["ours"][1] - ends["ours"][0] > 0.6
+    assert ends["sure"][1] - ends["sure"][0] < 0.25
+
+
+def test_one_seed_says_better_of_this_finetune_alone() -> None:
+    base, alone = drawn("base", {-1: 0.4}), drawn("ours", {0: 0.8})
+    row = frames.judge(frames.compare(pl.concat([base, alone]), "base", "ours")).row(0, named=True)
+    assert (row["verdict"], row["about"], row["seeds_b"], row["seed_error"]) == ("better", "finetunes", 1, None)
+    other = drawn("mdqa", {0: 0.5, 1: 0.55})
+    mixed = frames.judge(frames.compare(pl.concat([alone, other]), "ours", "mdqa")).row(0, named=True)
+    assert (mixed["seeds_a"], mixed["seeds_b"], mixed["test"], mixed["about"]) == (1, 2, "crossed", "finetunes")
+
+
+def test_finetunes_are_compared_seed_by_seed() -> None:
+    # What a seed gives both mixtures, a good first adapter say, is no difference between them.
+    one = drawn("ours", {0: 0.3, 1: 0.5, 2: 0.7, 3: 0.4})
+    same = one.with_columns(model=pl.lit("twin"), mixture=pl.lit("twin"))
+    better = same.with_columns(
+        score=pl.when(pl.col("question_id").is_in(["q1", "q2", "q3"])).then(1.0).otherwise("score")
+    )
+    row = frames.compare(pl.concat([one, better]), "ours", "twin").row(0, named=True)
+    assert (
+        row["seed_error"]
+        < 0.02
+        < frames.compare(pl.concat([drawn("base", {-1: 0.4}), one]), "base", "ours")["seed_error"][0]
+    )
+    swapped = better.with_columns(seed=pl.col("seed") + 10)  # none in common: paired by rank
+    by_rank = frames.compare(pl.concat([one, swapped]), "ours", "twin").row(0, named=True)
+    assert by_rank["seed_error"] == pytest.approx(row["seed_error"])
+    assert by_rank["p"] == pytest.approx(row["p"])
+
+
+def test_a_seed_and_scores_that_are_missing_leave_a_verdict() -> None:
+    base, ours = drawn("base", {-1: 0.4}), drawn("ours", {0: 0.7, 1: 0.72, 2: 0.69})
+    lacking = ours.filter((pl.col("seed") != 2) | (pl.col("question_id") > "q5"))
+    lacking = lacking.with_columns(score=pl.when(pl.col("example_id") == "e3").then(None).otherwise("score"))
+    row = frames.judge(frames.compare(pl.concat([base, lacking]), "base", "ours")).row(0, named=True)
+    assert (row["verdict"], row["n"], row["excluded"]) == ("better", 159, 2)
+    same = pl.concat([drawn("base", {-1: 2.0}), drawn("ours", {0: 2.0, 1: 2.0})])  # all right, both
+    row = frames.judge(frames.compare(same, "base", "ours")).row(0, named=True)
+    assert (row["p"], row["verdict"], row["about"]) == (1.0, "within noise", "mixtures")
+    assert row["low"] < -0.01 and row["high"] > 0.01
+    certain = frames.accuracy(same.filter(pl.col("model") == "ours"), ["model"]).row(0, named=True)
+    assert certain["low"] < 0.97 and certain["high"] == 1.0

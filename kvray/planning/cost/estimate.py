@@ -7,9 +7,8 @@ from typing import Any, Literal
 from kvray.console import count
 from kvray.models.reference import API
 from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob, status
-from kvray.planning.cost import show
+from kvray.planning.cost import power, show
 from kvray.planning.cost.rates import STARTS, Rates, Where, measured_tokens, model_of
-from kvray.results.stats import detectable_difference
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
 
@@ -18,9 +17,6 @@ START_OF_RAY = 8.0
 _CHARACTERS_PER_TOKEN = 4  # of English, about; for a system message alone, whose tokens nobody has counted
 _MESSAGE_TOKENS = 8  # that an API's chat format adds to a request: about 4 per message (user and system)
 GPU_BYTES = 80e9
-MOST_POINTS = 30
-"""Smallest detectable difference above which an evaluation is of no use: the paper's largest gains are about this."""
-GOOD_POINTS = 10
 _PLAIN = ("id", "kind", "rows", "counted", "state", "why", "tokens", "seconds")  # keys of artefacts in the document
 _CELL = ("evaluation", "mixture", "finetune", "seed", "state", "id", "why", "tokens", "rows")  # of predictions
 
@@ -72,10 +68,10 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
             items.append(Item(artefact, "to run", why, *amounts, seconds, on))
             bases.setdefault(artefact.kind, basis)
     todo = [item for item in items if item.state == "to run"]
-    comparisons, detectable = _detectable(planned)
+    comparisons, smallest = power.smallest(planned, store)
     stages = _stages(todo, rates)
     warnings = [*planned.warnings, *_short_of_tokens(todo, planned, tokens), *_too_large(todo, rates)]
-    warnings += _too_few_questions(detectable, comparisons)
+    warnings += power.too_few_questions(smallest, comparisons)
     clock = sum(stage["seconds"] for stage in stages) + START_OF_RAY * any(stage["on"] != "api" for stage in stages)
     hours = {on: round(sum(stage["hours"] for stage in stages if stage["on"] == on), 3) for on in ("gpu", "cpu")}
     document = {
@@ -83,7 +79,7 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
         "base_model": planned.base_model,
         "cells": [_plain(item, _CELL) for item in items if item.artefact.kind == "predictions"],
         "artefacts": [_plain(item, _PLAIN) for item in items],
-        "detectable_difference": detectable,
+        "detectable_difference": smallest,
         "totals": {
             "to_run": len(todo),
             "cached": len(items) - len(todo),
@@ -192,23 +188,6 @@ def _api(todo: Sequence[Item], planned: Plan) -> dict[str, Any]:
     return {"tokens": tokens, "usd": None if usd is None else round(float(usd), 4)}
 
 
-def _detectable(planned: Plan) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Return how many comparisons a report corrects for, and per evaluation its questions and detectable points."""
-    questions: dict[str, int] = {}
-    compared = set()  # each model with the base, per evaluation; seeds are averaged
-    for artefact in planned.artefacts:
-        job, labels = artefact.params, artefact.labels
-        if isinstance(job, PredictionsJob) and artefact.rows:
-            questions[str(labels["evaluation"])] = job.task.distinct_questions(artefact.rows)
-        if isinstance(job, PredictionsJob) and labels["mixture"] is not None:
-            compared.add((labels["evaluation"], labels["mixture"], labels["finetune"]))
-    comparisons = max(1, len(compared))
-    points = {name: detectable_difference(number, comparisons=comparisons) for name, number in questions.items()}
-    return comparisons, {
-        name: {"questions": questions[name], "points": round(100 * each, 1)} for name, each in points.items()
-    }
-
-
 def _short_of_tokens(todo: Sequence[Item], planned: Plan, tokens: Mapping[str, int]) -> Iterator[str]:
     """Yield which datasets have too few tokens for a mixture that reads as many as the sweep's first one."""
     artefacts = {artefact.id: artefact for artefact in planned.artefacts}
@@ -245,22 +224,3 @@ def _too_large(todo: Sequence[Item], rates: Rates) -> Iterator[str]:
                 f"{what}: about {needed / 1e9:,.0f} GB of {size} weights do not fit {room / 1e9:,.0f} GB of GPU "
                 f"memory; raise runtime.{knob} to {-(-needed // (0.85 * GPU_BYTES)):.0f}"
             )
-
-
-def _too_few_questions(detectable: Mapping[str, Mapping[str, float]], comparisons: int) -> Iterator[str]:
-    """Yield which evaluations ask so few questions that hardly any finetune could be told apart from the base model."""
-    for name, each in detectable.items():
-        if each["points"] > MOST_POINTS:
-            yield (
-                f"evaluate.{name}: {each['questions']:g} questions find a difference of {each['points']:g} points at "
-                f"least; ask {_enough_questions(comparisons):,} to find one of {GOOD_POINTS} (questions or rows, where "
-                "the task counts these)"
-            )
-
-
-def _enough_questions(comparisons: int) -> int:
-    """Return about how many questions find a difference of :data:`GOOD_POINTS`, rounded up to two digits."""
-    questions = 10
-    while 100 * detectable_difference(questions, comparisons=comparisons) > GOOD_POINTS:
-        questions += int(10 ** (len(str(questions)) - 2))
-    return questions

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from kvray.console import count, duration, table
 from kvray.planning.artefacts import KINDS, FinetuneJob
+from kvray.planning.cost.power import MOST_SEEDS
 
 if TYPE_CHECKING:
     from kvray.planning.cost.estimate import Estimate, Item
 
 _DETECTABLE = (
     "smallest difference from the base model that an evaluation finds (80 % power, 5 % level after Holm's correction\n"
-    "for {comparisons}, if answers differ on a fifth of the questions):"
+    "for {comparisons}, if answers differ on a fifth of the questions and seeds by the spread, in points);\n"
+    "seeds for 5 and for 2 points: how many find these, none where {most} do not and more questions are wanted:"
+)
+_ONE_SEED = (
+    "one seed: these points are of the finetune that it trains. No verdict about mixtures can come of it, whatever\n"
+    "the questions; finetune.seeds: [0, 1, 2, 3, 4] makes them possible"
 )
 _MARKS = {"rows": "", "sample": "~", "estimate": "?"}
 _MEANINGS = {
@@ -33,10 +39,12 @@ def text(estimate: Estimate) -> str:
     for title, header, rows in tables(estimate):
         lines += ["", title, table(header, rows)]
     if detectable := estimate.document["detectable_difference"]:
-        cells = [(name, each["questions"], each["points"]) for name, each in detectable.items()]
+        cells = [_smallest(name, each) for name, each in detectable.items()]
         comparisons = f"{estimate.comparisons} comparison{'s' if estimate.comparisons > 1 else ''}"
-        lines += ["", _DETECTABLE.format(comparisons=comparisons)]
-        lines.append(table(["evaluation", "questions", "points"], cells))
+        lines += ["", _DETECTABLE.format(comparisons=comparisons, most=MOST_SEEDS)]
+        wanted = [f"seeds for {points}" for points in next(iter(detectable.values()))["seeds_for"]]
+        lines.append(table(["evaluation", "questions", "seeds", "points", "spread", *wanted], cells))
+        lines += [_ONE_SEED] if any(each["seeds"] == 1 for each in detectable.values()) else []
     lines += ["", *marks(estimate)]
     totals, api = estimate.document["totals"], _api(estimate)
     if not totals["to_run"]:
@@ -45,6 +53,12 @@ def text(estimate: Estimate) -> str:
     lines += [f"  {kind}: {basis}" for kind, basis in totals["seconds_basis"].items()]
     lines += [f"  API: {api}"] if api else []
     return "\n".join([*lines, *(f"warning: {warning}" for warning in estimate.document["warnings"])])
+
+
+def _smallest(name: str, each: Mapping[str, Any]) -> list[object]:
+    spread = f"{each['spread']:g}, {each['spread_basis']}"
+    wanted = ["none" if number is None else number for number in each["seeds_for"].values()]
+    return [name, each["questions"], each["seeds"], each["points"], spread, *wanted]
 
 
 def tables(estimate: Estimate) -> Iterator[tuple[str, list[str], list[list[object]]]]:

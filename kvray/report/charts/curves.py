@@ -47,8 +47,12 @@ def accuracy_along(
     subtitle: str,
     levels: Sequence[Level] = (),
     published: Sequence[Published] = (),
+    seeds: pl.DataFrame | None = None,
 ) -> Any:
-    """Draw accuracy along an axis with 95 % bands; the base is dashed and grey, published numbers are dotted."""
+    """Draw accuracy along an axis with 95 % bands; the base is dashed and grey, published numbers are dotted.
+
+    ``seeds`` are the accuracies of single finetunes (columns model, seed, the axis, accuracy), drawn as small points.
+    """
     rows = along(scores, axis).filter((pl.col("evaluation") == evaluation) & pl.col("accuracy").is_not_null())
     rows = rows.sort(axis.name).with_columns(pl.col(axis.name).cast(pl.Float64).alias("x"))
     finetuned = palette.ordered(set(rows["model"]) - {BASE})
@@ -63,6 +67,7 @@ def accuracy_along(
         groups = [finetuned] if alone else [[model] for model in finetuned]
         for place, (panel, group) in enumerate(zip(axes, groups, strict=True)):
             beside = [each for each in published if each.model in (BASE, *group)]
+            _seeds(panel, seeds, axis, group, palette)
             ends = _curves(panel, rows, group, palette, alone) + _published(panel, beside, palette, alone)
             _scale(panel, axis, rows["x"].unique().sort().to_list(), beside, 0.013 if alone else 0.032)
             labels.at_ends(panel, ends, 3.8 if alone else 2.1)
@@ -71,6 +76,15 @@ def accuracy_along(
             if not alone:
                 labels.name_panel(panel, group[0], palette.colour(group[0]))
     return figure
+
+
+def _seeds(panel: Any, seeds: pl.DataFrame | None, axis: Axis, models: Sequence[str], palette: Palette) -> None:
+    if seeds is None:
+        return
+    for model in models:
+        points = seeds.filter(pl.col("model") == model)
+        look = {"marker": "o", "color": palette.colour(model), "clip_on": False, **style.SEED}
+        panel.plot(points[axis.name].to_list(), points["accuracy"].to_list(), **look)
 
 
 def _curves(panel: Any, rows: pl.DataFrame, models: Sequence[str], palette: Palette, alone: bool) -> list[labels.End]:

@@ -7,15 +7,19 @@ import polars as pl
 
 from kvray.report.charts import labels, style
 from kvray.report.charts.style import PAPER, WIDTH, Palette
-from kvray.report.text import change
+from kvray.report.text import change, judged
 from kvray.results.frames import BASE
 
 Places = Mapping[tuple[str, str], Sequence[float]]  # published changes, as shares, by (evaluation, model)
+Seeds = Mapping[tuple[str, str], Mapping[int, float]]  # changes of single finetunes, as shares, likewise, then by seed
+_BESIDE = 0.26  # of a row's height, by which the points of seeds lie above the mean
 _CORNER = (0.24, 0.07)  # width and height of the words in a corner, as shares of the panel
 
 
-def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], palette: Palette, subtitle: str) -> Any:
-    """Draw each model's change in closed-book evaluations, a panel each, the greatest gain on top."""
+def knowledge_change(
+    comparisons: pl.DataFrame, evaluations: Sequence[str], palette: Palette, subtitle: str, seeds: Seeds | None = None
+) -> Any:
+    """Draw each model's change in closed-book evaluations, a panel each, the greatest gain on top; a dot per seed."""
     # Drawn from below: reversed so that among equals the sweep's first is highest.
     parts = [comparisons.filter(pl.col("evaluation") == evaluation) for evaluation in evaluations]
     tables = [part.reverse().sort("difference", maintain_order=True).to_dicts() for part in parts]
@@ -24,12 +28,12 @@ def knowledge_change(comparisons: pl.DataFrame, evaluations: Sequence[str], pale
     with style.theme():
         figure, axes = style.panels((WIDTH, height), (len(tables), 1), head, [len(table) + 1.0 for table in tables])
         for panel, table, evaluation in zip(axes, tables, evaluations, strict=True):
-            _forest(panel, table, [row["b"] for row in table], palette)
-            panel.set_xlim(*style.limits(table))
+            _forest(panel, table, [row["b"] for row in table], palette, seeds)
+            panel.set_xlim(*style.limits(table, _of(evaluation, seeds)))
             beside = {"xycoords": panel.get_yaxis_transform(), "va": "center", "fontsize": 9, "annotation_clip": False}
             for y, row in enumerate(table):
                 points = change(row["difference"], row["low"], row["high"]).replace(" (", "  (", 1)
-                panel.annotate(f"{points}  {row['verdict']}", (1.015, y), **beside)
+                panel.annotate(f"{points}  {judged(row)}", (1.015, y), **beside)
             if len(evaluations) > 1:
                 panel.set_title(evaluation, loc="left", fontsize=10, color=style.INK)
         axes[-1].set_xlabel("change in accuracy against the base model, points")
@@ -42,12 +46,14 @@ def benchmark_changes(
     palette: Palette,
     subtitle: str,
     published: Places | None = None,
+    seeds: Seeds | None = None,
 ) -> Any:
-    """Draw each model's change on benchmarks, a panel each on one scale; published changes are hollow."""
+    """Draw each model's change on benchmarks, a panel each on one scale, a dot per seed; published are hollow."""
     rows = comparisons.filter(pl.col("evaluation").is_in(list(evaluations))).to_dicts()
     models = palette.ordered(row["b"] for row in rows)[::-1]
     theirs = {key: each for key, each in (published or {}).items() if key[0] in evaluations and key[1] in models}
-    limits = style.limits(rows, [each for several in theirs.values() for each in several])
+    further = [each for several in theirs.values() for each in several]
+    limits = style.limits(rows, [*further, *(each for name in evaluations for each in _of(name, seeds))])
     columns = min(5, len(evaluations))
     size = (max(WIDTH, 1.75 * columns + 0.9), 0.46 * len(models) + 0.75)
     head = (f"Change on general benchmarks: {', '.join(evaluations)}", subtitle)
@@ -55,7 +61,7 @@ def benchmark_changes(
     with style.theme():
         figure, axes = style.facets(len(evaluations), size, head, "points", columns, margin=0.2)
         for place, (panel, evaluation) in enumerate(zip(axes, evaluations, strict=True)):
-            _forest(panel, [row for row in rows if row["evaluation"] == evaluation], models, palette)
+            _forest(panel, [row for row in rows if row["evaluation"] == evaluation], models, palette, seeds)
             panel.set_xlim(*limits)
             for y, model in enumerate(models):
                 look = {"marker": palette.marker(model), "color": palette.colour(model), **hollow}
@@ -67,8 +73,18 @@ def benchmark_changes(
     return figure
 
 
-def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str, palette: Palette) -> Any:
-    """Draw each model at (change in a retrieval evaluation, change in a closed-book one), with 95 % intervals."""
+def gain_against_loss(
+    comparisons: pl.DataFrame,
+    retrieval: str,
+    knowledge: str,
+    palette: Palette,
+    subtitle: str,
+    seeds: Seeds | None = None,
+) -> Any:
+    """Draw each model at (change in a retrieval evaluation, change in a closed-book one), with 95 % intervals.
+
+    ``subtitle`` says what the intervals cover; every seed that both evaluations have is a small point.
+    """
     from matplotlib.patheffects import withStroke
 
     across, upward = (
@@ -76,7 +92,7 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
         for evaluation in (retrieval, knowledge)
     )
     both = [model for model in across if model in upward]
-    subtitle = "bars: 95 % intervals of the paired differences to the base, questions resampled"
+    single = {model: _both(model, retrieval, knowledge, seeds) for model in both}
     with style.theme():
         head = (f"Retrieval gained, knowledge lost: {retrieval}, {knowledge}", subtitle)
         figure, (panel,) = style.panels((WIDTH, 5.0), (1, 1), head)
@@ -86,7 +102,11 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
         for model, point in points.items():
             errors = {"xerr": style.reach(across[model]), "yerr": style.reach(upward[model]), "elinewidth": 1.4}
             panel.errorbar(*point, fmt=palette.marker(model), color=palette.colour(model), **errors, **style.DOT)
-        (left, right), (low, high) = style.limits([across[m] for m in both]), style.limits([upward[m] for m in both])
+            for each in single[model]:
+                panel.plot(100 * each[0], 100 * each[1], marker="o", color=palette.colour(model), **style.SEED)
+        drawn = [each for several in single.values() for each in several]
+        left, right = style.limits([across[m] for m in both], [each[0] for each in drawn])
+        low, high = style.limits([upward[m] for m in both], [each[1] for each in drawn])
         panel.set_xlim(left, right)
         panel.set_ylim(low, high)
         width, height = right - left, high - low
@@ -108,11 +128,31 @@ def gain_against_loss(comparisons: pl.DataFrame, retrieval: str, knowledge: str,
     return figure
 
 
-def _forest(panel: Any, rows: Sequence[Mapping[str, Any]], models: Sequence[str], palette: Palette) -> None:
+def _forest(
+    panel: Any,
+    rows: Sequence[Mapping[str, Any]],
+    models: Sequence[str],
+    palette: Palette,
+    seeds: Seeds | None = None,
+) -> None:
     panel.axvline(0, **style.ZERO)
     for row in rows:
+        place = models.index(row["b"])
         look = {"fmt": palette.marker(row["b"]), "color": palette.colour(row["b"]), "elinewidth": 2.0, **style.DOT}
-        panel.errorbar(100 * row["difference"], models.index(row["b"]), xerr=style.reach(row), **look)
+        panel.errorbar(100 * row["difference"], place, xerr=style.reach(row), **look)
+        for each in (seeds or {}).get((row["evaluation"], row["b"]), {}).values():
+            panel.plot(100 * each, place + _BESIDE, marker="o", color=palette.colour(row["b"]), **style.SEED)
     panel.set_yticks(range(len(models)), models, color=style.INK)
     panel.set_ylim(-0.6, len(models) - 0.4)
     panel.grid(axis="y", visible=False)
+
+
+def _of(evaluation: str, seeds: Seeds | None) -> list[float]:
+    """Return the changes of all seeds in one evaluation."""
+    return [each for (name, _), of in (seeds or {}).items() if name == evaluation for each in of.values()]
+
+
+def _both(model: str, retrieval: str, knowledge: str, seeds: Seeds | None) -> list[tuple[float, float]]:
+    """Return the changes of each seed of a model in two evaluations."""
+    across, upward = ((seeds or {}).get((evaluation, model), {}) for evaluation in (retrieval, knowledge))
+    return [(across[seed], upward[seed]) for seed in across if seed in upward]

@@ -23,6 +23,8 @@ ZERO: dict[str, Any] = {"color": GREY, "linewidth": 1.1, "linestyle": (0, (4, 3)
 """Keywords of a line at no change."""
 DOT: dict[str, Any] = {"markersize": 8, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 3}
 """Keywords of a point with error bars."""
+SEED: dict[str, Any] = {"markersize": 3.2, "markeredgewidth": 0, "alpha": 0.75, "linestyle": "none", "zorder": 2.5}
+"""Keywords of the small point of one seed's finetune."""
 ON_LINE: dict[str, Any] = {"markeredgecolor": PAPER, "markeredgewidth": 0.7, "clip_on": False}
 """Keywords of a line with markers, shown in full at 0 and 100 %."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
