@@ -78,7 +78,7 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
 
 @frame.command
 def plan(
-    sweep: Annotated[str, typer.Argument(help="A sweep file.")],
+    sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -92,19 +92,28 @@ def plan(
     Works without the hub and without a GPU: what cannot be looked at is noted and assumed.
 
     kvray plan sweeps/quickstart.yaml
+
+    kvray plan sweeps/paper/*.yaml
+
+    --json prints an object, of several files a list of them.
     """
     from kvray.driver import run as running
     from kvray.planning.artefacts import tell_replaced
     from kvray.planning.cost import estimate
 
-    planned, _ = running.prepare(sweep, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
     place = frame.open_store(store)
-    tell_replaced(planned, place)
-    estimated = estimate.estimate(planned, place, verify)
+    documents = []
+    for at, file in enumerate(sweep):
+        planned, _ = running.prepare(file, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
+        tell_replaced(planned, place)
+        estimated = estimate.estimate(planned, place, verify)
+        documents.append({**estimated.document, "code": planned.code()})
+        if not json_:
+            if len(sweep) > 1:
+                print("\n" * min(at, 1) + f"== {file}")
+            print("\n".join([*_code(planned), estimated.text()]), flush=True)
     if json_:
-        print(json.dumps({**estimated.document, "code": planned.code()}, indent=1))
-    else:
-        print("\n".join([*_code(planned), estimated.text()]))
+        print(json.dumps(documents if len(documents) > 1 else documents[0], indent=1))
 
 
 @frame.command

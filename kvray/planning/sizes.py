@@ -76,10 +76,11 @@ def _jobs(sweep: Sweep) -> Iterator[tuple[FinetuneJob, dict[str, Task]]]:
     """Yield every finetune that is cut to the first mixture's tokens, by names of datasets, with their tasks."""
     if sweep.finetune.match != "tokens":
         return
-    shares = {}
-    for mixture, weights in sweep.mixtures.items():
-        shares[mixture] = tuple((name, weight / sum(weights.values())) for name, weight in weights.items())
-    first, *others = dict.fromkeys(shares.values()) or [()]
+    mixtures = [
+        tuple((name, weight / sum(weights.values())) for name, weight in weights.items())
+        for weights in sweep.mixtures.values()
+    ]
+    first, *others = dict.fromkeys(mixtures) or [()]
     for seed in sweep.finetune.seeds:
         own = seed if sweep.finetune.reseed_data else 0
         for mixture in others:

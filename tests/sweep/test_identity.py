@@ -49,7 +49,7 @@ RECIPE: dict[str, set[str]] = {
         "task", "seed", "split", "documents", "positions", "questions", "distractors", "passage_words", "order",
         "query_aware", "answers", "answer_writer", "writer_prompt",
     },
-    "flenqa": {"task", "seed", "tasks", "lengths", "dispersions", "paddings", "cot", "questions"},
+    "flenqa": {"task", "seed", "tasks", "lengths", "dispersions", "paddings", "cot", "questions", "limit"},
     "multidoc_qa": {
         "task", "seed", "split", "documents", "positions", "rows", "restate", "max_tokens", "english_only",
     },

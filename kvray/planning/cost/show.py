@@ -65,7 +65,7 @@ def tables(estimate: Estimate) -> Iterator[tuple[str, list[str], list[list[objec
     """Yield per kind of artefact the title, the header and the rows of its table."""
     for kind, title in _TITLES.items():
         if items := [item for item in estimate.items if item.artefact.kind == kind]:
-            header = [*items[0].artefact.labels, "state", "rows", "tokens", "time", "why"]
+            header = [*items[0].artefact.labels, "state", "rows", "tokens", "per row", "time", "why"]
             yield f"{title}: {len(items)}", header, [_row(item) for item in items]
 
 
@@ -85,6 +85,7 @@ def _row(item: Item) -> list[object]:
         item.state,
         f"{cut}{item.artefact.rows}",
         f"{mark}{count(item.reads)}" if item.reads else None,
+        f"{mark}{count(round(item.reads / item.rows))}" if item.reads and item.rows else None,
         None if item.seconds is None or item.state == "cached" else duration(item.seconds),
         why if len(why) <= 90 else why[:89] + "…",
     ]

@@ -14,7 +14,7 @@ from typing import Literal, Self
 import pyarrow as pa
 from pydantic import field_validator, model_validator
 
-from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, recipe, register, runtime
+from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, added, recipe, register, runtime
 from kvray.tasks.flenqa import published
 from kvray.tasks.flenqa.make import Maker, split
 from kvray.tasks.flenqa.published import Condition, Dispersion, Padding, Subtask, prompt, verdict
@@ -49,6 +49,9 @@ class Flenqa(Task):
     )
     cot: bool = recipe(False, description="ask for the steps first (chain of thought)")
     questions: int = recipe(100, ge=1, description="base instances per task; half of them true")
+    limit: int | None = added(
+        None, ge=1, description="prompts in all, the first ones, tasks in turn (the paper's 2,000 a mode); null: every"
+    )
     source: str = runtime(
         TINY,
         description="'tiny' (ours, of any length), or the published rows: hf://datasets/alonj/FLenQA or a file",
@@ -86,6 +89,10 @@ class Flenqa(Task):
 
     def distinct_questions(self, rows: int) -> int:
         return -(-rows // len(self.conditions()))
+
+    def expected_rows(self) -> int:
+        every = super().expected_rows()
+        return min(every, self.limit or every)
 
     def tokens_estimate(self) -> int:
         return sum(self.lengths) // len(self.lengths) + (120 if self.cot else 60)
