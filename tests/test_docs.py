@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def answers(artefact: Artefact, job: PredictionsJob, tables: dict[str, pa.Table]
 def typed(command: Command, here: Path) -> Result:
     """Type a kvray command; what it would write to /tmp goes beside the store, what takes minutes is planned."""
     words = [word.replace("/tmp/", f"{here}/") for word in command.words[1:]]
+    words = [name for word in words for name in (sorted(glob(word)) or [word])]  # as a shell does
     if words[0] == "run" and words[1] in PLANNED_ONLY:
         words[0] = "plan"
     return CliRunner().invoke(app, words, env=dict(command.environment))
