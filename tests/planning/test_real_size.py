@@ -47,8 +47,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "nq.jsonl").open("w") as file:
         for number in range(QUESTIONS):
             text = f"{sentences(rng, int(rng.normal(78, 25)))} It has the number {number} and no other."
-            context = {"title": f"Article {number}", "text": text, "hasanswer": True, "isgold": True}
-            row = {"question": f"who has the number {number}", "answers": [f"number {number}"], "ctxs": [context]}
+            passage = {"title": f"Article {number}", "text": text, "hasanswer": True, "isgold": True}
+            row = {"question": f"who has the number {number}", "answers": [f"number {number}"], "ctxs": [passage]}
             file.write(json.dumps(row) + "\n")
     with (folder / "multidoc.jsonl").open("w") as file:
         for number in range(500):
