@@ -177,7 +177,9 @@ class Stuck(BaseException):
 
 def originals() -> list[str]:
     """Return the texts of all sweeps that ship."""
-    files = [path for path in sorted((ROOT / "sweeps").rglob("*.yaml")) if "tasks" not in path.parts]
+    files = [
+        path for path in sorted((ROOT / "sweeps").rglob("*.yaml")) if not {"tasks", "instructions"} & {*path.parts}
+    ]
     return [path.read_text(encoding="utf-8") for path in files]
 
 

@@ -214,8 +214,8 @@ def test_a_column_of_the_predictions(tmp_path: Path) -> None:
     before, after = schemas.read_text().split("[predictions]\n", 1)
     schemas.write_text(before + "[predictions]\n" + after.replace("\n\n", f"\n{column}\n", 1))
     lines = questions.read_text().splitlines(keepends=True)
-    at = next(at for at, line in enumerate(lines) if 'columns["outcome"] =' in line)
-    questions.write_text("".join([*lines[: at + 1], computed, *lines[at + 1 :]]))
+    at = next(at for at, line in enumerate(lines) if line == "        return columns, {}\n")
+    questions.write_text("".join([*lines[:at], computed, *lines[at:]]))
     printed = python("-c", COLUMN, folder=tmp_path, package=tmp_path)
     assert printed == f"[4, None]\n[None]\n1 {compared}\n"
 

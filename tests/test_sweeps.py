@@ -16,7 +16,9 @@ from kvray.sweep.load import load
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted(
-    path.relative_to(ROOT).as_posix() for path in (ROOT / "sweeps").rglob("*.yaml") if "tasks" not in path.parts
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "sweeps").rglob("*.yaml")
+    if not {"tasks", "instructions"} & {*path.parts}
 )
 SHIPPED = [name for name in SWEEPS if name.startswith(("sweeps/paper/", "sweeps/open/", "sweeps/your-own"))]
 

@@ -23,6 +23,7 @@ SWEEP = """\
 name: small
 base_model: kvray-tiny
 datasets: {kv: {task: simple_kv, rows: 4, dictionaries: 3}}
+finetune: {learning_rate: 2.0e-2}
 evaluate: {ask: {task: mdqa, documents: 2, positions: [1, 2], questions: 3}}
 """
 

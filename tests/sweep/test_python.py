@@ -17,7 +17,11 @@ from kvray.tasks.kv.simple import SimpleKV
 from kvray.tasks.qa.mdqa import Mdqa
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "sweeps").rglob("*.yaml") if "tasks" not in path.parts)
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "sweeps").rglob("*.yaml")
+    if not {"tasks", "instructions"} & {*path.parts}
+)
 FILE = """\
 name: mine
 base_model: kvray-tiny
