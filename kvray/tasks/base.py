@@ -271,7 +271,7 @@ class Task(Strict):
     @classmethod
     def rule(cls) -> str:
         """Return how an answer is scored, in one line: the docstring of :meth:`score`."""
-        return " ".join((inspect.getdoc(cls.score) or "").split())
+        return " ".join((inspect.getdoc(cls.score) or "").split()).replace("``", "`")
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
         """Say what kind of answer it is: "right" (score 1) or "wrong"; families tell more kinds of wrong apart."""
