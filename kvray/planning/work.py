@@ -27,7 +27,7 @@ class Unit:
         model: the id of the finetune that answers; None for the base model or a writer, and for finetunes.
         chunks: numbers of the chunks to answer. Empty: all are stored, and the cell is to be committed. None: all that
             the store lacks, which only the engine can count, as another library brings the examples.
-        rows: planned rows, of a finetune those of all epochs.
+        rows: planned rows; 1 for a finetune.
         seconds: estimated, without a start.
     """
 

@@ -1,0 +1,223 @@
+"""The work queue: every unit is done, whatever dies, and a seat more is started only where it helps."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+
+from kvray.driver.queue import WorkQueue
+from kvray.planning.work import EVALUATE, FINETUNE, Lane, Nothing, Seat, Source, Unit
+from kvray.store.manifest import FileEntry
+
+
+def nothing(source: Source, seat: Seat) -> None:
+    """Stand for the work of a lane, which these tests do themselves."""
+
+
+def lanes(start_s: float = 20.0) -> list[Lane]:
+    return [Lane(name, nothing, {"CPU": 1}, start_s=start_s) for name in (FINETUNE, EVALUATE)]
+
+
+def units(model: str | None, artefact: str, count: int, seconds: float = 10.0) -> list[Unit]:
+    return [Unit(0, artefact, model, (number,), 256, seconds) for number in range(count)]
+
+
+def entry(unit: Unit) -> list[FileEntry]:
+    return [FileEntry(f"chunk-{number}", 256, 1, "") for number in unit.chunks or ()]
+
+
+def everywhere(counts: Mapping[str, int]) -> bool:
+    return True
+
+
+def started(queue: WorkQueue, name: str, lane: str = EVALUATE) -> str:
+    queue.seat(Seat(name, lane))
+    queue.started(name, 20.0)
+    return name
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_unit_is_done_and_every_cell_committed_once_whatever_dies(seed: int) -> None:
+    rng = random.Random(seed)
+    queue = WorkQueue(lanes(), retries=1000)
+    sizes = {f"cell-{number}": rng.randint(0, 6) for number in range(12)}
+    for name, size in sizes.items():
+        model = rng.choice([None, "a", "b"])
+        made = units(model, name, size) or [Unit(0, name, model, ())]
+        queue.expect(EVALUATE, name, 1.0, 0.0, soon=True)
+        queue.add(EVALUATE, name, made)
+    queue.close()
+    stored: Counter[tuple[str, str]] = Counter()
+    committed: Counter[str] = Counter()
+    alive: list[str] = []
+    held: dict[str, list[Unit]] = {}
+    born = 0
+    for _ in range(3000):
+        if queue.over:
+            break
+        if len(alive) < 3:
+            alive.append(started(queue, f"seat-{born}"))
+            held[alive[-1]] = []
+            born += 1
+        seat = rng.choice(alive)
+        if rng.random() < 0.15:
+            queue.ended(seat, "killed")
+            alive.remove(seat)
+        elif not held[seat] or rng.random() < 0.4:
+            taken = queue.take(seat)
+            if isinstance(taken, Unit):
+                held[seat].append(taken)
+            elif not held[seat]:
+                assert taken is Nothing.END
+                queue.ended(seat)
+                alive.remove(seat)
+        else:
+            unit = held[seat].pop(rng.randrange(len(held[seat])))
+            files = queue.finish(seat, unit, entry(unit))
+            stored.update((unit.artefact_id, each.name) for each in entry(unit))
+            if files is not None and rng.random() < 0.7:
+                assert {each.name for each in files} == {f"chunk-{n}" for n in range(sizes[unit.artefact_id])}
+                queue.committed(seat, unit)
+                committed[unit.artefact_id] += 1
+            elif files is not None:
+                queue.ended(seat, "killed between the last chunk and the commit")
+                alive.remove(seat)
+    assert queue.over
+    assert committed == dict.fromkeys(sizes, 1)
+    assert {outcome.artefact_id for outcome in queue.outcomes() if outcome.error is None} == set(sizes)
+    assert {cell: sum(1 for at in stored if at[0] == cell) for cell in sizes} == sizes
+
+
+def test_a_unit_that_kills_its_seats_fails_its_cell_alone() -> None:
+    queue = WorkQueue(lanes(), retries=2)
+    queue.add(EVALUATE, "deadly", units("a", "deadly", 1))
+    queue.add(EVALUATE, "good", units("b", "good", 1))
+    queue.close()
+    for number in range(3):
+        seat = started(queue, f"seat-{number}")
+        unit = queue.take(seat, holding=["a"])
+        assert isinstance(unit, Unit)
+        assert unit.artefact_id == "deadly"
+        queue.ended(seat, "out of memory")
+    (outcome,) = queue.outcomes()
+    assert outcome.artefact_id == "deadly"
+    assert outcome.error == "out of memory"
+    unit = queue.take(started(queue, "last"))
+    assert isinstance(unit, Unit)
+    assert unit.artefact_id == "good"
+
+
+def test_seats_that_never_start_fail_their_lane_and_no_other() -> None:
+    queue = WorkQueue(lanes(), retries=1)
+    for name in ("one", "two"):
+        queue.add(EVALUATE, name, units(None, name, 2))
+    queue.add(FINETUNE, "finetune", [Unit(0, "finetune", rows=1)])
+    for number in range(2):
+        queue.seat(Seat(f"seat-{number}", EVALUATE))
+        queue.take(f"seat-{number}")
+        queue.ended(f"seat-{number}", "no such library")
+    assert {each.artefact_id: each.error for each in queue.outcomes()} == dict.fromkeys(
+        ("one", "two"), "no such library"
+    )
+    queue.add(EVALUATE, "three", units(None, "three", 1))
+    assert [each.error for each in queue.outcomes()] == ["no such library"]
+    assert queue.wanted(everywhere) == FINETUNE
+
+
+def test_another_process_of_a_seat_gives_back_what_the_dead_one_held() -> None:
+    queue = WorkQueue(lanes(), retries=1)
+    queue.add(FINETUNE, "finetune", [Unit(0, "finetune", rows=1)])
+    queue.add(FINETUNE, "other", [Unit(0, "other", rows=1)])
+    queue.seat(Seat("slot", FINETUNE))
+    first = queue.take("slot", process="1")
+    queue.started("slot", 5.0)
+    again = queue.take("slot", process="2")
+    assert again == first
+    queue.started("slot", 5.0)
+    other = queue.take("slot", process="3")
+    assert isinstance(other, Unit)
+    assert other.artefact_id == "other"
+    assert [(each.artefact_id, each.error) for each in queue.outcomes()] == [("finetune", "its worker died")]
+
+
+def test_a_seat_keeps_to_what_it_has_loaded_and_spreads_over_models_otherwise() -> None:
+    queue = WorkQueue(lanes(), retries=0)
+    for model in ("a", "b"):
+        queue.add(EVALUATE, model, units(model, model, 4))
+    one, two = started(queue, "one"), started(queue, "two")
+    mine = [queue.take(one, holding=["a"]) for _ in range(2)]
+    assert [each.model for each in mine if isinstance(each, Unit)] == ["a", "a"]
+    theirs = queue.take(two)
+    assert isinstance(theirs, Unit)
+    assert theirs.model == "b"
+
+
+@pytest.mark.parametrize(("seconds", "seats"), [(1.0, 1), (15.0, 3), (1000.0, 4)])
+def test_one_more_seat_starts_while_the_work_is_worth_its_start(seconds: float, seats: int) -> None:
+    queue = WorkQueue(lanes(start_s=20.0), retries=0)
+    for number in range(4):
+        queue.add(FINETUNE, f"f{number}", [Unit(0, f"f{number}", seconds=seconds)])
+    count = 0
+    while (lane := queue.wanted(everywhere)) is not None:
+        queue.seat(Seat(f"{lane}-{count}", lane))
+        count += 1
+    assert count == seats
+
+
+def test_devices_are_kept_for_more_pressing_work_that_is_about_to_be_ready() -> None:
+    queue = WorkQueue(lanes(), retries=0)
+
+    def two(counts: Mapping[str, int]) -> bool:
+        return sum(counts.values()) <= 2
+
+    queue.add(EVALUATE, "base", units(None, "base", 40))
+    for name in ("f1", "f2"):
+        queue.expect(FINETUNE, name, 100.0, 50.0, soon=True)
+    assert queue.wanted(two) is None  # both places are the finetunes'
+    queue.expect(FINETUNE, "f2", 100.0, 50.0, soon=False)
+    assert queue.wanted(two) == EVALUATE
+
+
+def test_an_idle_seat_ends_for_others_after_a_start_s_time_and_waits_otherwise() -> None:
+    now = [0.0]
+    queue = WorkQueue(lanes(start_s=20.0), retries=0, clock=lambda: now[0])
+    seat = started(queue, "engine")
+    queue.expect(EVALUATE, "later", 10.0, 0.0, soon=False)
+    assert queue.take(seat) is Nothing.LATER
+    now[0] = 1000.0
+    assert queue.take(seat) is Nothing.LATER
+    queue.add(FINETUNE, "f", [Unit(0, "f", seconds=100.0)])
+    assert queue.wanted(lambda counts: sum(counts.values()) <= 1) is None
+    assert queue.take(seat) is Nothing.END
+
+
+def test_a_failed_cell_takes_its_other_units_along() -> None:
+    queue = WorkQueue(lanes(), retries=0)
+    queue.add(EVALUATE, "bad", units("a", "bad", 3))
+    queue.close()
+    one, two = started(queue, "one"), started(queue, "two")
+    first, second = queue.take(one), queue.take(two)
+    assert isinstance(first, Unit)
+    assert isinstance(second, Unit)
+    queue.failed(one, first, "no such adapter")
+    assert queue.finish(two, second, entry(second)) is None
+    assert queue.take(one) is Nothing.END
+    assert queue.over
+    assert [(each.artefact_id, each.error) for each in queue.outcomes()] == [("bad", "no such adapter")]
+
+
+def test_a_unit_given_back_waits_for_a_longer_engine() -> None:
+    queue = WorkQueue(lanes(), retries=0)
+    queue.add(EVALUATE, "long", units(None, "long", 1))
+    short = started(queue, "short")
+    unit = queue.take(short)
+    assert isinstance(unit, Unit)
+    queue.give_back(short, unit, 4096)
+    queue.ended(short)
+    assert queue.wanted(everywhere) == EVALUATE
+    longer = started(queue, "longer")
+    assert queue.length(longer) == 4096
+    assert queue.take(longer) == unit
