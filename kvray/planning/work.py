@@ -80,7 +80,7 @@ class Source(Protocol):
         """Return the next unit, or why there is none; with ``wait``, LATER only after about a second.
 
         ``holding`` are the models that this seat has loaded; their units are preferred, the first named the most.
-        A seat that still holds a unit has died over it and started again: see :meth:`died`.
+        What an earlier process of this seat held has died with it: see :meth:`died`.
         """
 
     def finish(self, unit: Unit, files: Sequence[FileEntry] = ()) -> Sequence[FileEntry] | None:
@@ -97,10 +97,10 @@ class Source(Protocol):
         """Tell that the artefact of a unit cannot be made, and why; no retry would help. Drops its other units."""
 
     def died(self, error: str, preempted: bool = False) -> None:
-        """Tell that the attempt at the unit that this seat holds, if any, ended without a result, and why.
+        """Tell that this seat's process died, and why; the seat starts another, or ends.
 
-        The unit is handed out again while it has attempts left, of which a preempted one takes none; else it has failed
-        with ``error``.
+        What it held is handed out again while it has attempts left, of which a preempted one takes none; else it has
+        failed with ``error``.
         """
 
     def give_back(self, unit: Unit, length: int) -> None:
