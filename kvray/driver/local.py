@@ -30,6 +30,9 @@ class LocalSource:
     def failed(self, unit: Unit, error: str) -> None:
         self._queue.failed(self._name, unit, error)
 
+    def died(self, error: str, preempted: bool = False) -> None:
+        self._queue.died(self._name, error, preempted)
+
     def give_back(self, unit: Unit, length: int) -> None:
         self._queue.give_back(self._name, unit, length)
 

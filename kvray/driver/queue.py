@@ -64,6 +64,7 @@ class _Seat:
     held: dict[int, Unit] = field(default_factory=dict)
     holding: tuple[str | None, ...] = ()
     up: bool = False
+    dead: bool = False  # and told so; of a slot, its next process is yet to take
     idle_since: float | None = None
     progress: dict[int, tuple[float, str]] = field(default_factory=dict)
 
@@ -190,7 +191,7 @@ class WorkQueue:
             seat = self._seats.pop(name, None)
             if seat is None:
                 return
-            if why is not None:
+            if why is not None and not seat.dead:
                 self._release(seat, why)
             for unit in seat.held.values():
                 self._make_ready(unit)
@@ -210,8 +211,9 @@ class WorkQueue:
             seat = self._seats.get(name)
             if seat is None:
                 return Nothing.END
-            if seat.process and process != seat.process:
+            if seat.process and process != seat.process and not seat.dead:
                 self._release(seat, "its worker died")
+            seat.dead = False
             seat.process, seat.holding = process, tuple(holding)
             lane = self._lanes[seat.lane]
             unit = self._choose(lane, seat)
@@ -253,6 +255,13 @@ class WorkQueue:
         with self._lock:
             if unit.artefact_id in self._cells:
                 self._end(unit.artefact_id, error)
+
+    def died(self, name: str, error: str, preempted: bool = False) -> None:
+        with self._lock:
+            seat = self._seats.get(name)
+            if seat is not None:
+                self._release(seat, error, preempted)
+                seat.dead = True
 
     def give_back(self, name: str, unit: Unit, length: int) -> None:
         with self._lock:
@@ -334,13 +343,13 @@ class WorkQueue:
         heapq.heappush(lane.ready.setdefault(unit.model, []), (-priority, unit.number))
         lane.ready_s[unit.model] += unit.seconds
 
-    def _release(self, seat: _Seat, why: str) -> None:
-        """Hand out again what a dead process held, unless it has had its attempts."""
+    def _release(self, seat: _Seat, why: str, preempted: bool = False) -> None:
+        """Hand out again what a dead process held, unless it has had its attempts, of which preempted ones are none."""
         held, seat.held, seat.progress = list(seat.held.values()), {}, {}
         lane = self._lanes[seat.lane]
-        lane.failed_starts += not seat.up  # it died of its start, not of its first unit
+        lane.failed_starts += not seat.up and not preempted  # it died of its start, not of its first unit
         for unit in held:
-            self._attempts[unit.number] += seat.up
+            self._attempts[unit.number] += seat.up and not preempted
             if unit.artefact_id not in self._cells:
                 continue
             if self._attempts[unit.number] > self._retries:

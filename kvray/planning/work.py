@@ -72,14 +72,15 @@ class Seat:
 class Source(Protocol):
     """Where a seat gets its units from and tells how they ended. Picklable; calls may raise what Ray raises.
 
-    Every unit that was taken ends with one of :meth:`committed`, :meth:`failed`, :meth:`give_back` or :meth:`finish`;
-    what a dead seat held is handed out again.
+    Every unit that was taken ends with one of :meth:`committed`, :meth:`failed`, :meth:`died`, :meth:`give_back` or
+    :meth:`finish`; what a dead seat held is handed out again.
     """
 
     def take(self, holding: Collection[str | None] = (), wait: bool = True) -> Unit | Nothing:
         """Return the next unit, or why there is none; with ``wait``, LATER only after about a second.
 
         ``holding`` are the models that this seat has loaded; their units are preferred, the first named the most.
+        What an earlier process of this seat held has died with it: see :meth:`died`.
         """
 
     def finish(self, unit: Unit, files: Sequence[FileEntry] = ()) -> Sequence[FileEntry] | None:
@@ -94,6 +95,13 @@ class Source(Protocol):
 
     def failed(self, unit: Unit, error: str) -> None:
         """Tell that the artefact of a unit cannot be made, and why; no retry would help. Drops its other units."""
+
+    def died(self, error: str, preempted: bool = False) -> None:
+        """Tell that this seat's process died, and why; the seat starts another, or ends.
+
+        What it held is handed out again while it has attempts left, of which a preempted one takes none; else it has
+        failed with ``error``.
+        """
 
     def give_back(self, unit: Unit, length: int) -> None:
         """Return a unit that needs a seat for requests of ``length`` tokens; :meth:`length` is at least that then."""

@@ -143,6 +143,33 @@ def test_another_process_of_a_seat_gives_back_what_the_dead_one_held() -> None:
     assert [(each.artefact_id, each.error) for each in queue.outcomes()] == [("finetune", "its worker died")]
 
 
+def test_a_told_death_counts_once_gives_its_reason_and_is_free_where_the_node_was_taken_away() -> None:
+    queue = WorkQueue(lanes(), retries=1)
+    queue.add(FINETUNE, "finetune", units(None, "finetune", 1))
+    started(queue, "slot", FINETUNE)
+    for process in range(3):
+        assert isinstance(queue.take("slot", process=str(process)), Unit)
+        queue.died("slot", "the node was taken away", preempted=True)
+        queue.started("slot", 1.0)
+    for process in range(3, 5):
+        assert isinstance(queue.take("slot", process=str(process)), Unit) and not queue.outcomes()
+        queue.died("slot", "out of memory")
+        queue.started("slot", 1.0)
+    assert [(each.artefact_id, each.error) for each in queue.outcomes()] == [("finetune", "out of memory")]
+
+
+def test_a_worker_that_never_takes_a_unit_fails_its_lane_after_its_retries() -> None:
+    queue = WorkQueue(lanes(), retries=1)
+    queue.add(FINETUNE, "finetune", units(None, "finetune", 1))
+    queue.seat(Seat("slot", FINETUNE))
+    queue.died("slot", "no such library")
+    queue.ended("slot", "its workers died: no such library")
+    assert not queue.outcomes()
+    queue.seat(Seat("slot-2", FINETUNE))
+    queue.died("slot-2", "no such library")
+    assert [each.error for each in queue.outcomes()] == ["no such library"]
+
+
 def test_a_seat_keeps_to_what_it_has_loaded_and_spreads_over_models_otherwise() -> None:
     queue = WorkQueue(lanes(), retries=0)
     for model in ("a", "b"):

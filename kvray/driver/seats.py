@@ -1,0 +1,273 @@
+"""The seats of a run as Ray Tune trials: one Tune run, in an actor that also holds the work queue.
+
+A trial is a seat. The :class:`_Opener`, a Tune ``Searcher``, opens one more whenever the queue says that its lane's
+work is worth the start, and ends the Tune run when the work is done. Tune places seats, keeps asking for devices that
+are not there yet (so that an autoscaler brings them) and tells when one dies. It does not try again: what a dead seat
+held goes back to the queue, and the next seat that is opened takes it.
+"""
+
+import itertools
+import logging
+import os
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kvray.driver.queue import LaneView, Room, WorkQueue
+from kvray.errors import KvrayError
+from kvray.planning.work import Lane, Nothing, Seat, Unit
+from kvray.store.manifest import FileEntry
+from kvray.store.store import Outcome
+
+THREADS = 16
+"""Calls that the dispatcher serves at a time; each takes well below a millisecond."""
+PAUSE_S = 0.25
+"""Between two questions of a seat that has no work."""
+SEATS_PENDING = 4096
+"""Seats that may wait for devices at a time. Tune's own limit is one: an autoscaler would bring node after node."""
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Died|Compiler): ")
+"""Matches the line of a trace that names the exception."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A lane and what each of its seats takes: the seat (its name is given later) and the trial's own resources."""
+
+    lane: Lane
+    seat: Seat
+    bundle: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class State:
+    """What the driver learns of the dispatcher: how artefacts ended, what lanes do, what is waited for.
+
+    ``pending`` counts seats, by lane, that have no devices yet; ``placed_s`` is the time since any seat had some.
+    """
+
+    outcomes: Sequence[Outcome]
+    lanes: Sequence[LaneView]
+    pending: Mapping[str, int]
+    unplaced_s: float
+
+
+class Dispatcher:
+    """Holds the work queue and runs Tune; a Ray actor of no CPU on the driver's node.
+
+    If it dies its seats end with it, and the driver begins again from the store.
+    """
+
+    def __init__(self, openings: Sequence[Opening], retries: int, room: Callable[[], Room], environment: dict[str, str]):
+        """Take the lanes, and what returns how many seats may exist, which is asked anew as nodes come and go."""
+        os.environ.update(environment)
+        self._openings = {opening.lane.name: opening for opening in openings}
+        self._queue = WorkQueue([opening.lane for opening in openings], retries)
+        self._room = room
+        self._states: dict[str, tuple[str, str]] = {}  # lane and Tune's status by seat
+        self._placed_at = time.monotonic()
+        self._numbers = itertools.count()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune stores its searcher and callbacks, which hold this; nothing is ever restored from there
+
+    def run(self) -> None:
+        """Open and close seats until the queue is over."""
+        import ray
+
+        me = ray.get_runtime_context().current_actor
+        with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch:
+            _tuner(self, me, list(self._openings.values()), scratch).fit()
+
+    def change(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        """Call methods of the queue, by name, in order."""
+        for method, arguments in calls:
+            getattr(self._queue, method)(*arguments)
+
+    def state(self) -> State:
+        """Return what happened since the last call, and what is under way."""
+        pending: dict[str, int] = {}
+        for lane, status in self._states.values():
+            pending[lane] = pending.get(lane, 0) + (status != "RUNNING")
+        if any(status == "RUNNING" for _, status in self._states.values()) or not any(pending.values()):
+            self._placed_at = time.monotonic()
+        waited = time.monotonic() - self._placed_at
+        return State(self._queue.outcomes(), self._queue.view(), pending, waited)
+
+    def call(self, method: str, seat: str, *arguments: Any) -> Any:
+        """Answer a seat; see :class:`RemoteSource`."""
+        return getattr(self._queue, method)(seat, *arguments)
+
+    # What the opener and Tune's callbacks ask and tell.
+
+    def open(self) -> dict[str, str] | None:
+        """Return the next seat to start, None if none is worth it now."""
+        lane = self._queue.wanted(self._room())
+        if lane is None:
+            return None
+        name = f"{lane.replace(':', '-').replace('/', '-')}-{next(self._numbers):04d}"
+        self._queue.seat(replace(self._openings[lane].seat, name=name))
+        self._states[name] = (lane, "PENDING")
+        return {"seat": name, "lane": lane}
+
+    @property
+    def over(self) -> bool:
+        return self._queue.over
+
+    def note(self, seat: str, status: str) -> None:
+        if seat in self._states:
+            self._states[seat] = (self._states[seat][0], status)
+
+    def ended(self, seat: str, why: str | None) -> None:
+        self._states.pop(seat, None)
+        self._queue.ended(seat, why)
+
+
+class RemoteSource:
+    """A :class:`~kvray.planning.work.Source` for a seat in a process of its own."""
+
+    def __init__(self, dispatcher: Any, seat: str) -> None:
+        self._dispatcher, self._seat = dispatcher, seat
+        self._process = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_process": ""}  # whoever unpickles it is another process
+
+    def take(self, holding: Collection[str | None] = (), wait: bool = True) -> Unit | Nothing:
+        self._process = self._process or uuid.uuid4().hex
+        for attempt in itertools.count():
+            given = self._ask("take", list(holding), self._process)
+            if given is not Nothing.LATER or not wait or attempt * PAUSE_S >= 1.0:
+                return given  # type: ignore[no-any-return]  # actors are untyped
+            time.sleep(PAUSE_S)
+        raise AssertionError
+
+    def finish(self, unit: Unit, files: Sequence[FileEntry] = ()) -> Sequence[FileEntry] | None:
+        return self._ask("finish", unit, list(files))  # type: ignore[no-any-return]
+
+    def committed(self, unit: Unit) -> None:
+        self._ask("committed", unit)
+
+    def failed(self, unit: Unit, error: str) -> None:
+        self._ask("failed", unit, error)
+
+    def give_back(self, unit: Unit, length: int) -> None:
+        self._ask("give_back", unit, length)
+
+    def length(self) -> int:
+        return int(self._ask("length"))
+
+    def progress(self, unit: Unit, done: float, note: str = "") -> None:
+        self._dispatcher.call.remote("progress", self._seat, unit, done, note)
+
+    def started(self, seconds: float) -> None:
+        self._ask("started", seconds)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        return ray.get(self._dispatcher.call.remote(method, self._seat, *arguments))
+
+
+def start(openings: Sequence[Opening], retries: int, room: Callable[[], Room]) -> Any:
+    """Start a dispatcher on this node and return its handle; Ray must be initialised."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    chosen = {name: value for name, value in os.environ.items() if name.startswith(("RAY_TRAIN_", "TUNE_", "KVRAY_"))}
+    actor = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=THREADS + 1, scheduling_strategy=here)
+    return actor.remote(list(openings), retries, room, {**_ENVIRONMENT, **chosen})
+
+
+_ENVIRONMENT = {
+    # Tune reads these: no CSV, JSON and TensorBoard files per trial, no tables beside our own progress lines.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",  # its name is spelt so; we say what is waited for
+    "TUNE_MAX_PENDING_TRIALS_PG": str(SEATS_PENDING),
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # there is nothing to restore: the store is the state
+}
+
+
+def _tuner(dispatcher: Dispatcher, handle: Any, openings: Sequence[Opening], scratch: str) -> Any:
+    from ray import tune
+    from ray.tune.search import Searcher
+
+    # Its traces, and its notices on files that it may not write: outcomes say what failed.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR if os.environ.get("KVRAY_VERBOSE") else logging.CRITICAL)
+    bundles = {opening.lane.name: dict(opening.bundle) for opening in openings}
+
+    class Opener(Searcher):  # type: ignore[misc]  # ray is untyped here
+        """Opens seats as the queue wants them."""
+
+        def suggest(self, trial_id: str) -> Any:
+            return Searcher.FINISHED if dispatcher.over else dispatcher.open()
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            """Callbacks tell the dispatcher, which learns the reason there."""
+
+        def save(self, checkpoint_path: str) -> None:
+            """There is nothing to restore: the store is the state."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """There is nothing to restore."""
+
+    class Watch(tune.Callback):  # type: ignore[misc]
+        """Tells the dispatcher which seats run and which have ended."""
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            dispatcher.note(trial.config["seat"], "RUNNING")
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            dispatcher.ended(trial.config["seat"], None)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            dispatcher.ended(trial.config["seat"], _cause(Path(trial.error_file)))
+
+    def resources(config: Mapping[str, Any]) -> Any:
+        return tune.PlacementGroupFactory([bundles[config["lane"]]])
+
+    def name(trial: Any) -> str:
+        return str(trial.config["seat"])
+
+    trainable = tune.with_parameters(_trial, openings=list(openings), dispatcher=handle)
+    return tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=Opener(), num_samples=-1, trial_name_creator=name, trial_dirname_creator=name
+        ),
+        run_config=tune.RunConfig(
+            name="seats",
+            storage_path=scratch,
+            verbose=0,
+            progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks clears what the cell has shown
+            failure_config=tune.FailureConfig(max_failures=0),
+            callbacks=[Watch()],
+        ),
+    )
+
+
+def _trial(config: dict[str, Any], openings: Sequence[Opening], dispatcher: Any) -> None:
+    import ray
+
+    opening = next(each for each in openings if each.lane.name == config["lane"])
+    source = RemoteSource(dispatcher, config["seat"])
+    try:
+        opening.lane.work(source, replace(opening.seat, name=config["seat"]))
+    except KvrayError as error:
+        ray.get(dispatcher.change.remote([("refuse", (opening.lane.name, str(error)))]))
+
+
+def _cause(trace: Path) -> str:
+    """Return what ended a seat, in a line, from the file that Tune wrote about it."""
+    lines = [line.strip() for line in trace.read_text(errors="replace").splitlines() if line.strip()]
+    # Libraries write advice below the error itself, so the last line is not always what happened.
+    raised = [line for line in lines if _RAISED.match(line)]
+    last = next(iter([*raised[-1:], *lines[-1:]]), "without a word")
+    return f"its process died, retries included: {last}; KVRAY_VERBOSE=1 shows the trace"
