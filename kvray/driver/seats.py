@@ -62,7 +62,9 @@ class Dispatcher:
     If it dies its seats end with it, and the driver begins again from the store.
     """
 
-    def __init__(self, openings: Sequence[Opening], retries: int, room: Callable[[], Room], environment: dict[str, str]):
+    def __init__(
+        self, openings: Sequence[Opening], retries: int, room: Callable[[], Room], environment: dict[str, str]
+    ):
         """Take the lanes, and what returns how many seats may exist, which is asked anew as nodes come and go."""
         os.environ.update(environment)
         self._openings = {opening.lane.name: opening for opening in openings}
