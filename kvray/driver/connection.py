@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from kvray.console import say
 from kvray.errors import ResourceError
@@ -15,8 +16,18 @@ _ADDRESS = "RAY_ADDRESS"
 _WAY_OUT = f"unset {_ADDRESS} and runtime.address to start a local Ray instead"
 
 
+class Connection(NamedTuple):
+    """A Ray: whether it was started for this process alone, and whether it ends with the connection."""
+
+    local: bool
+    ends: bool
+
+
+_local = False  # whether this process has started the Ray that it is connected to
+
+
 @contextlib.contextmanager
-def connect(runtime: Runtime) -> Iterator[None]:
+def connect(runtime: Runtime) -> Iterator[Connection]:
     """Join the Ray that ``runtime.address`` or RAY_ADDRESS names; otherwise start a local one and stop it at the end.
 
     A Ray that this process has joined is used as it is. Without an address, or with ``local``, any other Ray on this
@@ -27,16 +38,19 @@ def connect(runtime: Runtime) -> Iterator[None]:
     prepare_environment(local=address is None)
     import ray
 
+    global _local
     if ray.is_initialized():
-        yield
+        yield Connection(_local, ends=False)
         return
     if address is None:
         _start_local(runtime)
     else:
         _join(address, runtime)
+    _local = address is None
     try:
-        yield
+        yield Connection(_local, ends=True)
     finally:
+        _local = False
         ray.shutdown()
 
 

@@ -1,0 +1,128 @@
+"""Which lane makes an artefact, what its seats do and hold, and the units that a cell is cut into."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from kvray.driver.cluster import Cluster
+from kvray.driver.placement import Place, fit, place_engines, place_finetunes
+from kvray.driver.queue import Room
+from kvray.driver.seats import Opening
+from kvray.errors import InputError
+from kvray.evaluate.adapters import finetune_of
+from kvray.evaluate.chunks import chunk_count, chunk_name, span
+from kvray.finetune.placement import Shape
+from kvray.models.reference import API, BaseModelRef, resolve
+from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob
+from kvray.planning.cost.rates import STARTS
+from kvray.planning.work import EVALUATE, FINETUNE, WRITE, Lane, Seat, Unit
+from kvray.store.store import Store
+from kvray.sweep.model import Runtime
+
+UNIT_S = 30.0
+"""Estimated seconds of work of one unit of a cell, at least one chunk: what is shared out, and what a death repeats."""
+CONTROLLER_BYTES = 400 * 2**20
+"""Memory that a slot holds beside its workers: Ray Train's controller (240 MiB), its cleaner (112 MiB), and ours."""
+_GENERATION = Shape(workers=1, cpus=1.0, gpus=0.0)
+"""What the making of datasets needs at least."""
+
+
+def lane_of(artefact: Artefact) -> str:
+    """Return the lane that makes an artefact, which is no dataset."""
+    if isinstance(artefact.params, WritingJob):
+        return f"{WRITE}:{artefact.params.writer}"
+    return FINETUNE if artefact.kind == "finetune" else EVALUATE
+
+
+def asks_api(artefact: Artefact, base: BaseModelRef) -> bool:
+    """Return whether an API makes an artefact."""
+    if isinstance(artefact.params, WritingJob):
+        return artefact.params.writer.startswith(API)
+    return base.api and artefact.kind != "dataset"
+
+
+def units(artefact: Artefact, seconds: float, stored: Collection[str]) -> list[Unit]:
+    """Return the units of an artefact that is estimated to take ``seconds`` and has these files ``stored``.
+
+    A cell whose examples another library brings is one unit, as only an engine can count them.
+    """
+    if artefact.kind == "finetune":
+        return [Unit(0, artefact.id, None, None, 1, seconds)]
+    model = finetune_of(artefact)
+    job = artefact.params
+    if isinstance(job, PredictionsJob) and job.task.BRINGS_EXAMPLES:
+        return [Unit(0, artefact.id, model, None, artefact.rows, seconds)]
+    count = chunk_count(artefact.rows)
+    absent = [number for number in range(count) if chunk_name(number) not in stored]
+    if not absent:
+        return [Unit(0, artefact.id, model, (), 0, 0.0)]
+    size = max(1, round(UNIT_S / (seconds / count))) if seconds > 0 else count
+    return [
+        _unit(artefact, model, absent[start : start + size], seconds) for start in range(0, len(absent), size)
+    ]
+
+
+def _unit(artefact: Artefact, model: str | None, chunks: Sequence[int], seconds: float) -> Unit:
+    rows = sum(len(span(number, artefact.rows)) for number in chunks)
+    return Unit(0, artefact.id, model, tuple(chunks), rows, seconds * rows / max(1, artefact.rows))
+
+
+def works(
+    todo: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime
+) -> Iterator[tuple[str, BaseModelRef | InputError, Callable[..., None]]]:
+    """Yield each lane of some artefacts with the model that it serves or trains, or why not, and what its seats do."""
+    from kvray.evaluate.job import engine
+    from kvray.finetune.job import slot
+
+    by_lane: dict[str, dict[str, Artefact]] = {}
+    for artefact in todo:
+        if artefact.kind != "dataset":
+            by_lane.setdefault(lane_of(artefact), {})[artefact.id] = artefact
+    for lane, artefacts in by_lane.items():
+        common: dict[str, Any] = {"store": store, "runtime": runtime}
+        if lane == FINETUNE:
+            yield lane, base, partial(slot, base=base, finetunes=artefacts, **common)
+        elif lane == EVALUATE:
+            yield lane, base, partial(engine, base=base, cells=artefacts, **common)
+        else:
+            name = lane.removeprefix(f"{WRITE}:")
+            try:
+                # Its own tokenizer counts nothing here, so that of a writer behind an API need not be looked for.
+                writer = resolve(name, (base.tokenizer or base).name if name.startswith(API) else None)
+            except InputError as error:
+                yield lane, error, partial(engine, base=base, cells=artefacts, **common)
+            else:
+                yield lane, writer, partial(engine, base=writer, cells=artefacts, counted_by=base, **common)
+
+
+def opening(lane: str, work: Callable[..., None], base: BaseModelRef, runtime: Runtime, cluster: Cluster) -> Opening:
+    """Return what the dispatcher needs to open a lane's seats on a cluster; errors as of :mod:`placement`."""
+    capacity = cluster.capacity()
+    trains = lane == FINETUNE
+    place = (
+        place_finetunes(runtime, capacity, base) if trains else place_engines(runtime, capacity, base, cluster.local)
+    )
+    shape = place.shape
+    start_s = STARTS["gpu" if shape.gpus else "cpu"]["finetune" if trains else "engine"]
+    seat = Seat("", lane, shape.cpus, shape.gpus, place.threads, shape.workers)
+    # Ray Train places the workers of a slot; the trial that starts them only needs its memory, where there is some.
+    bundle = {"memory": float(CONTROLLER_BYTES)} if trains else place.needs
+    return Opening(Lane(lane, work, place.needs, place.most, start_s), seat, bundle, place)
+
+
+class Space:
+    """Says how many seats may exist now; picklable, for the dispatcher's process."""
+
+    def __init__(self, cluster: Cluster, runtime: Runtime, places: Mapping[str, Place]) -> None:
+        self._cluster, self._runtime = cluster, runtime
+        self._shapes = {lane: place.shape for lane, place in places.items()}
+
+    def __call__(self, generating: bool) -> Room:
+        """Return the room for seats, of which the making of datasets takes some."""
+        capacity = self._cluster.capacity()
+        beside = [(_GENERATION, 1)] if generating else []
+
+        def room(counts: Mapping[str, int]) -> bool:
+            return fit(capacity, self._runtime, [*beside, *((self._shapes[lane], n) for lane, n in counts.items())])
+
+        return room
