@@ -23,7 +23,7 @@ class Connection(NamedTuple):
     ends: bool
 
 
-_local = False  # whether this process has started the Ray that it is connected to
+_started: set[int] = set()  # ids of processes, this one, that have started the Ray that they are connected to
 
 
 @contextlib.contextmanager
@@ -38,19 +38,19 @@ def connect(runtime: Runtime) -> Iterator[Connection]:
     prepare_environment(local=address is None)
     import ray
 
-    global _local
     if ray.is_initialized():
-        yield Connection(_local, ends=False)
+        yield Connection(os.getpid() in _started, ends=False)
         return
     if address is None:
         _start_local(runtime)
     else:
         _join(address, runtime)
-    _local = address is None
+    if address is None:
+        _started.add(os.getpid())
     try:
-        yield Connection(_local, ends=True)
+        yield Connection(local=address is None, ends=True)
     finally:
-        _local = False
+        _started.discard(os.getpid())
         ray.shutdown()
 
 

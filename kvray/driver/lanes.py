@@ -34,13 +34,6 @@ def lane_of(artefact: Artefact) -> str:
     return FINETUNE if artefact.kind == "finetune" else EVALUATE
 
 
-def asks_api(artefact: Artefact, base: BaseModelRef) -> bool:
-    """Return whether an API makes an artefact."""
-    if isinstance(artefact.params, WritingJob):
-        return artefact.params.writer.startswith(API)
-    return base.api and artefact.kind != "dataset"
-
-
 def units(artefact: Artefact, seconds: float, stored: Collection[str]) -> list[Unit]:
     """Return the units of an artefact that is estimated to take ``seconds`` and has these files ``stored``.
 

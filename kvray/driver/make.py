@@ -16,7 +16,7 @@ from kvray.driver.cluster import Cluster
 from kvray.driver.connection import Connection
 from kvray.driver.generation import Generation
 from kvray.driver.graph import Graph
-from kvray.driver.lanes import Space, asks_api, lane_of, opening, units, works
+from kvray.driver.lanes import Space, lane_of, opening, units, works
 from kvray.driver.local import Threads
 from kvray.driver.placement import Patience
 from kvray.driver.progress import Lines
@@ -24,7 +24,7 @@ from kvray.driver.queue import LaneView
 from kvray.driver.seats import Call, Opening, Seats
 from kvray.errors import InputError
 from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact
+from kvray.planning.artefacts import Artefact, asks_api
 from kvray.planning.work import Lane
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
@@ -135,9 +135,9 @@ class Making:
                 ended, lanes = stage.poll()
                 outcomes += ended
                 views += lanes
-        waiting = [self._openings[view.name].place.shape for view in views if view.name in self._openings and view.pending]
+        pending = [self._openings[view.name] for view in views if view.name in self._openings and view.pending]
         placed = any(view.held for view in views) or self._generation.busy
-        self._patience.look(waiting, placed, self._cluster.capacity(), time.monotonic())
+        self._patience.look([each.place.shape for each in pending], placed, self._cluster.capacity(), time.monotonic())
         return outcomes, views
 
     def _end(self, outcome: Outcome, ended: Ended) -> None:
@@ -155,8 +155,10 @@ class Making:
         waiting = list(self._graph.waiting())
         generation = self._generation.line()
         lines = [generation] if generation else []
-        for view in views:
-            absent = [artefact for artefact, _ in waiting if artefact.kind != "dataset" and lane_of(artefact) == view.name]
-            lines.append(self._lines.of_lane(view, absent))
+        absent: dict[str, list[Artefact]] = {}
+        for artefact, _ in waiting:
+            if artefact.kind != "dataset":
+                absent.setdefault(lane_of(artefact), []).append(artefact)
+        lines += [self._lines.of_lane(view, absent.get(view.name, [])) for view in views]
         gpus = sum(node.get("GPU", 0.0) for node in self._cluster.capacity().nodes)
         show([line for line in lines if line.total], self._lines.of_all(views, waiting, gpus))

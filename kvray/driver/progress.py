@@ -14,6 +14,9 @@ _NAMED = 2
 _SETTLED_S = 10.0
 """Seconds of a run after which its rate says how long the rest takes."""
 
+Waiting = tuple[Artefact, Sequence[Artefact]]
+"""An artefact, and those that it waits for."""
+
 
 @dataclass
 class Lines:
@@ -37,7 +40,7 @@ class Lines:
         noted += [f"{number} {seat}{'s' * (number > 1)} {state}" for number, state in states if number]
         return Line(stage, view.done, total, "finetunes" if trains else "rows", ", ".join(noted))
 
-    def of_all(self, views: Sequence[LaneView], waiting: Sequence[tuple[Artefact, Sequence[Artefact]]], gpus: float) -> str:
+    def of_all(self, views: Sequence[LaneView], waiting: Sequence[Waiting], gpus: float) -> str:
         """Return one line on everything: GPUs of the cluster that are busy, what waits for what, the time left."""
         held = sum(view.held * self.gpus.get(view.name, 0.0) for view in views)
         parts = [f"{held:g} of {gpus:g} GPUs held"] if held or gpus else []

@@ -239,7 +239,7 @@ def _tuner(dispatcher: Dispatcher, handle: Any, openings: Sequence[Opening], scr
 
     # Its traces, and its notices on files that it may not write: outcomes say what failed.
     logging.getLogger("ray.tune").setLevel(logging.ERROR if os.environ.get("KVRAY_VERBOSE") else logging.CRITICAL)
-    bundles = {opening.lane.name: dict(opening.bundle) for opening in openings}
+    bundles = {each.lane.name: {name: held for name, held in each.bundle.items() if held} for each in openings}
 
     class Opener(Searcher):  # type: ignore[misc]  # ray is untyped here
         """Opens seats as the queue wants them."""
@@ -266,7 +266,7 @@ def _tuner(dispatcher: Dispatcher, handle: Any, openings: Sequence[Opening], scr
             dispatcher.ended(trial.config["seat"], _cause(Path(trial.error_file)))
 
     def resources(config: Mapping[str, Any]) -> Any:
-        return tune.PlacementGroupFactory([{name: amount for name, amount in bundles[config["lane"]].items() if amount}])
+        return tune.PlacementGroupFactory([bundles[config["lane"]]])
 
     def name(trial: Any) -> str:
         return str(trial.config["seat"])
