@@ -103,9 +103,7 @@ def board() -> Iterator[Show]:
                     if line.label not in tasks:
                         tasks[line.label] = bars.add_task(line.label, total=None, unit=line.unit, whole=0, note="")
                     whole = floor(line.done)
-                    bars.update(
-                        tasks[line.label], total=line.total, completed=line.done, whole=whole, note=line.note
-                    )
+                    bars.update(tasks[line.label], total=line.total, completed=line.done, whole=whole, note=line.note)
                 text.plain = last
 
             yield draw

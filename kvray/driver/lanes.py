@@ -1,10 +1,12 @@
 """Which lane makes an artefact, what its seats do and hold, and the units that a cell is cut into."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from kvray.driver.cluster import Cluster
+from kvray.driver.local import tune
 from kvray.driver.placement import Place, fit, place_engines, place_finetunes
 from kvray.driver.queue import Room
 from kvray.driver.seats import Opening
@@ -15,7 +17,7 @@ from kvray.finetune.placement import Shape
 from kvray.models.reference import API, BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob
 from kvray.planning.cost.rates import STARTS
-from kvray.planning.work import EVALUATE, FINETUNE, WRITE, Lane, Seat, Unit
+from kvray.planning.work import EVALUATE, FINETUNE, WRITE, Lane, Seat, Unit, Work
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
@@ -50,9 +52,7 @@ def units(artefact: Artefact, seconds: float, stored: Collection[str]) -> list[U
     if not absent:
         return [Unit(0, artefact.id, model, (), 0, 0.0)]
     size = max(1, round(UNIT_S / (seconds / count))) if seconds > 0 else count
-    return [
-        _unit(artefact, model, absent[start : start + size], seconds) for start in range(0, len(absent), size)
-    ]
+    return [_unit(artefact, model, absent[start : start + size], seconds) for start in range(0, len(absent), size)]
 
 
 def _unit(artefact: Artefact, model: str | None, chunks: Sequence[int], seconds: float) -> Unit:
@@ -60,10 +60,25 @@ def _unit(artefact: Artefact, model: str | None, chunks: Sequence[int], seconds:
     return Unit(0, artefact.id, model, tuple(chunks), rows, seconds * rows / max(1, artefact.rows))
 
 
-def works(
-    todo: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime
-) -> Iterator[tuple[str, BaseModelRef | InputError, Callable[..., None]]]:
-    """Yield each lane of some artefacts with the model that it serves or trains, or why not, and what its seats do."""
+@dataclass(frozen=True)
+class Lanes:
+    """What makes the artefacts of a run that are no datasets.
+
+    ``openings`` are lanes with seats on the cluster, ``threads`` those of APIs; ``refused`` says, by lane, why nothing
+    of it can be made.
+    """
+
+    openings: Sequence[Opening] = ()
+    threads: Sequence[Lane] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_lanes(todo: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime, cluster: Cluster) -> Lanes:
+    """Return the lanes of a run's artefacts.
+
+    Raises ResourceError if a seat can never be placed, or only on CPUs that the sweep did not ask for; InputError if
+    the workers of a finetune cannot share a GPU.
+    """
     from kvray.evaluate.job import engine
     from kvray.finetune.job import slot
 
@@ -71,36 +86,42 @@ def works(
     for artefact in todo:
         if artefact.kind != "dataset":
             by_lane.setdefault(lane_of(artefact), {})[artefact.id] = artefact
+    openings, threads, refused = [], [], {}
     for lane, artefacts in by_lane.items():
         common: dict[str, Any] = {"store": store, "runtime": runtime}
+        model = base
         if lane == FINETUNE:
-            yield lane, base, partial(slot, base=base, finetunes=artefacts, **common)
+            work = partial(tune if base.api else slot, base=base, finetunes=artefacts, **common)
         elif lane == EVALUATE:
-            yield lane, base, partial(engine, base=base, cells=artefacts, **common)
+            work = partial(engine, base=base, cells=artefacts, **common)
         else:
             name = lane.removeprefix(f"{WRITE}:")
             try:
                 # Its own tokenizer counts nothing here, so that of a writer behind an API need not be looked for.
-                writer = resolve(name, (base.tokenizer or base).name if name.startswith(API) else None)
+                model = resolve(name, (base.tokenizer or base).name if name.startswith(API) else None)
             except InputError as error:
-                yield lane, error, partial(engine, base=base, cells=artefacts, **common)
-            else:
-                yield lane, writer, partial(engine, base=writer, cells=artefacts, counted_by=base, **common)
+                refused[lane] = str(error)
+                continue
+            work = partial(engine, base=model, cells=artefacts, counted_by=base, **common)
+        if model.api:
+            threads.append(Lane(lane, work, {}, most=1, start_s=0.0))
+        else:
+            openings.append(_opening(lane, work, model, runtime, cluster))
+    return Lanes(openings, threads, refused)
 
 
-def opening(lane: str, work: Callable[..., None], base: BaseModelRef, runtime: Runtime, cluster: Cluster) -> Opening:
-    """Return what the dispatcher needs to open a lane's seats on a cluster; errors as of :mod:`placement`."""
-    capacity = cluster.capacity()
-    trains = lane == FINETUNE
-    place = (
-        place_finetunes(runtime, capacity, base) if trains else place_engines(runtime, capacity, base, cluster.local)
-    )
+def _opening(lane: str, work: Work, base: BaseModelRef, runtime: Runtime, cluster: Cluster) -> Opening:
+    capacity, trains = cluster.capacity(), lane == FINETUNE
+    if trains:
+        place = place_finetunes(runtime, capacity, base)
+    else:
+        place = place_engines(runtime, capacity, base, cluster.local)
     shape = place.shape
     start_s = STARTS["gpu" if shape.gpus else "cpu"]["finetune" if trains else "engine"]
     seat = Seat("", lane, shape.cpus, shape.gpus, place.threads, shape.workers)
-    # Ray Train places the workers of a slot; the trial that starts them only needs its memory, where there is some.
+    # Ray Train places the workers of a slot; the trial that starts them needs memory alone.
     bundle = {"memory": float(CONTROLLER_BYTES)} if trains else place.needs
-    return Opening(Lane(lane, work, place.needs, place.most, start_s), seat, bundle, place)
+    return Opening(Lane(lane, work, place.needs, place.most, start_s), seat, place, bundle)
 
 
 class Space:

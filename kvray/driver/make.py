@@ -13,20 +13,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kvray.console import Show, board
 from kvray.driver.cluster import Cluster
-from kvray.driver.connection import Connection
 from kvray.driver.generation import Generation
 from kvray.driver.graph import Graph
-from kvray.driver.lanes import Space, lane_of, opening, units, works
+from kvray.driver.lanes import Lanes, Space, lane_of, units
 from kvray.driver.local import Threads
 from kvray.driver.placement import Patience
 from kvray.driver.progress import Lines
 from kvray.driver.queue import LaneView
-from kvray.driver.seats import Call, Opening, Seats
-from kvray.errors import InputError
-from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact, asks_api
-from kvray.planning.work import Lane
-from kvray.store.store import Outcome, Store
+from kvray.driver.seats import Call, Seats
+from kvray.planning.artefacts import Artefact
+from kvray.store.store import Outcome
 from kvray.sweep.model import Runtime
 
 POLL_S = 0.2
@@ -43,43 +39,33 @@ class Making:
         todo: Sequence[Artefact],
         stored: Mapping[str, Collection[str]],
         seconds: Mapping[str, float],
-        store: Store,
-        base: BaseModelRef,
+        lanes: Lanes,
+        generation: Generation,
         runtime: Runtime,
-        connection: Connection,
+        cluster: Cluster,
     ) -> None:
-        """Open what makes ``todo``, whose files ``stored`` and estimated ``seconds`` are given by id.
-
-        Raises ResourceError if something can never be placed, InputError if it cannot be as the sweep asks.
-        """
+        """Open the ``lanes`` that make ``todo``, whose files ``stored`` and estimated ``seconds`` are given by id."""
         self._graph = Graph(todo, seconds)
         self._by_id = {artefact.id: artefact for artefact in todo}
         self._stored = stored
-        self._api = {artefact.id for artefact in todo if asks_api(artefact, base)}
-        self._generation = Generation(store, base, runtime)
-        self._refused: dict[str, str] = {}
-        self._cluster = Cluster(connection.local)
-        self._connection = connection
+        self._lanes = lanes
+        self._generation = generation
+        self._cluster = cluster
         self._patience = Patience(runtime)
-        self._openings: dict[str, Opening] = {}
+        self._places = {each.lane.name: each.place for each in lanes.openings}
+        space = Space(cluster, runtime, self._places)
+        self._seats = Seats(lanes.openings, runtime.retries, space) if lanes.openings else None
+        self._threads = Threads(lanes.threads) if lanes.threads else None
+        self._stages = [stage for stage in (self._seats, self._threads) if stage is not None]
+        self._by_thread = {lane.name for lane in lanes.threads}
+        self._lines = Lines(self._by_id, {lane: place.needs["GPU"] for lane, place in self._places.items()})
         self._expected: dict[str, bool] = {}
         self._generating = False
-        threads: list[Lane] = []
-        for lane, model, work in works(todo, store, base, runtime):
-            if isinstance(model, InputError):
-                self._refused[lane] = str(model)
-            elif any(lane_of(self._by_id[one]) == lane for one in self._api):
-                threads.append(Lane(lane, work, {}, most=1, start_s=0.0))
-            else:
-                self._openings[lane] = opening(lane, work, model, runtime, self._cluster)
-        places = {lane: each.place for lane, each in self._openings.items()}
-        space = Space(self._cluster, runtime, places)
-        self._seats = Seats(list(self._openings.values()), runtime.retries, space) if self._openings else None
-        self._threads = Threads(threads) if threads else None
-        self._lines = Lines(self._by_id, {lane: place.needs["GPU"] for lane, place in places.items()})
 
-    def run(self, ended: Ended) -> None:
+    def run(self, ended: Ended, wait: bool) -> None:
         """Make everything; ``ended`` is told of every artefact, those that cannot be made for another's failure too.
+
+        With ``wait`` seats have ended, or have had some seconds for it, when this returns.
 
         Raises ResourceError if nothing can be placed for too long, or an API serves nothing.
         """
@@ -94,9 +80,8 @@ class Making:
                     if not made:
                         time.sleep(POLL_S)
             finally:
-                for stage in (self._seats, self._threads):
-                    if stage is not None:
-                        stage.close(wait=not self._connection.ends)
+                for stage in self._stages:
+                    stage.close(wait)
 
     def _start_ready(self) -> list[Outcome]:
         """Give what is ready to its stage; return how that ended which cannot even be started."""
@@ -105,7 +90,7 @@ class Making:
         for artefact in self._graph.ready():
             if artefact.kind == "dataset":
                 self._generation.add(artefact)
-            elif (error := self._refused.get(lane_of(artefact))) is not None:
+            elif (error := self._lanes.refused.get(lane_of(artefact))) is not None:
                 refused.append(Outcome(artefact.id, error))
             else:
                 parts = units(artefact, self._seconds(artefact), self._stored.get(artefact.id, ()))
@@ -120,24 +105,24 @@ class Making:
         if self._generation.busy != self._generating and self._seats is not None:
             self._generating = self._generation.busy
             self._seats.change([("generate", (self._generating,))])
-        for stage, of_api in ((self._seats, False), (self._threads, True)):
-            if stage is not None:
-                stage.change([call for artefact, call in calls if (artefact.id in self._api) == of_api])
+        for stage in self._stages:
+            by_thread = stage is self._threads
+            stage.change([call for artefact, call in calls if (lane_of(artefact) in self._by_thread) == by_thread])
         return refused
 
     def _seconds(self, artefact: Artefact) -> float:
         return self._graph.seconds(artefact.id)
 
     def _poll(self) -> tuple[list[Outcome], list[LaneView]]:
-        outcomes, views = self._generation.poll(), []
-        for stage in (self._seats, self._threads):
-            if stage is not None:
-                ended, lanes = stage.poll()
-                outcomes += ended
-                views += lanes
-        pending = [self._openings[view.name] for view in views if view.name in self._openings and view.pending]
+        outcomes = self._generation.poll()
+        views: list[LaneView] = []
+        for stage in self._stages:
+            ended, lanes = stage.poll()
+            outcomes += ended
+            views += lanes
+        pending = [self._places[view.name].shape for view in views if view.name in self._places and view.pending]
         placed = any(view.held for view in views) or self._generation.busy
-        self._patience.look([each.place.shape for each in pending], placed, self._cluster.capacity(), time.monotonic())
+        self._patience.look(pending, placed, self._cluster.capacity(), time.monotonic())
         return outcomes, views
 
     def _end(self, outcome: Outcome, ended: Ended) -> None:
@@ -146,9 +131,8 @@ class Making:
             self._graph.made(outcome.artefact_id)
             return
         for lost in self._graph.failed(outcome.artefact_id):
-            for stage in (self._seats, self._threads):
-                if stage is not None:
-                    stage.change([("drop", (lost,))])
+            for stage in self._stages:
+                stage.change([("drop", (lost,))])
             ended(Outcome(lost, f"needs {outcome.artefact_id}, which failed"))
 
     def _show(self, show: Show, views: Sequence[LaneView]) -> None:

@@ -14,7 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvray.console import duration, say
+from kvray.driver.cluster import Cluster
 from kvray.driver.connection import Connection, asked_for, connect
+from kvray.driver.generation import Generation
+from kvray.driver.lanes import open_lanes
+from kvray.driver.make import Making
 from kvray.errors import InputError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
@@ -101,14 +105,15 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     stored = store.listing([artefact.id for artefact in todo])
     seconds = {item.artefact.id: item.work_seconds for item in estimate(planned, store).items}
     account = _Account(planned, store, result, todo)
-    from kvray.driver.make import Making  # which imports all stages
-
+    runtime = planned.sweep.runtime
     try:
-        with connect(planned.sweep.runtime) as connection:
+        with connect(runtime) as connection:
+            cluster = Cluster(connection.local)
+            lanes = open_lanes(todo, store, base, runtime, cluster)
             account.say_start()
             files = {one: presence.files for one, presence in stored.items()}
-            making = Making(todo, files, seconds, store, base, planned.sweep.runtime, connection)
-            making.run(account.end)
+            making = Making(todo, files, seconds, lanes, Generation(store, base, runtime), runtime, cluster)
+            making.run(account.end, wait=not connection.ends)
     except KeyboardInterrupt:
         raise RunInterrupted(account.kept()) from None
     result.seconds = time.monotonic() - started
