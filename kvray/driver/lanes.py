@@ -7,7 +7,7 @@ from typing import Any
 
 from kvray.driver.cluster import Cluster
 from kvray.driver.local import tune
-from kvray.driver.placement import Place, fit, place_engines, place_finetunes
+from kvray.driver.placement import Capacity, Place, fit, place_engines, place_finetunes
 from kvray.driver.queue import Room
 from kvray.driver.seats import Opening
 from kvray.errors import InputError
@@ -125,15 +125,14 @@ def _opening(lane: str, work: Work, base: BaseModelRef, runtime: Runtime, cluste
 
 
 class Space:
-    """Says how many seats may exist now; picklable, for the dispatcher's process."""
+    """Says how many seats may exist; picklable, for the dispatcher's process."""
 
-    def __init__(self, cluster: Cluster, runtime: Runtime, places: Mapping[str, Place]) -> None:
-        self._cluster, self._runtime = cluster, runtime
+    def __init__(self, runtime: Runtime, places: Mapping[str, Place]) -> None:
+        self._runtime = runtime
         self._shapes = {lane: place.shape for lane, place in places.items()}
 
-    def __call__(self, generating: bool) -> Room:
-        """Return the room for seats, of which the making of datasets takes some."""
-        capacity = self._cluster.capacity()
+    def __call__(self, capacity: Capacity, generating: bool) -> Room:
+        """Return the room for seats on a cluster, of which the making of datasets takes some."""
         beside = [(_GENERATION, 1)] if generating else []
 
         def room(counts: Mapping[str, int]) -> bool:

@@ -53,8 +53,8 @@ class Making:
         self._cluster = cluster
         self._patience = Patience(runtime)
         self._places = {each.lane.name: each.place for each in lanes.openings}
-        space = Space(cluster, runtime, self._places)
-        self._seats = Seats(lanes.openings, runtime.retries, space) if lanes.openings else None
+        space = Space(runtime, self._places)
+        self._seats = Seats(lanes.openings, runtime.retries, space, cluster.capacity()) if lanes.openings else None
         self._threads = Threads(lanes.threads) if lanes.threads else None
         self._stages = [stage for stage in (self._seats, self._threads) if stage is not None]
         self._by_thread = {lane.name for lane in lanes.threads}
@@ -122,7 +122,10 @@ class Making:
             views += lanes
         pending = [self._places[view.name].shape for view in views if view.name in self._places and view.pending]
         placed = any(view.held for view in views) or self._generation.busy
-        self._patience.look(pending, placed, self._cluster.capacity(), time.monotonic())
+        capacity = self._cluster.capacity()
+        if self._seats is not None:
+            self._seats.see(capacity)
+        self._patience.look(pending, placed, capacity, time.monotonic())
         return outcomes, views
 
     def _end(self, outcome: Outcome, ended: Ended) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvray.driver.placement import Place
+from kvray.driver.placement import Capacity, Place
 from kvray.driver.queue import LaneView, Room, WorkQueue
 from kvray.errors import KvrayError, ResourceError, last_line
 from kvray.planning.work import Lane, Nothing, Seat, Unit
@@ -49,20 +49,23 @@ class Opening:
     bundle: Mapping[str, float]
 
 
+Space = Callable[[Capacity, bool], Room]
+"""Returns the room for seats on a cluster, given whether datasets are being made there too."""
+
+
 class Dispatcher:
     """Holds the work queue and runs Tune; a Ray actor of no CPU on the driver's node.
 
     If it dies its seats end with it, and the driver begins again from the store.
     """
 
-    def __init__(
-        self, openings: Sequence[Opening], retries: int, room: Callable[[bool], Room], environment: Mapping[str, str]
-    ) -> None:
-        """Take the lanes, and what returns how many seats may exist now, given whether datasets are being made."""
+    def __init__(self, openings: Sequence[Opening], retries: int, room: Space, environment: Mapping[str, str]) -> None:
+        """Take the lanes, and what there is room for."""
         os.environ.update(environment)
         self._openings = {opening.lane.name: opening for opening in openings}
         self._queue = WorkQueue([opening.lane for opening in openings], retries)
         self._room = room
+        self._capacity = Capacity()
         self._numbers = itertools.count()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,6 +84,10 @@ class Dispatcher:
         for method, arguments in calls:
             getattr(self._queue, method)(*arguments)
 
+    def see(self, capacity: Capacity) -> None:
+        """Take what the cluster has now; until the first call it has nothing."""
+        self._capacity = capacity
+
     def state(self) -> tuple[list[Outcome], list[LaneView]]:
         """Return how artefacts ended since the last call, and what each lane does."""
         return self._queue.outcomes(), self._queue.view()
@@ -93,7 +100,7 @@ class Dispatcher:
 
     def open(self) -> dict[str, str] | None:
         """Return the next seat to start, None if none is worth it now."""
-        lane = self._queue.wanted(self._room(self._queue.generating))
+        lane = self._queue.wanted(self._room(self._capacity, self._queue.generating))
         if lane is None:
             return None
         name = f"{lane.replace(':', '-').replace('/', '-')}-{next(self._numbers):04d}"
@@ -160,9 +167,10 @@ class RemoteSource:
 class Seats:
     """The stage that finetunes, evaluates and writes, as the driver sees it: a dispatcher and what was given to it."""
 
-    def __init__(self, openings: Sequence[Opening], retries: int, room: Callable[[bool], Room]) -> None:
+    def __init__(self, openings: Sequence[Opening], retries: int, room: Space, capacity: Capacity) -> None:
         """Start a dispatcher on this node; Ray must be initialised."""
         self._arguments = list(openings), retries, room
+        self._capacity = capacity
         self._left = retries
         self._given: dict[str, tuple[Any, ...]] = {}  # the arguments of ``add`` of what has not ended
         self._start()
@@ -174,6 +182,12 @@ class Seats:
                 self._given[arguments[1]] = arguments
         if calls:
             self._dispatcher.change.remote(list(calls))
+
+    def see(self, capacity: Capacity) -> None:
+        """Tell what the cluster has now."""
+        if capacity != self._capacity:
+            self._capacity = capacity
+            self._dispatcher.see.remote(capacity)
 
     def poll(self) -> tuple[list[Outcome], list[LaneView]]:
         """Return how artefacts ended since the last call, and what each lane does.
@@ -219,6 +233,7 @@ class Seats:
         chosen = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
         actor = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=THREADS + 1, scheduling_strategy=here)
         self._dispatcher = actor.remote(*self._arguments, {**_ENVIRONMENT, **chosen})
+        self._dispatcher.see.remote(self._capacity)
         self._running = self._dispatcher.run.remote()
 
 

@@ -39,9 +39,9 @@ def finetune(
 ) -> list[Outcome]:
     """Make finetunes by the API, whose datasets are committed, and commit their models' names. Needs no Ray.
 
-    Returns one outcome per artefact, in order; a failed one leaves the others alone; ``advance`` is told how many have
-    ended and what the others do. Raises InputError, before anything is sent, for no key, no such URL, or epochs that are no whole number; ApiError if the API refuses every request of
-    this run (jobs that were created are found again).
+    Returns one outcome per artefact, in order; a failed one leaves the others alone. ``advance`` is told how many have
+    ended, and what the others do. Raises InputError, before anything is sent, for no key, no such URL, or epochs that
+    are no whole number; ApiError if the API refuses every request of this run (jobs that were created are found again).
     """
     if not artefacts:
         return []
