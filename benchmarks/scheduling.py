@@ -135,10 +135,8 @@ def main() -> None:
         later = (cells - 3) * evaluation  # what needs a finetune
         knowing = max(bound, finetune + later / gpus)
         took = makespan(todo, seconds, gpus, Store(place))
-        rows.append(
-            [gpus, f"{finetune:g}", f"{evaluation:g}", f"{path:.0f}", f"{work / gpus:.0f}", f"{took:.0f}"]
-            + [f"{took / bound:.2f}", f"{took / knowing:.2f}"]
-        )
+        times = [f"{value:.0f}" for value in (finetune, evaluation, path, work / gpus, took)]
+        rows.append([gpus, *times, f"{took / bound:.2f}", f"{took / knowing:.2f}"])
     header = ["GPUs", "finetune s", "cell s", "critical path s", "work / GPUs s", "took s", "ratio", "to the bound"]
     print(f"{finetunes} finetunes, {cells} cells; ratio: took / max(critical path, work / GPUs)")
     print(table(header, rows))
