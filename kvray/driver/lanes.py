@@ -7,7 +7,7 @@ from typing import Any
 
 from kvray.driver.cluster import Cluster
 from kvray.driver.local import tune
-from kvray.driver.placement import Capacity, Place, fit, place_engines, place_finetunes
+from kvray.driver.placement import Capacity, Place, place_engines, place_finetunes, room
 from kvray.driver.queue import Room
 from kvray.driver.seats import Opening
 from kvray.errors import InputError
@@ -25,7 +25,7 @@ UNIT_S = 30.0
 """Estimated seconds of work of one unit of a cell, at least one chunk: what is shared out, and what a death repeats."""
 CONTROLLER_BYTES = 400 * 2**20
 """Memory that a slot holds beside its workers: Ray Train's controller (240 MiB), its cleaner (112 MiB), and ours."""
-_GENERATION = Shape(workers=1, cpus=1.0, gpus=0.0)
+GENERATION = Shape(workers=1, cpus=1.0, gpus=0.0)
 """What the making of datasets needs at least."""
 
 
@@ -129,13 +129,9 @@ class Space:
 
     def __init__(self, runtime: Runtime, places: Mapping[str, Place]) -> None:
         self._runtime = runtime
-        self._shapes = {lane: place.shape for lane, place in places.items()}
+        self._shapes = {"generate": GENERATION} | {lane: place.shape for lane, place in places.items()}
 
     def __call__(self, capacity: Capacity, generating: bool) -> Room:
         """Return the room for seats on a cluster, of which the making of datasets takes some."""
-        beside = [(_GENERATION, 1)] if generating else []
-
-        def room(counts: Mapping[str, int]) -> bool:
-            return fit(capacity, self._runtime, [*beside, *((self._shapes[lane], n) for lane, n in counts.items())])
-
-        return room
+        free = room(capacity, self._runtime, self._shapes)
+        return lambda counts: free({**counts, "generate": int(generating)})

@@ -17,7 +17,7 @@ from kvray.driver.generation import Generation
 from kvray.driver.graph import Graph
 from kvray.driver.lanes import Lanes, Space, lane_of, units
 from kvray.driver.local import Threads
-from kvray.driver.placement import Patience
+from kvray.driver.placement import check_wait
 from kvray.driver.progress import Lines
 from kvray.driver.queue import LaneView
 from kvray.driver.seats import Call, Seats
@@ -51,7 +51,8 @@ class Making:
         self._lanes = lanes
         self._generation = generation
         self._cluster = cluster
-        self._patience = Patience(runtime)
+        self._runtime = runtime
+        self._placed_at = time.monotonic()
         self._places = {each.lane.name: each.place for each in lanes.openings}
         space = Space(runtime, self._places)
         self._seats = Seats(lanes.openings, runtime.retries, space, cluster.capacity()) if lanes.openings else None
@@ -120,12 +121,13 @@ class Making:
             ended, lanes = stage.poll()
             outcomes += ended
             views += lanes
-        pending = [self._places[view.name].shape for view in views if view.name in self._places and view.pending]
-        placed = any(view.held for view in views) or self._generation.busy
         capacity = self._cluster.capacity()
         if self._seats is not None:
             self._seats.see(capacity)
-        self._patience.look(pending, placed, capacity, time.monotonic())
+        pending = [self._places[view.name].shape for view in views if view.name in self._places and view.pending]
+        if not pending or self._generation.busy or any(view.held for view in views):
+            self._placed_at = time.monotonic()
+        check_wait(pending, time.monotonic() - self._placed_at, capacity, self._runtime)
         return outcomes, views
 
     def _end(self, outcome: Outcome, ended: Ended) -> None:
