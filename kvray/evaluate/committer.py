@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
@@ -37,7 +38,7 @@ class Chunk:
 
 @dataclass(eq=False)
 class Taken:
-    """A unit in work: ``done`` rows are answered, ``entries`` are of its stored chunks, ``failed`` says it has ended."""
+    """A unit in work: ``done`` rows are answered, ``entries`` are its stored chunks, ``failed`` that it ended so."""
 
     unit: Unit
     cell: Artefact
@@ -64,6 +65,7 @@ class Committer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kvray-commit")
         self._waiting: deque[Future[None]] = deque()
         self._failing = threading.Lock()
+        self._broken = False
 
     def store(self, taken: Taken, chunk: Chunk, info: dict[str, Any]) -> None:
         """Store a chunk with all its replies, and end its unit with the last one; see :meth:`check` for errors."""
@@ -94,14 +96,20 @@ class Committer:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Drop what waits; what is being stored is stored."""
-        self._thread.shutdown(cancel_futures=True)
+        """Store what was answered, also when the engine has died; nothing more after the first error."""
+        self._thread.shutdown()
 
-    def _submit(self, *call: Any) -> None:
-        self._waiting.append(self._thread.submit(*call))
+    def _submit(self, step: Callable[..., None], *given: Any) -> None:
+        self._waiting.append(self._thread.submit(self._unless_broken, step, *given))
         while len(self._waiting) > WAITING:
             self._waiting.popleft().result()
         self.check()
+
+    def _unless_broken(self, step: Callable[..., None], *given: Any) -> None:
+        if not self._broken:
+            self._broken = True
+            step(*given)
+            self._broken = False
 
     def _put(self, taken: Taken, chunk: Chunk, info: dict[str, Any]) -> None:
         replies = [[reply for reply in chunk.replies.get(row, []) if reply is not None] for row in chunk.rows]

@@ -1,4 +1,4 @@
-"""What an engine takes of a cluster; ranks; which finetune is a whole model."""
+"""What an engine takes of a cluster, and of vLLM's options."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import evaluate_store as made
 import pytest
 
-from kvray.errors import CellError, ResourceError
-from kvray.evaluate.adapters import model_directory
-from kvray.evaluate.assignments import assign_predictions, is_full, place
+from kvray.errors import ResourceError
+from kvray.evaluate.assignments import place
+from kvray.evaluate.cells import Cells
 from kvray.evaluate.engines import vllm
 from kvray.evaluate.engines.base import Serving
 from kvray.models.reference import resolve
@@ -50,53 +50,28 @@ def test_what_cannot_be_had_is_an_error_that_names_it(runtime: Runtime, nodes: l
 
 
 def test_an_engine_makes_room_for_its_adapters_alone() -> None:
-    def options(ranks: list[int]) -> dict[str, Any]:
-        serving = Serving(resolve("kvray-tiny"), None, Runtime(max_loras=4, kv_cache_gib=1))
-        return vllm.engine_options(serving, ranks, 64)
+    def options(*ranks: int) -> dict[str, Any]:
+        serving = Serving(resolve("kvray-tiny"), Runtime(max_loras=4, kv_cache_gib=1), ranks=ranks)
+        return vllm.engine_options(serving, 64)
 
-    chosen = options([4, 16])
-    assert (chosen["max_loras"], chosen["max_lora_rank"], chosen["trust_remote_code"]) == (2, 16, False)
-    assert "max_loras" not in options([]) and "enable_lora" not in options([])
-    assert options([8] * 9)["max_loras"] == 4
+    chosen = options(4, 17)
+    assert (chosen["max_loras"], chosen["max_lora_rank"], chosen["trust_remote_code"]) == (2, 32, False)
+    assert "max_loras" not in options() and "enable_lora" not in options()
+    assert (options(*[8] * 9)["max_loras"], options(*[8] * 9)["max_cpu_loras"]) == (4, 9)
+    assert options(*[8] * 900)["max_cpu_loras"] == vllm.CPU_LORAS
 
 
 def test_half_a_gpu_takes_half_of_its_memory() -> None:
-    serving = Serving(resolve("kvray-tiny"), None, Runtime(gpu_memory_utilization=0.8), gpus=0.5)
-    chosen = vllm.engine_options(serving, [], 64)
+    serving = Serving(resolve("kvray-tiny"), Runtime(gpu_memory_utilization=0.8), gpus=0.5)
+    chosen = vllm.engine_options(serving, 64)
     assert chosen["dtype"] == "auto" and chosen["gpu_memory_utilization"] == pytest.approx(0.4)
     assert "kv_cache_memory_bytes" not in chosen and "max_num_seqs" not in chosen  # vLLM's own choice
-
-
-def test_the_kind_of_a_finetune_is_told_by_its_files(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-    for name, file in (("lora", "adapter_config.json"), ("full", "config.json")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / file).write_text("{}")
-    lora, full = (made.finetune(store, name, tmp_path / name) for name in ("lora", "full"))
-    assert not is_full(store, lora)
-    assert is_full(store, full)
-    assert model_directory(store.fetch(full, tmp_path / "copy")).name == full.rpartition("/")[2]
-
-
-def test_the_rank_of_an_adapter_is_its_largest_rounded_up_to_what_vllm_allows(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"r": 4, "rank_pattern": {"q_proj": 32}}')
-    assert vllm.adapter_rank(tmp_path) == 32
-    for rank, allowed in ((1, 1), (2, 8), (16, 16), (17, 32), (512, 512)):
-        (tmp_path / "adapter_config.json").write_text(f'{{"r": {rank}}}')
-        assert vllm.adapter_rank(tmp_path) == allowed  # rounded up to what vLLM allows
-    (tmp_path / "adapter_config.json").write_text('{"r": 513}')
-    with pytest.raises(CellError, match="rank 513"):
-        vllm.adapter_rank(tmp_path)
-    (tmp_path / "adapter_config.json").write_text('{"r": ')
-    with pytest.raises(CellError, match="no readable adapter configuration"):
-        vllm.adapter_rank(tmp_path)
 
 
 def test_rows_carry_the_labels_of_the_sweep_that_asks_first(tmp_path: Path) -> None:
     store = Store(tmp_path)
     cell = made.predictions(store, made.dataset(store, made.example_table(3)), None)
-    (assignment,) = assign_predictions([cell], store, resolve("kvray-tiny"), Runtime())
-    assert assignment.labels(cell) == {
+    assert Cells(store, resolve("kvray-tiny"), {cell.id: cell}, False, None).labels(cell) == {
         "sweep": "sweep",
         "evaluation": "facts",
         "task": "recall",

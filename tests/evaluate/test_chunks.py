@@ -41,9 +41,11 @@ def write(store: Store, artefact_id: str, asked: DatasetQuestions, index: int, s
     store.write(artefact_id, chunks.chunk_name(index), table)
 
 
-def missing(store: Store, artefact_id: str, asked: DatasetQuestions) -> list[int]:
-    count = chunks.chunk_count(len(asked))
-    return [index for index in range(count) if chunks.read(store, artefact_id, index, asked) is None]
+def commit(store: Store, cell: Artefact, asked: DatasetQuestions) -> None:
+    """Commit a cell of the chunks in the store."""
+    every = range(chunks.chunk_count(len(asked)))
+    tables = [chunks.read(store, cell.id, index, asked) for index in every]
+    chunks.commit(store, cell, asked, tables, [store.entry(cell.id, chunks.chunk_name(index)) for index in every])
 
 
 def questions(store: Store, rows: int = ROWS) -> tuple[Artefact, DatasetQuestions]:
@@ -74,28 +76,26 @@ def test_predictions_declare_what_they_measure_and_what_their_units_are_called()
 
 def test_only_a_whole_chunk_with_its_own_examples_is_kept(store: Store) -> None:
     cell, asked = questions(store)
-    assert missing(store, cell.id, asked) == [0, 1]
+    assert chunks.missing(store, cell.id, asked) == [0, 1]
     write(store, cell.id, asked, 0)
-    assert missing(store, cell.id, asked) == [1]
+    assert chunks.missing(store, cell.id, asked) == [1]
     # Torn in half, as no store of ours leaves it, but a copy might.
     file = Path(store.path(cell.id, chunks.chunk_name(0)))
     file.write_bytes(file.read_bytes()[:500])
-    assert missing(store, cell.id, asked) == [0, 1]
+    assert chunks.missing(store, cell.id, asked) == [0, 1]
     # Whole, but of other examples.
     other = DatasetQuestions(made.example_table(2 * ROWS).slice(ROWS), Recall())
     write(store, cell.id, other, 0)
-    assert missing(store, cell.id, asked) == [0, 1]
+    assert chunks.missing(store, cell.id, asked) == [0, 1]
 
 
-def test_an_artefact_is_committed_when_its_last_chunk_is_there_and_only_once(store: Store) -> None:
+def test_an_artefact_is_committed_once(store: Store) -> None:
     cell, asked = questions(store)
     write(store, cell.id, asked, 1)
-    assert not chunks.commit_if_whole(store, cell, asked)
-    assert store.manifest(cell.id) is None
     write(store, cell.id, asked, 0)
-    assert chunks.commit_if_whole(store, cell, asked)
+    commit(store, cell, asked)
     first = store.manifest(cell.id)
-    assert chunks.commit_if_whole(store, cell, asked)
+    commit(store, cell, asked)
     assert store.manifest(cell.id) == first
     table = store.read_table(cell.id)
     assert table["example_id"].to_pylist() == ask_order(made.example_table(ROWS))["example_id"].to_pylist()
@@ -106,7 +106,7 @@ def test_the_facts_of_an_artefact_are_the_sums_of_its_chunks(store: Store) -> No
     cell, asked = questions(store)
     write(store, cell.id, asked, 0, seconds=2.0)
     write(store, cell.id, asked, 1, seconds=0.5)
-    chunks.commit_if_whole(store, cell, asked)
+    commit(store, cell, asked)
     manifest = store.manifest(cell.id)
     assert manifest is not None
     facts = manifest.measurements
@@ -125,11 +125,11 @@ def test_a_chunk_of_an_older_version_reads_as_null_where_it_lacks_a_column(store
     assert read is not None and read.schema.names == PREDICTIONS_SCHEMA.names
     assert read["subtask"].null_count == read["cached_tokens"].null_count == 256
     write(store, cell.id, asked, 1)
-    assert chunks.commit_if_whole(store, cell, asked)
+    commit(store, cell, asked)
     table = store.read_table(cell.id)
     assert table.num_rows == ROWS and sorted(table.schema.names) == sorted(PREDICTIONS_SCHEMA.names)
     assert table["cached_tokens"].null_count == 256 + 1
     # A column that every row must have cannot be made up: the chunk is answered again.
     store.discard(cell.id)
     store.write(cell.id, chunks.chunk_name(0), old.drop_columns(["finish_reason"]))
-    assert missing(store, cell.id, asked) == [0, 1]
+    assert chunks.missing(store, cell.id, asked) == [0, 1]

@@ -49,5 +49,5 @@ def test_a_plan_takes_a_model_s_context_to_be_what_vllm_derives(tmp_path: Path, 
     shutil.copytree(BUNDLED["kvray-tiny"], model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, **changes}))
-    serving = Serving(resolve(str(model)), None, Runtime())
+    serving = Serving(resolve(str(model)), Runtime())
     assert ModelFiles(model).served_length == vllm.model_config(serving).max_model_len

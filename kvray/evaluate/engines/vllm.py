@@ -24,7 +24,7 @@ CPU_BATCH_TOKENS = 4096
 CPU_BLOCK = 32
 """Tokens per block of a CPU engine's prefix cache (vLLM's own 128 would share little of a 500-token prompt)."""
 CPU_LORAS = 64
-"""Most adapters kept in the host's memory (each up to some hundred MB for a 7B model), read again when they come back."""
+"""Most adapters kept in the host's memory, where each takes up to some hundred MB (7B model); others are read again."""
 _CPU_CACHE_BYTES = (128 * 2**20, 2**30)
 
 
