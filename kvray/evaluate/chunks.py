@@ -48,9 +48,9 @@ def read(store: Store, artefact_id: str, index: int, questions: Questions) -> pa
 
 
 def missing(store: Store, artefact_id: str, questions: Questions) -> list[int]:
-    """Return the numbers of the chunks that the store lacks, or holds with other rows."""
-    count = chunk_count(len(questions))
-    return [index for index in range(count) if read(store, artefact_id, index, questions) is None]
+    """Return the numbers of the chunks that the store lacks, from one listing."""
+    stored = store.listing([artefact_id])[artefact_id].files
+    return [index for index in range(chunk_count(len(questions))) if chunk_name(index) not in stored]
 
 
 def commit(

@@ -119,7 +119,7 @@ class Committer:
         except CellError as error:
             self.fail(taken, str(error))
             return
-        entry = self._store.write(taken.cell.id, chunks.chunk_name(chunk.index), table)
+        entry = self._store.write(taken.cell.id, chunks.chunk_name(chunk.index), table, uncommitted=True)
         self._tables[taken.cell.id, chunk.index] = table, entry
         while len(self._tables) > TABLES:
             self._tables.popitem(last=False)

@@ -181,8 +181,8 @@ def main(uri: str, base: str, death: str, *rest: str) -> None:
     from local_driver import evaluate
 
     class Dying(Store):
-        def write(self, artefact_id: str, name: str, content: Any) -> Any:
-            entry = super().write(artefact_id, name, content)
+        def write(self, artefact_id: str, name: str, data: Any, *, uncommitted: bool = False) -> Any:
+            entry = super().write(artefact_id, name, data, uncommitted=uncommitted)
             Dying.written += 1
             if death == "after-chunks" and Dying.written == int(rest[0]):
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 
 from kvray.evaluate import chunks
+from kvray.evaluate.cells import Cells
 from kvray.evaluate.engines.base import Reply, too_long
 from kvray.evaluate.questions import DatasetQuestions, ask_order
+from kvray.models.reference import resolve
 from kvray.planning.artefacts import Artefact
 from kvray.store.schemas import PREDICTIONS_SCHEMA
 from kvray.store.store import Store
@@ -74,19 +76,19 @@ def test_predictions_declare_what_they_measure_and_what_their_units_are_called()
     assert (measured["measures"], measured["unit"], measured["rows"]) == ("knowledge", Recall.UNIT, 2)
 
 
-def test_only_a_whole_chunk_with_its_own_examples_is_kept(store: Store) -> None:
+def test_only_a_whole_chunk_with_its_own_examples_is_read(store: Store) -> None:
     cell, asked = questions(store)
     assert chunks.missing(store, cell.id, asked) == [0, 1]
     write(store, cell.id, asked, 0)
-    assert chunks.missing(store, cell.id, asked) == [1]
+    assert chunks.missing(store, cell.id, asked) == [1] and chunks.read(store, cell.id, 0, asked) is not None
     # Torn in half, as no store of ours leaves it, but a copy might.
     file = Path(store.path(cell.id, chunks.chunk_name(0)))
     file.write_bytes(file.read_bytes()[:500])
-    assert chunks.missing(store, cell.id, asked) == [0, 1]
+    assert chunks.read(store, cell.id, 0, asked) is None
     # Whole, but of other examples.
     other = DatasetQuestions(made.example_table(2 * ROWS).slice(ROWS), Recall())
     write(store, cell.id, other, 0)
-    assert chunks.missing(store, cell.id, asked) == [0, 1]
+    assert chunks.read(store, cell.id, 0, asked) is None
 
 
 def test_an_artefact_is_committed_once(store: Store) -> None:
@@ -132,4 +134,19 @@ def test_a_chunk_of_an_older_version_reads_as_null_where_it_lacks_a_column(store
     # A column that every row must have cannot be made up: the chunk is answered again.
     store.discard(cell.id)
     store.write(cell.id, chunks.chunk_name(0), old.drop_columns(["finish_reason"]))
-    assert chunks.missing(store, cell.id, asked) == [0, 1]
+    assert chunks.read(store, cell.id, 0, asked) is None
+
+
+def test_rows_carry_the_labels_of_the_sweep_that_asks_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cell = made.predictions(store, made.dataset(store, made.example_table(3)), None)
+    assert Cells(store, resolve("kvray-tiny"), {cell.id: cell}, False, None).labels(cell) == {
+        "sweep": "sweep",
+        "evaluation": "facts",
+        "task": "recall",
+        "base_model": "kvray-tiny",
+        "mixture": None,
+        "finetune": None,
+        "seed": None,
+        "adapter": None,
+    }

@@ -269,12 +269,12 @@ class Unwritable(Store):
 
     left = 2
 
-    def write(self, artefact_id: str, name: str, content: Any) -> FileEntry:
+    def write(self, artefact_id: str, name: str, data: Any, *, uncommitted: bool = False) -> FileEntry:
         if artefact_id.startswith("predictions"):
             Unwritable.left -= 1
             if Unwritable.left < 0:
                 raise StoreError("no space left")
-        return super().write(artefact_id, name, content)
+        return super().write(artefact_id, name, data, uncommitted=uncommitted)
 
 
 def test_a_store_that_cannot_be_written_ends_the_engine_and_what_it_took_is_kept(store: Store) -> None:

@@ -34,6 +34,12 @@ class Item:
     seconds: float | None  # of making it alone; 0 when cached, None if unknown
     on: Where
 
+    @property
+    def work_seconds(self) -> float:
+        """Seconds of making it without the start of a process; 0 if unknown."""
+        start = STARTS[self.on]["finetune"] if self.artefact.kind == "finetune" and self.on != "api" else 0.0
+        return max(0.0, (self.seconds or 0.0) - start)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -155,7 +161,7 @@ def _stages(todo: Sequence[Item], rates: Rates) -> list[dict[str, Any]]:
             clock = max([clock, *known])
         elif kind != "dataset" and on != "api":
             engines, start = len({_engine(item.artefact) for item in items}), STARTS[on]["engine"]
-            clock += start * -(-engines // rates.runtime.engines)
+            clock += start * -(-engines // slots)
             busy += start * engines
         tokens, written = (sum(getattr(item, name) for item in items) for name in ("reads", "writes"))
         stage = {"stage": STAGE_NAMES[kind], "artefacts": len(items), "tokens": tokens, "tokens_written": written}
