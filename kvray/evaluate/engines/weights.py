@@ -56,7 +56,11 @@ def changes(directory: Path) -> dict[str, Change]:
         raise CellError(f"{file.name} cannot be read: {error}") from error
     if adapted:
         return _merged(directory / ADAPTER_CONFIG, tensors)
-    return {name: lambda old, new=new: new.to(old.device) for name, new in tensors.items()}
+    return {name: _instead(tensor) for name, tensor in tensors.items()}
+
+
+def _instead(new: "Tensor") -> Change:
+    return lambda old: new.to(old.device, old.dtype)
 
 
 def _merged(config: Path, tensors: Mapping[str, "Tensor"]) -> dict[str, Change]:
@@ -117,9 +121,7 @@ class WeightExchange:
         blocks = frozenset(map(block, made))
         old = self._exchanged
         # Tensors of safetensors files are mapped into memory: those that are not used are not read.
-        base = {
-            name: tensor for name, tensor in self._tensors() if old is None or block(name) in blocks | old
-        }  # fmt: skip
+        base = {name: tensor for name, tensor in self._tensors() if old is None or block(name) in blocks | old}
         if unknown := sorted(made.keys() - base.keys()):
             raise CellError(f"{unknown[0]}: the base model has no such tensor ({len(unknown)} of {len(made)})")
         return blocks, (
