@@ -3,42 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import fake_cluster
 import pytest
 
-from kvray.driver import seats
 from kvray.driver.cluster import Cluster, read
-from kvray.driver.placement import Shape, room
-from kvray.planning.work import EVALUATE, Lane, Nothing, Seat, Source, Unit, Work
+from kvray.driver.lanes import Space
+from kvray.driver.placement import Place
+from kvray.driver.seats import Opening, Seats
+from kvray.finetune.placement import Shape
+from kvray.planning.work import EVALUATE, Lane, Nothing, Seat, Source, Unit
 from kvray.sweep.model import Runtime
 
 pytestmark = pytest.mark.slow
 
-ENGINE = Shape(1, 1, 1)
+CELLS = [f"cell-{number}" for number in range(10)]
 UNIT_S = 3.0
+LIMIT_S = 240.0
 
 
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
     import ray
+    from ray import cloudpickle
 
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes cannot import a test
     ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     try:
         yield
     finally:
         ray.shutdown()
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-def sleeping(folder: Path) -> Work:
-    """Return what does units by sleeping, and notes in ``folder`` which node began and committed which artefact."""
+class Stand:
+    """Does units by sleeping, and notes in a folder which node began and committed which artefact."""
 
-    def work(source: Source, seat: Seat) -> None:  # nested, so that it travels whole: nodes cannot import this file
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, source: Source, seat: Seat) -> None:
         import ray
 
         node = ray.get_runtime_context().get_node_id()
@@ -46,65 +55,67 @@ def sleeping(folder: Path) -> Work:
         while (unit := source.take()) is not Nothing.END:
             if unit is Nothing.LATER:
                 continue
-            assert isinstance(unit, Unit)
-            (folder / f"{unit.artefact_id}-{node}.begun").touch()
+            (self.folder / f"{unit.artefact_id}-{node}.begun").touch()
             time.sleep(unit.seconds)
             if source.finish(unit) is not None:
-                (folder / f"{unit.artefact_id}-{node}.done").touch()
+                (self.folder / f"{unit.artefact_id}-{node}.done").touch()
                 source.committed(unit)
 
-    return work
+    def nodes(self, ending: str) -> Counter[str]:
+        """Return the nodes that have begun or done artefacts, and how many each."""
+        return Counter(path.stem.rpartition("-")[2] for path in self.folder.glob(f"*.{ending}"))
 
 
-def start(folder: Path, artefacts: int) -> tuple[Any, Any]:
-    """Start a dispatcher with so many artefacts of one unit; return it and what is done when all is."""
-    import ray
+def make(stand: Stand, meanwhile: Callable[[], None] = lambda: None) -> dict[str, str | None]:
+    """Make :data:`CELLS`, of one unit each, on one GPU each; call ``meanwhile`` again and again; return how each ended.
 
-    lane = Lane(EVALUATE, sleeping(folder), {"CPU": 1.0, "GPU": 1.0}, start_s=2.0)
-    opening = seats.Opening(lane, Seat("", EVALUATE, gpus=1.0), {"CPU": 1.0, "GPU": 1.0})
-    cluster = Cluster(local=False)
-    dispatcher = seats.start([opening], 2, lambda: room(cluster.capacity(), Runtime(), {EVALUATE: ENGINE}))
-    units = [
-        (EVALUATE, f"cell-{n}", [Unit(0, f"cell-{n}", chunks=(0,), rows=1, seconds=UNIT_S)]) for n in range(artefacts)
-    ]
-    ray.get(dispatcher.change.remote([*(("add", each) for each in units), ("close", ())]))
-    return dispatcher, dispatcher.run.remote()
+    As the driver does: what the cluster has is read again and again, too.
+    """
+    place, cluster, runtime = Place(Shape(1, 1, 1), threads=1), Cluster(local=False), Runtime()
+    opening = Opening(Lane(EVALUATE, stand, place.needs, start_s=2.0), Seat("", EVALUATE, gpus=1.0), place, place.needs)
+    seats = Seats([opening], runtime.retries, Space(runtime, {EVALUATE: place}), cluster.capacity())
+    seats.change([("add", (EVALUATE, name, [Unit(0, name, chunks=(0,), rows=1, seconds=UNIT_S)])) for name in CELLS])
+    ended: dict[str, str | None] = {}
+    deadline = time.monotonic() + LIMIT_S
+    try:
+        while len(ended) < len(CELLS):
+            assert time.monotonic() < deadline, ended
+            ended |= {outcome.artefact_id: outcome.error for outcome in seats.poll()[0]}
+            seats.see(cluster.capacity())
+            meanwhile()
+            time.sleep(0.1)
+    finally:
+        seats.close(wait=True)
+    return ended
 
 
 def gpus() -> int:
     return sum("GPU" in node for node in read(local=False).nodes)
 
 
-def nodes_of(folder: Path, ending: str) -> Counter[str]:
-    return Counter(path.stem.rpartition("-")[2] for path in folder.glob(f"*.{ending}"))
-
-
-def outcomes(dispatcher: Any, over: Any) -> dict[str, str | None]:
-    import ray
-
-    ray.get(over, timeout=180)
-    return {each.artefact_id: each.error for each in ray.get(dispatcher.state.remote()).outcomes}
-
-
-def test_from_zero_gpu_nodes_nodes_come_for_the_work_and_go_after_it(tmp_path: Path) -> None:
+def test_from_zero_gpu_nodes_nodes_come_for_the_work_and_go_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand = Stand(tmp_path)
     with fake_cluster.autoscaling({"gpu": (fake_cluster.GPU_NODE, 2)}) as fake, joined(fake.address):
+        monkeypatch.setenv("HOME", str(fake.home))
         assert gpus() == 0
-        dispatcher, over = start(tmp_path, artefacts=10)
-        assert outcomes(dispatcher, over) == {f"cell-{n}": None for n in range(10)}
-        done = nodes_of(tmp_path, "done")
-        assert len(done) == 2 and done.total() == 10
+        assert make(stand) == dict.fromkeys(CELLS)
+        done = stand.nodes("done")
+        assert len(done) == 2 and done.total() == len(CELLS)
         fake_cluster.wait_for(lambda: gpus() == 0, 60, "idle nodes to go")
 
 
 def test_a_node_that_joins_takes_work_and_one_that_is_lost_costs_none(tmp_path: Path) -> None:
-    import ray
+    stand = Stand(tmp_path)
+    with fake_cluster.nodes(fake_cluster.GPU_NODE) as (cluster, left), joined(cluster.address):
+        joining: list[object] = []
 
-    with fake_cluster.nodes(fake_cluster.GPU_NODE) as (cluster, (first,)), joined(cluster.address):
-        dispatcher, over = start(tmp_path, artefacts=10)
-        fake_cluster.wait_for(lambda: bool(nodes_of(tmp_path, "done")), 60, "the first unit")
-        fake_cluster.add(cluster, fake_cluster.GPU_NODE)
-        fake_cluster.wait_for(lambda: len(nodes_of(tmp_path, "begun")) == 2, 60, "the new node to take work")
-        assert not ray.wait([over], timeout=0)[0]
-        cluster.remove_node(first, allow_graceful=False)
-        assert outcomes(dispatcher, over) == {f"cell-{n}": None for n in range(10)}
-        assert nodes_of(tmp_path, "done").total() == 10
+        def meanwhile() -> None:
+            if not joining and stand.nodes("done"):
+                joining.append(fake_cluster.add(cluster, fake_cluster.GPU_NODE))
+            if left and len(stand.nodes("begun")) == 2:
+                cluster.remove_node(left.pop(), allow_graceful=False)
+
+        assert make(stand, meanwhile) == dict.fromkeys(CELLS)
+        assert not left and stand.nodes("done").total() == len(CELLS)
