@@ -62,7 +62,9 @@ class Dispatcher:
     If it dies its seats end with it, and the driver begins again from the store.
     """
 
-    def __init__(self, openings: Sequence[Opening], retries: int, room: Callable[[], Room], environment: dict[str, str]):
+    def __init__(
+        self, openings: Sequence[Opening], retries: int, room: Callable[[], Room], environment: dict[str, str]
+    ):
         """Take the lanes, and what returns how many seats may exist, which is asked anew as nodes come and go."""
         os.environ.update(environment)
         self._openings = {opening.lane.name: opening for opening in openings}
@@ -154,6 +156,9 @@ class RemoteSource:
 
     def failed(self, unit: Unit, error: str) -> None:
         self._ask("failed", unit, error)
+
+    def died(self, error: str, preempted: bool = False) -> None:
+        self._ask("died", error, preempted)
 
     def give_back(self, unit: Unit, length: int) -> None:
         self._ask("give_back", unit, length)

@@ -18,10 +18,12 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from kvray.errors import CellError, InputError
+from kvray.models import changed
 from kvray.models.lora import target_names
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.sweep.model import Finetune
 
+_ONE_FILE = "1000TB"
 _LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's linear layer, its weight transposed
 
 
@@ -131,8 +133,10 @@ def without_checkpointing(model: Any) -> Any:
 def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, out_dir: Path) -> None:
     """Write the model to ``out_dir`` such that vLLM loads it as it is; CellError if peft did not write all of it.
 
-    ``model`` is unwrapped and ``state`` its full state dict, gathered. Method "lora" saves the adapter alone; the
-    others a whole model in the base's own type, with its tokenizer and generation config.
+    ``model`` is unwrapped and ``state`` its full state dict, gathered. Method "lora" saves the adapter alone;
+    "attention" the tensors that trained (see :mod:`kvray.models.changed`), unless the base's files have them under
+    other names; all else a whole model with its tokenizer and generation config. Whole or not, weights are in the
+    base's own type.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     if method == "lora":
@@ -146,11 +150,22 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
         if saved != trained:  # peft leaves out weights whose names it does not know
             raise CellError(f"{file} has {saved} of the {trained} weights that were trained; the finetune is lost")
         (out_dir / "README.md").unlink(missing_ok=True)
+        described = json.loads((out_dir / "adapter_config.json").read_text())
+        described["target_modules"].sort()  # a set in peft, whose order differs from process to process
+        (out_dir / "adapter_config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
         return
     base = base.here()
     trust = base.trust_remote_code
     own = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust).dtype
     own = own or torch.float32
+    if method == "attention":
+        trains = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        # transformers names them as its files do, which may differ from the modules' names.
+        model.save_pretrained(
+            out_dir, state_dict={name: state[name].to(own) for name in trains}, max_shard_size=_ONE_FILE
+        )
+        if changed.describe(out_dir, base, method):
+            return
     model.save_pretrained(out_dir, state_dict={name: tensor.to(own) for name, tensor in state.items()})
     config = json.loads((out_dir / "config.json").read_text())
     config["dtype"] = str(own).removeprefix("torch.")
