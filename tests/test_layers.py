@@ -26,7 +26,14 @@ LAYERS = [
     {"errors"},
 ]
 """The rooms of kvray, from the top down. A room imports rooms of lower layers alone, none of its own layer."""
-RAY_FILES = {"driver/connection.py", "generate/job.py", "finetune/job.py", "evaluate/job.py", "cli/doctor.py"}
+RAY_FILES = {
+    "driver/connection.py",
+    "driver/cluster.py",
+    "generate/job.py",
+    "finetune/job.py",
+    "evaluate/job.py",
+    "cli/doctor.py",
+}
 FRAMEWORKS = {"ray", "torch", "transformers", "peft", "vllm", "polars", "matplotlib", "scipy"}
 HEAVY = (*sorted(FRAMEWORKS), "pyarrow", "numpy")
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")

@@ -107,7 +107,7 @@ def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]]) -> tuple[float
     cpus = runtime.cpus_per_engine
     if cpus is None:
         # Engines share their nodes evenly; a node with fewer CPUs than engines runs them one after the other.
-        cpus = max(1.0, most_cpus // math.ceil(runtime.engines / len(able)))
+        cpus = max(1.0, most_cpus // math.ceil((runtime.engines or 1) / len(able)))
     if most_cpus < cpus:
         raise ResourceError(
             f"CPU: one engine needs {cpus:g} on one node, the largest node has {most_cpus:g}; "
@@ -116,7 +116,7 @@ def place(runtime: Runtime, nodes: Sequence[Mapping[str, float]]) -> tuple[float
     fit = sum(
         int(min(node.get("CPU", 0.0) // cpus, node.get("GPU", 0.0) // gpus if gpus else math.inf)) for node in able
     )
-    return cpus, gpus, max(1, min(runtime.engines, fit))
+    return cpus, gpus, max(1, min(runtime.engines or 1, fit))
 
 
 def is_full(store: Store, finetune_id: str) -> bool:

@@ -35,7 +35,7 @@ from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
 if TYPE_CHECKING:
-    from kvray.finetune.resident import Resident
+    from kvray.finetune.model import Resident
 
 PREEMPTIONS = 20
 """Losses of a node that was taken away which one slot survives; they do not count as failures of its own."""
@@ -159,7 +159,7 @@ def _worker(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.collective import broadcast_from_rank_zero
 
-    from kvray.finetune.resident import Resident
+    from kvray.finetune.model import Resident
 
     given: Slot = config["slot"]
     first = ray.train.get_context().get_world_rank() == 0

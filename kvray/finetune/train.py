@@ -23,7 +23,6 @@ from kvray.finetune.batches import BLANK, SplitLoss, collate, holds_digit, sched
 from kvray.finetune.checkpoints import CheckpointingTrainer
 from kvray.finetune.encode import Encoded
 from kvray.finetune.placement import Shape, batch_shape
-from kvray.finetune.resident import Resident, spreads_weights
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.sweep.model import Finetune, Runtime
@@ -55,7 +54,7 @@ def train(
     *,
     shape: Shape,
     runtime: Runtime,
-    resident: Resident | None = None,
+    resident: models.Resident | None = None,
     resume_from: Path | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
     on_log: Callable[[LossRow], None] | None = None,
@@ -73,11 +72,11 @@ def train(
     torch.set_num_threads(max(1, int(shape.cpus)))
     # Attention weights far from the answer underflow; on CPU, denormals there made a row of 8K tokens 2.3 times slower.
     torch.set_flush_denormal(True)
-    gpu, fsdp = shape.gpus > 0, spreads_weights(shape, runtime)
+    gpu, fsdp = shape.gpus > 0, models.spreads_weights(shape, runtime)
     order = schedule(rows.lengths, recipe.batch_size, recipe.epochs, seed)
     per_epoch = -(-len(rows) // recipe.batch_size)
     arguments = training_arguments(recipe, seed, out_dir, len(order), shape, runtime)
-    resident = resident or Resident(base, shape, runtime)
+    resident = resident or models.Resident(base, shape, runtime)
     model = resident.model(recipe.method)
     set_seed(seed)
     model = models.prepare(model, recipe)
@@ -125,7 +124,7 @@ def training_arguments(
 ) -> TrainingArguments:
     """Return the arguments of ``steps`` optimizer steps; InputError if the workers cannot share the batch evenly."""
     micro, accumulation = batch_shape(recipe.batch_size, shape.workers, runtime.per_device_batch_size)
-    gpu, fsdp = shape.gpus > 0, spreads_weights(shape, runtime)
+    gpu, fsdp = shape.gpus > 0, models.spreads_weights(shape, runtime)
     scheduler: str = recipe.scheduler
     if scheduler == "constant" and recipe.warmup_ratio:
         scheduler = "constant_with_warmup"

@@ -105,6 +105,12 @@ class Runtime(Strict):
     address: str | None = runtime(None, description="a running Ray cluster (auto, ray://…); none starts a local Ray")
     num_cpus: int | None = runtime(None, ge=1, description="CPUs of a local Ray; none takes all")
     object_store_memory: int | None = runtime(None, ge=75 * 2**20, description="bytes of a local Ray's object store")
+    max_gpus: int | None = runtime(
+        None, ge=0, description="GPUs that the whole sweep takes at a time; none: any number"
+    )
+    wait_minutes: float = runtime(
+        60.0, gt=0, description="minutes to wait for nodes while nothing of the sweep has a place; then it is an error"
+    )
     workers_per_finetune: int = runtime(1, ge=1, description="data-parallel workers of one finetune")
     gpus_per_finetune: float | None = runtime(None, ge=0, description="GPUs per worker; none: 1 if there are GPUs")
     cpus_per_finetune: float = runtime(1.0, gt=0, description="CPUs per worker")
@@ -117,7 +123,9 @@ class Runtime(Strict):
     )
     gradient_checkpointing: bool = runtime(False, description="less memory, about a third more time")
     checkpoint_every_steps: int = runtime(50, ge=1, description="optimizer steps between checkpoints")
-    engines: int = runtime(1, ge=1, description="vLLM engines at a time")
+    engines: int | None = runtime(
+        None, ge=1, description="engines at a time; none: on GPUs as many as there is room for, on CPUs 1"
+    )
     engine: str = runtime(
         "vllm",
         pattern=r"^[A-Za-z_][\w.-]*(:[A-Za-z_]\w*)?$",

@@ -18,9 +18,8 @@ import pytest
 
 from kvray.errors import CellError, InputError
 from kvray.finetune.checkpoints import FILE
-from kvray.finetune.model import attention_projections, load, prepare, save
+from kvray.finetune.model import Resident, attention_projections, load, prepare, save
 from kvray.finetune.placement import Shape, batch_shape
-from kvray.finetune.resident import Resident
 from kvray.finetune.train import train, training_arguments
 from kvray.models.changed import compose
 from kvray.store.schemas import LOSS_SCHEMA

@@ -155,7 +155,7 @@ def _stages(todo: Sequence[Item], rates: Rates) -> list[dict[str, Any]]:
             clock = max([clock, *known])
         elif kind != "dataset" and on != "api":
             engines, start = len({_engine(item.artefact) for item in items}), STARTS[on]["engine"]
-            clock += start * -(-engines // rates.runtime.engines)
+            clock += start * -(-engines // slots)
             busy += start * engines
         tokens, written = (sum(getattr(item, name) for item in items) for name in ("reads", "writes"))
         stage = {"stage": STAGE_NAMES[kind], "artefacts": len(items), "tokens": tokens, "tokens_written": written}

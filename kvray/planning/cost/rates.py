@@ -148,7 +148,9 @@ class Rates:
             return 0.0, (runtime.concurrent_finetunes or 1) if kind == "finetune" else 1
         if kind != "finetune":
             gpus, cpus = runtime.gpus_per_engine or runtime.tensor_parallel, runtime.cpus_per_engine
-            return float(gpus if gpu else cpus or self.cpus / runtime.engines), runtime.engines
+            here = len(hardware()["gpus"]) if gpu and local else 0
+            engines = runtime.engines or max(1, int(min(here, runtime.max_gpus or here) / gpus))
+            return float(gpus if gpu else cpus or self.cpus / engines), engines
         each = (runtime.gpus_per_finetune or 1.0) if gpu else runtime.cpus_per_finetune
         held, known = runtime.workers_per_finetune * each, len(hardware()["gpus"]) if gpu else self.cpus
         fit = max(1, int(known / held)) if local and known else runtime.concurrent_finetunes or 1
