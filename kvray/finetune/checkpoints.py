@@ -56,8 +56,9 @@ class CheckpointingTrainer(Trainer):  # type: ignore[misc]
         directory = Path(self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         self.state.save_to_json(str(directory / TRAINER_STATE_NAME))
-        tensors: dict[str, Any] = {_WEIGHTS + name: weight for name, weight in weights.items()}
         states: Any = optimizer["state"]
+        # A frozen embedding that is tied to the output is among the weights, under its second name.
+        tensors: dict[str, Any] = {_WEIGHTS + name: weights[name] for name in states}
         for name, state in states.items():
             tensors |= {f"{_OPTIMIZER}{key}.{name}": value for key, value in state.items()}
         facts = {
