@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from math import floor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -63,6 +64,62 @@ def track(label: str, total: float, unit: str = "rows") -> Iterator[Advance]:
         show(f"kvray: {label}: {floor(done)}/{known:.0f} {unit} {now - started:.0f}s {note}".rstrip())
 
     yield advance
+
+
+@dataclass(frozen=True)
+class Line:
+    """How much of one kind of work is done, in a unit, with a note (a rate, what is under way)."""
+
+    label: str
+    done: float
+    total: float
+    unit: str = "rows"
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.label} {count(floor(self.done))}/{count(self.total)} {self.unit} {self.note}".rstrip()
+
+
+Show = Callable[[Sequence[Line], str], None]
+
+
+@contextmanager
+def board() -> Iterator[Show]:
+    """Yield ``show(lines, last)``, which shows several kinds of work at once, and ``last``, a line on all of them.
+
+    A terminal has a bar for each, drawn again; elsewhere one line has them all, every :data:`PLAIN_INTERVAL_S`.
+    """
+    if moves():
+        from rich.console import Group
+        from rich.live import Live
+        from rich.text import Text
+
+        bars, text = _bar(), Text(no_wrap=True, overflow="ellipsis")
+        tasks: dict[str, Any] = {}
+        with Live(Group(bars, text), console=bars.console, refresh_per_second=4):
+
+            def draw(lines: Sequence[Line], last: str) -> None:
+                for line in lines:
+                    if line.label not in tasks:
+                        tasks[line.label] = bars.add_task(line.label, total=None, unit=line.unit, whole=0, note="")
+                    whole = floor(line.done)
+                    bars.update(tasks[line.label], total=line.total, completed=line.done, whole=whole, note=line.note)
+                text.plain = last
+
+            yield draw
+        return
+    show, interval = (_notebook_line(), NOTEBOOK_INTERVAL_S) if in_notebook() else (say, PLAIN_INTERVAL_S)
+    started = time.monotonic()
+    shown = started - interval
+
+    def tell(lines: Sequence[Line], last: str) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= interval and lines:
+            shown = now
+            show(f"kvray: {'; '.join([*map(str, lines), *([last] if last else [])])}; {now - started:.0f}s")
+
+    yield tell
 
 
 def moves() -> bool:

@@ -89,7 +89,12 @@ def autoscaling(
         "RAY_NODE_TYPE_NAME": HEAD_TYPE,
     }
     environment.pop("RAY_ADDRESS", None)
-    options = [f"--num-cpus={head_cpus}", f"--object-store-memory={STORE_BYTES}", f"--port={port}"]
+    options = [
+        f"--num-cpus={head_cpus}",
+        f"--object-store-memory={STORE_BYTES}",
+        f"--port={port}",
+        f"--ray-client-server-port={free_port()}",
+    ]
     quiet = ["--include-dashboard=false", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *options, *quiet]
     log = folder / "head.log"

@@ -31,7 +31,7 @@ class Cluster:
     """The Ray that this process is connected to, as a driver or in a worker; ``local``: one started for this run."""
 
     def __init__(self, local: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._local = local
+        self.local = local
         self._clock = clock
         self._read_at: float | None = None
         self._capacity = Capacity()
@@ -46,7 +46,7 @@ class Cluster:
         now = self._clock()
         if self._read_at is None or now - self._read_at >= READ_EVERY_S:
             try:
-                self._capacity = read(self._local)
+                self._capacity = read(self.local)
             except RpcError:
                 if self._read_at is None:
                     raise

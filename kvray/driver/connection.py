@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from kvray.console import say
 from kvray.errors import ResourceError
@@ -15,8 +16,18 @@ _ADDRESS = "RAY_ADDRESS"
 _WAY_OUT = f"unset {_ADDRESS} and runtime.address to start a local Ray instead"
 
 
+class Connection(NamedTuple):
+    """A Ray: whether it was started for this process alone, and whether it ends with the connection."""
+
+    local: bool
+    ends: bool
+
+
+_started: set[int] = set()  # ids of processes, this one, that have started the Ray that they are connected to
+
+
 @contextlib.contextmanager
-def connect(runtime: Runtime) -> Iterator[None]:
+def connect(runtime: Runtime) -> Iterator[Connection]:
     """Join the Ray that ``runtime.address`` or RAY_ADDRESS names; otherwise start a local one and stop it at the end.
 
     A Ray that this process has joined is used as it is. Without an address, or with ``local``, any other Ray on this
@@ -28,15 +39,18 @@ def connect(runtime: Runtime) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        yield Connection(os.getpid() in _started, ends=False)
         return
     if address is None:
         _start_local(runtime)
     else:
         _join(address, runtime)
+    if address is None:
+        _started.add(os.getpid())
     try:
-        yield
+        yield Connection(local=address is None, ends=True)
     finally:
+        _started.discard(os.getpid())
         ray.shutdown()
 
 

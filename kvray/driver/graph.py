@@ -49,7 +49,8 @@ class Graph:
     def waiting(self) -> Iterable[tuple[Artefact, Sequence[Artefact]]]:
         """Yield each artefact that waits, with the artefacts that it waits for."""
         for artefact in self._waiting.values():
-            yield artefact, [self._artefacts[need] for need in self._open[artefact.id]]
+            if needs := self._open[artefact.id]:
+                yield artefact, [self._artefacts[need] for need in needs]
 
     def made(self, artefact_id: str) -> None:
         """Note a commit, which may make others ready."""

@@ -6,7 +6,7 @@ a run; whether one more fits is asked of the :class:`Capacity` of the moment, as
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvray.errors import InputError, ResourceError
@@ -136,6 +136,16 @@ def place_engines(runtime: Runtime, capacity: Capacity, base: BaseModelRef, loca
     return Place(shape, threads, runtime.engines if gpus else at_once)
 
 
+def room(capacity: Capacity, runtime: Runtime, shapes: Mapping[str, Shape]) -> Callable[[Mapping[str, int]], bool]:
+    """Return what tells whether so many seats, by lane, may exist side by side.
+
+    ``shapes`` are those of lanes; seats of other lanes hold nothing of the cluster.
+    """
+    return lambda counts: fit(
+        capacity, runtime, [(shapes[lane], count) for lane, count in counts.items() if lane in shapes]
+    )
+
+
 def fit(capacity: Capacity, runtime: Runtime, seats: Iterable[tuple[Shape, int]]) -> bool:
     """Return whether so many seats of each shape have room side by side, within ``runtime.max_gpus``.
 
@@ -160,42 +170,28 @@ def fit(capacity: Capacity, runtime: Runtime, seats: Iterable[tuple[Shape, int]]
     return True
 
 
-class Patience:
-    """How long nothing of a sweep has had a place on the cluster, and when that is too long."""
+def check_wait(waiting: Collection[Shape], unplaced_s: float, capacity: Capacity, runtime: Runtime) -> None:
+    """Check that seats of these shapes may still hope for a place, after nothing had one for ``unplaced_s`` seconds.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._minutes = runtime.wait_minutes
-        self._since: float | None = None
-        self._refused_since: float | None = None
-
-    def look(self, waiting: Collection[Shape], placed: bool, capacity: Capacity, now: float) -> None:
-        """Note, at ``now`` seconds of any steady clock, the shapes of seats that wait and whether any has its place.
-
-        Raises ResourceError if none had one for ``runtime.wait_minutes``, or if the autoscaler refuses every shape and
-        starts nothing.
-        """
-        if placed or not waiting:
-            self._since = self._refused_since = None
-            return
-        self._since = now if self._since is None else self._since
-        refused = capacity.silent and not capacity.launching and all(map(capacity.refuses, waiting))
-        if not refused or any(shape.fits(node) for shape in waiting for node in capacity.nodes):
-            self._refused_since = None
-        elif self._refused_since is None:
-            self._refused_since = now
-        elif now - self._refused_since >= REFUSED_S:
-            raise ResourceError(
-                f"nothing of the sweep can be placed: it needs {_either(waiting)} on one node, the cluster has "
-                f"{capacity}, which refuses that; lower what runtime asks for, or add a node type that has it "
-                "(ray status lists them)"
-            )
-        if now - self._since >= self._minutes * 60:
-            why = f"; {'; '.join(capacity.failed)}" if capacity.failed else ""
-            raise ResourceError(
-                f"nothing of the sweep could be placed for {self._minutes:g} minutes (runtime.wait_minutes): it waits "
-                f"for {_either(waiting)} on one node, the cluster has {capacity}{why}; ray status shows what it is "
-                "waiting for. What was made is kept: the same command continues"
-            )
+    Raises ResourceError after ``runtime.wait_minutes``, or sooner if the autoscaler refuses every shape and starts
+    nothing.
+    """
+    if not waiting:
+        return
+    wanted = f"{' or '.join(dict.fromkeys(map(_each, waiting)))} on one node, the cluster has {capacity}"
+    live = any(shape.fits(node) for shape in waiting for node in capacity.nodes)
+    refused = capacity.silent and not capacity.launching and not live and all(map(capacity.refuses, waiting))
+    if refused and unplaced_s >= REFUSED_S:
+        raise ResourceError(
+            f"nothing of the sweep can be placed: it needs {wanted}, which refuses that; lower what runtime asks for, "
+            "or add a node type that has it (ray status lists them)"
+        )
+    if unplaced_s >= runtime.wait_minutes * 60:
+        why = f" ({'; '.join(capacity.failed)})" if capacity.failed else ""
+        raise ResourceError(
+            f"nothing of the sweep could be placed for {runtime.wait_minutes:g} minutes (runtime.wait_minutes): it "
+            f"needs {wanted}{why}; ray status shows what is waited for. What was made is kept: the same command goes on"
+        )
 
 
 def _takes_gpus(capacity: Capacity, base: BaseModelRef, knob: str) -> bool:
@@ -242,7 +238,7 @@ def _check(shape: Shape, capacity: Capacity, runtime: Runtime, what: str, knobs:
     held = sum(shape.fits(node) for node in capacity.known())
     if held >= shape.workers:
         return
-    each = _size({"CPU": shape.cpus, "GPU": shape.gpus})
+    each = _each(shape)
     if not held:
         worker = f"a worker of one {what}" if shape.workers > 1 else f"one {what}"
         raise ResourceError(f"{worker} needs {each} on one node; the cluster has {capacity}; {lower}, or add nodes")
@@ -252,8 +248,8 @@ def _check(shape: Shape, capacity: Capacity, runtime: Runtime, what: str, knobs:
     )
 
 
-def _either(shapes: Collection[Shape]) -> str:
-    return " or ".join(dict.fromkeys(_size({"CPU": shape.cpus, "GPU": shape.gpus}) for shape in shapes))
+def _each(shape: Shape) -> str:
+    return _size({"CPU": shape.cpus, "GPU": shape.gpus})
 
 
 def _size(resources: Resources) -> str:

@@ -30,21 +30,26 @@ Room = Callable[[Mapping[str, int]], bool]
 class LaneView:
     """What a lane does now, for a reader.
 
-    ``done`` and ``total`` are rows, or finetunes with their shares; ``starting``, ``working`` and ``idle`` are seats;
-    ``notes`` are those of the units under way; ``ready_s`` and ``held_s`` are the seconds of work, estimated, that
-    nobody does yet and that is being done; ``waiting`` artefacts wait for others.
+    ``done`` and ``total`` are rows, or finetunes with their shares. Of its seats some are ``pending`` (they have no
+    devices yet), ``starting``, ``working`` or ``idle``. ``under_way`` has each unit's artefact, how much of it is done,
+    and its note. ``left_s`` is the work, in estimated seconds, that is not done; ``waiting`` artefacts wait for others.
     """
 
     name: str
     done: float
     total: float
+    pending: int
     starting: int
     working: int
     idle: int
-    notes: tuple[str, ...]
-    ready_s: float
-    held_s: float
+    under_way: tuple[tuple[str, float, str], ...]
+    left_s: float
     waiting: int
+
+    @property
+    def held(self) -> int:
+        """Seats that have devices."""
+        return self.starting + self.working + self.idle
 
 
 @dataclass
@@ -105,6 +110,7 @@ class WorkQueue:
         self._starving: str | None = None
         self._numbers = itertools.count()
         self._closed = False
+        self.generating = False
 
     # What the driver tells.
 
@@ -138,6 +144,11 @@ class WorkQueue:
             for lane in self._lanes.values():
                 lane.expected.pop(artefact_id, None)
 
+    def generate(self, busy: bool) -> None:
+        """Tell whether datasets are being made, which needs a CPU that idle seats would hold."""
+        with self._lock:
+            self.generating = busy
+
     def close(self) -> None:
         """Tell that nothing more will be added."""
         with self._lock:
@@ -166,7 +177,7 @@ class WorkQueue:
         """Return the lane that is to get one more seat now, None if none is."""
         with self._lock:
             counts = Counter(seat.lane for seat in self._seats.values())
-            self._starving = None
+            self._starving = "generate" if self.generating and not room(counts) else None
             first = {name: self._first(lane) for name, lane in self._lanes.items()}
             for name in sorted(first, key=lambda name: -first[name]):
                 lane, target = self._lanes[name], self._target(name)
@@ -385,16 +396,17 @@ class WorkQueue:
 
     def _view(self, name: str, lane: _Lane) -> LaneView:
         seats = [seat for seat in self._seats.values() if seat.lane == name]
-        under_way = [state for seat in seats for state in seat.progress.values()]
+        noted = [(seat.held[number], *state) for seat in seats for number, state in seat.progress.items()]
+        held_s = sum(unit.seconds for seat in seats for unit in seat.held.values())
         return LaneView(
             name=name,
-            done=lane.done + sum(done for done, _ in under_way),
+            done=lane.done + sum(done for _, done, _ in noted),
             total=lane.total,
-            starting=sum(not seat.up for seat in seats),
+            pending=sum(not seat.process for seat in seats),
+            starting=sum(bool(seat.process) and not seat.up for seat in seats),
             working=sum(seat.up and bool(seat.held) for seat in seats),
             idle=sum(seat.up and not seat.held for seat in seats),
-            notes=tuple(note for _, note in under_way if note),
-            ready_s=sum(lane.ready_s.values()),
-            held_s=sum(unit.seconds for seat in seats for unit in seat.held.values()),
+            under_way=tuple((unit.artefact_id, done, note) for unit, done, note in noted),
+            left_s=sum(lane.ready_s.values()) + held_s + sum(seconds for seconds, _, _ in lane.expected.values()),
             waiting=len(lane.expected),
         )

@@ -1,4 +1,4 @@
-"""Makes the artefacts of a plan that the store lacks or holds damaged, stage by stage.
+"""Makes the artefacts of a plan that the store lacks or holds damaged.
 
 The driver has no state of its own: the work left is the plan minus the store. So the same command continues a killed
 run, and a sweep that grew runs only its new cells.
@@ -9,16 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvray.console import duration, say
-from kvray.driver.connection import asked_for, connect
-from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, StoreError
+from kvray.driver.cluster import Cluster
+from kvray.driver.connection import Connection, asked_for, connect
+from kvray.driver.generation import Generation
+from kvray.driver.lanes import open_lanes
+from kvray.driver.make import Making
+from kvray.errors import InputError, RunInterrupted, StoreError
 from kvray.models.openai import address
-from kvray.models.reference import API, BaseModelRef
+from kvray.models.reference import BaseModelRef
 from kvray.planning import benchmarks
-from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, WritingJob, tell_replaced
+from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, asks_api, tell_replaced
+from kvray.planning.cost.estimate import estimate
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.store import failures
@@ -28,12 +34,11 @@ from kvray.sweep.grid import variants
 from kvray.sweep.load import read
 from kvray.sweep.model import Runtime, Sweep
 
-Stage = Callable[[Sequence[Artefact], Store, BaseModelRef, Runtime], list[Outcome]]
-PARTS_KEPT = {  # what an interrupted run keeps of unfinished artefacts, by stage
-    "write": "the replies so far",
-    "generate": "the shards so far",
-    "finetune": "the last checkpoint of what was training",
-    "evaluate": "the answers so far",
+PARTS_KEPT = {  # what an interrupted run keeps of unfinished artefacts, by kind
+    "writing": "the replies so far",
+    "dataset": "the shards so far",
+    "finetune": "the last checkpoints of what was training",
+    "predictions": "the answers so far",
 }
 
 
@@ -76,7 +81,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     store.check(write=True)
     states = store.states([artefact.id for artefact in planned.artefacts], verify)
     todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
-    if any(_asks_api(artefact, base) for artefact in todo):
+    if any(asks_api(artefact, base) for artefact in todo):
         address(planned.sweep.runtime.api_base_url)
     if planned.sweep.runtime.engine != Runtime().engine:
         from kvray.evaluate.engines.base import engine_class
@@ -97,14 +102,20 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
             say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
             store.discard(artefact.id)
         failures.delete(store, artefact.id)
-    stage = "starting Ray"
+    stored = store.listing([artefact.id for artefact in todo])
+    seconds = {item.artefact.id: item.work_seconds for item in estimate(planned, store).items}
+    account = _Account(planned, store, result, todo)
+    runtime = planned.sweep.runtime
     try:
-        with connect(planned.sweep.runtime):
-            for kind in KINDS:
-                stage = STAGE_NAMES[kind]
-                _stage(kind, [artefact for artefact in todo if artefact.kind == kind], planned, base, store, result)
+        with connect(runtime) as connection:
+            cluster = Cluster(connection.local)
+            lanes = open_lanes(todo, store, base, runtime, cluster)
+            account.say_start()
+            files = {one: presence.files for one, presence in stored.items()}
+            making = Making(todo, files, seconds, lanes, Generation(store, base, runtime), runtime, cluster)
+            making.run(account.end, wait=not connection.ends)
     except KeyboardInterrupt:
-        raise RunInterrupted(_kept(planned, store, stage)) from None
+        raise RunInterrupted(account.kept()) from None
     result.seconds = time.monotonic() - started
     return result
 
@@ -119,75 +130,10 @@ def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
             raise InputError(f"{file}: name: found {plan_.sweep.name!r}, as in {other}; expected a name of its own")
 
 
-def shared_cluster(runtimes: Sequence[Runtime]) -> contextlib.AbstractContextManager[None]:
+def shared_cluster(runtimes: Sequence[Runtime]) -> contextlib.AbstractContextManager[Connection | None]:
     """Hold one Ray for several sweeps in a row, if all of them ask for the same one."""
     asked = {(runtime.address, runtime.num_cpus, runtime.object_store_memory) for runtime in runtimes}
     return connect(runtimes[0]) if len(runtimes) > 1 and len(asked) == 1 else contextlib.nullcontext()
-
-
-def _stage(kind: str, todo: list[Artefact], planned: Plan, base: BaseModelRef, store: Store, result: Result) -> None:
-    ready = []
-    for artefact in todo:
-        lost = [need for need in artefact.needs if need in result.failed]
-        if lost:
-            _fail(artefact.id, f"needs {lost[0]}, which failed", store, result)
-        else:
-            ready.append(artefact)
-    if not ready:
-        return
-    started = time.monotonic()
-    name = STAGE_NAMES[kind]
-    say(f"kvray: {name}: {len(ready)} to make")
-    # A stage that ends without a word on an artefact has not made it.
-    errors: dict[str, str | None] = {each.id: f"{name} ended without saying what became of it" for each in ready}
-    try:
-        outcomes = _stage_function(kind, base.api)(ready, store, base, planned.sweep.runtime)
-        errors |= {outcome.artefact_id: outcome.error for outcome in outcomes}
-    except ResourceError:
-        raise
-    except KvrayError as error:
-        errors = dict.fromkeys(errors, str(error))
-    for artefact_id, why in errors.items():
-        if why is None:
-            result.made.append(artefact_id)
-        else:
-            _fail(artefact_id, why, store, result)
-    good = sum(why is None for why in errors.values())
-    say(f"kvray: {name}: {good} of {len(todo)} made, {time.monotonic() - started:.0f} s")
-
-
-def _kept(planned: Plan, store: Store, stage: str) -> str:
-    states = store.states([artefact.id for artefact in planned.artefacts])
-    committed = sum(state == "committed" for state in states.values())
-    parts = f" and {PARTS_KEPT[stage]}" if stage in PARTS_KEPT else ""
-    return f"interrupted in {stage}; kept in {store.uri}: {committed} of {len(planned.artefacts)} artefacts{parts}"
-
-
-def _stage_function(kind: str, api: bool) -> Stage:
-    from kvray.evaluate.job import evaluate, write
-    from kvray.finetune import job, openai
-    from kvray.generate.job import generate
-
-    finetune = openai.finetune if api else job.finetune
-    return {"writing": write, "dataset": generate, "finetune": finetune, "predictions": evaluate}[kind]
-
-
-def _asks_api(artefact: Artefact, base: BaseModelRef) -> bool:
-    if isinstance(artefact.params, WritingJob):
-        return artefact.params.writer.startswith(API)
-    return base.api and artefact.kind != "dataset"
-
-
-def _fail(artefact_id: str, error: str, store: Store, result: Result) -> None:
-    result.failed[artefact_id] = error
-    try:
-        failures.note(store, artefact_id, error)
-    except StoreError as unwritable:
-        # A store that takes no note takes no artefact either: the later stages would end the same way.
-        first, why = next(iter(result.failed.items()))
-        raise StoreError(
-            f"{first}: {why}; the store takes not even a note of that: make room, then type the same command"
-        ) from unwritable
 
 
 def open_store(store: Store | str | os.PathLike[str] | None) -> Store:
@@ -224,3 +170,53 @@ class Result:
     def failures(self) -> list[tuple[str, str]]:
         """Return id and reason, on one line, of what failed."""
         return [(artefact_id, " ".join(why.split())[:200]) for artefact_id, why in self.failed.items()]
+
+
+class _Account:
+    """Keeps the result of a run as its artefacts end, notes failures in the store, and says when a stage is done."""
+
+    def __init__(self, planned: Plan, store: Store, result: Result, todo: Sequence[Artefact]) -> None:
+        self._planned, self._store, self._result = planned, store, result
+        self._kinds = {artefact.id: artefact.kind for artefact in todo}
+        self._open = Counter(self._kinds.values())
+        self._made: Counter[str] = Counter()
+        self._totals = dict(self._open)
+        self._started = time.monotonic()
+
+    def say_start(self) -> None:
+        amounts = [f"{self._open[kind]} in {STAGE_NAMES[kind]}" for kind in KINDS if self._open[kind]]
+        say(f"kvray: to make: {', '.join(amounts)}")
+
+    def end(self, outcome: Outcome) -> None:
+        """Take how an artefact ended; StoreError if it failed and the store takes not even a note of that."""
+        kind = self._kinds[outcome.artefact_id]
+        self._open[kind] -= 1
+        if outcome.error is None:
+            self._made[kind] += 1
+            self._result.made.append(outcome.artefact_id)
+        else:
+            self._fail(outcome.artefact_id, outcome.error)
+        if not self._open[kind]:
+            took = f"{time.monotonic() - self._started:.0f} s after the start"
+            say(f"kvray: {STAGE_NAMES[kind]}: {self._made[kind]} of {self._totals[kind]} made, {took}")
+
+    def kept(self) -> str:
+        """Say what an interrupted run keeps."""
+        states = self._store.states([artefact.id for artefact in self._planned.artefacts])
+        committed = sum(state == "committed" for state in states.values())
+        parts = [PARTS_KEPT[kind] for kind in KINDS if self._open[kind]]
+        return (
+            f"interrupted; kept in {self._store.uri}: {committed} of {len(self._planned.artefacts)} artefacts"
+            f"{' and ' if parts else ''}{', '.join(parts)}"
+        )
+
+    def _fail(self, artefact_id: str, error: str) -> None:
+        self._result.failed[artefact_id] = error
+        try:
+            failures.note(self._store, artefact_id, error)
+        except StoreError as unwritable:
+            # A store that takes no note takes no artefact either: the later stages would end the same way.
+            first, why = next(iter(self._result.failed.items()))
+            raise StoreError(
+                f"{first}: {why}; the store takes not even a note of that: make room, then type the same command"
+            ) from unwritable

@@ -18,16 +18,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kvray.driver.placement import Capacity, Place
 from kvray.driver.queue import LaneView, Room, WorkQueue
-from kvray.errors import KvrayError
+from kvray.errors import KvrayError, ResourceError, last_line
 from kvray.planning.work import Lane, Nothing, Seat, Unit
 from kvray.store.manifest import FileEntry
 from kvray.store.store import Outcome
 
+Call = tuple[str, tuple[Any, ...]]
+"""A method of the work queue, by name, and its arguments."""
 THREADS = 16
 """Calls that the dispatcher serves at a time; each takes well below a millisecond."""
 PAUSE_S = 0.25
 """Between two questions of a seat that has no work."""
+END_S = 15.0
+"""For which the driver waits until idle seats have ended."""
 SEATS_PENDING = 4096
 """Seats that may wait for devices at a time. Tune's own limit is one: an autoscaler would bring node after node."""
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Died|Compiler): ")
@@ -36,24 +41,16 @@ _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Died|Compi
 
 @dataclass(frozen=True)
 class Opening:
-    """A lane and what each of its seats takes: the seat (its name is given later) and the trial's own resources."""
+    """A lane, its seats (each gets a name), where one is placed, and what its trial holds itself."""
 
     lane: Lane
     seat: Seat
+    place: Place
     bundle: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class State:
-    """What the driver learns of the dispatcher: how artefacts ended, what lanes do, what is waited for.
-
-    ``pending`` counts seats, by lane, that have no devices yet; ``placed_s`` is the time since any seat had some.
-    """
-
-    outcomes: Sequence[Outcome]
-    lanes: Sequence[LaneView]
-    pending: Mapping[str, int]
-    unplaced_s: float
+Space = Callable[[Capacity, bool], Room]
+"""Returns the room for seats on a cluster, given whether datasets are being made there too."""
 
 
 class Dispatcher:
@@ -62,16 +59,13 @@ class Dispatcher:
     If it dies its seats end with it, and the driver begins again from the store.
     """
 
-    def __init__(
-        self, openings: Sequence[Opening], retries: int, room: Callable[[], Room], environment: dict[str, str]
-    ):
-        """Take the lanes, and what returns how many seats may exist, which is asked anew as nodes come and go."""
+    def __init__(self, openings: Sequence[Opening], retries: int, room: Space, environment: Mapping[str, str]) -> None:
+        """Take the lanes, and what there is room for."""
         os.environ.update(environment)
         self._openings = {opening.lane.name: opening for opening in openings}
         self._queue = WorkQueue([opening.lane for opening in openings], retries)
         self._room = room
-        self._states: dict[str, tuple[str, str]] = {}  # lane and Tune's status by seat
-        self._placed_at = time.monotonic()
+        self._capacity = Capacity()
         self._numbers = itertools.count()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,20 +79,18 @@ class Dispatcher:
         with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch:
             _tuner(self, me, list(self._openings.values()), scratch).fit()
 
-    def change(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+    def change(self, calls: Sequence[Call]) -> None:
         """Call methods of the queue, by name, in order."""
         for method, arguments in calls:
             getattr(self._queue, method)(*arguments)
 
-    def state(self) -> State:
-        """Return what happened since the last call, and what is under way."""
-        pending: dict[str, int] = {}
-        for lane, status in self._states.values():
-            pending[lane] = pending.get(lane, 0) + (status != "RUNNING")
-        if any(status == "RUNNING" for _, status in self._states.values()) or not any(pending.values()):
-            self._placed_at = time.monotonic()
-        waited = time.monotonic() - self._placed_at
-        return State(self._queue.outcomes(), self._queue.view(), pending, waited)
+    def see(self, capacity: Capacity) -> None:
+        """Take what the cluster has now; until the first call it has nothing."""
+        self._capacity = capacity
+
+    def state(self) -> tuple[list[Outcome], list[LaneView]]:
+        """Return how artefacts ended since the last call, and what each lane does."""
+        return self._queue.outcomes(), self._queue.view()
 
     def call(self, method: str, seat: str, *arguments: Any) -> Any:
         """Answer a seat; see :class:`RemoteSource`."""
@@ -108,24 +100,18 @@ class Dispatcher:
 
     def open(self) -> dict[str, str] | None:
         """Return the next seat to start, None if none is worth it now."""
-        lane = self._queue.wanted(self._room())
+        lane = self._queue.wanted(self._room(self._capacity, self._queue.generating))
         if lane is None:
             return None
         name = f"{lane.replace(':', '-').replace('/', '-')}-{next(self._numbers):04d}"
         self._queue.seat(replace(self._openings[lane].seat, name=name))
-        self._states[name] = (lane, "PENDING")
         return {"seat": name, "lane": lane}
 
     @property
     def over(self) -> bool:
         return self._queue.over
 
-    def note(self, seat: str, status: str) -> None:
-        if seat in self._states:
-            self._states[seat] = (self._states[seat][0], status)
-
     def ended(self, seat: str, why: str | None) -> None:
-        self._states.pop(seat, None)
         self._queue.ended(seat, why)
 
 
@@ -178,15 +164,77 @@ class RemoteSource:
         return ray.get(self._dispatcher.call.remote(method, self._seat, *arguments))
 
 
-def start(openings: Sequence[Opening], retries: int, room: Callable[[], Room]) -> Any:
-    """Start a dispatcher on this node and return its handle; Ray must be initialised."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+class Seats:
+    """The stage that finetunes, evaluates and writes, as the driver sees it: a dispatcher and what was given to it."""
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    chosen = {name: value for name, value in os.environ.items() if name.startswith(("RAY_TRAIN_", "TUNE_", "KVRAY_"))}
-    actor = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=THREADS + 1, scheduling_strategy=here)
-    return actor.remote(list(openings), retries, room, {**_ENVIRONMENT, **chosen})
+    def __init__(self, openings: Sequence[Opening], retries: int, room: Space, capacity: Capacity) -> None:
+        """Start a dispatcher on this node; Ray must be initialised."""
+        self._arguments = list(openings), retries, room
+        self._capacity = capacity
+        self._left = retries
+        self._given: dict[str, tuple[Any, ...]] = {}  # the arguments of ``add`` of what has not ended
+        self._start()
+
+    def change(self, calls: Sequence[Call]) -> None:
+        """Call methods of the work queue, by name, in order."""
+        for method, arguments in calls:
+            if method == "add":
+                self._given[arguments[1]] = arguments
+        if calls:
+            self._dispatcher.change.remote(list(calls))
+
+    def see(self, capacity: Capacity) -> None:
+        """Tell what the cluster has now."""
+        if capacity != self._capacity:
+            self._capacity = capacity
+            self._dispatcher.see.remote(capacity)
+
+    def poll(self) -> tuple[list[Outcome], list[LaneView]]:
+        """Return how artefacts ended since the last call, and what each lane does.
+
+        A dispatcher that died is started anew with what has not ended, as often as work is retried; then a
+        ResourceError says so.
+        """
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            ended, _ = ray.wait([self._running], timeout=0)
+            if ended:
+                ray.get(ended)
+            outcomes, views = ray.get(self._dispatcher.state.remote())
+        except RayError as error:
+            if not self._left:
+                raise ResourceError(f"Ray Tune ended: {last_line(error)}") from error
+            self._left -= 1
+            ray.kill(self._dispatcher)
+            self._start()
+            self.change([("add", arguments) for arguments in self._given.values()])
+            return [], []
+        for outcome in outcomes:
+            self._given.pop(outcome.artefact_id, None)
+        return outcomes, views
+
+    def close(self, wait: bool) -> None:
+        """End the seats, those that are idle by themselves if there is time to ``wait`` for them."""
+        import ray
+
+        self._dispatcher.change.remote([("close", ())])
+        if wait:
+            ray.wait([self._running], timeout=END_S)
+        ray.kill(self._dispatcher)
+
+    def _start(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        prefixes = ("RAY_TRAIN_", "TUNE_", "KVRAY_")
+        chosen = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+        actor = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=THREADS + 1, scheduling_strategy=here)
+        self._dispatcher = actor.remote(*self._arguments, {**_ENVIRONMENT, **chosen})
+        self._dispatcher.see.remote(self._capacity)
+        self._running = self._dispatcher.run.remote()
 
 
 _ENVIRONMENT = {
@@ -206,7 +254,7 @@ def _tuner(dispatcher: Dispatcher, handle: Any, openings: Sequence[Opening], scr
 
     # Its traces, and its notices on files that it may not write: outcomes say what failed.
     logging.getLogger("ray.tune").setLevel(logging.ERROR if os.environ.get("KVRAY_VERBOSE") else logging.CRITICAL)
-    bundles = {opening.lane.name: dict(opening.bundle) for opening in openings}
+    bundles = {each.lane.name: {name: held for name, held in each.bundle.items() if held} for each in openings}
 
     class Opener(Searcher):  # type: ignore[misc]  # ray is untyped here
         """Opens seats as the queue wants them."""
@@ -224,10 +272,7 @@ def _tuner(dispatcher: Dispatcher, handle: Any, openings: Sequence[Opening], scr
             """There is nothing to restore."""
 
     class Watch(tune.Callback):  # type: ignore[misc]
-        """Tells the dispatcher which seats run and which have ended."""
-
-        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            dispatcher.note(trial.config["seat"], "RUNNING")
+        """Tells the dispatcher which seats have ended."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             dispatcher.ended(trial.config["seat"], None)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kvray.console import Advance, say, track
+from kvray.console import Advance, say
 from kvray.errors import CellError, InputError, KvrayError
 from kvray.finetune.openai_jobs import GONE, Tuning, hyperparameters
 from kvray.finetune.storage import job_of, read_whole, select
@@ -34,12 +34,14 @@ FIRST_POLL_S = 2.0
 LONGEST_POLL_S = 30.0
 
 
-def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
+def finetune(
+    artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime, advance: Advance
+) -> list[Outcome]:
     """Make finetunes by the API, whose datasets are committed, and commit their models' names. Needs no Ray.
 
-    Returns one outcome per artefact, in order; a failed one leaves the others alone. Raises InputError, before anything
-    is sent, for no key, no such URL, or epochs that are no whole number; ApiError if the API refuses every request of
-    this run (jobs that were created are found again).
+    Returns one outcome per artefact, in order; a failed one leaves the others alone. ``advance`` is told how many have
+    ended, and what the others do. Raises InputError, before anything is sent, for no key, no such URL, or epochs that
+    are no whole number; ApiError if the API refuses every request of this run (jobs that were created are found again).
     """
     if not artefacts:
         return []
@@ -48,9 +50,8 @@ def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
         if epochs != round(epochs):
             raise InputError(f"finetune.epochs: found {epochs:g}; expected a whole number for {base.name}")
     api = Api(runtime.api_base_url, runtime.api_timeout_s, runtime.api_retries)
-    with track("finetune", len(artefacts), "finetunes") as advance:
-        stage = _Stage(artefacts, store, base, api, advance)
-        run_async(stage.run(runtime.concurrent_finetunes or JOBS_AT_ONCE))
+    stage = _Stage(artefacts, store, base, api, advance)
+    run_async(stage.run(runtime.concurrent_finetunes or JOBS_AT_ONCE))
     return [Outcome(artefact.id, stage.errors[artefact.id]) for artefact in artefacts]
 
 

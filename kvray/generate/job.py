@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kvray.console import track
 from kvray.errors import InputError, KvrayError, last_line
 from kvray.models.reference import BaseModelRef
 from kvray.models.tokenizer import token_counter
@@ -36,6 +35,7 @@ _TASKS_BEFORE_GROUPING = 64
 _UNITS_PER_TASK = 4
 
 Row = dict[str, Any]
+Tell = Callable[[int, Sequence[Outcome]], None]
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,30 @@ class Written:
 
 
 def generate(
-    artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime | None = None
+    artefacts: Sequence[Artefact],
+    store: Store,
+    base: BaseModelRef,
+    runtime: Runtime | None = None,
+    tell: Tell = lambda rows, ended: None,
 ) -> list[Outcome]:
-    """Make datasets on an initialised Ray, keeping shards of a killed run; return an outcome each, in order."""
+    """Make datasets on an initialised Ray, keeping shards of a killed run; return an outcome each, in order.
+
+    ``tell`` is called with the rows made so far and the outcomes since the last call, as soon as a dataset ends.
+    """
     datasets = [_Dataset(artefact) for artefact in artefacts]
     units = tuple((artefact, shard) for artefact in artefacts for shard in range(shard_count(artefact.rows)))
     by_id = {dataset.artefact.id: dataset for dataset in datasets}
     retries = (runtime or Runtime()).retries
     done = 0
+    told: set[str] = set()
     try:
-        with track("generate", sum(artefact.rows for artefact in artefacts)) as advance:
-            for row in stream(len(units), _ShardWork(units, store, base), retries=retries):
-                dataset = by_id[units[row["unit"]][0].id]
-                dataset.add(row, store)
-                done += row["rows"]
-                advance(done, dataset.artefact.name)
+        for row in stream(len(units), _ShardWork(units, store, base), retries=retries):
+            dataset = by_id[units[row["unit"]][0].id]
+            dataset.add(row, store)
+            done += row["rows"]
+            ended = dataset.artefact.id not in told and (dataset.whole or dataset.error is not None)
+            told |= {dataset.artefact.id} if ended else set()
+            tell(done, [Outcome(dataset.artefact.id, dataset.error)] if ended else [])
     except Exception as error:
         # Ray Data gave up (a worker died more often than retries allow): whatever is not committed has failed.
         for dataset in datasets:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from kvray.console import say
 from kvray.errors import StoreError
+from kvray.models.reference import API, BaseModelRef
 from kvray.store import failures
 from kvray.store.root import PLAN_FORMAT
 from kvray.store.store import Store
@@ -129,6 +130,13 @@ class Artefact(PlannedArtefact):
     def identity(self) -> dict[str, Any]:
         """Return the arguments of ``Store.commit`` that are known before the artefact is made."""
         return {name: getattr(self, name) for name in ("id", "kind", "name", "fingerprint", "recipe", "needs")}
+
+
+def asks_api(artefact: PlannedArtefact, base: BaseModelRef) -> bool:
+    """Return whether an API makes an artefact of a plan for this base model."""
+    if isinstance(artefact, Artefact) and isinstance(artefact.params, WritingJob):
+        return artefact.params.writer.startswith(API)
+    return base.api and artefact.kind != "dataset"
 
 
 @dataclass(frozen=True)

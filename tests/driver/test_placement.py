@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -11,11 +12,12 @@ from kvray.driver.placement import (
     REFUSED_S,
     Capacity,
     NodeType,
-    Patience,
     Resources,
+    check_wait,
     fit,
     place_engines,
     place_finetunes,
+    room,
 )
 from kvray.errors import InputError, ResourceError
 from kvray.finetune.placement import Shape
@@ -164,24 +166,22 @@ def test_workers_of_one_finetune_do_not_share_a_gpu() -> None:
 
 
 def test_what_waits_too_long_is_an_error_that_says_for_what() -> None:
-    patience, shape = Patience(Runtime(wait_minutes=2)), Shape(1, 1, 1)
-    failed = Capacity([HEAD], silent=True, failed=["gpu: no such instances left"])
-    for now in (0.0, 60.0, 119.0):
-        patience.look([shape], placed=False, capacity=failed, now=now)
-    with pytest.raises(
-        ResourceError, match=r"for 2 minutes .*waits for 1 CPU \+ 1 GPU .*no such instances.*ray status"
-    ):
-        patience.look([shape], placed=False, capacity=failed, now=120.0)
-    patience.look([shape], placed=True, capacity=failed, now=121.0)
-    patience.look([shape], placed=False, capacity=failed, now=240.0)
+    runtime, failed = Runtime(wait_minutes=2), Capacity([HEAD], silent=True, failed=["gpu: no such instances left"])
+    check_wait([Shape(1, 1, 1)], 119.0, failed, runtime)
+    check_wait([], 999.0, failed, runtime)
+    with pytest.raises(ResourceError, match=r"for 2 minutes .*needs 1 CPU \+ 1 GPU .*no such instances.*ray status"):
+        check_wait([Shape(1, 1, 1)], 120.0, failed, runtime)
 
 
 def test_what_the_autoscaler_refuses_for_long_is_never_placed() -> None:
-    shape = Shape(1, 1, 8)
     refusing = Capacity([HEAD], silent=True, refused={(1.0, 8.0)})
-    patience = Patience(Runtime())
-    patience.look([shape], False, refusing, 0.0)
-    patience.look([shape], False, Capacity([HEAD], silent=True, refused={(1.0, 8.0)}, launching=True), REFUSED_S)
-    patience.look([shape], False, refusing, REFUSED_S + 1)
+    check_wait([Shape(1, 1, 8)], REFUSED_S - 1, refusing, Runtime())
+    check_wait([Shape(1, 1, 8)], REFUSED_S, replace(refusing, launching=True), Runtime())
+    check_wait([Shape(1, 1, 8), Shape(1, 1, 1)], REFUSED_S, refusing, Runtime())
     with pytest.raises(ResourceError, match=r"needs 1 CPU \+ 8 GPU on one node.*which refuses that"):
-        patience.look([shape], False, refusing, 2 * REFUSED_S + 1)
+        check_wait([Shape(1, 1, 8)], REFUSED_S, refusing, Runtime())
+
+
+def test_room_is_asked_by_lane() -> None:
+    fits = room(FROM_ZERO, Runtime(max_gpus=3), {"finetune": Shape(2, 1, 1), "evaluate": Shape(1, 2, 1)})
+    assert fits({"finetune": 1, "evaluate": 1}) and fits({"evaluate": 3}) and not fits({"finetune": 1, "evaluate": 2})

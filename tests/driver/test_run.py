@@ -1,4 +1,4 @@
-"""A run makes what is missing or damaged, stage by stage; what needs a failed artefact fails with it."""
+"""A run makes what is missing or damaged; what needs a failed artefact fails with it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from planned_toys import BASE, commit, toy_plan
 from toy_tasks import Toy
 
 from kvray.driver import run as running
+from kvray.driver.connection import Connection
+from kvray.driver.lanes import Lanes, lane_of
+from kvray.driver.placement import Capacity
 from kvray.errors import InputError, StoreError
 from kvray.models.reference import BaseModelRef
 from kvray.planning import artefacts, inputs
 from kvray.planning.artefacts import Artefact, Plan
+from kvray.planning.work import FINETUNE, Lane, Nothing, Seat, Source
 from kvray.store import failures
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
@@ -30,39 +35,83 @@ class Stages:
         self.fail: set[str] = set()
         self.silent: set[str] = set()
         self.broken: str | None = None
+        self.store = Store("unused")
+        self.artefacts: dict[str, Artefact] = {}
+        self.total = 0
 
-    def of(self, kind: str, api: bool) -> running.Stage:
-        def stage(todo: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
-            if kind == self.broken:
-                raise StoreError("the disk is full")
-            outcomes = []
-            for artefact in todo:
-                assert artefact.kind == kind
-                assert all(store.state(need) == "committed" for need in artefact.needs)
-                if artefact.id in self.silent:
-                    continue
-                if artefact.id in self.fail:
-                    outcomes.append(Outcome(artefact.id, "broke down"))
-                    continue
-                commit(store, artefact)
-                self.made.append(artefact.id)
-                outcomes.append(Outcome(artefact.id, None))
-            return outcomes
+    # Datasets.
 
-        return stage
+    def generation(self, store: Store, base: BaseModelRef, runtime: Runtime) -> Stages:
+        self.store, self.queued = store, list[Artefact]()
+        return self
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.queued)
+
+    def makes(self, artefact_id: str) -> bool:
+        return any(one.id == artefact_id for one in self.queued)
+
+    def add(self, artefact: Artefact) -> None:
+        self.queued.append(artefact)
+
+    def poll(self) -> list[Outcome]:
+        outcomes = []
+        for artefact in self.queued:
+            error = "broke down" if artefact.id in self.fail else None
+            if error is None:
+                self.commit(artefact)
+            outcomes.append(Outcome(artefact.id, error))
+        self.queued = []
+        return outcomes
+
+    def line(self) -> None:
+        return None
+
+    # Everything else.
+
+    def lanes(
+        self, todo: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime, cluster: object
+    ) -> Lanes:
+        self.artefacts = {artefact.id: artefact for artefact in todo}
+        names = {lane_of(artefact) for artefact in todo if artefact.kind != "dataset"}
+        return Lanes(threads=[Lane(name, self.work, {}, most=1, start_s=0.0) for name in sorted(names)])
+
+    def work(self, source: Source, seat: Seat) -> None:
+        if seat.lane == self.broken:
+            raise StoreError("the disk is full")
+        source.started(0.0)
+        while (unit := source.take()) is not Nothing.END:
+            if unit is Nothing.LATER:
+                continue
+            if unit.artefact_id in self.silent:
+                return
+            if unit.artefact_id in self.fail:
+                source.failed(unit, "broke down")
+                continue
+            if seat.lane == FINETUNE or source.finish(unit) is not None:
+                self.commit(self.artefacts[unit.artefact_id])
+                source.committed(unit)
+
+    def commit(self, artefact: Artefact) -> None:
+        assert all(self.store.state(need) == "committed" for need in artefact.needs)
+        commit(self.store, artefact)
+        self.made.append(artefact.id)
 
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     @contextlib.contextmanager
-    def no_cluster(runtime: Runtime) -> Iterator[None]:
-        yield
+    def no_cluster(runtime: Runtime) -> Iterator[Connection]:
+        yield Connection(local=True, ends=True)
 
     made = Stages()
     monkeypatch.setitem(REGISTRY, "toy", Toy)
     monkeypatch.setattr(inputs, "resolve", lambda name, tokenizer=None: BASE)
     monkeypatch.setattr(running, "connect", no_cluster)
-    monkeypatch.setattr(running, "_stage_function", made.of)
+    monkeypatch.setattr(running, "Cluster", lambda local: SimpleNamespace(capacity=Capacity, local=local))
+    monkeypatch.setattr(running, "Generation", made.generation)
+    monkeypatch.setattr(running, "open_lanes", made.lanes)
     return made
 
 
@@ -73,12 +122,12 @@ def states(store: Store) -> dict[str, str]:
 def test_everything_is_made_in_order_and_then_nothing(stages: Stages, tmp_path: Path) -> None:
     store, planned = Store(tmp_path), toy_plan()
     result = running.run(planned, BASE, store)
-    assert stages.made == result.made == [artefact.id for artefact in planned.artefacts]
+    assert set(stages.made) == set(result.made) == {artefact.id for artefact in planned.artefacts}
     assert not result.failed and not result.nothing_to_do
     again = running.run(planned, BASE, store)
     assert again.nothing_to_do and again.cached == len(planned.artefacts)
     assert set(states(store).values()) == {"committed"}
-    assert [each["id"] for each in store.plan_document("s")["artefacts"]] == result.made
+    assert [each["id"] for each in store.plan_document("s")["artefacts"]] == [each.id for each in planned.artefacts]
 
 
 def test_a_grown_sweep_runs_its_new_cells_alone(stages: Stages, tmp_path: Path) -> None:
@@ -121,15 +170,34 @@ def test_damage_is_made_again(stages: Stages, tmp_path: Path) -> None:
     assert stages.made == [victim, victim]
 
 
-def test_a_stage_that_breaks_or_says_nothing_fails_its_artefacts(stages: Stages, tmp_path: Path) -> None:
+def test_a_stage_that_breaks_fails_its_artefacts_and_what_needs_them(stages: Stages, tmp_path: Path) -> None:
     planned = toy_plan()
-    stages.broken = "finetune"
-    result = running.run(planned, BASE, Store(tmp_path / "a"))
-    kinds = {a.kind for a in planned.artefacts if a.id in result.failed}
-    assert kinds == {"finetune", "predictions"} and "the disk is full" in result.failed[planned.artefacts[3].id]
-    stages.broken, stages.silent = None, {planned.artefacts[0].id}
-    result = running.run(planned, BASE, Store(tmp_path / "b"))
-    assert "without saying" in result.failed[planned.artefacts[0].id]
+    stages.broken = FINETUNE
+    result = running.run(planned, BASE, Store(tmp_path))
+    failed = [artefact for artefact in planned.artefacts if artefact.id in result.failed]
+    assert {artefact.kind for artefact in failed} == {"finetune", "predictions"}
+    assert {result.failed[one.id] for one in failed if one.kind == "finetune"} == {"the disk is full"}
+    assert [one.id for one in planned.artefacts if one.kind == "predictions" and one.id in result.made] == [
+        one.id for one in planned.artefacts if one.kind == "predictions" and not one.labels.get("mixture")
+    ]
+
+
+def test_a_seat_that_leaves_its_work_is_replaced(stages: Stages, tmp_path: Path) -> None:
+    planned = toy_plan()
+    finetune = next(one for one in planned.artefacts if one.kind == "finetune")
+    stages.silent = {finetune.id}
+    left: list[str] = []
+    work = stages.work
+
+    def at_first(source: Source, seat: Seat) -> None:
+        work(source, seat)
+        if stages.silent:
+            left.append(seat.name)
+            stages.silent = set()
+
+    stages.work = at_first  # type: ignore[method-assign]
+    result = running.run(planned, BASE, Store(tmp_path))
+    assert left and not result.failed and finetune.id in result.made
 
 
 def test_a_stage_that_notes_failures_itself_is_read_alike(stages: Stages, tmp_path: Path) -> None:

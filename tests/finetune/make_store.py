@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from kvray.driver.seats import Dispatcher, Opening, RemoteSource
+from kvray.driver.queue import WorkQueue
+from kvray.driver.seats import RemoteSource
 from kvray.finetune import job
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob
@@ -73,6 +75,23 @@ def long_finetune(store: Store) -> Artefact:
     return finetune_of({dataset(store, "long", 32): 1.0}, Finetune(learning_rate=1e-3, epochs=30, lora_dropout=0.1))
 
 
+class Queue:
+    """A work queue with one slot, whose finetunes come in the order given; a Ray actor."""
+
+    def __init__(self, artefacts: Sequence[str], seat: Seat, retries: int) -> None:
+        self.queue = WorkQueue([Lane(FINETUNE, job.slot, {})], retries)
+        self.queue.seat(seat)
+        for number, one in enumerate(artefacts):
+            self.queue.add(FINETUNE, one, [Unit(0, one, rows=1, seconds=len(artefacts) - number)])
+        self.queue.close()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.queue, method)(*arguments)
+
+    def errors(self) -> dict[str, str | None]:
+        return {outcome.artefact_id: outcome.error for outcome in self.queue.outcomes()}
+
+
 def trained(
     store: Store, artefacts: Sequence[Artefact], base: BaseModelRef, runtime: Runtime, workers: int = 1
 ) -> dict[str, str | None]:
@@ -80,15 +99,12 @@ def trained(
     import ray
 
     seat = Seat("slot-0", FINETUNE, workers=workers)
-    opening = Opening(Lane(FINETUNE, job.slot, {"CPU": workers}), seat, {})
-    queue = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=8).remote([opening], runtime.retries, None, {})
-    units = [Unit(0, one.id, rows=1, seconds=len(artefacts) - i) for i, one in enumerate(artefacts)]
-    calls = [("seat", (seat,)), *(("add", (FINETUNE, unit.artefact_id, [unit])) for unit in units), ("close", ())]
-    ray.get(queue.change.remote(calls))
-    source = RemoteSource(queue, seat.name)
     finetunes = {artefact.id: artefact for artefact in artefacts}
+    queue = ray.remote(Queue).options(num_cpus=0).remote(list(finetunes), seat, runtime.retries)
+    source = RemoteSource(queue, seat.name)
     job.slot(source, seat, store=store, base=base, runtime=runtime, finetunes=finetunes)
-    return {outcome.artefact_id: outcome.error for outcome in ray.get(queue.state.remote()).outcomes}
+    errors: dict[str, str | None] = ray.get(queue.errors.remote())
+    return errors
 
 
 def main() -> None:

@@ -34,6 +34,12 @@ class Item:
     seconds: float | None  # of making it alone; 0 when cached, None if unknown
     on: Where
 
+    @property
+    def work_seconds(self) -> float:
+        """Seconds of making it without the start of a process; 0 if unknown."""
+        start = STARTS[self.on]["finetune"] if self.artefact.kind == "finetune" and self.on != "api" else 0.0
+        return max(0.0, (self.seconds or 0.0) - start)
+
 
 @dataclass(frozen=True)
 class Estimate:
