@@ -23,19 +23,17 @@ import kvray
 import kvray.results
 from kvray.cli import app
 from kvray.errors import InputError
-from kvray.evaluate.assignments import Assignment
 from kvray.evaluate.engines import base as engines
 from kvray.evaluate.engines.base import GROUP, engine_class
-from kvray.evaluate.worker import Worker
 from kvray.models.reference import resolve
 from kvray.models.tokenizer import token_counter
-from kvray.store import failures
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.qa.recall import Recall
 
 sys.path.insert(0, str(Path(__file__).parent / "evaluate"))
 import evaluate_store as made
+from local_driver import evaluate
 
 PAGE = Path(kvray.__file__).parents[1] / "docs" / "extending.md"
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -155,15 +153,18 @@ def test_another_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         for kind, strength in (("real", 0.3), ("zero", 0.0))
     }
     cells = [made.predictions(store, data, finetune) for finetune in (None, *adapters.values())]
-    runtime = Runtime(engine=name)
-    Worker(Assignment(base, tuple(cells), runtime), store, lambda done, total, note="": None).run()
-    known, real, zero = cells
+    changed = made.finetune(store, "part", made.make_changed(base, tmp_path / "part"))
+    cells.append(made.predictions(store, data, changed))
+    good, *others = evaluate(store, base, *cells, engine=name)
+    known, real, zero, part = cells
+    assert good is others[0] is others[2] is None and "changes nothing" in str(others[1])
     manifest = store.manifest(known.id)
     assert manifest is not None and manifest.measurements["accuracy"] == 1.0  # known by heart
     assert list(manifest.measurements["engines"][0]) == ["transformers"]
     assert store.read_table(real.id)["answer"] != store.read_table(known.id)["answer"]
-    assert "changes nothing" in (failures.read(store, zero.id) or "")
-    plain = engine_class(base, runtime)
+    assert store.manifest(zero.id) is None
+    assert store.read_table(part.id)["answer"] != store.read_table(known.id)["answer"]
+    plain = engine_class(base, Runtime(engine=name))
     point = EntryPoint("plain", name, GROUP)
     monkeypatch.setattr(engines, "entry_points", lambda group: [point] if group == GROUP else [])
     assert engine_class(base, Runtime(engine="plain")) is plain

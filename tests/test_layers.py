@@ -31,7 +31,6 @@ RAY_FILES = {
     "driver/cluster.py",
     "generate/job.py",
     "finetune/job.py",
-    "evaluate/job.py",
     "cli/doctor.py",
 }
 FRAMEWORKS = {"ray", "torch", "transformers", "peft", "vllm", "polars", "matplotlib", "scipy"}

@@ -11,8 +11,8 @@ from kvray.driver.placement import Capacity, Place, place_engines, place_finetun
 from kvray.driver.queue import Room
 from kvray.driver.seats import Opening
 from kvray.errors import InputError
-from kvray.evaluate.adapters import finetune_of
 from kvray.evaluate.chunks import chunk_count, chunk_name, span
+from kvray.evaluate.served import finetune_of
 from kvray.finetune.placement import Shape
 from kvray.models.reference import API, BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob

@@ -80,6 +80,9 @@ class Making:
                     self._show(show, views)
                     if not made:
                         time.sleep(POLL_S)
+            except BaseException:
+                wait = False  # what is under way is to end now
+                raise
             finally:
                 for stage in self._stages:
                     stage.close(wait)

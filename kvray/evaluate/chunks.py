@@ -2,8 +2,10 @@
 
 A chunk is a fixed range of questions in asking order, so its name and its keys (example ids, or prompts of a writing)
 follow from the question set alone. A stored chunk with these keys is kept, any other is made again: no row is lost or
-doubled by a kill. Whoever first sees all chunks commits the manifest; a further commit of the recipe changes nothing.
+doubled by a kill. Whoever stores the last one commits the cell; a further commit of the recipe changes nothing.
 """
+
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -45,17 +47,15 @@ def read(store: Store, artefact_id: str, index: int, questions: Questions) -> pa
     return table if table[questions.KEY].to_pylist() == questions.keys[expected.start : expected.stop] else None
 
 
-def commit_if_whole(store: Store, artefact: Artefact, questions: Questions) -> bool:
-    """Commit an artefact if all of its chunks are stored; return whether it is committed now."""
-    entries: list[FileEntry] = []
-    tables: list[pa.Table] = []
-    for index in range(chunk_count(len(questions))):
-        table = read(store, artefact.id, index, questions)
-        entry = store.entry(artefact.id, chunk_name(index)) if table is not None else None
-        if table is None or entry is None:
-            return False
-        tables.append(table)
-        entries.append(entry)
+def missing(store: Store, artefact_id: str, questions: Questions) -> list[int]:
+    """Return the numbers of the chunks that the store lacks, from one listing."""
+    stored = store.listing([artefact_id])[artefact_id].files
+    return [index for index in range(chunk_count(len(questions))) if chunk_name(index) not in stored]
+
+
+def commit(
+    store: Store, artefact: Artefact, questions: Questions, tables: Sequence[pa.Table], entries: Sequence[FileEntry]
+) -> None:
+    """Commit an artefact of all of its chunks, in order."""
     measured = questions.summary(tables)
     store.commit(**artefact.identity(), files=entries, schema=questions.SCHEMA, measurements=measured)
-    return True

@@ -27,6 +27,8 @@ _COPIED = ("example_id", "question_id", "position", "units", "length", "depth", 
 _REPLY = ("prompt_tokens", "cached_tokens", "output_tokens", "answer", "finish_reason")
 _MEASURED = ("finish_reason", "prompt_tokens", "output_tokens", "cached_tokens", "score")
 _INFO = b"kvray"
+_LONGEST = 16
+"""Rows that are encoded to find the longest of a question set, of those with the most tokens and characters each."""
 
 Replies = Sequence[Sequence[Reply]]
 """Per row, a reply to each of its requests."""
@@ -56,6 +58,16 @@ class Questions(ABC):
         """
         absent = [row for row in rows if row not in self.requests]
         self.requests |= zip(absent, self._make(absent, tokenizer, limit), strict=True)
+
+    def needed(self, rows: Iterable[int]) -> int:
+        """Return the tokens, prompt and answer, of the longest request of prepared rows; 0 if there is none."""
+        return max(
+            (len(request.tokens) + request.max_tokens for row in rows for request in self.requests[row]), default=0
+        )
+
+    def longest(self, tokenizer: Any, limit: int) -> int:
+        """Return about how many tokens the longest request will have, at most ``limit``; 0 if that is unknown."""
+        return 0
 
     def name(self, row: int) -> str:
         return f"example {self.keys[row]}"
@@ -130,6 +142,20 @@ class Prompts(Questions):
             if not fits:
                 self._too_long[row] = len(tokens)
             yield [replace(like, tokens=np.asarray(tokens, np.int32))] if fits else []
+
+    def longest(self, tokenizer: Any, limit: int) -> int:
+        """Return the tokens of the longest among the rows that look longest, ``limit`` if one of these does not fit.
+
+        Looks are the characters of prompts, and the tokens of their user messages where they are counted already;
+        what the template adds is seen on these rows.
+        """
+        looks = [pc.utf8_length(self._prompts["prompt"]).to_numpy()]
+        for name, size in (("history", pc.utf8_length), ("prompt_tokens", lambda column: column)):
+            if name in self._prompts.column_names:
+                looks.append(pc.fill_null(size(self._prompts[name]), 0).to_numpy())
+        rows = np.unique(np.concatenate([np.argsort(look, kind="stable")[-_LONGEST:] for look in looks])).tolist()
+        self.prepare(rows, tokenizer, limit)
+        return self.needed(rows) if all(self.requests[row] for row in rows) else limit
 
     def _like_of(self, row: int) -> Request:
         """Return a request with all that a row's has but the prompt."""

@@ -13,6 +13,7 @@ from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request
 from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.fingerprint import fingerprint
 from kvray.store.store import artefact_id
+from kvray.sweep.model import Finetune
 from kvray.tasks.lm_eval import LmEval
 
 
@@ -37,7 +38,7 @@ def cell(task: LmEval, finetune_id: str | None = None) -> Artefact:
         rows=task.expected_rows(),
         tokens=0,
         labels={"evaluation": task.benchmark, "mixture": model, "finetune": model, "seed": 0 if model else None},
-        params=PredictionsJob(task, None, finetune_id, "sweep"),
+        params=PredictionsJob(task, None, finetune_id, "sweep", Finetune(lora_rank=4) if finetune_id else None),
     )
 
 

@@ -1,6 +1,6 @@
 """A small base model, adapters of every kind, a store with predictions to make; as a script, a worker that is killed.
 
-Usage of the script: ``evaluate_store.py STORE BASE after-rows N | before-commit | never``.
+Usage of the script: ``evaluate_store.py STORE BASE after-chunks N | before-commit | never``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store, artefact_id
-from kvray.sweep.model import Runtime
+from kvray.sweep.model import Finetune
 from kvray.tasks.qa.recall import Recall
 
 MODEL_LENGTH = 256
@@ -90,6 +90,20 @@ def make_full(base: BaseModelRef, home: Path) -> Path:
     return home
 
 
+def make_changed(base: BaseModelRef, home: Path, part: str = "q_proj", seed: int = 0) -> Path:
+    """Save what a finetune of some tensors stores: those tensors, and the base's configuration."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(seed)
+    home.mkdir()
+    tensors = load_file(Path(base.location) / "model.safetensors")
+    changed = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in tensors.items() if part in name}
+    save_file(changed, home / "changed.safetensors")
+    shutil.copy(Path(base.location) / "config.json", home)
+    return home
+
+
 def example_table(rows: int, long_rows: tuple[int, ...] = ()) -> pa.Table:
     """Examples of about 20 tokens, two positions per question; those in ``long_rows`` do not fit the model."""
     rng = np.random.default_rng(0)
@@ -151,29 +165,39 @@ def predictions(store: Store, dataset_id: str, finetune_id: str | None) -> Artef
         rows=rows,
         tokens=0,
         labels={"evaluation": "facts", "mixture": name, "finetune": name and "lora", "seed": 0 if name else None},
-        params=PredictionsJob(Recall(), dataset_id, finetune_id, "sweep"),
+        params=PredictionsJob(Recall(), dataset_id, finetune_id, "sweep", _settings(store, finetune_id)),
     )
+
+
+def _settings(store: Store, finetune_id: str | None) -> Finetune | None:
+    if finetune_id is None:
+        return None
+    names = {path.name for path in Path(store.path(finetune_id)).iterdir()}
+    return Finetune(lora_rank=4) if "adapter_config.json" in names else Finetune(method="full")
 
 
 def main(uri: str, base: str, death: str, *rest: str) -> None:
     """Answer every dataset of the store by the base model, and die by SIGKILL as told."""
-    from kvray.evaluate.assignments import Assignment
-    from kvray.evaluate.worker import Worker
+    from local_driver import evaluate
 
     class Dying(Store):
+        def write(self, artefact_id: str, name: str, data: Any, *, uncommitted: bool = False) -> Any:
+            entry = super().write(artefact_id, name, data, uncommitted=uncommitted)
+            Dying.written += 1
+            if death == "after-chunks" and Dying.written == int(rest[0]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return entry
+
         def commit(self, **given: Any) -> Any:
             if death == "before-commit":
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().commit(**given)
 
-    def report(rows: int, total: int, note: str = "") -> None:
-        print(f"rows {rows}", flush=True)
-        if death == "after-rows" and rows >= int(rest[0]):
-            os.kill(os.getpid(), signal.SIGKILL)
+        written = 0
 
     store = Dying(uri)
-    cells = tuple(predictions(store, manifest.id, None) for manifest in store.manifests("dataset"))
-    Worker(Assignment(resolve(base), cells, Runtime(), cpus=2), store, report).run()
+    cells = [predictions(store, manifest.id, None) for manifest in store.manifests("dataset")]
+    print(evaluate(store, resolve(base), *cells))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from typing import Any
 import evaluate_store as made
 import pytest
 from api_server import FAULTS, KEY, NAMED_DELAY_S, Api, serving
+from local_driver import Driver, evaluate
 
 import kvray.models.openai
 from kvray.errors import CellError, InputError
-from kvray.evaluate import chunks
+from kvray.evaluate import chunks, pull
 from kvray.evaluate.engines.base import Request, Serving
 from kvray.evaluate.engines.chat import ChatEngine
-from kvray.evaluate.job import evaluate
 from kvray.evaluate.questions import NO_TOKENS
 from kvray.models.openai import Address, ApiError, address
 from kvray.models.reference import BaseModelRef
@@ -63,7 +63,7 @@ def runtime(api: Api, **given: Any) -> Runtime:
 
 def texts(prompts: list[str], given: Runtime, base: BaseModelRef = BASE, **asked: Any) -> list[str | None]:
     """Return the answers to prompts in their order; raises what an answer could not be given for."""
-    with closing(ChatEngine(Serving(base, None, given))) as engine:
+    with closing(ChatEngine(Serving(base, given))) as engine:
         engine.start(0)
         requests = [(at, Request(NO_TOKENS, prompt, max_tokens=9, **asked)) for at, prompt in enumerate(prompts)]
         answers: dict[int, str | None] = {}
@@ -86,7 +86,7 @@ def tuned(store: Store, model: str, path: Path) -> str:
 
 
 def errors(store: Store, *cells: Artefact, **given: Any) -> list[str | None]:
-    return [outcome.error for outcome in evaluate(cells, store, BASE, Runtime(**given))]
+    return evaluate(store, BASE, *cells, **given)
 
 
 def leaks(root: Path) -> list[str]:
@@ -96,7 +96,7 @@ def leaks(root: Path) -> list[str]:
     return [path.name for path in files if KEY[3:15].encode() in path.read_bytes()]
 
 
-def test_rows_are_those_of_an_engine_of_ours(tmp_path: Path, api: Api, capfd: pytest.CaptureFixture[str]) -> None:
+def test_rows_are_those_of_an_engine_of_ours(tmp_path: Path, api: Api) -> None:
     store = Store(tmp_path / "store")
     one = cell(store, 20)
     one, api.delay_s = replace(one, recipe={**one.recipe, "system_message": "Be brief."}), 0.002
@@ -126,7 +126,19 @@ def test_rows_are_those_of_an_engine_of_ours(tmp_path: Path, api: Api, capfd: py
     ]
     assert manifest.measurements["engines"][0]["api"] == api.url
     assert manifest.measurements["engines"][0]["served"] == ["tiny-1106 fp_1"]
-    assert "rows/s" in capfd.readouterr().err
+
+
+def test_progress_is_told_row_by_row_with_the_retries(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull, "TOLD_S", 0.0)
+    store, api.faults = Store(tmp_path / "store"), ("429",)
+    driver = Driver(store, BASE, runtime(api, api_retries=2, api_concurrency=1))
+    driver.add([cell(store, 6)])
+    driver.queue.close()
+    driver.seat()
+    assert [done for done, _ in driver.sources[0].told] == [1, 2, 3, 4, 5, 6]
+    assert driver.sources[0].told[-1][1] == "6 retries"
 
 
 def test_a_faulty_server_gives_the_predictions_of_a_good_one(tmp_path: Path, api: Api) -> None:
@@ -166,7 +178,7 @@ def test_a_wrong_key_is_one_clear_error_at_once(
     wrong = KEY[::-1]
     monkeypatch.setenv("OPENAI_API_KEY", wrong)
     with pytest.raises(ApiError) as caught:
-        evaluate(cells, store, BASE, runtime(api, api_concurrency=4))
+        errors(store, *cells, api_base_url=api.url, api_concurrency=4)
     message = str(caught.value)
     assert "refuses the key (401: Incorrect API key provided: <key>" in message and "OPENAI_API_KEY" in message
     assert api.refused <= 4 and not api.chats
@@ -201,12 +213,10 @@ def test_a_cell_that_fails_leaves_the_others_alone_and_goes_on_later(tmp_path: P
     api.always = {prompt: "500"}
     first, second = errors(store, bad, good, api_base_url=api.url, api_retries=1)
     assert first is not None and "example e00018" in first and second is None
-    assert store.read_document(f"failures/{bad.id}.json") is not None
     assert store.manifest(bad.id) is None and store.manifest(good.id) is not None
     asked, api.always = len(api.chats), {}
     assert errors(store, bad, api_base_url=api.url) == [None]
     assert len(api.chats) - asked == 20 - chunks.CHUNK_ROWS  # the whole chunk was kept
-    assert store.read_document(f"failures/{bad.id}.json") is None
     assert leaks(tmp_path) == []
 
 

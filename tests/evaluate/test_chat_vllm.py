@@ -19,11 +19,9 @@ from pathlib import Path
 import evaluate_store as made
 import pyarrow as pa
 import pytest
+from local_driver import evaluate
 from test_chat import texts
 
-from kvray.evaluate.assignments import Assignment
-from kvray.evaluate.job import evaluate
-from kvray.evaluate.worker import Worker
 from kvray.models.openai import ApiError
 from kvray.models.reference import BUNDLED, BaseModelRef, resolve
 from kvray.models.tokenizer import token_counter
@@ -106,12 +104,10 @@ def test_vllms_server_answers_as_an_engine_of_ours(tmp_path: Path, monkeypatch: 
     log = tmp_path / "server.log"
     with served(log) as (url, process):
         # Meanwhile, the same in this process.
-        assignment = Assignment(tiny, (cells[here],), Runtime(max_model_len=LENGTH))
-        Worker(assignment, here, lambda done, total, note="": None).run()
+        assert evaluate(here, tiny, cells[here], max_model_len=LENGTH) == [None]
         wait_for(url, process, log)
         given = Runtime(api_base_url=f"{url}/v1", api_retries=2)
-        (outcome,) = evaluate([cells[there]], there, base, given)
-        assert outcome.error is None
+        assert evaluate(there, base, cells[there], **given.model_dump(exclude_unset=True)) == [None]
         monkeypatch.setenv("OPENAI_API_KEY", "another-key-9876543210")
         with pytest.raises(ApiError, match="refuses the key"):
             texts(["Hello"], given, base)

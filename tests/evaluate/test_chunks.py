@@ -9,8 +9,10 @@ import pyarrow as pa
 import pytest
 
 from kvray.evaluate import chunks
+from kvray.evaluate.cells import Cells
 from kvray.evaluate.engines.base import Reply, too_long
 from kvray.evaluate.questions import DatasetQuestions, ask_order
+from kvray.models.reference import resolve
 from kvray.planning.artefacts import Artefact
 from kvray.store.schemas import PREDICTIONS_SCHEMA
 from kvray.store.store import Store
@@ -41,9 +43,11 @@ def write(store: Store, artefact_id: str, asked: DatasetQuestions, index: int, s
     store.write(artefact_id, chunks.chunk_name(index), table)
 
 
-def missing(store: Store, artefact_id: str, asked: DatasetQuestions) -> list[int]:
-    count = chunks.chunk_count(len(asked))
-    return [index for index in range(count) if chunks.read(store, artefact_id, index, asked) is None]
+def commit(store: Store, cell: Artefact, asked: DatasetQuestions) -> None:
+    """Commit a cell of the chunks in the store."""
+    every = range(chunks.chunk_count(len(asked)))
+    tables = [chunks.read(store, cell.id, index, asked) for index in every]
+    chunks.commit(store, cell, asked, tables, [store.entry(cell.id, chunks.chunk_name(index)) for index in every])
 
 
 def questions(store: Store, rows: int = ROWS) -> tuple[Artefact, DatasetQuestions]:
@@ -72,30 +76,28 @@ def test_predictions_declare_what_they_measure_and_what_their_units_are_called()
     assert (measured["measures"], measured["unit"], measured["rows"]) == ("knowledge", Recall.UNIT, 2)
 
 
-def test_only_a_whole_chunk_with_its_own_examples_is_kept(store: Store) -> None:
+def test_only_a_whole_chunk_with_its_own_examples_is_read(store: Store) -> None:
     cell, asked = questions(store)
-    assert missing(store, cell.id, asked) == [0, 1]
+    assert chunks.missing(store, cell.id, asked) == [0, 1]
     write(store, cell.id, asked, 0)
-    assert missing(store, cell.id, asked) == [1]
+    assert chunks.missing(store, cell.id, asked) == [1] and chunks.read(store, cell.id, 0, asked) is not None
     # Torn in half, as no store of ours leaves it, but a copy might.
     file = Path(store.path(cell.id, chunks.chunk_name(0)))
     file.write_bytes(file.read_bytes()[:500])
-    assert missing(store, cell.id, asked) == [0, 1]
+    assert chunks.read(store, cell.id, 0, asked) is None
     # Whole, but of other examples.
     other = DatasetQuestions(made.example_table(2 * ROWS).slice(ROWS), Recall())
     write(store, cell.id, other, 0)
-    assert missing(store, cell.id, asked) == [0, 1]
+    assert chunks.read(store, cell.id, 0, asked) is None
 
 
-def test_an_artefact_is_committed_when_its_last_chunk_is_there_and_only_once(store: Store) -> None:
+def test_an_artefact_is_committed_once(store: Store) -> None:
     cell, asked = questions(store)
     write(store, cell.id, asked, 1)
-    assert not chunks.commit_if_whole(store, cell, asked)
-    assert store.manifest(cell.id) is None
     write(store, cell.id, asked, 0)
-    assert chunks.commit_if_whole(store, cell, asked)
+    commit(store, cell, asked)
     first = store.manifest(cell.id)
-    assert chunks.commit_if_whole(store, cell, asked)
+    commit(store, cell, asked)
     assert store.manifest(cell.id) == first
     table = store.read_table(cell.id)
     assert table["example_id"].to_pylist() == ask_order(made.example_table(ROWS))["example_id"].to_pylist()
@@ -106,7 +108,7 @@ def test_the_facts_of_an_artefact_are_the_sums_of_its_chunks(store: Store) -> No
     cell, asked = questions(store)
     write(store, cell.id, asked, 0, seconds=2.0)
     write(store, cell.id, asked, 1, seconds=0.5)
-    chunks.commit_if_whole(store, cell, asked)
+    commit(store, cell, asked)
     manifest = store.manifest(cell.id)
     assert manifest is not None
     facts = manifest.measurements
@@ -125,11 +127,26 @@ def test_a_chunk_of_an_older_version_reads_as_null_where_it_lacks_a_column(store
     assert read is not None and read.schema.names == PREDICTIONS_SCHEMA.names
     assert read["subtask"].null_count == read["cached_tokens"].null_count == 256
     write(store, cell.id, asked, 1)
-    assert chunks.commit_if_whole(store, cell, asked)
+    commit(store, cell, asked)
     table = store.read_table(cell.id)
     assert table.num_rows == ROWS and sorted(table.schema.names) == sorted(PREDICTIONS_SCHEMA.names)
     assert table["cached_tokens"].null_count == 256 + 1
     # A column that every row must have cannot be made up: the chunk is answered again.
     store.discard(cell.id)
     store.write(cell.id, chunks.chunk_name(0), old.drop_columns(["finish_reason"]))
-    assert missing(store, cell.id, asked) == [0, 1]
+    assert chunks.read(store, cell.id, 0, asked) is None
+
+
+def test_rows_carry_the_labels_of_the_sweep_that_asks_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    cell = made.predictions(store, made.dataset(store, made.example_table(3)), None)
+    assert Cells(store, resolve("kvray-tiny"), {cell.id: cell}, False, None).labels(cell) == {
+        "sweep": "sweep",
+        "evaluation": "facts",
+        "task": "recall",
+        "base_model": "kvray-tiny",
+        "mixture": None,
+        "finetune": None,
+        "seed": None,
+        "adapter": None,
+    }

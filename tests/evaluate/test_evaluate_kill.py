@@ -28,7 +28,7 @@ def test_no_row_is_lost_or_doubled_wherever_the_worker_is_killed(base: BaseModel
     cell = made.predictions(store, made.dataset(store, examples), None)
     home = Path(store.path(cell.id))
 
-    killed = work(store, base, "after-rows", "1")
+    killed = work(store, base, "after-chunks", "2")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     written = {file: file.stat().st_mtime_ns for file in home.glob("*.parquet")}
     assert 0 < len(written) < 3 and store.manifest(cell.id) is None
@@ -36,7 +36,6 @@ def test_no_row_is_lost_or_doubled_wherever_the_worker_is_killed(base: BaseModel
     killed = work(store, base, "before-commit")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert store.manifest(cell.id) is None
-    assert not killed.stdout.startswith("rows 0")  # what was there counts as done from the start
 
     done = work(store, base, "never")
     assert done.returncode == 0, done.stderr

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
+from local_driver import evaluate
 
 from kvray.errors import CellError
-from kvray.evaluate import chunks, worker
-from kvray.evaluate.assignments import Assignment
+from kvray.evaluate import chunks, job
 from kvray.evaluate.chunks import CHUNK_ROWS
 from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request
 from kvray.evaluate.engines.chat import ChatEngine
-from kvray.evaluate.job import write
 from kvray.generate.job import generate
-from kvray.models.reference import load_tokenizer, resolve
+from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, Kind, WritingJob
 from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import WRITING_SCHEMA
 from kvray.store.store import Store, artefact_id
-from kvray.sweep.model import Runtime
 from kvray.tasks import prompts as wording
 from kvray.tasks import writing
 from kvray.tasks.base import Task
@@ -99,22 +97,9 @@ class Yes(Engine):
 @pytest.fixture
 def yes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every writer says yes; returns the prompts that they were asked."""
-    monkeypatch.setattr(worker, "engine_class", lambda base, runtime: Yes)
+    monkeypatch.setattr(job, "engine_class", lambda base, runtime: Yes)
     monkeypatch.setattr(Yes, "asked", [])
     return Yes.asked
-
-
-def do(store: Store, cells: Sequence[Artefact], part: int = 0, parts: int = 1) -> list[int]:
-    """Do an assignment of writings; return the rows reported."""
-    done: list[int] = []
-
-    def report(rows: int, total: int, note: str = "") -> None:
-        done.append(rows)
-
-    worker.Worker(
-        Assignment(BASE, tuple(cells), Runtime(), counted_by=BASE, part=part, parts=parts), store, report
-    ).run()
-    return done
 
 
 def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_again(
@@ -127,7 +112,7 @@ def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_aga
     store.write(cell.id, chunks.chunk_name(1), chunk_of([*prompts[1:], "other"], 1, "other"))
     whole = Path(store.path(cell.id, chunks.chunk_name(0))).read_bytes()
     Path(store.path(cell.id, chunks.chunk_name(2))).write_bytes(whole[:2000])
-    assert do(store, [cell]) == [CHUNK_ROWS, 2 * CHUNK_ROWS, 3 * CHUNK_ROWS]
+    assert evaluate(store, BASE, cell) == [None]
     assert len(yes) == 2 * CHUNK_ROWS
     assert all(prompt.split()[-9:] == text.split()[-9:] for prompt, text in zip(prompts[CHUNK_ROWS:], yes, strict=True))
     table = store.read_table(cell.id)
@@ -140,34 +125,22 @@ def test_what_is_there_is_kept_and_what_is_torn_or_of_other_prompts_is_asked_aga
     assert manifest.measurements["seconds"] >= 0
 
 
-def test_parts_share_the_chunks_and_the_last_one_commits(store: Store, yes: list[str]) -> None:
-    cells = [writing_of(mdqa(questions=2 * CHUNK_ROWS)), writing_of(mdqa(questions=20))]
-    small = len(prompts_of(cells[1]))
-    assert [do(store, cells, part, 2)[-1] for part in range(2)] == [2 * CHUNK_ROWS, CHUNK_ROWS + small]
-    assert len(yes) == 3 * CHUNK_ROWS + small
-    assert store.states([cell.id for cell in cells], verify=True) == {cell.id: "committed" for cell in cells}
-
-
 def test_a_whole_writing_without_a_manifest_is_committed_without_an_engine(store: Store, yes: list[str]) -> None:
     cell = writing_of(mdqa(questions=20))
     store.write(cell.id, chunks.chunk_name(0), chunk_of(prompts_of(cell), 0, "old"))
-    do(store, [cell])
+    assert evaluate(store, BASE, cell) == [None]
     assert store.state(cell.id) == "committed" and not yes
 
 
-def test_one_writing_that_cannot_be_asked_or_whose_writer_is_unknown_fails_alone(
-    store: Store, tmp_path: Path, yes: list[str]
-) -> None:
+def test_one_writing_that_cannot_be_asked_fails_alone(store: Store, tmp_path: Path, yes: list[str]) -> None:
     corpus = tmp_path / "short.txt"
     corpus.write_text("One sentence.")
     cells = [writing_of(mdqa(questions=20))]
     short = In2(source=str(corpus), question_writer="kvray-tiny")
     cells.append(planned("writing", short, WritingJob(short, "kvray-tiny")))
-    do(store, cells)
+    good, bad = evaluate(store, BASE, *cells)
+    assert good is None and "Give a longer source" in str(bad)
     assert store.state(cells[0].id) == "committed" and store.state(cells[1].id) == "missing"
-    assert b"Give a longer source" in (store.read_document(f"failures/{cells[1].id}.json") or b"")
-    (outcome,) = write([writing_of(mdqa(answer_writer="nobody"), "nobody")], store, BASE, Runtime())
-    assert "'nobody' is no bundled model" in str(outcome.error)
 
 
 def test_a_writer_behind_an_api_is_asked_without_ray_and_its_error_leaves_what_it_wrote(
@@ -184,12 +157,12 @@ def test_a_writer_behind_an_api_is_asked_without_ray_and_its_error_leaves_what_i
 
     monkeypatch.setattr(ChatEngine, "_ask", ask)
     cell = writing_of(mdqa(answer_writer="openai:gpt"), "openai:gpt")
-    prompts, runtime = prompts_of(cell), Runtime(api_base_url="http://127.0.0.1:9/v1", api_concurrency=1)
-    (outcome,) = write([cell], store, BASE, runtime)
-    assert outcome.error == f"prompt {CHUNK_ROWS + 19}: 429: over quota" and store.manifest(cell.id) is None
+    prompts, writer = prompts_of(cell), BaseModelRef("openai:gpt", "gpt", None, "openai:gpt", tokenizer=BASE)
+    runtime = {"api_base_url": "http://127.0.0.1:9/v1", "api_concurrency": 1}
+    (error,) = evaluate(store, writer, cell, **runtime)
+    assert error == f"prompt {CHUNK_ROWS + 19}: 429: over quota" and store.manifest(cell.id) is None
     assert asked == prompts[: CHUNK_ROWS + 20]
-    (outcome,) = write([cell], store, BASE, runtime)
-    assert outcome.error is None and asked[CHUNK_ROWS + 20 :] == prompts[CHUNK_ROWS:]
+    assert evaluate(store, writer, cell, **runtime) == [None] and asked[CHUNK_ROWS + 20 :] == prompts[CHUNK_ROWS:]
     table = store.read_table(cell.id)
     whole = [f"to {prompt[-9:]}" for prompt in prompts]
     whole[3] = ""  # cut off, so it is of no use
@@ -210,9 +183,8 @@ def test_the_bundled_model_writes_sentences_and_a_dataset_is_made_of_them(store:
     torn = Path(store.path(cell.id, chunks.chunk_name(0)))
     torn.write_bytes(Path(store.path(cell.id, chunks.chunk_name(1))).read_bytes()[:1500])
 
-    (outcome,) = write([cell], store, BASE, Runtime())
-
-    assert outcome.error is None and store.problems(cell.id, verify=True) == []
+    assert evaluate(store, BASE, cell) == [None]
+    assert store.problems(cell.id, verify=True) == []
     texts = writing.texts(store.read_table(cell.id))
     assert texts[CHUNK_ROWS:] == ["I do not know."] * (300 - CHUNK_ROWS)
     manifest = store.manifest(cell.id)

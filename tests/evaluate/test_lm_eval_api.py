@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 from benchmark_cells import benchmark, cell
+from local_driver import evaluate
 
 from kvray.errors import CellError
-from kvray.evaluate import chunks, job
+from kvray.evaluate import chunks
 from kvray.evaluate.engines.base import Reply, Request, too_long
 from kvray.evaluate.engines.chat import ChatEngine
 from kvray.evaluate.lm_eval import tasks
 from kvray.evaluate.lm_eval.questions import BenchmarkQuestions
 from kvray.models.reference import BaseModelRef
 from kvray.store.store import Store
-from kvray.sweep.model import Runtime
 from kvray.tasks import world
 
 pytest.importorskip("lm_eval")
@@ -72,8 +72,7 @@ def test_replies_become_scored_rows_and_those_that_did_not_fit_are_no_score(tmp_
     assert table["finish_reason"].to_pylist() == ["stop", "length", "too_long", "stop"]
     assert len(table["references"][2].as_py()) == 1
 
-    store.write(steps.id, chunks.chunk_name(0), table)
-    assert chunks.commit_if_whole(store, steps, asked)
+    chunks.commit(store, steps, asked, [table], [store.write(steps.id, chunks.chunk_name(0), table)])
     facts = store.manifest(steps.id).measurements  # type: ignore[union-attr]
     assert facts["rows"] == 4 and facts["too_long"] == 1 and facts["accuracy"] == pytest.approx(2 / 3)
     assert facts["harness"]["subtasks"]["tiny_steps"]["run"] == 3
@@ -109,11 +108,10 @@ def test_an_api_evaluation_asks_benchmarks_and_fails_alone_on_those_it_cannot_an
     store = Store(tmp_path)
     base = BaseModelRef("openai:some", "some", None, "openai:some")
     steps, choice = cell(benchmark("tiny_steps")), cell(benchmark("tiny_choice"))
-    runtime = Runtime(api_base_url="http://127.0.0.1:9/v1")
-    good, bad = job.evaluate([steps, choice], store, base, runtime)
-    assert good.error is None and "gsm8k, triviaqa, nq_open" in (bad.error or "")
+    good, bad = evaluate(store, base, steps, choice, api_base_url="http://127.0.0.1:9/v1")
+    assert good is None and "gsm8k, triviaqa, nq_open" in (bad or "")
     assert store.read_table(steps.id)["score"].to_pylist() == [1.0] * 16 and len(asked) == 16
     facts = store.manifest(steps.id).measurements  # type: ignore[union-attr]
     assert facts["harness"]["aggregates"]["tiny_steps"]["exact_match,strict-match"] == 1.0
     assert facts["engines"][0]["served"] == ["some-1"]
-    assert job.evaluate([steps], store, base, runtime)[0].error is None and len(asked) == 16
+    assert evaluate(store, base, steps, api_base_url="http://127.0.0.1:9/v1") == [None] and len(asked) == 16

@@ -11,17 +11,16 @@ import benchmark_files
 import evaluate_store as made
 import pytest
 from benchmark_cells import StubEngine, benchmark, cell
+from local_driver import Driver, evaluate
 
 from kvray.errors import CellError
-from kvray.evaluate import chunks, worker
-from kvray.evaluate.assignments import Assignment, assign_predictions
+from kvray.evaluate import chunks, job
 from kvray.evaluate.engines.base import Reply, Request
 from kvray.evaluate.lm_eval import tasks as lm_eval_tasks
 from kvray.models.reference import resolve
 from kvray.planning.artefacts import Artefact
 from kvray.store.schemas import PREDICTIONS_SCHEMA
 from kvray.store.store import Store
-from kvray.sweep.model import Runtime
 
 pytest.importorskip("lm_eval")
 CHUNK = 16
@@ -38,29 +37,21 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubEngine]]:
 
     monkeypatch.setattr(lm_eval_tasks, "_manager", lambda path: TaskManager(include_path=path, include_defaults=False))
     monkeypatch.setattr(chunks, "CHUNK_ROWS", CHUNK)
-    monkeypatch.setattr(worker, "engine_class", lambda base, runtime: StubEngine)
+    monkeypatch.setattr(job, "engine_class", lambda base, runtime: StubEngine)
     monkeypatch.setattr(StubEngine, "rule", staticmethod(always_a), raising=False)
     monkeypatch.setattr(StubEngine, "asked", 0)
     monkeypatch.setattr(StubEngine, "lives", None)
     yield StubEngine
 
 
-def do(store: Store, *cells: Artefact, part: int = 0, parts: int = 1) -> list[int]:
-    """Do an assignment of benchmarks by kvray-tiny; return the rows reported."""
-    reported: list[int] = []
-
-    def report(done: int, total: int, note: str = "") -> None:
-        assert done <= total
-        reported.append(done)
-
-    assignment = Assignment(resolve("kvray-tiny"), cells, Runtime(), part=part, parts=parts, cpus=2)
-    worker.Worker(assignment, store, report).run()
-    return reported
+def do(store: Store, *cells: Artefact) -> list[str | None]:
+    """Ask benchmarks of kvray-tiny; return the errors."""
+    return evaluate(store, resolve("kvray-tiny"), *cells)
 
 
 def test_a_cell_has_a_row_per_question_and_the_harnesss_facts(stub: type[StubEngine], tmp_path: Path) -> None:
     store, letters = Store(tmp_path), cell(benchmark("tiny_letters", shots=2))
-    assert do(store, letters) == [0, 16, 32, 48, 60]
+    assert do(store, letters) == [None]
     table = store.read_table(letters.id)
     assert table.schema.names == PREDICTIONS_SCHEMA.names and table.num_rows == 60
     rows = table.to_pylist()
@@ -95,20 +86,12 @@ def test_an_engine_that_died_loses_and_asks_again_only_its_open_chunk(stub: type
         do(store, letters)
     assert store.manifest(letters.id) is None
     stub.lives, stub.asked = None, 0
-    assert do(store, letters) == [32, 48, 60]
+    assert do(store, letters) == [None]
     assert stub.asked == 28
     assert len(set(store.read_table(letters.id)["example_id"].to_pylist())) == 60
     stub.asked = 0
     do(store, letters)
     assert stub.asked == 0
-
-
-def test_two_engines_share_a_benchmark(stub: type[StubEngine], tmp_path: Path) -> None:
-    store, letters = Store(tmp_path), cell(benchmark("tiny_letters"))
-    assert do(store, letters, part=0, parts=2)[-1] == 32
-    assert store.manifest(letters.id) is None
-    assert do(store, letters, part=1, parts=2)[-1] == 28
-    assert store.manifest(letters.id).measurements["rows"] == 60  # type: ignore[union-attr]
 
 
 def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
@@ -125,20 +108,24 @@ def test_a_benchmark_that_cannot_be_had_or_scored_fails_alone(
     monkeypatch.setattr(scoring, "_scored", scored)
     store = Store(tmp_path)
     cells = [cell(benchmark(name)) for name in ("tiny_lettres", "tiny_letters_trade", "tiny_letters_emblem")]
-    do(store, *cells)
-    gone, good, bad = cells
-    assert store.manifest(good.id) is not None
-    assert store.manifest(gone.id) is None and store.manifest(bad.id) is None
-    assert b"has none by this name" in (store.read_document(f"failures/{gone.id}.json") or b"")
-    assert b"is no score" in (store.read_document(f"failures/{bad.id}.json") or b"")
+    gone, good, bad = do(store, *cells)
+    assert good is None and store.manifest(cells[1].id) is not None
+    assert store.manifest(cells[0].id) is None and store.manifest(cells[2].id) is None
+    assert "has none by this name" in str(gone) and "is no score" in str(bad)
 
 
-def test_benchmarks_have_engines_of_their_own(tmp_path: Path) -> None:
+def test_a_benchmark_longer_than_its_engine_is_done_by_a_longer_one(stub: type[StubEngine], tmp_path: Path) -> None:
     store, base = Store(tmp_path), resolve("kvray-tiny")
-    data = made.dataset(store, made.example_table(4))
-    ordinary, general = made.predictions(store, data, None), cell(benchmark("tiny_qa"))
-    made_of = assign_predictions([ordinary, general], store, base, Runtime())
-    assert [assignment.cells for assignment in made_of] == [(ordinary,), (general,)]
+    short = made.predictions(store, made.dataset(store, made.example_table(4)), None)
+    cells = [short, cell(benchmark("tiny_letters", shots=8))]
+    driver = Driver(store, base)
+    driver.add(cells)
+    driver.queue.close()
+    while not driver.queue.over:
+        driver.seat()
+    assert not any(driver.errors.values()) and len(driver.sources) == 2
+    lengths = [store.manifest(each.id).measurements["engines"][0]["stub"] for each in cells]  # type: ignore[union-attr]
+    assert lengths[0] < lengths[1]
 
 
 @pytest.mark.slow
@@ -162,8 +149,7 @@ def test_real_vllm_answers_as_the_harnesss_own_model_class_does(
         "tiny_letters": benchmark("tiny_letters", shots=2),
     }
     cells = {(name, model): cell(task, model) for name, task in tasks.items() for model in (None, finetune)}
-    do(store, *cells.values())
-    assert not store.documents("failures/")
+    assert do(store, *cells.values()) == [None] * len(cells)
     for model, adapted in ((None, {}), (finetune, {"peft": str(adapter)})):
         lm = HFLM(pretrained=base.location, device="cpu", dtype="float32", batch_size=32, **adapted)
         for name, task in tasks.items():

@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmark_cells import StubEngine, cell
+from local_driver import evaluate
 
 from kvray.errors import CellError, InputError
-from kvray.evaluate import chunks, worker
-from kvray.evaluate.assignments import Assignment
+from kvray.evaluate import chunks, job
 from kvray.evaluate.engines.base import Reply, Request
 from kvray.evaluate.lm_eval import scoring, tasks
 from kvray.evaluate.lm_eval.questions import BenchmarkQuestions
 from kvray.evaluate.lm_eval.requests import Encoder
 from kvray.models.reference import BUNDLED, load_tokenizer, resolve, tokenizer_place
 from kvray.store.store import Store
-from kvray.sweep.model import Runtime
 from kvray.tasks.lm_eval import LmEval
 
 pytest.importorskip("lm_eval")
@@ -134,12 +133,12 @@ def test_predictions_have_the_length_and_the_manifest_every_metric(
             len(request.tokens), 0, 2, text.split("number is ")[1][:5] if len(request.tokens) < 96 else "?", "stop"
         )
 
-    monkeypatch.setattr(worker, "engine_class", lambda base, runtime: StubEngine)
+    monkeypatch.setattr(job, "engine_class", lambda base, runtime: StubEngine)
     monkeypatch.setattr(StubEngine, "rule", staticmethod(read), raising=False)
     monkeypatch.setattr(StubEngine, "lives", None)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 2)
     store, made = Store(tmp_path_factory.mktemp("store")), cell(counted(folder, [64, 192]))
-    worker.Worker(Assignment(resolve("kvray-tiny"), (made,), Runtime(), cpus=2), store, lambda *_: None).run()
+    assert evaluate(store, resolve("kvray-tiny"), made) == [None]
     table = store.read_table(made.id)
     assert table["length"].to_pylist() == [64] * 3 + [192] * 3
     assert table["score"].to_pylist() == [1.0] * 3 + [0.0] * 3

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from kvray.errors import CellError
-from kvray.evaluate.adapters import Probe, pick
 from kvray.evaluate.engines import vllm
 from kvray.evaluate.engines.base import Adapter, Request, Serving
 from kvray.evaluate.engines.vllm import VllmEngine
+from kvray.evaluate.served import Probe, pick
 from kvray.models.chat import conversation
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.models.tokenizer import chat_tokens
@@ -29,9 +29,7 @@ def engine(base: BaseModelRef, adapters: dict[str, Path]) -> VllmEngine:
         # Half of the longest request: prompts are read in chunks, as those of 24K tokens are with 4,096 at a time.
         patch.setattr(vllm, "CPU_BATCH_TOKENS", made.MODEL_LENGTH // 2)
         # Two places for three adapters, so that they take turns.
-        engine = VllmEngine(Serving(base, None, Runtime(max_loras=2)))
-        for number, kind in enumerate(("real", "other", "zero"), 1):
-            engine.add(Adapter(kind, number, adapters[kind]))
+        engine = VllmEngine(Serving(base, Runtime(max_loras=2), ranks=(4, 4, 4)))
         assert engine.limit == made.MODEL_LENGTH
         engine.start(made.MODEL_LENGTH)
         return engine
@@ -123,7 +121,7 @@ def test_a_real_adapter_passes_its_probe(
     assert probe.tolerance < 1e-4
     for kind in ("real", "other"):
         engine.load(loaded[kind])
-        assert probe.check(loaded[kind]) > 1e-2
+        assert probe.check(kind, loaded[kind]) > 1e-2
 
 
 @pytest.mark.parametrize("kind", ["zero", "lost"])
@@ -133,10 +131,10 @@ def test_an_adapter_that_touches_nothing_fails_its_probe(
     # After the others, so that a slot is reused that held a real adapter.
     for other in ("real", "other"):
         engine.load(loaded[other])
-        Probe(engine, pick(prompts[:1])).check(loaded[other])
+        Probe(engine, pick(prompts[:1])).check(other, loaded[other])
     with pytest.raises(CellError, match=f"{kind}-.*(changes nothing|cannot load it)"):
         engine.load(loaded[kind])
-        Probe(engine, pick(prompts)).check(loaded[kind])
+        Probe(engine, pick(prompts)).check(loaded[kind].name, loaded[kind])
 
 
 def test_a_damaged_adapter_is_refused_and_the_engine_goes_on(

@@ -128,9 +128,9 @@ def test_vllm_serves_the_adapter_of_a_fused_family_as_peft_does(family: Family, 
     step(base, rows, Finetune(epochs=0.1, learning_rate=0.05, lora_targets="all-linear"), tmp_path)
     adapter = Adapter("fused", 1, tmp_path / "model")
     VllmEngine.prepare(gpus=0, cpus=2)
-    engine = VllmEngine(Serving(base, None, Runtime(kv_cache_gib=0.25)))
-    engine.add(adapter)
+    engine = VllmEngine(Serving(base, Runtime(kv_cache_gib=0.25), ranks=(16,)))
     engine.start(256)
+    engine.load(adapter)
     plain = AutoModelForCausalLM.from_pretrained(base.location)
     ids = torch.from_numpy(prompt.astype(np.int64))[None]
     scores = {}

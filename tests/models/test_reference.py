@@ -110,7 +110,7 @@ def test_a_cached_model_is_loaded_in_a_process_that_reaches_no_hub(tmp_path: Pat
         "from kvray.finetune.model import load\n"
         f"base = resolve({NAME!r})\n"
         "print(len(load_tokenizer(base)), load(base, 'lora', gpu=False, fsdp=False).config.hidden_size)\n"
-        "chosen = model_options(Serving(base, None, Runtime()))\n"
+        "chosen = model_options(Serving(base, Runtime()))\n"
         "print(chosen['model'] == chosen['tokenizer'], chosen['revision'])\n"
     )
     # Without HF_HUB_OFFLINE: the hub's name resolves nowhere, as behind a firewall.

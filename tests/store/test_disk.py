@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from click.testing import Result
@@ -15,8 +14,6 @@ from kvray.cli import app
 from kvray.driver import run as running
 from kvray.errors import ResourceError
 from kvray.evaluate.engines import vllm
-from kvray.store.store import Store
-from kvray.sweep.model import Runtime
 
 __all__ = ["disk"]
 SWEEP = """\
@@ -98,35 +95,6 @@ def test_a_store_that_becomes_full_ends_the_run_with_the_first_failure_and_what_
     assert not any("evaluate" in message for message in said)  # no further stage was tried
     (disk / "filler").unlink()
     assert json.loads(kvray("status", sweep, "--store", disk / "store", "--json").stdout)["committed"] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_two_cpus")
-def test_a_full_disk_under_a_trial_is_its_reason_at_once_and_no_trace_is_printed(
-    disk: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    from kvray.evaluate.job import fit
-    from kvray.evaluate.worker import Tally
-
-    attempts = tmp_path / "attempts"
-
-    def work(order: object, store: Store, report: object) -> None:
-        with attempts.open("a") as file:
-            file.write("x")
-        store.write_document("failures/some", bytes(2**21))
-
-    def break_down(order: object, store: Store, report: object) -> None:
-        raise RuntimeError("no memory\n\nSet MORE_MEMORY=1 to have more")
-
-    store = Store(disk / "store")
-    tally = Tally(lambda done, note="", total=None: None, [0])
-    assignment = SimpleNamespace(cells=(SimpleNamespace(id="one"),), runtime=Runtime(retries=1), cpus=1.0, gpus=0.0)
-    full, broken = (fit([assignment], each, store, 1, tally)["one"] for each in (work, break_down))
-    assert full.endswith("cannot write 2,097,152 bytes: No space left on device")
-    assert attempts.read_text() == "x"
-    assert broken == "the engine died, retries included: RuntimeError: no memory; KVRAY_VERBOSE=1 shows the trace"
-    printed = "".join(capfd.readouterr())
-    assert "Traceback" not in printed and "ERROR" not in printed
 
 
 def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ Key = TypeVar("Key")
 class Adapter:
     """A finetune on a local disk, served beside the base model.
 
-    Its ``name``, which vLLM's prefix cache goes by, and its ``number``, from 1, are unique; ``path`` holds its files.
+    Its ``name``, which vLLM's prefix cache goes by, and its ``number``, from 1, are unique in the life of an engine;
+    ``path`` holds its files.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Request:
         max_tokens: tokens of the answer.
         stop: texts that end the answer and are not part of it.
         special_tokens: whether special tokens are kept in the answer's text.
-        adapter: the model that answers; None for the base model, or the full finetune in its place.
+        adapter: the model that answers; None for the base model, or what was exchanged for it.
     """
 
     tokens: NDArray[np.int32]
@@ -95,17 +96,23 @@ class Reply:
 
 @dataclass(frozen=True)
 class Serving:
-    """What an engine is to serve, on how many GPUs and CPUs; ``models`` different ones will be asked.
+    """What an engine is to serve in its life, and on what.
 
-    ``weights`` is the directory of a full finetune in the base model's place, which keeps its tokenizer, or None.
+    Attributes:
+        base: the model whose weights it starts with, and whose tokenizer all its models share.
+        runtime: the sweep's.
+        gpus: that this process has.
+        cpus: threads to compute with.
+        models: how many different ones may be asked.
+        ranks: of the LoRA adapters among them, one each.
     """
 
     base: BaseModelRef
-    weights: Path | None
     runtime: Runtime
     gpus: float = 0.0
     cpus: float = 1.0
     models: int = 1
+    ranks: tuple[int, ...] = ()
 
 
 class ModelError(CellError):
@@ -113,11 +120,11 @@ class ModelError(CellError):
 
 
 class Engine:
-    """Answers requests for one model and its adapters.
+    """Answers requests for one model, its adapters, and other weights of the same shape.
 
-    In this order: :meth:`prepare`, the constructor (nothing is loaded yet), :meth:`add` per adapter, :attr:`limit`,
-    :meth:`start`, :meth:`load` per adapter, :meth:`answer` any number of times, :meth:`close`. A
-    :class:`~kvray.errors.CellError` from ``add`` or ``load`` fails the cells of that adapter alone, any other
+    In this order: :meth:`prepare`, the constructor (nothing is loaded yet), :attr:`limit`, :meth:`start`; then
+    :meth:`load`, :meth:`exchange` and :meth:`answer` any number of times, and :meth:`close`. A
+    :class:`~kvray.errors.CellError` from ``load`` or ``exchange`` fails the cells of that model alone, any other
     :class:`~kvray.errors.KvrayError` all cells; other exceptions count as the engine's death: it is started again.
     """
 
@@ -136,15 +143,23 @@ class Engine:
         """Tokens of prompt and answer that the model can take; asked unless the engine reads text."""
         raise NotImplementedError
 
-    def add(self, adapter: Adapter) -> None:
-        """Record an adapter before the start; CellError if it cannot be served."""
-
     def start(self, length: int) -> None:
         """Load the model for requests of at most ``length`` tokens, prompt and answer."""
         raise NotImplementedError
 
     def load(self, adapter: Adapter) -> None:
-        """Load an adapter that was added; CellError if it cannot be loaded."""
+        """Load an adapter; CellError if it cannot be loaded."""
+        raise CellError(f"adapter {adapter.name}: this engine, {type(self).__name__}, serves none")
+
+    def exchange(self, weights: Path | None) -> None:
+        """Serve other weights in the base model's place, None: its own again; CellError if they cannot be loaded.
+
+        ``weights`` is the directory of a finetune: ``changed.safetensors`` holds the tensors that differ from the
+        base's, by the names in the base's files, other ``*.safetensors`` hold a whole model, and those of an adapter
+        are to be merged. No request is under way. Nothing computed from the old weights may be used again (a prefix
+        cache); adapters are loaded anew before they are asked.
+        """
+        raise CellError(f"{type(self).__name__} serves adapters alone: it cannot exchange the base model's weights")
 
     def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
         """Yield each request's key with its reply as soon as it comes, or with what is wrong with this request.

@@ -47,7 +47,7 @@ class ChatEngine(Engine):
         self._portal: BlockingPortal | None = None
         self._open = ExitStack()
 
-    def add(self, adapter: Adapter) -> None:
+    def load(self, adapter: Adapter) -> None:
         """Read a finetuned model's name from its ``model.json``; CellError if no API made the finetune."""
         try:
             self._models[adapter.name] = str(json.loads((adapter.path / MODEL_FILE).read_bytes())["model"])

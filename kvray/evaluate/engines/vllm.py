@@ -1,4 +1,4 @@
-"""One vLLM engine in this process: the base model and any number of its adapters, or one full finetune.
+"""One vLLM engine in this process: the base model, any number of its adapters, and weights in the base model's place.
 
 Without an engine-core child it starts in 3 s instead of 30 on CPU, and Ray watches the one process that can die.
 Requests are a stream: the last slow answers of one adapter overlap with the first prompts of the next.
@@ -6,47 +6,41 @@ Requests are a stream: the last slow answers of one adapter overlap with the fir
 
 import functools
 import itertools
-import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kvray.errors import CellError, InputError, ResourceError, install_command, last_line
-from kvray.evaluate.engines.base import ADAPTER_CONFIG, Adapter, Engine, Key, Reply, Request, Serving
-from kvray.models.lora import ENGINE_RANKS, LARGEST_RANK
+from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request, Serving
+from kvray.evaluate.engines.weights import WeightExchange
+from kvray.models.lora import ENGINE_RANKS
 
 CPU_SEQUENCES = 128
 """Requests in one batch of a CPU engine."""
 CPU_BATCH_TOKENS = 4096
 CPU_BLOCK = 32
 """Tokens per block of a CPU engine's prefix cache (vLLM's own 128 would share little of a 500-token prompt)."""
+CPU_LORAS = 64
+"""Most adapters kept in the host's memory, where each takes up to some hundred MB (7B model); others are read again."""
 _CPU_CACHE_BYTES = (128 * 2**20, 2**30)
 
 
-def adapter_rank(adapter: Path) -> int:
-    """Return vLLM's smallest rank (higher is slower) that holds an adapter's; CellError if unreadable or too high."""
-    try:
-        config = json.loads((adapter / ADAPTER_CONFIG).read_text())
-        rank = max([int(config["r"]), *(int(other) for other in (config.get("rank_pattern") or {}).values())])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CellError(f"{adapter / ADAPTER_CONFIG} is no readable adapter configuration ({error!r})") from error
-    if rank > LARGEST_RANK:
-        raise CellError(f"LoRA rank {rank}: vLLM serves at most rank {LARGEST_RANK}")
-    return min(allowed for allowed in ENGINE_RANKS if allowed >= rank)
-
-
 def model_options(serving: Serving) -> dict[str, Any]:
-    """Return the options that vLLM's ModelConfig and its engine share; the tokenizer is always the base model's."""
+    """Return the options that vLLM's ModelConfig and its engine share."""
     base, gpu = serving.base.here(), serving.gpus > 0
     return {
-        "model": str(serving.weights or base.location),
+        "model": base.location,
         "tokenizer": base.location,
-        # A full finetune's weights are files, which have no revision.
-        "revision": None if serving.weights else base.revision,
+        "revision": base.revision,
         "tokenizer_revision": base.revision,
         "trust_remote_code": base.trust_remote_code,
+        # Where a model of Mistral's has its own format's files too, vLLM would take those, and of its finetune these.
+        "config_format": "hf",
+        "load_format": "hf",
+        "tokenizer_mode": "hf",
         "dtype": "auto" if gpu else "float32",
         "max_model_len": serving.runtime.max_model_len,
         "seed": 0,
@@ -54,13 +48,17 @@ def model_options(serving: Serving) -> dict[str, Any]:
     }
 
 
-def engine_options(serving: Serving, ranks: Sequence[int], length: int) -> dict[str, Any]:
-    """Return an engine's options for requests of at most ``length`` tokens and adapters of these ``ranks``."""
+def engine_options(serving: Serving, length: int) -> dict[str, Any]:
+    """Return an engine's options for requests of at most ``length`` tokens."""
     runtime = serving.runtime
     options = model_options(serving) | {"max_model_len": length, "enable_prefix_caching": True}
-    if ranks:
-        at_once = min(runtime.max_loras, len(ranks))
-        options |= {"enable_lora": True, "max_loras": at_once, "max_lora_rank": max(ranks)}
+    options["worker_extension_cls"] = f"{WeightExchange.__module__}.{WeightExchange.__qualname__}"
+    if serving.ranks:
+        at_once = min(runtime.max_loras, len(serving.ranks))
+        # By default as many are kept as are in one batch, and the others read from their files at every turn.
+        kept = max(at_once, min(len(serving.ranks), CPU_LORAS))
+        rank = min(allowed for allowed in ENGINE_RANKS if allowed >= max(serving.ranks))
+        options |= {"enable_lora": True, "max_loras": at_once, "max_cpu_loras": kept, "max_lora_rank": rank}
     if serving.gpus > 0:
         options["gpu_memory_utilization"] = runtime.gpu_memory_utilization * min(serving.gpus, 1.0)
         if runtime.tensor_parallel > 1:
@@ -163,7 +161,6 @@ class VllmEngine(Engine):
 
     def __init__(self, serving: Serving) -> None:
         super().__init__(serving)
-        self._ranks: list[int] = []
         self._names = map(str, itertools.count())
 
     @classmethod
@@ -196,9 +193,6 @@ class VllmEngine(Engine):
         except (ValueError, OSError) as error:
             raise InputError(f"model {self.serving.base.name}: vLLM cannot serve it: {error}") from error
 
-    def add(self, adapter: Adapter) -> None:
-        self._ranks.append(adapter_rank(adapter.path))
-
     def start(self, length: int) -> None:
         """Load the weights. After an error the process is of no use."""
         import torch
@@ -207,7 +201,7 @@ class VllmEngine(Engine):
         from kvray.evaluate.engines import cpu_lora
 
         cpu_lora.install()
-        options = engine_options(self.serving, self._ranks, length)
+        options = engine_options(self.serving, length)
         llm = vllm.LLM(use_tqdm_on_load=False, **options)
         self._engine = llm.llm_engine
         # Twice the batch keeps the scheduler's queue filled without holding every prompt of the sweep in it.
@@ -215,6 +209,7 @@ class VllmEngine(Engine):
         gpu = torch.cuda.get_device_name() if self.serving.gpus else ""
         places = {name: options[name] for name in ("model", "tokenizer")}
         self._info: dict[str, Any] = {
+            "id": uuid.uuid4().hex[:8],
             "vllm": vllm.__version__,
             "device": gpu or f"cpu, {torch.get_num_threads()} threads",
             "dtype": str(llm.model_config.dtype).removeprefix("torch."),
@@ -222,7 +217,7 @@ class VllmEngine(Engine):
         }
 
     def info(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Return vLLM's version, the device, the type of the weights and every option; no paths."""
+        """Return a name of this engine alone, vLLM's version, device, type of the weights, every option; no paths."""
         return self._info
 
     def load(self, adapter: Adapter) -> None:
@@ -234,6 +229,14 @@ class VllmEngine(Engine):
             raise CellError(f"adapter {adapter.name}: vLLM cannot load it: {last_line(error)}") from error
         if not loaded:
             raise CellError(f"adapter {adapter.name}: vLLM did not load it (and did not say why)")
+
+    def exchange(self, weights: Path | None) -> None:
+        """Load a finetune's weights, or the base model's again, into the memory of those that are served."""
+        wrong, *_ = self._engine.collective_rpc("exchange_weights", args=(str(weights) if weights else None,))
+        if wrong:
+            raise CellError(f"{weights.name if weights else 'the base model'}: {wrong}")
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM kept a prefix cache of the weights before")
 
     def answer(self, requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, Reply | CellError]]:
         from vllm.inputs.engine import tokens_input
