@@ -5,12 +5,13 @@ import gc
 import inspect
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, enable_fsdp_ram_efficient_loading
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors import safe_open
 from torch import nn
@@ -20,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from kvray.errors import CellError, InputError
+from kvray.finetune import attention
 from kvray.finetune.placement import Shape
 from kvray.models import changed
 from kvray.models.lora import target_names
@@ -30,20 +32,31 @@ _ONE_FILE = "1000TB"
 _LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's linear layer, its weight transposed
 
 
-def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
+def config_of(base: BaseModelRef) -> Any:
+    """Return a base model's transformers config."""
+    base = base.here()
+    return AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=base.trust_remote_code)
+
+
+def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool, attention: str | None = None) -> Any:
     """Load a base model for training; InputError if its forward takes no ``logits_to_keep``.
 
     Weights that train are float32 (at a learning rate of 5e-6 an update is below half a bfloat16 step of its weight).
-    Frozen ones keep the base's own type on a GPU, except under FSDP, which needs one type.
+    Frozen ones keep the base's own type on a GPU, except under FSDP, which needs one type. Under FSDP, once
+    torch.distributed runs, one worker of each machine reads the weights; the others get theirs when the model is
+    sharded. ``attention`` is as :func:`kvray.finetune.attention.choose` returns it.
     """
     base = base.here()
     logging.disable_progress_bar()
     keep_type = gpu and not fsdp and method != "full"
+    if fsdp:
+        enable_fsdp_ram_efficient_loading()
     model = AutoModelForCausalLM.from_pretrained(
         base.location,
         revision=base.revision,
         dtype="auto" if keep_type else torch.float32,
         trust_remote_code=base.trust_remote_code,
+        attn_implementation=attention,
     )
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise InputError(
@@ -158,9 +171,7 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
         (out_dir / "adapter_config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
         return
     base = base.here()
-    trust = base.trust_remote_code
-    own = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust).dtype
-    own = own or torch.float32
+    own = config_of(base).dtype or torch.float32
     if method == "attention":
         trains = [name for name, weight in model.named_parameters() if weight.requires_grad]
         # transformers names them as its files do, which may differ from the modules' names.
@@ -208,10 +219,21 @@ class Resident:
         self._fsdp = spreads_weights(shape, runtime)
         self._held: Any = None
 
+    @cached_property
+    def config(self) -> Any:
+        """The base model's transformers config."""
+        return config_of(self._base)
+
+    @cached_property
+    def attention(self) -> str | None:
+        """How attention is computed here; see :func:`kvray.finetune.attention.choose`."""
+        half = self._gpu and torch.cuda.is_bf16_supported()
+        return attention.choose(self.config, torch.cuda.get_device_capability() if half else None)
+
     def load(self) -> None:
         """Load the base model unless it is loaded, or cannot be shared; raises as :func:`load`."""
         if self._held is None and not self._fsdp:
-            self._held = load(self._base, "lora", gpu=self._gpu, fsdp=False).requires_grad_(False)
+            self._held = self._load("lora").requires_grad_(False)
 
     def model(self, method: str) -> Any:
         """Return a model to finetune by ``method``; its tensors that train have ``requires_grad``, apart from adapters.
@@ -221,7 +243,7 @@ class Resident:
         _tidy()
         if self._fsdp or method == "full":
             self._held = None
-            return load(self._base, method, gpu=self._gpu, fsdp=self._fsdp)
+            return self._load(method)
         self.load()
         trains = attention_projections(self._held).values() if method == "attention" else ()
         own = {id(tensor): tensor for module in trains for tensor in module.parameters()}
@@ -232,3 +254,6 @@ class Resident:
         for tensor in model.parameters():
             tensor.requires_grad_(id(tensor) not in shared)
         return model
+
+    def _load(self, method: str) -> Any:
+        return load(self._base, method, gpu=self._gpu, fsdp=self._fsdp, attention=self.attention)

@@ -18,11 +18,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from transformers.utils import logging
 
 from kvray.errors import CellError
+from kvray.finetune import attention
 from kvray.finetune import model as models
-from kvray.finetune.batches import BLANK, SplitLoss, collate, holds_digit, schedule, scheduled
+from kvray.finetune.batches import BLANK, SplitLoss, collate, holds_digit, pack, schedule, scheduled
 from kvray.finetune.checkpoints import CheckpointingTrainer
 from kvray.finetune.encode import Encoded
-from kvray.finetune.placement import Shape, batch_shape
+from kvray.finetune.fit import Fit, fit, gpu_memory, training_of
+from kvray.finetune.placement import Shape
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.sweep.model import Finetune, Runtime
@@ -38,7 +40,9 @@ class Trained:
 
     Of the ``measurements`` for the manifest, ``resumed_at_step`` is the step of the checkpoint that training began at,
     0 for the start; ``strategy`` is "fsdp" if the weights were spread over the workers; ``device`` the GPU's name or
-    "cpu, 8 threads"; ``precision`` "bf16" (autocast) or "fp32"; ``peak_gpu_bytes`` is of this worker, 0 on CPU.
+    "cpu, 8 threads"; ``precision`` "bf16" (autocast) or "fp32"; ``attention`` is transformers' name of what computed
+    it; ``rows_per_pass`` and ``gradient_checkpointing`` are as chosen (:mod:`kvray.finetune.fit`); ``peak_gpu_bytes``
+    is of this worker, 0 on CPU.
     """
 
     log: list[LossRow]
@@ -66,7 +70,7 @@ def train(
     scratch. ``resident`` holds the base model of earlier calls in this process; the result does not depend on it.
     ``resume_from`` is a checkpoint's file of an earlier call, whose steps are not repeated. ``on_checkpoint`` is called
     on rank 0 with (file, step), and ``on_log`` there after every step. Raises InputError if the recipe does not fit the
-    model, vLLM or the number of workers, CellError if the loss is no number.
+    model, vLLM, the number of workers or the GPU's memory, CellError if the loss is no number.
     """
     logging.set_verbosity_error()
     torch.set_num_threads(max(1, int(shape.cpus)))
@@ -75,8 +79,19 @@ def train(
     gpu, fsdp = shape.gpus > 0, models.spreads_weights(shape, runtime)
     order = schedule(rows.lengths, recipe.batch_size, recipe.epochs, seed)
     per_epoch = -(-len(rows) // recipe.batch_size)
-    arguments = training_arguments(recipe, seed, out_dir, len(order), shape, runtime)
     resident = resident or models.Resident(base, shape, runtime)
+    packed, half = attention.packs(resident.attention), gpu and torch.cuda.is_bf16_supported()
+    real = order != BLANK
+    fitted = fit(
+        training_of(resident.config, recipe, shape, runtime, mixed=half),
+        np.where(real, rows.lengths[order], 1),
+        np.where(real, rows.answers[order], 0),
+        shape,
+        runtime,
+        gpu_memory(shape),
+        packed,
+    )
+    arguments = training_arguments(recipe, seed, out_dir, len(order), shape, runtime, fitted)
     model = resident.model(recipe.method)
     set_seed(seed)
     model = models.prepare(model, recipe)
@@ -88,7 +103,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=scheduled(rows, order, filler),
-        data_collator=lambda items: collate(items, filler),
+        data_collator=pack if packed else lambda items: collate(items, filler),
         compute_loss_func=loss,
         callbacks=[progress],
         on_checkpoint=on_checkpoint,
@@ -113,6 +128,9 @@ def train(
         "strategy": "fsdp" if sharded else "ddp",
         "device": torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads",
         "precision": "bf16" if arguments.bf16 else "fp32",
+        "attention": model.config.get_text_config()._attn_implementation,
+        "rows_per_pass": fitted.rows,
+        "gradient_checkpointing": fitted.checkpointing,
         "trained_parameters": trainable,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if gpu else 0,
     }
@@ -120,10 +138,9 @@ def train(
 
 
 def training_arguments(
-    recipe: Finetune, seed: int, out_dir: Path, steps: int, shape: Shape, runtime: Runtime
+    recipe: Finetune, seed: int, out_dir: Path, steps: int, shape: Shape, runtime: Runtime, fitted: Fit
 ) -> TrainingArguments:
-    """Return the arguments of ``steps`` optimizer steps; InputError if the workers cannot share the batch evenly."""
-    micro, accumulation = batch_shape(recipe.batch_size, shape.workers, runtime.per_device_batch_size)
+    """Return the arguments of ``steps`` optimizer steps of as many passes as ``fitted`` says."""
     gpu, fsdp = shape.gpus > 0, models.spreads_weights(shape, runtime)
     scheduler: str = recipe.scheduler
     if scheduler == "constant" and recipe.warmup_ratio:
@@ -132,12 +149,13 @@ def training_arguments(
         "version": 2,
         "reshard_after_forward": True,
         "state_dict_type": "FULL_STATE_DICT",
-        "activation_checkpointing": runtime.gradient_checkpointing,
+        "activation_checkpointing": fitted.checkpointing,
+        "cpu_ram_efficient_loading": True,  # models.load has read the weights on one worker of each machine
     }
     return TrainingArguments(
         output_dir=str(out_dir),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=fitted.rows,
+        gradient_accumulation_steps=fitted.passes,
         max_steps=steps,
         learning_rate=recipe.rate,
         lr_scheduler_type=scheduler,
@@ -145,11 +163,11 @@ def training_arguments(
         warmup_steps=min(recipe.warmup_ratio, 1 - 1e-9),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused" if gpu else "adamw_torch",
         seed=seed,
         use_cpu=not gpu,
         bf16=gpu and torch.cuda.is_bf16_supported(),
-        gradient_checkpointing=runtime.gradient_checkpointing and not fsdp,
+        gradient_checkpointing=fitted.checkpointing and not fsdp,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,
         save_steps=runtime.checkpoint_every_steps,

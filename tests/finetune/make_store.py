@@ -79,7 +79,7 @@ class Queue:
     """A work queue with one slot, whose finetunes come in the order given; a Ray actor."""
 
     def __init__(self, artefacts: Sequence[str], seat: Seat, retries: int) -> None:
-        self.queue = WorkQueue([Lane(FINETUNE, job.slot, {})], retries)
+        self.queue = WorkQueue([Lane(FINETUNE, lambda source, seat: None, {})], retries)
         self.queue.seat(seat)
         for number, one in enumerate(artefacts):
             self.queue.add(FINETUNE, one, [Unit(0, one, rows=1, seconds=len(artefacts) - number)])
