@@ -103,7 +103,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
             store.discard(artefact.id)
         failures.delete(store, artefact.id)
     stored = store.listing([artefact.id for artefact in todo])
-    seconds = {item.artefact.id: item.work_seconds for item in estimate(planned, store).items}
+    seconds = {item.artefact.id: item.seconds or 0.0 for item in estimate(planned, store).items}
     account = _Account(planned, store, result, todo)
     runtime = planned.sweep.runtime
     try:

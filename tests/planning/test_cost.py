@@ -126,7 +126,7 @@ def test_a_hub_model_is_planned_on_gpus_wherever_the_plan_is_made(tmp_path: Path
     assert "7B weights, assuming one 80 GB GPU each" in found.document["totals"]["seconds_basis"]["finetune"]
     finetunes, cells = stage(found, "finetune"), stage(found, "evaluate")
     assert (finetunes["on"], cells["on"], stage(found, "generate")["on"]) == ("gpu", "gpu", "cpu")
-    seconds = 2 * 45 + 2 * 2 * 20 * 8 / default_speed(Size(7e9, 7e9), "gpu", "train", 8, 1, TRAINING["lora"])
+    seconds = 45 + 2 * 2 * 20 * 8 / default_speed(Size(7e9, 7e9), "gpu", "train", 8, 1, TRAINING["lora"])
     assert finetunes["hours"] == pytest.approx(seconds / 3600, abs=1e-3)
     assert "GPU-hours" in found.text() and "CPU-hours" in found.text()
     assert stage(made(tmp_path, "kvray-tiny"), "finetune")["on"] == "cpu"
@@ -143,11 +143,11 @@ def test_device_hours_are_seconds_times_what_is_held(tmp_path: Path) -> None:
     assert four["hours"] == pytest.approx(one["hours"], rel=0.01)
     again = stage(made(tmp_path, **big, runtime={"gradient_checkpointing": True}), "finetune")
     assert again["seconds"] > 1.4 * one["seconds"]
-    # Four finetunes side by side take the same GPU-hours in less time.
+    # Four finetunes side by side take less time in as many GPU-hours, but for a start each.
     seeds = {**big, "finetune": {"seeds": [0, 1, 2, 3]}}
     alone = stage(made(tmp_path, **seeds), "finetune")
     together = stage(made(tmp_path, **seeds, runtime={"concurrent_finetunes": 4}), "finetune")
-    assert together["hours"] == alone["hours"]
+    assert together["hours"] == pytest.approx(alone["hours"] + 3 * 45 / 3600, abs=2e-3)
     assert together["seconds"] == pytest.approx(alone["seconds"] / 4, rel=0.01)
     asked = {"evaluate": {"ask": {"task": "toy", "rows": 40_000_000, "seed": 9}}}
     wide = stage(made(tmp_path, **asked, runtime={"tensor_parallel": 2}), "evaluate")

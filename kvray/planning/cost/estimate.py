@@ -31,14 +31,8 @@ class Item:
     reads: int  # tokens of prompts, or of training over all epochs, about; 0 if unknown
     writes: int  # tokens of replies
     rows: int  # prompts or rows, over all epochs
-    seconds: float | None  # of making it alone; 0 when cached, None if unknown
+    seconds: float | None  # of making it, without the start of a process; 0 when cached, None if unknown
     on: Where
-
-    @property
-    def work_seconds(self) -> float:
-        """Seconds of making it without the start of a process; 0 if unknown."""
-        start = STARTS[self.on]["finetune"] if self.artefact.kind == "finetune" and self.on != "api" else 0.0
-        return max(0.0, (self.seconds or 0.0) - start)
 
 
 @dataclass(frozen=True)
@@ -159,25 +153,16 @@ def _stages(todo: Sequence[Item], rates: Rates) -> list[dict[str, Any]]:
         clock = busy / max(1, slots if kind == "dataset" else min(slots, len(known)))
         if kind == "finetune":
             clock = max([clock, *known])
-        elif kind != "dataset" and on != "api":
-            engines, start = len({_engine(item.artefact) for item in items}), STARTS[on]["engine"]
-            clock += start * -(-engines // slots)
-            busy += start * engines
+        if kind != "dataset" and on != "api":
+            models = len({model_of(item.artefact, rates.planned) for item in items})
+            start = STARTS[on]["finetune" if kind == "finetune" else "engine"]
+            clock += start * models
+            busy += start * max(models, min(slots, len(known)))
         tokens, written = (sum(getattr(item, name) for item in items) for name in ("reads", "writes"))
         stage = {"stage": STAGE_NAMES[kind], "artefacts": len(items), "tokens": tokens, "tokens_written": written}
         took = {"seconds": round(clock, 1), "on": on, "hours": round(busy * devices / 3600, 3)}
         stages.append(stage | took | {"unknown": len(items) - len(known)})
     return stages
-
-
-def _engine(artefact: Artefact) -> str:
-    """Return which engine answers: full finetunes have one each, the base and all adapters share one."""
-    job = artefact.params
-    if isinstance(job, WritingJob):
-        return job.writer
-    assert isinstance(job, PredictionsJob)
-    alone = job.finetune is not None and job.finetune.method != "lora"
-    return f"{job.finetune_id if alone else 'shared'} {job.task.BRINGS_EXAMPLES}"
 
 
 def _api(todo: Sequence[Item], planned: Plan) -> dict[str, Any]:

@@ -35,7 +35,7 @@ ATTENTION_7B = 50_000.0
 CACHED_CONTEXT = 4_000.0  # context at which reading the key-value cache has doubled the time of a token a GPU writes
 GENERATE = 100_000.0  # tokens of examples that one process makes per second, for tasks that tokenize every prompt
 STARTS = {"cpu": {"finetune": 12.0, "engine": 20.0}, "gpu": {"finetune": 45.0, "engine": 90.0}}
-"""Seconds until the first token: of each finetune's workers, of each engine."""
+"""Seconds until the first token: of workers that finetune one mixture after the other, of an engine for all models."""
 API_STARTS, API_TRAIN, API_WRITE, API_ANSWER_S = 600.0, 2_000.0, 60.0, 1.0
 """Behind an API: seconds a training job waits, tokens per second it trains, tokens per second of a reply, latency."""
 _SMALL = 2e8  # weights up to which a model that lies on this machine is taken to run on its CPU
@@ -159,8 +159,8 @@ class Rates:
     def seconds(self, artefact: Artefact, reads: int, writes: int, rows: int) -> tuple[float | None, str]:
         """Return the seconds of making an artefact alone, None if its size is unknown, and what they rest on.
 
-        Reads, writes and rows as in :class:`~kvray.planning.cost.estimate.Item`. A finetune's seconds include starting
-        its workers; an engine is started once for all its cells.
+        Reads, writes and rows as in :class:`~kvray.planning.cost.estimate.Item`. Starts are not in it: workers and
+        engines go on with the next artefact.
         """
         on = self.where(artefact)
         keys = (key for key in _keys(artefact.kind, artefact.recipe) if key in self._measured)
@@ -171,8 +171,6 @@ class Rates:
         else:
             seconds, basis = self._default(artefact, on, reads, writes, max(1, rows))
             basis += "; nothing measured in this store yet"
-        if artefact.kind == "finetune" and on != "api":
-            seconds += STARTS[on]["finetune"]
         return (seconds if reads else None), basis
 
     def _default(self, artefact: Artefact, on: Where, reads: int, writes: int, rows: int) -> tuple[float, str]:
