@@ -12,7 +12,7 @@ from kvray.driver.queue import Room
 from kvray.driver.seats import Opening
 from kvray.errors import InputError
 from kvray.evaluate.chunks import chunk_count, chunk_name, span
-from kvray.evaluate.served import finetune_of
+from kvray.evaluate.served import model_of
 from kvray.finetune.placement import Shape
 from kvray.models.reference import API, BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob
@@ -43,7 +43,7 @@ def units(artefact: Artefact, seconds: float, stored: Collection[str]) -> list[U
     """
     if artefact.kind == "finetune":
         return [Unit(0, artefact.id, None, None, 1, seconds)]
-    model = finetune_of(artefact)
+    model = model_of(artefact)
     job = artefact.params
     if isinstance(job, PredictionsJob) and job.task.BRINGS_EXAMPLES:
         return [Unit(0, artefact.id, model, None, artefact.rows, seconds)]

@@ -1,5 +1,6 @@
 """What the cells of a lane ask; a question set is read once, however many cells ask it."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ from kvray.evaluate.questions import DatasetQuestions, Questions, WritingPrompts
 from kvray.models.reference import BaseModelRef, load_tokenizer, tokenizer_place
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob
+from kvray.store.patience import patiently
 from kvray.store.store import Store
 
 
@@ -50,17 +52,22 @@ class Cells:
         return found
 
     def longest(self, tokenizer: Any, limit: int) -> int:
-        """Return about how many tokens the longest request takes, of all cells whose datasets are committed."""
+        """Return about how many tokens the longest request takes, of all cells whose datasets are committed.
+
+        Benchmarks of other libraries are left out: loading one can take minutes.
+        """
+        datasets = {cell.id: self._dataset(cell) for cell in self._cells.values()}
+        states = self._store.states(one for one in datasets.values() if one)
         known: dict[int, Questions] = {}
         for cell in self._cells.values():
-            if isinstance(cell.params, PredictionsJob) and cell.params.dataset_id is None:
-                continue  # loading a benchmark of another library can take minutes
-            try:
-                questions = self.questions(cell)
-            except KvrayError:
-                continue  # not committed yet, or told when the cell is asked
-            known[id(questions)] = questions
+            if isinstance(cell.params, WritingJob) or states.get(datasets[cell.id] or "") == "committed":
+                with contextlib.suppress(KvrayError):  # which is told when the cell is asked
+                    questions = self.questions(cell)
+                    known[id(questions)] = questions
         return max((each.longest(tokenizer, limit) for each in known.values()), default=0)
+
+    def _dataset(self, cell: Artefact) -> str | None:
+        return cell.params.dataset_id if isinstance(cell.params, PredictionsJob) else None
 
     def labels(self, cell: Artefact) -> dict[str, Any]:
         """Return the columns that are the same in all rows of a cell."""
@@ -79,7 +86,8 @@ class Cells:
         if isinstance(job, WritingJob):
             return WritingPrompts(job.task, token_counter(self._counted_by))
         if job.dataset_id is not None:
-            return DatasetQuestions(self._store.read_table(job.dataset_id), job.task, cell.recipe.get("system_message"))
+            examples = patiently(self._store, self._store.read_table, job.dataset_id)
+            return DatasetQuestions(examples, job.task, cell.recipe.get("system_message"))
         from kvray.evaluate.lm_eval.questions import BenchmarkQuestions
 
         tokenizer = None if self._as_text else load_tokenizer(self._base)

@@ -1,5 +1,6 @@
 """Scores and stores answered chunks and commits whole cells, in a thread of its own: the engine waits for neither."""
 
+import functools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from kvray.evaluate.questions import Questions
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import Source, Unit
 from kvray.store.manifest import FileEntry
+from kvray.store.patience import patiently
 from kvray.store.store import Store
 
 TABLES = 128
@@ -119,7 +121,8 @@ class Committer:
         except CellError as error:
             self.fail(taken, str(error))
             return
-        entry = self._store.write(taken.cell.id, chunks.chunk_name(chunk.index), table, uncommitted=True)
+        write = functools.partial(self._store.write, uncommitted=True)
+        entry = patiently(self._store, write, taken.cell.id, chunks.chunk_name(chunk.index), table)
         self._tables[taken.cell.id, chunk.index] = table, entry
         while len(self._tables) > TABLES:
             self._tables.popitem(last=False)
@@ -142,7 +145,8 @@ class Committer:
             self._again.put(replace(taken.unit, chunks=tuple(lacking), rows=0))
             return
         try:
-            chunks.commit(self._store, taken.cell, taken.questions, *zip(*whole, strict=True))
+            tables, files = zip(*whole, strict=True)
+            patiently(self._store, chunks.commit, self._store, taken.cell, taken.questions, tables, files)
         except (CellError, DamagedArtefactError, RecipeMismatchError) as error:
             self.fail(taken, str(error))
             return

@@ -7,7 +7,7 @@ from pathlib import Path
 from kvray.evaluate.cells import Cells
 from kvray.evaluate.engines.base import Serving, engine_class
 from kvray.evaluate.pull import Puller
-from kvray.evaluate.served import finetune_of
+from kvray.evaluate.served import MERGED, model_of
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.planning.work import Seat, Source
@@ -47,10 +47,10 @@ def engine(
     """
     kind = engine_class(base, runtime)
     kind.prepare(seat.gpus, seat.threads)
-    jobs = [cell.params for cell in cells.values() if isinstance(cell.params, PredictionsJob)]
-    adapters = {job.finetune_id: job.finetune for job in jobs if job.finetune and job.finetune.method == "lora"}
-    ranks = tuple(settings.lora_rank for settings in adapters.values())
-    models = len({finetune_of(cell) for cell in cells.values()})
+    finetunes = {model: cell.params for cell in cells.values() if (model := model_of(cell))}
+    beside = [job for model, job in finetunes.items() if isinstance(job, PredictionsJob) and not model.endswith(MERGED)]
+    ranks = tuple(job.finetune.lora_rank for job in beside if job.finetune and job.finetune.method == "lora")
+    models = len({model_of(cell) for cell in cells.values()})
     serving = Serving(base, runtime, seat.gpus, seat.threads, models, ranks)
     with tempfile.TemporaryDirectory(prefix="kvray-evaluate-") as scratch:
         asked = Cells(store, base, cells, kind.READS_TEXT, counted_by)

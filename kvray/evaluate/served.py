@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import ADAPTER_CONFIG, MODEL_CONFIG, Adapter, Engine, Reply, Request
 from kvray.planning.artefacts import Artefact, PredictionsJob
+from kvray.store.patience import patiently
 from kvray.store.store import Store
 
 TOLERANCE = 1e-6
 """Largest difference of log-probabilities, in nats, that counts as none."""
 PROMPTS = 4
+MERGED = "+merged"
 TOKENS = 128
 """Tokens of each probe prompt: its end, where the question is."""
 
@@ -33,30 +35,27 @@ class Models:
         self._store = store
         self._engine = engine
         self._scratch = scratch
-        self._exchanged: tuple[str, bool] | None = None  # the finetune in the base's place, and whether it is merged
-        self._known: dict[str, Adapter | CellError] = {}  # fetched, by finetune
+        self._exchanged: str | None = None  # the model in the base's place
+        self._known: dict[str, Adapter | CellError] = {}  # fetched, by model
         self._loaded: list[str] = []  # adapters, the last one asked at the end
-        self._probed: set[tuple[str, bool]] = set()
+        self._probed: set[str] = set()
         self._probe: Probe | None = None
 
     def holding(self) -> list[str | None]:
-        """Return the finetunes (None: the base) that can be asked without loading anything, the last asked first."""
-        return [self._exchanged[0]] if self._exchanged else [*reversed(self._loaded), None]
+        """Return the models (:func:`model_of`) that can be asked without loading anything, the last asked first."""
+        return [self._exchanged] if self._exchanged else [*reversed(self._loaded), None]
 
     def ready(self, cell: Artefact) -> bool:
         """Return whether a cell's model can be asked beside what is being asked now."""
-        name = finetune_of(cell)
-        if self._exchanged or is_merged(cell):
-            return (name, is_merged(cell)) == self._exchanged
-        return name is None or name in self._loaded
+        return model_of(cell) in self.holding()
 
     def adapter(self, cell: Artefact) -> Adapter | None:
         """Return the adapter that answers a cell whose model is ready; None: the base, or what is in its place."""
-        name = finetune_of(cell)
-        if name is None or name not in self._loaded:
+        model = model_of(cell)
+        if model is None or model not in self._loaded:
             return None
-        self._loaded.append(self._loaded.pop(self._loaded.index(name)))
-        return self._fetch(name)
+        self._loaded.append(self._loaded.pop(self._loaded.index(model)))
+        return self._fetch(model)
 
     def use(self, cell: Artefact, prompts: Sequence[NDArray[np.int32]]) -> None:
         """Make a cell's model ready, and probe it on ``prompts`` (token ids) at its first use.
@@ -66,50 +65,52 @@ class Models:
         """
         if self.ready(cell):
             return
-        name, merged = finetune_of(cell), is_merged(cell)
-        if name is None:
+        model = model_of(cell)
+        if model is None:
             self._exchange(None)
             return
         if self._probe is None and (picked := pick(prompts)):
             self._probe = Probe(self._engine, picked)
-        adapter = self._fetch(name)
-        if merged or not (self._engine.READS_TEXT or (adapter.path / ADAPTER_CONFIG).is_file()):
-            self._exchange((name, merged))
-        else:
+        adapter = self._fetch(model)
+        beside = self._engine.READS_TEXT or (adapter.path / ADAPTER_CONFIG).is_file()
+        if beside and not model.endswith(MERGED):
             self._exchange(None)
             self._engine.load(adapter)
-            self._loaded.append(name)
-        if self._probe and (name, merged) not in self._probed:
-            self._check(self._probe, name, adapter)
-            self._probed.add((name, merged))
+            self._loaded.append(model)
+        else:
+            self._exchange(model)
+        if self._probe and model not in self._probed:
+            self._check(self._probe, model, adapter)
+            self._probed.add(model)
 
-    def _check(self, probe: "Probe", name: str, adapter: Adapter) -> None:
+    def _check(self, probe: "Probe", model: str, adapter: Adapter) -> None:
         try:
             probe.check(adapter.name, None if self._exchanged else adapter)
         except CellError as error:
-            self._known[name] = error
-            self._loaded = [each for each in self._loaded if each != name]
+            self._known[model] = error
+            self._loaded = [each for each in self._loaded if each != model]
             self._exchange(None)
             raise
 
-    def _fetch(self, name: str) -> Adapter:
-        """Return a finetune with its files on a local disk; KvrayError if they cannot be had or were found useless."""
-        known = self._known.get(name)
+    def _fetch(self, model: str) -> Adapter:
+        """Return a model with its files on a local disk; KvrayError if they cannot be had or were found useless."""
+        known = self._known.get(model)
         if isinstance(known, CellError):
             raise CellError(str(known))
         if known is None:
-            last = name.rpartition("/")[2]
-            path = self._store.fetch(name, self._scratch / last)
-            known = Adapter(last, len(self._known) + 1, path if self._engine.READS_TEXT else model_directory(path))
-            self._known[name] = known
+            finetune = model.removesuffix(MERGED)
+            name = finetune.rpartition("/")[2]
+            path = patiently(self._store, self._store.fetch, finetune, self._scratch / name)
+            known = Adapter(name, len(self._known) + 1, path if self._engine.READS_TEXT else model_directory(path))
+            self._known[model] = known
         return known
 
-    def _exchange(self, key: tuple[str, bool] | None) -> None:
-        if key == self._exchanged:
+    def _exchange(self, model: str | None) -> None:
+        if model == self._exchanged:
             return
-        self._engine.exchange(self._fetch(key[0]).path if key else None)
-        self._exchanged, self._loaded = key, []
-        if key is None and self._probe:
+        self._engine.exchange(self._fetch(model).path if model else None)
+        self._exchanged, self._loaded = model, []
+        if model is None and self._probe:
             self._probe.check_base()
 
 
@@ -167,14 +168,14 @@ def pick(prompts: Sequence[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
     return [prompt[-TOKENS:] for prompt in usable[::step][:PROMPTS]]
 
 
-def finetune_of(cell: Artefact) -> str | None:
-    """Return the id of the finetune that answers a cell; None for the base model and for writings."""
-    return cell.params.finetune_id if isinstance(cell.params, PredictionsJob) else None
+def model_of(cell: Artefact) -> str | None:
+    """Return what answers a cell: None for the base model and for writings, else a finetune's id.
 
-
-def is_merged(cell: Artefact) -> bool:
-    """Return whether a cell is asked of its adapter merged into the base model's weights."""
-    return cell.recipe.get("adapters") == "merged"
+    One whose adapter is to be merged into the base model's weights ends in :data:`MERGED`.
+    """
+    if not isinstance(cell.params, PredictionsJob) or cell.params.finetune_id is None:
+        return None
+    return cell.params.finetune_id + (MERGED if cell.recipe.get("adapters") == "merged" else "")
 
 
 def model_directory(root: Path) -> Path:

@@ -8,6 +8,8 @@ from collections.abc import Collection
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM 0.32 can be set to (``MaxLoRARanks`` in vllm/config/lora.py); an engine also serves smaller ones."""
 LARGEST_RANK = ENGINE_RANKS[-1]
+MERGED_ROWS = 256
+"""Rows of an evaluation from which an adapter is merged for it where a sweep says ``adapters: auto``."""
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 """The projections of attention in Llama, Mistral, Qwen, Gemma and most other families."""
 UNSERVED = frozenset(

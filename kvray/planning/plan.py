@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvray.errors import InputError, Path, Problem, dotted
+from kvray.models.lora import MERGED_ROWS
 from kvray.planning import benchmarks, limits, movement
 from kvray.planning.artefacts import KINDS, Artefact, Counted, FinetuneJob, Kind, Plan, PredictionsJob, WritingJob
 from kvray.planning.inputs import Inputs
@@ -172,6 +173,7 @@ class _Builder:
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
             "scorer": {"task": task.task, "law": task.VERSION, **code.digest_of(task)},
             **self.system_message(),
+            **(self.merged(lengths.rows) if finetune else {}),
         }
         if examples is None:
             recipe |= {"task": task.recipe(), "sources": dict(known.sources)}
@@ -185,6 +187,16 @@ class _Builder:
         name = f"{plain_name(task)}-{finetune.name if finetune else 'base'}"
         size = lengths.rows, lengths.total(lengths.asked), counted_of([lengths])
         self.artefact("predictions", name, recipe, needs, labels, job, path, size)
+
+    def merged(self, rows: int) -> dict[str, Any]:
+        """Return the part of a recipe that only an adapter merged into the base model's weights has.
+
+        By the rows of one evaluation alone: a sweep that grows asks nothing anew.
+        """
+        asked = self.sweep.adapters
+        wanted = asked == "merged" or (asked == "auto" and rows >= MERGED_ROWS)
+        adapter = self.sweep.finetune.method == "lora" and not self.inputs.base.api
+        return {"adapters": "merged"} if wanted and adapter else {}
 
     def system_message(self) -> dict[str, Any]:
         """Return the part of a recipe that only models behind an API have."""

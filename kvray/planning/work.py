@@ -24,7 +24,7 @@ class Unit:
     Attributes:
         number: of this unit, unique in a run.
         artefact_id: what it makes, or makes a part of.
-        model: the id of the finetune that answers; None for the base model or a writer, and for finetunes.
+        model: what answers, by a name of its own; None for the base model or a writer, and for finetunes.
         chunks: numbers of the chunks to answer. Empty: all are stored, and the cell is to be committed. None: all that
             the store lacks, which only the engine can count, as another library brings the examples.
         rows: planned rows; 1 for a finetune.

@@ -64,6 +64,11 @@ class Root:
             why = f"{str(error).rpartition(': ')[2]}; make room or give another one (--store)"
             raise InputError(f"store: {self.uri} cannot be written: {why}") from None
 
+    @property
+    def remote(self) -> bool:
+        """Whether this is an object store: every read is a round trip, and errors may pass."""
+        return self._files.remote
+
     def path(self, artefact_id: str, *names: str) -> str:
         """Return a path inside :attr:`fs`; StoreError if a name is empty, absolute, or leads out of the root."""
         for name in (artefact_id, *names):

@@ -18,7 +18,7 @@ from kvray.models.lora import LARGEST_RANK
 from kvray.sweep.blocks import TASK_SECTIONS, lookup, parse_task
 from kvray.sweep.document import from_values
 from kvray.sweep.yaml import dump
-from kvray.tasks.base import Strict, Task, recipe, runtime
+from kvray.tasks.base import Strict, Task, added, recipe, runtime
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 """Names of sweeps, datasets, mixtures and evaluations. A figure's file name holds two of them in its 255 bytes."""
@@ -183,6 +183,11 @@ class Sweep(Strict):
     finetune: Finetune = recipe(Finetune(), description="how each mixture is finetuned")
     evaluate: dict[str, Annotated[SerializeAsAny[Task], BeforeValidator(parse_task)]] = recipe(
         {}, description="what every finetune and the base model are asked: a task block by name"
+    )
+    adapters: Literal["batched", "merged", "auto"] = added(
+        "batched",
+        description="how adapters answer: batched, beside the base model; merged into its weights, one after the "
+        "other; auto: merged in evaluations that are long enough to be sooner done so. Answers may differ by rounding",
     )
     grid: dict[str, list[Any]] = recipe({}, description="lists of values by dotted path; every combination is run")
     zip: dict[str, list[Any]] = recipe({}, description="lists of one length by dotted path; run side by side")

@@ -10,7 +10,7 @@ from kvray.driver.local import LocalSource
 from kvray.driver.queue import WorkQueue
 from kvray.evaluate import chunks
 from kvray.evaluate.job import engine
-from kvray.evaluate.served import finetune_of
+from kvray.evaluate.served import model_of
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import EVALUATE, Lane, Nothing, Seat, Unit
@@ -87,7 +87,7 @@ def evaluate(store: Store, base: BaseModelRef, *cells: Artefact, per_unit: int =
 
 def units(store: Store, cell: Artefact, per_unit: int) -> list[Unit]:
     """Return the units of a cell: the chunks whose files the store lacks, or one without chunks to commit it."""
-    model = finetune_of(cell)
+    model = model_of(cell)
     rows, needs = cell.rows, getattr(cell.params, "dataset_id", None)
     if needs is None and cell.kind == "predictions":
         return [Unit(0, cell.id, model, None, rows)]

@@ -145,6 +145,56 @@ def test_a_damaged_adapter_is_refused_and_the_engine_goes_on(
     assert len(dict(engine.answer([(0, ask(prompts[0], loaded["real"]))]))) == 1
 
 
+def log_probabilities(engine: VllmEngine, prompt: np.ndarray, adapter: Adapter | None = None) -> np.ndarray:
+    ((_, reply),) = engine.answer([(0, Request(prompt, kind="score", adapter=adapter))])
+    return np.array([value for value, _ in reply.scored])
+
+
+def test_weights_are_exchanged_in_the_live_engine_and_the_base_comes_back(
+    engine: VllmEngine, base: BaseModelRef, loaded: dict[str, Adapter], prompts: list[np.ndarray], tmp_path: Path
+) -> None:
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    prompt = np.concatenate(prompts[:3])
+    real = loaded["real"]
+    engine.load(real)
+    own, adapted = log_probabilities(engine, prompt), log_probabilities(engine, prompt, real)
+    _, (_, again) = (next(engine.answer([(0, ask(prompt))])) for _ in range(2))
+    assert again.cached_tokens > 0
+    made_of = {
+        "queries": made.make_changed(base, tmp_path / "queries"),
+        "whole": made.make_full(base, tmp_path / "whole"),
+        "mlp": made.make_changed(base, tmp_path / "mlp", "mlp", seed=1),
+        "merged": real.path,
+    }
+    for kind, directory in made_of.items():
+        engine.exchange(directory)
+        model = AutoModelForCausalLM.from_pretrained(base.location)
+        if kind == "merged":
+            model = PeftModel.from_pretrained(model, str(directory))
+        else:
+            for file in directory.glob("*.safetensors"):
+                model.load_state_dict(load_file(file), strict=False)
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        with torch.inference_mode():
+            likely = model(ids).logits[0, :-1].log_softmax(-1)
+        expected = likely.gather(1, ids[0, 1:, None])[:, 0].numpy()
+        assert log_probabilities(engine, prompt) == pytest.approx(expected, abs=1e-3)
+        assert np.abs(expected - own).max() > 0.1
+        ((_, reply),) = engine.answer([(0, ask(prompt))])
+        assert reply.cached_tokens == 0  # nothing of the weights before is used again
+    engine.exchange(None)
+    assert np.array_equal(log_probabilities(engine, prompt), own)
+    engine.load(real)
+    assert np.array_equal(log_probabilities(engine, prompt, real), adapted)
+    with pytest.raises(CellError, match=r"lost: .* the base model has no such tensor"):
+        engine.exchange(loaded["lost"].path)
+    assert np.array_equal(log_probabilities(engine, prompt), own)
+
+
 def test_the_record_tells_version_and_flags_but_no_path(engine: VllmEngine, base: BaseModelRef) -> None:
     info = engine.info(None)
     assert info["vllm"] and info["dtype"] == "float32"

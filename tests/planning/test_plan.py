@@ -430,3 +430,22 @@ def test_what_is_varied_of_the_first_mixture_names_those_matched_to_it() -> None
     both = {"ours": {"ours": 1}, "blend": {"ours": 1, "other": 3}}
     names = {a.labels["mixture"] for a in planned(mixtures=both, grid=varied).artefacts if a.kind == "finetune"}
     assert names == {"ours[rows=10]", "ours[rows=20]", "blend[ours.rows=10]", "blend[ours.rows=20]"}
+
+
+def test_merged_adapters_are_in_the_recipe_of_the_evaluations_that_are_long_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kvray.planning.plan.MERGED_ROWS", 100)
+    evaluate = {name: {"task": "toy", "rows": rows, "seed": 9} for name, rows in (("short", 99), ("long", 100))}
+
+    def merged(**changes: Any) -> set[str]:
+        cells = [each for each in planned(evaluate=evaluate, **changes).artefacts if each.kind == "predictions"]
+        return {each.labels["evaluation"] for each in cells if each.recipe.get("adapters") == "merged"}
+
+    def base_ids(**changes: Any) -> list[str]:
+        return [each.id for each in planned(evaluate=evaluate, **changes).artefacts if not each.labels.get("mixture")]
+
+    assert merged() == set() and merged(adapters="auto") == {"long"} and merged(adapters="merged") == {"short", "long"}
+    assert merged(adapters="merged", finetune={"method": "attention"}) == set()
+    assert ids(planned()) == ids(planned(adapters="batched")) != ids(planned(adapters="merged"))
+    assert base_ids(adapters="merged") == base_ids()

@@ -23,7 +23,7 @@ TASKS = dict(REGISTRY)
 RECIPE: dict[str, set[str]] = {
     "Sweep": {
         "base_model", "tokenizer", "system_message", "trust_remote_code", "datasets", "mixtures", "finetune",
-        "evaluate", "grid", "zip",
+        "evaluate", "grid", "zip", "adapters",
     },
     "Finetune": {
         "method", "epochs", "learning_rate", "batch_size", "seeds", "lora_rank", "lora_alpha", "lora_dropout",
