@@ -107,8 +107,8 @@ def test_the_address_of_a_dead_ray_is_no_hindrance(temporary: Path) -> None:
 
 
 @contextlib.contextmanager
-def running(temporary: Path) -> Iterator[str]:
-    """Run ``ray start --head`` of one CPU, as in another shell, and give its address."""
+def running(temporary: Path, **more: str) -> Iterator[str]:
+    """Run ``ray start --head`` of one CPU, as in another shell, and give its address; ``more`` environment is its."""
     with socket.socket() as free, socket.socket() as for_clients:
         free.bind(("0.0.0.0", 0))
         for_clients.bind(("0.0.0.0", 0))
@@ -117,7 +117,9 @@ def running(temporary: Path) -> Iterator[str]:
     quiet = ["--include-dashboard=false", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
     program = [str(Path(sys.executable).parent / "ray"), *start.split()[1:], "--object-store-memory=100000000", *quiet]
     with (temporary / "head.log").open("w") as log:
-        head = subprocess.Popen(program, env=environment(temporary), stdout=log, stderr=log, start_new_session=True)
+        head = subprocess.Popen(
+            program, env=environment(temporary, **more), stdout=log, stderr=log, start_new_session=True
+        )
         try:
             deadline = time.monotonic() + 60
             while not (temporary / "ray" / "ray_current_cluster").exists():
@@ -134,7 +136,7 @@ def test_beside_a_running_ray_comes_one_of_our_own_and_with_its_address_it_is_jo
     (temporary / "small.yaml").write_text(SMALL)
     command = [sys.executable, "-m", "kvray.cli", "run", str(temporary / "small.yaml"), "--store"]
     engine = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "evaluate"), *sys.path])}
-    with running(temporary) as address:
+    with running(temporary, **engine) as address:
         own = call(temporary, [*command, str(temporary / "own")], **engine)
         assert own.returncode == 0, own.stderr
         assert "starting a local Ray, beside the one that runs at" in own.stderr and "Traceback" not in own.stderr
