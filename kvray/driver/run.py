@@ -18,7 +18,7 @@ from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, 
 from kvray.models.openai import address
 from kvray.models.reference import API, BaseModelRef
 from kvray.planning import benchmarks
-from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, WritingJob, tell_replaced
+from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, WritingJob, keep
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.store import failures
@@ -87,16 +87,17 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         cells = {name: job.task for name, job in asked.items() if isinstance(job, PredictionsJob)}
         if lacking := list(benchmarks.problems(cells)):
             raise InputError(lacking)
-    tell_replaced(planned, store)
-    store.write_document(f"sweeps/{planned.sweep.name}.json", planned.to_json())
+    keep(planned, store)
     result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
     if not todo:
         return result
+    noted = failures.noted(store)
     for artefact in todo:
         if states[artefact.id] == "damaged":
             say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
             store.discard(artefact.id)
-        failures.delete(store, artefact.id)
+        if artefact.id in noted:
+            failures.delete(store, artefact.id)
     stage = "starting Ray"
     try:
         with connect(planned.sweep.runtime):
