@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -20,6 +20,7 @@ from kvray.store import output
 from kvray.store.content import encode
 from kvray.store.files import Folder
 from kvray.store.fingerprint import canonical_json
+from kvray.store.manifest import Presence
 from kvray.store.schemas import SCORES_SCHEMA
 from kvray.store.store import Store
 
@@ -107,12 +108,12 @@ def write(
     return Paths(folder.place, markdown, html, scores, tuple(drawn), page, tuple(summary))
 
 
-def current(store: Store, sweep: str) -> list[str]:
+def current(store: Store, sweep: str, listing: Mapping[str, Presence] | None = None) -> list[str]:
     """Return the summary of the report in the store if it is up to date with plan, artefacts and kvray, else [].
 
-    Reads neither manifests nor predictions. Raises InputError if there is no such sweep.
+    Reads neither manifests nor predictions; ``listing`` is the store's of the plan's artefacts, if known. Raises InputError if there is no such sweep.
     """
-    source = made_from(store, look(store, sweep))
+    source = made_from(store, look(store, sweep, listing))
     folder = store.folder(f"reports/{sweep}")
     note, listed = _note(folder)
     summary = note.get("summary")

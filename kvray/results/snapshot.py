@@ -12,7 +12,7 @@ from kvray.results import comparisons, frames, losses, profile, references
 from kvray.results.profile import OVERALL, Profile
 from kvray.results.reader import Results
 from kvray.store import failures
-from kvray.store.manifest import Manifest
+from kvray.store.manifest import Manifest, Presence
 from kvray.store.store import Store
 from kvray.tasks.base import Measure
 
@@ -45,13 +45,13 @@ def collect(store: Store, sweep: str) -> Snapshot:
     )
 
 
-def look(store: Store, sweep: str) -> Standing:
+def look(store: Store, sweep: str, listing: Mapping[str, Presence] | None = None) -> Standing:
     """Read the plan, list states and read failures, but neither manifests nor predictions.
 
-    Raises InputError if there is no such sweep.
+    ``listing`` is the store's of the plan's artefacts, if known. Raises InputError if there is no such sweep.
     """
     document = Results(store).document(sweep)
-    found = store.listing([artefact["id"] for artefact in document["artefacts"]])
+    found = listing or store.listing([artefact["id"] for artefact in document["artefacts"]])
     states: dict[str, str] = {one: presence.state for one, presence in found.items()}
     times = {one: presence.committed_ns for one, presence in found.items() if presence.state == "committed"}
     noted = failures.noted(store)
