@@ -207,9 +207,8 @@ def listing_s(uri: str) -> float:
 
 def table(where: str, sizes: list[int], commands: list[str], bucket: Bucket | None) -> None:
     first: dict[str, Cost] = {}
-    print(
-        f"{where:>10}  {'cells':>6}  {'command':<20}  {'s':>6}  {'after imports':>13}  {'CPU s':>5}  {'x first':>7}  requests"
-    )
+    titles = f"{'s':>6}  {'after imports':>13}  {'CPU s':>5}  {'x first':>7}"
+    print(f"{where:>10}  {'cells':>6}  {'command':<20}  {titles}  requests")
     for cells in sizes:
         with tempfile.TemporaryDirectory() as folder, committed(cells, bucket, Path(folder)) as (file, uri):
             cost(COMMANDS["run, report current" if "run, report current" in commands else "run"], file, uri, bucket)

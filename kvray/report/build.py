@@ -19,7 +19,7 @@ from kvray.results.snapshot import Snapshot, Standing, collect, look
 from kvray.store import output
 from kvray.store.content import encode
 from kvray.store.files import Folder
-from kvray.store.fingerprint import canonical_json
+from kvray.store.fingerprint import encoded
 from kvray.store.manifest import Presence
 from kvray.store.schemas import SCORES_SCHEMA
 from kvray.store.store import Store
@@ -111,7 +111,8 @@ def write(
 def current(store: Store, sweep: str, listing: Mapping[str, Presence] | None = None) -> list[str]:
     """Return the summary of the report in the store if it is up to date with plan, artefacts and kvray, else [].
 
-    Reads neither manifests nor predictions; ``listing`` is the store's of the plan's artefacts, if known. Raises InputError if there is no such sweep.
+    Reads neither manifests nor predictions; ``listing`` is the store's of the plan's artefacts, if known. Raises
+    InputError if there is no such sweep.
     """
     source = made_from(store, look(store, sweep, listing))
     folder = store.folder(f"reports/{sweep}")
@@ -125,7 +126,7 @@ def made_from(store: Store, standing: Standing) -> dict[str, str]:
     """Return digests of everything that a report depends on, which its note holds."""
     times = dict(standing.times)
     parts = {"plan": standing.document, "committed": times, "states": standing.states, "failures": standing.failures}
-    digests = {name: hashlib.sha256(canonical_json(part)).hexdigest() for name, part in parts.items()}
+    digests = {name: hashlib.sha256(encoded(part)).hexdigest() for name, part in parts.items()}
     return {"kvray": kvray.__version__, "store": store.uri, **digests}
 
 
