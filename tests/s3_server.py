@@ -12,6 +12,8 @@ import pytest
 
 KEY, SECRET = "AKIAKVRAYTESTKEY", "kvray/Test+Secret"
 BUCKET = "kvray-sweeps"
+REQUESTS: list[str] = []
+"""What the server was asked since a test cleared it: LIST, or the method."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,16 @@ def endpoint() -> Iterator[str]:
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()
+        web = server._server
+        assert web is not None
+        app = web.app
+
+        def counting(environ: dict[str, Any], start_response: Any) -> Any:
+            listing = environ["REQUEST_METHOD"] == "GET" and "list-type" in environ["QUERY_STRING"]
+            REQUESTS.append("LIST" if listing else environ["REQUEST_METHOD"])
+            return app(environ, start_response)
+
+        web.app = counting
         bucket(f"{host}:{port}").create()
         yield f"{host}:{port}"
         server.stop()

@@ -22,7 +22,7 @@ from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
 from kvray.planning.mixture import Mixture
-from kvray.store import parquet
+from kvray.store.content import encode
 from kvray.store.output import replacing, shown
 from kvray.store.schemas import CHAT_SCHEMA, DATASET, EXAMPLE_SCHEMA
 from kvray.store.store import Store
@@ -148,7 +148,7 @@ def blend(
     schema = CHAT_SCHEMA.append(DATASET) if chats else BLEND_SCHEMA
     table = pa.concat_tables(parts, promote_options="default").select(schema.names).cast(schema)
     if format == "parquet":
-        content: bytes = parquet.encode(table).to_pybytes()
+        content: bytes = encode(table).to_pybytes()
     elif format == "jsonl":
         content = json_lines(table, further=["dataset"])
     else:  # the fine-tuning API refuses keys that it does not know

@@ -1,8 +1,9 @@
 """Rows to batches and to the loss: the order in which a finetune sees rows, their padding, the answers' cross entropy.
 
 The order follows from (seed, sizes) by counter-based draws, so all workers compute the same one, after any restart too.
-Padding is on the left, so that ``logits_to_keep`` of transformers' causal models computes the answers' logits alone: a
-row of the paper has some 3,900 tokens, 30 of them with loss; all its logits would take 0.5 GB at a vocabulary of 32K.
+Logits are computed for the answers alone (``logits_to_keep`` of transformers' causal models, for which padding is on
+the left): a row of the paper has some 3,900 tokens, 30 of them with loss; all its logits would take 0.5 GB at a
+vocabulary of 32K.
 """
 
 from typing import Any
@@ -70,6 +71,36 @@ def collate(items: list[tuple[NDArray[np.int32], int]], pad_id: int) -> dict[str
         "position_ids": torch.from_numpy(np.maximum(mask.cumsum(axis=1) - 1, 0)),
         "logits_to_keep": keep,
         "labels": torch.from_numpy(labels),
+    }
+
+
+def pack(items: list[tuple[NDArray[np.int32], int]]) -> dict[str, Any]:
+    """Join rows one behind the other into a batch of one, without padding, for attention that knows where rows begin.
+
+    Returns ``input_ids``, ``position_ids`` (int64, ``(1, tokens)``; a row's own start at 0), ``cu_seq_lens_q`` and
+    ``cu_seq_lens_k`` (int32, ``(rows + 1,)``: where rows begin and end), ``max_length_q`` and ``max_length_k`` (tokens
+    of the longest), ``logits_to_keep`` (int64, ``(kept,)``: of each row its answer and the token before it), and
+    ``labels``, ``(1, kept)``, aligned with these. The first of each row has none, so :class:`SplitLoss` compares
+    nothing across rows.
+    """
+    lengths = np.array([len(ids) for ids, _ in items])
+    ends = lengths.cumsum()
+    kept, labels = [], []
+    for (ids, answer), end in zip(items, ends.tolist(), strict=True):
+        keep = min(len(ids), answer + 1)
+        kept.append(np.arange(end - keep, end))
+        labels.append(np.concatenate([np.full(keep - answer, IGNORED, np.int64), ids[len(ids) - answer :]]))
+    starts = torch.from_numpy(np.concatenate([[0], ends]).astype(np.int32))
+    longest = int(lengths.max())
+    return {
+        "input_ids": torch.from_numpy(np.concatenate([ids for ids, _ in items]).astype(np.int64))[None],
+        "position_ids": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "logits_to_keep": torch.from_numpy(np.concatenate(kept)),
+        "labels": torch.from_numpy(np.concatenate(labels).astype(np.int64))[None],
     }
 
 

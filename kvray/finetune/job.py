@@ -51,7 +51,7 @@ def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, ru
         return []
     shape, slots = _place(runtime)
     for artefact in artefacts:
-        batch_shape(job_of(artefact).finetune.batch_size, shape.workers, runtime.per_device_batch_size)
+        batch_shape(job_of(artefact).finetune.batch_size, shape.workers, 1)
     runner = _start_runner(min(slots, len(artefacts)), runtime.retries)
     runs = [Run(artefact, store, base, runtime, shape) for artefact in artefacts]
     errors = _run_all(runner, slots, runs)

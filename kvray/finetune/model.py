@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, enable_fsdp_ram_efficient_loading
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors import safe_open
 from torch import nn
@@ -25,20 +25,31 @@ from kvray.sweep.model import Finetune
 _LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's linear layer, its weight transposed
 
 
-def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool) -> Any:
+def config_of(base: BaseModelRef) -> Any:
+    """Return a base model's transformers config."""
+    base = base.here()
+    return AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=base.trust_remote_code)
+
+
+def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool, attention: str | None = None) -> Any:
     """Load a base model for training; InputError if its forward takes no ``logits_to_keep``.
 
     Weights that train are float32 (at a learning rate of 5e-6 an update is below half a bfloat16 step of its weight).
-    Frozen ones keep the base's own type on a GPU, except under FSDP, which needs one type.
+    Frozen ones keep the base's own type on a GPU, except under FSDP, which needs one type. Under FSDP, once
+    torch.distributed runs, one worker of each machine reads the weights; the others get theirs when the model is
+    sharded. ``attention`` is as :func:`kvray.finetune.attention.choose` returns it.
     """
     base = base.here()
     logging.disable_progress_bar()
     keep_type = gpu and not fsdp and method != "full"
+    if fsdp:
+        enable_fsdp_ram_efficient_loading()
     model = AutoModelForCausalLM.from_pretrained(
         base.location,
         revision=base.revision,
         dtype="auto" if keep_type else torch.float32,
         trust_remote_code=base.trust_remote_code,
+        attn_implementation=attention,
     )
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise InputError(
@@ -148,9 +159,7 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
         (out_dir / "README.md").unlink(missing_ok=True)
         return
     base = base.here()
-    trust = base.trust_remote_code
-    own = AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust).dtype
-    own = own or torch.float32
+    own = config_of(base).dtype or torch.float32
     model.save_pretrained(out_dir, state_dict={name: tensor.to(own) for name, tensor in state.items()})
     config = json.loads((out_dir / "config.json").read_text())
     config["dtype"] = str(own).removeprefix("torch.")

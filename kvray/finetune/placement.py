@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from kvray.errors import InputError, ResourceError
 from kvray.sweep.model import Runtime
 
+CPU_ROWS = 4
+"""Rows per forward pass on a CPU, where memory seldom is the limit and longer batches only need more padding."""
 _EPSILON = 1e-9
 """Fractions of a CPU or GPU add up with rounding."""
 

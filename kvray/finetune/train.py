@@ -18,10 +18,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging
 
 from kvray.errors import CellError
+from kvray.finetune import attention
 from kvray.finetune import model as models
-from kvray.finetune.batches import BLANK, SplitLoss, collate, holds_digit, schedule, scheduled
+from kvray.finetune.batches import BLANK, SplitLoss, collate, holds_digit, pack, schedule, scheduled
 from kvray.finetune.encode import Encoded
-from kvray.finetune.placement import Shape, batch_shape
+from kvray.finetune.fit import Fit, fit, gpu_memory, training_of
+from kvray.finetune.placement import Shape
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.sweep.model import Finetune, Runtime
@@ -37,7 +39,9 @@ class Trained:
 
     Of the ``measurements`` for the manifest, ``resumed_at_step`` is the step of the checkpoint that training began at,
     0 for the start; ``strategy`` is "fsdp" if the weights were spread over the workers; ``device`` the GPU's name or
-    "cpu, 8 threads"; ``precision`` "bf16" (autocast) or "fp32"; ``peak_gpu_bytes`` is of this worker, 0 on CPU.
+    "cpu, 8 threads"; ``precision`` "bf16" (autocast) or "fp32"; ``attention`` is transformers' name of what computed
+    it; ``rows_per_pass`` and ``gradient_checkpointing`` are as chosen (:mod:`kvray.finetune.fit`); ``peak_gpu_bytes``
+    is of this worker, 0 on CPU.
     """
 
     log: list[LossRow]
@@ -63,8 +67,8 @@ def train(
     WORLD_SIZE, …). ``seed`` draws initial adapters, dropout and the order of rows. ``out_dir`` is this process's
     scratch and holds its checkpoints; ``resume_from`` is such a checkpoint of an earlier call, whose steps are not
     repeated. ``on_checkpoint`` is called on every process with (directory, step), where only rank 0's directory has
-    files; ``on_log`` on rank 0 after every step. Raises InputError if the recipe does not fit the model, vLLM or the
-    number of workers, CellError if the loss is no number.
+    files; ``on_log`` on rank 0 after every step. Raises InputError if the recipe does not fit the model, vLLM, the
+    number of workers or the GPU's memory, CellError if the loss is no number.
     """
     logging.set_verbosity_error()
     torch.set_num_threads(max(1, int(shape.cpus)))
@@ -73,8 +77,21 @@ def train(
     gpu, fsdp = shape.gpus > 0, _sharded(shape, runtime)
     order = schedule(rows.lengths, recipe.batch_size, recipe.epochs, seed)
     per_epoch = -(-len(rows) // recipe.batch_size)
-    arguments = training_arguments(recipe, seed, out_dir, len(order), shape, runtime)
-    model = models.load(base, recipe.method, gpu=gpu, fsdp=fsdp)
+    config, half = models.config_of(base), gpu and torch.cuda.is_bf16_supported()
+    chosen = attention.choose(config, torch.cuda.get_device_capability() if half else None)
+    packed = attention.packs(chosen)
+    real = order != BLANK
+    fitted = fit(
+        training_of(config, recipe, shape, runtime, mixed=half),
+        np.where(real, rows.lengths[order], 1),
+        np.where(real, rows.answers[order], 0),
+        shape,
+        runtime,
+        gpu_memory(shape),
+        packed,
+    )
+    arguments = training_arguments(recipe, seed, out_dir, len(order), shape, runtime, fitted)
+    model = models.load(base, recipe.method, gpu=gpu, fsdp=fsdp, attention=chosen)
     set_seed(seed)
     model = models.prepare(model, recipe)
     pad = model.config.get_text_config().pad_token_id
@@ -85,7 +102,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=scheduled(rows, order, filler),
-        data_collator=lambda items: collate(items, filler),
+        data_collator=pack if packed else lambda items: collate(items, filler),
         compute_loss_func=loss,
         callbacks=[progress],
     )
@@ -111,6 +128,9 @@ def train(
         "strategy": "fsdp" if sharded else "ddp",
         "device": torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads",
         "precision": "bf16" if arguments.bf16 else "fp32",
+        "attention": model.config.get_text_config()._attn_implementation,
+        "rows_per_pass": fitted.rows,
+        "gradient_checkpointing": fitted.checkpointing,
         "trained_parameters": trainable,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if gpu else 0,
     }
@@ -118,10 +138,9 @@ def train(
 
 
 def training_arguments(
-    recipe: Finetune, seed: int, out_dir: Path, steps: int, shape: Shape, runtime: Runtime
+    recipe: Finetune, seed: int, out_dir: Path, steps: int, shape: Shape, runtime: Runtime, fitted: Fit
 ) -> TrainingArguments:
-    """Return the arguments of ``steps`` optimizer steps; InputError if the workers cannot share the batch evenly."""
-    micro, accumulation = batch_shape(recipe.batch_size, shape.workers, runtime.per_device_batch_size)
+    """Return the arguments of ``steps`` optimizer steps of as many passes as ``fitted`` says."""
     gpu, fsdp = shape.gpus > 0, _sharded(shape, runtime)
     scheduler: str = recipe.scheduler
     if scheduler == "constant" and recipe.warmup_ratio:
@@ -130,12 +149,13 @@ def training_arguments(
         "version": 2,
         "reshard_after_forward": True,
         "state_dict_type": "FULL_STATE_DICT",
-        "activation_checkpointing": runtime.gradient_checkpointing,
+        "activation_checkpointing": fitted.checkpointing,
+        "cpu_ram_efficient_loading": True,  # models.load has read the weights on one worker of each machine
     }
     return TrainingArguments(
         output_dir=str(out_dir),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=fitted.rows,
+        gradient_accumulation_steps=fitted.passes,
         max_steps=steps,
         learning_rate=recipe.rate,
         lr_scheduler_type=scheduler,
@@ -143,11 +163,11 @@ def training_arguments(
         warmup_steps=min(recipe.warmup_ratio, 1 - 1e-9),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused" if gpu else "adamw_torch",
         seed=seed,
         use_cpu=not gpu,
         bf16=gpu and torch.cuda.is_bf16_supported(),
-        gradient_checkpointing=runtime.gradient_checkpointing and not fsdp,
+        gradient_checkpointing=fitted.checkpointing and not fsdp,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,
         save_steps=runtime.checkpoint_every_steps,

@@ -16,9 +16,9 @@ from kvray.report import breakdowns, findings, methods, published, recovery, tra
 from kvray.report.blocks import Block, name_figures, to_html, to_markdown
 from kvray.results.snapshot import Progress, Snapshot, collect, look
 from kvray.store import output
+from kvray.store.content import encode
 from kvray.store.files import Folder
 from kvray.store.fingerprint import canonical_json
-from kvray.store.parquet import encode
 from kvray.store.schemas import SCORES_SCHEMA
 from kvray.store.store import Store
 

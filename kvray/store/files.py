@@ -5,7 +5,7 @@ import hashlib
 import mmap
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +34,18 @@ class Files(ABC):
 
     @abstractmethod
     def put_new(self, path: str, data: memoryview) -> bool:
-        """Write a whole file unless it exists; return whether it was written."""
+        """Write a whole file that was not there a moment ago; return whether it was written: not, if one came since.
+
+        A place that cannot tell writes it.
+        """
 
     @abstractmethod
     def delete(self, path: str) -> None:
         """Remove a file, if it exists, durably."""
 
     @abstractmethod
-    def clean(self, path: str) -> None:
-        """Remove temporary files that dead writers left below a directory."""
+    def clean(self, path: str, names: Iterable[str]) -> None:
+        """Remove the temporary files that dead writers left below a directory, among the ``names`` of its files."""
 
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes, None if it is missing."""
@@ -80,10 +83,14 @@ class Files(ABC):
 
     def listing(self, path: str, hidden: bool = False) -> dict[str, int]:
         """Return name -> bytes of every file below a directory, names relative to it, hidden ones on request."""
+        return {name: info.size for name, info in self.infos(path, hidden).items()}
+
+    def infos(self, path: str, hidden: bool = False) -> dict[str, pafs.FileInfo]:
+        """Return a listing with pyarrow's information on each file: size in bytes, modification time."""
         with self.naming(path, "list"):
             infos = self.fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
         names = ((info.path[len(path) + 1 :], info) for info in infos if info.type == pafs.FileType.File)
-        return {name: int(info.size) for name, info in names if hidden or "/." not in f"/{name}"}
+        return {name: info for name, info in names if hidden or "/." not in f"/{name}"}
 
     def delete_tree(self, path: str) -> None:
         """Remove a directory, if it exists, with its contents."""

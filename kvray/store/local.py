@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow.fs as pafs
 
@@ -57,10 +57,10 @@ class LocalFiles(Files):
             os.unlink(path)
             _flush_directory(os.path.dirname(path))
 
-    def clean(self, path: str) -> None:
+    def clean(self, path: str, names: Iterable[str]) -> None:
         """Remove temporary files of dead writers; those of a live process, or fresh ones of another host, stay."""
         with self.naming(path, "clean up"):
-            for name in self.listing(path, hidden=True):
+            for name in names:
                 if os.path.basename(name).startswith(TEMPORARY) and _abandoned(os.path.join(path, name)):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(path, name))

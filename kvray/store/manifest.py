@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from kvray.errors import DamagedArtefactError
 from kvray.store.fingerprint import canonical_json, plain
+
+State = Literal["committed", "missing", "damaged"]
 
 MANIFEST = "manifest.json"
 _SEAL = ".sizes-"
@@ -53,6 +55,15 @@ class Manifest:
         """Return the file's content: readable JSON that carries the sha256 of its own values."""
         values = {"facts" if name == "measurements" else name: value for name, value in asdict(self).items()}
         return (json.dumps({**values, "checksum": _checksum(values)}, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What a listing of the store shows of an artefact."""
+
+    state: State
+    files: Mapping[str, int]  # bytes by name, sorted, of what lies there, manifest aside; listed in one or not
+    committed_ns: int | None  # modification time of the manifest, which is written once; None where there is none
 
 
 def parse(data: bytes, artefact_id: str) -> Manifest:

@@ -3,15 +3,15 @@
 An object appears whole when its write ends: one PUT up to 10 MB, one multipart upload above. What a killed writer
 leaves of an upload is invisible until the bucket's lifecycle rule for incomplete uploads removes it.
 
-pyarrow has no conditional PUT, so "create unless it exists" is a check, then a PUT: of two drivers that commit the same
-artefact at once, the later manifest stays. Either is right for a dataset, a pure function of its recipe; for finetunes
-and predictions run one driver per sweep on an object store.
+pyarrow has no conditional PUT, so "create unless it exists" is a listing, then a PUT: of two drivers that commit the
+same artefact at once, the later manifest stays. Either is right for a dataset, a pure function of its recipe; for
+finetunes and predictions run one driver per sweep on an object store.
 """
 
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -147,8 +147,6 @@ class ObjectFiles(Files):
         stream.close()
 
     def put_new(self, path: str, data: memoryview) -> bool:
-        if self.size(path) is not None:
-            return False
         self.put(path, data)
         return True
 
@@ -156,7 +154,7 @@ class ObjectFiles(Files):
         with self.naming(path, "delete"), contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(path)
 
-    def clean(self, path: str) -> None:
+    def clean(self, path: str, names: Iterable[str]) -> None:
         """Do nothing: an unfinished write leaves no object."""
 
 

@@ -18,18 +18,28 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from kvray.errors import DamagedArtefactError, RecipeMismatchError, StoreError
-from kvray.store import checks, parquet
+from kvray.store import content
 from kvray.store.files import mapped
 from kvray.store.fingerprint import plain, recipe_diff
-from kvray.store.manifest import MANIFEST, FileEntry, Manifest, describe, now, parse, seal, with_provenance
+from kvray.store.manifest import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    Presence,
+    State,
+    describe,
+    now,
+    parse,
+    seal,
+    with_provenance,
+)
 from kvray.store.root import FOLDERS, NAME_LENGTH, Root
-
-State = Literal["committed", "missing", "damaged"]
 
 
 @dataclass(frozen=True)
@@ -53,44 +63,39 @@ def artefact_id(kind: str, name: str, fingerprint: str) -> str:
 class Store(Root):
     """Artefacts and documents under one root. Picklable: it carries its URI alone and connects where it is used."""
 
-    def write(self, artefact_id: str, name: str, content: pa.Table | bytes | Path) -> FileEntry:
+    def write(
+        self, artefact_id: str, name: str, data: pa.Table | bytes | Path, *, uncommitted: bool = False
+    ) -> FileEntry:
         """Write a file of an artefact and return its entry; a committed artefact returns its own, unchanged.
 
-        A table becomes a Parquet file, and a local file is copied in flat memory, since it is mapped. Raises StoreError
-        if the place cannot be written, or the name is refused.
+        A table becomes a Parquet file, and a local file is copied in flat memory, since it is mapped. Whoever knows
+        from :meth:`listing` that the artefact is ``uncommitted`` saves the look at its manifest. Raises StoreError if
+        the place cannot be written, or the name is refused.
         """
         self._check_name(artefact_id, name)
-        committed = self.manifest(artefact_id)
+        committed = None if uncommitted else self.manifest(artefact_id)
         if committed is not None:
             entry = next((entry for entry in committed.files if entry.name == name), None)
             if entry is None or self._files.size(self.path(artefact_id, name)) != entry.bytes:
                 raise StoreError(f"{artefact_id} is committed, so {name} cannot be written into it; discard it first")
             return entry
         rows = None
-        if isinstance(content, pa.Table):
-            content, rows = parquet.encode(content), content.num_rows
-        data = mapped(content) if isinstance(content, Path) else memoryview(content)
-        self._files.put(self.path(artefact_id, name), data)
-        return FileEntry(name, rows, data.nbytes, hashlib.sha256(data).hexdigest())
+        if isinstance(data, pa.Table):
+            data, rows = content.encode(data), data.num_rows
+        view = mapped(data) if isinstance(data, Path) else memoryview(data)
+        self._files.put(self.path(artefact_id, name), view)
+        return FileEntry(name, rows, view.nbytes, hashlib.sha256(view).hexdigest())
 
     def read_file_table(self, artefact_id: str, name: str) -> pa.Table | None:
         """Return a Parquet file of an artefact that need not be committed; None if absent or unreadable."""
         try:
-            return parquet.read(self._files, self.path(artefact_id, name))
-        except parquet.UnreadableError:
+            return content.read(self._files, self.path(artefact_id, name))
+        except content.UnreadableError:
             return None
 
     def entry(self, artefact_id: str, name: str) -> FileEntry | None:
         """Describe a stored file, for resuming; None if it is absent, or an incomplete Parquet file."""
-        path = self.path(artefact_id, name)
-        size = self._files.size(path)
-        if size is None:
-            return None
-        try:
-            rows = parquet.footer_rows(self._files, path) if name.endswith(".parquet") else None
-        except parquet.UnreadableError:
-            return None
-        return FileEntry(name, rows, size, self._files.sha256(path))
+        return content.describe(self._files, self.path(artefact_id, name), name)
 
     def commit(
         self,
@@ -107,7 +112,9 @@ class Store(Root):
     ) -> Manifest:
         """Write the manifest, which makes the artefact exist, and return it, or the one committed first.
 
-        Versions and hardware are added to the measurements. Temporary files of dead writers are removed.
+        Versions and hardware are added to the measurements. Temporary files of dead writers are removed. On an object
+        store it is three requests: a listing, which shows an earlier manifest and the files with their sizes, the seal
+        and the manifest.
 
         Raises:
             RecipeMismatchError: another recipe is committed at this id; the message shows the difference.
@@ -132,22 +139,23 @@ class Store(Root):
             measurements=with_provenance(measurements),
             created=now(),
         )
-        stored = self.manifest(id)
+        found = self._files.listing(self.path(id), hidden=True)
+        stored = self.manifest(id) if MANIFEST in found else None
         if stored is None:
-            self._check_present(new)
-            content = memoryview(new.to_bytes())
+            self._check_present(new, found)
+            data = memoryview(new.to_bytes())
             if self._files.remote:
-                sizes = {entry.name: entry.bytes for entry in entries} | {MANIFEST: content.nbytes}
+                sizes = {entry.name: entry.bytes for entry in entries} | {MANIFEST: data.nbytes}
                 self._files.put(self.path(id, seal(sizes)), memoryview(b""))
-            self._files.put_new(self.path(id, MANIFEST), content)
-            stored = self.manifest(id)  # ours, or that of another writer who was first
+            # Not written: another writer was first since the listing.
+            stored = new if self._files.put_new(self.path(id, MANIFEST), data) else self.manifest(id)
         if stored is None:
             raise StoreError(f"{id}: its manifest vanished while it was committed; is something deleting the store?")
         if stored.fingerprint != new.fingerprint or stored.recipe != new.recipe:
             lines = recipe_diff(stored.recipe, new.recipe) or [f"fingerprint: {stored.fingerprint} -> {fingerprint}"]
             differences = "\n  ".join(lines)
             raise RecipeMismatchError(f"{id} is committed with another recipe (stored -> new):\n  {differences}")
-        self._files.clean(self.path(id))
+        self._files.clean(self.path(id), found)
         return stored
 
     def manifest(self, artefact_id: str) -> Manifest | None:
@@ -165,7 +173,7 @@ class Store(Root):
         if not listed:
             raise StoreError(f"{artefact_id} holds no Parquet file")
         directory = self.path(artefact_id)
-        tables = self._each(lambda entry: checks.table(self._files, directory, entry, columns), listed)
+        tables = self._each(lambda entry: content.table(self._files, directory, entry, columns), listed)
         return pa.concat_tables(tables, promote_options="default")  # a file of an older version may lack a column
 
     def fetch(self, artefact_id: str, into: Path) -> Path:
@@ -179,7 +187,7 @@ class Store(Root):
             if problems := self.problems(artefact_id, verify=True):
                 raise DamagedArtefactError("; ".join(problems))
             return Path(directory)
-        self._each(lambda entry: checks.copy(self._files, directory, entry, into), entries)
+        self._each(lambda entry: content.copy(self._files, directory, entry, into), entries)
         return into
 
     def problems(self, artefact_id: str, verify: bool = False) -> list[str]:
@@ -194,7 +202,7 @@ class Store(Root):
         sizes = self._files.listing(directory)
 
         def problem(entry: FileEntry) -> str | None:
-            return checks.problem(self._files, directory, entry, sizes.get(entry.name), verify)
+            return content.problem(self._files, directory, entry, sizes.get(entry.name), verify)
 
         return [text for text in self._each(problem, manifest.files) if text]
 
@@ -202,35 +210,36 @@ class Store(Root):
         return self.states([artefact_id], verify)[artefact_id]
 
     def states(self, ids: Iterable[str], verify: bool = False) -> dict[str, State]:
-        """Return the state of many artefacts, from one recursive listing of each kind's folder.
+        """Return the state of many artefacts; see :meth:`listing`."""
+        return {one: found.state for one, found in self.listing(ids, verify).items()}
+
+    def listing(self, ids: Iterable[str], verify: bool = False) -> dict[str, Presence]:
+        """Return what is there of many artefacts, from one recursive listing of each kind's folder.
 
         Compares names and sizes with manifests (0.1 s per 1,000) or a bucket's seals; ``verify`` adds rows and sha256.
         """
         wanted = list(dict.fromkeys(ids))
         for one in wanted:
             self._check_id(one)
-        contents: dict[str, dict[str, int]] = {}
+        contents: dict[str, dict[str, pafs.FileInfo]] = {}
         for folder in sorted({one.partition("/")[0] for one in wanted}):
-            for name, size in self._files.listing(self.path(folder), hidden=self._files.remote).items():
+            for name, info in self._files.infos(self.path(folder), hidden=self._files.remote).items():
                 one, _, rest = name.partition("/")
-                contents.setdefault(f"{folder}/{one}", {})[rest] = size
+                contents.setdefault(f"{folder}/{one}", {})[rest] = info
 
-        def state(one: str) -> State:
-            sizes = contents.get(one, {})
-            if MANIFEST not in sizes:
-                return "missing"
-            if seal(sizes) in sizes and not verify:
-                return "committed"
-            try:
-                manifest = self.manifest(one)
-            except DamagedArtefactError:
-                return "damaged"
-            if manifest is None:  # discarded since the listing
-                return "missing"
-            whole = all(sizes.get(entry.name) == entry.bytes for entry in manifest.files)
-            return "committed" if whole and not (verify and self.problems(one, verify=True)) else "damaged"
+        sizes = {one: {name: info.size for name, info in contents.get(one, {}).items()} for one in wanted}
+        states: dict[str, State] = {one: "committed" if MANIFEST in sizes[one] else "missing" for one in wanted}
+        # Without a seal (on a disk, or after damage) a manifest says which files there should be.
+        unsealed = [one for one in wanted if MANIFEST in sizes[one] and (verify or seal(sizes[one]) not in sizes[one])]
+        states |= zip(unsealed, self._each(lambda one: self._state(one, sizes[one], verify), unsealed), strict=True)
 
-        return dict(zip(wanted, self._each(state, wanted), strict=True))
+        def presence(one: str) -> Presence:
+            names = sorted(name for name in sizes[one] if name != MANIFEST and not name.startswith("."))
+            files = {name: sizes[one][name] for name in names}
+            manifest = contents.get(one, {}).get(MANIFEST)
+            return Presence(states[one], files, manifest.mtime_ns if manifest else None)
+
+        return {one: presence(one) for one in wanted}
 
     def manifests(self, kind: str | None = None) -> list[Manifest]:
         """Return the manifests of all committed artefacts, ordered by id, without the unreadable ones."""
@@ -270,8 +279,18 @@ class Store(Root):
         if name == MANIFEST or any(part.startswith(".") for part in name.split("/")):
             raise StoreError(f"{artefact_id}: a file of an artefact cannot be called {name!r}")
 
-    def _check_present(self, new: Manifest) -> None:
-        sizes = self._files.listing(self.path(new.id))
+    def _state(self, one: str, sizes: Mapping[str, int], verify: bool) -> State:
+        """Return the state of an artefact by its manifest."""
+        try:
+            manifest = self.manifest(one)
+        except DamagedArtefactError:
+            return "damaged"
+        if manifest is None:  # discarded since the listing
+            return "missing"
+        whole = all(sizes.get(entry.name) == entry.bytes for entry in manifest.files)
+        return "committed" if whole and not (verify and self.problems(one, verify=True)) else "damaged"
+
+    def _check_present(self, new: Manifest, sizes: Mapping[str, int]) -> None:
         for entry in new.files:
             self._check_name(new.id, entry.name)
             if sizes.get(entry.name) != entry.bytes:

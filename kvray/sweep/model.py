@@ -110,12 +110,12 @@ class Runtime(Strict):
     cpus_per_finetune: float = runtime(1.0, gt=0, description="CPUs per worker")
     concurrent_finetunes: int | None = runtime(None, ge=1, description="finetunes at a time; none: as many as fit")
     strategy: Literal["ddp", "fsdp"] = runtime("ddp", description="fsdp shards weights over the workers")
-    per_device_batch_size: int = runtime(
-        4,
-        ge=1,
-        description="rows per forward pass; 1 for long contexts: rows of unlike lengths need a mask of length x length",
+    per_device_batch_size: int | None = runtime(
+        None, ge=1, description="rows per forward pass; none: as many as the GPU's memory holds, 4 on CPU"
     )
-    gradient_checkpointing: bool = runtime(False, description="less memory, about a third more time")
+    gradient_checkpointing: bool | None = runtime(
+        None, description="less memory, about a third more time; none: only where one row does not fit the GPU without"
+    )
     checkpoint_every_steps: int = runtime(50, ge=1, description="optimizer steps between checkpoints")
     engines: int = runtime(1, ge=1, description="vLLM engines at a time")
     engine: str = runtime(

@@ -51,3 +51,24 @@ def test_a_plan_takes_a_model_s_context_to_be_what_vllm_derives(tmp_path: Path, 
     (model / "config.json").write_text(json.dumps({**config, **changes}))
     serving = Serving(resolve(str(model)), None, Runtime())
     assert ModelFiles(model).served_length == vllm.model_config(serving).max_model_len
+
+
+def test_a_model_in_two_formats_is_read_as_its_finetune_will_be(tmp_path: Path) -> None:
+    # Mistral's own repositories have both; a finetune has the files of transformers alone.
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    plain, both = BUNDLED["kvray-tiny"], tmp_path / "both"
+    shutil.copytree(plain, both)
+    shutil.copy(plain / "model.safetensors", both / "consolidated.safetensors")
+    names = dict.fromkeys(ModelFiles(plain).tensor_names(), "model.safetensors")
+    (both / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (both / "params.json").write_text(json.dumps({"dim": 8, "n_layers": 1, "n_heads": 1, "vocab_size": 9}))
+    serving = Serving(resolve(str(both)), None, Runtime())
+    found, expected = (vllm.model_config(each) for each in (serving, Serving(resolve(str(plain)), None, Runtime())))
+    assert found.config_format == "hf"
+    assert found.tokenizer_mode == "hf"
+    assert found.hf_config.hidden_size == expected.hf_config.hidden_size
+    loader = DefaultModelLoader(EngineArgs(**vllm.model_options(serving)).create_load_config())
+    _, files, *_ = loader._prepare_weights(str(both), None, None, fall_back_to_pt=False, allow_patterns_overrides=None)
+    assert [Path(file).name for file in files] == ["model.safetensors"]

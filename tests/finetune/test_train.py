@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from kvray.errors import CellError, InputError
+from kvray.finetune.fit import Fit
 from kvray.finetune.model import attention_projections, load, prepare, save
 from kvray.finetune.placement import Shape, batch_shape
 from kvray.finetune.train import train, training_arguments
@@ -196,6 +197,9 @@ def test_two_workers_come_to_the_same_as_one(mini, rows, lora, tmp_path, runtime
     assert not (tmp_path / "out/1/model").exists()
     # accelerate drops FSDP on CPU workers without a word.
     assert json.loads((tmp_path / "out/0/strategy.json").read_text()) == runtime["strategy"]
+    # Sharded weights are read once: the second worker has none before it gets its part.
+    assert json.loads((tmp_path / "out/0/loaded.json").read_text())
+    assert json.loads((tmp_path / "out/1/loaded.json").read_text()) == (runtime["strategy"] == "ddp")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,9 @@ def test_an_adapter_that_was_not_saved_whole_is_an_error(mini, tmp_path):
 
 def test_fsdp_shards_with_full_state_dicts_and_checkpoints_activations_itself(tmp_path):
     runtime = Runtime(strategy="fsdp", gradient_checkpointing=True)
-    arguments = training_arguments(Finetune(), 0, tmp_path, 10, Shape(workers=2, cpus=1, gpus=0), runtime)
+    arguments = training_arguments(
+        Finetune(), 0, tmp_path, 10, Shape(workers=2, cpus=1, gpus=0), runtime, Fit(4, 2, True)
+    )
     assert arguments.fsdp is True
     assert not arguments.gradient_checkpointing
     assert arguments.fsdp_plugin_args["state_dict_type"] == "FULL_STATE_DICT"

@@ -235,9 +235,10 @@ def test_two_writers_of_one_manifest_agree_on_the_first(store: Store, monkeypatc
     """The second one looks before the first has committed, and tries to commit after."""
     first = commit(store, measurements={"writer": 1})
     late = Store(store.uri)
-    looks = iter([None])
-    genuine = Store.manifest
-    monkeypatch.setattr(Store, "manifest", lambda self, one: next(looks, genuine(self, one)))
+    genuine = late._files.listing
+    monkeypatch.setattr(
+        late._files, "listing", lambda *a, **k: {n: s for n, s in genuine(*a, **k).items() if n != "manifest.json"}
+    )
     files = first.files
     again = late.commit(
         id=ID, kind="dataset", name="ours", fingerprint=FINGERPRINT, recipe=RECIPE, needs=[], files=files,
@@ -380,14 +381,30 @@ def test_the_states_of_a_thousand_cells_come_from_one_listing(store: Store, monk
     Path(store.path(ids[5], "chunk.bin")).write_bytes(b"xy")
     Path(store.path(ids[7], "manifest.json")).unlink()
     listings = []
-    genuine = store._files.listing
-    monkeypatch.setattr(store._files, "listing", lambda *a, **k: listings.append(a) or genuine(*a, **k))
+    genuine = store._files.infos
+    monkeypatch.setattr(store._files, "infos", lambda *a, **k: listings.append(a) or genuine(*a, **k))
     started = time.process_time()
     states = store.states(ids)
     assert time.process_time() - started < 2  # seconds of this process alone: 0.15 is usual
     assert len(listings) == 1
     odd = {ids[3]: "damaged", ids[5]: "damaged", ids[7]: "missing"}
     assert states == {one: odd.get(one, "committed") for one in ids}
+
+
+def test_a_listing_shows_states_and_the_files_of_what_is_not_committed(store: Store) -> None:
+    committed = commit(store)
+    resumed, none = "predictions/half-0", "predictions/none-0"
+    for index in (0, 2):
+        store.write(resumed, f"chunk-{index}.parquet", rows(0, 3), uncommitted=True)
+    Path(store.path(resumed, ".tmp-x")).write_bytes(b"half")
+    found = store.listing([ID, resumed, none])
+    assert {one: each.state for one, each in found.items()} == store.states([ID, resumed, none])
+    assert [each.state for each in found.values()] == ["committed", "missing", "missing"]
+    assert found[ID].files == {entry.name: entry.bytes for entry in committed.files}
+    assert found[ID].committed_ns == on_disk(store, "manifest.json").stat().st_mtime_ns
+    assert list(found[resumed].files) == ["chunk-0.parquet", "chunk-2.parquet"]
+    assert store.entry(resumed, "chunk-2.parquet").bytes == found[resumed].files["chunk-2.parquet"]  # type: ignore[union-attr]
+    assert (found[none].files, found[none].committed_ns) == ({}, None)
 
 
 # Refusals and failures.

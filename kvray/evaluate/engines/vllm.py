@@ -47,6 +47,10 @@ def model_options(serving: Serving) -> dict[str, Any]:
         "revision": None if serving.weights else base.revision,
         "tokenizer_revision": base.revision,
         "trust_remote_code": base.trust_remote_code,
+        # Where a model of Mistral's has its own format's files too, vLLM would take those, and of its finetune these.
+        "config_format": "hf",
+        "load_format": "hf",
+        "tokenizer_mode": "hf",
         "dtype": "auto" if gpu else "float32",
         "max_model_len": serving.runtime.max_model_len,
         "seed": 0,
