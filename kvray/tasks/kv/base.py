@@ -158,7 +158,8 @@ class Builder(ABC):
 
     def numbers(self, integers: Ints) -> Numbers:
         """Return the numbers of the pieces that are bare integers."""
-        return (integers + self.pieces.starts[-1]).astype(np.int32)
+        numbers: Numbers = (integers + self.pieces.starts[-1]).astype(np.int32)
+        return numbers
 
     @cached_property
     def forced_rows(self) -> NDArray[np.int8]:

@@ -26,8 +26,8 @@ class Costs:
 
     def total(self, draft: Draft) -> Ints:
         """Tokens of each prompt with all of its dictionaries. Shape ``(rows,)``."""
-        entries = self.pieces.take(draft.index.reshape(len(draft), -1)).sum(axis=1)
-        return entries + self.labels.sum() + self.fixed + self.query[draft.query[:, 0]]
+        entries: Ints = self.pieces.take(draft.index.reshape(len(draft), -1)).sum(axis=1)
+        return entries + int(self.labels.sum()) + self.fixed + self.query[draft.query[:, 0]]
 
     def sums(self, draft: Draft) -> Ints:
         """Tokens of each prompt with 1, 2, … of its dictionaries. Shape ``(rows, dictionaries)``."""
