@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from kvray.errors import InputError, first_line
 from kvray.models.reference import API, BUNDLED
 from kvray.planning.artefacts import Artefact, FinetuneJob, Kind, Plan, WritingJob
 from kvray.store.manifest import Manifest, hardware
@@ -55,7 +56,10 @@ class Size(NamedTuple):
 
 
 def size_of(name: str) -> Size | None:
-    """Return how many weights a model has: of a directory by its files, else by its name; None if neither tells."""
+    """Return how many weights a model has: of a directory by its files, else by its name; None if neither tells.
+
+    Raises InputError if a safetensors file of the directory cannot be read.
+    """
     path = BUNDLED.get(name) or Path(os.path.expanduser(name))
     if path.is_dir():
         weights = float(sum(_weights(file) for file in path.glob("*.safetensors")))
@@ -70,10 +74,19 @@ def size_of(name: str) -> Size | None:
     return Size(each, float(active[1]) * 1e9 if active else each)  # 30B-A3B names its active weights
 
 
-def _weights(safetensors: Path) -> int:
-    with safetensors.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+def _weights(file: Path) -> int:
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            if size > file.stat().st_size:
+                raise ValueError("the file ends before its header does")
+            header = json.loads(stream.read(size))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file}: found no readable safetensors header ({first_line(error)}), expected one that lists every tensor "
+            "with its shape; the file is damaged or of another format: copy or download it again"
+        ) from error
 
 
 _UNKNOWN = {"cpu": Size(1e6, 1e6), "gpu": Size(7e9, 7e9)}  # taken for a model whose size nothing tells
