@@ -188,9 +188,8 @@ def compare(adapters: int, rows: int, reference: int) -> None:
         for way, seconds in ways.items():
             print(f"{way:<42}{seconds:>8.0f} s{seconds / best:>8.2f}")
         equal = same(home, manifests, merged)
-        print(
-            f"{equal:.1%} of the merged answers are those of an engine of merged weights; kvray's engines: {len(engines)}"
-        )
+        print(f"{equal:.1%} of merged answers are those of an engine of the merged weights")
+        print(f"{len(engines)} engines of kvray in {len(files)} runs")
 
 
 def same(home: Path, manifests: list[Any], merged: list[Path]) -> float:
