@@ -179,28 +179,25 @@ def test_killed_and_interrupted_in_each_stage_a_sweep_ends_in_the_same_artefacts
         before = set(store.glob(pattern))
         return lambda: not before.issuperset(store.glob(pattern))
 
-    def asking() -> bool:  # a kill between two answers: tests/evaluate/test_evaluate_kill.py
-        return "evaluate: 4 to make" in (tmp_path / "killed.log").read_text()
-
-    def ctrl_c(stage: str, when: Callable[[], bool], kept: str) -> None:
+    def ctrl_c(when: Callable[[], bool]) -> None:
         seen = interrupted(store, sweep, when)
         assert seen.status == 130, seen.raw
         told = [line for line in seen.raw.splitlines() if line.startswith("kvray: interrupted")]
-        kept_there = rf"kvray: interrupted in {stage}; kept in {store}: \d of 8 artefacts and {kept}\."
+        kept = rf"{store}: \d of 8 artefacts, and of what was under way the shards, checkpoints and answers so far\."
         go_on = rf"To go on: \S+ -m kvray\.cli run {re.escape(str(sweep))}"
-        assert len(told) == 1 and re.fullmatch(f"{kept_there} {go_on}", told[0]), seen.raw
+        assert len(told) == 1 and re.fullmatch(f"kvray: interrupted; kept in {kept} {go_on}", told[0]), seen.raw
         assert seen.frames[-1] == told[0] and "Traceback" not in seen.raw
         assert not (store / "failures").exists() or not list((store / "failures").iterdir())
         time.sleep(1)
 
-    checkpoint = ".work/finetunes/*/step-*/trainer_state.json"
+    checkpoint = ".work/finetunes/*/step-*.safetensors"
     killed(store, sweep, more("datasets/*/shard-*.parquet"))
-    ctrl_c("generate", more("datasets/*/manifest.json"), "the shards so far")
-    ctrl_c("finetune", more(checkpoint), "the last checkpoint of what was training")
-    another = more(checkpoint)
-    killed(store, sweep, lambda: another() or asking())  # a few steps take no time
-    killed(store, sweep, asking)
-    ctrl_c("evaluate", more("predictions/*/*.parquet"), "the answers so far")
+    ctrl_c(more("datasets/*/manifest.json"))
+    ctrl_c(more(checkpoint))
+    another, answered = more(checkpoint), more("predictions/*/*.parquet")
+    killed(store, sweep, lambda: another() or answered())  # a few steps take no time
+    killed(store, sweep, more("finetunes/*/manifest.json"))
+    ctrl_c(more("predictions/*/*.parquet"))
     done = call(store, "run", str(sweep))
     assert done.returncode == 0, done.stderr
     status, rows = contents(store)

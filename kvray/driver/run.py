@@ -34,13 +34,6 @@ from kvray.sweep.grid import variants
 from kvray.sweep.load import read
 from kvray.sweep.model import Runtime, Sweep
 
-PARTS_KEPT = {  # what an interrupted run keeps of unfinished artefacts, by kind
-    "writing": "the replies so far",
-    "dataset": "the shards so far",
-    "finetune": "the last checkpoints of what was training",
-    "predictions": "the answers so far",
-}
-
 
 def prepare(
     sweep: Sweep | str | os.PathLike[str],
@@ -181,9 +174,11 @@ class _Account:
         self._open = Counter(self._kinds.values())
         self._made: Counter[str] = Counter()
         self._totals = dict(self._open)
-        self._started = time.monotonic()
+        self._started: float | None = None
 
     def say_start(self) -> None:
+        """Say what is to be made."""
+        self._started = time.monotonic()
         amounts = [f"{self._open[kind]} in {STAGE_NAMES[kind]}" for kind in KINDS if self._open[kind]]
         say(f"kvray: to make: {', '.join(amounts)}")
 
@@ -197,18 +192,15 @@ class _Account:
         else:
             self._fail(outcome.artefact_id, outcome.error)
         if not self._open[kind]:
-            took = f"{time.monotonic() - self._started:.0f} s after the start"
+            took = f"{time.monotonic() - (self._started or 0.0):.0f} s after the start"
             say(f"kvray: {STAGE_NAMES[kind]}: {self._made[kind]} of {self._totals[kind]} made, {took}")
 
     def kept(self) -> str:
         """Say what an interrupted run keeps."""
         states = self._store.states([artefact.id for artefact in self._planned.artefacts])
         committed = sum(state == "committed" for state in states.values())
-        parts = [PARTS_KEPT[kind] for kind in KINDS if self._open[kind]]
-        return (
-            f"interrupted; kept in {self._store.uri}: {committed} of {len(self._planned.artefacts)} artefacts"
-            f"{' and ' if parts else ''}{', '.join(parts)}"
-        )
+        under_way = ", and of what was under way the shards, checkpoints and answers so far" if self._started else ""
+        return f"interrupted; kept in {self._store.uri}: {committed} of {len(states)} artefacts{under_way}"
 
     def _fail(self, artefact_id: str, error: str) -> None:
         self._result.failed[artefact_id] = error

@@ -1,231 +1,219 @@
-"""Finetunes on Ray Train: one TorchTrainer per artefact, as many at a time as the cluster holds.
+"""Finetunes on Ray Train: a slot, one worker group that takes one finetune after the other with the base model loaded.
 
-A run is named by the artefact's fingerprint and its scratch lies under the store's hidden ``.work``: a run that was cut
-off anywhere (worker, node, driver) goes on at its last checkpoint. Rank 0's commit alone makes a finetune done. Retries
-are Ray Train's, within bounds; errors of the input are not retried.
+The group is a TorchTrainer inside a Tune trial, so that controllers spread over the cluster. Rank 0 takes units and
+tells how they ended; its commit alone makes a finetune done. When a worker dies, Ray Train starts the group again, and
+the unit goes back to the queue, which bounds its attempts. Whoever takes it next, in this run or another, goes on at
+the finetune's last checkpoint.
 """
 
 import os
-import tempfile
 import time
-from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.fs as pafs
-
-from kvray.console import track
-from kvray.errors import CellError, InputError, KvrayError, first_line
-from kvray.finetune.placement import Shape, batch_shape, place
-from kvray.finetune.storage import commit, here, job_of, load_rows
+from kvray.console import say
+from kvray.errors import (
+    CellError,
+    DamagedArtefactError,
+    InputError,
+    KvrayError,
+    RecipeMismatchError,
+    StoreError,
+    first_line,
+)
+from kvray.finetune.placement import Shape
+from kvray.finetune.storage import Checkpoints, commit, here, job_of, load_rows
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
-from kvray.store.store import Outcome, Store
+from kvray.planning.work import Nothing, Seat, Source, Unit
+from kvray.store.local import scratch_directory
+from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
+if TYPE_CHECKING:
+    from kvray.finetune.model import Resident
+
 PREEMPTIONS = 20
-"""Node preemptions that one finetune survives; they do not count as its own failures."""
+"""Losses of a node that was taken away which one slot survives; they do not count as failures of its own."""
 _SETTINGS = {
-    # Seconds between two looks at the workers: Ray's 2 would cost a short finetune one more second at its end.
+    # Seconds between two looks at the workers: Ray's 2 would cost a slot one more second at its end.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # A node that an autoscaler starts takes minutes; what can never start is refused before.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",
+    # Devices may be busy, or come from an autoscaler, for days: waiting is no failure.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(30 * 24 * 3600),
+    # Workers wait for rank 0 while it waits for work.
+    "RAY_TRAIN_COLLECTIVE_WARN_INTERVAL_S": "3600",
 }
-_DAMAGED = "CheckpointManagerInitializationError"
+_FINAL = (InputError, CellError, DamagedArtefactError, RecipeMismatchError)
+"""Errors that another attempt would meet too; of the store, others may pass."""
 _POLL_S = 0.5
-
-Progress = dict[str, tuple[float, float]]
-"""Share done and loss by artefact id."""
-
-
-def finetune(artefacts: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Runtime) -> list[Outcome]:
-    """Make finetunes, whose datasets are committed, and commit them. Ray must be initialised.
-
-    Returns one outcome per artefact, in order; a failed one leaves the others alone. Before anything is started, raises
-    ResourceError if the cluster cannot hold one finetune, InputError if the workers cannot share the batch.
-    """
-    if not artefacts:
-        return []
-    shape, slots = _place(runtime)
-    for artefact in artefacts:
-        batch_shape(job_of(artefact).finetune.batch_size, shape.workers, 1)
-    runner = _start_runner(min(slots, len(artefacts)), runtime.retries)
-    runs = [Run(artefact, store, base, runtime, shape) for artefact in artefacts]
-    errors = _run_all(runner, slots, runs)
-    return [Outcome(artefact.id, errors[artefact.id]) for artefact in artefacts]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One finetune on its way to a worker group."""
+class Slot:
+    """What the workers of a slot are given; ``began`` is when it did, in seconds since the epoch."""
 
-    artefact: Artefact
+    source: Source
+    seat: Seat
     store: Store
     base: BaseModelRef
     runtime: Runtime
-    shape: Shape
+    finetunes: Mapping[str, Artefact]
+    began: float
+
+    @property
+    def shape(self) -> Shape:
+        """The workers, each with the CPU threads that it computes with."""
+        return Shape(self.seat.workers, float(self.seat.threads), self.seat.gpus)
 
 
-class Runner:
-    """Runs finetunes and keeps their progress; a Ray actor of no CPU.
+@dataclass(frozen=True)
+class Order:
+    """What rank 0 tells the others to train: a unit, and the step of the checkpoint to go on at, None for the start."""
 
-    Threads of an interrupted driver would still wait for Ray, and take its process with them; the actor just ends.
+    unit: Unit
+    step: int | None
+
+
+def slot(
+    source: Source,
+    seat: Seat,
+    *,
+    store: Store,
+    base: BaseModelRef,
+    runtime: Runtime,
+    finetunes: Mapping[str, Artefact],
+) -> None:
+    """Train finetunes from ``source``, one after the other, until it ends: the work of a seat.
+
+    Ray must be initialised. ``finetunes`` are all that may come, by id, their datasets committed when they do. The
+    workers' devices are not those of the calling process; until they are free the call waits. Raises RuntimeError, with
+    the reason, if workers died more often than ``runtime.retries`` and once.
     """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
-    def __init__(self, settings: dict[str, str]) -> None:
-        """Set environment variables of Ray Train, which it reads when imported."""
-        os.environ.update(settings)
-        self._progress: Progress = {}
+    for name, value in (_SETTINGS | _watching(seat)).items():
+        os.environ.setdefault(name, value)
+    # Ray Train wants a place that all nodes see; kvray keeps nothing there.
+    name, place = f"{seat.name}-{uuid.uuid4().hex[:8]}", store.path(".work", "slots")
+    given = Slot(source, seat, store, base, runtime, finetunes, time.time())
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"slot": given},
+        scaling_config=ScalingConfig(
+            num_workers=seat.workers,
+            use_gpu=seat.gpus > 0,
+            resources_per_worker={"CPU": seat.cpus} | ({"GPU": seat.gpus} if seat.gpus else {}),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=place,
+            storage_filesystem=store.fs,
+            callbacks=[_teller(source)],
+            failure_config=FailureConfig(
+                max_failures=runtime.retries + 1,  # one finetune that kills its workers every time does not end a slot
+                controller_failure_limit=runtime.retries,
+                max_preemption_failures=PREEMPTIONS,
+            ),
+            worker_runtime_env={"env_vars": {"HF_HOME": runtime.model_cache}} if runtime.model_cache else None,
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as failure:
+        raise RuntimeError(_reason(failure)) from None
+    finally:
+        store.folder(f".work/slots/{name}").clear()
 
-    def run(self, run: Run) -> str | None:
-        """Run one finetune to its end; return what went wrong, or None."""
-        import ray
 
-        return _run(run, ray.get_runtime_context().current_actor)
-
-    def note(self, artefact_id: str, share: float, loss: float) -> None:
-        self._progress[artefact_id] = (share, loss)
-
-    def progress(self) -> Progress:
-        return self._progress
-
-
-def _place(runtime: Runtime) -> tuple[Shape, int]:
+def _watching(seat: Seat) -> dict[str, str]:
+    """Return how to do without Ray Train's watcher of nodes about to be taken away, an actor, where it is of no use."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1:
-        # Its actor watches for nodes about to be taken away; a single one has the driver on it.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Ray Train's own source for what an autoscaler may add; None where there is no autoscaler.
-    most = ray._private.state.state.get_max_resources_from_cluster_config()
-    return place(runtime, nodes, most or {})
+    alone = len(nodes) == 1 and Shape(seat.workers, seat.cpus, seat.gpus).fits(nodes[0]) >= seat.workers
+    return {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if alone else {}  # the driver is on that node too
 
 
-def _start_runner(at_once: int, retries: int) -> Any:
-    """Start a runner on this node: Ray Train pins the controller of a run to the node of whoever starts it."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+def _teller(source: Source) -> Any:
+    """Return what tells the source, from Ray Train's controller, that workers died, and why."""
+    from ray.train import UserCallback
 
-    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    chosen = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
-    options = {"max_restarts": retries, "max_task_retries": retries, "scheduling_strategy": this_node}
-    # One more thread than finetunes, for notes and progress.
-    actor = ray.remote(Runner).options(num_cpus=0, max_concurrency=at_once + 1, **options)
-    return actor.remote({**_SETTINGS, **chosen})
+    class Teller(UserCallback):  # type: ignore[misc]  # ray is untyped here
+        """Knows what rank 0 can no longer say."""
 
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            preempted = any(getattr(error, "preempted", False) for error in worker_exceptions.values())
+            source.died(_of_a_worker(worker_exceptions), preempted)
 
-def _run_all(runner: Any, slots: int, runs: Sequence[Run]) -> dict[str, str | None]:
-    import ray
-    from ray.exceptions import RayError
-
-    waiting = deque(runs)
-    running: dict[Any, str] = {}
-    errors: dict[str, str | None] = {}
-    with track("finetune", len(runs), "finetunes") as advance:
-        while waiting or running:
-            while waiting and len(running) < slots:
-                run = waiting.popleft()
-                running[runner.run.remote(run)] = run.artefact.id
-            done, _ = ray.wait(list(running), timeout=_POLL_S)
-            for reference in done:
-                artefact_id = running.pop(reference)
-                try:
-                    errors[artefact_id] = ray.get(reference)
-                except RayError as failure:
-                    errors[artefact_id] = _line(failure)
-            try:
-                progress: Progress = ray.get(runner.progress.remote())
-            except RayError:  # the runner is being started again
-                progress = {}
-            under_way = [progress[each] for each in running.values() if each in progress]
-            notes = [f"{100 * share:.0f}% loss {loss:.3f}" for share, loss in under_way]
-            # What has not ended never counts as whole: its commit is still to come.
-            share_done = sum(min(share, 0.99) for share, _ in under_way)
-            advance(min(len(errors) + share_done, len(runs) - 0.01), ", ".join(notes))
-        failed = sum(error is not None for error in errors.values())
-        advance(len(runs), f"{failed} failed" if failed else "")
-    return errors
+    return Teller()
 
 
-def _run(run: Run, runner: Any, again: bool = True) -> str | None:
-    """Run one finetune to its end; return what went wrong, or None. ``again`` clears torn scratch, once."""
-    from ray.exceptions import RayError
-    from ray.train.v2.api.exceptions import TrainingFailedError
+def _worker(config: dict[str, Any]) -> None:
+    """Train what rank 0 takes, on one worker of a slot, until there is no more."""
+    import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
 
-    work = run.store.path(".work", "finetunes")
-    scratch = f"{work}/{run.artefact.fingerprint}"
-    try:
-        error = _fit(run, runner, work)
-    except (TrainingFailedError, RayError) as failure:
-        if _DAMAGED in str(failure) and again:
-            # Ray Train overwrites its snapshot in place, so a kill can tear it. The run starts afresh.
-            _clear(run.store, scratch)
-            return _run(run, runner, again=False)
-        return _reason(failure)
-    if error is None and run.store.manifest(run.artefact.id) is None:
-        return "it ended without a commit"
-    if error is None:
-        _clear(run.store, scratch)
-    return error
+    from kvray.finetune.model import Resident
 
-
-def _fit(run: Run, runner: Any, work: str) -> str | None:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    shape, retries = run.shape, run.runtime.retries
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"run": run, "runner": runner},
-        scaling_config=ScalingConfig(
-            num_workers=shape.workers,
-            use_gpu=shape.gpus > 0,
-            resources_per_worker={"CPU": shape.cpus} | ({"GPU": shape.gpus} if shape.gpus else {}),
-        ),
-        run_config=RunConfig(
-            name=run.artefact.fingerprint,
-            storage_path=work,
-            storage_filesystem=run.store.fs,
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(
-                max_failures=retries, controller_failure_limit=retries, max_preemption_failures=PREEMPTIONS
-            ),
-        ),
-    )
-    error: str | None = trainer.fit().return_value
-    return error
+    given: Slot = config["slot"]
+    first = ray.train.get_context().get_world_rank() == 0
+    resident = Resident(given.base, given.shape, given.runtime)
+    with suppress(InputError):  # which each finetune will meet, and say
+        here(given.base)
+        if any(job_of(each).finetune.method != "full" for each in given.finetunes.values()):
+            resident.load()
+    if first:
+        given.source.started(time.time() - given.began)
+    while True:
+        order: Order | None = broadcast_from_rank_zero(_next(given) if first else None)
+        if order is None:
+            return
+        error = _train(given, order, resident, first)
+        if first and error is not None:
+            given.source.failed(order.unit, error)
+        elif first:
+            given.source.committed(order.unit)
 
 
-def _worker(config: dict[str, Any]) -> str | None:
-    """Train on one worker of a finetune; return an error that no retry would mend.
-
-    No worker may return while others wait for it: of several, only errors that all meet alike are returned (those of
-    the input, and of the shared loss). Others are raised, which ends the whole group.
-    """
-    final = KvrayError if config["run"].shape.workers == 1 else (InputError, CellError)
-    try:
-        _train(**config)
-    except final as error:
-        return str(error)
+def _next(given: Slot) -> Order | None:
+    """Return the next finetune to train; None if the slot is to end."""
+    while (unit := given.source.take()) is not Nothing.END:
+        if isinstance(unit, Nothing):
+            continue
+        artefact = given.finetunes[unit.artefact_id]
+        checkpoints = Checkpoints(given.store, artefact)
+        if given.store.manifest(artefact.id) is None:
+            return Order(unit, checkpoints.last())
+        checkpoints.clear()  # whoever committed it died before it could say so
+        given.source.committed(unit)
     return None
 
 
-def _train(run: Run, runner: Any) -> None:
-    import ray.train
+def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str | None:
+    """Train a finetune, and commit it on rank 0; return an error that no further attempt would mend.
 
+    No worker may go on while others wait for it inside a finetune, so what one alone may meet beforehand all are told.
+    Other errors are raised, which ends the whole group.
+    """
     from kvray.finetune.train import train
 
-    artefact, store, shape = run.artefact, run.store, run.shape
-    if store.manifest(artefact.id) is not None:
-        return
-    job = job_of(artefact)
-    base = here(run.base)
-    rows, mixture = load_rows(store, job, base)
-    first = ray.train.get_context().get_world_rank() == 0
+    artefact, store = given.finetunes[order.unit.artefact_id], given.store
+    job, checkpoints = job_of(artefact), Checkpoints(store, artefact)
+    found, error = None, None
+    try:
+        found = load_rows(store, job, here(given.base))
+    except _FINAL as failure:
+        error = str(failure)
+    error = _first_of_all(error, given.seat.workers)
+    if found is None or error is not None:
+        return error
+    rows, mixture = found
     steps = -(-len(rows) // job.finetune.batch_size) * job.finetune.epochs
     noted = 0.0
 
@@ -233,36 +221,49 @@ def _train(run: Run, runner: Any) -> None:
         nonlocal noted
         if time.monotonic() - noted > _POLL_S:
             noted = time.monotonic()
-            runner.note.remote(artefact.id, min(1.0, row["step"] / steps), row["loss"])
+            # What is not committed never counts as whole.
+            given.source.progress(order.unit, min(0.99, row["step"] / steps), f"loss {row['loss']:.3f}")
 
-    def on_checkpoint(path: Path, step: int) -> None:
-        # A barrier over all ranks; the files are rank 0's.
-        checkpoint = ray.train.Checkpoint.from_directory(path) if first else None
-        ray.train.report({"step": step}, checkpoint, checkpoint_dir_name=f"step-{step:08d}")
+    def on_checkpoint(file: Path, step: int) -> None:
+        try:
+            checkpoints.put(file, step)
+        except StoreError as failure:  # the store may take the next one
+            say(f"kvray: {artefact.id}: the checkpoint of step {step} was not stored: {failure}")
 
-    latest = ray.train.get_checkpoint()
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvray-finetune-")))
-        trained = train(
-            base,
-            rows,
-            job.finetune,
-            job.seed,
-            scratch,
-            shape=shape,
-            runtime=run.runtime,
-            resume_from=Path(stack.enter_context(latest.as_directory())) if latest else None,
-            on_checkpoint=on_checkpoint,
-            on_log=on_log,
-        )
-        if first:
-            measurements = {"workers": shape.workers, **trained.measurements, **mixture.measurements()}
-            commit(store, artefact, rows, trained.log, scratch / "model", measurements)
+    with scratch_directory(given.runtime.scratch, "finetune") as place:
+        scratch = Path(place)
+        try:
+            trained = train(
+                given.base,
+                rows,
+                job.finetune,
+                job.seed,
+                scratch,
+                shape=given.shape,
+                runtime=given.runtime,
+                resident=resident,
+                resume_from=checkpoints.get(order.step, scratch) if order.step is not None else None,
+                on_checkpoint=on_checkpoint,
+                on_log=on_log,
+            )
+            if first:
+                measurements = {"workers": given.seat.workers, **trained.measurements, **mixture.measurements()}
+                commit(store, artefact, rows, trained.log, scratch / "model", measurements)
+                checkpoints.clear()
+        except _FINAL as failure:  # all meet these alike, but for those of rank 0 after the last step
+            return str(failure)
+    return None
 
 
-def _clear(store: Store, directory: str) -> None:
-    if store.fs.get_file_info(directory).type != pafs.FileType.NotFound:
-        store.fs.delete_dir(directory)
+def _first_of_all(error: str | None, workers: int) -> str | None:
+    """Return the error that the lowest rank met, on every worker; None if none did. A barrier."""
+    if workers == 1:
+        return error
+    from torch import distributed
+
+    errors: list[str | None] = [None] * workers
+    distributed.all_gather_object(errors, error)
+    return next((each for each in errors if each is not None), None)
 
 
 def _reason(failure: Exception) -> str:
@@ -270,9 +271,13 @@ def _reason(failure: Exception) -> str:
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
     if isinstance(failure, WorkerGroupError) and failure.worker_failures:
-        rank, cause = min(failure.worker_failures.items())
-        return f"worker {rank}: {_line(cause)}"
+        return _of_a_worker(failure.worker_failures)
     return _line(failure.controller_failure if isinstance(failure, ControllerError) else failure)
+
+
+def _of_a_worker(failures: Mapping[int, Exception]) -> str:
+    rank, cause = min(failures.items())
+    return f"worker {rank}: {_line(cause)}"
 
 
 def _line(error: BaseException) -> str:

@@ -1,8 +1,11 @@
-"""The model of a finetune: loaded, prepared to train, sharded, and saved such that vLLM loads it."""
+"""The model of a finetune: loaded, prepared to train, sharded, saved such that vLLM loads it, and its base kept."""
 
+import copy
+import gc
 import inspect
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,14 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from kvray.errors import CellError, InputError
+from kvray.finetune import attention
+from kvray.finetune.placement import Shape
+from kvray.models import changed
 from kvray.models.lora import target_names
 from kvray.models.reference import BaseModelRef, load_tokenizer
-from kvray.sweep.model import Finetune
+from kvray.sweep.model import Finetune, Runtime
 
+_ONE_FILE = "1000TB"
 _LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's linear layer, its weight transposed
 
 
@@ -142,8 +149,10 @@ def without_checkpointing(model: Any) -> Any:
 def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, out_dir: Path) -> None:
     """Write the model to ``out_dir`` such that vLLM loads it as it is; CellError if peft did not write all of it.
 
-    ``model`` is unwrapped and ``state`` its full state dict, gathered. Method "lora" saves the adapter alone; the
-    others a whole model in the base's own type, with its tokenizer and generation config.
+    ``model`` is unwrapped and ``state`` its full state dict, gathered. Method "lora" saves the adapter alone;
+    "attention" the tensors that trained (see :mod:`kvray.models.changed`), unless the base's files have them under
+    other names; all else a whole model with its tokenizer and generation config. Whole or not, weights are in the
+    base's own type.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     if method == "lora":
@@ -157,9 +166,20 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
         if saved != trained:  # peft leaves out weights whose names it does not know
             raise CellError(f"{file} has {saved} of the {trained} weights that were trained; the finetune is lost")
         (out_dir / "README.md").unlink(missing_ok=True)
+        described = json.loads((out_dir / "adapter_config.json").read_text())
+        described["target_modules"].sort()  # a set in peft, whose order differs from process to process
+        (out_dir / "adapter_config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
         return
     base = base.here()
     own = config_of(base).dtype or torch.float32
+    if method == "attention":
+        trains = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        # transformers names them as its files do, which may differ from the modules' names.
+        model.save_pretrained(
+            out_dir, state_dict={name: state[name].to(own) for name in trains}, max_shard_size=_ONE_FILE
+        )
+        if changed.describe(out_dir, base, method):
+            return
     model.save_pretrained(out_dir, state_dict={name: tensor.to(own) for name, tensor in state.items()})
     config = json.loads((out_dir / "config.json").read_text())
     config["dtype"] = str(own).removeprefix("torch.")
@@ -168,3 +188,72 @@ def save(model: Any, state: Mapping[str, Any], base: BaseModelRef, method: str, 
     (out_dir / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     load_tokenizer(base).save_pretrained(out_dir)
     model.generation_config.save_pretrained(out_dir)
+
+
+def spreads_weights(shape: Shape, runtime: Runtime) -> bool:
+    """Return whether workers of this shape share the weights among them."""
+    return runtime.strategy == "fsdp" and shape.workers > 1
+
+
+def _tidy() -> None:
+    """Free what an earlier finetune held: its model, optimizer and Trainer refer to each other in circles."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Resident:
+    """Gives each finetune a model of its own, whose frozen tensors are those of one base model that stays loaded.
+
+    A finetune's model is a copy of the base's modules that shares the tensors which it leaves alone, so whatever
+    training does to modules (adapters, hooks, a wrapped forward) ends with it, and the result is that of a fresh load,
+    to the byte. Tensors that train are copied too; the base's own wait on the CPU for the next finetune.
+
+    A method that trains all tensors leaves nothing to share, and FSDP takes the tensors themselves apart: both load the
+    base afresh every time.
+    """
+
+    def __init__(self, base: BaseModelRef, shape: Shape, runtime: Runtime) -> None:
+        self._base = base
+        self._gpu = shape.gpus > 0
+        self._fsdp = spreads_weights(shape, runtime)
+        self._held: Any = None
+
+    @cached_property
+    def config(self) -> Any:
+        """The base model's transformers config."""
+        return config_of(self._base)
+
+    @cached_property
+    def attention(self) -> str | None:
+        """How attention is computed here; see :func:`kvray.finetune.attention.choose`."""
+        half = self._gpu and torch.cuda.is_bf16_supported()
+        return attention.choose(self.config, torch.cuda.get_device_capability() if half else None)
+
+    def load(self) -> None:
+        """Load the base model unless it is loaded, or cannot be shared; raises as :func:`load`."""
+        if self._held is None and not self._fsdp:
+            self._held = self._load("lora").requires_grad_(False)
+
+    def model(self, method: str) -> Any:
+        """Return a model to finetune by ``method``; its tensors that train have ``requires_grad``, apart from adapters.
+
+        Only one such model may be in use at a time. Raises as :func:`load`.
+        """
+        _tidy()
+        if self._fsdp or method == "full":
+            self._held = None
+            return self._load(method)
+        self.load()
+        trains = attention_projections(self._held).values() if method == "attention" else ()
+        own = {id(tensor): tensor for module in trains for tensor in module.parameters()}
+        for tensor in own.values():
+            tensor.data = tensor.data.cpu()  # an adapter's finetune takes the whole base to the GPU
+        shared = {id(tensor): tensor for tensor in self._held.parameters() if id(tensor) not in own}
+        model = copy.deepcopy(self._held, dict[int, Any](shared))
+        for tensor in model.parameters():
+            tensor.requires_grad_(id(tensor) not in shared)
+        return model
+
+    def _load(self, method: str) -> Any:
+        return load(self._base, method, gpu=self._gpu, fsdp=self._fsdp, attention=self.attention)

@@ -1,5 +1,7 @@
 """Between a finetune and the store: the rows that it reads, and its files as an artefact. No Ray."""
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from kvray.store.store import Store
 
 COLUMNS = ("example_id", "prompt", "answer")
 """Columns of a dataset that training reads; of chats their ``history`` too."""
+
+_CHECKPOINT = "step-{:08d}.safetensors"
 
 Read = Callable[[str], pa.Table]
 """Returns :data:`COLUMNS` of all rows of a dataset, by its id."""
@@ -110,6 +114,54 @@ def load_rows(store: Store, job: FinetuneJob, base: BaseModelRef) -> tuple[encod
 
     mixture = mix(job, tokens)
     return encode.join([encoded[part.name].take(part.rows) for part in mixture.parts]), mixture
+
+
+class Checkpoints:
+    """The last checkpoint of a finetune that is not committed: a file in the store's hidden scratch.
+
+    The store writes files whole or not at all, and an older checkpoint goes when a newer one is there.
+    """
+
+    def __init__(self, store: Store, artefact: Artefact) -> None:
+        self._folder = store.folder(f".work/finetunes/{artefact.fingerprint}")
+
+    def last(self) -> int | None:
+        """Return the step of the last checkpoint that is whole, None if there is none."""
+        steps = sorted(step for step in map(_step, self._folder.names()) if step is not None)
+        return next((step for step in reversed(steps) if self._whole(step)), None)
+
+    def put(self, file: Path, step: int) -> None:
+        """Store a local file as the checkpoint of a step; StoreError if the store does not take it."""
+        self._folder.copy(file, _CHECKPOINT.format(step))
+        for name in self._folder.names() - {_CHECKPOINT.format(step)}:
+            self._folder.delete(name)
+
+    def get(self, step: int, into: Path) -> Path:
+        """Return a step's checkpoint as a local file, from a bucket a copy in ``into``; StoreError if that fails."""
+        name = _CHECKPOINT.format(step)
+        if not self._folder.files.remote:
+            return Path(self._folder.root, name)
+        return self._folder.fetch(name, into / name)
+
+    def clear(self) -> None:
+        self._folder.clear()
+
+    def _whole(self, step: int) -> bool:
+        """Return whether the file, in safetensors' format, has all the bytes that its header promises."""
+        path = f"{self._folder.root}/{_CHECKPOINT.format(step)}"
+        with self._folder.files.naming(path, "read"), self._folder.files.fs.open_input_file(path) as file:
+            length = int.from_bytes(file.read(8), "little")
+            try:
+                header = json.loads(file.read(min(length, file.size())))
+            except ValueError:
+                return False
+            ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+            return bool(file.size() == 8 + length + max(ends, default=0))
+
+
+def _step(name: str) -> int | None:
+    match = re.fullmatch(r"step-(\d{8})\.safetensors", name)
+    return int(match[1]) if match else None
 
 
 def commit(

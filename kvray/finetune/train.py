@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.distributed.tensor import DTensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from kvray.errors import CellError
 from kvray.finetune import attention
 from kvray.finetune import model as models
 from kvray.finetune.batches import BLANK, SplitLoss, collate, holds_digit, pack, schedule, scheduled
+from kvray.finetune.checkpoints import CheckpointingTrainer
 from kvray.finetune.encode import Encoded
 from kvray.finetune.fit import Fit, fit, gpu_memory, training_of
 from kvray.finetune.placement import Shape
@@ -57,6 +58,7 @@ def train(
     *,
     shape: Shape,
     runtime: Runtime,
+    resident: models.Resident | None = None,
     resume_from: Path | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
     on_log: Callable[[LossRow], None] | None = None,
@@ -65,24 +67,23 @@ def train(
 
     Under torch.distributed every process calls this with the same arguments, in torchrun's environment (RANK,
     WORLD_SIZE, …). ``seed`` draws initial adapters, dropout and the order of rows. ``out_dir`` is this process's
-    scratch and holds its checkpoints; ``resume_from`` is such a checkpoint of an earlier call, whose steps are not
-    repeated. ``on_checkpoint`` is called on every process with (directory, step), where only rank 0's directory has
-    files; ``on_log`` on rank 0 after every step. Raises InputError if the recipe does not fit the model, vLLM, the
-    number of workers or the GPU's memory, CellError if the loss is no number.
+    scratch. ``resident`` holds the base model of earlier calls in this process; the result does not depend on it.
+    ``resume_from`` is a checkpoint's file of an earlier call, whose steps are not repeated. ``on_checkpoint`` is called
+    on rank 0 with (file, step), and ``on_log`` there after every step. Raises InputError if the recipe does not fit the
+    model, vLLM, the number of workers or the GPU's memory, CellError if the loss is no number.
     """
     logging.set_verbosity_error()
     torch.set_num_threads(max(1, int(shape.cpus)))
     # Attention weights far from the answer underflow; on CPU, denormals there made a row of 8K tokens 2.3 times slower.
     torch.set_flush_denormal(True)
-    gpu, fsdp = shape.gpus > 0, _sharded(shape, runtime)
+    gpu, fsdp = shape.gpus > 0, models.spreads_weights(shape, runtime)
     order = schedule(rows.lengths, recipe.batch_size, recipe.epochs, seed)
     per_epoch = -(-len(rows) // recipe.batch_size)
-    config, half = models.config_of(base), gpu and torch.cuda.is_bf16_supported()
-    chosen = attention.choose(config, torch.cuda.get_device_capability() if half else None)
-    packed = attention.packs(chosen)
+    resident = resident or models.Resident(base, shape, runtime)
+    packed, half = attention.packs(resident.attention), gpu and torch.cuda.is_bf16_supported()
     real = order != BLANK
     fitted = fit(
-        training_of(config, recipe, shape, runtime, mixed=half),
+        training_of(resident.config, recipe, shape, runtime, mixed=half),
         np.where(real, rows.lengths[order], 1),
         np.where(real, rows.answers[order], 0),
         shape,
@@ -91,30 +92,29 @@ def train(
         packed,
     )
     arguments = training_arguments(recipe, seed, out_dir, len(order), shape, runtime, fitted)
-    model = models.load(base, recipe.method, gpu=gpu, fsdp=fsdp, attention=chosen)
+    model = resident.model(recipe.method)
     set_seed(seed)
     model = models.prepare(model, recipe)
     pad = model.config.get_text_config().pad_token_id
     filler = int(pad) if pad is not None else 0  # any valid token: padding is masked, and never a label
     loss = SplitLoss(holds_digit(load_tokenizer(base), model.config.get_text_config().vocab_size))
-    progress = Progress(order, rows.lengths, per_epoch, seed, loss.take, on_log, on_checkpoint)
-    trainer = Trainer(
+    progress = Progress(order, rows.lengths, per_epoch, seed, loss.take, on_log)
+    trainer = CheckpointingTrainer(
         model=model,
         args=arguments,
         train_dataset=scheduled(rows, order, filler),
         data_collator=pack if packed else lambda items: collate(items, filler),
         compute_loss_func=loss,
         callbacks=[progress],
+        on_checkpoint=on_checkpoint,
     )
     trainer.remove_callback(PrinterCallback)
-    # The schedule is the order; a sampler of the Trainer's own would shuffle it again.
-    trainer._get_train_sampler = lambda dataset=None: torch.utils.data.SequentialSampler(dataset)
     if fsdp:
         models.shard(trainer)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    trainer.resume(resume_from)
     history = progress.rows(trainer.state.log_history)
     if len(history) != len(order):
         raise CellError(f"the loss log has {len(history)} steps, expected {len(order)}")
@@ -141,7 +141,7 @@ def training_arguments(
     recipe: Finetune, seed: int, out_dir: Path, steps: int, shape: Shape, runtime: Runtime, fitted: Fit
 ) -> TrainingArguments:
     """Return the arguments of ``steps`` optimizer steps of as many passes as ``fitted`` says."""
-    gpu, fsdp = shape.gpus > 0, _sharded(shape, runtime)
+    gpu, fsdp = shape.gpus > 0, models.spreads_weights(shape, runtime)
     scheduler: str = recipe.scheduler
     if scheduler == "constant" and recipe.warmup_ratio:
         scheduler = "constant_with_warmup"
@@ -184,18 +184,13 @@ def training_arguments(
     )
 
 
-def _sharded(shape: Shape, runtime: Runtime) -> bool:
-    return runtime.strategy == "fsdp" and shape.workers > 1
-
-
 @dataclass(eq=False)
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Turns the Trainer's log history, which is saved with every checkpoint and outlives a kill, into loss rows.
 
     ``order`` is the schedule, shape ``(steps, batch_size)``; ``lengths`` are tokens per row, ``per_epoch`` is in steps.
     ``split`` returns this rank's mean losses of integers and of words in the step. ``take_row`` is called with each row
-    on rank 0, ``take_checkpoint`` with (directory, step) on every rank. ``resumed_at`` is the step of the checkpoint
-    that training began at, 0 for the start.
+    on rank 0. ``resumed_at`` is the step of the checkpoint that training began at, 0 for the start.
     """
 
     order: NDArray[np.int64]
@@ -204,7 +199,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     seed: int
     split: Callable[[], tuple[float | None, float | None]]
     take_row: Callable[[LossRow], None] | None
-    take_checkpoint: Callable[[Path, int], None] | None
     resumed_at: int = field(default=0, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
     _earlier_seconds: float = field(default=0.0, init=False)
@@ -238,10 +232,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             raise CellError(f"the loss is {entry['loss']} at step {entry['step']}; try a lower finetune.learning_rate")
         if args.process_index == 0 and self.take_row:
             self.take_row(self._row(entry))
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.take_checkpoint:
-            self.take_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
 
     def rows(self, history: list[dict[str, Any]]) -> list[LossRow]:
         return [self._row(entry) for entry in history if "loss" in entry]

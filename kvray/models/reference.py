@@ -47,8 +47,8 @@ class BaseModelRef:
             return replace(self, location=str(BUNDLED[self.name]))
         if not self.cached or self.revision is None:
             return self
-        snapshot = _snapshot(self.location, self.revision)
-        return self if snapshot is None else replace(self, location=str(snapshot), revision=None, cached=False)
+        held = snapshot(self.location, self.revision)
+        return self if held is None else replace(self, location=str(held), revision=None, cached=False)
 
 
 def resolve(name: str, tokenizer: str | None = None) -> BaseModelRef:
@@ -121,8 +121,8 @@ def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
 
 def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> BaseModelRef:
     """Find a model in the hub's cache: the commit last requested by name, or the only one."""
-    snapshot = _snapshot(name, None)
-    if snapshot is None:
+    held = snapshot(name, None)
+    if held is None:
         from huggingface_hub import constants
 
         text = (
@@ -132,11 +132,11 @@ def _in_cache(name: str, field: str, weights: bool, unreachable: Exception) -> B
             "cache here, and set HF_HOME to the directory above it"
         )
         raise SourceUnreachableError(Problem((field,), text)) from unreachable
-    _check(f"{name}, in the hub's cache at {snapshot},", snapshot, field, weights)
-    return BaseModelRef(name, name, snapshot.name, f"hub:{name}@{snapshot.name}", cached=True)
+    _check(f"{name}, in the hub's cache at {held},", held, field, weights)
+    return BaseModelRef(name, name, held.name, f"hub:{name}@{held.name}", cached=True)
 
 
-def _snapshot(name: str, revision: str | None) -> Path | None:
+def snapshot(name: str, revision: str | None) -> Path | None:
     """Return the directory of a commit in the hub's cache on this machine, without asking the hub."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError

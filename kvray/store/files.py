@@ -113,8 +113,23 @@ class Folder:
         """Write a file, whole or not at all; an older one is replaced."""
         self.files.put(f"{self.root}/{name}", memoryview(data))
 
+    def copy(self, file: Path, name: str) -> None:
+        """Write a local file, which is mapped, under a name."""
+        self.files.put(f"{self.root}/{name}", mapped(file))
+
     def read(self, name: str) -> bytes | None:
         return self.files.read(f"{self.root}/{name}")
+
+    def fetch(self, name: str, out: Path) -> Path:
+        """Copy a file, which must exist, to a local one in flat memory; return ``out``."""
+        with naming(str(out), "write"), out.open("wb") as local:
+            for chunk in self.files.chunks(f"{self.root}/{name}"):
+                local.write(chunk)
+        return out
+
+    def clear(self) -> None:
+        """Remove the folder with all that lies in it."""
+        self.files.delete_tree(self.root)
 
     def delete(self, name: str) -> None:
         self.files.delete(f"{self.root}/{name}")

@@ -8,16 +8,29 @@ import errno
 import os
 import secrets
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 
 import pyarrow.fs as pafs
 
-from kvray.store.files import CHUNK, Files
+from kvray.store.files import CHUNK, Files, naming
 
 TEMPORARY = ".tmp-"  # prefix of files being written; hidden, so that listings and Parquet readers skip them
 STALE_S = 3600.0  # seconds after which another host's temporary file counts as abandoned
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def scratch_directory(place: str | None, purpose: str) -> "tempfile.TemporaryDirectory[str]":
+    """Make a directory below ``place``, None for the system's temporary one; it goes when its context ends.
+
+    StoreError if it cannot be made.
+    """
+    if place is not None:
+        place = os.path.expanduser(place)
+        with naming(place, "make a directory"):
+            os.makedirs(place, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=f"kvray-{purpose}-", dir=place)
 
 
 class LocalFiles(Files):

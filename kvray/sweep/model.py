@@ -139,6 +139,8 @@ class Runtime(Strict):
     kv_cache_gib: float | None = runtime(None, gt=0, description="GiB of key-value cache per engine; none: measured")
     gpu_memory_utilization: float = runtime(0.9, gt=0, le=1, description="share of a GPU's memory that vLLM takes")
     max_model_len: int | None = runtime(None, ge=16, description="tokens per request at most; none: the model's own")
+    scratch: str | None = runtime(None, description="directory of each node for copies; none: its temporary directory")
+    model_cache: str | None = runtime(None, description="HF_HOME of workers; none: that of their environment")
     retries: int = runtime(2, ge=0, description="further attempts at a unit of work whose worker died")
     api_base_url: str | None = runtime(None, description="of an openai: model; none: $OPENAI_BASE_URL, else OpenAI's")
     api_concurrency: int = runtime(8, ge=1, description="requests at a time to an API")

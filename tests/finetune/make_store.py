@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from kvray.models.reference import resolve
+from kvray.driver.queue import WorkQueue
+from kvray.driver.seats import RemoteSource
+from kvray.finetune import job
+from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob
+from kvray.planning.work import FINETUNE, Lane, Seat, Unit
 from kvray.store.fingerprint import fingerprint
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store, artefact_id
@@ -69,16 +75,46 @@ def long_finetune(store: Store) -> Artefact:
     return finetune_of({dataset(store, "long", 32): 1.0}, Finetune(learning_rate=1e-3, epochs=30, lora_dropout=0.1))
 
 
-def main() -> None:
-    """Finetune ``long_finetune`` in the store at argv[1] on the base model at argv[2]."""
+class Queue:
+    """A work queue with one slot, whose finetunes come in the order given; a Ray actor."""
+
+    def __init__(self, artefacts: Sequence[str], seat: Seat, retries: int) -> None:
+        self.queue = WorkQueue([Lane(FINETUNE, lambda source, seat: None, {})], retries)
+        self.queue.seat(seat)
+        for number, one in enumerate(artefacts):
+            self.queue.add(FINETUNE, one, [Unit(0, one, rows=1, seconds=len(artefacts) - number)])
+        self.queue.close()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self.queue, method)(*arguments)
+
+    def errors(self) -> dict[str, str | None]:
+        return {outcome.artefact_id: outcome.error for outcome in self.queue.outcomes()}
+
+
+def trained(
+    store: Store, artefacts: Sequence[Artefact], base: BaseModelRef, runtime: Runtime, workers: int = 1
+) -> dict[str, str | None]:
+    """Train finetunes in one slot, the first first, on a Ray that runs; return errors by id."""
     import ray
 
-    from kvray.finetune.job import finetune
+    seat = Seat("slot-0", FINETUNE, workers=workers)
+    finetunes = {artefact.id: artefact for artefact in artefacts}
+    queue = ray.remote(Queue).options(num_cpus=0).remote(list(finetunes), seat, runtime.retries)
+    source = RemoteSource(queue, seat.name)
+    job.slot(source, seat, store=store, base=base, runtime=runtime, finetunes=finetunes)
+    errors: dict[str, str | None] = ray.get(queue.errors.remote())
+    return errors
+
+
+def main() -> None:
+    """Train ``long_finetune`` in the store at argv[1] on the base model at argv[2]."""
+    import ray
 
     store = Store(Path(sys.argv[1]))
     ray.init("local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
-    outcomes = finetune([long_finetune(store)], store, resolve(sys.argv[2]), Runtime(checkpoint_every_steps=10))
-    print(outcomes)
+    errors = trained(store, [long_finetune(store)], resolve(sys.argv[2]), Runtime(checkpoint_every_steps=10))
+    raise SystemExit(any(errors.values()))
 
 
 if __name__ == "__main__":

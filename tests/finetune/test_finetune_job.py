@@ -1,4 +1,4 @@
-"""Finetunes on a real Ray: one failing leaves others alone, damage is mended, a killed driver is continued."""
+"""Slots on a real Ray: one finetune that fails leaves others alone, and what was killed goes on at its checkpoint."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
-from make_store import dataset, finetune_of, long_finetune
+from make_store import dataset, finetune_of, long_finetune, trained
 
-from kvray.errors import DamagedArtefactError, InputError, ResourceError
+from kvray.errors import DamagedArtefactError
 from kvray.finetune import job
 from kvray.finetune.placement import Shape
-from kvray.finetune.storage import load_rows
+from kvray.finetune.storage import Checkpoints, load_rows
 from kvray.finetune.train import train
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Store
@@ -29,56 +32,44 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
+def files(store, artefact):
+    return [entry.name for entry in store.manifest(artefact.id).files]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_two_cpus")
-def test_finetunes_are_committed_and_one_that_fails_leaves_the_others_alone(store, mini):
+def test_a_slot_makes_one_finetune_after_the_other_and_one_that_fails_leaves_the_others_alone(store, mini, tmp_path):
     made = dataset(store, "one", 20)
     good = finetune_of({made: 1.0}, Finetune(learning_rate=3e-3))
     bad = finetune_of({made: 1.0}, Finetune(max_length=9))
-    # A snapshot as a kill in the middle of its writing leaves it.
+    other = finetune_of({made: 1.0}, Finetune(method="attention"))
     torn = Path(store.path(".work", "finetunes", good.fingerprint))
     torn.mkdir(parents=True)
-    (torn / "checkpoint_manager_snapshot.json").write_text('{"checkpoint_re')
-    outcomes = job.finetune([bad, good], store, mini, Runtime(checkpoint_every_steps=2))
-    assert [outcome.artefact_id for outcome in outcomes] == [bad.id, good.id]
-    assert "20 of 20 rows are longer than 9 tokens" in outcomes[0].error
-    assert outcomes[1].error is None
-    assert not torn.exists()
-    manifest = store.manifest(good.id)
-    assert [entry.name for entry in manifest.files] == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "loss.parquet",
-    ]
-    assert store.problems(good.id, verify=True) == []
+    (torn / "step-00000002.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    runtime = Runtime(checkpoint_every_steps=2, scratch=str(tmp_path / "scratch"), model_cache=str(tmp_path / "cache"))
+    errors = trained(store, [bad, good, other], mini, runtime)
+    assert "20 of 20 rows are longer than 9 tokens" in errors.pop(bad.id)
+    assert errors == {good.id: None, other.id: None}
+    assert files(store, good) == ["adapter_config.json", "adapter_model.safetensors", "loss.parquet"]
+    assert files(store, other) == ["changed.safetensors", "config.json", "loss.parquet"]
     assert store.manifest(bad.id) is None
+    assert store.problems(good.id, verify=True) == store.problems(other.id, verify=True) == []
     log = store.read_table(good.id)
     assert log.schema.equals(LOSS_SCHEMA)
     assert log["step"].to_pylist() == [1, 2, 3, 4]
-    facts = manifest.measurements
+    facts = store.manifest(good.id).measurements
     assert (facts["steps"], facts["rows_per_epoch"], facts["workers"], facts["precision"]) == (4, 20, 1, "fp32")
-    assert facts["loss"] == log["loss"].to_pylist()[-1]
+    assert (facts["resumed_at_step"], facts["loss"]) == (0, log["loss"].to_pylist()[-1])
     assert facts["trained_tokens"] == 2 * facts["tokens_per_epoch"]
     assert facts["tokens_per_epoch"] == facts["prompt_tokens"] + facts["answer_tokens"]
     assert facts["budget_tokens"] is None
     assert facts["datasets"] == {made: {"rows": 20, "tokens": facts["tokens_per_epoch"]}}
-    assert not torn.exists()
-
-
-@pytest.mark.usefixtures("ray_two_cpus")
-def test_what_the_cluster_cannot_hold_is_refused_before_anything_starts(store, mini):
-    one = finetune_of({dataset(store, "one", 4): 1.0}, Finetune())
-    with pytest.raises(ResourceError, match=r"needs 1 GPU .* the cluster has 0"):
-        job.finetune([one], store, mini, Runtime(gpus_per_finetune=1))
-    with pytest.raises(InputError, match="batch_size 5"):
-        job.finetune(
-            [finetune_of(dict(one.params.mixture), Finetune(batch_size=5))],
-            store,
-            mini,
-            Runtime(workers_per_finetune=2),
-        )
-    assert job.finetune([], store, mini, Runtime()) == []
-    assert not Path(store.path(".work")).exists()
+    assert not list(Path(store.path(".work")).rglob("*.*"))
+    assert list((tmp_path / "scratch").iterdir()) == []
+    # Nothing is left to do, which takes no training: whoever committed these died before it could say so.
+    created = store.manifest(good.id).created
+    assert trained(store, [good, other], mini, runtime) == {good.id: None, other.id: None}
+    assert store.manifest(good.id).created == created
 
 
 def test_the_reason_of_a_failure_is_one_line_without_rays_traces():
@@ -91,14 +82,65 @@ def test_the_reason_of_a_failure_is_one_line_without_rays_traces():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_a_worker_killed_in_its_second_finetune_leaves_the_first_and_goes_on_at_the_checkpoint(store, mini):
+    long = long_finetune(store)
+    first = finetune_of(dict(long.params.mixture), Finetune(method="attention"))
+    errors: dict[str, str | None] = {}
+
+    def run():
+        errors.update(trained(store, [first, long], mini, Runtime(checkpoint_every_steps=10)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    checkpoints, deadline = Checkpoints(store, long), time.monotonic() + 200
+    while checkpoints.last() is None:
+        assert thread.is_alive() and time.monotonic() < deadline
+        time.sleep(0.05)
+    created = store.manifest(first.id).created
+    (worker,) = [each for each in psutil.Process().children(recursive=True) if "RayTrainWorker" in each.name()]
+    worker.kill()
+    thread.join()
+    assert errors == {first.id: None, long.id: None}
+    assert store.manifest(first.id).created == created
+    facts = store.manifest(long.id).measurements
+    assert facts["resumed_at_step"] >= 10 and facts["steps"] == 60
+    assert checkpoints.last() is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_a_finetune_that_kills_its_workers_fails_with_the_reason_and_costs_the_others_nothing(store, mini):
+    good = finetune_of({dataset(store, "one", 16): 1.0}, Finetune(epochs=1))
+    bad = finetune_of({"datasets/../x": 1.0}, Finetune())  # which the store refuses, no matter how often
+    errors = trained(store, [bad, good], mini, Runtime(retries=1))
+    assert errors.pop(bad.id).startswith("worker 0: 'datasets/../x' is refused")
+    assert errors == {good.id: None}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_two_workers_share_each_finetune_and_an_error_that_one_meets_is_met_by_both(store, mini):
+    made = dataset(store, "one", 20)
+    lora, attention = (finetune_of({made: 1.0}, Finetune(method=method)) for method in ("lora", "attention"))
+    odd = finetune_of({made: 1.0}, Finetune(batch_size=5))
+    errors = trained(store, [lora, odd, attention], mini, Runtime(workers_per_finetune=2), workers=2)
+    assert "batch_size 5 cannot be shared evenly" in errors.pop(odd.id)
+    assert errors == {lora.id: None, attention.id: None}
+    assert store.manifest(attention.id).measurements["workers"] == 2
+    away = replace(mini, location=str(store.root) + "/none")
+    (error,) = trained(store, [finetune_of({made: 1.0}, Finetune(seeds=(1,)), seed=1)], away, Runtime(), 2).values()
+    assert "none is not on this node" in error
+
+
+@pytest.mark.slow
 def test_a_finetune_whose_driver_was_killed_goes_on_at_its_checkpoint_and_ends_the_same(store, mini, tmp_path):
     artefact = long_finetune(store)
     command = [sys.executable, str(HERE / "make_store.py"), store.root, mini.location]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
     first = subprocess.Popen(command, env=environment)
-    work = Path(store.path(".work", "finetunes", artefact.fingerprint))
-    deadline = time.monotonic() + 240
-    while not list(work.glob("step-0*/trainer_state.json")) and time.monotonic() < deadline:
+    checkpoints, deadline = Checkpoints(store, artefact), time.monotonic() + 240
+    while checkpoints.last() is None and time.monotonic() < deadline:
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
@@ -113,4 +155,4 @@ def test_a_finetune_whose_driver_was_killed_goes_on_at_its_checkpoint_and_ends_t
     whole = train(mini, rows, artefact.params.finetune, 0, tmp_path / "whole", shape=shape, runtime=Runtime())
     losses = store.read_table(artefact.id)["loss"].to_pylist()
     assert losses == pytest.approx([row["loss"] for row in whole.log], abs=1e-5)
-    assert not work.exists()
+    assert checkpoints.last() is None

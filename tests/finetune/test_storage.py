@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from make_store import dataset, finetune_of
+from safetensors.numpy import load_file, save_file
 
 from kvray.errors import DamagedArtefactError, InputError
-from kvray.finetune.storage import here, load_rows
+from kvray.finetune.storage import Checkpoints, here, load_rows
 from kvray.models.reference import BUNDLED, BaseModelRef
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Store
@@ -67,6 +69,26 @@ def test_a_row_too_long_names_its_dataset_and_example(store, mini):
     made = dataset(store, "one", 7)
     with pytest.raises(InputError, match=rf"7 of 7 rows are longer than 8 tokens: {made}: one-0 \(\d+ tokens\)"):
         load_rows(store, finetune_of({made: 1.0}, Finetune(max_length=8)).params, mini)
+
+
+def test_the_last_whole_checkpoint_is_kept_and_a_torn_one_is_none(store, tmp_path):
+    checkpoints = Checkpoints(store, finetune_of({dataset(store, "one", 4): 1.0}, Finetune()))
+    assert checkpoints.last() is None
+    file = tmp_path / "any.safetensors"
+    for step in (9, 10):
+        save_file({"weights.a": np.full(1000, step)}, file, {"trainer": "{}"})
+        checkpoints.put(file, step)
+        assert checkpoints.last() == step
+    stored = checkpoints.get(10, tmp_path)
+    assert load_file(stored)["weights.a"].tolist() == [10] * 1000
+    assert [each.name for each in stored.parent.iterdir()] == ["step-00000010.safetensors"]
+    data = file.read_bytes()
+    stored.with_name("step-00000008.safetensors").write_bytes(data)
+    for size in (0, 4, 50, 1000, len(data) - 1):
+        stored.write_bytes(data[:size])
+        assert checkpoints.last() == 8
+    checkpoints.clear()
+    assert checkpoints.last() is None and not stored.parent.exists()
 
 
 def test_a_bundled_base_is_found_where_this_machines_kvray_is():

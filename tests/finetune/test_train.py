@@ -17,10 +17,12 @@ import pyarrow as pa
 import pytest
 
 from kvray.errors import CellError, InputError
+from kvray.finetune.checkpoints import FILE
 from kvray.finetune.fit import Fit
-from kvray.finetune.model import attention_projections, load, prepare, save
+from kvray.finetune.model import Resident, attention_projections, load, prepare, save
 from kvray.finetune.placement import Shape, batch_shape
 from kvray.finetune.train import train, training_arguments
+from kvray.models.changed import compose
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.sweep.model import Finetune, Runtime
 
@@ -75,29 +77,74 @@ def test_an_adapter_names_its_base_as_the_user_did_and_vllm_would_take_it(mini, 
     assert (config["r"], config["bias"], config["init_lora_weights"]) == (16, "none", True)
 
 
-def test_attention_trains_attention_projections_alone_and_full_trains_all(mini, rows, tmp_path):
+def test_full_trains_all_weights_and_leaves_a_whole_model(mini, rows, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    before = weights(Path(mini.location))
-    for method in ("attention", "full"):
-        train(mini, rows, Finetune(method=method, **QUICK), 0, tmp_path / method, **ONE)
-        model = tmp_path / method / "model"
-        moved = changed(before, weights(model))
-        if method == "attention":
-            projections = attention_projections(AutoModelForCausalLM.from_pretrained(mini.location))
-            assert moved == {f"{name}.weight" for name in projections}
-            assert len(moved) == 8
-        else:
-            assert moved == set(before)
-        assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(os.listdir(model))
-        assert (model / "generation_config.json").is_file()
-        config, own = (json.loads((home / "config.json").read_text()) for home in (model, Path(mini.location)))
-        assert config["dtype"] == own["dtype"]
-        assert (
-            AutoTokenizer.from_pretrained(model).chat_template
-            == AutoTokenizer.from_pretrained(mini.location).chat_template
+    train(mini, rows, Finetune(method="full", **QUICK), 0, tmp_path, **ONE)
+    before, model = weights(Path(mini.location)), tmp_path / "model"
+    assert changed(before, weights(model)) == set(before)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(os.listdir(model))
+    assert (model / "generation_config.json").is_file()
+    config, own = (json.loads((home / "config.json").read_text()) for home in (model, Path(mini.location)))
+    assert config["dtype"] == own["dtype"]
+    assert (
+        AutoTokenizer.from_pretrained(model).chat_template == AutoTokenizer.from_pretrained(mini.location).chat_template
+    )
+    AutoModelForCausalLM.from_pretrained(model)
+
+
+def test_attention_leaves_the_tensors_that_changed_which_over_the_base_make_the_model(mini, rows, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    resident = Resident(mini, SHAPE, Runtime())
+    taught = resident.model("attention")
+    train(mini, rows, Finetune(method="attention", **QUICK), 0, tmp_path, **ONE)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["changed.safetensors", "config.json"]
+    before, after = weights(Path(mini.location)), weights(tmp_path / "model")
+    assert after.keys() == {f"{name}.weight" for name in attention_projections(taught)} and len(after) == 8
+    assert all(not np.array_equal(before[name], after[name]) for name in after)
+    assert all(after[name].dtype == before[name].dtype for name in after)
+    composed = AutoModelForCausalLM.from_pretrained(compose(mini, tmp_path / "model", tmp_path / "whole"))
+    assert changed(before, weights(tmp_path / "whole")) == set(after)
+    taught.load_state_dict({name: torch.from_numpy(value) for name, value in after.items()}, strict=False)
+    ids = torch.from_numpy(rows.ids[0].astype(np.int64))[None]
+    with torch.no_grad():
+        ours, plain = composed(ids).logits, AutoModelForCausalLM.from_pretrained(mini.location)(ids).logits
+        assert torch.equal(ours, taught(ids).logits) and (ours - plain).abs().max() > 1e-3
+
+
+def test_changed_tensors_are_put_over_no_other_base(mini, rows, tmp_path):
+    train(mini, rows, Finetune(method="attention", epochs=0.1), 0, tmp_path, **ONE)
+    with pytest.raises(InputError, match=r"base_model: found .* \(sha256:0\); .* holds changed tensors of sha256:"):
+        compose(replace(mini, identity="sha256:0"), tmp_path / "model", tmp_path / "whole")
+
+
+def test_finetunes_one_after_the_other_on_one_base_are_those_of_fresh_processes(mini, rows, tmp_path):
+    recipes = [
+        {"lora_dropout": 0.1, **QUICK},
+        {"method": "attention", **QUICK},
+        {"method": "full", "epochs": 0.1},
+        {"method": "attention", **QUICK, "learning_rate": 1e-3},
+        {"lora_targets": "all-linear", "lora_rank": 4, **QUICK},
+        {"lora_dropout": 0.1, **QUICK},
+    ]
+    runtime = {"gradient_checkpointing": True}
+    resident = Resident(mini, SHAPE, Runtime())
+    for number, recipe in enumerate(recipes):
+        out, every = tmp_path / f"resident-{number}", Runtime(**runtime)
+        train(mini, rows, Finetune(**recipe), number % 5, out, shape=SHAPE, runtime=every, resident=resident)
+    for number in (1, 3, 4):
+        fresh = tmp_path / f"fresh-{number}"
+        asked = ask(tmp_path, mini, rows, recipes[number], runtime, out=str(fresh), seed=number)
+        assert start(asked).wait(120) == 0
+        ours, theirs = (
+            {path.name: path.read_bytes() for path in sorted((home / "model").iterdir())}
+            for home in (tmp_path / f"resident-{number}", fresh / "0")
         )
-        AutoModelForCausalLM.from_pretrained(model)
+        assert ours == theirs
+    first, last = (weights(tmp_path / f"resident-{number}/model") for number in (0, 5))
+    assert all(np.array_equal(first[name], last[name]) for name in first)
 
 
 def test_gradient_checkpointing_and_the_micro_batch_change_rounding_alone(mini, rows, lora, tmp_path):
@@ -154,33 +201,58 @@ def together(asked: str) -> list[int]:
     return [worker.wait(240) for worker in workers]
 
 
-def test_a_killed_finetune_resumes_at_its_step_and_ends_as_if_undisturbed(mini, rows, tmp_path):
-    recipe = {"method": "attention", "lora_dropout": 0.1, "epochs": 5, "learning_rate": 3e-3, "scheduler": "cosine"}
-    recipe["method"] = "lora"
+@pytest.mark.parametrize("method", ["lora", "attention", "full"])
+def test_a_killed_finetune_resumes_at_its_step_and_ends_as_if_undisturbed(mini, rows, tmp_path, method):
+    recipe = {"method": method, "epochs": 5, "learning_rate": 3e-3, "scheduler": "cosine", "weight_decay": 0.1}
+    recipe |= {"lora_dropout": 0.1} if method == "lora" else {}
     runtime = {"checkpoint_every_steps": 3}
-    whole = train(mini, rows, Finetune(**recipe), 0, tmp_path / "whole", shape=SHAPE, runtime=Runtime(**runtime))
+    every = {"shape": SHAPE, "runtime": Runtime(**runtime)}
+    done = train(mini, rows, Finetune(**recipe), 0, tmp_path / "whole", **every)
     killed = start(ask(tmp_path, mini, rows, recipe, runtime, out=str(tmp_path / "cut"), kill_at=6))
     assert killed.wait(120) == -signal.SIGKILL
     assert not (tmp_path / "cut/0/model").exists()
-    seen: list[int] = []
+    file, seen = tmp_path / "cut/0" / FILE, []
     again = train(
         mini,
         rows,
         Finetune(**recipe),
         0,
         tmp_path / "again",
-        shape=SHAPE,
-        runtime=Runtime(**runtime),
-        resume_from=tmp_path / "cut/0/checkpoint-6",
+        **every,
+        resume_from=file,
         on_log=lambda row: seen.append(row["step"]),
     )
     assert seen == [7, 8, 9, 10]
     assert [row["step"] for row in again.log] == list(range(1, 11))
-    assert [row["loss"] for row in again.log] == pytest.approx([row["loss"] for row in whole.log], abs=1e-5)
-    assert [row["tokens"] for row in again.log] == [row["tokens"] for row in whole.log]
+    assert [row["loss"] for row in again.log] == pytest.approx([row["loss"] for row in done.log], abs=1e-5)
+    assert [row["learning_rate"] for row in again.log] == [row["learning_rate"] for row in done.log]
+    assert [row["tokens"] for row in again.log] == [row["tokens"] for row in done.log]
     assert all(a["seconds"] < b["seconds"] for a, b in zip(again.log, again.log[1:], strict=False))
     ours, theirs = weights(tmp_path / "again/model"), weights(tmp_path / "whole/model")
+    assert ours.keys() == theirs.keys()
     assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+    # What trains, in float32, and Adam's two moments of it; names, the log and the schedule take some KB.
+    assert file.stat().st_size < 3 * 4 * again.measurements["trained_parameters"] + 50_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("method", ["lora", "attention"])
+def test_two_workers_resume_each_others_checkpoints_and_those_of_one(mini, rows, tmp_path, strategy, method):
+    recipe = {"method": method, "epochs": 2, "learning_rate": 3e-3}
+    one = {"shape": SHAPE, "runtime": Runtime(checkpoint_every_steps=2)}
+    done = train(mini, rows, Finetune(**recipe), 0, tmp_path / "one", **one)
+    runtime = {"workers_per_finetune": 2, "strategy": strategy, "checkpoint_every_steps": 2}
+    asked = ask(tmp_path, mini, rows, recipe, runtime, out=str(tmp_path / "two"))
+    assert together(asked) == [0, 0]
+    for number, file in enumerate([tmp_path / "one" / FILE, tmp_path / "two/0" / FILE]):
+        more = {"out": str(tmp_path / str(number)), "resume_from": str(file)}
+        assert together(ask(tmp_path, mini, rows, recipe, runtime, **more)) == [0, 0]
+        log = json.loads((tmp_path / f"{number}/0/log.json").read_text())
+        assert [row["loss"] for row in log] == pytest.approx([row["loss"] for row in done.log], abs=1e-4)
+        ours, theirs = weights(tmp_path / f"{number}/0/model"), weights(tmp_path / "one/model")
+        assert ours.keys() == theirs.keys()
+        assert all(np.allclose(ours[name], theirs[name], atol=1e-4) for name in theirs)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_store_that_becomes_full_ends_the_run_with_the_first_failure_and_what_
 
     def say(message: str) -> None:
         said.append(message)
-        if message == "kvray: generate: 2 to make":
+        if message == "kvray: to make: 2 in generate, 1 in finetune, 2 in evaluate":
             fill(disk, 0)
 
     monkeypatch.setattr(running, "say", say)
@@ -92,7 +92,7 @@ def test_a_store_that_becomes_full_ends_the_run_with_the_first_failure_and_what_
     assert last.startswith("kvray: datasets/")
     assert "No space left on device; the store takes not even a note of that: make room, then type the same" in last
     assert "Traceback" not in result.stderr + "".join(capfd.readouterr())
-    assert not any("evaluate" in message for message in said)  # no further stage was tried
+    assert not any("evaluate:" in message for message in said)  # no further stage was tried
     (disk / "filler").unlink()
     assert json.loads(kvray("status", sweep, "--store", disk / "store", "--json").stdout)["committed"] == 0
 
