@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,22 @@ def main() -> None:
 
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 * 2**20})
         ray.init(cluster.address, log_to_driver=False)
-        threading.Timer(20, lambda: cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)).start()
     else:
+        cluster = None
         ray.init("local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     store = Store(Path(sys.argv[1]))
-    errors = trained(store, [long_finetune(store)], resolve(sys.argv[2]), Runtime(checkpoint_every_steps=10))
-    raise SystemExit(any(errors.values()))
+    errors: dict[str, str | None] = {}
+
+    def run() -> None:
+        errors.update(trained(store, [long_finetune(store)], resolve(sys.argv[2]), Runtime(checkpoint_every_steps=10)))
+
+    slot = threading.Thread(target=run)
+    slot.start()
+    if cluster is not None:
+        time.sleep(20)
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    slot.join()
+    raise SystemExit(not errors or any(errors.values()))
 
 
 if __name__ == "__main__":
