@@ -65,6 +65,7 @@ class _Cell:
 @dataclass
 class _Seat:
     lane: str
+    since: float
     process: str = ""
     held: dict[int, Unit] = field(default_factory=dict)
     holding: tuple[str | None, ...] = ()
@@ -177,7 +178,7 @@ class WorkQueue:
         """Return the lane that is to get one more seat now, None if none is."""
         with self._lock:
             counts = Counter(seat.lane for seat in self._seats.values())
-            self._starving = "generate" if self.generating and not room(counts) else None
+            self._starving = "generate" if self.generating and not room(counts) else self._unplaced()
             first = {name: self._first(lane) for name, lane in self._lanes.items()}
             for name in sorted(first, key=lambda name: -first[name]):
                 lane, target = self._lanes[name], self._target(name)
@@ -194,7 +195,7 @@ class WorkQueue:
     def seat(self, seat: Seat) -> None:
         """Tell of a seat that is about to start."""
         with self._lock:
-            self._seats[seat.name] = _Seat(seat.lane)
+            self._seats[seat.name] = _Seat(seat.lane, self._clock())
 
     def ended(self, name: str, why: str | None = None) -> None:
         """Tell that a seat ended: well (None), or by its death, whose reason ``why`` gives."""
@@ -307,6 +308,18 @@ class WorkQueue:
                 lane.starts += 1
 
     # Within.
+
+    def _unplaced(self) -> str | None:
+        """Return a lane with work whose seat has waited for devices for as long as a start takes, None if none has.
+
+        By what nodes have in all there was room, but what is free is in pieces, others use it, or nodes are lost.
+        """
+        for seat in self._seats.values():
+            lane = self._lanes[seat.lane]
+            waits = self._clock() - seat.since >= lane.start_s if not seat.process else seat.dead
+            if waits and any(lane.ready.values()):
+                return seat.lane
+        return None
 
     def _first(self, lane: _Lane) -> float:
         """Return the highest priority of work that is ready or will be soon; -1 if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -26,6 +27,12 @@ from kvray.driver.connection import connect
 with connect(Runtime(num_cpus=3, object_store_memory=100_000_000)):
     import ray
     print(ray.cluster_resources()["CPU"], ray.get_runtime_context().gcs_address)
+"""
+SMALL = """
+name: small
+base_model: kvray-tiny
+evaluate: {recall: {task: recall, source: tiny, questions: 4}}
+runtime: {engine: "fake_engine:FakeEngine", num_cpus: 2, object_store_memory: 100000000}
 """
 DOCTOR = [sys.executable, "-m", "kvray.cli", "doctor"]
 
@@ -99,30 +106,42 @@ def test_the_address_of_a_dead_ray_is_no_hindrance(temporary: Path) -> None:
     assert done.stdout.startswith("3.0 ") and "starting a local Ray" in done.stderr
 
 
+@contextlib.contextmanager
+def running(temporary: Path) -> Iterator[str]:
+    """Run ``ray start --head`` of one CPU, as in another shell, and give its address."""
+    with socket.socket() as free, socket.socket() as for_clients:
+        free.bind(("0.0.0.0", 0))
+        for_clients.bind(("0.0.0.0", 0))
+        port, client_port = free.getsockname()[1], for_clients.getsockname()[1]
+    start = f"ray start --head --block --port={port} --ray-client-server-port={client_port} --num-cpus=1"
+    quiet = ["--include-dashboard=false", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
+    program = [str(Path(sys.executable).parent / "ray"), *start.split()[1:], "--object-store-memory=100000000", *quiet]
+    with (temporary / "head.log").open("w") as log:
+        head = subprocess.Popen(program, env=environment(temporary), stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 60
+            while not (temporary / "ray" / "ray_current_cluster").exists():
+                assert head.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
+                time.sleep(0.2)
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.send_signal(signal.SIGINT)
+            head.wait(timeout=30)
+
+
 @pytest.mark.slow
 def test_beside_a_running_ray_comes_one_of_our_own_and_with_its_address_it_is_joined(temporary: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("0.0.0.0", 0))
-        port = free.getsockname()[1]
-    start = f"ray start --head --block --port={port} --num-cpus=1 --object-store-memory=100000000".split()
-    quiet = ["--include-dashboard=false", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
-    program = [str(Path(sys.executable).parent / start[0]), *start[1:], *quiet]
-    log = (temporary / "head.log").open("w")
-    head = subprocess.Popen(program, env=environment(temporary), stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 60
-        while not (temporary / "ray" / "ray_current_cluster").exists():
-            assert head.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
-            time.sleep(0.2)
-        own = call(temporary, [sys.executable, "-c", CONNECT])
+    (temporary / "small.yaml").write_text(SMALL)
+    command = [sys.executable, "-m", "kvray.cli", "run", str(temporary / "small.yaml"), "--store"]
+    engine = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1] / "evaluate"), *sys.path])}
+    with running(temporary) as address:
+        own = call(temporary, [*command, str(temporary / "own")], **engine)
         assert own.returncode == 0, own.stderr
-        assert own.stdout.startswith("3.0 ") and f":{port}" not in own.stdout
         assert "starting a local Ray, beside the one that runs at" in own.stderr and "Traceback" not in own.stderr
-        joined = call(temporary, [sys.executable, "-c", CONNECT], RAY_ADDRESS=f"127.0.0.1:{port}")
+        joined = call(temporary, [*command, str(temporary / "joined")], RAY_ADDRESS=address, **engine)
         assert joined.returncode == 0, joined.stderr
-        assert joined.stdout.startswith("1.0 ") and f":{port}" in joined.stdout
-        assert "without effect there: runtime.num_cpus, runtime.object_store_memory" in joined.stderr
-    finally:
-        head.send_signal(signal.SIGINT)
-        head.wait(timeout=30)
-        log.close()
+        assert f"joining the Ray at {address} (without effect there: runtime.num_cpus, runtime." in joined.stderr
+    made = [
+        sorted(path.parent.name for path in (temporary / name).rglob("manifest.json")) for name in ("own", "joined")
+    ]
+    assert made[0] == made[1] != []

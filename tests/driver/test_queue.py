@@ -221,6 +221,40 @@ def test_an_idle_seat_ends_for_others_after_a_start_s_time_and_waits_otherwise()
     assert queue.take(seat) is Nothing.END
 
 
+def test_an_idle_seat_ends_for_one_that_gets_no_devices_though_there_seems_to_be_room() -> None:
+    now = [0.0]
+    queue = WorkQueue(lanes(start_s=20.0), retries=1, clock=lambda: now[0])
+    seat = started(queue, "engine")
+    queue.expect(EVALUATE, "later", 10.0, 0.0, soon=False)
+    assert queue.take(seat) is Nothing.LATER
+    now[0] = 1000.0
+    queue.add(FINETUNE, "f", [Unit(0, "f", seconds=100.0)])
+    assert queue.wanted(everywhere) == FINETUNE
+    queue.seat(Seat("slot", FINETUNE))
+    now[0] = 1019.0
+    queue.wanted(everywhere)
+    assert queue.take(seat) is Nothing.LATER
+    now[0] = 1020.0
+    queue.wanted(everywhere)
+    assert queue.take(seat) is Nothing.END
+
+
+def test_an_idle_seat_ends_for_one_whose_node_was_lost() -> None:
+    now = [0.0]
+    queue = WorkQueue(lanes(start_s=20.0), retries=1, clock=lambda: now[0])
+    engine, slot = started(queue, "engine"), started(queue, "slot", FINETUNE)
+    queue.expect(EVALUATE, "later", 10.0, 0.0, soon=False)
+    queue.add(FINETUNE, "f", [Unit(0, "f", seconds=100.0)])
+    assert isinstance(queue.take(slot, process="1"), Unit)
+    assert queue.take(engine) is Nothing.LATER
+    now[0] = 20.0
+    queue.wanted(everywhere)
+    assert queue.take(engine) is Nothing.LATER
+    queue.died(slot, "its node was lost", preempted=True)
+    queue.wanted(everywhere)
+    assert queue.take(engine) is Nothing.END
+
+
 def test_a_failed_cell_takes_its_other_units_along() -> None:
     queue = WorkQueue(lanes(), retries=0)
     queue.add(EVALUATE, "bad", units("a", "bad", 3))
