@@ -1,6 +1,6 @@
 """What an engine's seat does: predictions of the evaluate stage, and writings, which datasets are made of."""
 
-import tempfile
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from kvray.evaluate.served import MERGED, model_of
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.planning.work import Seat, Source
+from kvray.store.local import scratch_directory
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
@@ -45,6 +46,8 @@ def engine(
         ApiError: the API will serve nothing of this.
         StoreError: the store cannot be written.
     """
+    if runtime.model_cache and not base.api:  # an API is asked from the driver's own process
+        os.environ["HF_HOME"] = runtime.model_cache
     kind = engine_class(base, runtime)
     kind.prepare(seat.gpus, seat.threads)
     finetunes = {model: cell.params for cell in cells.values() if (model := model_of(cell))}
@@ -52,6 +55,6 @@ def engine(
     ranks = tuple(job.finetune.lora_rank for job in beside if job.finetune and job.finetune.method == "lora")
     models = len({model_of(cell) for cell in cells.values()})
     serving = Serving(base, runtime, seat.gpus, seat.threads, models, ranks)
-    with tempfile.TemporaryDirectory(prefix="kvray-evaluate-") as scratch:
+    with scratch_directory(runtime.scratch, "evaluate") as scratch:
         asked = Cells(store, base, cells, kind.READS_TEXT, counted_by)
         Puller(source, asked, store, kind, serving, Path(scratch)).run()

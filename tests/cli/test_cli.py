@@ -187,8 +187,7 @@ def test_ctrl_c_ends_a_run_of_several_files_at_the_first_and_names_what_to_type(
     result = kvray("run", sweep, other)
     assert result.exit_code == 130 and len(begun) == 1
     assert result.stderr.splitlines() == [
-        "kvray: interrupted; kept in s: 1 of 2 artefacts. "
-        f"To go on: .venv/bin/kvray run {sweep} 'an other.yaml'"
+        f"kvray: interrupted; kept in s: 1 of 2 artefacts. To go on: .venv/bin/kvray run {sweep} 'an other.yaml'"
     ]
 
 

@@ -45,7 +45,7 @@ def environment(temporary: Path, **more: str) -> dict[str, str]:
 
 def call(temporary: Path, command: list[str], **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, env=environment(temporary, **more), capture_output=True, text=True, timeout=120, check=False
+        command, env=environment(temporary, **more), capture_output=True, text=True, timeout=300, check=False
     )
 
 

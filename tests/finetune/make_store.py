@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kvray.driver.queue import WorkQueue
-from kvray.driver.seats import RemoteSource
+from kvray.driver.seats.queue import WorkQueue
+from kvray.driver.seats.sources import RemoteSource
 from kvray.finetune import job
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob
@@ -108,13 +110,30 @@ def trained(
 
 
 def main() -> None:
-    """Train ``long_finetune`` in the store at argv[1] on the base model at argv[2]."""
+    """Train ``long_finetune`` in the store at argv[1] on the base at argv[2]; "late" as argv[3]: a node comes later."""
     import ray
 
+    if sys.argv[3:] == ["late"]:
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 * 2**20})
+        ray.init(cluster.address, log_to_driver=False)
+    else:
+        cluster = None
+        ray.init("local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     store = Store(Path(sys.argv[1]))
-    ray.init("local", num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
-    errors = trained(store, [long_finetune(store)], resolve(sys.argv[2]), Runtime(checkpoint_every_steps=10))
-    raise SystemExit(any(errors.values()))
+    errors: dict[str, str | None] = {}
+
+    def run() -> None:
+        errors.update(trained(store, [long_finetune(store)], resolve(sys.argv[2]), Runtime(checkpoint_every_steps=10)))
+
+    slot = threading.Thread(target=run)
+    slot.start()
+    if cluster is not None:
+        time.sleep(20)
+        cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
+    slot.join()
+    raise SystemExit(not errors or any(errors.values()))
 
 
 if __name__ == "__main__":

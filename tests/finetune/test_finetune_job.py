@@ -156,3 +156,11 @@ def test_a_finetune_whose_driver_was_killed_goes_on_at_its_checkpoint_and_ends_t
     losses = store.read_table(artefact.id)["loss"].to_pylist()
     assert losses == pytest.approx([row["loss"] for row in whole.log], abs=1e-5)
     assert checkpoints.last() is None
+
+
+@pytest.mark.slow
+def test_a_slot_waits_for_a_node_and_trains_when_one_joins(store, mini):
+    command = [sys.executable, str(HERE / "make_store.py"), store.root, mini.location, "late"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    assert subprocess.run(command, env=environment, timeout=300, check=False).returncode == 0
+    assert store.manifest(long_finetune(store).id).measurements["steps"] == 60

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import ADAPTER_CONFIG
+from kvray.models.changed import CHANGED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHANGED = "changed.safetensors"
-"""The file of a finetune that stores only the tensors that differ from the base model's."""
 _ADAPTER = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # peft's, before every name of a module
 _MATRICES = (".lora_A.weight", ".lora_B.weight")
