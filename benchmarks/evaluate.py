@@ -1,6 +1,7 @@
 """Evaluation of a base model and its adapters: one engine of kvray beside one plain vLLM engine per model.
 
-Usage: ``python benchmarks/evaluate.py [--adapters 8] [--rows 256]``; ``--threshold`` measures from how many rows on an
+Usage: ``python benchmarks/evaluate.py [--adapters 8] [--rows 256]``; ``--reference 2`` runs the plain engines of the
+first two adapters alone and takes the others to last as long; ``--threshold`` measures from how many rows on an
 adapter is sooner answered merged than batched (``kvray.models.lora.MERGED_ROWS``).
 
 All start-ups are in the times, each engine is a fresh process, one after the other, with the same options of vLLM and
@@ -48,7 +49,7 @@ def make(document: dict[str, Any], home: Path) -> tuple[Path, list[Path]]:
     file, store = home / f"{document['name']}.json", Store(home / "store")
     file.write_text(json.dumps(document))
     planned, base = prepare(str(file))
-    adapters = []
+    adapters: list[Path] = []
     for artefact in planned.artefacts:
         if isinstance(artefact.params, Task):
             content: dict[str, Any] = {"shard-00000.parquet": build(artefact.params, base, range(artefact.rows))}
@@ -147,7 +148,7 @@ def timed(*command: str) -> float:
     return seconds
 
 
-def compare(adapters: int, rows: int) -> None:
+def compare(adapters: int, rows: int, reference: int) -> None:
     """Print the table: seconds of each way, and how many times kvray's one engine is as fast."""
     from kvray.models.reference import resolve
     from kvray.store.store import Store
@@ -158,7 +159,7 @@ def compare(adapters: int, rows: int) -> None:
         paths = files["merged"][1]
         asked = home / "prompts.json"
         asked.write_text(json.dumps(prompts(files["merged"][0], home / "store")))
-        merged = [merge(base, path, home / f"merged-{number}") for number, path in enumerate(paths)]
+        merged = [merge(base, path, home / f"merged-{number}") for number, path in enumerate(paths[:reference])]
 
         ways: dict[str, float] = {}
         for how, (file, _) in files.items():
@@ -169,31 +170,36 @@ def compare(adapters: int, rows: int) -> None:
                 for each in base_cells:
                     Store(home / "store").discard(each.id)
         base_s = timed(me, "--plain", base, "", str(asked), str(home / "base.out"))
-        ways["vLLM, an engine with LoRA per adapter"] = base_s + sum(
-            timed(me, "--plain", base, str(path), str(asked), str(home / f"{path.name}.out")) for path in paths
+        share = adapters / reference
+        ways["vLLM, an engine with LoRA per adapter"] = base_s + share * sum(
+            timed(me, "--plain", base, str(path), str(asked), str(home / f"{path.name}.out"))
+            for path in paths[:reference]
         )
-        ways["vLLM, an engine per merged adapter"] = base_s + sum(
+        ways["vLLM, an engine per merged adapter"] = base_s + share * sum(
             timed(me, "--plain", str(path), "", str(asked), str(home / f"{path.name}.out")) for path in merged
         )
         manifests = Store(home / "store").manifests("predictions")
         engines = {engine["id"] for each in manifests for engine in each.measurements["engines"]}
-        print(f"kvray-tiny and {adapters} adapters, {rows} rows of MDQA each, {os.cpu_count()} CPUs")
+        print(
+            f"kvray-tiny and {adapters} adapters, {rows} rows of MDQA each, {os.cpu_count()} CPUs; "
+            f"plain engines of {reference} adapters were run"
+        )
         best = min(seconds for way, seconds in ways.items() if way.startswith("kvray"))
         for way, seconds in ways.items():
             print(f"{way:<42}{seconds:>8.0f} s{seconds / best:>8.2f}")
-        print(
-            f"answers that equal those of a merged engine: {same(home, manifests, paths):.1%}; engines: {len(engines)}"
-        )
+        equal = same(home, manifests, merged)
+        print(f"{equal:.1%} of merged answers are those of an engine of the merged weights")
+        print(f"{len(engines)} engines of kvray in {len(files)} runs")
 
 
-def same(home: Path, manifests: list[Any], adapters: list[Path]) -> float:
+def same(home: Path, manifests: list[Any], merged: list[Path]) -> float:
     """Return the share of kvray's merged answers that a plain engine of the merged weights gives, too."""
     from kvray.store.store import Store
 
     given = [each for each in manifests if each.recipe.get("adapters") == "merged"]
-    pairs = []
-    for number, _ in enumerate(adapters):
-        theirs = json.loads((home / f"merged-{number}.out").read_text())
+    pairs: list[float] = []
+    for path in merged:
+        theirs = json.loads((home / f"{path.name}.out").read_text())
         ours = [Store(home / "store").read_table(each.id)["answer"].to_pylist() for each in given]
         pairs.append(max(sum(a == b for a, b in zip(one, theirs, strict=True)) / len(theirs) for one in ours))
     return sum(pairs) / len(pairs)
@@ -250,6 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--reference", type=int)
     parser.add_argument("--threshold", action="store_true")
     parser.add_argument("--plain", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -259,7 +266,7 @@ def main() -> None:
     elif given.threshold:
         threshold(given.adapters, given.rows)
     else:
-        compare(given.adapters, given.rows)
+        compare(given.adapters, given.rows, min(given.reference or given.adapters, given.adapters))
 
 
 if __name__ == "__main__":

@@ -415,7 +415,7 @@ class WorkQueue:
             name=name,
             done=lane.done + sum(done for _, done, _ in noted),
             total=lane.total,
-            pending=sum(not seat.process for seat in seats),
+            pending=sum(not seat.process and not seat.up for seat in seats),
             starting=sum(bool(seat.process) and not seat.up for seat in seats),
             working=sum(seat.up and bool(seat.held) for seat in seats),
             idle=sum(seat.up and not seat.held for seat in seats),

@@ -172,6 +172,8 @@ def test_weights_are_exchanged_in_the_live_engine_and_the_base_comes_back(
     }
     for kind, directory in made_of.items():
         engine.exchange(directory)
+        ((_, reply),) = engine.answer([(0, ask(prompt))])
+        assert reply.cached_tokens == 0  # nothing of the weights before is used again
         model = AutoModelForCausalLM.from_pretrained(base.location)
         if kind == "merged":
             model = PeftModel.from_pretrained(model, str(directory))
@@ -184,8 +186,6 @@ def test_weights_are_exchanged_in_the_live_engine_and_the_base_comes_back(
         expected = likely.gather(1, ids[0, 1:, None])[:, 0].numpy()
         assert log_probabilities(engine, prompt) == pytest.approx(expected, abs=1e-3)
         assert np.abs(expected - own).max() > 0.1
-        ((_, reply),) = engine.answer([(0, ask(prompt))])
-        assert reply.cached_tokens == 0  # nothing of the weights before is used again
     engine.exchange(None)
     assert np.array_equal(log_probabilities(engine, prompt), own)
     engine.load(real)
