@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvray.console import duration, say
-from kvray.driver.cluster import Cluster
 from kvray.driver.connection import Connection, asked_for, connect
 from kvray.driver.generation import Generation
-from kvray.driver.lanes import open_lanes
 from kvray.driver.make import Making
+from kvray.driver.seats.cluster import Cluster
+from kvray.driver.seats.lanes import open_lanes
 from kvray.errors import InputError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
