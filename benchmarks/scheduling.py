@@ -28,21 +28,20 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kvray.driver.cluster import Cluster
-from kvray.driver.placement import Place
-from tests.fake_cluster import autoscaling
-
 from kvray.console import table
 from kvray.driver import run as driver
 from kvray.driver.generation import Generation
-from kvray.driver.lanes import UNIT_S, Lanes
 from kvray.driver.make import Making
-from kvray.driver.seats import Opening
+from kvray.driver.seats.cluster import Cluster
+from kvray.driver.seats.dispatcher import Opening
+from kvray.driver.seats.lanes import UNIT_S, Lanes
+from kvray.driver.seats.placement import Place
 from kvray.finetune.placement import Shape
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import EVALUATE, FINETUNE, Lane, Nothing, Seat, Source
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime, Sweep
+from tests.fake_cluster import autoscaling
 
 SETTINGS = {8: (60.0, 20.0), 64: (240.0, 20.0)}
 """By GPUs: seconds of one finetune, and of one evaluation of one model."""

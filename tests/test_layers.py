@@ -28,7 +28,10 @@ LAYERS = [
 """The rooms of kvray, from the top down. A room imports rooms of lower layers alone, none of its own layer."""
 RAY_FILES = {
     "driver/connection.py",
-    "driver/cluster.py",
+    "driver/generation.py",
+    "driver/seats/cluster.py",
+    "driver/seats/dispatcher.py",
+    "driver/seats/sources.py",
     "generate/job.py",
     "finetune/job.py",
     "cli/doctor.py",

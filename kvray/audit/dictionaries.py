@@ -44,15 +44,8 @@ def simple(knobs: Knobs) -> Solver:
         sizes = _sizes(lines, pairs, {gold.at})
         sizes["digits of a key"] = [len(pair.key) for pair in pairs]
         sizes["digits of a value"] = [len(pair.value) for pair in pairs]
-        return Reading(
-            asked[0],
-            lines[gold.at],
-            tuple((_SENTENCE.format(*pairs[at][:2], pairs[at].at + 1),) for at in found),
-            position=gold.at + 1,
-            units=len(lines),
-            hits=entries(len(pairs), found[0]),
-            sizes=sizes,
-        )
+        sentences = [_SENTENCE.format(*pairs[at][:2], pairs[at].at + 1) for at in found]
+        return _reading(asked[0], lines, pairs, found, sentences, sizes)
 
     return Solver(solve, ambiguous=knobs["law"] == "paper", most_tokens=knobs["max_tokens"])
 
@@ -110,18 +103,8 @@ def subkeys(knobs: Knobs) -> Solver:
         others = [at for at in range(len(pairs)) if at != found[0]]
         sizes["subkeys of a key"] = [1 + pairs[at].key.count(",") for at in others]
         sizes["asked subkeys in another key"] = [shared[at] for at in others]
-        sentences = (
-            (_SUBKEY_SENTENCE.format(asked[1], pairs[at].key, pairs[at].value, pairs[at].at + 1),) for at in found
-        )
-        return Reading(
-            asked[0],
-            lines[gold.at],
-            tuple(sentences),
-            position=gold.at + 1,
-            units=len(lines),
-            hits=entries(len(pairs), found[0]),
-            sizes=sizes,
-        )
+        sentences = [_SUBKEY_SENTENCE.format(asked[1], *pairs[at][:2], pairs[at].at + 1) for at in found]
+        return _reading(asked[0], lines, pairs, found, sentences, sizes)
 
     return Solver(solve, ambiguous=knobs["law"] == "paper", most_tokens=knobs["max_tokens"])
 
@@ -162,6 +145,27 @@ def _pairs(lines: list[str], pattern: re.Pattern[str]) -> Iterator[Pair]:
     for at, line in enumerate(lines):
         for key, value in pattern.findall(line, line.index("{")):
             yield Pair(key, value, at)
+
+
+def _reading(
+    question: str,
+    lines: list[str],
+    pairs: list[Pair],
+    found: list[int],
+    sentences: list[str],
+    sizes: dict[str, list[int]],
+) -> Reading:
+    """Return the reading of a question about one key: ``found`` are the pairs that answer it, by these sentences."""
+    gold = pairs[found[0]].at
+    return Reading(
+        question,
+        lines[gold],
+        tuple((sentence,) for sentence in sentences),
+        position=gold + 1,
+        units=len(lines),
+        hits=entries(len(pairs), found[0]),
+        sizes=sizes,
+    )
 
 
 def _sizes(lines: list[str], pairs: list[Pair], but: set[int]) -> dict[str, list[int]]:

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kvray.console import Show, board
-from kvray.driver.cluster import Cluster
 from kvray.driver.generation import Generation
 from kvray.driver.graph import Graph
-from kvray.driver.lanes import Lanes, Space, lane_of, units
-from kvray.driver.local import Threads
-from kvray.driver.placement import check_wait
 from kvray.driver.progress import Lines
-from kvray.driver.queue import LaneView
-from kvray.driver.seats import Call, Seats
+from kvray.driver.seats.cluster import Cluster
+from kvray.driver.seats.dispatcher import Call, Seats
+from kvray.driver.seats.lanes import Lanes, Space, lane_of, units
+from kvray.driver.seats.placement import check_wait
+from kvray.driver.seats.state import LaneView
+from kvray.driver.seats.threads import Threads
 from kvray.planning.artefacts import Artefact
 from kvray.store.store import Outcome
 from kvray.sweep.model import Runtime

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvray.console import Line, duration
-from kvray.driver.queue import LaneView
+from kvray.driver.seats.state import LaneView
 from kvray.planning.artefacts import STAGE_NAMES, Artefact
 from kvray.planning.work import FINETUNE
 

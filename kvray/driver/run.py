@@ -10,24 +10,25 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvray.console import duration, say
-from kvray.driver.cluster import Cluster
 from kvray.driver.connection import Connection, asked_for, connect
 from kvray.driver.generation import Generation
-from kvray.driver.lanes import open_lanes
 from kvray.driver.make import Making
+from kvray.driver.seats.cluster import Cluster
+from kvray.driver.seats.lanes import open_lanes
 from kvray.errors import InputError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
 from kvray.planning import benchmarks
-from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, asks_api, tell_replaced
+from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, asks_api, keep
 from kvray.planning.cost.estimate import estimate
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.store import failures
+from kvray.store.manifest import Presence
 from kvray.store.store import Outcome, Store
 from kvray.sweep.document import from_values
 from kvray.sweep.grid import variants
@@ -72,8 +73,8 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     """
     started = time.monotonic()
     store.check(write=True)
-    states = store.states([artefact.id for artefact in planned.artefacts], verify)
-    todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
+    listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
+    todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
     if any(asks_api(artefact, base) for artefact in todo):
         address(planned.sweep.runtime.api_base_url)
     if planned.sweep.runtime.engine != Runtime().engine:
@@ -85,17 +86,18 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         cells = {name: job.task for name, job in asked.items() if isinstance(job, PredictionsJob)}
         if lacking := list(benchmarks.problems(cells)):
             raise InputError(lacking)
-    tell_replaced(planned, store)
-    store.write_document(f"sweeps/{planned.sweep.name}.json", planned.to_json())
-    result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
+    keep(planned, store)
     if not todo:
-        return result
+        return Result(planned.sweep, store, len(planned.artefacts), listing=listing)
+    result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
+    noted = failures.noted(store)
     for artefact in todo:
-        if states[artefact.id] == "damaged":
+        if listing[artefact.id].state == "damaged":
             say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
             store.discard(artefact.id)
-        failures.delete(store, artefact.id)
-    stored = store.listing([artefact.id for artefact in todo])
+        if artefact.id in noted:
+            failures.delete(store, artefact.id)
+    stored = {one.id: listing[one.id].files for one in todo if listing[one.id].state != "damaged"}
     seconds = {item.artefact.id: item.seconds or 0.0 for item in estimate(planned, store).items}
     account = _Account(planned, store, result, todo)
     runtime = planned.sweep.runtime
@@ -104,8 +106,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
             cluster = Cluster(connection.local)
             lanes = open_lanes(todo, store, base, runtime, cluster)
             account.say_start()
-            files = {one: presence.files for one, presence in stored.items()}
-            making = Making(todo, files, seconds, lanes, Generation(store, base, runtime), runtime, cluster)
+            making = Making(todo, stored, seconds, lanes, Generation(store, base, runtime), runtime, cluster)
             making.run(account.end, wait=not connection.ends)
     except KeyboardInterrupt:
         raise RunInterrupted(account.kept()) from None
@@ -144,6 +145,7 @@ class Result:
     made: list[str] = field(default_factory=list)  # ids of the artefacts that the run committed
     failed: dict[str, str] = field(default_factory=dict)  # reason by id; running again tries these again
     seconds: float = 0.0  # wall-clock time of the run
+    listing: Mapping[str, Presence] | None = None  # of the store, where there was nothing to do: still true
 
     @property
     def nothing_to_do(self) -> bool:

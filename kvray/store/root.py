@@ -135,7 +135,7 @@ class Root:
         if "/" not in name or name.split("/", 1)[0] in FOLDERS.values():
             raise StoreError(f"{name!r} is no document name: expected <folder>/<name> outside the artefacts' folders")
 
-    def _each(self, work: Callable[[_T], _U], items: Sequence[_T]) -> list[_U]:
+    def each(self, work: Callable[[_T], _U], items: Sequence[_T]) -> list[_U]:
         """Apply ``work`` to every item and keep their order; concurrently where each is a round trip."""
         if not self._files.remote or len(items) < 2:
             return [work(item) for item in items]

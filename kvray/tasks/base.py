@@ -32,7 +32,7 @@ _LISTED = re.compile(r"\s*\d+(\.\d+)?\s*(,\s*\d+(\.\d+)?\s*)+")
 
 def examples(columns: Mapping[str, Any]) -> pa.Table:
     """Return examples as a table of :data:`EXAMPLE_SCHEMA`; nullable columns that are not given are null."""
-    absent = [None] * len(columns["example_id"])
+    absent = pa.nulls(len(columns["example_id"]))
     nullable = {field.name: absent for field in EXAMPLE_SCHEMA if field.nullable}
     return pa.Table.from_pydict({**nullable, **columns}, schema=EXAMPLE_SCHEMA)
 

@@ -37,8 +37,9 @@ def draws(key: int, start: int, stop: int, width: int, stream: int = 0) -> Draws
 
 def below(drawn: Draws, bound: int | NDArray[np.integer]) -> NDArray[np.int64]:
     """Map draws to integers uniform on ``[0, bound)``; the bias is below ``bound / 2**32``."""
-    high = drawn >> np.uint64(32)
-    return ((high * np.asarray(bound, dtype=np.uint64)) >> np.uint64(32)).astype(np.int64)
+    product = (drawn >> np.uint64(32)) * np.asarray(bound, dtype=np.uint64)
+    product >>= np.uint64(32)
+    return product.view(np.int64)  # below 2**32: no sign
 
 
 def unit(drawn: Draws) -> NDArray[np.float64]:

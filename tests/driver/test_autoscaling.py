@@ -12,10 +12,10 @@ from pathlib import Path
 import fake_cluster
 import pytest
 
-from kvray.driver.cluster import Cluster, read
-from kvray.driver.lanes import Space
-from kvray.driver.placement import Place
-from kvray.driver.seats import Opening, Seats
+from kvray.driver.seats.cluster import Cluster, read
+from kvray.driver.seats.dispatcher import Opening, Seats
+from kvray.driver.seats.lanes import Space
+from kvray.driver.seats.placement import Place
 from kvray.finetune.placement import Shape
 from kvray.planning.work import EVALUATE, Lane, Nothing, Seat, Source, Unit
 from kvray.sweep.model import Runtime

@@ -9,8 +9,8 @@ from pathlib import Path
 import fake_cluster
 import pytest
 
-from kvray.driver.cluster import Cluster, read
-from kvray.driver.placement import Capacity
+from kvray.driver.seats.cluster import Cluster, read
+from kvray.driver.seats.placement import Capacity
 from kvray.finetune.placement import Shape
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from kvray.driver.placement import (
+from kvray.driver.seats.placement import (
     REFUSED_S,
     Capacity,
     NodeType,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from kvray.driver.queue import WorkQueue
+from kvray.driver.seats.queue import WorkQueue
 from kvray.planning.work import EVALUATE, FINETUNE, Lane, Nothing, Seat, Source, Unit
 from kvray.store.manifest import FileEntry
 

@@ -14,8 +14,8 @@ from toy_tasks import Toy
 
 from kvray.driver import run as running
 from kvray.driver.connection import Connection
-from kvray.driver.lanes import Lanes, lane_of
-from kvray.driver.placement import Capacity
+from kvray.driver.seats.lanes import Lanes, lane_of
+from kvray.driver.seats.placement import Capacity
 from kvray.errors import InputError, StoreError
 from kvray.models.reference import BaseModelRef
 from kvray.planning import artefacts, inputs

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kvray.driver.placement import Capacity, Place
-from kvray.driver.queue import LaneView, Room
-from kvray.driver.seats import Opening, Seats
+from kvray.driver.seats.dispatcher import Opening, Seats
+from kvray.driver.seats.placement import Capacity, Place
+from kvray.driver.seats.queue import Room
+from kvray.driver.seats.state import LaneView
 from kvray.errors import CellError, ResourceError
 from kvray.finetune.placement import Shape
 from kvray.planning.work import EVALUATE, FINETUNE, Lane, Nothing, Seat, Source, Unit

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvray.driver.local import LocalSource
-from kvray.driver.queue import WorkQueue
+from kvray.driver.seats.queue import WorkQueue
+from kvray.driver.seats.sources import LocalSource
 from kvray.evaluate import chunks
 from kvray.evaluate.job import engine
 from kvray.evaluate.served import model_of

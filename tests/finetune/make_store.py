@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kvray.driver.queue import WorkQueue
-from kvray.driver.seats import RemoteSource
+from kvray.driver.seats.queue import WorkQueue
+from kvray.driver.seats.sources import RemoteSource
 from kvray.finetune import job
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob

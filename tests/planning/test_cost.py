@@ -10,6 +10,7 @@ import pytest
 from planned_toys import BASE
 from toy_tasks import Toy
 
+from kvray.errors import InputError
 from kvray.models.reference import BaseModelRef
 from kvray.planning import inputs
 from kvray.planning.cost import rates
@@ -104,6 +105,13 @@ def test_a_directory_tells_its_size_and_other_names_do_not() -> None:
     assert found is not None and found.total == pytest.approx(1.02e6, rel=0.01)
     assert str(found) == "1.02M"
     assert [size_of(name) for name in ("gpt2", "acme/v0.1-beta", "microsoft/phi-3-mini", "tiny")] == [None] * 4
+
+
+@pytest.mark.parametrize("content", [b"", b"not a safetensors file", b"" + bytes(7) + b"{]", b"" + bytes(7) + b"[]"])
+def test_damaged_weights_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.safetensors: found no readable safetensors header .*again"):
+        size_of(str(tmp_path))
 
 
 def test_a_7b_model_s_default_rates_are_of_the_known_order() -> None:

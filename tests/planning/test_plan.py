@@ -158,7 +158,7 @@ def test_no_runtime_field_changes_anything(name: str) -> None:
     other = {
         "address": "auto", "strategy": "fsdp", "gradient_checkpointing": True, "gpu_memory_utilization": 0.5,
         "object_store_memory": 2**30, "max_model_len": 4096, "api_base_url": "http://127.0.0.1:1",
-        "workers_per_finetune": 8, "engine": "my_module:MyEngine",
+        "workers_per_finetune": 8, "engine": "my_module:MyEngine", "scratch": "/fast", "model_cache": "/fast",
     }.get(name, 7)  # fmt: skip
     assert getattr(Runtime(), name) != other
     assert ids(planned(runtime={name: other})) == ids(planned())

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from kvray.errors import InputError, first_line
 from kvray.models.reference import API, BUNDLED
 from kvray.planning.artefacts import Artefact, FinetuneJob, Kind, Plan, WritingJob
 from kvray.store.manifest import Manifest, hardware
@@ -55,7 +56,10 @@ class Size(NamedTuple):
 
 
 def size_of(name: str) -> Size | None:
-    """Return how many weights a model has: of a directory by its files, else by its name; None if neither tells."""
+    """Return how many weights a model has: of a directory by its files, else by its name; None if neither tells.
+
+    Raises InputError if a safetensors file of the directory cannot be read.
+    """
     path = BUNDLED.get(name) or Path(os.path.expanduser(name))
     if path.is_dir():
         weights = float(sum(_weights(file) for file in path.glob("*.safetensors")))
@@ -70,10 +74,19 @@ def size_of(name: str) -> Size | None:
     return Size(each, float(active[1]) * 1e9 if active else each)  # 30B-A3B names its active weights
 
 
-def _weights(safetensors: Path) -> int:
-    with safetensors.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+def _weights(file: Path) -> int:
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            if size > file.stat().st_size:
+                raise ValueError("the file ends before its header does")
+            header = json.loads(stream.read(size))
+        return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file}: found no readable safetensors header ({first_line(error)}), expected one that lists every tensor "
+            "with its shape; the file is damaged or of another format: copy or download it again"
+        ) from error
 
 
 _UNKNOWN = {"cpu": Size(1e6, 1e6), "gpu": Size(7e9, 7e9)}  # taken for a model whose size nothing tells
@@ -112,7 +125,7 @@ class Rates:
         for manifest in manifests:
             tokens, seconds = measured_tokens(manifest), manifest.measurements.get("seconds")
             if tokens and isinstance(seconds, int | float) and seconds > 0:
-                for key in _keys(manifest.kind, manifest.recipe):
+                for key in keys(manifest.kind, manifest.recipe):
                     self._measured.setdefault(key, []).append((tokens, seconds))
 
     def where(self, artefact: Artefact) -> Where:
@@ -163,8 +176,8 @@ class Rates:
         engines go on with the next artefact.
         """
         on = self.where(artefact)
-        keys = (key for key in _keys(artefact.kind, artefact.recipe) if key in self._measured)
-        if key := next(keys, None):
+        measured = (key for key in keys(artefact.kind, artefact.recipe) if key in self._measured)
+        if key := next(measured, None):
             tokens, spent = (sum(each) for each in zip(*self._measured[key], strict=True))
             seconds, count, what = reads / tokens * spent, len(self._measured[key]), " ".join([*key[2:], key[0]])
             basis = f"{tokens / spent:,.0f} tokens/s, measured over {count} {what} in this store"
@@ -196,7 +209,7 @@ class Rates:
         return reads / read + writes / write, f"{read:,.0f} tokens/s read and {write:,.0f} written, {source}"
 
 
-def _keys(kind: str, recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def keys(kind: str, recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return what rates are kept under, the closest first: kind, model, and the task or method that sets the pace."""
     model = str(recipe.get("writer") or recipe.get("base") or recipe.get("tokenizer"))
     inner, finetune = recipe.get("task") or recipe.get("scorer") or {}, recipe.get("finetune") or {}

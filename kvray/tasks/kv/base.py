@@ -1,4 +1,4 @@
-"""What the dictionary tasks share: their common knobs, prompts laid out as cells, and the loop that makes examples.
+"""What the dictionary tasks share: their common knobs, prompts laid out as pieces, and the loop that makes examples.
 
 A gold dictionary is drawn *first*, as in the paper's scripts, and then moved: one draft serves every gold position.
 """
@@ -16,10 +16,9 @@ from pydantic import model_validator
 
 from kvray.errors import InputError
 from kvray.models.tokenizer import TokenCounter
-from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.tasks.base import Context, CountTokens, Task, added, examples, recipe
 from kvray.tasks.kv.draws import Ints, Mask, draws_of
-from kvray.tasks.kv.text import Cells, Parts, cells, integer_cells, squeeze, weave
+from kvray.tasks.kv.text import Numbers, Parts, Pieces, integer_pieces
 from kvray.tasks.prompts import KV_HEAD
 from kvray.tasks.rng import Draws, below, draws, key_of
 
@@ -76,7 +75,7 @@ class Draft:
         tokens: of the prompts, once they are counted. Shape ``(rows,)``.
     """
 
-    index: Ints
+    index: Numbers
     query: Ints
     key: Ints
     value: Ints
@@ -145,18 +144,22 @@ class Builder(ABC):
         return sum(limit for limit, _, _ in self.sections)
 
     @cached_property
-    def numbers(self) -> Cells:
-        """Integers as cells. Shape ``(integers,)``."""
-        return integer_cells(max(self.dictionaries + 1, *(limit for limit, _, _ in self.sections)))
+    def pieces(self) -> Pieces:
+        """The sections, the empty text, the labels of dictionaries from 0, and bare integers."""
+        most = max(self.dictionaries + 1, *(limit for limit, _, _ in self.sections))
+        return Pieces(
+            [
+                *(integer_pieces(*section) for section in self.sections),
+                pa.array([""]),
+                integer_pieces(self.dictionaries + 1, "Dictionary [", "] {"),
+                integer_pieces(most),
+            ]
+        )
 
-    @cached_property
-    def _entries(self) -> Cells:
-        return np.concatenate([*(integer_cells(*section) for section in self.sections), cells("", 1)])
-
-    @cached_property
-    def _labels(self) -> Cells:
-        width = cells(f"Dictionary [{self.dictionaries}] {{").size
-        return np.stack([cells(f"Dictionary [{i + 1}] {{", width) for i in range(self.dictionaries)])
+    def numbers(self, integers: Ints) -> Numbers:
+        """Return the numbers of the pieces that are bare integers."""
+        numbers: Numbers = (integers + self.pieces.starts[-1]).astype(np.int32)
+        return numbers
 
     @cached_property
     def forced_rows(self) -> NDArray[np.int8]:
@@ -179,7 +182,7 @@ class Builder(ABC):
         bound = (np.full(len(rows), self.task.rows) if self.early_by_samples else units) * EARLY_BOUND
         early = below(drawn[:, 1], np.clip(bound.astype(np.int64), 1, units))
         forced = self.forced_rows[rows]
-        return np.select([forced == _FIRST, forced == _EARLY], [0, early], below(drawn[:, 0], units))
+        return np.where(forced == _FIRST, 0, np.where(forced == _EARLY, early, below(drawn[:, 0], units)))
 
     def attempt(self, rows: Ints, number: int) -> Draft:
         """Return the drafts of attempt ``number`` of ascending ``rows``; none depends on the other rows."""
@@ -188,28 +191,33 @@ class Builder(ABC):
     def count(self, rows: Ints, draft: Draft, gold: Ints | None = None) -> Ints:
         """Count the tokens of prompts, by default with the gold dictionary where it belongs."""
         gold = self.gold(rows, draft.units) if gold is None else gold
-        return self.count_tokens([text.decode() for text in self._prompts(draft, gold)])
+        return self.count_tokens(self._prompts(draft, gold).to_pylist())
 
     def build(self, start: int, stop: int) -> pa.Table:
-        blocks = [EXAMPLE_SCHEMA.empty_table()]
-        for at in range(start, stop, self.block_rows):
-            rows = np.arange(at, min(at + self.block_rows, stop))
-            draft = self._settled(rows)
-            gold = self.gold(rows, draft.units)
-            ids = [f"row-{row:07d}" for row in rows.tolist()]
-            answers = squeeze(weave(len(draft), self._answer(draft, gold)))
-            columns = {
+        rows = np.arange(start, stop)
+        position, units, tokens = (np.empty(len(rows), np.int64) for _ in range(3))
+        prompts, answers = [pa.array([], pa.string())], [pa.array([], pa.string())]
+        for at in range(0, len(rows), self.block_rows):
+            block = slice(at, at + self.block_rows)
+            draft = self._settled(rows[block])
+            gold = self.gold(rows[block], draft.units)
+            position[block], units[block], tokens[block] = gold + 1, draft.units, draft.tokens
+            prompts.append(self._prompts(draft, gold))
+            answers.append(self.pieces.spell(len(draft), self._answer(draft, gold)))
+        ids = pa.array([f"row-{row:07d}" for row in rows.tolist()], pa.string())
+        answer = pa.concat_arrays(answers)
+        return examples(
+            {
                 "example_id": ids,
                 "question_id": ids,
-                "position": [None] * len(ids) if self.forced is None else gold + 1,
-                "units": draft.units,
-                "prompt": pa.array(self._prompts(draft, gold), pa.binary()).cast(pa.string()),
-                "answer": answers,
-                "references": [[answer] for answer in answers],
-                "prompt_tokens": draft.tokens,
+                "position": pa.nulls(len(rows)) if self.forced is None else position,
+                "units": units,
+                "prompt": pa.concat_arrays(prompts),
+                "answer": answer,
+                "references": pa.ListArray.from_arrays(np.arange(len(rows) + 1, dtype=np.int32), answer),
+                "prompt_tokens": tokens,
             }
-            blocks.append(examples(columns))
-        return pa.concat_tables(blocks).combine_chunks()
+        )
 
     def _settled(self, rows: Ints) -> Draft:
         """Draft every row until it is accepted; an InputError if one is not in 1 + :data:`REDRAWS` attempts."""
@@ -239,12 +247,15 @@ class Builder(ABC):
         draft.tokens = self.count(rows, draft)
         return draft.tokens <= self.most_tokens
 
-    def _prompts(self, draft: Draft, gold: Ints) -> list[bytes]:
+    def _prompts(self, draft: Draft, gold: Ints) -> pa.StringArray:
         """Return the prompts with the dictionary drawn first at 0-based index ``gold``."""
-        rows, dictionaries, _ = draft.index.shape
-        place = np.arange(dictionaries)
-        order = np.where(place < gold[:, None], place + 1, np.where(place == gold[:, None], 0, place))
-        labels = np.broadcast_to(self._labels, (rows, *self._labels.shape))
-        lines = np.concatenate([labels, self._entries.take(draft.index[np.arange(rows)[:, None], order])], axis=2)
-        lines[place >= draft.units[:, None]] = 0
-        return squeeze(weave(rows, [KV_HEAD, lines, *self._question(draft)]))
+        rows, dictionaries, entries = draft.index.shape
+        place, first = np.arange(dictionaries), gold[:, None]
+        # Those before the gold dictionary move up by one place.
+        order = np.where(place == first, 0, place + (place < first)) + np.arange(rows)[:, None] * dictionaries
+        lines = np.empty((rows, dictionaries, 1 + entries), np.int32)
+        lines[:, :, 0] = self.pieces.starts[-2] + 1 + place
+        lines[:, :, 1:] = draft.index.reshape(-1, entries).take(order, axis=0)
+        if draft.units.min(initial=dictionaries) < dictionaries:
+            lines[place >= draft.units[:, None]] = self.empty
+        return self.pieces.spell(rows, [KV_HEAD, lines, *self._question(draft)])

@@ -24,6 +24,11 @@ class Costs:
     labels: Ints
     pieces: Ints
 
+    def total(self, draft: Draft) -> Ints:
+        """Tokens of each prompt with all of its dictionaries. Shape ``(rows,)``."""
+        entries: Ints = self.pieces.take(draft.index.reshape(len(draft), -1)).sum(axis=1)
+        return entries + int(self.labels.sum()) + self.fixed + self.query[draft.query[:, 0]]
+
     def sums(self, draft: Draft) -> Ints:
         """Tokens of each prompt with 1, 2, … of its dictionaries. Shape ``(rows, dictionaries)``."""
         lines = self.pieces.take(draft.index).sum(axis=2) + self.labels

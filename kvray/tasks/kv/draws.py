@@ -51,9 +51,9 @@ def repeats(keys: Ints) -> Mask:
 
 def draws_of(key: int, rows: Ints, width: int, stream: int) -> Draws:
     """Return :func:`kvray.tasks.rng.draws` for any ascending rows. Shape ``(len(rows), width)``."""
-    ends = np.flatnonzero(np.diff(rows) != 1) + 1
-    runs = [run for run in np.split(rows, ends) if run.size]
-    return np.concatenate([draws(key, int(run[0]), int(run[-1]) + 1, width, stream) for run in runs])
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    drawn = [draws(key, int(run[0]), int(run[-1]) + 1, width, stream) for run in runs]
+    return drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
 
 
 def copies(values: Ints, at: Ints) -> Mask:
@@ -76,11 +76,17 @@ def pick_until(drawn: Draws, picks: Sequence[Callable[[Draws], Ints]], spoiled: 
     drawn = drawn.copy()
     picked = [pick(drawn) for pick in picks]
     touched = np.arange(len(drawn))
-    while touched.size:
-        row, slot = np.nonzero(spoiled(touched, *(integers[touched] for integers in picked)))
-        row = touched[row]
+    row, slot = _places(spoiled(touched, *picked))
+    while row.size:
         drawn[row, slot] = redraw(drawn[row, slot])
         for pick, integers in zip(picks, picked, strict=True):
             integers[row, slot] = pick(drawn[row, slot])
         touched = np.unique(row)
+        row, slot = _places(spoiled(touched, *(integers[touched] for integers in picked)))
+        row = touched[row]
     return picked
+
+
+def _places(mask: Mask) -> tuple[Ints, Ints]:
+    """As ``np.nonzero`` of a matrix, several times as fast where little is marked."""
+    return np.divmod(np.flatnonzero(mask), mask.shape[1])

@@ -6,8 +6,6 @@ below the budget with the gold dictionary first, and 30 below as emitted; both c
 as the knob ``count_bos`` does.
 """
 
-from itertools import combinations
-
 import numpy as np
 
 from kvray.tasks.kv.draws import Ints, Mask
@@ -31,11 +29,17 @@ def collapse(keys: Ints, values: Ints, sizes: Ints) -> None:
     ``keys`` and ``values`` have shape ``(rows, dictionaries, slots)``; ``sizes``, the slots in use, has shape
     ``(rows, dictionaries)`` and is lowered where keys repeat.
     """
-    repeated = np.zeros(sizes.shape, np.bool_)
-    for first, later in combinations(range(keys.shape[2]), 2):
-        repeated |= (keys[:, :, first] == keys[:, :, later]) & (later < sizes)
-    for at in zip(*np.nonzero(repeated), strict=True):
-        used = slice(sizes[at])
-        pairs = dict(zip(keys[at][used].tolist(), values[at][used].tolist(), strict=True))
+    slots, flat = keys.shape[2], keys.reshape(-1)
+    # Equal keys that are no further apart than slots are rare, so only they are looked at more closely.
+    repeated = {
+        at // slots
+        for apart in range(1, slots)
+        for at in np.flatnonzero(flat[apart:] == flat[:-apart]).tolist()
+        if at % slots + apart < slots
+    }
+    for dictionary in repeated:
+        at = divmod(dictionary, keys.shape[1])
+        size = sizes[at]
+        pairs = dict(zip(keys[at][:size].tolist(), values[at][:size].tolist(), strict=True))
         sizes[at] = len(pairs)
         keys[at][: len(pairs)], values[at][: len(pairs)] = list(pairs), list(pairs.values())

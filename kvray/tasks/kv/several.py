@@ -114,16 +114,16 @@ class SeveralBuilder(IntegersBuilder):
         return SeveralDraft(index=self._index(keys, values, sizes), query=key, key=key, value=value, holders=holders)
 
     def _question(self, draft: Draft) -> Parts:
-        question = fill_in(TEXTS["several_kv"]["tail"].removeprefix("\n"), keys=listed(self.numbers[draft.query]))
+        question = fill_in(TEXTS["several_kv"]["tail"].removeprefix("\n"), keys=listed(self.numbers(draft.query)))
         if self.task.template:
             blanks = {"value": "<fill-in-value>", "dictionary": "<fill-in-dictionary-name>"}
-            sentences = [fill_in(KV_ANSWER, key=key, **blanks) for key in self.numbers[draft.query].T]
+            sentences = [fill_in(KV_ANSWER, key=key, **blanks) for key in self.numbers(draft.query).T]
             question += fill_in(TEXTS["several_kv"]["template"], sentences=_lines(sentences))
         return question
 
     def _answer(self, draft: Draft, gold: Ints) -> Parts:
         assert isinstance(draft, SeveralDraft)
-        columns = (self.numbers[part].T for part in (draft.key, draft.value, draft.holders + 1))
+        columns = (self.numbers(part).T for part in (draft.key, draft.value, draft.holders + 1))
         return _lines(
             [
                 fill_in(KV_ANSWER, key=key, value=value, dictionary=label)

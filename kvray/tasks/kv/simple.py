@@ -24,7 +24,7 @@ from kvray.tasks.kv.base import Builder, DictionaryTask, Draft
 from kvray.tasks.kv.costs import Costs, measure_costs
 from kvray.tasks.kv.draws import Ints, Mask, choose, copies, integer_pool, pick_until, repeats
 from kvray.tasks.kv.paper import BUDGET, GOLD_KEYS, accepted, collapse
-from kvray.tasks.kv.text import CELL_BYTES, Parts, fill_in
+from kvray.tasks.kv.text import Numbers, Parts, fill_in
 from kvray.tasks.prompts import KV_ANSWER, KV_TAIL, KV_TEMPLATE
 from kvray.tasks.rng import Draws, below
 
@@ -90,16 +90,26 @@ class IntegersBuilder(Builder):
         # The upper half of a draw makes the key, the lower half the value.
         return pick_until(drawn, (partial(choose, pool=self.pool), value), spoiled)
 
-    def _index(self, keys: Ints, values: Ints, sizes: Ints) -> Ints:
+    def _index(self, keys: Ints, values: Ints, sizes: Ints) -> Numbers:
         """Return the index of a draft with ``sizes`` pairs per dictionary, of shape ``(rows, dictionaries)``."""
-        shape = (*sizes.shape, self.slots)
-        index = np.empty((*shape, 2), np.int64)
-        np.add(keys.reshape(shape), self.limit, out=index[..., 0])
-        index[:, :, 0, 0] -= self.limit
-        np.add(values.reshape(shape), 2 * self.limit, out=index[..., 1])
-        index.reshape(-1, self.slots, 2)[np.arange(sizes.size), sizes.reshape(-1) - 1, 1] += self.limit
-        index[np.arange(self.slots) >= sizes[..., None]] = self.empty
+        index = np.empty((sizes.size, self.slots, 2), np.int32)
+        index[..., 0], index[..., 1] = keys.reshape(-1, self.slots), values.reshape(-1, self.slots)
+        in_use, starts = (table.take(sizes.reshape(-1), axis=0) for table in self._layouts)
+        index *= in_use
+        index += starts
         return index.reshape(*sizes.shape, -1)
+
+    @cached_property
+    def _layouts(self) -> tuple[Numbers, Numbers]:
+        """By size of a dictionary: whether an entry is in use (1 or 0), and its section's start, or the empty entry.
+
+        Shapes ``(slots + 1, slots, 2)``.
+        """
+        size, slot = np.arange(self.slots + 1)[:, None], np.arange(self.slots)
+        in_use = np.stack([slot < size] * 2, axis=2)
+        sections = np.stack([np.broadcast_to(slot > 0, in_use.shape[:2]), 2 + (slot == size - 1)], axis=2)
+        starts = np.where(in_use, sections * self.limit, self.empty)
+        return in_use.astype(np.int32), starts.astype(np.int32)
 
 
 @register("simple_kv")
@@ -161,7 +171,7 @@ class SimpleBuilder(IntegersBuilder):
         self.dictionaries = self._enough_dictionaries() if task.dictionaries == "fit" else task.dictionaries
         # The gold pair's slot, a size per dictionary, one draw per pair.
         self.width = 1 + self.dictionaries * (1 + self.slots)
-        self.block_rows = max(1, _BLOCK_BYTES // (CELL_BYTES * self.width))
+        self.block_rows = max(1, _BLOCK_BYTES // (8 * self.width))
 
     def _enough_dictionaries(self) -> int:
         """Return enough to fill every prompt: half as many again as fit at mean length, and eight."""
@@ -215,10 +225,10 @@ class SimpleBuilder(IntegersBuilder):
         return Draft(index=self._index(keys, values, sizes), query=gold_key, key=gold_key, value=gold_value)
 
     def _question(self, draft: Draft) -> Parts:
-        return fill_in(self.question, key=self.numbers[draft.query])
+        return fill_in(self.question, key=self.numbers(draft.query))
 
     def _answer(self, draft: Draft, gold: Ints) -> Parts:
-        key, value, label = (self.numbers[part] for part in (draft.key, draft.value, gold + 1))
+        key, value, label = (self.numbers(part) for part in (draft.key, draft.value, gold + 1))
         return fill_in(KV_ANSWER, key=key, value=value, dictionary=label)
 
     def _measure(self, rows: Ints, draft: Draft) -> Mask:
@@ -226,7 +236,7 @@ class SimpleBuilder(IntegersBuilder):
             return self._fill(rows, draft)
         if self.costs is not None:
             # A sum does not depend on the order of the dictionaries: gold first and as emitted are the same.
-            draft.tokens = first = self.costs.sums(draft)[:, -1]
+            draft.tokens = first = self.costs.total(draft)
         else:
             draft.tokens = first = self.count(rows, draft)
             if self.paper:

@@ -25,7 +25,7 @@ from kvray.tasks.base import Context, CountTokens, added, recipe, register
 from kvray.tasks.kv.base import Builder, DictionaryTask, Draft
 from kvray.tasks.kv.draws import Ints, Mask, choose, copies, integer_pool, pick_until, redraw, repeats
 from kvray.tasks.kv.paper import BUDGET, GOLD_KEYS, accepted, collapse
-from kvray.tasks.kv.text import Parts, fill_in, listed
+from kvray.tasks.kv.text import Numbers, Parts, fill_in, listed
 from kvray.tasks.prompts import SUBKEY_ANSWER, SUBKEY_TAIL, SUBKEY_TEMPLATE
 from kvray.tasks.rng import Draws, below, unit
 
@@ -238,11 +238,11 @@ class SubkeyBuilder(Builder):
 
         return pick_until(drawn.reshape(len(drawn), -1), [self.pick_values], spoiled)[0].reshape(drawn.shape)
 
-    def _index(self, keys: Ints, values: Ints, sizes: Ints) -> Ints:
+    def _index(self, keys: Ints, values: Ints, sizes: Ints) -> Numbers:
         """Return entries of the layout's table: per pair its subkeys, padded, and its value."""
         slot, last = np.arange(self.size), (keys > 0).sum(axis=-1)[..., None] - 1
         section = np.where(slot == last, 2, np.where(slot == 0, 0, 1))
-        index = np.empty((*keys.shape[:3], self.size + 1), np.int64)
+        index = np.empty((*keys.shape[:3], self.size + 1), np.int32)
         index[..., :-1] = np.where(slot > last, self.empty, keys + section * self.subkey_limit)
         pair = np.arange(keys.shape[2])
         ends = pair == sizes[..., None] - 1
@@ -251,11 +251,11 @@ class SubkeyBuilder(Builder):
         return index.reshape(*keys.shape[:2], -1)
 
     def _question(self, draft: Draft) -> Parts:
-        return fill_in(self.question, subkeys=listed(self.numbers[draft.query]))
+        return fill_in(self.question, subkeys=listed(self.numbers(draft.query)))
 
     def _answer(self, draft: Draft, gold: Ints) -> Parts:
-        subkeys, key = (listed(self.numbers[part]) for part in (draft.query, draft.key))
-        value, label = self.numbers[draft.value], self.numbers[gold + 1]
+        subkeys, key = (listed(self.numbers(part)) for part in (draft.query, draft.key))
+        value, label = self.numbers(draft.value), self.numbers(gold + 1)
         return fill_in(SUBKEY_ANSWER, subkeys=subkeys, key=["(", *key, ")"], value=value, dictionary=label)
 
     def _measure(self, rows: Ints, draft: Draft) -> Mask:

@@ -14,80 +14,17 @@ import itertools
 import math
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from kvray.driver.seats.state import CellState, LaneState, LaneView, SeatState
 from kvray.planning.work import Lane, Nothing, Seat, Unit
 from kvray.store.manifest import FileEntry
 from kvray.store.store import Outcome
 
 Room = Callable[[Mapping[str, int]], bool]
 """Returns whether so many seats, by lane, may exist at the same time."""
-
-
-@dataclass(frozen=True)
-class LaneView:
-    """What a lane does now, for a reader.
-
-    ``done`` and ``total`` are rows, or finetunes with their shares. Of its seats some are ``pending`` (they have no
-    devices yet), ``starting``, ``working`` or ``idle``. ``under_way`` has each unit's artefact, how much of it is done,
-    and its note. ``left_s`` is the work, in estimated seconds, that is not done; ``waiting`` artefacts wait for others.
-    """
-
-    name: str
-    done: float
-    total: float
-    pending: int
-    starting: int
-    working: int
-    idle: int
-    under_way: tuple[tuple[str, float, str], ...]
-    left_s: float
-    waiting: int
-
-    @property
-    def held(self) -> int:
-        """Seats that have devices."""
-        return self.starting + self.working + self.idle
-
-
-@dataclass
-class _Cell:
-    """An artefact in the making: its units that are not done, and the entries of the files that were stored."""
-
-    lane: str
-    open: dict[int, Unit]
-    rows: float
-    files: dict[str, FileEntry] = field(default_factory=dict)
-
-
-@dataclass
-class _Seat:
-    lane: str
-    since: float
-    process: str = ""
-    held: dict[int, Unit] = field(default_factory=dict)
-    holding: tuple[str | None, ...] = ()
-    up: bool = False
-    dead: bool = False  # and told so; of a slot, its next process is yet to take
-    idle_since: float | None = None
-    progress: dict[int, tuple[float, str]] = field(default_factory=dict)
-
-
-@dataclass
-class _Lane:
-    lane: Lane
-    ready: dict[str | None, list[tuple[float, int]]] = field(default_factory=dict)  # heaps of (-priority, number)
-    ready_s: defaultdict[str | None, float] = field(default_factory=lambda: defaultdict(float))  # seconds by model
-    expected: dict[str, tuple[float, float, bool]] = field(default_factory=dict)  # (seconds, priority, soon) by id
-    start_s: float = 0.0
-    starts: int = 0
-    failed_starts: int = 0
-    refused: str | None = None
-    length: int = 0
-    done: float = 0.0
-    total: float = 0.0
 
 
 class WorkQueue:
@@ -98,15 +35,15 @@ class WorkQueue:
     """
 
     def __init__(self, lanes: Iterable[Lane], retries: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._lanes = {lane.name: _Lane(lane, start_s=lane.start_s) for lane in lanes}
+        self._lanes = {lane.name: LaneState(lane, start_s=lane.start_s) for lane in lanes}
         self._retries = retries
         self._clock = clock
         self._lock = threading.RLock()
-        self._cells: dict[str, _Cell] = {}
+        self._cells: dict[str, CellState] = {}
         self._units: dict[int, Unit] = {}
         self._after: dict[str, float] = {}  # seconds of what waits for an artefact
         self._attempts: Counter[int] = Counter()
-        self._seats: dict[str, _Seat] = {}
+        self._seats: dict[str, SeatState] = {}
         self._outcomes: list[Outcome] = []
         self._starving: str | None = None
         self._numbers = itertools.count()
@@ -133,7 +70,7 @@ class WorkQueue:
                 return
             numbered = [replace(unit, number=next(self._numbers)) for unit in units]
             rows = sum(unit.rows for unit in numbered)
-            self._cells[artefact_id] = _Cell(lane, {unit.number: unit for unit in numbered}, rows)
+            self._cells[artefact_id] = CellState(lane, {unit.number: unit for unit in numbered}, rows)
             self._after[artefact_id] = after
             self._lanes[lane].total += rows
             for unit in numbered:
@@ -195,7 +132,7 @@ class WorkQueue:
     def seat(self, seat: Seat) -> None:
         """Tell of a seat that is about to start."""
         with self._lock:
-            self._seats[seat.name] = _Seat(seat.lane, self._clock())
+            self._seats[seat.name] = SeatState(seat.lane, self._clock())
 
     def ended(self, name: str, why: str | None = None) -> None:
         """Tell that a seat ended: well (None), or by its death, whose reason ``why`` gives."""
@@ -321,7 +258,7 @@ class WorkQueue:
                 return seat.lane
         return None
 
-    def _first(self, lane: _Lane) -> float:
+    def _first(self, lane: LaneState) -> float:
         """Return the highest priority of work that is ready or will be soon; -1 if there is none."""
         ready = [-heap[0][0] for heap in lane.ready.values() if heap]
         return max([*ready, *(priority for _, priority, soon in lane.expected.values() if soon)], default=-1.0)
@@ -338,7 +275,7 @@ class WorkQueue:
         worth = max(1, math.ceil(seconds / lane.start_s)) if lane.start_s > 0 else count
         return min(count, worth, lane.lane.most or count)
 
-    def _choose(self, lane: _Lane, seat: _Seat) -> Unit | None:
+    def _choose(self, lane: LaneState, seat: SeatState) -> Unit | None:
         for model in seat.holding:
             if lane.ready.get(model):
                 return self._pop(lane, model)
@@ -351,7 +288,7 @@ class WorkQueue:
 
         return self._pop(lane, max(models, key=lambda model: lane.ready_s[model] / (1 + serving[model])))
 
-    def _pop(self, lane: _Lane, model: str | None) -> Unit:
+    def _pop(self, lane: LaneState, model: str | None) -> Unit:
         _, number = heapq.heappop(lane.ready[model])
         unit = self._units[number]
         lane.ready_s[model] -= unit.seconds
@@ -367,7 +304,7 @@ class WorkQueue:
         heapq.heappush(lane.ready.setdefault(unit.model, []), (-priority, unit.number))
         lane.ready_s[unit.model] += unit.seconds
 
-    def _release(self, seat: _Seat, why: str, preempted: bool = False) -> None:
+    def _release(self, seat: SeatState, why: str, preempted: bool = False) -> None:
         """Hand out again what a dead process held, unless it has had its attempts, of which preempted ones are none."""
         held, seat.held, seat.progress = list(seat.held.values()), {}, {}
         lane = self._lanes[seat.lane]
@@ -384,7 +321,7 @@ class WorkQueue:
         if lane.failed_starts > self._retries:
             self.refuse(seat.lane, why)
 
-    def _let_go(self, seat: _Seat, unit: Unit) -> None:
+    def _let_go(self, seat: SeatState, unit: Unit) -> None:
         seat.held.pop(unit.number, None)
         seat.progress.pop(unit.number, None)
 
@@ -407,7 +344,7 @@ class WorkQueue:
                 self._let_go(seat, unit)
         self._outcomes.append(Outcome(artefact_id, error))
 
-    def _view(self, name: str, lane: _Lane) -> LaneView:
+    def _view(self, name: str, lane: LaneState) -> LaneView:
         seats = [seat for seat in self._seats.values() if seat.lane == name]
         noted = [(seat.held[number], *state) for seat in seats for number, state in seat.progress.items()]
         held_s = sum(unit.seconds for seat in seats for unit in seat.held.values())
@@ -415,7 +352,7 @@ class WorkQueue:
             name=name,
             done=lane.done + sum(done for _, done, _ in noted),
             total=lane.total,
-            pending=sum(not seat.process for seat in seats),
+            pending=sum(not seat.process and not seat.up for seat in seats),
             starting=sum(bool(seat.process) and not seat.up for seat in seats),
             working=sum(seat.up and bool(seat.held) for seat in seats),
             idle=sum(seat.up and not seat.held for seat in seats),

@@ -11,26 +11,23 @@ import logging
 import os
 import re
 import tempfile
-import time
-import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvray.driver.placement import Capacity, Place
-from kvray.driver.queue import LaneView, Room, WorkQueue
+from kvray.driver.seats.placement import Capacity, Place
+from kvray.driver.seats.queue import Room, WorkQueue
+from kvray.driver.seats.sources import RemoteSource
+from kvray.driver.seats.state import LaneView
 from kvray.errors import KvrayError, ResourceError, last_line
-from kvray.planning.work import Lane, Nothing, Seat, Unit
-from kvray.store.manifest import FileEntry
+from kvray.planning.work import Lane, Seat
 from kvray.store.store import Outcome
 
 Call = tuple[str, tuple[Any, ...]]
 """A method of the work queue, by name, and its arguments."""
 THREADS = 16
 """Calls that the dispatcher serves at a time; each takes well below a millisecond."""
-PAUSE_S = 0.25
-"""Between two questions of a seat that has no work."""
 END_S = 15.0
 """For which the driver waits until idle seats have ended."""
 SEATS_PENDING = 4096
@@ -113,55 +110,6 @@ class Dispatcher:
 
     def ended(self, seat: str, why: str | None) -> None:
         self._queue.ended(seat, why)
-
-
-class RemoteSource:
-    """A :class:`~kvray.planning.work.Source` for a seat in a process of its own."""
-
-    def __init__(self, dispatcher: Any, seat: str) -> None:
-        self._dispatcher, self._seat = dispatcher, seat
-        self._process = ""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_process": ""}  # whoever unpickles it is another process
-
-    def take(self, holding: Collection[str | None] = (), wait: bool = True) -> Unit | Nothing:
-        self._process = self._process or uuid.uuid4().hex
-        for attempt in itertools.count():
-            given = self._ask("take", list(holding), self._process)
-            if given is not Nothing.LATER or not wait or attempt * PAUSE_S >= 1.0:
-                return given  # type: ignore[no-any-return]  # actors are untyped
-            time.sleep(PAUSE_S)
-        raise AssertionError
-
-    def finish(self, unit: Unit, files: Sequence[FileEntry] = ()) -> Sequence[FileEntry] | None:
-        return self._ask("finish", unit, list(files))  # type: ignore[no-any-return]
-
-    def committed(self, unit: Unit) -> None:
-        self._ask("committed", unit)
-
-    def failed(self, unit: Unit, error: str) -> None:
-        self._ask("failed", unit, error)
-
-    def died(self, error: str, preempted: bool = False) -> None:
-        self._ask("died", error, preempted)
-
-    def give_back(self, unit: Unit, length: int) -> None:
-        self._ask("give_back", unit, length)
-
-    def length(self) -> int:
-        return int(self._ask("length"))
-
-    def progress(self, unit: Unit, done: float, note: str = "") -> None:
-        self._dispatcher.call.remote("progress", self._seat, unit, done, note)
-
-    def started(self, seconds: float) -> None:
-        self._ask("started", seconds)
-
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        import ray
-
-        return ray.get(self._dispatcher.call.remote(method, self._seat, *arguments))
 
 
 class Seats:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from kvray.driver.cluster import Cluster
-from kvray.driver.local import tune
-from kvray.driver.placement import Capacity, Place, place_engines, place_finetunes, room
-from kvray.driver.queue import Room
-from kvray.driver.seats import Opening
+from kvray.driver.seats.cluster import Cluster
+from kvray.driver.seats.dispatcher import Opening
+from kvray.driver.seats.placement import Capacity, Place, place_engines, place_finetunes, room
+from kvray.driver.seats.queue import Room
+from kvray.driver.seats.threads import tune
 from kvray.errors import InputError
 from kvray.evaluate.chunks import chunk_count, chunk_name, span
 from kvray.evaluate.served import model_of

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from kvray.driver.placement import Capacity, NodeType
+from kvray.driver.seats.placement import Capacity, NodeType
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 READ_EVERY_S = 2.0

@@ -1,17 +1,17 @@
 """What an API makes: seats that are threads of the driver's own process, as they hold no device. No Ray."""
 
 import threading
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-from kvray.driver.queue import LaneView, WorkQueue
+from kvray.driver.seats.queue import WorkQueue
+from kvray.driver.seats.sources import LocalSource
+from kvray.driver.seats.state import LaneView
 from kvray.errors import KvrayError, ResourceError
 from kvray.finetune import openai
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import Lane, Nothing, Seat, Source, Unit
-from kvray.store.manifest import FileEntry
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 
@@ -94,41 +94,3 @@ def _advance(source: Source, unit: Unit, done: float, note: str = "", total: flo
 
 def _one_each(counts: Mapping[str, int]) -> bool:
     return all(count <= 1 for count in counts.values())
-
-
-class LocalSource:
-    """A :class:`~kvray.planning.work.Source` for a seat in the queue's own process."""
-
-    def __init__(self, queue: WorkQueue, seat: Seat, pause_s: float = 0.2) -> None:
-        self._queue, self._name, self._pause_s = queue, seat.name, pause_s
-
-    def take(self, holding: Collection[str | None] = (), wait: bool = True) -> Unit | Nothing:
-        given = self._queue.take(self._name, holding)
-        if wait and given is Nothing.LATER:
-            time.sleep(self._pause_s)
-            return self._queue.take(self._name, holding)
-        return given
-
-    def finish(self, unit: Unit, files: Sequence[FileEntry] = ()) -> Sequence[FileEntry] | None:
-        return self._queue.finish(self._name, unit, files)
-
-    def committed(self, unit: Unit) -> None:
-        self._queue.committed(self._name, unit)
-
-    def failed(self, unit: Unit, error: str) -> None:
-        self._queue.failed(self._name, unit, error)
-
-    def died(self, error: str, preempted: bool = False) -> None:
-        self._queue.died(self._name, error, preempted)
-
-    def give_back(self, unit: Unit, length: int) -> None:
-        self._queue.give_back(self._name, unit, length)
-
-    def length(self) -> int:
-        return self._queue.length(self._name)
-
-    def progress(self, unit: Unit, done: float, note: str = "") -> None:
-        self._queue.progress(self._name, unit, done, note)
-
-    def started(self, seconds: float) -> None:
-        self._queue.started(self._name, seconds)
