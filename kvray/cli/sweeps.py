@@ -66,12 +66,9 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
         print(table(["artefact", "why"], result.failures()))
     if report:
         from kvray.report.build import current, write
-        from kvray.report.terminal import summary
 
         name = planned.sweep.name
-        if not current(place, name):
-            write(place, name)
-        print("\n".join(["", *summary(place, name), ""]))
+        print("\n".join(["", *(current(place, name, result.listing) or write(place, name).summary), ""]))
         print(f"report: {place.folder(f'reports/{name}').place}/report.html")
     return 1 if result.failed else 0
 
@@ -172,7 +169,7 @@ def report(
     of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
     from kvray.report.build import write
-    from kvray.report.terminal import document, summary
+    from kvray.report.terminal import document
     from kvray.sweep.load import load
 
     place = frame.open_store(store)
@@ -180,9 +177,10 @@ def report(
     place.plan_document(name)
     paths = write(place, name, out)
     if json_:
-        print(json.dumps({**document(place, name), "report": vars(paths)}, indent=1))
+        written = {key: value for key, value in vars(paths).items() if key not in ("page", "summary")}
+        print(json.dumps({**document(place, name), "report": written}, indent=1))
     else:
-        print("\n".join([*summary(place, name), "", f"report: {paths.html}"]))
+        print("\n".join([*paths.summary, "", f"report: {paths.html}"]))
 
 
 @frame.command

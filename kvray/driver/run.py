@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvray.console import duration, say
@@ -18,10 +18,11 @@ from kvray.errors import InputError, KvrayError, ResourceError, RunInterrupted, 
 from kvray.models.openai import address
 from kvray.models.reference import API, BaseModelRef
 from kvray.planning import benchmarks
-from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, WritingJob, tell_replaced
+from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, WritingJob, keep
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.store import failures
+from kvray.store.manifest import Presence
 from kvray.store.store import Outcome, Store
 from kvray.sweep.document import from_values
 from kvray.sweep.grid import variants
@@ -74,8 +75,8 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     """
     started = time.monotonic()
     store.check(write=True)
-    states = store.states([artefact.id for artefact in planned.artefacts], verify)
-    todo = [artefact for artefact in planned.artefacts if states[artefact.id] != "committed"]
+    listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
+    todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
     if any(_asks_api(artefact, base) for artefact in todo):
         address(planned.sweep.runtime.api_base_url)
     if planned.sweep.runtime.engine != Runtime().engine:
@@ -87,16 +88,17 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         cells = {name: job.task for name, job in asked.items() if isinstance(job, PredictionsJob)}
         if lacking := list(benchmarks.problems(cells)):
             raise InputError(lacking)
-    tell_replaced(planned, store)
-    store.write_document(f"sweeps/{planned.sweep.name}.json", planned.to_json())
-    result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
+    keep(planned, store)
     if not todo:
-        return result
+        return Result(planned.sweep, store, len(planned.artefacts), listing=listing)
+    result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
+    noted = failures.noted(store)
     for artefact in todo:
-        if states[artefact.id] == "damaged":
+        if listing[artefact.id].state == "damaged":
             say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
             store.discard(artefact.id)
-        failures.delete(store, artefact.id)
+        if artefact.id in noted:
+            failures.delete(store, artefact.id)
     stage = "starting Ray"
     try:
         with connect(planned.sweep.runtime):
@@ -205,6 +207,7 @@ class Result:
     made: list[str] = field(default_factory=list)  # ids of the artefacts that the run committed
     failed: dict[str, str] = field(default_factory=dict)  # reason by id; running again tries these again
     seconds: float = 0.0  # wall-clock time of the run
+    listing: Mapping[str, Presence] | None = None  # of the store, where there was nothing to do: still true
 
     @property
     def nothing_to_do(self) -> bool:

@@ -40,6 +40,7 @@ def choose(config: Any, capability: tuple[int, int] | None) -> str | None:
         and set(getattr(text, "layer_types", None) or _LAYERS) <= _LAYERS
         and not getattr(text, "attention_chunk_size", None)
         and not getattr(text, "attention_dropout", 0)
+        and not getattr(text, "v_head_dim", None)  # values narrower than keys
         and (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) <= _LARGEST_HEAD
     )
     if not packable:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kvray.errors import InputError, Problem, SourceUnreachableError, first_line
 from kvray.models import files
+from kvray.models.digests import sha256
 
 BUNDLED = {"kvray-tiny": Path(__file__).parent / "kvray-tiny"}
 API = "openai:"  # prefix of the name of a model behind an OpenAI-compatible API
@@ -221,6 +222,5 @@ def _directory_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(p for p in path.iterdir() if p.suffix in _CONTENT):
         digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(sha256(file))
     return digest.hexdigest()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from kvray.console import say
-from kvray.errors import StoreError
+from kvray.errors import InputError, StoreError
 from kvray.store import failures
 from kvray.store.root import PLAN_FORMAT
 from kvray.store.store import Store
@@ -34,22 +34,29 @@ def status(planned: Sequence[PlannedArtefact], store: Store, verify: bool = Fals
     """Return the state of every artefact of a plan."""
     states = store.states([artefact.id for artefact in planned], verify)
     noted = failures.noted(store)
-    found = []
-    for artefact in planned:
-        state, reason = str(states[artefact.id]), None
-        if state != "committed" and artefact.id in noted:
-            state, reason = "failed", failures.read(store, artefact.id)
-        found.append(Status(artefact.id, artefact.kind, state, reason))
-    return found
+    failed = [one for one, state in states.items() if state != "committed" and one in noted]
+    reasons = failures.reasons(store, failed)
+    return [
+        Status(each.id, each.kind, "failed" if each.id in reasons else str(states[each.id]), reasons.get(each.id))
+        for each in planned
+    ]
+
+
+def keep(planned: Plan, store: Store) -> None:
+    """Write the plan document, after the notice of :func:`tell_replaced`; one that is there is left alone."""
+    name, data = f"sweeps/{planned.sweep.name}.json", planned.to_json()
+    if store.read_document(name) != data:
+        tell_replaced(planned, store)
+        store.write_document(name, data)
 
 
 def tell_replaced(planned: Plan, store: Store) -> None:
     """Print a notice if the plan replaces a stored one of the same name that has artefacts beyond it."""
     name = planned.sweep.name
-    if name not in store.sweeps():
-        return
     try:
         stored = store.plan_document(name)
+    except InputError:  # there is none
+        return
     except StoreError as error:
         say(f"kvray: the stored plan cannot be read ({error}) and is replaced")
         return
@@ -151,14 +158,17 @@ class Plan:
     def to_json(self) -> bytes:
         """Return the plan document, ``sweeps/<name>.json`` in the store: UTF-8 JSON, byte for byte reproducible."""
         keys = [each.name for each in fields(PlannedArtefact)]
-        document = {
+        head = {
             "format": PLAN_FORMAT,
             "name": self.sweep.name,
             "base_model": self.base_model,
             "sweep": self.sweep.model_dump(mode="json"),
-            "artefacts": [{key: getattr(artefact, key) for key in keys} for artefact in self.artefacts],
+            "artefacts": [],
         }
-        return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+        # A line for each: json writes indented text in Python, and this in C.
+        rows = (json.dumps({key: getattr(each, key) for key in keys}, ensure_ascii=False) for each in self.artefacts)
+        text = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("[]\n}")
+        return (text + "[\n  " + ",\n  ".join(rows) + "\n ]\n}\n").encode()
 
 
 @dataclass(frozen=True)

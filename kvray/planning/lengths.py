@@ -59,9 +59,15 @@ def measure(task: Task, context: Context, rows: int, counted: Counting, whole: b
     Raises InputError if the rows cannot be made or the template refuses them.
     """
     made: dict[int, tuple[int, ...]] = {}
+    every: pa.Table | None = None
     for batch in _consecutive(rows) if whole else _spread(rows, task.per_row()):
-        runs = [(batch[0], batch[-1] + 1)] if whole else [(row, row + 1) for row in batch]
-        table = pa.concat_tables([task.build(*run, context) for run in runs])
+        if not whole and every is None and made and _all_needed([each for *_, each, _ in made.values()], rows):
+            every = task.build(0, rows, context)  # at once, far faster than row by row
+        if every is not None:
+            table = every.take(batch)
+        else:
+            runs = [(batch[0], batch[-1] + 1)] if whole else [(row, row + 1) for row in batch]
+            table = pa.concat_tables([task.build(*run, context) for run in runs])
         plain = np.asarray(table["prompt_tokens"].to_numpy(), np.int64)
         asked, trained = counted.count(plain, prompts_of(table), table["answer"].to_pylist(), check=not made)
         if "answer_prefix" in table.column_names:  # the beginning of the answer is asked with
@@ -90,6 +96,11 @@ def _enough(lengths: Counts, rows: int) -> bool:
     if rows <= WHOLE_ROWS or number < min(rows, WHOLE_ROWS // 2):
         return False
     return bool(lengths.std() <= PRECISION * lengths.mean() * number**0.5)
+
+
+def _all_needed(lengths: Sequence[int], rows: int) -> bool:
+    """Return whether :func:`_enough` will ask for every row, judged by the first ones."""
+    return rows <= WHOLE_ROWS and sum(lengths) / len(lengths) * rows < MOST_TOKENS / 2
 
 
 def _consecutive(rows: int) -> Iterator[Sequence[int]]:

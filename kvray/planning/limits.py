@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from kvray.errors import Path, Problem
 from kvray.models import lora
 from kvray.models.files import ModelFiles, linear_modules
+from kvray.models.memory import Batch, Decoder, Training, decoder_of
 from kvray.models.reference import BaseModelRef
 from kvray.planning.lengths import Lengths
 from kvray.sweep.model import Finetune, Runtime, Sweep
@@ -14,6 +15,8 @@ from kvray.tasks.lm_eval import LmEval
 from kvray.tasks.problems import unknown
 
 FEW = 0.05  # share of an evaluation's prompts up to which prompts too long for the model are a warning, not an error
+USUAL_GPU = 24
+"""GB of the usual small GPU (A10G, L4, RTX 4090); what needs more is said, as the plan knows no GPU."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Limits:
     modules: frozenset[str] = frozenset()  # that can get an adapter, each with its parent: ``self_attn.q_proj``
     width: int | None = None  # features of a token between layers
     architecture: str | None = None
+    decoder: Decoder | None = None
 
 
 def limits_of(base: BaseModelRef, files: ModelFiles | None, tensors: Collection[str] = ()) -> Limits:
@@ -33,7 +37,8 @@ def limits_of(base: BaseModelRef, files: ModelFiles | None, tensors: Collection[
     modules = linear_modules(tensors)
     if files is None or base.api:
         return Limits(base, modules=modules)
-    return Limits(base, files.trained_length, files.served_length, modules, files.width, files.architecture)
+    lengths, sizes = (files.trained_length, files.served_length), decoder_of(files.config)
+    return Limits(base, *lengths, modules, files.width, files.architecture, sizes)
 
 
 def resolved(finetune: Finetune, limits: Limits) -> Finetune:
@@ -76,11 +81,34 @@ def problems(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -
 
 
 def warnings(sweep: Sweep, limits: Limits, lengths: Callable[[Task], Lengths]) -> Iterator[Problem]:
-    """Yield the evaluations with a few prompts that are too long, which stay unanswered."""
+    """Yield a finetune that needs a large GPU, and evaluations with a few prompts that are too long for the model."""
+    tasks = [task.reseeded(seed) for _, task, seed in sweep.trained_on()]
+    longest = max((int(lengths(task).trained.max(initial=0)) for task in tasks), default=0)
+    least = least_memory(sweep.finetune, sweep.runtime, limits, longest) if longest else None
+    if least is not None and least > USUAL_GPU * 1e9 and sweep.runtime.gpus_per_finetune != 0:
+        held = "one GPU" if sweep.runtime.workers_per_finetune == 1 else "each worker's GPU"
+        text = (
+            f"found {sweep.finetune.method}, which takes at least {least / 1e9:.0f} GB of {held} for {limits.base.name}"
+        )
+        yield Problem(("finetune", "method"), f"{text} and rows of up to {longest:,} tokens; a smaller one is refused")
     for name, task in sweep.evaluate.items():
         share, text = _long_prompts(task, sweep.runtime, limits, lengths(task))
         if 0 < share <= FEW:
             yield Problem(("evaluate", name), f"{text}; rows that do not fit are left unanswered and are in no number")
+
+
+def least_memory(finetune: Finetune, runtime: Runtime, limits: Limits, longest: int) -> int | None:
+    """Return the bytes that a finetune takes at least of a GPU, with one row at a time; None if the model is unknown.
+
+    As the finetune itself counts them (:func:`kvray.finetune.fit.fit`), without logits, of which there are few.
+    """
+    if limits.decoder is None:
+        return None
+    targets = resolved(finetune, limits).lora_targets
+    workers = runtime.workers_per_finetune if runtime.strategy == "fsdp" else 1
+    targets = () if isinstance(targets, str) else targets
+    training = Training(limits.decoder, finetune.method, targets, finetune.lora_rank, True, workers)
+    return training.peak(Batch(longest, 1, longest, 0), runtime.gradient_checkpointing is not False)
 
 
 def _finetune_problems(finetune: Finetune, runtime: Runtime, limits: Limits) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from kvray.planning.inputs import Inputs
 from kvray.planning.lengths import Lengths
 from kvray.planning.mixture import counted_of, read_per_epoch
 from kvray.planning.sizes import resized
-from kvray.store.fingerprint import fingerprint
+from kvray.store.fingerprint import canonical_json, fingerprint
 from kvray.store.store import artefact_id, readable_name
 from kvray.sweep.grid import Variant
 from kvray.sweep.model import Sweep
@@ -88,9 +88,7 @@ class _Builder:
         finetunes = self.finetunes(variant)
         for name, task in self.sweep.evaluate.items():
             label, path = variant.evaluation_label(name), variant.written(("evaluate", name))
-            examples = self.dataset(task, label, "evaluate", path) if task.BRINGS_EXAMPLES else None
-            for finetune in (None, *finetunes):
-                self.predictions(task, label, examples, finetune, path)
+            self.predictions(task, label, finetunes, path)
 
     def lengths_of(self, task: Task) -> Lengths:
         return self.inputs.of(task).lengths
@@ -163,10 +161,10 @@ class _Builder:
         size = epoch.rows, round(finetune.epochs * epoch.tokens), epoch.counted
         return self.artefact("finetune", name, recipe, needs, labels, job, path, size)
 
-    def predictions(
-        self, task: Task, evaluation: str, examples: Artefact | None, finetune: Artefact | None, path: Path
-    ) -> None:
+    def predictions(self, task: Task, evaluation: str, finetunes: Sequence[Artefact], path: Path) -> None:
+        """Add the predictions of the base model and of finetunes on a task, which have one recipe: needs differ."""
         known, lengths = self.inputs.of(task), self.lengths_of(task)
+        examples = self.dataset(task, evaluation, "evaluate", path) if task.BRINGS_EXAMPLES else None
         recipe = {
             "base": self.inputs.base.identity,
             "decoding": {"temperature": 0.0, "max_tokens": task.MAX_OUTPUT_TOKENS, "stop": list(task.STOP)},
@@ -177,14 +175,16 @@ class _Builder:
             recipe |= {"task": task.recipe(), "sources": dict(known.sources)}
             if self.inputs.base.api and isinstance(task, LmEval) and task.metadata is not None:
                 recipe["tokenizer"] = self.inputs.base.token_identity  # measures what the benchmark generates
-        labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
-        data_id, finetune_id = (need.id if need is not None else None for need in (examples, finetune))
-        settings = self.sweep.finetune if finetune else None
-        job = PredictionsJob(task, data_id, finetune_id, self.sweep.name, settings)
-        needs = [need for need in (examples, finetune) if need is not None]
-        name = f"{plain_name(task)}-{finetune.name if finetune else 'base'}"
+        written = canonical_json(recipe)
         size = lengths.rows, lengths.total(lengths.asked), counted_of([lengths])
-        self.artefact("predictions", name, recipe, needs, labels, job, path, size)
+        data_id = examples.id if examples else None
+        for finetune in (None, *finetunes):
+            labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
+            settings = self.sweep.finetune if finetune else None
+            job = PredictionsJob(task, data_id, finetune.id if finetune else None, self.sweep.name, settings)
+            needs = [need for need in (examples, finetune) if need is not None]
+            name = f"{plain_name(task)}-{finetune.name if finetune else 'base'}"
+            self.artefact("predictions", name, recipe, needs, labels, job, path, size, written)
 
     def system_message(self) -> dict[str, Any]:
         """Return the part of a recipe that only models behind an API have."""
@@ -201,9 +201,13 @@ class _Builder:
         job: WritingJob | Task | FinetuneJob | PredictionsJob,
         path: Path,
         size: Size,
+        written: bytes | None = None,
     ) -> Artefact:
-        """Add an artefact; return the first one with its id. Problems with its labels are reported at ``path``."""
-        digest = fingerprint(recipe, [need.fingerprint for need in needs])
+        """Add an artefact; return the first one with its id. Problems with its labels are reported at ``path``.
+
+        ``written`` is the recipe's canonical JSON, where it is known.
+        """
+        digest = fingerprint(written or recipe, [need.fingerprint for need in needs])
         need_ids = tuple(need.id for need in needs)
         new_id, name, (rows, tokens, counted) = artefact_id(kind, name, digest), readable_name(name), size
         new = Artefact(new_id, kind, name, digest, need_ids, rows, tokens, labels, recipe, job, counted)

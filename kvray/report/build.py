@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -14,11 +14,13 @@ import kvray
 from kvray.errors import StoreError
 from kvray.report import breakdowns, findings, methods, published, recovery, training
 from kvray.report.blocks import Block, name_figures, to_html, to_markdown
-from kvray.results.snapshot import Progress, Snapshot, collect, look
+from kvray.report.terminal import lines
+from kvray.results.snapshot import Snapshot, Standing, collect, look
 from kvray.store import output
 from kvray.store.content import encode
 from kvray.store.files import Folder
-from kvray.store.fingerprint import canonical_json
+from kvray.store.fingerprint import encoded
+from kvray.store.manifest import Presence
 from kvray.store.schemas import SCORES_SCHEMA
 from kvray.store.store import Store
 
@@ -51,7 +53,10 @@ SECTIONS: tuple[Section, ...] = (
 
 @dataclass(frozen=True)
 class Paths:
-    """Local paths, or URIs in a bucket, of a report's directory and files; ``page`` is the content of ``html``."""
+    """Local paths, or URIs in a bucket, of a report's directory and files; ``page`` is the content of ``html``.
+
+    ``summary`` are the lines of :mod:`kvray.report.terminal`.
+    """
 
     directory: str
     markdown: str
@@ -59,6 +64,7 @@ class Paths:
     scores: str
     figures: tuple[str, ...]
     page: str
+    summary: tuple[str, ...]
 
 
 def write(
@@ -78,6 +84,7 @@ def write(
         figures |= {f"{FIGURES}{figure.name}.png": figure.png, f"{FIGURES}{figure.name}.svg": figure.svg}
     scored = snapshot.scores.select(SCORES_SCHEMA.names).to_arrow().cast(pa.schema(SCORES_SCHEMA))
     files = {"report.md": to_markdown(blocks).encode(), "scores.parquet": bytes(encode(scored)), **figures}
+    summary = lines(snapshot)
     page = to_html(f"kvray: {sweep}", blocks)
     files["report.html"] = page.encode()  # last: whoever sees it has the rest
     try:
@@ -88,7 +95,7 @@ def write(
             folder.put(name, data)
         for name in old:
             folder.delete(name)
-        note = made_from(store, snapshot) | {"files": list(files)}
+        note = made_from(store, snapshot) | {"files": list(files), "summary": summary}
         folder.put(NOTE, (json.dumps(note, indent=1) + "\n").encode())
     except StoreError as error:
         if out_dir is not None:
@@ -98,22 +105,28 @@ def write(
     markdown, html, scores, *drawn = (
         f"{folder.place}/{name}" for name in ("report.md", "report.html", "scores.parquet", *figures)
     )
-    return Paths(folder.place, markdown, html, scores, tuple(drawn), page)
+    return Paths(folder.place, markdown, html, scores, tuple(drawn), page, tuple(summary))
 
 
-def current(store: Store, sweep: str) -> bool:
-    """Return whether a report is up to date with plan, artefacts and kvray; InputError if there is no such sweep."""
-    source = made_from(store, look(store, sweep))
+def current(store: Store, sweep: str, listing: Mapping[str, Presence] | None = None) -> list[str]:
+    """Return the summary of the report in the store if it is up to date with plan, artefacts and kvray, else [].
+
+    Reads neither manifests nor predictions; ``listing`` is the store's of the plan's artefacts, if known. Raises
+    InputError if there is no such sweep.
+    """
+    source = made_from(store, look(store, sweep, listing))
     folder = store.folder(f"reports/{sweep}")
     note, listed = _note(folder)
-    return source.items() <= note.items() and folder.names().issuperset(listed)
+    summary = note.get("summary")
+    whole = source.items() <= note.items() and folder.names().issuperset(listed)
+    return [str(line) for line in summary] if whole and isinstance(summary, list) else []
 
 
-def made_from(store: Store, progress: Progress) -> dict[str, str]:
+def made_from(store: Store, standing: Standing) -> dict[str, str]:
     """Return digests of everything that a report depends on, which its note holds."""
-    times = {one: manifest.created for one, manifest in progress.manifests.items()}
-    parts = {"plan": progress.document, "committed": times, "states": progress.states, "failures": progress.failures}
-    digests = {name: hashlib.sha256(canonical_json(part)).hexdigest() for name, part in parts.items()}
+    times = dict(standing.times)
+    parts = {"plan": standing.document, "committed": times, "states": standing.states, "failures": standing.failures}
+    digests = {name: hashlib.sha256(encoded(part)).hexdigest() for name, part in parts.items()}
     return {"kvray": kvray.__version__, "store": store.uri, **digests}
 
 

@@ -18,10 +18,14 @@ _GAP = "  "
 
 
 def summary(store: Store, sweep: str) -> list[str]:
-    """Return lines with a row per model and a column per evaluation; InputError if there is no such sweep."""
-    snapshot = collect(store, sweep)
+    """Return :func:`lines` of a sweep as it stands; InputError if there is no such sweep."""
+    return lines(collect(store, sweep))
+
+
+def lines(snapshot: Snapshot) -> list[str]:
+    """Return lines with a row per model and a column per evaluation."""
     done, cells = snapshot.evaluated()
-    head = f"{sweep}: {done} of {cells} cells evaluated"
+    head = f"{snapshot.sweep}: {done} of {cells} cells evaluated"
     if not snapshot.profiles:
         return [head, "no predictions yet"]
     names = ["", *snapshot.with_base]

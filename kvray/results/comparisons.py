@@ -40,7 +40,7 @@ def scores(
     """Return the rows of scores.parquet: accuracy, and change from the base unless subtasks are too many (MMLU's)."""
     profiles = profile.profiles(predictions) if profiles is None else profiles
     keys = ["sweep", "evaluation", "task", "base_model", "mixture", "finetune", "model"]
-    parts = [accuracy(predictions, keys)]
+    parts = [accuracy(predictions, keys).join(_spread(predictions, keys), on=keys, how="left", nulls_equal=True)]
     for axis in AXES.values():
         rows = _split(predictions, axis, profiles, all_subtasks=True)
         parts += [accuracy(rows, [*keys, *axis.columns])] if rows.height else []
@@ -51,6 +51,13 @@ def scores(
     table = pl.concat([*parts, pl.DataFrame(schema=TYPES)], how="diagonal")
     joined = table.join(against, on=["evaluation", "model", *AXES], how="left", nulls_equal=True)
     return joined.sort(["evaluation", "mixture", "finetune", *AXES], nulls_last=False, maintain_order=True)
+
+
+def _spread(predictions: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Return the standard deviation between the accuracies of several seeds, in the column ``spread``."""
+    scored = predictions.filter(pl.col("seed").is_not_null() & pl.col("score").is_not_null())
+    by_seed = scored.group_by(*keys, "seed", maintain_order=True).agg(pl.col("score").mean())
+    return by_seed.group_by(keys, maintain_order=True).agg(spread=pl.col("score").std())
 
 
 def _compare(rows: pl.DataFrame, columns: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[pl.DataFrame]:

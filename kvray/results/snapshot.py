@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from kvray.errors import DamagedArtefactError
 from kvray.results import comparisons, frames, losses, profile, references
 from kvray.results.profile import OVERALL, Profile
 from kvray.results.reader import Results
 from kvray.store import failures
-from kvray.store.manifest import Manifest
+from kvray.store.manifest import Manifest, Presence
 from kvray.store.store import Store
 from kvray.tasks.base import Measure
 
 
 def collect(store: Store, sweep: str) -> Snapshot:
     """Read a sweep and compare its models, without damaged predictions; InputError if there is no such sweep."""
-    progress = look(store, sweep)
+    standing = look(store, sweep)
+    progress = Progress(**vars(standing), manifests=store.read_manifests(list(standing.times)))
     predictions = frames.with_models(Results(store).predictions(sweep, skip_damaged=True).collect())
     answered = progress.committed("predictions")
     declared = {cell["labels"]["evaluation"]: manifest.measurements for cell, manifest in answered}
@@ -46,30 +45,36 @@ def collect(store: Store, sweep: str) -> Snapshot:
     )
 
 
-def look(store: Store, sweep: str) -> Progress:
-    """Read plan, states, manifests and failures, but not predictions; InputError if there is no such sweep."""
+def look(store: Store, sweep: str, listing: Mapping[str, Presence] | None = None) -> Standing:
+    """Read the plan, list states and read failures, but neither manifests nor predictions.
+
+    ``listing`` is the store's of the plan's artefacts, if known. Raises InputError if there is no such sweep.
+    """
     document = Results(store).document(sweep)
-    states: dict[str, str] = dict(store.states([artefact["id"] for artefact in document["artefacts"]]))
-    manifests = {}
-    for one in (one for one, state in states.items() if state == "committed"):
-        with suppress(DamagedArtefactError):
-            if (manifest := store.manifest(one)) is not None:
-                manifests[one] = manifest
+    found = listing or store.listing([artefact["id"] for artefact in document["artefacts"]])
+    states: dict[str, str] = {one: presence.state for one, presence in found.items()}
+    times = {one: presence.committed_ns for one, presence in found.items() if presence.state == "committed"}
     noted = failures.noted(store)
-    failed = [one for one in states if one in noted and one not in manifests]
-    errors = {one: " ".join((failures.read(store, one) or "").split())[:400] for one in failed}
-    reasons = {one: error or "failed without a message" for one, error in errors.items()}
-    return Progress(document, states | dict.fromkeys(reasons, "failed"), manifests, reasons)
+    errors = failures.reasons(store, [one for one in states if one in noted and one not in times])
+    reasons = {one: " ".join(error.split())[:400] or "failed without a message" for one, error in errors.items()}
+    return Standing(document, states | dict.fromkeys(reasons, "failed"), times, reasons)
 
 
 @dataclass(frozen=True)
-class Progress:
-    """A sweep's plan and, by artefact, states (committed, missing, damaged, failed), manifests, errors if failed."""
+class Standing:
+    """A sweep's plan and, by artefact, states (committed, missing, damaged, failed) and errors if failed."""
 
     document: Mapping[str, Any]
     states: Mapping[str, str]
-    manifests: Mapping[str, Manifest]
+    times: Mapping[str, int | None]  # of the commits, in ns, as a listing shows them
     failures: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Progress(Standing):
+    """A sweep's plan and states, with the manifests of what is committed."""
+
+    manifests: Mapping[str, Manifest]
 
     def planned(self, kind: str) -> list[dict[str, Any]]:
         return [artefact for artefact in self.document["artefacts"] if artefact["kind"] == kind]

@@ -1,39 +1,49 @@
-"""How far the seeds of one mixture lie apart, measured on the finetunes that a store has."""
+"""How far the seeds of one mixture lie apart, as the reports in a store have measured it."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import io
+import math
+from collections.abc import Iterator
 
-import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from kvray.errors import InputError, StoreError
-from kvray.results.reader import Results
 from kvray.store.store import Store
 
-_MODEL = ["evaluation", "mixture", "finetune"]
+SCORES = "scores.parquet"
+_COLUMNS = ["base_model", "evaluation", "mixture", "finetune", "seeds", "accuracy", "spread"]
 
 
 def spread_of_seeds(store: Store, base_model: str, method: str) -> dict[str, float]:
     """Return the standard deviation of accuracy between seeds, as a share, by evaluation.
 
-    Pooled over the mixtures of every sweep on this base model and finetuning method that has committed predictions of
-    two seeds or more; "" pools all evaluations. The noise of the questions is in it, since a finetune's accuracy is
-    known from them alone, and makes it a little too large. Empty where nothing was measured.
+    Pooled over the mixtures of every report on this base model and finetuning method that has two seeds or more; ""
+    pools all evaluations. The noise of the questions is in it, since a finetune's accuracy is known from them alone,
+    and makes it a little too large. Empty where nothing was measured, or by an earlier kvray.
     """
-    parts = []
-    for sweep in store.sweeps():
-        with suppress(InputError, StoreError):
-            if store.plan_document(sweep).get("base_model") != base_model:
-                continue
-            scored = pl.col("seed").is_not_null() & pl.col("score").is_not_null()
-            rows = Results(store).predictions(sweep, skip_damaged=True).filter(scored)
-            rows = rows.filter(pl.col("finetune").str.starts_with(method))
-            means = rows.group_by("artefact", *_MODEL, "seed").agg(pl.col("score").mean())
-            parts.append(means.with_columns(sweep=pl.lit(sweep)).collect())
-    if not parts:
-        return {}
-    every = pl.concat(parts).unique("artefact").group_by("sweep", *_MODEL).agg(pl.col("score").var(), seeds=pl.len())
-    every = every.filter(pl.col("seeds") > 1).with_columns(df=pl.col("seeds") - 1)
-    pooled = ((pl.col("score") * pl.col("df")).sum() / pl.col("df").sum()).sqrt().alias("spread")
-    by_evaluation = {str(name): float(value) for name, value in every.group_by("evaluation").agg(pooled).rows()}
-    return {**by_evaluation, "": float(every.select(pooled).item())} if by_evaluation else {}
+    sums: dict[str, tuple[float, int]] = {}
+    # Sweeps may share finetunes: rows that are equal are of the same ones.
+    for evaluation, _, seeds, _, spread in sorted(set(_measured(store, base_model, method))):
+        for name in (evaluation, ""):
+            squares, freedom = sums.get(name, (0.0, 0))
+            sums[name] = squares + (seeds - 1) * spread**2, freedom + seeds - 1
+    return {name: math.sqrt(squares / freedom) for name, (squares, freedom) in sums.items()}
+
+
+def _measured(store: Store, base_model: str, method: str) -> Iterator[tuple[str, str, int, float, float]]:
+    """Yield evaluation, mixture, number of seeds, their mean accuracy and their spread."""
+    for name in store.documents("reports/"):
+        if name.count("/") != 2 or not name.endswith(f"/{SCORES}"):
+            continue
+        try:
+            file = pq.ParquetFile(io.BytesIO(store.read_document(name) or b""))
+        except (pa.ArrowException, OSError):
+            continue
+        if not set(_COLUMNS) <= set(file.schema_arrow.names):
+            continue
+        for row in file.read(columns=_COLUMNS).to_pylist():
+            finetuned = row["base_model"] == base_model and str(row["finetune"]).startswith(method)
+            if finetuned and row["spread"] is not None:
+                mixture = f"{row['mixture']} {row['finetune']}"
+                yield row["evaluation"], mixture, row["seeds"], round(row["accuracy"], 9), round(row["spread"], 9)

@@ -1,7 +1,7 @@
 """Failure notes: why an artefact was not made when it was last tried, one document per artefact."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from kvray.store.root import Root
 
@@ -24,6 +24,13 @@ def read(store: Root, artefact_id: str) -> str | None:
     except ValueError:
         return data.decode(errors="replace")
     return str(document.get("error", "") if isinstance(document, Mapping) else document)
+
+
+def reasons(store: Root, artefact_ids: Iterable[str]) -> dict[str, str]:
+    """Return why artefacts failed, of those that have a note; several are read at a time from an object store."""
+    ids = list(artefact_ids)
+    found = zip(ids, store.each(lambda one: read(store, one), ids), strict=True)
+    return {one: reason for one, reason in found if reason is not None}
 
 
 def delete(store: Root, artefact_id: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 _ABSENT = object()
 _SURROGATES = re.compile("[\ud800-\udfff]")  # halves of characters, which UTF-8 cannot encode
+_Place = tuple[Any, str | int] | None  # where a value lies: the place of what holds it, and its key or index there
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _SHOWN = 80  # characters of a value in a line of a diff
 
 
@@ -17,31 +19,39 @@ def canonical_json(value: Any) -> bytes:
 
     Raises TypeError if a part, named by its dotted path, has no stable form: NaN, bytes, a key not str, any object.
     """
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    return encoded(plain(value))
 
 
-def fingerprint(recipe: Mapping[str, Any], needs: Sequence[str] = ()) -> str:
-    """Return the sha256 (64 hex digits) of a recipe and, in order, the fingerprints of what it needs."""
-    return hashlib.sha256(canonical_json({"recipe": recipe, "needs": list(needs)})).hexdigest()
+def encoded(value: Any) -> bytes:
+    """Return the form of :func:`canonical_json` of a value that is :func:`plain`."""
+    return _ENCODER.encode(value).encode("utf-8")
 
 
-def plain(value: Any, path: str = "") -> Any:
+def fingerprint(recipe: Mapping[str, Any] | bytes, needs: Sequence[str] = ()) -> str:
+    """Return the sha256 (64 hex digits) of a recipe and, in order, the fingerprints of what it needs.
+
+    A recipe that many artefacts share may be given as its :func:`canonical_json`.
+    """
+    data = recipe if isinstance(recipe, bytes) else canonical_json(recipe)
+    return hashlib.sha256(b'{"needs":%b,"recipe":%b}' % (canonical_json(list(needs)), data)).hexdigest()
+
+
+def plain(value: Any, place: _Place = None) -> Any:
     """Copy a value as a JSON round trip would; TypeError as from :func:`canonical_json`."""
     # Types are compared exactly: a subclass (an enum, numpy.float64) may print differently in its next version.
-    if value is None or type(value) in (bool, int):
+    kind = type(value)
+    if (kind is str and (value.isascii() or not _SURROGATES.search(value))) or value is None or kind in (int, bool):
         return value
-    if type(value) is float and math.isfinite(value):
+    if kind is float and math.isfinite(value):
         return value + 0.0  # -0.0 equals 0.0, so both must print alike
-    if type(value) is str and not _SURROGATES.search(value):
-        return value
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
         odd = [key for key in value if type(key) is not str]
         if odd:
-            raise TypeError(f"{path or 'value'}: key {odd[0]!r} is {type(odd[0]).__name__}; expected str")
-        return {plain(key, path): plain(item, f"{path}.{key}" if path else key) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return [plain(item, f"{path}.{index}" if path else str(index)) for index, item in enumerate(value)]
-    raise TypeError(f"{path or 'value'}: {value!r} ({type(value).__name__}) has no stable JSON form")
+            raise TypeError(f"{_dotted(place)}: key {odd[0]!r} is {type(odd[0]).__name__}; expected str")
+        return {plain(key, place): plain(item, (place, key)) for key, item in value.items()}
+    if kind in (list, tuple):
+        return [plain(item, (place, index)) for index, item in enumerate(value)]
+    raise TypeError(f"{_dotted(place)}: {value!r} ({kind.__name__}) has no stable JSON form")
 
 
 def recipe_diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -50,6 +60,14 @@ def recipe_diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     Lists of equal length are compared item by item, others as a whole; a missing field shows as ``(absent)``.
     """
     return [f"{path}: {_show(old)} -> {_show(new)}" for path, old, new in _differences(a, b, "")]
+
+
+def _dotted(place: _Place) -> str:
+    names = []
+    while place is not None:
+        place, name = place
+        names.append(str(name))
+    return ".".join(reversed(names)) or "value"
 
 
 def _differences(a: Any, b: Any, path: str) -> list[tuple[str, Any, Any]]:

@@ -51,6 +51,11 @@ class Root:
         """The pyarrow file system of :meth:`path`; InputError if the place is out of reach."""
         return self._files.fs
 
+    @property
+    def remote(self) -> bool:
+        """Whether every read is a round trip, as of a bucket."""
+        return self._files.remote
+
     def check(self, write: bool = False) -> None:
         """Check that the store can be reached and, with ``write``, written to; InputError says why if it cannot."""
         probe = self.path(f"{TEMPORARY}probe-{os.getpid()}")
@@ -130,7 +135,7 @@ class Root:
         if "/" not in name or name.split("/", 1)[0] in FOLDERS.values():
             raise StoreError(f"{name!r} is no document name: expected <folder>/<name> outside the artefacts' folders")
 
-    def _each(self, work: Callable[[_T], _U], items: Sequence[_T]) -> list[_U]:
+    def each(self, work: Callable[[_T], _U], items: Sequence[_T]) -> list[_U]:
         """Apply ``work`` to every item and keep their order; concurrently where each is a round trip."""
         if not self._files.remote or len(items) < 2:
             return [work(item) for item in items]

@@ -173,7 +173,7 @@ class Store(Root):
         if not listed:
             raise StoreError(f"{artefact_id} holds no Parquet file")
         directory = self.path(artefact_id)
-        tables = self._each(lambda entry: content.table(self._files, directory, entry, columns), listed)
+        tables = self.each(lambda entry: content.table(self._files, directory, entry, columns), listed)
         return pa.concat_tables(tables, promote_options="default")  # a file of an older version may lack a column
 
     def fetch(self, artefact_id: str, into: Path) -> Path:
@@ -187,7 +187,7 @@ class Store(Root):
             if problems := self.problems(artefact_id, verify=True):
                 raise DamagedArtefactError("; ".join(problems))
             return Path(directory)
-        self._each(lambda entry: content.copy(self._files, directory, entry, into), entries)
+        self.each(lambda entry: content.copy(self._files, directory, entry, into), entries)
         return into
 
     def problems(self, artefact_id: str, verify: bool = False) -> list[str]:
@@ -204,7 +204,7 @@ class Store(Root):
         def problem(entry: FileEntry) -> str | None:
             return content.problem(self._files, directory, entry, sizes.get(entry.name), verify)
 
-        return [text for text in self._each(problem, manifest.files) if text]
+        return [text for text in self.each(problem, manifest.files) if text]
 
     def state(self, artefact_id: str, verify: bool = False) -> State:
         return self.states([artefact_id], verify)[artefact_id]
@@ -231,7 +231,7 @@ class Store(Root):
         states: dict[str, State] = {one: "committed" if MANIFEST in sizes[one] else "missing" for one in wanted}
         # Without a seal (on a disk, or after damage) a manifest says which files there should be.
         unsealed = [one for one in wanted if MANIFEST in sizes[one] and (verify or seal(sizes[one]) not in sizes[one])]
-        states |= zip(unsealed, self._each(lambda one: self._state(one, sizes[one], verify), unsealed), strict=True)
+        states |= zip(unsealed, self.each(lambda one: self._state(one, sizes[one], verify), unsealed), strict=True)
 
         def presence(one: str) -> Presence:
             names = sorted(name for name in sizes[one] if name != MANIFEST and not name.startswith("."))
@@ -243,13 +243,17 @@ class Store(Root):
 
     def manifests(self, kind: str | None = None) -> list[Manifest]:
         """Return the manifests of all committed artefacts, ordered by id, without the unreadable ones."""
-        suffix = f"/{MANIFEST}"
-        ids = [
-            f"{folder}/{name.removesuffix(suffix)}"
-            for folder in ([FOLDERS[kind]] if kind else FOLDERS.values())
-            for name in sorted(self._files.listing(self.path(folder)))
-            if name.endswith(suffix)
-        ]
+        folders = [kind] if kind else FOLDERS
+        return list(self.read_manifests(sorted(one for folder in folders for one in self.committed(folder))).values())
+
+    def committed(self, kind: str) -> dict[str, int]:
+        """Return the ids of all artefacts of a kind that have a manifest, with its modification time in ns."""
+        suffix, infos = f"/{MANIFEST}", self._files.infos(self.path(FOLDERS[kind]))
+        found = {name.removesuffix(suffix): info for name, info in infos.items() if name.endswith(suffix)}
+        return {f"{FOLDERS[kind]}/{name}": int(info.mtime_ns) for name, info in found.items()}
+
+    def read_manifests(self, ids: Sequence[str]) -> dict[str, Manifest]:
+        """Return manifests by id, of those artefacts that have a readable one."""
 
         def read(one: str) -> Manifest | None:
             try:
@@ -257,7 +261,7 @@ class Store(Root):
             except DamagedArtefactError:
                 return None
 
-        return [manifest for manifest in self._each(read, ids) if manifest]
+        return {manifest.id: manifest for manifest in self.each(read, ids) if manifest}
 
     def discard(self, artefact_id: str) -> None:
         """Remove an artefact, its manifest first, so that a committed one never lacks files."""

@@ -127,6 +127,8 @@ def test_a_finetune_on_packed_rows_is_the_one_on_padded_rows(monkeypatch, mini, 
     assert [row["loss"] for row in packed.log] == pytest.approx([row["loss"] for row in padded.log], abs=1e-5)
     assert padded.measurements["attention"] == "sdpa"
     assert packed.measurements["attention"] == VARLEN
+    for config in (tmp_path / "packed/model").glob("*config.json"):
+        assert VARLEN not in config.read_text()  # vLLM and others do not know it
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,7 @@ def test_a_finetune_on_packed_rows_is_the_one_on_padded_rows(monkeypatch, mini, 
         (MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2), AMPERE, None),
         (AutoConfig.for_model("gemma2", **SIZES, attn_logit_softcapping=50.0), AMPERE, None),
         (AutoConfig.for_model("lfm2", vocab_size=64, hidden_size=32, full_attn_idxs=[1]), AMPERE, None),
+        (AutoConfig.for_model("deepseek_v3", vocab_size=64, hidden_size=32), AMPERE, None),
         (SimpleNamespace(), AMPERE, None),
     ],
 )

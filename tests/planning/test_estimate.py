@@ -13,6 +13,7 @@ from toy_tasks import Toy
 
 from kvray.models.reference import resolve
 from kvray.planning import inputs
+from kvray.planning.cost import measured
 from kvray.planning.cost.estimate import estimate
 from kvray.results.crossed import detectable
 from kvray.results.stats import detectable_difference
@@ -175,3 +176,32 @@ def test_one_seed_is_told_to_give_no_verdict_about_mixtures(tmp_path: Path) -> N
     said = "No verdict about mixtures can come of it"
     assert said in estimate(toy_plan(), Store(tmp_path)).text()
     assert said not in estimate(toy_plan(finetune={"seeds": [0, 1, 2]}), Store(tmp_path)).text()
+
+
+def test_a_large_plan_reads_few_manifests_and_of_what_is_committed_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, planned = Store(tmp_path), toy_plan(finetune={"seeds": list(range(30)), "match": "rows"})
+    *others, last = planned.artefacts
+    for artefact in others:
+        commit(store, artefact, seconds=2, tokens=100)
+    read: list[str] = []
+    genuine = Store.read_manifests
+    monkeypatch.setattr(Store, "read_manifests", lambda self, ids: read.extend(ids) or genuine(self, ids))
+    monkeypatch.setattr(Store, "remote", True)
+    found = estimate(planned, store)
+    basis = found.document["totals"]["seconds_basis"]["predictions"]
+    assert "50 tokens/s, measured over 3 toy predictions in this store" in basis
+    assert len(read) <= measured.MOST_REMOTE and last.id not in read
+    # Of another sweep, whose finetunes are none of these.
+    read.clear()
+    another = toy_plan(
+        finetune={"seeds": [0], "match": "rows", "epochs": 3}, evaluate={"new": {"task": "toy", "rows": 7, "seed": 3}}
+    )
+    rates = estimate(another, store).document["totals"]["seconds_basis"]
+    assert "measured over 3 toy predictions" in rates["predictions"] and "lora finetune" in rates["finetune"]
+    assert 0 < len(read) <= measured.MOST_REMOTE
+    read.clear()
+    commit(store, last)
+    assert estimate(planned, store).document["totals"]["to_run"] == 0
+    assert read == []

@@ -13,6 +13,7 @@ from toy_tasks import Toy
 from kvray.driver import run
 from kvray.errors import InputError
 from kvray.models import lora
+from kvray.models.memory import decoder_of
 from kvray.models.reference import BaseModelRef
 from kvray.planning import limits
 from kvray.planning.lengths import Lengths, estimated
@@ -150,6 +151,37 @@ def test_a_few_long_prompts_are_a_warning() -> None:
     assert told(few, mixtures={}) == []
     (warning,) = limits.warnings(sweep_of(mixtures={}), KNOWN, lambda task: few)
     assert "(too long: 1 of 100)" in warning.text and "left unanswered" in warning.text
+
+
+SIZES = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "intermediate_size": 14336, "vocab_size": 32000, "dtype": "bfloat16",
+}  # fmt: skip
+OF_7B = replace(KNOWN, trained=8000, decoder=decoder_of(SIZES))
+
+
+@pytest.mark.parametrize(
+    ("finetune", "runtime", "gigabytes"),
+    [
+        ({"method": "attention"}, {}, 38),
+        ({"method": "full"}, {}, 133),
+        ({"method": "full"}, {"strategy": "fsdp", "workers_per_finetune": 8}, 21),
+        ({"method": "lora"}, {}, 17),
+        ({"method": "lora"}, {"gradient_checkpointing": False}, 35),
+    ],
+)
+def test_a_finetune_that_needs_a_large_gpu_is_a_warning(
+    finetune: dict[str, Any], runtime: dict[str, Any], gigabytes: int
+) -> None:
+    def said(known: Limits, **more: Any) -> list[str]:
+        sweep = sweep_of(finetune=finetune, runtime=runtime | more)
+        return [str(problem) for problem in limits.warnings(sweep, known, lambda task: rows(3000, 3900))]
+
+    sweep = sweep_of(finetune=finetune, runtime=runtime)
+    assert limits.least_memory(sweep.finetune, sweep.runtime, OF_7B, 3900) == pytest.approx(gigabytes * 1e9, rel=0.05)
+    expected = f"finetune.method: found {finetune['method']}, which takes at least "
+    assert [text.startswith(expected) for text in said(OF_7B)] == ([True] if gigabytes > 24 else [])
+    assert said(KNOWN) == said(OF_7B, gpus_per_finetune=0) == []
 
 
 def test_a_rough_size_refuses_nothing() -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from kvray.console import count
 from kvray.models.reference import API
 from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob, status
-from kvray.planning.cost import power, show
+from kvray.planning.cost import measured, power, show
 from kvray.planning.cost.rates import STARTS, Rates, Where, measured_tokens, model_of
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
@@ -50,20 +50,21 @@ class Estimate:
 
 
 def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
-    """Look at what the store has of a plan. Reads manifests only; writes nothing, needs no Ray.
+    """Look at what the store has of a plan. Reads a few manifests; writes nothing, needs no Ray.
 
     ``verify`` checks the sha256 of what is committed, as ``run --verify`` would.
     """
-    manifests = {manifest.id: manifest for manifest in store.manifests()}
+    found = status(planned.artefacts, store, verify)
+    manifests = measured.manifests(planned, {each.id for each in found if each.state == "committed"}, store)
     tokens, rates = _tokens(planned.artefacts, manifests), Rates(manifests.values(), planned)
     items: list[Item] = []
     bases: dict[str, str] = {}
-    for artefact, each in zip(planned.artefacts, status(planned.artefacts, store, verify), strict=True):
+    for artefact, each in zip(planned.artefacts, found, strict=True):
         amounts, on = _amounts(artefact, tokens[artefact.id]), rates.where(artefact)
-        seconds, basis = rates.seconds(artefact, *amounts)
         if each.state == "committed":
             items.append(Item(artefact, "cached", "", *amounts, 0.0, on))
         else:
+            seconds, basis = rates.seconds(artefact, *amounts)
             why = _why(artefact.id, each.state, each.reason, store, verify)
             items.append(Item(artefact, "to run", why, *amounts, seconds, on))
             bases.setdefault(artefact.kind, basis)

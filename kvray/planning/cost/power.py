@@ -7,6 +7,7 @@ from typing import Any
 
 from kvray.planning.artefacts import Plan, PredictionsJob
 from kvray.results.crossed import detectable
+from kvray.results.spread import spread_of_seeds
 from kvray.results.stats import detectable_difference
 from kvray.store.store import Store
 
@@ -39,7 +40,7 @@ def smallest(planned: Plan, store: Store) -> tuple[int, dict[str, dict[str, Any]
             models = compared.setdefault(str(labels["evaluation"]), {})
             models.setdefault((labels["mixture"], labels["finetune"]), set()).add(labels["seed"])
     comparisons = max(1, sum(map(len, compared.values())))
-    measured = _measured_spread(planned, store)
+    measured = spread_of_seeds(store, planned.base_model, planned.sweep.finetune.method)
     found: dict[str, dict[str, Any]] = {}
     for name, number in questions.items():
         seeds = min(map(len, compared.get(name, {}).values()), default=0)
@@ -65,14 +66,6 @@ def _seeds_for(points: float, questions: int, spread: float, comparisons: int) -
 def _smallest(questions: int, spread: float, seeds: int, comparisons: int) -> float:
     """Return the smallest difference of a mixture from the base that is found with so many questions and seeds."""
     return detectable((DISCORDANT / questions) ** 0.5, spread / seeds**0.5, seeds, comparisons)
-
-
-def _measured_spread(planned: Plan, store: Store) -> dict[str, float]:
-    if not store.sweeps():
-        return {}
-    from kvray.results.spread import spread_of_seeds  # brings polars, which a first plan does without
-
-    return spread_of_seeds(store, planned.base_model, planned.sweep.finetune.method)
 
 
 def too_few_questions(smallest: Mapping[str, Mapping[str, Any]], comparisons: int) -> Iterator[str]:

@@ -125,7 +125,7 @@ class Rates:
         for manifest in manifests:
             tokens, seconds = measured_tokens(manifest), manifest.measurements.get("seconds")
             if tokens and isinstance(seconds, int | float) and seconds > 0:
-                for key in _keys(manifest.kind, manifest.recipe):
+                for key in keys(manifest.kind, manifest.recipe):
                     self._measured.setdefault(key, []).append((tokens, seconds))
 
     def where(self, artefact: Artefact) -> Where:
@@ -174,8 +174,8 @@ class Rates:
         its workers; an engine is started once for all its cells.
         """
         on = self.where(artefact)
-        keys = (key for key in _keys(artefact.kind, artefact.recipe) if key in self._measured)
-        if key := next(keys, None):
+        measured = (key for key in keys(artefact.kind, artefact.recipe) if key in self._measured)
+        if key := next(measured, None):
             tokens, spent = (sum(each) for each in zip(*self._measured[key], strict=True))
             seconds, count, what = reads / tokens * spent, len(self._measured[key]), " ".join([*key[2:], key[0]])
             basis = f"{tokens / spent:,.0f} tokens/s, measured over {count} {what} in this store"
@@ -209,7 +209,7 @@ class Rates:
         return reads / read + writes / write, f"{read:,.0f} tokens/s read and {write:,.0f} written, {source}"
 
 
-def _keys(kind: str, recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def keys(kind: str, recipe: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return what rates are kept under, the closest first: kind, model, and the task or method that sets the pace."""
     model = str(recipe.get("writer") or recipe.get("base") or recipe.get("tokenizer"))
     inner, finetune = recipe.get("task") or recipe.get("scorer") or {}, recipe.get("finetune") or {}
