@@ -141,7 +141,9 @@ def prompts(file: Path, store: Path) -> dict[str, Any]:
 def timed(*command: str) -> float:
     """Return the seconds that a command takes in a process of its own; its output is shown if it fails."""
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    # Ray's workers give way to other processes by default, the references would not.
+    environment = {**os.environ, "RAY_worker_niceness": "0"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=environment)
     seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")

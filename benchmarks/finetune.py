@@ -3,7 +3,7 @@
 Both train kvray-tiny on the same rows of simple_kv, on one core, with the same batches, from start to finish: imports,
 starts and loads included. kvray's dataset is committed beforehand; the others read it as a file. The table has a
 finetune of a few steps, which is nearly all start, and one of the quickstart's size. Below it are the bytes of an
-attention finetune beside those of its base model.
+attention finetune and of its checkpoint beside those of the base model.
 
     python benchmarks/finetune.py
 """
@@ -21,8 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import kvray
-from kvray.models.reference import BUNDLED
+from kvray.finetune.checkpoints import FILE
+from kvray.finetune.encode import encode
+from kvray.finetune.placement import Shape
+from kvray.finetune.train import train
+from kvray.models.changed import CHANGED
+from kvray.models.reference import BUNDLED, load_tokenizer, resolve
 from kvray.store.store import Store
+from kvray.sweep.model import Finetune, Runtime
 
 SEEDS = (0, 1, 2, 3)
 RATE = 3e-3
@@ -65,7 +71,7 @@ def plain(rows: Path, seed: int, out: Path) -> None:
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=data,  # type: ignore[arg-type]  # any sequence will do
+        train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
     )
     trainer.train()
@@ -108,15 +114,14 @@ def compare(rows: int, folder: Path) -> tuple[float, float]:
 
 def sizes(folder: Path) -> None:
     """Print what an attention finetune takes in the store, and its checkpoint while it trains."""
-    file, store = folder / "sweep.yaml", Store(folder / "store")
-    sweep(32, method="attention", seeds=[0]).to_yaml(file)
-    run(file, folder / "store")
-    ((manifest),) = (each for each in store.manifests("finetune") if each.recipe["method"] == "attention")
-    (changed,) = (entry.bytes for entry in manifest.files if entry.name == "changed.safetensors")
-    base = sum(each.stat().st_size for each in BUNDLED["kvray-tiny"].glob("*.safetensors"))
-    trained = manifest.measurements["trained_parameters"]
-    print(f"attention finetune {changed:,} bytes, base model {base:,}: {changed / base:.2f} of it")
-    print(f"its checkpoint {3 * 4 * trained:,} bytes: {trained:,} weights and two moments of each, in float32")
+    base = resolve("kvray-tiny")
+    rows = encode(load_tokenizer(base), [f"Say {number}." for number in range(32)], [str(n) for n in range(32)])
+    checkpoints = Runtime(checkpoint_every_steps=1)
+    train(base, rows, Finetune(method="attention"), 0, folder, shape=Shape(1, 1, 0), runtime=checkpoints)
+    whole = sum(each.stat().st_size for each in BUNDLED["kvray-tiny"].glob("*.safetensors"))
+    for what, file in (("attention finetune", folder / "model" / CHANGED), ("its checkpoint", folder / FILE)):
+        size = file.stat().st_size
+        print(f"{what}: {size:,} bytes, {size / whole:.2f} of the base model's {whole:,}")
 
 
 def main() -> None:
@@ -137,7 +142,7 @@ def main() -> None:
             place.mkdir()
             ours, theirs = compare(rows, place)
             print(f"{rows:>5}  {ours:>7.1f}  {theirs:>14.1f}  {theirs / ours:>5.2f}")
-        sizes(Path(folder))
+        sizes(Path(folder) / "sizes")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def units(artefact: Artefact, seconds: float, stored: Collection[str]) -> list[U
         return [Unit(0, artefact.id, None, None, 1, seconds)]
     model = model_of(artefact)
     job = artefact.params
-    if isinstance(job, PredictionsJob) and job.task.BRINGS_EXAMPLES:
+    if isinstance(job, PredictionsJob) and job.dataset_id is None:
         return [Unit(0, artefact.id, model, None, artefact.rows, seconds)]
     count = chunk_count(artefact.rows)
     absent = [number for number in range(count) if chunk_name(number) not in stored]
