@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -22,6 +24,13 @@ from kvray.sweep.model import Runtime
 
 pytestmark = pytest.mark.slow
 
+SMALL = """
+name: small
+base_model: kvray-tiny
+datasets: {ours: {task: simple_kv, rows: 32}}
+finetune: {seeds: 0, epochs: 1}
+evaluate: {recall: {task: recall, source: tiny, questions: 8}}
+"""
 CELLS = [f"cell-{number}" for number in range(10)]
 UNIT_S = 3.0
 LIMIT_S = 240.0
@@ -119,3 +128,26 @@ def test_a_node_that_joins_takes_work_and_one_that_is_lost_costs_none(tmp_path: 
 
         assert make(stand, meanwhile) == dict.fromkeys(CELLS)
         assert not left and stand.nodes("done").total() == len(CELLS)
+
+
+def test_a_whole_sweep_from_no_node_that_could_work(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    command = [
+        sys.executable,
+        "-m",
+        "kvray.cli",
+        "run",
+        str(tmp_path / "small.yaml"),
+        "--store",
+        str(tmp_path / "store"),
+    ]
+    with fake_cluster.autoscaling({"cpu": ({"CPU": 2}, 2)}, head_cpus=0) as fake:
+        paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            command, env={**fake.environment(), **paths}, capture_output=True, text=True, check=False, timeout=540
+        )
+        assert done.returncode == 0, done.stderr
+        with joined(fake.address):
+            fake_cluster.wait_for(lambda: len(read(local=False).nodes) == 1, 60, "idle nodes to go")
+    kinds = Counter(path.parts[-3] for path in (tmp_path / "store").glob("*/*/manifest.json"))
+    assert kinds == {"datasets": 2, "finetunes": 1, "predictions": 2}
