@@ -219,6 +219,15 @@ def _tuner(dispatcher: Dispatcher, handle: Any, openings: Sequence[Opening], scr
         def restore(self, checkpoint_path: str) -> None:
             """There is nothing to restore."""
 
+    class Over(tune.Stopper):  # type: ignore[misc]
+        """Ends seats that still wait for devices when there is nothing left to do."""
+
+        def __call__(self, trial_id: str, result: Any) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return dispatcher.over
+
     class Watch(tune.Callback):  # type: ignore[misc]
         """Tells the dispatcher which seats have ended."""
 
@@ -244,6 +253,7 @@ def _tuner(dispatcher: Dispatcher, handle: Any, openings: Sequence[Opening], scr
             name="seats",
             storage_path=scratch,
             verbose=0,
+            stop=Over(),
             progress_reporter=tune.CLIReporter(),  # silent; the one for notebooks clears what the cell has shown
             failure_config=tune.FailureConfig(max_failures=0),
             callbacks=[Watch()],
