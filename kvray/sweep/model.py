@@ -111,7 +111,7 @@ class Runtime(Strict):
     concurrent_finetunes: int | None = runtime(None, ge=1, description="finetunes at a time; none: as many as fit")
     strategy: Literal["ddp", "fsdp"] = runtime("ddp", description="fsdp shards weights over the workers")
     per_device_batch_size: int | None = runtime(
-        None, ge=1, description="rows per forward pass; none: as many as the GPU's memory holds, 4 on CPU"
+        None, ge=1, description="rows per forward pass; none: as many as the GPU holds, 4 on CPU (long contexts: 1)"
     )
     gradient_checkpointing: bool | None = runtime(
         None, description="less memory, about a third more time; none: only where one row does not fit the GPU without"
