@@ -58,8 +58,12 @@ def tuned(store: Store, seed: int = 0, **given: Any) -> Artefact:
     return replace(one, recipe={**one.recipe, "system_message": SYSTEM})
 
 
+def quietly(done: float, note: str = "", total: float | None = None) -> None:
+    """Show nothing."""
+
+
 def make(store: Store, api: Api, *artefacts: Artefact, **given: Any) -> list[str | None]:
-    return [one.error for one in finetune(artefacts, store, BASE, Runtime(api_base_url=api.url, **given))]
+    return [one.error for one in finetune(artefacts, store, BASE, Runtime(api_base_url=api.url, **given), quietly)]
 
 
 def test_a_mixture_becomes_a_model_behind_the_api(store: Store, api: Api, capfd: pytest.CaptureFixture[str]) -> None:
