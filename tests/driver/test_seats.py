@@ -20,7 +20,7 @@ from kvray.planning.work import EVALUATE, FINETUNE, Lane, Nothing, Seat, Source,
 from kvray.store.store import Outcome
 
 pytestmark = pytest.mark.slow
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 def room_for_two(capacity: Capacity, generating: bool) -> Room:
@@ -127,10 +127,9 @@ def test_a_dispatcher_that_dies_is_started_anew_with_what_is_left(seats: Callabl
     ray.kill(running._dispatcher)
     (ended,) = until(running, 1)
     assert (ended.artefact_id, ended.error) == ("long", None)
-    for more in ("again", "never"):
-        ray.kill(running._dispatcher)
-        running.change([add(EVALUATE, more, 1)])
-        if more == "again":
-            assert until(running, 1)[0].error is None
+    ray.kill(running._dispatcher)
+    running.change([add(EVALUATE, "more", 1)])
+    assert running.poll() == ([], []), "it is started anew a second time"
+    ray.kill(running._dispatcher)
     with pytest.raises(ResourceError, match="Ray Tune ended"):
-        until(running, 1)
+        running.poll()

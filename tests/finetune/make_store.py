@@ -99,7 +99,9 @@ def trained(
 ) -> dict[str, str | None]:
     """Train finetunes in one slot, the first first, on a Ray that runs; return errors by id."""
     import ray
+    from ray import cloudpickle
 
+    cloudpickle.register_pickle_by_value(sys.modules[Queue.__module__])  # no worker can import a test
     seat = Seat("slot-0", FINETUNE, workers=workers)
     finetunes = {artefact.id: artefact for artefact in artefacts}
     queue = ray.remote(Queue).options(num_cpus=0).remote(list(finetunes), seat, runtime.retries)
