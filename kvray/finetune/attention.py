@@ -13,6 +13,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.utils import is_flash_attn_3_available
 
+from kvray.errors import CellError
+
 VARLEN = "torch_varlen"
 """Name, in transformers, of :func:`varlen_forward`."""
 FLASH_3 = "flash_attention_3"
@@ -72,7 +74,7 @@ def varlen_forward(
 
     ``query`` is ``(1, heads, tokens, head size)``, ``key`` and ``value`` likewise with their own heads; row ``i`` is at
     the tokens ``cu_seq_lens_q[i]`` to ``cu_seq_lens_q[i + 1]`` (int32, as of :func:`kvray.finetune.batches.pack`), the
-    longest has ``max_length_q``. Returns ``(1, tokens, heads, head size)`` and no weights. Raises NotImplementedError
+    longest has ``max_length_q``. Returns ``(1, tokens, heads, head size)`` and no weights. Raises CellError
     for what the kernel does not compute, rather than attend to something else.
     """
     refused = {"a mask": attention_mask, "softcap": others.get("softcap"), "sinks": others.get("s_aux")}
@@ -80,7 +82,7 @@ def varlen_forward(
     found = [name for name, given in refused.items() if given is not None]
     if found or cu_seq_lens_q is None or max_length_q is None or not getattr(module, "is_causal", True):
         what = " and ".join(found) or "rows that are not packed, or attention that is not causal"
-        raise NotImplementedError(f"{type(module).__name__} asks for {what}, which {VARLEN} does not compute")
+        raise CellError(f"{type(module).__name__} asks for {what}, which {VARLEN} does not compute")
     if query.dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
         query, key, value = (each.to(torch.get_autocast_dtype(query.device.type)) for each in (query, key, value))
     queries, keys, values = (each[0].transpose(0, 1) for each in (query, key, value.to(query.dtype)))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MambaConfig, MistralConfig, Qwen2Config
 
+from kvray.errors import CellError
 from kvray.finetune import attention
 from kvray.finetune.attention import FLASH_3, VARLEN, choose, packs, varlen_forward
 from kvray.finetune.batches import SplitLoss, collate, pack
@@ -167,5 +168,5 @@ def test_what_the_kernel_does_not_compute_is_refused(asked):
     tensor = torch.zeros(1, 4, 4, 8)
     given = {"attention_mask": None, **asked}
     starts = {"cu_seq_lens_q": torch.tensor([0, 4], dtype=torch.int32), "max_length_q": 4} if asked else {}
-    with pytest.raises(NotImplementedError, match="does not compute"):
+    with pytest.raises(CellError, match="does not compute"):
         varlen_forward(SimpleNamespace(is_causal=True), tensor, tensor, tensor, **given, **starts)
