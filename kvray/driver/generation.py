@@ -107,6 +107,13 @@ def _start(store: Store, base: BaseModelRef, runtime: Runtime) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
         ray.remote(Generator)
-        .options(num_cpus=0, max_concurrency=2, scheduling_strategy=here)
+        .options(
+            num_cpus=0,
+            max_concurrency=2,
+            # A further attempt finds the shards that the one before it wrote.
+            max_restarts=runtime.retries,
+            max_task_retries=runtime.retries,
+            scheduling_strategy=here,
+        )
         .remote(store, base, runtime)
     )

@@ -1,6 +1,6 @@
 """Finetunes on Ray Train: a slot, one worker group that takes one finetune after the other with the base model loaded.
 
-The group is a TorchTrainer inside a Tune trial, so that controllers spread over the cluster. Rank 0 takes units and
+The group is a Ray Train run inside a Tune trial, so that controllers spread over the cluster. Rank 0 takes units and
 tells how they ended; its commit alone makes a finetune done. When a worker dies, Ray Train starts the group again, and
 the unit goes back to the queue, which bounds its attempts. Whoever takes it next, in this run or another, goes on at
 the finetune's last checkpoint.
@@ -94,7 +94,6 @@ def slot(
     the reason, if workers died more often than ``runtime.retries`` and once.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     for name, value in (_SETTINGS | _watching(seat)).items():
@@ -102,7 +101,7 @@ def slot(
     # Ray Train wants a place that all nodes see; kvray keeps nothing there.
     name, place = f"{seat.name}-{uuid.uuid4().hex[:8]}", store.path(".work", "slots")
     given = Slot(source, seat, store, base, runtime, finetunes, time.time())
-    trainer = TorchTrainer(
+    trainer = _trainer(seat)(
         _worker,
         train_loop_config={"slot": given},
         scaling_config=ScalingConfig(
@@ -129,6 +128,21 @@ def slot(
         raise RuntimeError(_reason(failure)) from None
     finally:
         store.folder(f".work/slots/{name}").clear()
+
+
+def _trainer(seat: Seat) -> Any:
+    """Return the trainer for a slot: one worker alone needs no process group, and its controller then no torch.
+
+    Importing torch takes seconds, in this process and in the controller's, one after the other. With several GPUs a
+    worker without a process group would compute on all of them by torch's DataParallel.
+    """
+    if seat.workers == 1 and seat.gpus <= 1:
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        return DataParallelTrainer
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer
 
 
 def _watching(seat: Seat) -> dict[str, str]:

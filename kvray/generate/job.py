@@ -1,5 +1,7 @@
 """generate on Ray Data: the shards of all datasets in one pipeline, each written by the task that made it.
 
+What takes some seconds in all is made by the calling process, without Ray Data.
+
 ``write_parquet`` is not used: a killed run leaves torn files and a rerun doubles rows. Here a shard's name and bytes
 follow from the recipe, so a retry overwrites it with the same bytes; the manifest, written last, makes a dataset exist.
 """
@@ -31,6 +33,8 @@ ROWS_PER_SHARD = 1024
 CONTEXTS_KEPT = 8
 """Contexts that a process holds at once; the oldest goes first."""
 _contexts: dict[Hashable, Context] = {}
+ALONE_S = 5.0
+"""Seconds for which the calling process makes shards alone: starting Ray Data costs as much of a small machine."""
 _TASKS_BEFORE_GROUPING = 64
 _UNITS_PER_TASK = 4
 
@@ -64,7 +68,7 @@ def generate(
     done = 0
     told: set[str] = set()
     try:
-        for row in stream(len(units), _ShardWork(units, store, base), retries=retries):
+        for row in _rows(len(units), _ShardWork(units, store, base), retries):
             dataset = by_id[units[row["unit"]][0].id]
             dataset.add(row, store)
             done += row["rows"]
@@ -77,6 +81,17 @@ def generate(
             if not dataset.whole and dataset.error is None:
                 dataset.error = f"{type(error).__name__}: {last_line(error)}"
     return [Outcome(dataset.artefact.id, dataset.error) for dataset in datasets]
+
+
+def _rows(units: int, work: Callable[[int], Row], retries: int) -> Iterator[Row]:
+    """Yield what ``work`` returns for each unit: of the first ones from this process, of the others from Ray Data."""
+    began, done = time.monotonic(), 0
+    while done < units and time.monotonic() - began < ALONE_S:
+        yield {"unit": done, **work(done)}
+        done += 1
+    _contexts.clear()  # sources may be large, and this process may live on
+    for row in stream(units - done, _From(done, work), retries=retries):
+        yield {**row, "unit": row["unit"] + done}
 
 
 def stream(
@@ -204,6 +219,17 @@ class _ShardWork:
             table = build(task, self.base, rows, Written(self.store, artefact.needs[0]) if artefact.needs else None)
             entry = self.store.write(artefact.id, name, table)
         return entry, int(pc.sum(table["prompt_tokens"]).as_py() or 0)
+
+
+@dataclass(frozen=True)
+class _From:
+    """The work without its first units."""
+
+    first: int
+    work: Callable[[int], Row]
+
+    def __call__(self, unit: int) -> Row:
+        return self.work(self.first + unit)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from kvray.cli.export import make
 from kvray.errors import InputError
+from kvray.generate import job
 from kvray.generate.job import ROWS_PER_SHARD, build, generate, stream
 from kvray.models.reference import resolve
 from kvray.planning.artefacts import Artefact
@@ -36,11 +39,15 @@ def planned(task: Task, rows: int) -> Artefact:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_two_cpus")
-def test_datasets_are_committed_and_a_rerun_makes_only_what_is_missing(tmp_path: Path) -> None:
+def test_datasets_are_committed_and_a_rerun_makes_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(str(tmp_path))
     hopeless = planned(SimpleKV(rows=5, dictionaries=3, max_tokens=110), 5)
     artefacts = [planned(SIMPLE, ROWS), hopeless, planned(SUBKEYS, 40)]
-    outcomes = generate(artefacts, store, BASE)
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "ALONE_S", 0.0)  # all of it by Ray Data; the rerun below is short enough for one process
+        outcomes = generate(artefacts, store, BASE)
     assert [outcome.artefact_id for outcome in outcomes] == [artefact.id for artefact in artefacts]
     assert [outcome.error is None for outcome in outcomes] == [True, False, True]
     assert "raise max_tokens" in str(outcomes[1].error)
@@ -66,6 +73,19 @@ def test_datasets_are_committed_and_a_rerun_makes_only_what_is_missing(tmp_path:
     assert again is not None
     assert {entry.name: entry for entry in again.files} == files
     assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_two_cpus")
+def test_what_takes_longer_than_a_moment_goes_on_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(unit: int) -> dict[str, Any]:
+        time.sleep(0.2)
+        return {"number": unit, "process": os.getpid()}
+
+    monkeypatch.setattr(job, "ALONE_S", 0.3)
+    rows = list(job._rows(5, work, retries=0))
+    assert sorted((row["unit"], row["number"]) for row in rows) == [(number, number) for number in range(5)]
+    assert [row["unit"] for row in rows if row["process"] == os.getpid()] == [0, 1]
 
 
 @pytest.mark.slow
