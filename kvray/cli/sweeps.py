@@ -68,7 +68,7 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
         from kvray.report.build import current, write
 
         name = planned.sweep.name
-        print("\n".join(["", *(current(place, name, result.listing) or write(place, name).summary), ""]))
+        print("\n".join(["", *(current(place, name, result.found) or write(place, name).summary), ""]))
         print(f"report: {place.folder(f'reports/{name}').place}/report.html")
     return 1 if result.failed else 0
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvray.console import duration, say
 from kvray.driver.connection import Connection, asked_for, connect
@@ -86,9 +87,9 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         cells = {name: job.task for name, job in asked.items() if isinstance(job, PredictionsJob)}
         if lacking := list(benchmarks.problems(cells)):
             raise InputError(lacking)
-    keep(planned, store)
+    document = keep(planned, store)
     if not todo:
-        return Result(planned.sweep, store, len(planned.artefacts), listing=listing)
+        return Result(planned.sweep, store, len(planned.artefacts), found=(document, listing))
     result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
     noted = failures.noted(store)
     for artefact in todo:
@@ -145,7 +146,8 @@ class Result:
     made: list[str] = field(default_factory=list)  # ids of the artefacts that the run committed
     failed: dict[str, str] = field(default_factory=dict)  # reason by id; running again tries these again
     seconds: float = 0.0  # wall-clock time of the run
-    listing: Mapping[str, Presence] | None = None  # of the store, where there was nothing to do: still true
+    # The plan's document and the store's listing, where there was nothing to do: still true.
+    found: tuple[Mapping[str, Any], Mapping[str, Presence]] | None = None
 
     @property
     def nothing_to_do(self) -> bool:

@@ -43,12 +43,13 @@ def status(planned: Sequence[PlannedArtefact], store: Store, verify: bool = Fals
     ]
 
 
-def keep(planned: Plan, store: Store) -> None:
-    """Write the plan document, after the notice of :func:`tell_replaced`; one that is there is left alone."""
+def keep(planned: Plan, store: Store) -> dict[str, Any]:
+    """Write the plan document, after the notice of :func:`tell_replaced`, and return it; one there is left alone."""
     name, data = f"sweeps/{planned.sweep.name}.json", planned.to_json()
     if store.read_document(name) != data:
         tell_replaced(planned, store)
         store.write_document(name, data)
+    return dict(json.loads(data))
 
 
 def tell_replaced(planned: Plan, store: Store) -> None:

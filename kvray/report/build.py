@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 
@@ -108,13 +109,15 @@ def write(
     return Paths(folder.place, markdown, html, scores, tuple(drawn), page, tuple(summary))
 
 
-def current(store: Store, sweep: str, listing: Mapping[str, Presence] | None = None) -> list[str]:
+def current(
+    store: Store, sweep: str, found: tuple[Mapping[str, Any], Mapping[str, Presence]] | None = None
+) -> list[str]:
     """Return the summary of the report in the store if it is up to date with plan, artefacts and kvray, else [].
 
-    Reads neither manifests nor predictions; ``listing`` is the store's of the plan's artefacts, if known. Raises
-    InputError if there is no such sweep.
+    Reads neither manifests nor predictions; ``found`` is the plan's document and the store's listing of its artefacts,
+    if known. Raises InputError if there is no such sweep.
     """
-    source = made_from(store, look(store, sweep, listing))
+    source = made_from(store, look(store, sweep, found))
     folder = store.folder(f"reports/{sweep}")
     note, listed = _note(folder)
     summary = note.get("summary")

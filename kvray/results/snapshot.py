@@ -45,16 +45,19 @@ def collect(store: Store, sweep: str) -> Snapshot:
     )
 
 
-def look(store: Store, sweep: str, listing: Mapping[str, Presence] | None = None) -> Standing:
+def look(store: Store, sweep: str, found: tuple[Mapping[str, Any], Mapping[str, Presence]] | None = None) -> Standing:
     """Read the plan, list states and read failures, but neither manifests nor predictions.
 
-    ``listing`` is the store's of the plan's artefacts, if known. Raises InputError if there is no such sweep.
+    ``found`` is the plan's document and the store's listing of its artefacts, if known. Raises InputError if there is
+    no such sweep.
     """
-    document = Results(store).document(sweep)
-    found = listing or store.listing([artefact["id"] for artefact in document["artefacts"]])
-    states: dict[str, str] = {one: presence.state for one, presence in found.items()}
-    times = {one: presence.committed_ns for one, presence in found.items() if presence.state == "committed"}
-    noted = failures.noted(store)
+    if found is None:
+        planned = Results(store).document(sweep)
+        found = planned, store.listing([artefact["id"] for artefact in planned["artefacts"]])
+    document, listing = found
+    states: dict[str, str] = {one: presence.state for one, presence in listing.items()}
+    times = {one: presence.committed_ns for one, presence in listing.items() if presence.state == "committed"}
+    noted = failures.noted(store) if len(times) < len(states) else set()
     errors = failures.reasons(store, [one for one in states if one in noted and one not in times])
     reasons = {one: " ".join(error.split())[:400] or "failed without a message" for one, error in errors.items()}
     return Standing(document, states | dict.fromkeys(reasons, "failed"), times, reasons)

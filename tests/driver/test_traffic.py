@@ -57,13 +57,13 @@ def test_what_is_committed_is_listed_once_and_not_read(store: Store, planned: Pl
     # A probe is looked up, written and deleted (pyarrow lists and marks its folder); the plan's document is read.
     assert asked(lambda: running.run(planned, BASE, store)) == {"LIST": 4, "HEAD": 3, "GET": 1, "PUT": 2, "DELETE": 1}
     done = running.run(planned, BASE, store)
-    assert done.nothing_to_do and done.listing is not None
+    assert done.nothing_to_do and done.found is not None
     note = made_from(store, look(store, "s")) | {"files": [], "summary": ["as it was"]}
     store.write_document("reports/s/made-from.json", json.dumps(note).encode())
-    # The plan's document and the report's note are read, the failures and the report's files listed.
-    found = asked(lambda: current(store, "s", done.listing))
-    assert found == {"LIST": 2, "HEAD": 2, "GET": 2}
-    assert current(store, "s", done.listing) == current(store, "s") == ["as it was"]
+    # The report's note is read, and its files are listed.
+    found = asked(lambda: current(store, "s", done.found))
+    assert found == {"LIST": 1, "HEAD": 1, "GET": 1}
+    assert current(store, "s", done.found) == current(store, "s") == ["as it was"]
 
 
 def test_notes_of_failures_are_read_for_what_failed_and_removed_where_they_are(
