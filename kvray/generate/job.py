@@ -33,7 +33,7 @@ ROWS_PER_SHARD = 1024
 CONTEXTS_KEPT = 8
 """Contexts that a process holds at once; the oldest goes first."""
 _contexts: dict[Hashable, Context] = {}
-ALONE_S = 5.0
+ALONE_S = 10.0
 """Seconds for which the calling process makes shards alone: starting Ray Data costs as much of a small machine."""
 _TASKS_BEFORE_GROUPING = 64
 _UNITS_PER_TASK = 4
