@@ -32,6 +32,14 @@ def ray_two_cpus() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture
+def no_ray() -> None:
+    """This process has joined no Ray: for tests that join a cluster of their own."""
+    import ray
+
+    assert not ray.is_initialized()
+
+
 @pytest.fixture(scope="session")
 def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of Mistral-7B-Instruct-v0.1 without weights, for ``base_model`` of plans at real size."""
@@ -39,11 +47,18 @@ def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the evaluate stage's tests first, whatever the order on the command line.
+    """Run the evaluate stage's tests first, and those that need the shared Ray after those that need none.
 
-    They start vLLM in this process, which looks at every loaded module then; what moto's server loads objects to that.
+    The order on the command line does not matter. The former start vLLM in this process, which looks at every loaded
+    module then; what moto's server loads objects to that. The shared Ray stays until the session ends.
     """
-    items.sort(key=lambda item: "evaluate" not in item.path.parts)
+
+    def place(item: pytest.Item) -> int:
+        fixtures = getattr(item, "fixturenames", ())
+        evaluates, shares = "evaluate" in item.path.parts, "ray_two_cpus" in fixtures
+        return 0 if evaluates and not shares else 1 if "no_ray" in fixtures else 2 if evaluates else 3
+
+    items.sort(key=place)
     for item in items:
         # Whatever starts Ray has the machine to itself; all else runs side by side (see the Makefile).
         if "ray_two_cpus" in getattr(item, "fixturenames", ()):

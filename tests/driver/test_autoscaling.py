@@ -22,7 +22,7 @@ from kvray.finetune.placement import Shape
 from kvray.planning.work import EVALUATE, Lane, Nothing, Seat, Source, Unit
 from kvray.sweep.model import Runtime
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray")]
 
 SMALL = """
 name: small

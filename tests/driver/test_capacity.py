@@ -13,7 +13,7 @@ from kvray.driver.seats.cluster import Cluster, read
 from kvray.driver.seats.placement import Capacity
 from kvray.finetune.placement import Shape
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray")]
 
 
 @contextlib.contextmanager
