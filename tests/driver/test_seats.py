@@ -58,6 +58,7 @@ def opening(lane: str, work: Stand) -> Opening:
 
 @pytest.fixture
 def seats(ray_two_cpus: None) -> Iterator[Callable[..., Seats]]:
+    import ray
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the processes of seats cannot import a test
@@ -69,7 +70,11 @@ def seats(ray_two_cpus: None) -> Iterator[Callable[..., Seats]]:
 
     yield open_them
     for each in opened:
-        each.close(wait=False)
+        each.close(wait=True)
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU", 0.0) < 2:
+        assert time.monotonic() < deadline, "what dead seats and dispatchers held is free again"
+        time.sleep(0.2)
 
 
 def until(seats: Seats, count: int, look: Callable[[Sequence[LaneView]], None] = lambda views: None) -> list[Outcome]:

@@ -82,6 +82,34 @@ def read(local: bool) -> Capacity:
     )
 
 
+def remove_orphans() -> int:
+    """Remove the placement groups of this job that actors made which are dead; return how many there were.
+
+    Ray 2.60 keeps a placement group until the job ends, whoever made it, and with it the devices that it holds: those
+    of Tune's trials when the dispatcher dies, those of a worker group when its controller does. (Ray Train has a
+    cleaner, which asks the dashboard for the controller's state, and does nothing without one.)
+    """
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    groups = map(PlacementGroupTableData.FromString, state._connect_and_get_accessor().get_placement_group_table())
+    made = [
+        group
+        for group in groups
+        if group.creator_job_id == job.binary()
+        and group.creator_actor_id.strip(b"\xff")  # of the driver itself: nil
+        and group.state != PlacementGroupTableData.REMOVED
+    ]
+    dead = state.actor_table(None, job, "DEAD") if made else {}
+    orphans = [group for group in made if group.creator_actor_id.hex() in dead]
+    for group in orphans:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
+    return len(orphans)
+
+
 def _autoscaler(gcs: Any) -> int:
     """Return the version of the cluster's autoscaler, 0 if it has none."""
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS

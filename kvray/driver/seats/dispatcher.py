@@ -11,11 +11,13 @@ import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kvray.driver.seats.cluster import remove_orphans
 from kvray.driver.seats.placement import Capacity, Place
 from kvray.driver.seats.queue import Room, WorkQueue
 from kvray.driver.seats.sources import RemoteSource
@@ -30,6 +32,8 @@ THREADS = 16
 """Calls that the dispatcher serves at a time; each takes well below a millisecond."""
 END_S = 15.0
 """For which the driver waits until idle seats have ended."""
+TIDY_EVERY_S = 10.0
+"""Between two looks for what dead processes still hold."""
 SEATS_PENDING = 4096
 """Seats that may wait for devices at a time. Tune's own limit is one: an autoscaler would bring node after node."""
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Died|Compiler): ")
@@ -121,6 +125,7 @@ class Seats:
         self._capacity = capacity
         self._left = retries
         self._given: dict[str, tuple[Any, ...]] = {}  # the arguments of ``add`` of what has not ended
+        self._tidied = time.monotonic()
         self._start()
 
     def change(self, calls: Sequence[Call]) -> None:
@@ -161,6 +166,9 @@ class Seats:
             return [], []
         for outcome in outcomes:
             self._given.pop(outcome.artefact_id, None)
+        if time.monotonic() - self._tidied >= TIDY_EVERY_S:
+            self._tidied = time.monotonic()
+            remove_orphans()
         return outcomes, views
 
     def close(self, wait: bool) -> None:
@@ -171,6 +179,9 @@ class Seats:
         if wait:
             ray.wait([self._running], timeout=END_S)
         ray.kill(self._dispatcher)
+        if wait:  # who goes on with this Ray, with another sweep, needs what dead seats held
+            ray.wait([self._running], timeout=END_S)
+            remove_orphans()
 
     def _start(self) -> None:
         import ray
