@@ -38,9 +38,9 @@ from kvray.driver.run import prepare
 from kvray.planning.artefacts import Artefact, Plan
 from kvray.report.build import made_from
 from kvray.results.snapshot import look
-from kvray.store import local
 from kvray.store.content import encode
-from kvray.store.object_store import ObjectFiles
+from kvray.store.places import local
+from kvray.store.places.object_store import ObjectFiles
 from kvray.store.schemas import LOSS_SCHEMA, PREDICTIONS_SCHEMA, SCORES_SCHEMA
 from kvray.store.store import Store
 

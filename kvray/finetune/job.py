@@ -30,7 +30,7 @@ from kvray.finetune.storage import Checkpoints, commit, here, job_of, load_rows
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import Nothing, Seat, Source, Unit
-from kvray.store.local import scratch_directory
+from kvray.store.places.local import scratch_directory
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 

@@ -19,9 +19,9 @@ from kvray.report.terminal import lines
 from kvray.results.snapshot import Snapshot, Standing, collect, look
 from kvray.store import output
 from kvray.store.content import encode
-from kvray.store.files import Folder
 from kvray.store.fingerprint import encoded
 from kvray.store.manifest import Presence
+from kvray.store.places.files import Folder
 from kvray.store.schemas import SCORES_SCHEMA
 from kvray.store.store import Store
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kvray.errors import DamagedArtefactError, StoreError
-from kvray.store.files import Files, naming
-from kvray.store.local import TEMPORARY
 from kvray.store.manifest import FileEntry
+from kvray.store.places.files import Files, naming
+from kvray.store.places.local import TEMPORARY
 
 ROW_GROUP_ROWS = 4096  # fixed, so that how a caller batched or sliced the table leaves no trace in the file
 _FIRST_READ = 64 * 1024

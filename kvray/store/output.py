@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO
 
 from kvray.errors import InputError, StoreError
-from kvray.store.files import Folder, mapped
-from kvray.store.local import TEMPORARY
-from kvray.store.object_store import connect, locate
+from kvray.store.places.files import Folder, mapped
+from kvray.store.places.local import TEMPORARY
+from kvray.store.places.object_store import connect, locate
 
 OPTION = "--out"
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE}

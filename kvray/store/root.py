@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import pyarrow.fs as pafs
 
 from kvray.errors import InputError, StoreError
-from kvray.store.files import Files, Folder
-from kvray.store.local import TEMPORARY
-from kvray.store.object_store import connect, locate
+from kvray.store.places.files import Files, Folder
+from kvray.store.places.local import TEMPORARY
+from kvray.store.places.object_store import connect, locate
 
 FOLDERS = {"writing": "writings", "dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}
 """Folder of each kind of artefact."""

@@ -11,7 +11,7 @@ is written into a committed artefact.
 One writer per artefact at a time is expected; there are no locks, which a dead writer could leave behind. Several are
 safe for datasets, whose bytes are a function of the recipe. Two that make the same finetune or predictions may
 overwrite each other's files before the first commit: its size check, or later its sha256, shows that, and the artefact
-is made again. For object stores see :mod:`kvray.store.object_store`.
+is made again. For object stores see :mod:`kvray.store.places.object_store`.
 """
 
 import hashlib
@@ -25,7 +25,6 @@ import pyarrow.fs as pafs
 
 from kvray.errors import DamagedArtefactError, RecipeMismatchError, StoreError
 from kvray.store import content
-from kvray.store.files import mapped
 from kvray.store.fingerprint import plain, recipe_diff
 from kvray.store.manifest import (
     MANIFEST,
@@ -39,6 +38,7 @@ from kvray.store.manifest import (
     seal,
     with_provenance,
 )
+from kvray.store.places.files import mapped
 from kvray.store.root import FOLDERS, NAME_LENGTH, Root
 
 

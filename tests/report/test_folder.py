@@ -16,7 +16,7 @@ from kvray.cli import app
 from kvray.driver import run as running
 from kvray.report import build
 from kvray.store import output
-from kvray.store.files import Folder
+from kvray.store.places.files import Folder
 from kvray.store.store import Store
 
 SWEEP = """\

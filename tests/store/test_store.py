@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from kvray.errors import DamagedArtefactError, InputError, RecipeMismatchError, StoreError
-from kvray.store import local
 from kvray.store.fingerprint import canonical_json, fingerprint, recipe_diff
 from kvray.store.manifest import Manifest
+from kvray.store.places import local
 from kvray.store.store import Store, artefact_id
 
 RECIPE = {"task": {"rows": 6, "law": 1}, "positions": [1, 2]}

@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from kvray.store import local
 from kvray.store.fingerprint import fingerprint
+from kvray.store.places import local
 from kvray.store.store import Store
 
 STEPS = ("open", "write", "fsync", "replace", "link", "unlink", "mkdir", "rmdir")

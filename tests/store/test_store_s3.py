@@ -18,9 +18,9 @@ import pytest
 from s3_server import BUCKET, KEY, REQUESTS, SECRET, bucket, endpoint
 
 from kvray.errors import DamagedArtefactError, InputError, RecipeMismatchError, StoreError
-from kvray.store import object_store
 from kvray.store.fingerprint import fingerprint
 from kvray.store.manifest import Manifest
+from kvray.store.places import object_store
 from kvray.store.store import Store, artefact_id
 
 __all__ = ["endpoint"]

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kvray.errors import InputError
-from kvray.store.files import Files, redacted
-from kvray.store.local import LocalFiles
+from kvray.store.places.files import Files, redacted
+from kvray.store.places.local import LocalFiles
 
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 10.0

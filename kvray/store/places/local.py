@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow.fs as pafs
 
-from kvray.store.files import CHUNK, Files, naming
+from kvray.store.places.files import CHUNK, Files, naming
 
 TEMPORARY = ".tmp-"  # prefix of files being written; hidden, so that listings and Parquet readers skip them
 STALE_S = 3600.0  # seconds after which another host's temporary file counts as abandoned
