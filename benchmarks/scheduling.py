@@ -101,7 +101,7 @@ def makespan(todo: Sequence[Artefact], seconds: dict[str, float], gpus: int, sto
             cluster = Cluster(local=False)
             lanes = Lanes([lane(FINETUNE), lane(EVALUATE)])
             generation = Generation(store, driver.prepare(sweep())[1], runtime)
-            Making(todo, {}, seconds, lanes, generation, runtime, cluster).run(ended.append, wait=False)
+            Making(todo, {}, seconds, lanes, generation, runtime, cluster, store).run(ended.append, wait=False)
             took = time.monotonic() - started
         finally:
             ray.shutdown()

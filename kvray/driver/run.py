@@ -107,7 +107,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
             cluster = Cluster(connection.local)
             lanes = open_lanes(todo, store, base, runtime, cluster)
             account.say_start()
-            making = Making(todo, stored, seconds, lanes, Generation(store, base, runtime), runtime, cluster)
+            making = Making(todo, stored, seconds, lanes, Generation(store, base, runtime), runtime, cluster, store)
             making.run(account.end, wait=not connection.ends)
     except KeyboardInterrupt:
         raise RunInterrupted(account.kept()) from None
