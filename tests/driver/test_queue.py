@@ -364,6 +364,7 @@ def test_a_seat_that_is_silent_is_hung_one_that_waits_for_devices_or_starts_is_n
     assert after(500, "engine") == []
     now[0] += 10_000.0
     assert queue.hung() == [], "this process was stopped, not the engine"
+    queue.beat("engine")
     assert after(60) == [("engine", "no progress for 1 minutes (runtime.stall_minutes)")]
     assert after(59) == [] and len(after(1)) == 1, "told again if it was not ended"
     queue.ended("engine", "the process was killed")
