@@ -39,7 +39,7 @@ lint: $(VENV)/.installed-dev
 lock: $(VENV)/.installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 	@sed '/^#/!d' requirements/gpu.txt >$(VENV)/gpu.head
-	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra benchmarks --extra cluster --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra benchmarks --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_34 --no-header --no-annotate --quiet --output-file requirements/gpu.txt
 	@cat $(VENV)/gpu.head requirements/gpu.txt >$(VENV)/gpu.txt && mv $(VENV)/gpu.txt requirements/gpu.txt
 

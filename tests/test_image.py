@@ -15,7 +15,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SETS = {"cpu": ("cpu.txt", "benchmarks.txt"), "gpu": ("gpu.txt",)}
-EXTRAS = {"cpu": ("cpu", "benchmarks"), "gpu": ("gpu", "benchmarks", "cluster")}
+EXTRAS = {"cpu": ("cpu", "benchmarks"), "gpu": ("gpu", "benchmarks")}
 
 
 def instructions() -> list[tuple[str, str, str]]:

@@ -61,11 +61,17 @@ def judge(nodes: Sequence[Node], weights: int = 0) -> list[Problem]:
     found: list[Problem] = []
     for node in nodes:
         anywhere = {name for name in OPTIONAL for other in nodes if other.versions.get(name)}
-        for name in (*PACKAGES, *(name for name in OPTIONAL if name in anywhere)):
-            if node.versions.get(name) is None:
-                extra = "benchmarks" if name in OPTIONAL else "gpu" if node.gpus else "cpu"
-                expected = "the package, as on other nodes" if name in OPTIONAL else "the package"
-                found.append(Problem(node.name, f"no {name}", expected, f"type {install_command(extra)}"))
+        todo = f"type {install_command('gpu' if node.gpus else 'cpu')}"
+        found += [
+            Problem(node.name, f"no {name}", "the package", todo)
+            for name in PACKAGES
+            if node.versions.get(name) is None
+        ]
+        found += [
+            Problem(node.name, f"no {name}", "it, as other nodes have", f"type {install_command('benchmarks')}")
+            for name in OPTIONAL
+            if node.versions.get(name) is None and name in anywhere
+        ]
         for look in (_devices, _memory, _reach):
             found += look(node)
         found += _room(node, weights)
