@@ -198,13 +198,14 @@ _AWS_NAMES = {"NETWORK_CONNECTION", "SLOW_DOWN", "THROTTLING", "REQUEST_TIMEOUT"
 _AWS_NAMES |= {"INTERNAL_FAILURE", "INTERNAL_SERVER_ERROR"}
 _GOOGLE = re.compile(r"google::cloud::Status\((\w+)")
 _GOOGLE_NAMES = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL"}
+_OBSTORE = re.compile(r"non-2xx status code: (\d+)|HTTP error: ")
 _ERRNO_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # libraries in Rust, and repeated messages
 
 
 def passes(error: BaseException) -> bool:
     """Return whether an error may pass by itself, so that the same call, made later, may succeed.
 
-    Knows kvray's own errors, those of the operating system, pyarrow's object stores, the Hugging Face hub,
+    Knows kvray's own errors, those of the operating system, the object stores of pyarrow and obstore, the Hugging Face hub,
     OpenAI-compatible APIs and Ray. An error that tells nothing of itself is judged by its cause. What is refused
     (access, a name, a recipe), missing or damaged does not pass.
     """
@@ -267,6 +268,8 @@ def _by_text(error: BaseException) -> bool | None:
     text = str(error)
     if found := _AWS.search(text):
         return found[1] in _AWS_NAMES or (found[2] is not None and status_passes(int(found[2])))
+    if found := _OBSTORE.search(text):
+        return found[1] is None or status_passes(int(found[1]))
     found = _GOOGLE.search(text)
     return None if found is None else found[1] in _GOOGLE_NAMES
 

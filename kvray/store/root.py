@@ -4,12 +4,14 @@ import contextlib
 import functools
 import json
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
+from kvray.console import say
 from kvray.errors import InputError, StoreError
 from kvray.store.patience import asked_for
 from kvray.store.places.files import Files, Folder
@@ -58,19 +60,26 @@ class Root:
         return self._files.lent
 
     def check(self, write: bool = False) -> None:
-        """Check that the store can be reached and, with ``write``, written to; InputError says why if it cannot."""
-        probe = self.path(f"{TEMPORARY}probe-{os.getpid()}")
+        """Check that the store can be reached and, with ``write``, written to; InputError says why if it cannot.
+
+        Writing shows, too, whether two writers of one file are told apart; if not, a line says so.
+        """
+        probe = self.path(f"{TEMPORARY}probe-{secrets.token_hex(6)}")
         with self.hurry(LOOK_S if self.remote else 0.0):
             self._files.size(probe)
             if not write:
                 return
             try:
-                self._files.put(probe, memoryview(b"kvray"))
-                self._files.delete(probe)
+                exclusive = self._files.exclusive(probe)
             except StoreError as error:
                 why = str(error).rpartition(": ")[2].partition(";")[0]
                 text = f"store: {self.uri} cannot be written: {why}; make room or give another one (--store)"
                 raise InputError(text) from None
+        if not exclusive:
+            say(
+                f"kvray: warning: {self.uri} ignores conditional writes, so that two runs that begin within the "
+                "same moment may make the same artefact; start one after the other"
+            )
 
     def hurry(self, seconds: float = 0.0) -> contextlib.AbstractContextManager[None]:
         """Wait no longer than this for what may pass, in all threads, until the context ends."""

@@ -64,6 +64,10 @@ def test_every_operation_gives_the_right_bytes_where_a_third_of_all_requests_fai
         "shard-1.parquet",
     ]
     assert (store.fetch(ID, tmp_path / "copy") / "card.md").read_bytes() == b"# card\n"
+    documents = store.folder("reports/mine")
+    assert documents.put_new("first", b"1") or documents.read("first") == b"1"  # the answer to the first may be lost
+    assert not documents.put_new("first", b"2") and documents.read("first") == b"1"
+    documents.delete("first")
     for number in range(8):
         failures.note(store, f"datasets/a-{number}", f"why {number}")
     assert failures.noted(store) == {f"datasets/a-{number}" for number in range(8)}
