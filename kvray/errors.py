@@ -205,9 +205,9 @@ _ERRNO_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # libraries 
 def passes(error: BaseException) -> bool:
     """Return whether an error may pass by itself, so that the same call, made later, may succeed.
 
-    Knows kvray's own errors, those of the operating system, the object stores of pyarrow and obstore, the Hugging Face hub,
-    OpenAI-compatible APIs and Ray. An error that tells nothing of itself is judged by its cause. What is refused
-    (access, a name, a recipe), missing or damaged does not pass.
+    Knows kvray's own errors, those of the operating system, of object stores through pyarrow and obstore, the Hugging
+    Face hub, OpenAI-compatible APIs and Ray. An error that tells nothing of itself is judged by its cause. What is
+    refused (access, a name, a recipe), missing or damaged does not pass.
     """
     seen: list[BaseException] = []
     current: BaseException | None = error

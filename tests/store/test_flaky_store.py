@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -43,7 +44,13 @@ def rows(start: int, stop: int) -> pa.Table:
 def commit(store: Store) -> None:
     files = [store.write(ID, f"shard-{n}.parquet", rows(3 * n, 3 * n + 3)) for n in range(2)]
     files.append(store.write(ID, "card.md", b"# card\n"))
-    names = {"kind": "dataset", "name": "ours", "fingerprint": fingerprint(RECIPE), "recipe": RECIPE, "needs": []}
+    names: dict[str, Any] = {
+        "kind": "dataset",
+        "name": "ours",
+        "fingerprint": fingerprint(RECIPE),
+        "recipe": RECIPE,
+        "needs": [],
+    }
     store.commit(id=ID, files=files, **names)
 
 
