@@ -185,14 +185,15 @@ def test_what_is_not_run_names_what_there_is(command: Command, monkeypatch: pyte
             parse(KVRAY, inner[1:])
     elif program in ("aws", "docker", "kubectl"):
         known = next(key for key in ELSEWHERE if command.words[: len(key)] == key)
-        own = words[: words.index("kvray")] if "kvray" in words else words
+        inner = words[words.index("kvray") + 1 :] if known == ("docker", "run") else []
+        own = words[: len(words) - len(inner)]
         assert {word for word in own if word.startswith("-")} <= ELSEWHERE[known]
         files = [word for word in own if word.endswith(".yaml")]
         assert all(Path(file).is_file() for file in files)
         if "--target" in own:
             assert f" AS {own[own.index('--target') + 1]}\n" in Path("Dockerfile").read_text()
-        if "kvray" in words:
-            parse(KVRAY, words[words.index("kvray") + 1 :])
+        if inner:
+            parse(KVRAY, inner)
     else:
         assert program == "git" or "…" in words
 
