@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple
 
 Path = tuple[str | int, ...]  # where a value is in a document: mapping keys and 0-based list indices
 
+SECRET = re.compile(r"(?i)(secret|passw|credential|(^|_)token($|_)|(api|access|private)_?key)")
+"""Names of environment variables that hold secrets: AWS_SECRET_ACCESS_KEY, HF_TOKEN, OPENAI_API_KEY and so on."""
+_SHORTEST_SECRET = 8  # characters; a shorter value is no key, and may be a word of any text
 _SHOWN_PART = 60
 _PACKAGE = os.path.dirname(__file__)
 _LIBRARY = re.compile(r"[\\/](site-packages|dist-packages|IPython)[\\/]")
@@ -54,6 +57,14 @@ def install_command(extra: Literal["cpu", "gpu", "benchmarks"]) -> str:
     # The CPU set has builds that no plain "pip install" finds, so the Makefile installs it.
     command = "make setup" if extra == "cpu" else f"pip install '.[{extra}]'"
     return f"{command} in a clone of kvray"
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without any secret of the environment: ``***`` in its place."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and SECRET.search(name):
+            text = text.replace(value, "***")
+    return text
 
 
 def first_line(error: BaseException) -> str:

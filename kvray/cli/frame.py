@@ -43,7 +43,10 @@ FormatOption = Annotated[
     str | None, typer.Option("--format", help="parquet, jsonl or openai; default by the file's name: .parquet, .jsonl.")
 ]
 CodeOption = Annotated[
-    bool, typer.Option("--allow-code", help="Load the Python files beside the sweep that its tasks name.")
+    bool,
+    typer.Option(
+        "--allow-code", help="Run Python that comes with the sweep: files beside it, the model's own, task files'."
+    ),
 ]
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Check the sha256 of what is committed, too.")]
 

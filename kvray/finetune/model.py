@@ -54,6 +54,7 @@ def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool, attention: s
     model = AutoModelForCausalLM.from_pretrained(
         base.location,
         revision=base.revision,
+        use_safetensors=True,
         dtype="auto" if keep_type else torch.float32,
         trust_remote_code=base.trust_remote_code,
         attn_implementation=attention,

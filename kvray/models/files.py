@@ -11,8 +11,8 @@ from typing import Any
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 """A tokenizer that transformers can load has at least one of these files."""
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")  # all that a plan needs, without weights
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_INDEX = "model.safetensors.index.json"
+_PICKLED = ("*.bin", "*.pt", "*.pth")
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")  # fields with the context's length
 _STRETCHED_ALREADY = ("su", "longrope", "llama3")  # rotary embeddings whose stretching the length includes (vLLM)
 _WIDTHS = ("hidden_size", "n_embd", "d_model")  # fields with the number of features between layers
@@ -55,17 +55,21 @@ def linear_modules(tensors: Collection[str]) -> frozenset[str]:
 
 
 def _weight_problems(directory: Path) -> list[str]:
-    index = next((name for name in _INDEXES if (directory / name).is_file()), None)
-    if index is None:
-        return (
-            []
-            if ModelFiles(directory).weights
-            else ["has no weights (model.safetensors, or what model.safetensors.index.json lists)"]
-        )
+    index = directory / _INDEX
+    if not index.is_file():
+        if ModelFiles(directory).weights:
+            return []
+        pickled = next((path.name for pattern in _PICKLED for path in sorted(directory.glob(pattern))), None)
+        if pickled:
+            return [
+                f"has pickled weights ({pickled}), which can hold code; expected safetensors: "
+                "AutoModelForCausalLM.from_pretrained(THIS).save_pretrained(THIS), if you trust where it is from"
+            ]
+        return [f"has no weights (model.safetensors, or what {_INDEX} lists)"]
     try:
-        listed = set(_mapping(directory / index)["weight_map"].values())
+        listed = set(_mapping(index)["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
-        return [f"has an unreadable {index} ({error})"]
+        return [f"has an unreadable {_INDEX} ({error})"]
     missing = sorted(file for file in listed if not (directory / file).is_file())
     return [f"lacks {len(missing)} of {len(listed)} files of weights, {missing[0]} first"] if missing else []
 
@@ -163,7 +167,7 @@ class ModelFiles:
     @property
     def weights(self) -> bool:
         """Whether weights lie in the directory."""
-        return any(any(self.directory.glob(pattern)) for pattern in _WEIGHTS)
+        return any(self.directory.glob("*.safetensors"))
 
     def tensor_names(self) -> frozenset[str]:
         """Return the names of the weights; empty if unknown (not there, or pickled)."""
@@ -171,8 +175,7 @@ class ModelFiles:
 
         names: set[str] = set()
         try:
-            for index in _INDEXES:
-                names |= set(self._optional(index).get("weight_map", {}))
+            names |= set(self._optional(_INDEX).get("weight_map", {}))
             for file in () if names else self.directory.glob("*.safetensors"):
                 with safe_open(file, "np") as tensors:
                     names |= set(tensors.keys())

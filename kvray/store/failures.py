@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 
+from kvray.errors import without_secrets
 from kvray.store.root import Root
 
 _FOLDER, _SUFFIX = "failures/", ".json"
@@ -10,7 +11,7 @@ _FOLDER, _SUFFIX = "failures/", ".json"
 
 def note(store: Root, artefact_id: str, error: str) -> None:
     """Write why an artefact failed, over an older note; StoreError if the store cannot be written."""
-    document = json.dumps({"id": artefact_id, "error": error}, ensure_ascii=False)
+    document = json.dumps({"id": artefact_id, "error": without_secrets(error)}, ensure_ascii=False)
     store.write_document(_name(artefact_id), f"{document}\n".encode())
 
 

@@ -86,7 +86,16 @@ def parse(data: bytes, artefact_id: str) -> Manifest:
         raise DamagedArtefactError(f"{where} is unreadable: {type(error).__name__}: {error}") from error
     if manifest.id != artefact_id:
         raise DamagedArtefactError(f"{where} belongs to {manifest.id}")
+    outside = next((entry.name for entry in manifest.files if not _inside(entry.name)), None)
+    if outside is not None:  # whoever may write the store could have files copied anywhere
+        raise DamagedArtefactError(f"{where} lists {outside!r}, which is not inside the artefact")
     return manifest
+
+
+def _inside(name: object) -> bool:
+    """Return whether the name of a file stays inside the directory that it is relative to."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    return not any(part in ("", ".", "..") or "\\" in part for part in parts)
 
 
 def seal(sizes: Mapping[str, int]) -> str:

@@ -13,6 +13,7 @@ from kvray.sweep.grid import Variant, expand
 from kvray.sweep.model import NAME, Sweep
 from kvray.tasks import load_all
 from kvray.tasks.base import REGISTRY
+from kvray.tasks.lm_eval import LmEval
 from kvray.tasks.problems import show
 
 
@@ -44,7 +45,8 @@ def read(
         overrides: ``dotted.key=value`` each, the value in YAML; applied in order, after the scale.
         scale: one of the file's ``scales``; it is appended to the sweep's name.
         base_model: replaces the file's.
-        allow_code: load the files beside this one that its tasks name (``task: shouting:Shout``).
+        allow_code: load the files beside this one that its tasks name (``task: shouting:Shout``), and let the base
+            model's own code (``trust_remote_code``) and that of task files of one's own (``include_path``) run.
 
     Raises:
         InputError: with every problem, in the order of the file, as
@@ -62,6 +64,7 @@ def read(
             raise InputError(document.report([refused]))
         sweep, variants, problems = check_document(document)
     wrong += [problem for problem in problems if not document.hides(problem.path)]
+    wrong += [] if allow_code else _untrusted(variants)
     if wrong or document.problems or sweep is None:
         raise InputError(document.report([*document.problems, *wrong]))
     return Loaded(sweep, document, variants)
@@ -85,6 +88,21 @@ def _code_problem(document: Document) -> Problem | None:
     }
     refused = refuse_code(tasks.values())
     return Problem(next(path for path, task in tasks.items() if code_file(task)), refused) if refused else None
+
+
+def _untrusted(variants: Sequence[Variant]) -> list[Problem]:
+    """Return a problem for everything that would run Python which neither kvray nor an installed package brought."""
+    found: dict[Problem, None] = {}
+    for variant in variants:
+        if variant.sweep.trust_remote_code:
+            text = "found true, which runs the base model's own Python code; type --allow-code to let it run"
+            found[Problem(variant.written(("trust_remote_code",)), text)] = None
+        for name, task in variant.sweep.evaluate.items():
+            if isinstance(task, LmEval) and (files := task.code()):
+                path = variant.written(("evaluate", name, "include_path"))
+                text = f"found task files with Python code ({', '.join(files)}); type --allow-code to let it run"
+                found[Problem(path, text)] = None
+    return list(found)
 
 
 def _take_scale(document: Document, scale: str) -> list[Problem]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from kvray.errors import InputError, Path, Place, Problem
+from kvray.errors import SECRET, InputError, Path, Place, Problem
 from kvray.sweep.document import Document, put, split, typed
 from kvray.tasks.problems import show, unknown
 
@@ -281,6 +281,11 @@ class _Reader:
                 missing.append(name)
             return text or default or ""
 
+        secret = next((match[2] for match in _VARIABLE.finditer(node.value) if SECRET.search(match[2] or "")), None)
+        if secret:
+            # What a sweep says is written to the store, and its sources are asked for over the network.
+            found = f"found ${{{secret}}}, the name of a secret; expected none in a sweep, which is stored as it is"
+            return self.problem(node, path, found)
         text = _VARIABLE.sub(replace, node.value)
         if missing:
             names = " and ".join(dict.fromkeys(missing))

@@ -147,6 +147,13 @@ class LmEval(Task):
             found["tokenizer"] = find(self.tokenizer, "metadata", weights=False).identity
         return found
 
+    def code(self) -> list[str]:
+        """Return the names of task files of one's own that bring Python code, which loading them runs."""
+        if self.include_path is None or not os.path.isdir(self.include_path):
+            return []
+        files = [path for path in sorted(Path(self.include_path).rglob("*")) if path.is_file()]
+        return [path.name for path in files if path.suffix == ".py" or b"!function" in path.read_bytes()]
+
     def context(self, count_tokens: CountTokens, written: Sequence[str] | None = None) -> Context:
         raise InputError(
             f"lm_eval: {self.benchmark} is asked by lm-evaluation-harness, which brings the questions; "

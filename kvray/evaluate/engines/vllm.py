@@ -15,7 +15,7 @@ from typing import Any
 
 from kvray.errors import CellError, InputError, ResourceError, install_command, last_line
 from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request, Serving
-from kvray.evaluate.engines.weights import WeightExchange
+from kvray.evaluate.engines.weights import ADAPTER, WeightExchange
 from kvray.models.lora import ENGINE_RANKS
 
 CPU_SEQUENCES = 128
@@ -39,7 +39,7 @@ def model_options(serving: Serving) -> dict[str, Any]:
         "trust_remote_code": base.trust_remote_code,
         # Where a model of Mistral's has its own format's files too, vLLM would take those, and of its finetune these.
         "config_format": "hf",
-        "load_format": "hf",
+        "load_format": "safetensors",
         "tokenizer_mode": "hf",
         "dtype": "auto" if gpu else "float32",
         "max_model_len": serving.runtime.max_model_len,
@@ -222,6 +222,8 @@ class VllmEngine(Engine):
 
     def load(self, adapter: Adapter) -> None:
         """Load an adapter; CellError if vLLM refuses it. A bad one at request time would kill the engine."""
+        if not (adapter.path / ADAPTER).is_file():  # vLLM would read a pickled one
+            raise CellError(f"adapter {adapter.name}: found no {ADAPTER}; expected safetensors")
         try:
             loaded = self._engine.add_lora(_lora_request(adapter))
         except Exception as error:

@@ -19,7 +19,7 @@ from kvray.models.changed import CHANGED
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ADAPTER = "adapter_model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # peft's, before every name of a module
 _MATRICES = (".lora_A.weight", ".lora_B.weight")
 
@@ -47,7 +47,7 @@ def changes(directory: Path) -> dict[str, Change]:
     from safetensors import SafetensorError, safe_open
 
     adapted = (directory / ADAPTER_CONFIG).is_file()
-    file = directory / (_ADAPTER if adapted else CHANGED)
+    file = directory / (ADAPTER if adapted else CHANGED)
     try:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping

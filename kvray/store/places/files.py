@@ -17,12 +17,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kvray.console import size
-from kvray.errors import DiskFullError, StoreError, StoreUnavailableError, disk_full, passes
+from kvray.errors import DiskFullError, StoreError, StoreUnavailableError, disk_full, passes, without_secrets
 from kvray.store.patience import Patience
 
 CHUNK = 8 * 2**20
 _Result = TypeVar("_Result")
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
 class Files(ABC):
@@ -224,11 +223,7 @@ def free_bytes(path: str) -> int | None:
 
 def redacted(error: BaseException) -> str:
     """Return an error's text on one line, without any credential of the environment."""
-    text = " ".join(str(error).split())
-    for name in _SECRETS:
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return text
+    return without_secrets(" ".join(str(error).split()))
 
 
 def mapped(local: Path) -> memoryview:

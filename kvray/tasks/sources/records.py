@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, cast
 
@@ -22,6 +22,39 @@ TABLES = (".csv",)
 """The same for files whose values are all text."""
 TEXTS = (".txt", ".txt.gz")
 """The same for files that are one text."""
+GROWTH = 200
+"""Times that a compressed file may grow: text grows 3 to 20 times, a file made to fill a memory 1,000 times."""
+BUFFER = 2**20
+SMALL = 256 * 2**20
+"""Bytes up to which a file may grow as it likes."""
+
+
+class Bounded(io.RawIOBase):
+    """An unpacked stream, read once; InputError where it grows out of proportion to the ``packed`` bytes read."""
+
+    def __init__(self, stream: IO[bytes], packed: Callable[[], int], where: str) -> None:
+        super().__init__()
+        self._stream = stream
+        self._packed = packed
+        self._where = where
+        self._count = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._count
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        self._count += len(data)
+        if self._count > max(SMALL, GROWTH * self._packed()):
+            raise InputError(
+                f"{self._where}: found {self._count:,} bytes unpacked from {self._packed():,}; expected less than "
+                f"{GROWTH} times as many; unpack it yourself if it is what you think it is"
+            )
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def rows(stream: IO[bytes], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -105,10 +138,14 @@ def _unpacked(stream: IO[bytes], name: str, where: str) -> Iterator[IO[bytes]]:
     """Decompress a stream by the end of its name; a damaged one is an error that names the file."""
     kind = {"gz": "gzip", "zst": "zstd"}.get(name.rsplit(".", 1)[-1])
     try:
+        packed = stream
         if kind == "gzip":
-            stream = cast(IO[bytes], gzip.GzipFile(fileobj=stream))
+            stream = cast(
+                IO[bytes],
+                io.BufferedReader(Bounded(cast(IO[bytes], gzip.GzipFile(fileobj=packed)), packed.tell, where), BUFFER),
+            )
         elif kind == "zstd":
-            stream = io.BufferedReader(pa.CompressedInputStream(stream, "zstd"))
+            stream = io.BufferedReader(Bounded(pa.CompressedInputStream(packed, "zstd"), packed.tell, where), BUFFER)
         yield stream
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{where}: " + (f"not a whole {kind} file: {error}" if kind else str(error))) from error
