@@ -1,6 +1,5 @@
 """Scores and stores answered chunks and commits whole cells, in a thread of its own: the engine waits for neither."""
 
-import functools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -121,14 +120,23 @@ class Committer:
         except CellError as error:
             self.fail(taken, str(error))
             return
-        write = functools.partial(self._store.write, uncommitted=True)
-        entry = patiently(self._store, write, taken.cell.id, chunks.chunk_name(chunk.index), table)
+        table, entry = patiently(self._store, self._create, taken, chunk.index, table)
         self._tables[taken.cell.id, chunk.index] = table, entry
         while len(self._tables) > TABLES:
             self._tables.popitem(last=False)
         taken.entries.append(entry)
         if len(taken.entries) == len(taken.chunks):
             self._finish(taken)
+
+    def _create(self, taken: Taken, index: int, table: pa.Table) -> tuple[pa.Table, FileEntry]:
+        """Store a chunk, or take the one that another run has stored meanwhile, which took this one for dead."""
+        cell, name = taken.cell.id, chunks.chunk_name(index)
+        if (entry := self._store.create(cell, name, table)) is not None:
+            return table, entry
+        stored = chunks.read(self._store, cell, index, taken.questions)
+        if stored is not None and (entry := self._store.entry(cell, name)) is not None:
+            return stored, entry
+        return table, self._store.write(cell, name, table)  # not what is asked, or unreadable
 
     def _finish(self, taken: Taken) -> None:
         if taken.failed or (stored := self._source.finish(taken.unit, taken.entries)) is None:

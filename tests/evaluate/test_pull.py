@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import evaluate_store as made
+import pyarrow as pa
 import pytest
 from fake_engine import BASE, FakeEngine
 from local_driver import Driver, Watched, evaluate
@@ -269,12 +270,11 @@ class Unwritable(Store):
 
     left = 2
 
-    def write(self, artefact_id: str, name: str, data: Any, *, uncommitted: bool = False) -> FileEntry:
-        if artefact_id.startswith("predictions"):
-            Unwritable.left -= 1
-            if Unwritable.left < 0:
-                raise StoreError("no space left")
-        return super().write(artefact_id, name, data, uncommitted=uncommitted)
+    def create(self, artefact_id: str, name: str, table: pa.Table) -> FileEntry | None:
+        Unwritable.left -= 1
+        if Unwritable.left < 0:
+            raise StoreError("no space left")
+        return super().create(artefact_id, name, table)
 
 
 def test_a_store_that_cannot_be_written_ends_the_engine_and_what_it_took_is_kept(store: Store) -> None:
@@ -285,6 +285,30 @@ def test_a_store_that_cannot_be_written_ends_the_engine_and_what_it_took_is_kept
     FakeEngine.reset()
     assert evaluate(store, TINY, *cells) == [None] * 2 and FakeEngine.asked == 40 - 2 * CHUNK
     check(store, cells)
+
+
+class Second(Store):
+    """A store into which another run writes the same chunks a moment earlier, with other answers."""
+
+    unusable = False
+
+    def create(self, artefact_id: str, name: str, table: pa.Table) -> FileEntry | None:
+        answers = pa.array([f"{BASE} of another run"] * len(table))
+        other = table.set_column(table.schema.get_field_index("answer"), table.schema.field("answer"), answers)
+        assert super().create(artefact_id, name, other.slice(1) if self.unusable else other) is not None
+        return super().create(artefact_id, name, table)
+
+
+@pytest.mark.parametrize("unusable", [False, True])
+def test_chunks_that_another_run_has_stored_are_taken_and_never_mixed(
+    store: Store, unusable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Second, "unusable", unusable)
+    cells = cells_of(store, None)
+    assert evaluate(Second(store.uri), TINY, *cells) == [None]
+    check(store, cells)
+    answers = set(store.read_table(cells[0].id)["answer"].to_pylist())
+    assert (answers == {f"{BASE} of another run"}) != unusable
 
 
 def test_rows_that_cannot_be_scored_fail_their_cell_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
