@@ -38,7 +38,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ LOOK_S = 2.0
 _KEPT = 4  # versions of the ledger, for whoever has just listed them
 _END_S = 5.0  # for which the end of a run waits until its last look is over
 _PATIENCE_S = 120.0  # for a change: as long as others change the ledger without a pause
-_BEAT = "beat-"
+BEAT = "beat-"
+"""Before a run, the name of its beat."""
 _VERSION = re.compile(r"(\d{10})\.json")
 
 
@@ -150,7 +151,7 @@ class Watch:
 
     def _dead(self, holder: Holder, infos: Mapping[str, Any]) -> bool:
         """Return whether a run has missed its beats, now that they have been listed."""
-        info = infos.get(_BEAT + holder.run)
+        info = infos.get(BEAT + holder.run)
         stamp = _stamp(info) if info is not None else None
         known = self._beats.get(holder.run)
         if known is None or known[0] != stamp:
@@ -199,7 +200,7 @@ class Leases:
         with self._lock, contextlib.suppress(StoreError):
             self._joined, self._mine = False, set()
             self._change(set())
-            self._folder.delete(_BEAT + self.me.run)
+            self._folder.delete(BEAT + self.me.run)
 
     def take(self, artefacts: Collection[str]) -> set[str]:
         """Return which of some artefacts this run holds from now on: those that no other live run holds."""
@@ -220,6 +221,13 @@ class Leases:
         with self._lock:
             ledger = self._ledger
             return {one: ledger.runs[run] for one, run in ledger.held.items() if run != self.me.run}
+
+    def expel(self, runs: Iterable[str]) -> None:
+        """Take runs that are known to be dead out of the ledger, with all that they held."""
+        with self._lock:
+            self._dead = [holder for run in runs if (holder := self._ledger.runs.get(run)) is not None]
+            if self._dead:
+                self._change(set())
 
     def lost(self) -> set[str]:
         """Return what other runs have taken from this one since the last call."""
@@ -282,14 +290,14 @@ class Leases:
             self._mine = {one for one, run in self._ledger.held.items() if run == me.run}
         for holder in dead:
             say(f"kvray: {holder} has died; what it held is free again")
-            self._folder.delete(_BEAT + holder.run)
+            self._folder.delete(BEAT + holder.run)
         for name in self._old:
             self._folder.delete(name)
 
     def _put_beat(self) -> None:
         self._beats += 1
         # Its length changes, too: a listing of S3 tells the time in whole seconds.
-        self._folder.put(_BEAT + self.me.run, b"." * (1 + self._beats % 16))
+        self._folder.put(BEAT + self.me.run, b"." * (1 + self._beats % 16))
 
 
 def _version(number: int) -> str:
