@@ -24,12 +24,16 @@ them; and of two commits the first one stands, since the manifest is created, to
 whose files are still being written when another run, which took it over, commits it. The manifest's sha256 shows that,
 and the finetune is made again.
 
+**Devices.** Runs that share a machine without sharing a Ray would start engines on the same GPUs. The ledger names the
+GPUs that each takes for itself, in the order of joining, and who comes later takes nothing until they are free.
+
 **Looking.** The store alone says what is committed, and a run lists it once, at its start. While no other run has
 changed the ledger since before that listing, nobody else can have committed anything; after that, what a run takes it
 looks at first (:attr:`Leases.alone`).
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -74,6 +78,7 @@ class Holder:
     process: str | None  # the process itself, which a pid is not for ever; None where the system does not tell
     began: str  # ISO 8601, UTC, by its own clock: for people to read
     beat_s: float  # seconds between its beats
+    devices: tuple[str, ...] = ()  # what of a machine it has for itself, and shares with no run that joined later
     changes: int = 0  # of the ledger that it made
 
     def __str__(self) -> str:
@@ -108,7 +113,7 @@ def read(number: int, data: bytes, where: str) -> Ledger:
         if document["format"] != 1:
             raise ValueError(f"found format {document['format']}, expected 1: use the kvray that wrote it")
         held = {one: str(each["run"]) for each in document["runs"] for one in each.pop("holds")}
-        holders = [Holder(**each) for each in document["runs"]]
+        holders = [Holder(**{**each, "devices": tuple(each["devices"])}) for each in document["runs"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{where} is no ledger of leases ({error!r}); if no run is alive, remove the folder {FOLDER} of the store"
@@ -163,12 +168,26 @@ class Leases:
     """What one run holds. All methods may be called from any thread; they raise StoreError as the store does."""
 
     def __init__(
-        self, store: Root, sweep: str, beat_s: float | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Root,
+        sweep: str,
+        devices: Iterable[str] = (),
+        beat_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Look at the ledger, which is to be before the store is listed; nothing is written yet."""
-        beat_s = BEAT_S if beat_s is None else beat_s
+        """Look at the ledger, which is to be before the store is listed; nothing is written yet.
+
+        ``devices`` are names of what this run would take of its machine without asking anyone; see :meth:`elder`.
+        """
         self.me = Holder(
-            uuid.uuid4().hex[:12], sweep, socket.gethostname(), os.getpid(), _process(os.getpid()), now(), beat_s
+            run=uuid.uuid4().hex[:12],
+            sweep=sweep,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            process=_process(os.getpid()),
+            began=now(),
+            beat_s=BEAT_S if beat_s is None else beat_s,
+            devices=tuple(f"{machine()} {device}" for device in devices),
         )
         self._watch = Watch(store, clock)
         self._folder = self._watch.folder
@@ -222,6 +241,12 @@ class Leases:
             ledger = self._ledger
             return {one: ledger.runs[run] for one, run in ledger.held.items() if run != self.me.run}
 
+    def elder(self) -> Holder | None:
+        """Return a live run that joined before this one and has some of its devices, None if there is none."""
+        with self._lock:
+            before = itertools.takewhile(lambda each: each.run != self.me.run, self._ledger.runs.values())
+            return next((each for each in before if set(each.devices) & set(self.me.devices)), None)
+
     def expel(self, runs: Iterable[str]) -> None:
         """Take runs that are known to be dead out of the ledger, with all that they held."""
         with self._lock:
@@ -271,12 +296,14 @@ class Leases:
         began = time.monotonic()
         while True:
             dead = self._dead
-            ledger = self._ledger.without([self.me.run, *(holder.run for holder in dead)])
+            gone = [holder.run for holder in dead]
             me = replace(self.me, changes=self.me.changes + 1)
+            ledger = self._ledger.without([*gone, me.run])
             if self._joined:
                 free = [one for one in sorted(self._mine | wanted) if one not in ledger.held]
-                held = {**ledger.held, **dict.fromkeys(free, me.run)}
-                ledger = replace(ledger, runs={**ledger.runs, me.run: me}, held=held)
+                # Runs stay in the order in which they joined.
+                runs = {**self._ledger.without(gone).runs, me.run: me}
+                ledger = replace(ledger, runs=runs, held={**ledger.held, **dict.fromkeys(free, me.run)})
             self._expected = ledger.number + 1
             # Whether this was written, the newest version shows.
             self._folder.put_new(_version(ledger.number + 1), ledger.to_bytes())
@@ -310,20 +337,25 @@ def _stamp(info: Any) -> object:
     return info.mtime_ns, info.size
 
 
+def machine() -> str:
+    """Return what tells this machine from others: the id of its boot, else its name; containers on it share that."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
 def _process(pid: int) -> str | None:
     """Return what tells a process of this machine from all others, also later ones; None where there is no /proc."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = machine()
         # After the name, which may hold anything: the state, and as the 20th the start, in ticks since the boot.
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else f"{_machine(boot)} {pid} {fields[18]}"
+        # A process number means the same process within one boot, and there within one container.
+        where = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return None if state in "ZX" else f"{where} {pid} {fields[18]}"
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _machine(boot: str) -> str:
-    """Return where a process number means the same process: this boot, and within it this container."""
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _gone(process: str | None) -> bool:

@@ -118,12 +118,13 @@ class Store(Root):
         files: Iterable[FileEntry],
         schema: pa.Schema | None = None,
         measurements: Mapping[str, Any] | None = None,
+        created: bool = False,
     ) -> Manifest:
         """Write the manifest, which makes the artefact exist, and return it, or the one committed first.
 
         Versions and hardware are added to the measurements. Temporary files of dead writers are removed. On an object
         store it is three requests: a listing, which shows an earlier manifest and the files with their sizes, the seal
-        and the manifest.
+        and the manifest; two if all files were ``created`` (:meth:`create`) or read, as nobody replaces those.
 
         Raises:
             RecipeMismatchError: another recipe is committed at this id; the message shows the difference.
@@ -148,10 +149,12 @@ class Store(Root):
             measurements=with_provenance(measurements),
             created=now(),
         )
-        found = self._files.listing(self.path(id), hidden=True)
+        looked = not (created and self._files.remote)
+        found = self._files.listing(self.path(id), hidden=True) if looked else {}
         stored = self.manifest(id) if MANIFEST in found else None
         if stored is None:
-            self._check_present(new, found)
+            if looked:
+                self._check_present(new, found)
             data = memoryview(new.to_bytes())
             if self._files.remote:
                 sizes = {entry.name: entry.bytes for entry in entries} | {MANIFEST: data.nbytes}

@@ -123,7 +123,7 @@ def test_the_states_of_many_cells_are_one_listing_and_no_reads(store: Store, mon
     assert calls == ["infos", "read"]  # the manifest of the damaged one alone
 
 
-def test_a_cell_takes_three_requests_beside_its_own_bytes(store: Store) -> None:
+def test_a_cell_takes_two_requests_beside_its_own_bytes(store: Store) -> None:
     store.check()  # connected
     recipe: dict[str, Any] = {"cell": 1}
     digest = fingerprint(recipe)
@@ -133,10 +133,19 @@ def test_a_cell_takes_three_requests_beside_its_own_bytes(store: Store) -> None:
     assert REQUESTS == ["PUT"] * 5
     REQUESTS.clear()
     made = store.commit(
-        id=one, kind="predictions", name="cell", fingerprint=digest, recipe=recipe, needs=[], files=files
+        id=one, kind="predictions", name="cell", fingerprint=digest, recipe=recipe, needs=[], files=files, created=True
     )
-    assert REQUESTS == ["LIST", "PUT", "PUT"]
+    assert REQUESTS == ["PUT", "PUT"]
     assert store.manifest(one) == made
+    later = made.id, "predictions", "cell", digest, recipe
+    again = store.commit(
+        **dict(zip(("id", "kind", "name", "fingerprint", "recipe"), later, strict=True)),
+        needs=[],
+        files=files,
+        created=True,
+        measurements={"later": True},
+    )
+    assert again == made and store.states([one]) == {one: "committed"}
     REQUESTS.clear()
     found = store.listing([one])[one]
     assert (found.state, len(found.files)) == ("committed", 5)
