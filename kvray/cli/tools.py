@@ -176,9 +176,9 @@ def gc(
 ) -> None:
     """Say what of a store can go: what no sweep in it refers to, and what failed and ended runs left there.
 
-    kvray gc --store s3://bucket/kvray
+    kvray gc
 
-    kvray gc --forget quickstart --older-than 0 --delete
+    kvray gc --forget quickstart --older-than 0
 
     What a live run makes or its sweep refers to stays, and so does the checkpoint of an interrupted finetune. --json
     prints an object: store, deleted, bytes, and garbage (path, why, bytes, files of each).
