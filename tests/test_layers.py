@@ -32,9 +32,10 @@ RAY_FILES = {
     "driver/seats/cluster.py",
     "driver/seats/dispatcher.py",
     "driver/seats/sources.py",
+    "driver/seats/stalls.py",
     "generate/job.py",
     "finetune/job.py",
-    "cli/doctor.py",
+    "cli/doctor/check.py",
 }
 FRAMEWORKS = {"ray", "torch", "transformers", "peft", "vllm", "polars", "matplotlib", "scipy"}
 HEAVY = (*sorted(FRAMEWORKS), "pyarrow", "numpy")

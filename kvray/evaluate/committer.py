@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kvray.errors import CellError, DamagedArtefactError, RecipeMismatchError
+from kvray.errors import KvrayError
 from kvray.evaluate import chunks
 from kvray.evaluate.cells import Cells
 from kvray.evaluate.engines.base import Reply
@@ -18,7 +18,6 @@ from kvray.evaluate.questions import Questions
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import Source, Unit
 from kvray.store.manifest import FileEntry
-from kvray.store.patience import patiently
 from kvray.store.store import Store
 
 TABLES = 128
@@ -92,7 +91,7 @@ class Committer:
             return None
 
     def check(self, wait: bool = False) -> None:
-        """Raise what went wrong in the thread, StoreError above all; ``wait`` for all that it has to do."""
+        """Raise what went wrong in the thread, a source out of reach; ``wait`` for all that it has to do."""
         while self._waiting and (wait or self._waiting[0].done()):
             self._waiting.popleft().result()
 
@@ -115,17 +114,21 @@ class Committer:
     def _put(self, taken: Taken, chunk: Chunk, info: dict[str, Any]) -> None:
         replies = [[reply for reply in chunk.replies.get(row, []) if reply is not None] for row in chunk.rows]
         chunk.replies = {}
+        if taken.failed:
+            return
         try:
             table = taken.questions.table(chunk.rows, replies, self._cells.labels(taken.cell), info)
-        except CellError as error:
+            table, entry = self._create(taken, chunk.index, table)
+        except KvrayError as error:
             self.fail(taken, str(error))
             return
-        table, entry = patiently(self._store, self._create, taken, chunk.index, table)
         self._tables[taken.cell.id, chunk.index] = table, entry
         while len(self._tables) > TABLES:
             self._tables.popitem(last=False)
         taken.entries.append(entry)
-        if len(taken.entries) == len(taken.chunks):
+        if len(taken.entries) < len(taken.chunks):
+            self._source.saved(taken.unit, chunk.index, entry)
+        else:
             self._finish(taken)
 
     def _create(self, taken: Taken, index: int, table: pa.Table) -> tuple[pa.Table, FileEntry]:
@@ -143,19 +146,19 @@ class Committer:
             return
         entries = {entry.name: entry for entry in stored}
         whole, lacking = [], []
-        for index in range(chunks.chunk_count(len(taken.questions))):
-            found = self._stored(taken, index, entries.get(chunks.chunk_name(index)))
-            if found:
-                whole.append(found)
-            else:
-                lacking.append(index)
-        if lacking:
-            self._again.put(replace(taken.unit, chunks=tuple(lacking), rows=0))
-            return
         try:
+            for index in range(chunks.chunk_count(len(taken.questions))):
+                found = self._stored(taken, index, entries.get(chunks.chunk_name(index)))
+                if found:
+                    whole.append(found)
+                else:
+                    lacking.append(index)
+            if lacking:
+                self._again.put(replace(taken.unit, chunks=tuple(lacking), rows=0))
+                return
             tables, files = zip(*whole, strict=True)
-            patiently(self._store, chunks.commit, self._store, taken.cell, taken.questions, tables, files)
-        except (CellError, DamagedArtefactError, RecipeMismatchError) as error:
+            chunks.commit(self._store, taken.cell, taken.questions, tables, files)
+        except KvrayError as error:
             self.fail(taken, str(error))
             return
         for index in range(len(whole)):
