@@ -36,9 +36,11 @@ from kvray.driver.seats.cluster import Cluster
 from kvray.driver.seats.dispatcher import Opening
 from kvray.driver.seats.lanes import UNIT_S, Lanes
 from kvray.driver.seats.placement import Place
+from kvray.driver.sharing import Sharing
 from kvray.finetune.placement import Shape
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import EVALUATE, FINETUNE, Lane, Nothing, Seat, Source
+from kvray.store.leases import Leases
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime, Sweep
 from tests.fake_cluster import autoscaling
@@ -101,7 +103,9 @@ def makespan(todo: Sequence[Artefact], seconds: dict[str, float], gpus: int, sto
             cluster = Cluster(local=False)
             lanes = Lanes([lane(FINETUNE), lane(EVALUATE)])
             generation = Generation(store, driver.prepare(sweep())[1], runtime)
-            Making(todo, {}, seconds, lanes, generation, runtime, cluster).run(ended.append, wait=False)
+            with Leases(store, "scheduling") as leases:
+                sharing = Sharing(store, leases, store.listing([artefact.id for artefact in todo]))
+                Making(todo, sharing, seconds, lanes, generation, runtime, cluster).run(ended.append, wait=False)
             took = time.monotonic() - started
         finally:
             ray.shutdown()

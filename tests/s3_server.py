@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import boto3
@@ -46,8 +48,11 @@ def endpoint() -> Iterator[str]:
         def counting(environ: dict[str, Any], start_response: Any) -> Any:
             listing = environ["REQUEST_METHOD"] == "GET" and "list-type" in environ["QUERY_STRING"]
             REQUESTS.append("LIST" if listing else environ["REQUEST_METHOD"])
-            return app(environ, start_response)
+            # Moto looks, then writes, which S3 does in one step.
+            with conditional if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
+                return app(environ, start_response)
 
+        conditional = threading.Lock()
         web.app = counting
         bucket(f"{host}:{port}").create()
         yield f"{host}:{port}"

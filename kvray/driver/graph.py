@@ -39,6 +39,10 @@ class Graph:
         """Whether artefacts are still to end."""
         return bool(self._left)
 
+    def open(self, artefact_id: str) -> bool:
+        """Return whether an artefact is still to end."""
+        return artefact_id in self._left
+
     def ready(self) -> list[Artefact]:
         """Return the artefacts that have become ready since the last call, those with the longest chain first."""
         found = [artefact for artefact in self._waiting.values() if not self._open[artefact.id]]

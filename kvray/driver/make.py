@@ -4,11 +4,13 @@
           ──► seats (finetunes, cells, writings) ─┼─► outcomes ──► what is ready now
           ──► threads (all that an API makes)  ──┘
 
-There are no barriers: the base model is asked while finetunes train, and a finetune as soon as it is committed. The
+There are no barriers: the base model is asked while finetunes train, and a finetune as soon as it is committed. What is
+ready is leased first (:mod:`kvray.driver.sharing`); what another run makes is waited for, and then as good as made. The
 driver holds nothing that the store does not, but what is under way.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kvray.console import Show, board
@@ -21,7 +23,9 @@ from kvray.driver.seats.lanes import Lanes, Space, lane_of, units
 from kvray.driver.seats.placement import check_wait
 from kvray.driver.seats.state import LaneView
 from kvray.driver.seats.threads import Threads
+from kvray.driver.sharing import Sharing
 from kvray.planning.artefacts import Artefact
+from kvray.planning.work import EVALUATE, FINETUNE
 from kvray.store.store import Outcome
 from kvray.sweep.model import Runtime
 
@@ -37,17 +41,19 @@ class Making:
     def __init__(
         self,
         todo: Sequence[Artefact],
-        stored: Mapping[str, Collection[str]],
+        sharing: Sharing,
         seconds: Mapping[str, float],
         lanes: Lanes,
         generation: Generation,
         runtime: Runtime,
         cluster: Cluster,
     ) -> None:
-        """Open the ``lanes`` that make ``todo``, whose files ``stored`` and estimated ``seconds`` are given by id."""
+        """Open the ``lanes`` that make ``todo``, whose estimated ``seconds`` are given by id."""
         self._graph = Graph(todo, seconds)
         self._by_id = {artefact.id: artefact for artefact in todo}
-        self._stored = stored
+        self._sharing = sharing
+        self._ready: dict[str, Artefact] = {}  # not leased so far
+        self._views: list[LaneView] = []
         self._lanes = lanes
         self._generation = generation
         self._cluster = cluster
@@ -88,31 +94,62 @@ class Making:
                     stage.close(wait)
 
     def _start_ready(self) -> list[Outcome]:
-        """Give what is ready to its stage; return how that ended which cannot even be started."""
-        calls: list[tuple[Artefact, Call]] = []
-        refused = []
-        for artefact in self._graph.ready():
+        """Give what is ready, and leased, to its stage; return how that ended which needs no stage any more."""
+        calls = self._leave_lost()
+        self._ready |= {artefact.id: artefact for artefact in self._graph.ready()}
+        begun = self._sharing.begin(list(self._ready.values()), self._held())
+        outcomes = [Outcome(one, None, elsewhere=True) for one in begun.committed]
+        for one, stored in begun.leased.items():
+            artefact = self._ready.pop(one)
             if artefact.kind == "dataset":
                 self._generation.add(artefact)
             elif (error := self._lanes.refused.get(lane_of(artefact))) is not None:
-                refused.append(Outcome(artefact.id, error))
+                outcomes.append(Outcome(one, error))
             else:
-                parts = units(artefact, self._seconds(artefact), self._stored.get(artefact.id, ()))
-                call = ("add", (lane_of(artefact), artefact.id, parts, self._graph.after(artefact.id)))
-                calls.append((artefact, call))
-        for artefact, needs in self._graph.waiting():
-            soon = all(need.kind == "dataset" and self._generation.makes(need.id) for need in needs)
-            if artefact.kind != "dataset" and self._expected.get(artefact.id) != soon:
-                self._expected[artefact.id] = soon
-                seconds, after = self._seconds(artefact), self._graph.after(artefact.id)
-                calls.append((artefact, ("expect", (lane_of(artefact), artefact.id, seconds, after, soon))))
+                parts = units(artefact, self._seconds(artefact), stored)
+                calls.append((artefact, ("add", (lane_of(artefact), one, parts, self._graph.after(one)))))
+                self._expected.pop(one, None)
+        calls += self._expectations(begun.held)
         if self._generation.busy != self._generating and self._seats is not None:
             self._generating = self._generation.busy
             self._seats.change([("generate", (self._generating,))])
         for stage in self._stages:
             by_thread = stage is self._threads
             stage.change([call for artefact, call in calls if (lane_of(artefact) in self._by_thread) == by_thread])
-        return refused
+        return outcomes
+
+    def _expectations(self, elsewhere: Collection[str]) -> list[tuple[Artefact, Call]]:
+        """Return what seats are to be told of work to come: of that which changed since the last call."""
+        calls: list[tuple[Artefact, Call]] = []
+        expected = {artefact.id: (artefact, self._soon(needs)) for artefact, needs in self._graph.waiting()}
+        expected |= {one: (artefact, True) for one, artefact in self._ready.items() if one not in elsewhere}
+        for one, (artefact, soon) in expected.items():
+            if artefact.kind != "dataset" and self._expected.get(one) != soon:
+                self._expected[one] = soon
+                seconds, after = self._seconds(artefact), self._graph.after(one)
+                calls.append((artefact, ("expect", (lane_of(artefact), one, seconds, after, soon))))
+        for one in [each for each in elsewhere if each in self._expected]:
+            del self._expected[one]  # no seat is to wait for what another run makes
+            calls.append((self._by_id[one], ("drop", (one,))))
+        return calls
+
+    def _soon(self, needs: Sequence[Artefact]) -> bool:
+        return all(need.kind == "dataset" and self._generation.makes(need.id) for need in needs)
+
+    def _leave_lost(self) -> list[tuple[Artefact, Call]]:
+        """Leave to other runs what they took from this one, until they give it back; return what seats are told."""
+        lost = [self._by_id[one] for one in self._sharing.lost() if self._graph.open(one)]
+        self._ready |= {artefact.id: artefact for artefact in lost}
+        # A dataset is made to its end: it has the same bytes, whoever makes it.
+        return [(artefact, ("drop", (artefact.id,))) for artefact in lost if artefact.kind != "dataset"]
+
+    def _held(self) -> Counter[str]:
+        """Return how many seats this run has by the kind of what they make."""
+        kinds = {FINETUNE: "finetune", EVALUATE: "predictions"}
+        held: Counter[str] = Counter()
+        for view in self._views:
+            held[kinds.get(view.name, "writing")] += view.held
+        return held
 
     def _seconds(self, artefact: Artefact) -> float:
         return self._graph.seconds(artefact.id)
@@ -131,22 +168,29 @@ class Making:
         if not pending or self._generation.busy or any(view.held for view in views):
             self._placed_at = time.monotonic()
         check_wait(pending, time.monotonic() - self._placed_at, capacity, self._runtime)
+        self._views = views
         return outcomes, views
 
     def _end(self, outcome: Outcome, ended: Ended) -> None:
+        lost = self._ready.pop(outcome.artefact_id, None)
+        if not self._graph.open(outcome.artefact_id):
+            return  # another run made it, too
+        if lost is not None and outcome.error is not None:
+            self._ready[lost.id] = lost  # and another run is at it
+            return
+        self._sharing.end(outcome.artefact_id)
         ended(outcome)
         if outcome.error is None:
             self._graph.made(outcome.artefact_id)
             return
-        for lost in self._graph.failed(outcome.artefact_id):
+        for behind in self._graph.failed(outcome.artefact_id):
             for stage in self._stages:
-                stage.change([("drop", (lost,))])
-            ended(Outcome(lost, f"needs {outcome.artefact_id}, which failed"))
+                stage.change([("drop", (behind,))])
+            ended(Outcome(behind, f"needs {outcome.artefact_id}, which failed"))
 
     def _show(self, show: Show, views: Sequence[LaneView]) -> None:
         waiting = list(self._graph.waiting())
-        generation = self._generation.line()
-        lines = [generation] if generation else []
+        lines = [line for line in (self._sharing.line(), self._generation.line()) if line]
         absent: dict[str, list[Artefact]] = {}
         for artefact, _ in waiting:
             if artefact.kind != "dataset":

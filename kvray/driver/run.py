@@ -20,6 +20,7 @@ from kvray.driver.generation import Generation
 from kvray.driver.make import Making
 from kvray.driver.seats.cluster import Cluster
 from kvray.driver.seats.lanes import open_lanes
+from kvray.driver.sharing import Sharing
 from kvray.errors import InputError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
@@ -29,6 +30,7 @@ from kvray.planning.cost.estimate import estimate
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.store import failures
+from kvray.store.leases import Leases
 from kvray.store.manifest import Presence
 from kvray.store.store import Outcome, Store
 from kvray.sweep.document import from_values
@@ -74,6 +76,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     """
     started = time.monotonic()
     store.check(write=True)
+    leases = Leases(store, planned.sweep.name)  # before the store is listed
     listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
     todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
     if any(asks_api(artefact, base) for artefact in todo):
@@ -93,21 +96,19 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
     noted = failures.noted(store)
     for artefact in todo:
-        if listing[artefact.id].state == "damaged":
-            say(f"kvray: {artefact.id} is damaged and will be made again: {'; '.join(store.problems(artefact.id))}")
-            store.discard(artefact.id)
         if artefact.id in noted:
             failures.delete(store, artefact.id)
-    stored = {one.id: listing[one.id].files for one in todo if listing[one.id].state != "damaged"}
     seconds = {item.artefact.id: item.seconds or 0.0 for item in estimate(planned, store).items}
     account = _Account(planned, store, result, todo)
     runtime = planned.sweep.runtime
     try:
-        with connect(runtime) as connection:
+        # Leases last until the seats of a local Ray have ended with it.
+        with leases, connect(runtime) as connection:
             cluster = Cluster(connection.local)
             lanes = open_lanes(todo, store, base, runtime, cluster)
             account.say_start()
-            making = Making(todo, stored, seconds, lanes, Generation(store, base, runtime), runtime, cluster)
+            sharing = Sharing(store, leases, listing)
+            making = Making(todo, sharing, seconds, lanes, Generation(store, base, runtime), runtime, cluster)
             making.run(account.end, wait=not connection.ends)
     except KeyboardInterrupt:
         raise RunInterrupted(account.kept()) from None
@@ -144,6 +145,7 @@ class Result:
     store: Store
     cached: int = 0  # artefacts that the store had before
     made: list[str] = field(default_factory=list)  # ids of the artefacts that the run committed
+    elsewhere: list[str] = field(default_factory=list)  # ids of those that other runs committed meanwhile
     failed: dict[str, str] = field(default_factory=dict)  # reason by id; running again tries these again
     seconds: float = 0.0  # wall-clock time of the run
     # The plan's document and the store's listing, where there was nothing to do: still true.
@@ -151,18 +153,19 @@ class Result:
 
     @property
     def nothing_to_do(self) -> bool:
-        return not self.made and not self.failed
+        return not self.made and not self.elsewhere and not self.failed
 
     def outcome(self) -> str:
+        elsewhere = f"{len(self.elsewhere)} made by another run, " if self.elsewhere else ""
         if self.failed:
-            planned = len(self.made) + self.cached + len(self.failed)
+            planned = len(self.made) + len(self.elsewhere) + self.cached + len(self.failed)
             return (
                 f"{len(self.failed)} of {planned} artefacts of {self.sweep.name} failed, {len(self.made)} made, "
-                f"{self.cached} were there; running again tries them again"
+                f"{elsewhere}{self.cached} were there; running again tries them again"
             )
         if self.nothing_to_do:
             return f"nothing to do: all {self.cached} artefacts of {self.sweep.name} are committed in {self.store.uri}"
-        return f"{len(self.made)} made, {self.cached} were there, {duration(self.seconds)}"
+        return f"{len(self.made)} made, {elsewhere}{self.cached} were there, {duration(self.seconds)}"
 
     def failures(self) -> list[tuple[str, str]]:
         """Return id and reason, on one line, of what failed."""
@@ -192,7 +195,7 @@ class _Account:
         self._open[kind] -= 1
         if outcome.error is None:
             self._made[kind] += 1
-            self._result.made.append(outcome.artefact_id)
+            (self._result.elsewhere if outcome.elsewhere else self._result.made).append(outcome.artefact_id)
         else:
             self._fail(outcome.artefact_id, outcome.error)
         if not self._open[kind]:

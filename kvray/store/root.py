@@ -3,12 +3,14 @@
 import functools
 import json
 import os
+import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
+from kvray.console import say
 from kvray.errors import InputError, StoreError
 from kvray.store.places.files import Files, Folder
 from kvray.store.places.local import TEMPORARY
@@ -52,14 +54,20 @@ class Root:
         return self._files.fs
 
     def check(self, write: bool = False) -> None:
-        """Check that the store can be reached and, with ``write``, written to; InputError says why if it cannot."""
-        probe = self.path(f"{TEMPORARY}probe-{os.getpid()}")
+        """Check that the store can be reached and, with ``write``, written to; InputError says why if it cannot.
+
+        Writing shows, too, whether two writers of one file are told apart; if not, a line says so.
+        """
+        probe = self.path(f"{TEMPORARY}probe-{secrets.token_hex(6)}")
         self._files.size(probe)
         if not write:
             return
         try:
-            self._files.put(probe, memoryview(b"kvray"))
-            self._files.delete(probe)
+            if not self._files.exclusive(probe):
+                say(
+                    f"kvray: warning: {self.uri} ignores conditional writes, so that two runs that begin within the "
+                    "same moment may make the same artefact; start one after the other"
+                )
         except StoreError as error:
             why = f"{str(error).rpartition(': ')[2]}; make room or give another one (--store)"
             raise InputError(f"store: {self.uri} cannot be written: {why}") from None

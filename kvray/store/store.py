@@ -48,6 +48,7 @@ class Outcome:
 
     artefact_id: str
     error: str | None
+    elsewhere: bool = False  # another run made it meanwhile
 
 
 def readable_name(name: str) -> str:
@@ -213,20 +214,16 @@ class Store(Root):
         """Return the state of many artefacts; see :meth:`listing`."""
         return {one: found.state for one, found in self.listing(ids, verify).items()}
 
-    def listing(self, ids: Iterable[str], verify: bool = False) -> dict[str, Presence]:
+    def listing(self, ids: Iterable[str], verify: bool = False, apart: bool = False) -> dict[str, Presence]:
         """Return what is there of many artefacts, from one recursive listing of each kind's folder.
 
-        Compares names and sizes with manifests (0.1 s per 1,000) or a bucket's seals; ``verify`` adds rows and sha256.
+        With ``apart`` each artefact is listed by itself, which is less where only some of many are asked for. Compares
+        names and sizes with manifests (0.1 s per 1,000) or a bucket's seals; ``verify`` adds rows and sha256.
         """
         wanted = list(dict.fromkeys(ids))
         for one in wanted:
             self._check_id(one)
-        contents: dict[str, dict[str, pafs.FileInfo]] = {}
-        for folder in sorted({one.partition("/")[0] for one in wanted}):
-            for name, info in self._files.infos(self.path(folder), hidden=self._files.remote).items():
-                one, _, rest = name.partition("/")
-                contents.setdefault(f"{folder}/{one}", {})[rest] = info
-
+        contents = self._infos_apart(wanted) if apart else self._infos({one.partition("/")[0] for one in wanted})
         sizes = {one: {name: info.size for name, info in contents.get(one, {}).items()} for one in wanted}
         states: dict[str, State] = {one: "committed" if MANIFEST in sizes[one] else "missing" for one in wanted}
         # Without a seal (on a disk, or after damage) a manifest says which files there should be.
@@ -268,6 +265,20 @@ class Store(Root):
         self._check_id(artefact_id)
         self._files.delete(self.path(artefact_id, MANIFEST))
         self._files.delete_tree(self.path(artefact_id))
+
+    def _infos(self, folders: Iterable[str]) -> dict[str, dict[str, pafs.FileInfo]]:
+        """Return what lies in some folders, by artefact and name in it."""
+        contents: dict[str, dict[str, pafs.FileInfo]] = {}
+        for folder in sorted(folders):
+            for name, info in self._files.infos(self.path(folder), hidden=self._files.remote).items():
+                one, _, rest = name.partition("/")
+                contents.setdefault(f"{folder}/{one}", {})[rest] = info
+        return contents
+
+    def _infos_apart(self, ids: Sequence[str]) -> dict[str, dict[str, pafs.FileInfo]]:
+        """Return the same of some artefacts, a listing for each."""
+        found = self.each(lambda one: self._files.infos(self.path(one), hidden=self._files.remote), ids)
+        return dict(zip(ids, found, strict=True))
 
     def _check_id(self, artefact_id: str) -> None:
         self.path(artefact_id)

@@ -54,8 +54,8 @@ def test_what_is_committed_is_listed_once_and_not_read(store: Store, planned: Pl
     assert asked(lambda: status(planned.artefacts, store)) == {"LIST": 4}
     # And the reports, for the spread of seeds.
     assert asked(lambda: estimate(planned, store)) == {"LIST": 5}
-    # A probe is looked up, written and deleted (pyarrow lists and marks its folder); the plan's document is read.
-    assert asked(lambda: running.run(planned, BASE, store)) == {"LIST": 4, "HEAD": 3, "GET": 1, "PUT": 2, "DELETE": 1}
+    # A probe is looked up, created, refused a second time and deleted; leases are listed; the plan's document is read.
+    assert asked(lambda: running.run(planned, BASE, store)) == {"LIST": 5, "HEAD": 2, "GET": 1, "PUT": 2, "POST": 1}
     done = running.run(planned, BASE, store)
     assert done.nothing_to_do and done.found is not None
     note = made_from(store, look(store, "s")) | {"files": [], "summary": ["as it was"]}

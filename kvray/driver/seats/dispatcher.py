@@ -133,6 +133,8 @@ class Seats:
         for method, arguments in calls:
             if method == "add":
                 self._given[arguments[1]] = arguments
+            elif method == "drop":
+                self._given.pop(arguments[0], None)
         if calls:
             self._dispatcher.change.remote(list(calls))
 

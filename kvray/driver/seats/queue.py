@@ -77,10 +77,12 @@ class WorkQueue:
                 self._make_ready(unit)
 
     def drop(self, artefact_id: str) -> None:
-        """Forget an artefact that was expected and cannot be made, as what it needs has failed."""
+        """Forget an artefact that is not to be made here: what it needs has failed, or another run makes it."""
         with self._lock:
             for lane in self._lanes.values():
                 lane.expected.pop(artefact_id, None)
+            if artefact_id in self._cells:
+                self._forget(artefact_id)
 
     def generate(self, busy: bool) -> None:
         """Tell whether datasets are being made, which needs a CPU that idle seats would hold."""
@@ -326,9 +328,13 @@ class WorkQueue:
         seat.progress.pop(unit.number, None)
 
     def _end(self, artefact_id: str, error: str | None) -> None:
+        self._forget(artefact_id, made=error is None)
+        self._outcomes.append(Outcome(artefact_id, error))
+
+    def _forget(self, artefact_id: str, made: bool = False) -> None:
         cell = self._cells.pop(artefact_id)
         lane = self._lanes[cell.lane]
-        if error is not None:
+        if not made:
             lane.total -= sum(unit.rows for unit in cell.open.values())
         for unit in cell.open.values():
             heap = lane.ready.get(unit.model, [])
@@ -342,7 +348,6 @@ class WorkQueue:
         for seat in self._seats.values():
             for unit in [each for each in seat.held.values() if each.artefact_id == artefact_id]:
                 self._let_go(seat, unit)
-        self._outcomes.append(Outcome(artefact_id, error))
 
     def _view(self, name: str, lane: LaneState) -> LaneView:
         seats = [seat for seat in self._seats.values() if seat.lane == name]

@@ -34,9 +34,9 @@ class Files(ABC):
 
     @abstractmethod
     def put_new(self, path: str, data: memoryview) -> bool:
-        """Write a whole file that was not there a moment ago; return whether it was written: not, if one came since.
+        """Write a whole file unless there is one; return whether it was written. Of several callers one writes.
 
-        A place that cannot tell writes it.
+        A place that cannot tell writes it; see :meth:`exclusive`.
         """
 
     @abstractmethod
@@ -46,6 +46,14 @@ class Files(ABC):
     @abstractmethod
     def clean(self, path: str, names: Iterable[str]) -> None:
         """Remove the temporary files that dead writers left below a directory, among the ``names`` of its files."""
+
+    def exclusive(self, path: str) -> bool:
+        """Return whether :meth:`put_new` refuses a second file of a name, by trying at ``path``, which is deleted."""
+        try:
+            self.put_new(path, memoryview(b"kvray"))
+            return not self.put_new(path, memoryview(b"kvray"))
+        finally:
+            self.delete(path)
 
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes, None if it is missing."""
@@ -116,6 +124,14 @@ class Folder:
     def copy(self, file: Path, name: str) -> None:
         """Write a local file, which is mapped, under a name."""
         self.files.put(f"{self.root}/{name}", mapped(file))
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one; return whether it was written."""
+        return self.files.put_new(f"{self.root}/{name}", memoryview(data))
+
+    def infos(self) -> dict[str, pafs.FileInfo]:
+        """Return pyarrow's information on each file by name, from one listing."""
+        return self.files.infos(self.root)
 
     def read(self, name: str) -> bytes | None:
         return self.files.read(f"{self.root}/{name}")

@@ -3,9 +3,8 @@
 An object appears whole when its write ends: one PUT up to 10 MB, one multipart upload above. What a killed writer
 leaves of an upload is invisible until the bucket's lifecycle rule for incomplete uploads removes it.
 
-pyarrow has no conditional PUT, so "create unless it exists" is a listing, then a PUT: of two drivers that commit the
-same artefact at once, the later manifest stays. Either is right for a dataset, a pure function of its recipe; for
-finetunes and predictions run one driver per sweep on an object store.
+"Create unless it exists" is a conditional PUT (:mod:`kvray.store.places.conditional`). A store that does not know the
+condition writes: of two that create the same file within one moment, the later one wins there.
 """
 
 import contextlib
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kvray.errors import InputError
+from kvray.store.places.conditional import Bucket
 from kvray.store.places.files import Files, redacted
 from kvray.store.places.local import LocalFiles
 
@@ -124,13 +124,19 @@ def connect(location: Location, named: str = "store") -> Files:
         raise InputError(f"{named}: cannot reach {where}: {redacted(error)}; {hint}") from None
     if kind == pafs.FileType.NotFound:
         raise InputError(f"{named}: there is no bucket {where}, or these credentials may not see it; create it first")
-    return ObjectFiles(fs, f"{prefix}{location.scheme}://")
+    region = fs.region if location.scheme == "s3" else ""
+    objects = Bucket(location.scheme, bucket, options, region, CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
+    return ObjectFiles(fs, f"{prefix}{location.scheme}://", objects)
 
 
 class ObjectFiles(Files):
-    """An object store through pyarrow."""
+    """An object store through pyarrow, and through ``bucket`` for what pyarrow cannot."""
 
     remote = True
+
+    def __init__(self, fs: pafs.FileSystem, prefix: str = "", bucket: Bucket | None = None) -> None:
+        super().__init__(fs, prefix)
+        self._bucket = bucket
 
     def put(self, path: str, data: memoryview) -> None:
         # pyarrow cannot abandon a stream: dropped half written, it completes the upload with what it has. So parts go
@@ -147,15 +153,28 @@ class ObjectFiles(Files):
         stream.close()
 
     def put_new(self, path: str, data: memoryview) -> bool:
-        self.put(path, data)
-        return True
+        created = None
+        if self._bucket is not None:
+            with self.naming(path, f"write {data.nbytes:,} bytes"):
+                created = self._bucket.create(_key(path), data.cast("B"))
+        if created is None:  # the store does not know the condition
+            self.put(path, data)
+        return created is not False
 
     def delete(self, path: str) -> None:
         with self.naming(path, "delete"), contextlib.suppress(FileNotFoundError):
-            self.fs.delete_file(path)
+            if self._bucket is not None:
+                self._bucket.delete(_key(path))  # one request; pyarrow looks for the folder then, too
+            else:
+                self.fs.delete_file(path)
 
     def clean(self, path: str, names: Iterable[str]) -> None:
         """Do nothing: an unfinished write leaves no object."""
+
+
+def _key(path: str) -> str:
+    """Return the name inside its bucket of what lies at a path."""
+    return path.partition("/")[2]
 
 
 def _file_system(scheme: str, bucket: str, options: Mapping[str, str]) -> pafs.FileSystem:
