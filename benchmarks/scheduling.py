@@ -105,7 +105,7 @@ def makespan(todo: Sequence[Artefact], seconds: dict[str, float], gpus: int, sto
             generation = Generation(store, driver.prepare(sweep())[1], runtime)
             with Leases(store, "scheduling") as leases:
                 sharing = Sharing(store, leases, store.listing([artefact.id for artefact in todo]))
-                Making(todo, sharing, seconds, lanes, generation, runtime, cluster).run(ended.append, wait=False)
+                Making(todo, sharing, seconds, lanes, generation, runtime, cluster, store).run(ended.append, wait=False)
             took = time.monotonic() - started
         finally:
             ray.shutdown()

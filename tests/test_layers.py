@@ -32,6 +32,7 @@ RAY_FILES = {
     "driver/seats/cluster.py",
     "driver/seats/dispatcher.py",
     "driver/seats/sources.py",
+    "driver/seats/stalls.py",
     "generate/job.py",
     "finetune/job.py",
     "cli/doctor.py",

@@ -21,12 +21,13 @@ from kvray.driver.seats.cluster import Cluster
 from kvray.driver.seats.dispatcher import Call, Seats
 from kvray.driver.seats.lanes import Lanes, Space, lane_of, units
 from kvray.driver.seats.placement import check_wait
+from kvray.driver.seats.queue import Limits
 from kvray.driver.seats.state import LaneView
 from kvray.driver.seats.threads import Threads
 from kvray.driver.sharing import Sharing
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import EVALUATE, FINETUNE
-from kvray.store.store import Outcome
+from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 
 POLL_S = 0.2
@@ -47,6 +48,7 @@ class Making:
         generation: Generation,
         runtime: Runtime,
         cluster: Cluster,
+        store: Store,
     ) -> None:
         """Open the ``lanes`` that make ``todo``, whose estimated ``seconds`` are given by id."""
         self._graph = Graph(todo, seconds)
@@ -61,7 +63,9 @@ class Making:
         self._placed_at = time.monotonic()
         self._places = {each.lane.name: each.place for each in lanes.openings}
         space = Space(runtime, self._places)
-        self._seats = Seats(lanes.openings, runtime.retries, space, cluster.capacity()) if lanes.openings else None
+        limits = Limits(runtime.retries, runtime.stall_minutes * 60, runtime.start_minutes * 60)
+        seats = Seats(lanes.openings, limits, space, cluster.capacity(), store) if lanes.openings else None
+        self._seats = seats
         self._threads = Threads(lanes.threads) if lanes.threads else None
         self._stages = [stage for stage in (self._seats, self._threads) if stage is not None]
         self._by_thread = {lane.name for lane in lanes.threads}

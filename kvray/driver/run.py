@@ -108,7 +108,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
             lanes = open_lanes(todo, store, base, runtime, cluster)
             account.say_start()
             sharing = Sharing(store, leases, listing)
-            making = Making(todo, sharing, seconds, lanes, Generation(store, base, runtime), runtime, cluster)
+            making = Making(todo, sharing, seconds, lanes, Generation(store, base, runtime), runtime, cluster, store)
             making.run(account.end, wait=not connection.ends)
     except KeyboardInterrupt:
         raise RunInterrupted(account.kept()) from None

@@ -127,7 +127,9 @@ class Committer:
         while len(self._tables) > TABLES:
             self._tables.popitem(last=False)
         taken.entries.append(entry)
-        if len(taken.entries) == len(taken.chunks):
+        if len(taken.entries) < len(taken.chunks):
+            self._source.saved(taken.unit, chunk.index, entry)
+        else:
             self._finish(taken)
 
     def _finish(self, taken: Taken) -> None:

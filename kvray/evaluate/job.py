@@ -46,6 +46,7 @@ def engine(
         ApiError: the API will serve nothing of this.
         StoreError: the store cannot be written.
     """
+    source.join()
     if runtime.model_cache and not base.api:  # an API is asked from the driver's own process
         os.environ["HF_HOME"] = runtime.model_cache
     kind = engine_class(base, runtime)

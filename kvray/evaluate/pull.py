@@ -25,6 +25,8 @@ from kvray.store.store import Store
 
 TOLD_S = 1.0
 """Seconds between two reports of progress."""
+BEAT_S = 5.0
+"""Seconds without a whole answer after which the engine's steps are told instead."""
 
 
 class Puller:
@@ -123,6 +125,7 @@ class Puller:
         """Make the engine, which loads nothing yet; return the tokens that the model takes, 0 if the engine counts."""
         if self._engine is None:
             self._engine = self._kind(self._serving)
+            self._engine.on_step = self._beat
             self._tokenizer = None if self._kind.READS_TEXT else load_tokenizer(self._serving.base)
         return 0 if self._kind.READS_TEXT else self._engine.limit
 
@@ -158,6 +161,11 @@ class Puller:
         except KvrayError as error:
             self._committer.fail(taken, str(error))
         return not taken.failed
+
+    def _beat(self) -> None:
+        if time.monotonic() - self._told > BEAT_S:
+            self._told = time.monotonic()
+            self._source.beat()
 
     def _answer(self, first: Taken, models: Models) -> None:
         """Answer a unit, and all that follow without another model to load."""

@@ -6,6 +6,7 @@ draws need no state: dropout is seeded anew at every step.
 """
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 FILE = "checkpoint.safetensors"
+SHARE = 10
+"""Seconds of training, at least, per second of writing checkpoints."""
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
 _OPTIONS = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, cpu_offload=True, strict=False)
 
@@ -101,6 +104,47 @@ class CheckpointingTrainer(Trainer):  # type: ignore[misc]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Do nothing: there is none."""
+
+
+class Saving(TrainerCallback):  # type: ignore[misc]
+    """Decides after which steps a checkpoint is written: by time, and after every ``steps`` steps if given.
+
+    ``seconds`` pass between two checkpoints, and at least :data:`SHARE` times as many as writing one took, so that a
+    slow store costs a bounded share of the time. The clock of rank 0 decides for all, as saving is collective. The last
+    step has none: the finished model follows at once.
+    """
+
+    def __init__(self, seconds: float, steps: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._steps = seconds, steps
+        self._clock = clock
+        self._since = clock()  # training goes on; or begins
+        self._wrote_s, self._began = 0.0, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._since = self._clock()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint if one is due."""
+        if state.global_step >= state.max_steps:
+            return
+        counted = self._steps is not None and state.global_step % self._steps == 0
+        if counted or self._due(args.device):
+            control.should_save = True
+            self._began = self._clock()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note how long the checkpoint took."""
+        self._since = self._clock()
+        self._wrote_s = self._since - self._began
+
+    def _due(self, device: torch.device) -> bool:
+        due = self._clock() - self._since >= max(self._seconds, SHARE * self._wrote_s)
+        if not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1):
+            return due
+        decided = torch.tensor(due, dtype=torch.uint8, device=device)
+        torch.distributed.broadcast(decided, src=0)
+        return bool(decided)
 
 
 def _facts(file: Path) -> dict[str, str]:

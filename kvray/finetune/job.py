@@ -2,8 +2,8 @@
 
 The group is a Ray Train run inside a Tune trial, so that controllers spread over the cluster. Rank 0 takes units and
 tells how they ended; its commit alone makes a finetune done. When a worker dies, Ray Train starts the group again, and
-the unit goes back to the queue, which bounds its attempts. Whoever takes it next, in this run or another, goes on at
-the finetune's last checkpoint.
+the unit goes back to the queue, which alone bounds its attempts. Whoever takes it next, in this run or another, goes on
+at the finetune's last checkpoint.
 """
 
 import os
@@ -37,19 +37,23 @@ from kvray.sweep.model import Runtime
 if TYPE_CHECKING:
     from kvray.finetune.model import Resident
 
-PREEMPTIONS = 20
-"""Losses of a node that was taken away which one slot survives; they do not count as failures of its own."""
+_FOREVER = str(30 * 24 * 3600)
 _SETTINGS = {
     # Seconds between two looks at the workers: Ray's 2 would cost a slot one more second at its end.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     # Devices may be busy, or come from an autoscaler, for days: waiting is no failure.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(30 * 24 * 3600),
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": _FOREVER,
+    # A worker that hangs is ended by whoever gave the slot its source.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": _FOREVER,
     # Workers wait for rank 0 while it waits for work.
     "RAY_TRAIN_COLLECTIVE_WARN_INTERVAL_S": "3600",
 }
 _FINAL = (InputError, CellError, DamagedArtefactError, RecipeMismatchError)
 """Errors that another attempt would meet too; of the store, others may pass."""
 _POLL_S = 0.5
+"""Seconds between two reports of steps."""
+_BEAT_S = 5.0
+"""Seconds without a step after which a pass of some of its rows is told instead."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,23 @@ def slot(
     base: BaseModelRef,
     runtime: Runtime,
     finetunes: Mapping[str, Artefact],
+    alone: bool = False,
 ) -> None:
     """Train finetunes from ``source``, one after the other, until it ends: the work of a seat.
 
     Ray must be initialised. ``finetunes`` are all that may come, by id, their datasets committed when they do. The
-    workers' devices are not those of the calling process; until they are free the call waits. Raises RuntimeError, with
-    the reason, if workers died more often than ``runtime.retries`` and once.
+    workers' devices are not those of the calling process; until they are free the call waits. ``alone`` tells that this
+    Ray is one node for good, of which no part can be taken away.
+
+    Raises RuntimeError, with the reason, if workers could not be started, or if their deaths ended the slot: how often
+    they may die is for the source to say.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    for name, value in (_SETTINGS | _watching(seat)).items():
+    # Ray Train watches for nodes about to be taken away by an actor of its own.
+    watcher = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if alone else {}
+    for name, value in (_SETTINGS | watcher).items():
         os.environ.setdefault(name, value)
     # Ray Train wants a place that all nodes see; kvray keeps nothing there.
     name, place = f"{seat.name}-{uuid.uuid4().hex[:8]}", store.path(".work", "slots")
@@ -114,11 +124,8 @@ def slot(
             storage_path=place,
             storage_filesystem=store.fs,
             callbacks=[_teller(source)],
-            failure_config=FailureConfig(
-                max_failures=runtime.retries + 1,  # one finetune that kills its workers every time does not end a slot
-                controller_failure_limit=runtime.retries,
-                max_preemption_failures=PREEMPTIONS,
-            ),
+            # The source bounds deaths; a start that failed, of which Ray Train does not tell, ends the slot.
+            failure_config=FailureConfig(max_failures=-1, max_preemption_failures=-1, controller_failure_limit=0),
             worker_runtime_env={"env_vars": {"HF_HOME": runtime.model_cache}} if runtime.model_cache else None,
         ),
     )
@@ -145,15 +152,6 @@ def _trainer(seat: Seat) -> Any:
     return TorchTrainer
 
 
-def _watching(seat: Seat) -> dict[str, str]:
-    """Return how to do without Ray Train's watcher of nodes about to be taken away, an actor, where it is of no use."""
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    alone = len(nodes) == 1 and Shape(seat.workers, seat.cpus, seat.gpus).fits(nodes[0]) >= seat.workers
-    return {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if alone else {}  # the driver is on that node too
-
-
 def _teller(source: Source) -> Any:
     """Return what tells the source, from Ray Train's controller, that workers died, and why."""
     from ray.train import UserCallback
@@ -162,8 +160,13 @@ def _teller(source: Source) -> Any:
         """Knows what rank 0 can no longer say."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            preempted = any(getattr(error, "preempted", False) for error in worker_exceptions.values())
-            source.died(_of_a_worker(worker_exceptions), preempted)
+            from ray.exceptions import RayActorError
+
+            causes = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
+            preempted = any(isinstance(each, RayActorError) and each.preempted for each in causes)
+            why = _of_a_worker(worker_exceptions)
+            if not source.died(why, preempted):
+                raise RuntimeError(why)  # which ends the slot
 
     return Teller()
 
@@ -176,7 +179,9 @@ def _worker(config: dict[str, Any]) -> None:
     from kvray.finetune.model import Resident
 
     given: Slot = config["slot"]
-    first = ray.train.get_context().get_world_rank() == 0
+    rank = ray.train.get_context().get_world_rank()
+    given.source.join(f"worker {rank}")
+    first = rank == 0
     resident = Resident(given.base, given.shape, given.runtime)
     with suppress(InputError):  # which each finetune will meet, and say
         here(given.base)
@@ -231,6 +236,12 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
     steps = -(-len(rows) // job.finetune.batch_size) * job.finetune.epochs
     noted = 0.0
 
+    def on_pass() -> None:
+        nonlocal noted
+        if time.monotonic() - noted > _BEAT_S:
+            noted = time.monotonic()
+            given.source.beat()
+
     def on_log(row: dict[str, Any]) -> None:
         nonlocal noted
         if time.monotonic() - noted > _POLL_S:
@@ -241,6 +252,7 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
     def on_checkpoint(file: Path, step: int) -> None:
         try:
             checkpoints.put(file, step)
+            given.source.saved(order.unit, step)
         except StoreError as failure:  # the store may take the next one
             say(f"kvray: {artefact.id}: the checkpoint of step {step} was not stored: {failure}")
 
@@ -259,6 +271,7 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
                 resume_from=checkpoints.get(order.step, scratch) if order.step is not None else None,
                 on_checkpoint=on_checkpoint,
                 on_log=on_log,
+                on_pass=on_pass if first else None,
             )
             if first:
                 measurements = {"workers": given.seat.workers, **trained.measurements, **mixture.measurements()}

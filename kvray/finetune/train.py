@@ -21,7 +21,7 @@ from kvray.errors import CellError
 from kvray.finetune import attention
 from kvray.finetune import model as models
 from kvray.finetune.batches import BLANK, SplitLoss, collate, holds_digit, pack, schedule, scheduled
-from kvray.finetune.checkpoints import CheckpointingTrainer
+from kvray.finetune.checkpoints import CheckpointingTrainer, Saving
 from kvray.finetune.encode import Encoded
 from kvray.finetune.fit import Fit, fit, gpu_memory, training_of
 from kvray.finetune.placement import Shape
@@ -62,6 +62,7 @@ def train(
     resume_from: Path | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
     on_log: Callable[[LossRow], None] | None = None,
+    on_pass: Callable[[], None] | None = None,
 ) -> Trained:
     """Finetune ``base`` on encoded ``rows``; rank 0 writes the result to ``out_dir / "model"``.
 
@@ -69,7 +70,8 @@ def train(
     WORLD_SIZE, …). ``seed`` draws initial adapters, dropout and the order of rows. ``out_dir`` is this process's
     scratch. ``resident`` holds the base model of earlier calls in this process; the result does not depend on it.
     ``resume_from`` is a checkpoint's file of an earlier call, whose steps are not repeated. ``on_checkpoint`` is called
-    on rank 0 with (file, step), and ``on_log`` there after every step. Raises InputError if the recipe does not fit the
+    on rank 0 with (file, step), and ``on_log`` there after every step; ``on_pass`` after every forward and backward
+    pass but a step's last. Raises InputError if the recipe does not fit the
     model, vLLM, the number of workers or the GPU's memory, CellError if the loss is no number.
     """
     logging.set_verbosity_error()
@@ -98,14 +100,14 @@ def train(
     pad = model.config.get_text_config().pad_token_id
     filler = int(pad) if pad is not None else 0  # any valid token: padding is masked, and never a label
     loss = SplitLoss(holds_digit(load_tokenizer(base), model.config.get_text_config().vocab_size))
-    progress = Progress(order, rows.lengths, per_epoch, seed, loss.take, on_log)
+    progress = Progress(order, rows.lengths, per_epoch, seed, loss.take, on_log, on_pass)
     trainer = CheckpointingTrainer(
         model=model,
         args=arguments,
         train_dataset=scheduled(rows, order, filler),
         data_collator=pack if packed else lambda items: collate(items, filler),
         compute_loss_func=loss,
-        callbacks=[progress],
+        callbacks=[progress, Saving(runtime.checkpoint_minutes * 60, runtime.checkpoint_every_steps)],
         on_checkpoint=on_checkpoint,
     )
     trainer.remove_callback(PrinterCallback)
@@ -170,8 +172,7 @@ def training_arguments(
         gradient_checkpointing=fitted.checkpointing and not fsdp,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,
-        save_steps=runtime.checkpoint_every_steps,
-        save_total_limit=1,
+        save_strategy="no",  # Saving decides
         logging_steps=1,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
@@ -190,7 +191,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     ``order`` is the schedule, shape ``(steps, batch_size)``; ``lengths`` are tokens per row, ``per_epoch`` is in steps.
     ``split`` returns this rank's mean losses of integers and of words in the step. ``take_row`` is called with each row
-    on rank 0. ``resumed_at`` is the step of the checkpoint that training began at, 0 for the start.
+    on rank 0, ``on_pass`` between the passes of a step. ``resumed_at`` is the step of the checkpoint that training
+    began at, 0 for the start.
     """
 
     order: NDArray[np.int64]
@@ -199,6 +201,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     seed: int
     split: Callable[[], tuple[float | None, float | None]]
     take_row: Callable[[LossRow], None] | None
+    on_pass: Callable[[], None] | None = None
     resumed_at: int = field(default=0, init=False)
     _started: float = field(default_factory=time.monotonic, init=False)
     _earlier_seconds: float = field(default=0.0, init=False)
@@ -216,10 +219,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Seed dropout by (seed, step, rank): a resumed run draws the same, whatever its checkpoint kept."""
         torch.manual_seed(key_of("dropout", self.seed, state.global_step, args.process_index) % 2**63)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Skip the checkpoint of the last step: the finished model follows at once."""
-        if state.global_step >= state.max_steps:
-            control.should_save = False
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Tell of a pass."""
+        if self.on_pass:
+            self.on_pass()
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Complete the newest entry of the history; CellError if the loss is no number."""

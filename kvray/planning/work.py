@@ -72,15 +72,32 @@ class Seat:
 class Source(Protocol):
     """Where a seat gets its units from and tells how they ended. Picklable; calls may raise what Ray raises.
 
-    Every unit that was taken ends with one of :meth:`committed`, :meth:`failed`, :meth:`died`, :meth:`give_back` or
-    :meth:`finish`; what a dead seat held is handed out again.
+    Every call is a heartbeat, too: a seat that is silent for too long counts as hung, and is ended. Every unit that was
+    taken ends with one of :meth:`committed`, :meth:`failed`, :meth:`died`, :meth:`give_back` or :meth:`finish`; what a
+    dead seat held is handed out again.
     """
+
+    def join(self, role: str = "engine") -> None:
+        """Tell that the calling process works for this seat, as an engine or as ``worker 0``, ``worker 1`` and so on.
+
+        Its node is where the seat is, its stack traces are written if the seat hangs, and it is ended with the seat.
+        """
+
+    def beat(self) -> None:
+        """Tell that this seat computes, though no row or step is done yet."""
 
     def take(self, holding: Collection[str | None] = (), wait: bool = True) -> Unit | Nothing:
         """Return the next unit, or why there is none; with ``wait``, LATER only after about a second.
 
         ``holding`` are the models that this seat has loaded; their units are preferred, the first named the most.
-        What an earlier process of this seat held has died with it: see :meth:`died`.
+        What an earlier process of this seat held has died with it: see :meth:`died`. If that was not told, Ray ended
+        the process itself, as its node is about to be taken away, which is no failure.
+        """
+
+    def saved(self, unit: Unit, part: int, entry: FileEntry | None = None) -> None:
+        """Tell what of a unit outlives this seat: the checkpoint of step ``part``, or chunk ``part`` as ``entry`` says.
+
+        From there on the unit has all its attempts again, and whoever takes it next does not repeat these chunks.
         """
 
     def finish(self, unit: Unit, files: Sequence[FileEntry] = ()) -> Sequence[FileEntry] | None:
@@ -96,11 +113,11 @@ class Source(Protocol):
     def failed(self, unit: Unit, error: str) -> None:
         """Tell that the artefact of a unit cannot be made, and why; no retry would help. Drops its other units."""
 
-    def died(self, error: str, preempted: bool = False) -> None:
-        """Tell that this seat's process died, and why; the seat starts another, or ends.
+    def died(self, error: str, preempted: bool = False, final: bool = False) -> bool:
+        """Tell that this seat's process died, and why; return whether the seat is to start another, or to end.
 
-        What it held is handed out again while it has attempts left, of which a preempted one takes none; else it has
-        failed with ``error``.
+        What it held is handed out again while it has attempts left, of which neither a preempted one takes one nor one
+        whose node was lost; else it has failed with ``error``, and at once if the error is ``final``.
         """
 
     def give_back(self, unit: Unit, length: int) -> None:

@@ -122,7 +122,12 @@ class Runtime(Strict):
     gradient_checkpointing: bool | None = runtime(
         None, description="less memory, about a third more time; none: only where one row does not fit the GPU without"
     )
-    checkpoint_every_steps: int = runtime(50, ge=1, description="optimizer steps between checkpoints")
+    checkpoint_minutes: float = runtime(
+        5.0, gt=0, description="minutes between checkpoints, more where storing one takes above a tenth of that"
+    )
+    checkpoint_every_steps: int | None = runtime(
+        None, ge=1, description="a checkpoint after so many optimizer steps, too; none: by time alone"
+    )
     engines: int | None = runtime(
         None, ge=1, description="engines at a time; none: on GPUs as many as there is room for, on CPUs 1"
     )
@@ -141,7 +146,19 @@ class Runtime(Strict):
     max_model_len: int | None = runtime(None, ge=16, description="tokens per request at most; none: the model's own")
     scratch: str | None = runtime(None, description="directory of each node for copies; none: its temporary directory")
     model_cache: str | None = runtime(None, description="HF_HOME of workers; none: that of their environment")
-    retries: int = runtime(2, ge=0, description="further attempts at a unit of work whose worker died")
+    retries: int = runtime(
+        2,
+        ge=0,
+        description="further attempts at a unit of work whose worker died without progress; lost nodes do not count",
+    )
+    stall_minutes: float = runtime(
+        30.0,
+        gt=0,
+        description="an engine or a finetune without a sign of progress for so long is ended and tried again",
+    )
+    start_minutes: float = runtime(
+        120.0, gt=0, description="the same for one that is starting, downloads of the model included"
+    )
     api_base_url: str | None = runtime(None, description="of an openai: model; none: $OPENAI_BASE_URL, else OpenAI's")
     api_concurrency: int = runtime(8, ge=1, description="requests at a time to an API")
     api_retries: int = runtime(8, ge=0, description="further attempts at a request that an API refused for now")

@@ -18,8 +18,10 @@ from kvray.driver.seats.cluster import Cluster, read
 from kvray.driver.seats.dispatcher import Opening, Seats
 from kvray.driver.seats.lanes import Space
 from kvray.driver.seats.placement import Place
+from kvray.driver.seats.queue import Limits
 from kvray.finetune.placement import Shape
 from kvray.planning.work import EVALUATE, Lane, Nothing, Seat, Source, Unit
+from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray")]
@@ -82,7 +84,13 @@ def make(stand: Stand, meanwhile: Callable[[], None] = lambda: None) -> dict[str
     """
     place, cluster, runtime = Place(Shape(1, 1, 1), threads=1), Cluster(local=False), Runtime()
     opening = Opening(Lane(EVALUATE, stand, place.needs, start_s=2.0), Seat("", EVALUATE, gpus=1.0), place, place.needs)
-    seats = Seats([opening], runtime.retries, Space(runtime, {EVALUATE: place}), cluster.capacity())
+    seats = Seats(
+        [opening],
+        Limits(runtime.retries),
+        Space(runtime, {EVALUATE: place}),
+        cluster.capacity(),
+        Store(stand.folder / "store"),
+    )
     seats.change([("add", (EVALUATE, name, [Unit(0, name, chunks=(0,), rows=1, seconds=UNIT_S)])) for name in CELLS])
     ended: dict[str, str | None] = {}
     deadline = time.monotonic() + LIMIT_S

@@ -12,7 +12,7 @@ from toy_tasks import Toy
 
 from kvray.driver.progress import Lines
 from kvray.driver.seats.lanes import UNIT_S, lane_of, units
-from kvray.driver.seats.queue import WorkQueue
+from kvray.driver.seats.queue import Limits, WorkQueue
 from kvray.evaluate.chunks import CHUNK_ROWS, chunk_count, chunk_name
 from kvray.models import reference
 from kvray.planning import inputs
@@ -67,7 +67,7 @@ def test_the_lines_say_what_is_done_what_waits_and_who_works(artefacts: list[Art
     now = [0.0]
     todo = {artefact.id: artefact for artefact in artefacts}
     lines = Lines(todo, {FINETUNE: 1.0, EVALUATE: 1.0}, clock=lambda: now[0])
-    queue = WorkQueue([Lane(name, nothing, {}, start_s=9.0) for name in (FINETUNE, EVALUATE)], 0, lambda: now[0])
+    queue = WorkQueue([Lane(name, nothing, {}, start_s=9.0) for name in (FINETUNE, EVALUATE)], Limits(), lambda: now[0])
     first, second = of_kind(artefacts, "finetune")
     cell = next(one for one in of_kind(artefacts, "predictions") if not one.labels.get("mixture"))
     queue.add(FINETUNE, first.id, [Unit(0, first.id, rows=1, seconds=100.0)])

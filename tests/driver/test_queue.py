@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
-from kvray.driver.seats.queue import WorkQueue
+from kvray.driver.seats.attempts import SETTLED_S, Attempts
+from kvray.driver.seats.queue import HOST, Limits, WorkQueue
+from kvray.planning.process import Process
 from kvray.planning.work import EVALUATE, FINETUNE, Lane, Nothing, Seat, Source, Unit
 from kvray.store.manifest import FileEntry
 
@@ -42,7 +45,7 @@ def started(queue: WorkQueue, name: str, lane: str = EVALUATE) -> str:
 @pytest.mark.parametrize("seed", range(20))
 def test_every_unit_is_done_and_every_cell_committed_once_whatever_dies(seed: int) -> None:
     rng = random.Random(seed)
-    queue = WorkQueue(lanes(), retries=1000)
+    queue = WorkQueue(lanes(), Limits(1000))
     sizes = {f"cell-{number}": rng.randint(0, 6) for number in range(12)}
     for name, size in sizes.items():
         model = rng.choice([None, "a", "b"])
@@ -92,7 +95,7 @@ def test_every_unit_is_done_and_every_cell_committed_once_whatever_dies(seed: in
 
 
 def test_a_unit_that_kills_its_seats_fails_its_cell_alone() -> None:
-    queue = WorkQueue(lanes(), retries=2)
+    queue = WorkQueue(lanes(), Limits(2))
     queue.add(EVALUATE, "deadly", units("a", "deadly", 1))
     queue.add(EVALUATE, "good", units("b", "good", 1))
     queue.close()
@@ -111,7 +114,7 @@ def test_a_unit_that_kills_its_seats_fails_its_cell_alone() -> None:
 
 
 def test_seats_that_never_start_fail_their_lane_and_no_other() -> None:
-    queue = WorkQueue(lanes(), retries=1)
+    queue = WorkQueue(lanes(), Limits(1))
     for name in ("one", "two"):
         queue.add(EVALUATE, name, units(None, name, 2))
     queue.add(FINETUNE, "finetune", [Unit(0, "finetune", rows=1)])
@@ -127,24 +130,19 @@ def test_seats_that_never_start_fail_their_lane_and_no_other() -> None:
     assert queue.wanted(everywhere) == FINETUNE
 
 
-def test_another_process_of_a_seat_gives_back_what_the_dead_one_held() -> None:
-    queue = WorkQueue(lanes(), retries=1)
+def test_another_process_of_a_seat_gets_what_the_earlier_held_which_ray_ended_itself() -> None:
+    queue = WorkQueue(lanes(), Limits(0))
     queue.add(FINETUNE, "finetune", [Unit(0, "finetune", rows=1)])
-    queue.add(FINETUNE, "other", [Unit(0, "other", rows=1)])
     queue.seat(Seat("slot", FINETUNE))
-    first = queue.take("slot", process="1")
-    queue.started("slot", 5.0)
-    again = queue.take("slot", process="2")
-    assert again == first
-    queue.started("slot", 5.0)
-    other = queue.take("slot", process="3")
-    assert isinstance(other, Unit)
-    assert other.artefact_id == "other"
-    assert [(each.artefact_id, each.error) for each in queue.outcomes()] == [("finetune", "its worker died")]
+    first = queue.take("slot", process="0")
+    for process in range(1, 5):
+        queue.started("slot", 5.0)
+        assert queue.take("slot", process=str(process)) == first
+    assert not queue.outcomes()
 
 
 def test_a_told_death_counts_once_gives_its_reason_and_is_free_where_the_node_was_taken_away() -> None:
-    queue = WorkQueue(lanes(), retries=1)
+    queue = WorkQueue(lanes(), Limits(1))
     queue.add(FINETUNE, "finetune", units(None, "finetune", 1))
     started(queue, "slot", FINETUNE)
     for process in range(3):
@@ -159,7 +157,7 @@ def test_a_told_death_counts_once_gives_its_reason_and_is_free_where_the_node_wa
 
 
 def test_a_worker_that_never_takes_a_unit_fails_its_lane_after_its_retries() -> None:
-    queue = WorkQueue(lanes(), retries=1)
+    queue = WorkQueue(lanes(), Limits(1))
     queue.add(FINETUNE, "finetune", units(None, "finetune", 1))
     queue.seat(Seat("slot", FINETUNE))
     queue.died("slot", "no such library")
@@ -171,7 +169,7 @@ def test_a_worker_that_never_takes_a_unit_fails_its_lane_after_its_retries() -> 
 
 
 def test_a_seat_keeps_to_what_it_has_loaded_and_spreads_over_models_otherwise() -> None:
-    queue = WorkQueue(lanes(), retries=0)
+    queue = WorkQueue(lanes(), Limits(0))
     for model in ("a", "b"):
         queue.add(EVALUATE, model, units(model, model, 4))
     one, two = started(queue, "one"), started(queue, "two")
@@ -184,7 +182,7 @@ def test_a_seat_keeps_to_what_it_has_loaded_and_spreads_over_models_otherwise() 
 
 @pytest.mark.parametrize(("seconds", "seats"), [(1.0, 1), (15.0, 3), (1000.0, 4)])
 def test_one_more_seat_starts_while_the_work_is_worth_its_start(seconds: float, seats: int) -> None:
-    queue = WorkQueue(lanes(start_s=20.0), retries=0)
+    queue = WorkQueue(lanes(start_s=20.0), Limits(0))
     for number in range(4):
         queue.add(FINETUNE, f"f{number}", [Unit(0, f"f{number}", seconds=seconds)])
     count = 0
@@ -195,7 +193,7 @@ def test_one_more_seat_starts_while_the_work_is_worth_its_start(seconds: float, 
 
 
 def test_devices_are_kept_for_more_pressing_work_that_is_about_to_be_ready() -> None:
-    queue = WorkQueue(lanes(), retries=0)
+    queue = WorkQueue(lanes(), Limits(0))
 
     def two(counts: Mapping[str, int]) -> bool:
         return sum(counts.values()) <= 2
@@ -210,7 +208,7 @@ def test_devices_are_kept_for_more_pressing_work_that_is_about_to_be_ready() -> 
 
 def test_an_idle_seat_ends_for_others_after_a_start_s_time_and_waits_otherwise() -> None:
     now = [0.0]
-    queue = WorkQueue(lanes(start_s=20.0), retries=0, clock=lambda: now[0])
+    queue = WorkQueue(lanes(start_s=20.0), Limits(0), clock=lambda: now[0])
     seat = started(queue, "engine")
     queue.expect(EVALUATE, "later", 10.0, 0.0, soon=False)
     assert queue.take(seat) is Nothing.LATER
@@ -223,7 +221,7 @@ def test_an_idle_seat_ends_for_others_after_a_start_s_time_and_waits_otherwise()
 
 def test_an_idle_seat_ends_for_one_that_gets_no_devices_though_there_seems_to_be_room() -> None:
     now = [0.0]
-    queue = WorkQueue(lanes(start_s=20.0), retries=1, clock=lambda: now[0])
+    queue = WorkQueue(lanes(start_s=20.0), Limits(1), clock=lambda: now[0])
     seat = started(queue, "engine")
     queue.expect(EVALUATE, "later", 10.0, 0.0, soon=False)
     assert queue.take(seat) is Nothing.LATER
@@ -241,7 +239,7 @@ def test_an_idle_seat_ends_for_one_that_gets_no_devices_though_there_seems_to_be
 
 def test_an_idle_seat_ends_for_one_whose_node_was_lost() -> None:
     now = [0.0]
-    queue = WorkQueue(lanes(start_s=20.0), retries=1, clock=lambda: now[0])
+    queue = WorkQueue(lanes(start_s=20.0), Limits(1), clock=lambda: now[0])
     engine, slot = started(queue, "engine"), started(queue, "slot", FINETUNE)
     queue.expect(EVALUATE, "later", 10.0, 0.0, soon=False)
     queue.add(FINETUNE, "f", [Unit(0, "f", seconds=100.0)])
@@ -256,7 +254,7 @@ def test_an_idle_seat_ends_for_one_whose_node_was_lost() -> None:
 
 
 def test_a_failed_cell_takes_its_other_units_along() -> None:
-    queue = WorkQueue(lanes(), retries=0)
+    queue = WorkQueue(lanes(), Limits(0))
     queue.add(EVALUATE, "bad", units("a", "bad", 3))
     queue.close()
     one, two = started(queue, "one"), started(queue, "two")
@@ -271,7 +269,7 @@ def test_a_failed_cell_takes_its_other_units_along() -> None:
 
 
 def test_a_unit_given_back_waits_for_a_longer_engine() -> None:
-    queue = WorkQueue(lanes(), retries=0)
+    queue = WorkQueue(lanes(), Limits(0))
     queue.add(EVALUATE, "long", units(None, "long", 1))
     short = started(queue, "short")
     unit = queue.take(short)
@@ -282,3 +280,112 @@ def test_a_unit_given_back_waits_for_a_longer_engine() -> None:
     longer = started(queue, "longer")
     assert queue.length(longer) == 4096
     assert queue.take(longer) == unit
+
+
+def test_a_unit_that_gets_on_between_deaths_never_fails_and_what_it_stored_is_not_done_again() -> None:
+    queue = WorkQueue(lanes(), Limits(retries=1))
+    queue.add(EVALUATE, "cell", [Unit(0, "cell", None, tuple(range(10)), 10 * 256, 100.0)])
+    queue.close()
+    for number in range(10):
+        seat = started(queue, f"seat-{number}")
+        unit = queue.take(seat)
+        assert isinstance(unit, Unit) and unit.chunks == tuple(range(number, 10))
+        assert unit.seconds == pytest.approx(10.0 * (10 - number)) and unit.rows == 256 * (10 - number)
+        queue.saved(seat, unit, number, *entry(replace(unit, chunks=(number,))))
+        queue.ended(seat, "killed")
+        (view,) = (each for each in queue.view() if each.name == EVALUATE)
+        assert (view.done, view.total) == (256 * (number + 1), 2560)
+    seat = started(queue, "last")
+    unit = queue.take(seat)
+    assert isinstance(unit, Unit) and unit.chunks == ()
+    files = queue.finish(seat, unit)
+    assert files is not None and {each.name for each in files} == {f"chunk-{number}" for number in range(10)}
+    queue.committed(seat, unit)
+    assert [each.error for each in queue.outcomes()] == [None] and queue.over
+
+
+def test_a_finetune_has_all_its_attempts_from_its_last_checkpoint_on() -> None:
+    queue = WorkQueue(lanes(), Limits(retries=2))
+    queue.add(FINETUNE, "f", [Unit(0, "f", rows=1)])
+    queue.seat(Seat("slot", FINETUNE))
+    for step in [10, None, 20, None, 30, None]:
+        unit = queue.take("slot", process=str(step))
+        queue.started("slot", 1.0)
+        assert isinstance(unit, Unit)
+        if step:
+            queue.saved("slot", unit, step)
+        assert queue.died("slot", f"died after {step}") and not queue.outcomes()
+    queue.take("slot", process="last")
+    queue.started("slot", 1.0)
+    assert queue.died("slot", "died again")
+    assert [(each.artefact_id, each.error) for each in queue.outcomes()] == [("f", "died again")]
+
+
+def test_a_final_death_fails_what_was_held_alone_and_a_refused_lane_ends_its_seat() -> None:
+    queue = WorkQueue(lanes(), Limits(retries=1))
+    for name in ("large", "small"):
+        queue.add(FINETUNE, name, [Unit(0, name, rows=1, seconds=2.0 if name == "large" else 1.0)])
+    queue.seat(Seat("slot", FINETUNE))
+    queue.take("slot", process="1")
+    queue.started("slot", 1.0)
+    assert queue.died("slot", "out of memory", final=True)
+    assert [(each.artefact_id, each.error) for each in queue.outcomes()] == [("large", "out of memory")]
+    assert queue.died("slot", "no such library")
+    assert not queue.died("slot", "no such library"), "nothing of this lane can be done"
+    assert [(each.artefact_id, each.error) for each in queue.outcomes()] == [("small", "no such library")]
+
+
+def test_a_seat_that_is_silent_is_hung_one_that_waits_for_devices_or_starts_is_not() -> None:
+    now = [0.0]
+    queue = WorkQueue(lanes(), Limits(retries=1, stall_s=60.0, start_s=600.0), clock=lambda: now[0])
+    process = Process("node", 1, 0.0)
+
+    def after(seconds: float, *beats: str) -> list[tuple[str, str]]:
+        """Let time pass, as the driver looks every second; return (seat, why) of those that hang."""
+        hung = []
+        for _ in range(round(seconds)):
+            now[0] += 1.0
+            hung += [(each.seat, each.why) for each in queue.hung()]
+            for seat in beats:
+                queue.beat(seat)
+        return hung
+
+    queue.add(EVALUATE, "cell", units(None, "cell", 2))
+    for name, lane in (("engine", EVALUATE), ("slot", FINETUNE)):
+        queue.seat(Seat(name, lane))
+    queue.join("slot", HOST, process)
+    assert after(10_000) == [], "nothing has come, or only what waits for workers"
+    queue.join("engine", "engine", process)
+    assert after(500) == [], "an engine may take long to start"
+    queue.started("engine", 500.0)
+    first = queue.take("engine")
+    assert after(59) == []
+    queue.beat("engine")
+    assert after(500, "engine") == []
+    now[0] += 10_000.0
+    assert queue.hung() == [], "this process was stopped, not the engine"
+    queue.beat("engine")
+    assert after(60) == [("engine", "no progress for 1 minutes (runtime.stall_minutes)")]
+    assert after(59) == [] and len(after(1)) == 1, "told again if it was not ended"
+    queue.ended("engine", "the process was killed")
+    assert queue.take(started(queue, "other")) == first
+    queue.join("slot", "worker 0", process)
+    assert after(600) == [("slot", "it was not up for 10 minutes (runtime.start_minutes)")]
+    assert not queue.died("slot", "killed")
+
+
+def test_deaths_of_lost_nodes_never_count_however_late_ray_tells() -> None:
+    now, lost = [0.0], set[str]()
+    attempts = Attempts(1, lambda: lost, home="head", clock=lambda: now[0])
+    for number in range(10):
+        assert attempts.died(["unit"], [f"spot-{number}"]) == set()
+        now[0] += 15.0
+        lost.add(f"spot-{number}")
+    for _ in range(2):
+        assert attempts.died(["unit"], ["sound"]) == set()
+        now[0] += SETTLED_S
+    assert attempts.died(["unit"], ["sound"]) == {"unit"}, "two deaths have counted, on a node that is there"
+    assert attempts.died(["other"], ["head"]) == set()
+    assert attempts.died(["other"], ["head"]) == {"other"}, "the driver's own node cannot have been lost"
+    attempts.progress("other")
+    assert attempts.died(["other"], ["head"]) == set()

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from kvray.driver.seats.demand import Room
 from kvray.driver.seats.dispatcher import Opening, Seats
 from kvray.driver.seats.placement import Capacity, Place
-from kvray.driver.seats.queue import Room
+from kvray.driver.seats.queue import Limits
 from kvray.driver.seats.state import LaneView
 from kvray.errors import CellError, ResourceError
 from kvray.finetune.placement import Shape
 from kvray.planning.work import EVALUATE, FINETUNE, Lane, Nothing, Seat, Source, Unit
-from kvray.store.store import Outcome
+from kvray.store.store import Outcome, Store
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 300.0
@@ -57,7 +58,7 @@ def opening(lane: str, work: Stand) -> Opening:
 
 
 @pytest.fixture
-def seats(ray_two_cpus: None) -> Iterator[Callable[..., Seats]]:
+def seats(ray_two_cpus: None, tmp_path: Path) -> Iterator[Callable[..., Seats]]:
     import ray
     from ray import cloudpickle
 
@@ -65,7 +66,15 @@ def seats(ray_two_cpus: None) -> Iterator[Callable[..., Seats]]:
     opened: list[Seats] = []
 
     def open_them(works: Mapping[str, Stand]) -> Seats:
-        opened.append(Seats([opening(lane, work) for lane, work in works.items()], 2, room_for_two, Capacity()))
+        opened.append(
+            Seats(
+                [opening(lane, work) for lane, work in works.items()],
+                Limits(2),
+                room_for_two,
+                Capacity(),
+                Store(tmp_path / "store"),
+            )
+        )
         return opened[-1]
 
     yield open_them
@@ -132,9 +141,9 @@ def test_a_dispatcher_that_dies_is_started_anew_with_what_is_left(seats: Callabl
     ray.kill(running._dispatcher)
     (ended,) = until(running, 1)
     assert (ended.artefact_id, ended.error) == ("long", None)
-    ray.kill(running._dispatcher)
-    running.change([add(EVALUATE, "more", 1)])
-    assert running.poll() == ([], []), "it is started anew a second time"
+    for _ in range(2):
+        ray.kill(running._dispatcher)
+        assert running.poll() == ([], []), "it is started anew, twice since something was done"
     ray.kill(running._dispatcher)
     with pytest.raises(ResourceError, match="Ray Tune ended"):
         running.poll()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvray.driver.seats.queue import WorkQueue
+from kvray.driver.seats.queue import Limits, WorkQueue
 from kvray.driver.seats.sources import LocalSource
 from kvray.evaluate import chunks
 from kvray.evaluate.job import engine
@@ -47,7 +47,7 @@ class Driver:
 
     def __init__(self, store: Store, base: BaseModelRef, runtime: Runtime | None = None, retries: int = 0) -> None:
         self.store, self.base, self.runtime = store, base, runtime or Runtime()
-        self.queue = WorkQueue([Lane(EVALUATE, lambda source, seat: None, {}, start_s=0.0)], retries)
+        self.queue = WorkQueue([Lane(EVALUATE, lambda source, seat: None, {}, start_s=0.0)], Limits(retries))
         self.cells: dict[str, Artefact] = {}
         self.sources: list[Watched] = []
         self.errors: dict[str, str | None] = {}

@@ -72,7 +72,7 @@ class Odd(Watched):
     def take(self, holding: Collection[str | None] = (), wait: bool = True) -> Unit | Nothing:
         if self.random.random() < 0.3:
             return Nothing.LATER
-        models = [None, *{cell.model for cell in self._queue._units.values()}]
+        models = [None, *{unit.model for cell in self._queue._cells.values() for unit in cell.open.values()}]
         return super().take(self.random.sample(models, len(models)), wait)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from kvray.driver.seats.queue import WorkQueue
+from kvray.driver.seats.queue import Limits, WorkQueue
 from kvray.driver.seats.sources import RemoteSource
 from kvray.finetune import job
 from kvray.models.reference import BaseModelRef, resolve
@@ -81,7 +81,7 @@ class Queue:
     """A work queue with one slot, whose finetunes come in the order given; a Ray actor."""
 
     def __init__(self, artefacts: Sequence[str], seat: Seat, retries: int) -> None:
-        self.queue = WorkQueue([Lane(FINETUNE, lambda source, seat: None, {})], retries)
+        self.queue = WorkQueue([Lane(FINETUNE, lambda source, seat: None, {})], Limits(retries))
         self.queue.seat(seat)
         for number, one in enumerate(artefacts):
             self.queue.add(FINETUNE, one, [Unit(0, one, rows=1, seconds=len(artefacts) - number)])

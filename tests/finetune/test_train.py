@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from transformers import TrainerControl, TrainerState
 
 from kvray.errors import CellError, InputError
-from kvray.finetune.checkpoints import FILE
+from kvray.finetune.checkpoints import FILE, Saving
 from kvray.finetune.fit import Fit
 from kvray.finetune.model import Resident, attention_projections, load, prepare, save
 from kvray.finetune.placement import Shape, batch_shape
@@ -233,6 +234,48 @@ def test_a_killed_finetune_resumes_at_its_step_and_ends_as_if_undisturbed(mini, 
     assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
     # What trains, in float32, and Adam's two moments of it; names, the log and the schedule take some KB.
     assert file.stat().st_size < 3 * 4 * again.measurements["trained_parameters"] + 50_000
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+def test_a_finetune_ends_with_the_same_log_and_bytes_from_whichever_checkpoint_it_goes_on(mini, rows, tmp_path, warmup):
+    recipe = Finetune(epochs=4, learning_rate=3e-3, scheduler="cosine", warmup_ratio=warmup, lora_dropout=0.1)
+    every = {"shape": SHAPE, "runtime": Runtime(checkpoint_every_steps=1)}
+    kept: dict[int, Path] = {}
+
+    def keep(file: Path, step: int) -> None:
+        kept[step] = Path(shutil.copy(file, tmp_path / f"{step}.safetensors"))
+
+    def log(done) -> list[dict[str, object]]:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in done.log]
+
+    whole = train(mini, rows, recipe, 0, tmp_path / "whole", **every, on_checkpoint=keep)
+    assert list(kept) == list(range(1, 8))
+    for step, file in kept.items():
+        again = train(mini, rows, recipe, 0, tmp_path / str(step), **every, resume_from=file)
+        assert log(again) == log(whole)
+        assert again.measurements["resumed_at_step"] == step
+        ours, theirs = weights(tmp_path / f"{step}/model"), weights(tmp_path / "whole/model")
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_checkpoints_are_written_by_time_and_seldom_where_that_takes_long(tmp_path):
+    now, steps = 0.0, []
+    saving = Saving(seconds=60.0, steps=None, clock=lambda: now)
+    arguments = training_arguments(Finetune(), 0, tmp_path, 500, SHAPE, Runtime(), Fit(4, 1, False))
+    state, control = TrainerState(max_steps=500), TrainerControl()
+    saving.on_train_begin(arguments, state, control)
+    for step in range(1, 501):
+        now += 7.0
+        state.global_step = step
+        saving.on_step_end(arguments, state, control)
+        if control.should_save:
+            steps.append(step)
+            now += 1.0 if len(steps) < 3 else 20.0
+            control.should_save = False
+            saving.on_save(arguments, state, control)
+    assert steps[:4] == [9, 18, 27, 56]  # 9 steps are 63 s; 29 are the 200 s that 20 s of writing call for
+    assert set(np.diff(steps[2:])) == {29}
+    assert steps[-1] < 500, "the finished model follows the last step at once"
 
 
 @pytest.mark.slow

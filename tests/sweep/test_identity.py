@@ -78,9 +78,11 @@ RUNTIME: dict[str, set[str]] = {
     "Runtime": {
         "address", "num_cpus", "object_store_memory", "max_gpus", "wait_minutes", "workers_per_finetune",
         "gpus_per_finetune", "cpus_per_finetune", "concurrent_finetunes", "strategy", "per_device_batch_size",
-        "gradient_checkpointing", "checkpoint_every_steps", "scratch", "model_cache", "engines", "engine",
+        "gradient_checkpointing", "checkpoint_minutes", "checkpoint_every_steps", "scratch", "model_cache", "engines",
+        "engine",
         "gpus_per_engine", "cpus_per_engine", "tensor_parallel", "max_loras", "kv_cache_gib", "gpu_memory_utilization",
-        "max_model_len", "retries", "api_base_url", "api_concurrency", "api_retries", "api_timeout_s",
+        "max_model_len", "retries", "stall_minutes", "start_minutes", "api_base_url", "api_concurrency", "api_retries",
+        "api_timeout_s",
         "api_price_input", "api_price_output", "api_price_training",
     },
     "simple_kv": set(),

@@ -110,6 +110,22 @@ def remove_orphans() -> int:
     return len(orphans)
 
 
+def lost_nodes() -> set[str]:
+    """Return the ids of this cluster's nodes that were lost or have left.
+
+    Ray takes some 15 s to tell (its health check misses five answers, 3 s apart); until then such a node is alive, and
+    what ran there is "temporarily unavailable".
+    """
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+
+
+def says_lost(trace: str) -> bool:
+    """Return whether Ray says that an actor died with its node, lost or taken away with notice."""
+    return "The actor died because its node has died" in trace  # of ActorDiedError, which has no attribute for it
+
+
 def _autoscaler(gcs: Any) -> int:
     """Return the version of the cluster's autoscaler, 0 if it has none."""
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS

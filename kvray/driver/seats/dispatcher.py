@@ -11,25 +11,30 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvray.driver.seats.cluster import remove_orphans
+from kvray.driver.seats import stalls
+from kvray.driver.seats.cluster import lost_nodes, remove_orphans, says_lost
+from kvray.driver.seats.demand import Room
 from kvray.driver.seats.placement import Capacity, Place
-from kvray.driver.seats.queue import Room, WorkQueue
+from kvray.driver.seats.queue import HOST, Limits, WorkQueue
 from kvray.driver.seats.sources import RemoteSource
-from kvray.driver.seats.state import LaneView
+from kvray.driver.seats.state import LaneView, Stall
 from kvray.errors import KvrayError, ResourceError, last_line
 from kvray.planning.work import Lane, Seat
-from kvray.store.store import Outcome
+from kvray.store.store import Outcome, Store
 
 Call = tuple[str, tuple[Any, ...]]
 """A method of the work queue, by name, and its arguments."""
 THREADS = 16
 """Calls that the dispatcher serves at a time; each takes well below a millisecond."""
+ANSWER_S = 600.0
+"""Without an answer for so long a dispatcher has hung itself."""
 END_S = 15.0
 """For which the driver waits until idle seats have ended."""
 TIDY_EVERY_S = 10.0
@@ -60,11 +65,16 @@ class Dispatcher:
     If it dies its seats end with it, and the driver begins again from the store.
     """
 
-    def __init__(self, openings: Sequence[Opening], retries: int, room: Space, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, openings: Sequence[Opening], limits: Limits, room: Space, environment: Mapping[str, str]
+    ) -> None:
         """Take the lanes, and what there is room for."""
+        import ray
+
         os.environ.update(environment)
         self._openings = {opening.lane.name: opening for opening in openings}
-        self._queue = WorkQueue([opening.lane for opening in openings], retries)
+        home = ray.get_runtime_context().get_node_id()
+        self._queue = WorkQueue([opening.lane for opening in openings], limits, lost=lost_nodes, home=home)
         self._room = room
         self._capacity = Capacity()
         self._numbers = itertools.count()
@@ -89,9 +99,9 @@ class Dispatcher:
         """Take what the cluster has now; until the first call it has nothing."""
         self._capacity = capacity
 
-    def state(self) -> tuple[list[Outcome], list[LaneView]]:
-        """Return how artefacts ended since the last call, and what each lane does."""
-        return self._queue.outcomes(), self._queue.view()
+    def state(self) -> tuple[list[Outcome], list[LaneView], list[Stall]]:
+        """Return how artefacts ended since the last call, what each lane does, and which seats are to be ended."""
+        return self._queue.outcomes(), self._queue.view(), self._queue.hung()
 
     def call(self, method: str, seat: str, *arguments: Any) -> Any:
         """Answer a seat; see :class:`RemoteSource`."""
@@ -112,18 +122,22 @@ class Dispatcher:
     def over(self) -> bool:
         return self._queue.over
 
-    def ended(self, seat: str, why: str | None) -> None:
-        self._queue.ended(seat, why)
+    def ended(self, seat: str, why: str | None, preempted: bool = False) -> None:
+        self._queue.ended(seat, why, preempted)
 
 
 class Seats:
     """The stage that finetunes, evaluates and writes, as the driver sees it: a dispatcher and what was given to it."""
 
-    def __init__(self, openings: Sequence[Opening], retries: int, room: Space, capacity: Capacity) -> None:
-        """Start a dispatcher on this node; Ray must be initialised."""
-        self._arguments = list(openings), retries, room
+    def __init__(
+        self, openings: Sequence[Opening], limits: Limits, room: Space, capacity: Capacity, store: Store
+    ) -> None:
+        """Start a dispatcher on this node; ``store`` gets what hung seats were doing. Ray must be initialised."""
+        self._arguments = list(openings), limits, room
+        self._limits = limits
         self._capacity = capacity
-        self._left = retries
+        self._store = store
+        self._left = limits.retries
         self._given: dict[str, tuple[Any, ...]] = {}  # the arguments of ``add`` of what has not ended
         self._tidied = time.monotonic()
         self._start()
@@ -147,8 +161,8 @@ class Seats:
     def poll(self) -> tuple[list[Outcome], list[LaneView]]:
         """Return how artefacts ended since the last call, and what each lane does.
 
-        A dispatcher that died is started anew with what has not ended, as often as work is retried; then a
-        ResourceError says so.
+        Seats that hang are ended. A dispatcher that died, or has hung itself, is started anew with what has not ended,
+        as often as work is retried without any being done; then a ResourceError says so.
         """
         import ray
         from ray.exceptions import RayError
@@ -157,7 +171,7 @@ class Seats:
             ended, _ = ray.wait([self._running], timeout=0)
             if ended:
                 ray.get(ended)
-            outcomes, views = ray.get(self._dispatcher.state.remote())
+            outcomes, views, hung = ray.get(self._dispatcher.state.remote(), timeout=ANSWER_S)
         except RayError as error:
             if not self._left:
                 raise ResourceError(f"Ray Tune ended: {last_line(error)}") from error
@@ -168,6 +182,9 @@ class Seats:
             return [], []
         for outcome in outcomes:
             self._given.pop(outcome.artefact_id, None)
+            self._left = self._limits.retries
+        for stall in hung:
+            threading.Thread(target=stalls.end, args=(stall, self._store), name=stall.seat, daemon=True).start()
         if time.monotonic() - self._tidied >= TIDY_EVERY_S:
             self._tidied = time.monotonic()
             remove_orphans()
@@ -248,7 +265,8 @@ def _tuner(dispatcher: Dispatcher, handle: Any, openings: Sequence[Opening], scr
             dispatcher.ended(trial.config["seat"], None)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            dispatcher.ended(trial.config["seat"], _cause(Path(trial.error_file)))
+            trace = Path(trial.error_file).read_text(errors="replace")
+            dispatcher.ended(trial.config["seat"], _cause(trace), says_lost(trace))
 
     def resources(config: Mapping[str, Any]) -> Any:
         return tune.PlacementGroupFactory([bundles[config["lane"]]])
@@ -279,15 +297,16 @@ def _trial(config: dict[str, Any], openings: Sequence[Opening], dispatcher: Any)
 
     opening = next(each for each in openings if each.lane.name == config["lane"])
     source = RemoteSource(dispatcher, config["seat"])
+    source.join(HOST)
     try:
         opening.lane.work(source, replace(opening.seat, name=config["seat"]))
     except KvrayError as error:
         ray.get(dispatcher.change.remote([("refuse", (opening.lane.name, str(error)))]))
 
 
-def _cause(trace: Path) -> str:
-    """Return what ended a seat, in a line, from the file that Tune wrote about it."""
-    lines = [line.strip() for line in trace.read_text(errors="replace").splitlines() if line.strip()]
+def _cause(trace: str) -> str:
+    """Return what ended a seat, in a line, from what Tune wrote about it."""
+    lines = [line.strip() for line in trace.splitlines() if line.strip()]
     # Libraries write advice below the error itself, so the last line is not always what happened.
     raised = [line for line in lines if _RAISED.match(line)]
     last = next(iter([*raised[-1:], *lines[-1:]]), "without a word")

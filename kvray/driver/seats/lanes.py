@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from kvray.driver.seats.cluster import Cluster
+from kvray.driver.seats.demand import Room
 from kvray.driver.seats.dispatcher import Opening
 from kvray.driver.seats.placement import Capacity, Place, place_engines, place_finetunes, room
-from kvray.driver.seats.queue import Room
 from kvray.driver.seats.threads import tune
 from kvray.errors import InputError
 from kvray.evaluate.chunks import chunk_count, chunk_name, span
@@ -91,7 +91,8 @@ def open_lanes(todo: Sequence[Artefact], store: Store, base: BaseModelRef, runti
         common: dict[str, Any] = {"store": store, "runtime": runtime}
         model = base
         if lane == FINETUNE:
-            work = partial(tune if base.api else slot, base=base, finetunes=artefacts, **common)
+            train = tune if base.api else partial(slot, alone=cluster.local)
+            work = partial(train, base=base, finetunes=artefacts, **common)
         elif lane == EVALUATE:
             work = partial(engine, base=base, cells=artefacts, **common)
         else:

@@ -1,48 +1,69 @@
-"""The work of a run by lane: what is ready, which seat does it, and when one more seat is worth its start. No Ray.
+"""The work of a run by lane: what is ready, which seat does it, and what becomes of it when that seat dies. No Ray.
 
 The queue is made anew from the plan and the store at every start; nothing else is remembered. A seat prefers models
-that it has loaded; among others, those with the most work per seat that serves them.
-
-One more seat is worth its start, of ``s`` seconds, if it ends the lane's ``W`` seconds of work sooner: with ``n`` seats
-they take ``W / n``, with one more ``s`` until it helps and then ``(W - n s) / (n + 1)``, which is sooner if
-``W > n s``. An idle seat leaves to others what they wait for once it has been idle for as long as a start takes: a rule
-that costs at most twice what knowing the future would (the ski-rental problem; Karlin et al. 1988).
+that it has loaded; among others, those with the most work per seat that serves them. An idle seat leaves to others what
+they wait for once it has been idle for as long as a start takes: a rule that costs at most twice what knowing the
+future would (the ski-rental problem; Karlin et al. 1988).
 """
 
-import heapq
 import itertools
 import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from kvray.driver.seats.state import CellState, LaneState, LaneView, SeatState
+from kvray.driver.seats.attempts import Attempts, Lost
+from kvray.driver.seats.demand import Room, view, wanted
+from kvray.driver.seats.state import CellState, LaneState, LaneView, SeatState, Stall
+from kvray.planning.process import Process
 from kvray.planning.work import Lane, Nothing, Seat, Unit
 from kvray.store.manifest import FileEntry
 from kvray.store.store import Outcome
 
-Room = Callable[[Mapping[str, int]], bool]
-"""Returns whether so many seats, by lane, may exist at the same time."""
+HOST = "host"
+"""The role of the process that a seat begins with; of a slot it waits for the devices of workers, maybe for days."""
+LOOK_S = 5.0
+"""Seconds that at most pass, as far as silence is concerned, between two looks for hung seats."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a seat may cost.
+
+    Attributes:
+        retries: further attempts at a unit whose seat died without progress, and further starts of a lane's seats in a
+            row that died before their first unit.
+        stall_s: seconds for which a seat may be silent.
+        start_s: seconds for which it may be so from its first process until it is up, downloads included.
+    """
+
+    retries: int = 0
+    stall_s: float = math.inf
+    start_s: float = math.inf
 
 
 class WorkQueue:
-    """Holds the units of a run; every method may be called from any thread.
+    """Holds the units of a run; every method may be called from any thread."""
 
-    ``retries`` bounds further attempts at a unit whose seat died, and further starts of a lane's seats in a row that
-    died before their first unit.
-    """
-
-    def __init__(self, lanes: Iterable[Lane], retries: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        lanes: Iterable[Lane],
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        lost: Lost = frozenset,
+        home: str = "",
+    ) -> None:
+        """Take the lanes; see :class:`~kvray.driver.seats.attempts.Attempts` for ``lost`` and ``home``."""
         self._lanes = {lane.name: LaneState(lane, start_s=lane.start_s) for lane in lanes}
-        self._retries = retries
+        self._limits = limits
         self._clock = clock
+        self._attempts = Attempts(limits.retries, lost, home, clock)
+        self._looked = clock()
         self._lock = threading.RLock()
         self._cells: dict[str, CellState] = {}
-        self._units: dict[int, Unit] = {}
         self._after: dict[str, float] = {}  # seconds of what waits for an artefact
-        self._attempts: Counter[int] = Counter()
         self._seats: dict[str, SeatState] = {}
         self._outcomes: list[Outcome] = []
         self._starving: str | None = None
@@ -103,7 +124,7 @@ class WorkQueue:
     def view(self) -> list[LaneView]:
         """Return what each lane does now."""
         with self._lock:
-            return [self._view(name, lane) for name, lane in self._lanes.items()]
+            return [view(name, lane, self._seats.values()) for name, lane in self._lanes.items()]
 
     # What whoever starts seats asks and tells.
 
@@ -116,34 +137,22 @@ class WorkQueue:
     def wanted(self, room: Room) -> str | None:
         """Return the lane that is to get one more seat now, None if none is."""
         with self._lock:
-            counts = Counter(seat.lane for seat in self._seats.values())
-            self._starving = "generate" if self.generating and not room(counts) else self._unplaced()
-            first = {name: self._first(lane) for name, lane in self._lanes.items()}
-            for name in sorted(first, key=lambda name: -first[name]):
-                lane, target = self._lanes[name], self._target(name)
-                fits = room(counts + Counter({name: 1}))
-                if counts[name] < target and any(lane.ready.values()):
-                    if fits:
-                        return name
-                    self._starving = self._starving or name
-                # Keep what this lane will want in a moment from lanes whose work is less pressing.
-                while counts[name] < target and room(counts + Counter({name: 1})):
-                    counts[name] += 1
-            return None
+            lane, self._starving = wanted(self._lanes, self._seats.values(), room, self.generating, self._clock())
+            return lane
 
     def seat(self, seat: Seat) -> None:
         """Tell of a seat that is about to start."""
         with self._lock:
             self._seats[seat.name] = SeatState(seat.lane, self._clock())
 
-    def ended(self, name: str, why: str | None = None) -> None:
-        """Tell that a seat ended: well (None), or by its death, whose reason ``why`` gives."""
+    def ended(self, name: str, why: str | None = None, preempted: bool = False) -> None:
+        """Tell that a seat ended: well (None), or by its death, whose reason ``why`` gives; see :meth:`died`."""
         with self._lock:
             seat = self._seats.pop(name, None)
             if seat is None:
                 return
             if why is not None and not seat.dead:
-                self._release(seat, why)
+                self._release(seat, why, preempted)
             for unit in seat.held.values():
                 self._make_ready(unit)
 
@@ -154,20 +163,58 @@ class WorkQueue:
             for artefact_id in [each for each, cell in self._cells.items() if cell.lane == lane]:
                 self._end(artefact_id, error)
 
+    def hung(self) -> list[Stall]:
+        """Return the seats that have been silent for too long, and are to be ended.
+
+        To be called again and again: a pause of this process itself, or of its machine, is nobody's silence. A seat
+        that is not ended then is returned again after as long a silence.
+        """
+        with self._lock:
+            now = self._clock()
+            passed, self._looked = min(now - self._looked, LOOK_S), now
+            stalls = []
+            for name, seat in self._seats.items():
+                if seat.silent_s is None:
+                    continue
+                seat.silent_s += passed
+                limit, knob = self._limits.stall_s, "stall_minutes"
+                if not seat.up:
+                    limit, knob = self._limits.start_s, "start_minutes"
+                if seat.silent_s >= limit:
+                    doing = "no progress" if seat.up else "it was not up"
+                    seat.hung = f"{doing} for {limit / 60:g} minutes (runtime.{knob})"
+                    seat.silent_s = 0.0
+                    stalls.append(Stall(name, seat.hung, dict(seat.processes)))
+            return stalls
+
     # What seats ask and tell: see kvray.planning.work.Source.
+
+    def join(self, name: str, role: str, process: Process) -> None:
+        with self._lock:
+            seat = self._seats.get(name)
+            if seat is not None:
+                seat.processes[role] = process
+                if role != HOST:
+                    seat.silent_s = 0.0
+
+    def beat(self, name: str) -> None:
+        with self._lock:
+            self._heard(name)
 
     def take(self, name: str, holding: Collection[str | None] = (), process: str = "") -> Unit | Nothing:
         """Return a unit for a seat; another ``process`` than before means that the seat's earlier one died."""
         with self._lock:
-            seat = self._seats.get(name)
+            seat = self._heard(name)
             if seat is None:
                 return Nothing.END
             if seat.process and process != seat.process and not seat.dead:
-                self._release(seat, "its worker died")
+                self._release(seat, "its node was to be taken away", preempted=True)
             seat.dead = False
             seat.process, seat.holding = process, tuple(holding)
             lane = self._lanes[seat.lane]
-            unit = self._choose(lane, seat)
+            others = [each for each in self._seats.values() if each.lane == seat.lane]
+            serving = Counter(unit.model for each in others for unit in each.held.values())
+            unit = lane.ready.take(seat.holding, serving)
             if unit is not None:
                 seat.held[unit.number], seat.idle_since = unit, None
                 return unit
@@ -179,10 +226,18 @@ class WorkQueue:
             others_wait = self._starving not in (None, seat.lane)
             return Nothing.END if others_wait and now - seat.idle_since >= lane.start_s else Nothing.LATER
 
+    def saved(self, name: str, unit: Unit, part: int, entry: FileEntry | None = None) -> None:
+        with self._lock:
+            seat = self._heard(name)
+            if seat is not None and unit.number in seat.held:
+                self._attempts.progress(unit.number)
+                if entry is not None:
+                    seat.saved.setdefault(unit.number, {})[part] = entry
+
     def finish(self, name: str, unit: Unit, files: Sequence[FileEntry] = ()) -> Sequence[FileEntry] | None:
         """Note stored chunks; see :meth:`kvray.planning.work.Source.finish`."""
         with self._lock:
-            cell, seat = self._cells.get(unit.artefact_id), self._seats.get(name)
+            cell, seat = self._cells.get(unit.artefact_id), self._heard(name)
             if cell is None or seat is None or unit.number not in seat.held:
                 return None  # its artefact failed meanwhile, or the unit went to another seat
             cell.files |= {entry.name: entry for entry in files}
@@ -197,6 +252,7 @@ class WorkQueue:
 
     def committed(self, name: str, unit: Unit) -> None:
         with self._lock:
+            self._heard(name)
             cell = self._cells.get(unit.artefact_id)
             if cell is not None:
                 self._lanes[cell.lane].done += sum(each.rows for each in cell.open.values())
@@ -204,19 +260,25 @@ class WorkQueue:
 
     def failed(self, name: str, unit: Unit, error: str) -> None:
         with self._lock:
+            self._heard(name)
             if unit.artefact_id in self._cells:
                 self._end(unit.artefact_id, error)
 
-    def died(self, name: str, error: str, preempted: bool = False) -> None:
+    def died(self, name: str, error: str, preempted: bool = False, final: bool = False) -> bool:
         with self._lock:
             seat = self._seats.get(name)
-            if seat is not None:
-                self._release(seat, error, preempted)
-                seat.dead = True
+            if seat is None:
+                return False
+            if final:
+                for artefact_id in {unit.artefact_id for unit in seat.held.values()} & self._cells.keys():
+                    self._end(artefact_id, error)
+            self._release(seat, error, preempted)
+            seat.dead = True
+            return self._lanes[seat.lane].refused is None and not seat.hung
 
     def give_back(self, name: str, unit: Unit, length: int) -> None:
         with self._lock:
-            seat = self._seats.get(name)
+            seat = self._heard(name)
             if seat is not None and unit.number in seat.held:
                 lane = self._lanes[seat.lane]
                 lane.length = max(lane.length, length)
@@ -225,107 +287,77 @@ class WorkQueue:
 
     def length(self, name: str) -> int:
         with self._lock:
-            seat = self._seats.get(name)
+            seat = self._heard(name)
             return self._lanes[seat.lane].length if seat else 0
 
     def progress(self, name: str, unit: Unit, done: float, note: str = "") -> None:
         with self._lock:
-            seat = self._seats.get(name)
+            seat = self._heard(name)
             if seat is not None and unit.number in seat.held:
                 seat.progress[unit.number] = (done, note)
 
     def started(self, name: str, seconds: float) -> None:
         """Note that a seat is up after so many seconds; the lane's estimate becomes the mean of those measured."""
         with self._lock:
-            seat = self._seats.get(name)
+            seat = self._heard(name)
             if seat is None:
                 return
             lane = self._lanes[seat.lane]
             if not seat.up:
-                seat.up, lane.failed_starts = True, 0
+                seat.up = True
+                self._attempts.progress(seat.lane)
                 lane.start_s = (lane.start_s * lane.starts + seconds) / (lane.starts + 1)
                 lane.starts += 1
 
     # Within.
 
-    def _unplaced(self) -> str | None:
-        """Return a lane with work whose seat has waited for devices for as long as a start takes, None if none has.
-
-        By what nodes have in all there was room, but what is free is in pieces, others use it, or nodes are lost.
-        """
-        for seat in self._seats.values():
-            lane = self._lanes[seat.lane]
-            waits = self._clock() - seat.since >= lane.start_s if not seat.process else seat.dead
-            if waits and any(lane.ready.values()):
-                return seat.lane
-        return None
-
-    def _first(self, lane: LaneState) -> float:
-        """Return the highest priority of work that is ready or will be soon; -1 if there is none."""
-        ready = [-heap[0][0] for heap in lane.ready.values() if heap]
-        return max([*ready, *(priority for _, priority, soon in lane.expected.values() if soon)], default=-1.0)
-
-    def _target(self, name: str) -> int:
-        """Return how many seats a lane's work is worth."""
-        lane = self._lanes[name]
-        held = [unit for seat in self._seats.values() if seat.lane == name for unit in seat.held.values()]
-        soon = [seconds for seconds, _, soon in lane.expected.values() if soon]
-        seconds = sum(lane.ready_s.values()) + sum(unit.seconds for unit in held) + sum(soon)
-        count = sum(map(len, lane.ready.values())) + len(held) + len(soon)
-        if not count or lane.refused is not None:
-            return 0
-        worth = max(1, math.ceil(seconds / lane.start_s)) if lane.start_s > 0 else count
-        return min(count, worth, lane.lane.most or count)
-
-    def _choose(self, lane: LaneState, seat: SeatState) -> Unit | None:
-        for model in seat.holding:
-            if lane.ready.get(model):
-                return self._pop(lane, model)
-        models = [model for model, heap in lane.ready.items() if heap]
-        if not models:
-            return None
-        serving = Counter(
-            unit.model for each in self._seats.values() if each.lane == seat.lane for unit in each.held.values()
-        )
-
-        return self._pop(lane, max(models, key=lambda model: lane.ready_s[model] / (1 + serving[model])))
-
-    def _pop(self, lane: LaneState, model: str | None) -> Unit:
-        _, number = heapq.heappop(lane.ready[model])
-        unit = self._units[number]
-        lane.ready_s[model] -= unit.seconds
-        if not lane.ready[model]:
-            del lane.ready[model], lane.ready_s[model]
-        return unit
+    def _heard(self, name: str) -> SeatState | None:
+        """Return a seat that has just been heard of, None if it has ended."""
+        seat = self._seats.get(name)
+        if seat is not None and seat.silent_s is not None:
+            seat.silent_s = 0.0
+        return seat
 
     def _make_ready(self, unit: Unit) -> None:
         cell = self._cells[unit.artefact_id]
-        lane = self._lanes[cell.lane]
-        self._units[unit.number] = cell.open[unit.number] = unit
-        priority = unit.seconds + self._after[unit.artefact_id]
-        heapq.heappush(lane.ready.setdefault(unit.model, []), (-priority, unit.number))
-        lane.ready_s[unit.model] += unit.seconds
+        cell.open[unit.number] = unit
+        self._lanes[cell.lane].ready.add(unit, unit.seconds + self._after[unit.artefact_id])
 
     def _release(self, seat: SeatState, why: str, preempted: bool = False) -> None:
-        """Hand out again what a dead process held, unless it has had its attempts, of which preempted ones are none."""
-        held, seat.held, seat.progress = list(seat.held.values()), {}, {}
-        lane = self._lanes[seat.lane]
-        lane.failed_starts += not seat.up and not preempted  # it died of its start, not of its first unit
+        """Hand out again what a dead process held, without the parts that are stored, as long as it has attempts."""
+        why = seat.hung or why
+        held, saved = list(seat.held.values()), seat.saved
+        seat.held, seat.saved, seat.progress = {}, {}, {}
+        # It died of its start if it was not up, and not of its first unit.
+        keys: list[Hashable] = [unit.number for unit in held] if seat.up else [seat.lane]
+        spent = set() if preempted else self._attempts.died(keys, {each.node for each in seat.processes.values()})
+        seat.up = False  # of a slot: its next process is yet to start
+        seat.silent_s = None
         for unit in held:
-            self._attempts[unit.number] += seat.up and not preempted
             if unit.artefact_id not in self._cells:
                 continue
-            if self._attempts[unit.number] > self._retries:
+            if unit.number in spent:
                 self._end(unit.artefact_id, why)
             else:
-                self._make_ready(unit)
-        seat.up = False  # of a slot: its next process is yet to start
-        if lane.failed_starts > self._retries:
+                self._make_ready(self._without(unit, saved.get(unit.number, {})))
+        if seat.lane in spent:
             self.refuse(seat.lane, why)
+
+    def _without(self, unit: Unit, saved: Mapping[int, FileEntry]) -> Unit:
+        """Return a unit without its chunks that are stored, which are noted as done."""
+        if not saved or unit.chunks is None:
+            return unit
+        cell = self._cells[unit.artefact_id]
+        cell.files |= {entry.name: entry for entry in saved.values()}
+        rows = min(unit.rows, sum(entry.rows or 0 for entry in saved.values()))
+        self._lanes[cell.lane].done += rows
+        left = tuple(number for number in unit.chunks if number not in saved)
+        return replace(unit, chunks=left, rows=unit.rows - rows, seconds=unit.seconds * len(left) / len(unit.chunks))
 
     def _let_go(self, seat: SeatState, unit: Unit) -> None:
         seat.held.pop(unit.number, None)
         seat.progress.pop(unit.number, None)
+        seat.saved.pop(unit.number, None)
 
     def _end(self, artefact_id: str, error: str | None) -> None:
         self._forget(artefact_id, made=error is None)
@@ -336,32 +368,7 @@ class WorkQueue:
         lane = self._lanes[cell.lane]
         if not made:
             lane.total -= sum(unit.rows for unit in cell.open.values())
-        for unit in cell.open.values():
-            heap = lane.ready.get(unit.model, [])
-            entry = next((each for each in heap if each[1] == unit.number), None)
-            if entry is not None:
-                heap.remove(entry)
-                heapq.heapify(heap)
-                lane.ready_s[unit.model] -= unit.seconds
-                if not heap:
-                    del lane.ready[unit.model], lane.ready_s[unit.model]
+        lane.ready.drop(cell.open)
         for seat in self._seats.values():
             for unit in [each for each in seat.held.values() if each.artefact_id == artefact_id]:
                 self._let_go(seat, unit)
-
-    def _view(self, name: str, lane: LaneState) -> LaneView:
-        seats = [seat for seat in self._seats.values() if seat.lane == name]
-        noted = [(seat.held[number], *state) for seat in seats for number, state in seat.progress.items()]
-        held_s = sum(unit.seconds for seat in seats for unit in seat.held.values())
-        return LaneView(
-            name=name,
-            done=lane.done + sum(done for _, done, _ in noted),
-            total=lane.total,
-            pending=sum(not seat.process and not seat.up for seat in seats),
-            starting=sum(bool(seat.process) and not seat.up for seat in seats),
-            working=sum(seat.up and bool(seat.held) for seat in seats),
-            idle=sum(seat.up and not seat.held for seat in seats),
-            under_way=tuple((unit.artefact_id, done, note) for unit, done, note in noted),
-            left_s=sum(lane.ready_s.values()) + held_s + sum(seconds for seconds, _, _ in lane.expected.values()),
-            waiting=len(lane.expected),
-        )

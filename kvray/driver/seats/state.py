@@ -1,8 +1,10 @@
 """What the work queue knows of its lanes, seats and artefacts, and what it tells of a lane."""
 
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kvray.driver.seats.backlog import Backlog
+from kvray.planning.process import Process
 from kvray.planning.work import Lane, Unit
 from kvray.store.manifest import FileEntry
 
@@ -33,6 +35,15 @@ class LaneView:
         return self.starting + self.working + self.idle
 
 
+@dataclass(frozen=True)
+class Stall:
+    """A seat that hangs: ``why`` it counts as hung, and its processes, by what each does there."""
+
+    seat: str
+    why: str
+    processes: Mapping[str, Process]
+
+
 @dataclass
 class CellState:
     """An artefact in the making: its units that are not done, and the entries of the files that were stored."""
@@ -45,7 +56,11 @@ class CellState:
 
 @dataclass
 class SeatState:
-    """A seat, what it has taken, and the models that it said it has loaded."""
+    """A seat, what it has taken, and the models that it said it has loaded.
+
+    ``saved`` are parts of held units that are stored: entries of chunks, by the unit's number and the chunk's. The seat
+    has been silent for ``silent_s`` seconds, since its first process came (None before).
+    """
 
     lane: str
     since: float
@@ -56,6 +71,10 @@ class SeatState:
     dead: bool = False  # and told so; of a slot, its next process is yet to take
     idle_since: float | None = None
     progress: dict[int, tuple[float, str]] = field(default_factory=dict)
+    saved: dict[int, dict[int, FileEntry]] = field(default_factory=dict)
+    processes: dict[str, Process] = field(default_factory=dict)
+    silent_s: float | None = None
+    hung: str = ""  # why it is being ended
 
 
 @dataclass
@@ -63,12 +82,10 @@ class LaneState:
     """A lane, its units that nobody has taken, and the work that is to come."""
 
     lane: Lane
-    ready: dict[str | None, list[tuple[float, int]]] = field(default_factory=dict)  # heaps of (-priority, number)
-    ready_s: defaultdict[str | None, float] = field(default_factory=lambda: defaultdict(float))  # seconds by model
+    ready: Backlog = field(default_factory=Backlog)
     expected: dict[str, tuple[float, float, bool]] = field(default_factory=dict)  # (seconds, priority, soon) by id
     start_s: float = 0.0
     starts: int = 0
-    failed_starts: int = 0
     refused: str | None = None
     length: int = 0
     done: float = 0.0

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from kvray.driver.seats.queue import WorkQueue
+from kvray.driver.seats.queue import Limits, WorkQueue
 from kvray.driver.seats.sources import LocalSource
 from kvray.driver.seats.state import LaneView
 from kvray.errors import KvrayError, ResourceError
@@ -21,7 +21,7 @@ class Threads:
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self._lanes = {lane.name: lane for lane in lanes}
-        self._queue = WorkQueue(lanes, retries=0)
+        self._queue = WorkQueue(lanes, Limits())
         self._error: ResourceError | None = None
 
     def change(self, calls: Sequence[tuple[str, tuple[object, ...]]]) -> None:

@@ -6,7 +6,7 @@ module, chosen by ``runtime.engine: module:Class`` or by the name of an entry po
 """
 
 import pkgutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -133,6 +133,9 @@ class Engine:
 
     def __init__(self, serving: Serving) -> None:
         self.serving = serving
+        self.on_step: Callable[[], None] = lambda: None
+        """To be called whenever something was computed, though no answer may be whole: an engine is ended that neither
+        does so nor answers for ``runtime.stall_minutes``."""
 
     @classmethod
     def prepare(cls, gpus: float, cpus: float) -> None:

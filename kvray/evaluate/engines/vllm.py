@@ -252,7 +252,9 @@ class VllmEngine(Engine):
                 running[name] = item
             if not running:
                 return
-            for output in self._engine.step():
+            outputs = self._engine.step()
+            self.on_step()
+            for output in outputs:
                 if output.finished:
                     key, request = running.pop(output.request_id)
                     yield key, reply(request, output)
