@@ -45,8 +45,8 @@ SHARES = {"boundary disk": 0.45, "boundary bucket": 0.15, "instant": 0.08, "cloc
 ON_RAY, REAL = 0.15, 0.05
 STORY = 8
 """Deaths of one sweep on Ray, at most."""
-SEATS = ("driver", "seat", "dispatcher", "generator", "node")
-REAL_SEATS = ("driver", "seat", "train worker", "train controller", "node")
+SEATS = ("driver", "seat", "hung seat", "dispatcher", "generator", "node")
+REAL_SEATS = ("driver", "seat", "hung seat", "train worker", "train controller", "node")
 REAL_SWEEP = """
 name: chaos
 base_model: kvray-tiny
@@ -57,7 +57,7 @@ finetune: {method: lora, epochs: 2, learning_rate: 1e-3, batch_size: 8, lora_ran
 evaluate:
   mdqa: {task: mdqa, documents: 3, positions: [1, 3], questions: 100}
   recall: {task: recall, questions: 40}
-runtime: {checkpoint_every_steps: 2, retries: 100}
+runtime: {checkpoint_every_steps: 2, retries: 20, stall_minutes: 1}
 """
 BUCKET = "kvray-chaos"
 

@@ -32,6 +32,7 @@ NODE = {"CPU": 2}
 NODES = 3
 WORKERS = {
     "seat": ("ray::ImplicitFunc",),
+    "hung seat": ("ray::ImplicitFunc",),
     "train worker": ("ray::RayTrainWorker",),
     "train controller": ("ray::TrainController",),
     "dispatcher": ("ray::Dispatcher",),
@@ -85,7 +86,8 @@ class Machines:
             if not found:
                 return None
             with contextlib.suppress(psutil.NoSuchProcess):
-                self.rng.choice(found)[0].kill()
+                # A process that is stopped hangs, as one of a broken device or network does.
+                self.rng.choice(found)[0].send_signal(signal.SIGSTOP if kind == "hung seat" else signal.SIGKILL)
         return kind
 
     def workers(self) -> list[tuple[psutil.Process, str]]:
@@ -187,8 +189,3 @@ def _start(words: Sequence[str], environment: Mapping[str, str], folder: Path) -
 
 def _tail(folder: Path) -> str:
     return (folder / "run.log").read_text(errors="replace")[-1500:]
-
-
-def stop(process: psutil.Process) -> None:
-    """Stop a process without ending it, as a machine that hangs does."""
-    process.send_signal(signal.SIGSTOP)

@@ -24,8 +24,8 @@ from kvray.planning.artefacts import Artefact
 from kvray.planning.work import EVALUATE, FINETUNE, Lane, Seat, Source, Work
 from kvray.store.store import Store
 
-RETRIES = 100
-"""Of processes that die many times a minute."""
+RUNTIME = {"retries": 20, "stall_minutes": 0.5}
+"""For processes that die many times a minute, and hang for good if they hang at all."""
 
 
 def open_lanes(todo: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Any, cluster: Any) -> Lanes:
@@ -52,7 +52,7 @@ def answer(source: Source, seat: Seat, **given: Any) -> None:
 
 def main() -> None:
     """Make the sweep in the store that is named; the exit status is that of ``kvray run``."""
-    plan, base = driver.prepare(standin.sweep(RETRIES))
+    plan, base = driver.prepare(standin.sweep(**RUNTIME))
     with (
         mock.patch.object(driver, "open_lanes", open_lanes),
         mock.patch.object(chunks, "CHUNK_ROWS", standin.CHUNK_ROWS),

@@ -43,7 +43,7 @@ SHARD_ROWS, CHUNK_ROWS = 16, 8
 """In the place of 1,024 and 256, so that few rows are many files."""
 
 
-def sweep(retries: int = 2) -> Sweep:
+def sweep(**runtime: Any) -> Sweep:
     """Return a sweep of four datasets, three finetunes and eight cells, most of several files."""
     return Sweep(
         name="standin",
@@ -58,7 +58,7 @@ def sweep(retries: int = 2) -> Sweep:
             "mdqa": {"task": "mdqa", "documents": 3, "positions": [1, 3], "questions": 10},
             "recall": {"task": "recall", "questions": 12},
         },
-        runtime={"engine": f"{__name__}:StandIn", "retries": retries},
+        runtime={"engine": f"{__name__}:StandIn", **runtime},
     )
 
 
