@@ -24,6 +24,7 @@ from kvray.errors import (
     RecipeMismatchError,
     StoreError,
     first_line,
+    passes,
 )
 from kvray.finetune.placement import Shape
 from kvray.finetune.storage import Checkpoints, commit, here, job_of, load_rows
@@ -49,7 +50,7 @@ _SETTINGS = {
     "RAY_TRAIN_COLLECTIVE_WARN_INTERVAL_S": "3600",
 }
 _FINAL = (InputError, CellError, DamagedArtefactError, RecipeMismatchError)
-"""Errors that another attempt would meet too; of the store, others may pass."""
+"""Errors of a finetune itself, which all of its workers meet alike."""
 _POLL_S = 0.5
 """Seconds between two reports of steps."""
 _BEAT_S = 5.0
@@ -227,7 +228,9 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
     found, error = None, None
     try:
         found = load_rows(store, job, here(given.base))
-    except _FINAL as failure:
+    except KvrayError as failure:
+        if passes(failure):
+            raise
         error = str(failure)
     error = _first_of_all(error, given.seat.workers)
     if found is None or error is not None:
@@ -273,12 +276,17 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
                 on_log=on_log,
                 on_pass=on_pass if first else None,
             )
-            if first:
-                measurements = {"workers": given.seat.workers, **trained.measurements, **mixture.measurements()}
+        except _FINAL as failure:
+            return str(failure)
+        if first:
+            measurements = {"workers": given.seat.workers, **trained.measurements, **mixture.measurements()}
+            try:
                 commit(store, artefact, rows, trained.log, scratch / "model", measurements)
                 checkpoints.clear()
-        except _FINAL as failure:  # all meet these alike, but for those of rank 0 after the last step
-            return str(failure)
+            except KvrayError as failure:
+                if passes(failure):
+                    raise
+                return str(failure)
     return None
 
 

@@ -25,7 +25,7 @@ from kvray.driver.seats.placement import Capacity, Place
 from kvray.driver.seats.queue import HOST, Limits, WorkQueue
 from kvray.driver.seats.sources import RemoteSource
 from kvray.driver.seats.state import LaneView, Stall
-from kvray.errors import KvrayError, ResourceError, last_line
+from kvray.errors import KvrayError, ResourceError, last_line, passes
 from kvray.planning.work import Lane, Seat
 from kvray.store.store import Outcome, Store
 
@@ -301,6 +301,8 @@ def _trial(config: dict[str, Any], openings: Sequence[Opening], dispatcher: Any)
     try:
         opening.lane.work(source, replace(opening.seat, name=config["seat"]))
     except KvrayError as error:
+        if passes(error):
+            raise  # another seat may find what this one did not
         ray.get(dispatcher.change.remote([("refuse", (opening.lane.name, str(error)))]))
 
 
