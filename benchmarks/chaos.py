@@ -4,10 +4,11 @@
     python benchmarks/chaos.py --kills 1200 --seed 1 --pace 10
 
 The reference is an undisturbed run of the same sweep. Four fifths of the deaths are of a stand-in sweep in one process:
-the real driver, stages, store and resume, killed before, in and after the steps that change the store (with 2,000
-deaths and more every one of them), at any instant, on a full disk, with a stepped clock, beside a second driver, on a
-disk and in a bucket of a real S3 server. Others are of stand-in seats on a Ray of several nodes, where the driver, its
-actors, seats and nodes die; the last of a real sweep there: Ray Train, vLLM, kvray-tiny.
+the real driver, stages, store and resume, killed before, in and after the steps that change the store (with 3,000
+deaths every one of them), at any instant, on a full disk, with a stepped clock, beside a second driver, on a disk and
+in a bucket of a real S3 server, through a proxy that fails a third of all requests and is cut off. Others are of
+stand-in seats on a Ray of several nodes, where the driver, its actors, seats and nodes die and seats hang; the last of
+a real sweep there: Ray Train, vLLM, kvray-tiny.
 
 Afterwards are counted: rows lost, doubled and stale (other contents than the undisturbed run's), artefacts unreadable
 at any time, artefacts given up, and made twice. All are to be zero. ``--pace`` adds a longer stand-in sweep on Ray with
@@ -21,7 +22,6 @@ import contextlib
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,13 +34,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from benchmarks.deaths import clusters, standin
+from benchmarks.deaths import clusters, s3, standin
 from benchmarks.deaths.alone import Alone, Case, sample
 from benchmarks.deaths.counts import Counts
 from kvray.console import say, table
 from kvray.driver.run import prepare
 
-SHARES = {"boundary disk": 0.45, "boundary bucket": 0.15, "instant": 0.08, "clock": 0.04, "full": 0.04, "two": 0.04}
+SHARES = {"boundary disk": 0.45, "boundary bucket": 0.15, "instant": 0.08, "clock": 0.04, "full": 0.03}
+SHARES |= {"two": 0.04, "connection": 0.03}
 """Of all deaths; the rest is on Ray."""
 ON_RAY, REAL = 0.15, 0.05
 STORY = 8
@@ -59,10 +60,9 @@ evaluate:
   recall: {task: recall, questions: 40}
 runtime: {checkpoint_every_steps: 2, retries: 20, stall_minutes: 1}
 """
-BUCKET = "kvray-chaos"
 
 
-def alone(kills: int, bucket: str | None, folder: Path, rng: random.Random) -> Iterator[Case]:
+def alone(kills: int, bucket: s3.Server | None, folder: Path, rng: random.Random) -> Iterator[Case]:
     """Run the cases of one process."""
     runs = Alone(folder, bucket, rng)
     counts = {name: max(1, round(kills * share)) for name, share in SHARES.items()}
@@ -80,8 +80,10 @@ def alone(kills: int, bucket: str | None, folder: Path, rng: random.Random) -> I
         yield runs.clock(places[number % len(places)])
     for number in range(counts["two"]):
         yield runs.two(places[number // 2 % len(places)], dies=number % 2 == 1)
-    for _ in range(counts["full"] if can_mount(folder) else 0):
-        yield runs.full()
+    for number in range(counts["full"] if can_mount(folder) else 0):
+        yield runs.full(waits=number % 2 == 0)
+    for _ in range(counts["connection"] if bucket else 0):
+        yield runs.connection()
 
 
 def on_ray(kills: int, real: int, pace: float, folder: Path, rng: random.Random) -> Iterator[Case]:
@@ -134,38 +136,6 @@ def can_mount(folder: Path) -> bool:
     return done.returncode == 0
 
 
-@contextlib.contextmanager
-def s3(folder: Path) -> Iterator[str]:
-    """Run moto's S3 server in a process of its own; give a store's URI with NAME for its prefix."""
-    import boto3
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": "AKIACHAOS",
-        "AWS_SECRET_ACCESS_KEY": "chaos",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    words = [sys.executable, "-m", "benchmarks.deaths.s3", str(port)]
-    with (folder / "s3.log").open("wb") as log:
-        server = subprocess.Popen(words, cwd=clusters.ROOT, stdout=log, stderr=log)
-    try:
-        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1")
-        for attempt in range(300):
-            try:
-                client.create_bucket(Bucket=BUCKET)
-                break
-            except Exception:
-                if attempt == 299 or server.poll() is not None:
-                    raise
-                time.sleep(0.2)
-        yield f"s3://{BUCKET}/NAME?endpoint_override=http://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
-
-
 def summary(cases: Sequence[Case]) -> str:
     """Return the table: a line per kind and place, and their sums."""
     kinds = list(dict.fromkeys((case.kind, case.place) for case in cases))
@@ -184,8 +154,8 @@ def chaos(kills: int, seed: int, pace: float = 0.0, ray: bool = True, bucket: bo
     rng, cases = random.Random(seed), []
     folder = Path(tempfile.mkdtemp(prefix="kvray-chaos-"))
     try:
-        with s3(folder) if bucket else contextlib.nullcontext() as uri:
-            kinds = [alone(kills, uri, folder, rng)]
+        with s3.running(folder, seed) if bucket else contextlib.nullcontext() as server:
+            kinds = [alone(kills, server, folder, rng)]
             if ray:
                 kinds.append(on_ray(max(1, round(kills * ON_RAY)), round(kills * REAL), pace, folder, rng))
             for case in (case for cases_ in kinds for case in cases_):

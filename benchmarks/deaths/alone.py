@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import shutil
 import signal
@@ -14,12 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from benchmarks.deaths import standin
+from benchmarks.deaths import s3, standin
 from benchmarks.deaths.counts import Counts, Rows, compare, rows, unreadable
 from benchmarks.deaths.processes import Ended, Steps, boundaries, child, counted, ended, stepped_clock, warm_up
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Plan
+from kvray.store.patience import VARIABLE
 from kvray.store.store import Store
 
 DAY_S = 86400.0
@@ -56,9 +59,9 @@ class Case:
 
 
 class Alone:
-    """Runs cases on stores below ``folder``, and on ``bucket`` (a URI with NAME for the store's) if there is one."""
+    """Runs cases on stores below ``folder``, and in a bucket if there is one."""
 
-    def __init__(self, folder: Path, bucket: str | None, rng: random.Random) -> None:
+    def __init__(self, folder: Path, bucket: s3.Server | None, rng: random.Random) -> None:
         self._folder = folder
         self._bucket = bucket
         self._rng = rng
@@ -87,7 +90,7 @@ class Alone:
             while time.monotonic() < deadline and not log.with_suffix(".json").exists():
                 time.sleep(0.005)
             with contextlib.suppress(ProcessLookupError):
-                _kill(pid)
+                os.kill(pid, signal.SIGKILL)
             killed += ended(pid, log).signal != 0
             counts += unreadable(store, self._ids)
         return self._again("any instant", place, f"{killed} deaths", store, counts, max(1, killed))
@@ -121,25 +124,41 @@ class Alone:
         case.error = case.error or error
         return case
 
-    def full(self) -> Case:
-        """Fill the disk in the middle; make room, and run again."""
+    def full(self, waits: bool) -> Case:
+        """Fill the disk in the middle; there is room again while the run waits for it, or after it has given up."""
         place = Path(tempfile.mkdtemp(dir=self._folder, prefix="full-"))
         size = self._rng.randrange(40, 400)
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "kvray-chaos", str(place)]
-        subprocess.run(mount, check=True, capture_output=True)
+        _mount("-t", "tmpfs", "-o", f"size={size}k", "kvray-chaos", str(place))
         try:
-            store = Store(place / "store")
-            log = self._log()
-            steps = Steps(-1)
-            first = ended(self._start(store, log, lambda: counted(steps)), log)
-            counts = unreadable(store, self._ids)
-            subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True, capture_output=True)
-            case = self._again("full disk", "disk", f"{size} KiB", store, counts, 1)
-            if first.signal or ("Traceback" in log.read_text() and not first.error):
-                case.error = case.error or f"the run on a full disk ended with signal {first.signal}"
+            store, log = Store(place / "store"), self._log()
+            patience = {VARIABLE: "300" if waits else "1"}
+            pid = self._start(store, log, lambda: mock.patch.dict(os.environ, patience))
+            if waits:
+                time.sleep(self.sweep.seconds["disk"] + self._rng.uniform(1, 4))
+                _mount("-o", "remount,size=64m", str(place))
+            first = ended(pid, log)
+            _mount("-o", "remount,size=64m", str(place))
+            counts = unreadable(store, self._ids) + Counts(failed=len(first.failed) if waits else 0)
+            case = self._again("full disk", "disk", f"{size} KiB, waits: {waits}", store, counts, 1)
+            if first.signal or (waits and first.error):
+                case.error = case.error or first.error or f"the run on a full disk died of signal {first.signal}"
             return case
         finally:
             subprocess.run(["umount", "--lazy", str(place)], check=False)
+
+    def connection(self) -> Case:
+        """Make the sweep in a bucket of which a third of all requests fails, and which is out of reach for a while."""
+        assert self._bucket
+        store, log = self._store("bucket"), self._log()
+        name = store.uri.partition("?")[0].rpartition("/")[2]
+        pid = self._start(Store(self._bucket.flaky.replace("NAME", name)), log)
+        time.sleep(self._rng.uniform(0, self.sweep.seconds["bucket"]))
+        self._bucket.cut_off()
+        first = ended(pid, log)
+        counts = unreadable(store, self._ids) + Counts(failed=len(first.failed))
+        case = self._again("connection", "bucket", "a third fails, cut off once", store, counts, 1)
+        case.error = case.error or first.error
+        return case
 
     # Within.
 
@@ -194,16 +213,14 @@ class Alone:
         if place == "disk":
             return Store(self._folder / name)
         assert self._bucket
-        return Store(self._bucket.replace("NAME", name))
+        return Store(self._bucket.steady.replace("NAME", name))
 
     def _log(self) -> Path:
         return self._folder / f"run-{next(self._numbers):05d}.log"
 
 
-def _kill(pid: int) -> None:
-    import os
-
-    os.kill(pid, signal.SIGKILL)
+def _mount(*words: str) -> None:
+    subprocess.run(["mount", *words], check=True, capture_output=True)
 
 
 def sample(cases: Sequence[Any], count: int, rng: random.Random) -> list[Any]:
