@@ -217,13 +217,18 @@ def full(path: str, error: BaseException) -> str:
 
 def free_bytes(path: str) -> int | None:
     """Return the bytes that are free where a local path is or would be; None if its file system does not tell."""
-    nearest = os.path.abspath(path)
-    while not os.path.lexists(nearest):
-        nearest = os.path.dirname(nearest)
     with contextlib.suppress(OSError):
-        usage = shutil.disk_usage(nearest)
+        usage = shutil.disk_usage(nearest(path))
         return usage.free if usage.total else None
     return None
+
+
+def nearest(path: str) -> str:
+    """Return a local path, or of those above it the first that exists."""
+    path = os.path.abspath(path)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def redacted(error: BaseException) -> str:
