@@ -80,7 +80,7 @@ def test_a_run_into_a_full_store_is_refused_in_one_line(sweep: Path, disk: Path)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_two_cpus")
-def test_a_store_that_becomes_full_ends_the_run_with_the_first_failure_and_what_to_type(
+def test_a_store_that_becomes_full_ends_the_run_with_one_sentence_and_what_to_type(
     sweep: Path, disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS")
@@ -95,9 +95,9 @@ def test_a_store_that_becomes_full_ends_the_run_with_the_first_failure_and_what_
     result = kvray("run", sweep, "--store", disk / "store")
     assert result.exit_code == 1
     *_, last = result.stderr.splitlines()
-    assert last.startswith("kvray: datasets/")
+    # The driver itself met it (its lease), or the first artefact did.
+    assert last.startswith("kvray: ") and str(disk) in last
     assert "No space left on device, 0 B free; make room there, then type the same command" in last
-    assert "the store takes not even a note of that" in last
     assert "Traceback" not in result.stderr + "".join(capfd.readouterr())
     assert not any("evaluate:" in message for message in said)  # no further stage was tried
     (disk / "filler").unlink()
