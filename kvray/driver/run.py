@@ -20,7 +20,7 @@ from kvray.driver.generation import Generation
 from kvray.driver.make import Making
 from kvray.driver.seats.cluster import Cluster
 from kvray.driver.seats.lanes import open_lanes
-from kvray.driver.sharing import Sharing
+from kvray.driver.sharing import Sharing, gpus
 from kvray.errors import InputError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
@@ -78,7 +78,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     """
     started = time.monotonic()
     store.check(write=True)
-    leases = Leases(store, planned.sweep.name)  # before the store is listed
+    leases = Leases(store, planned.sweep.name, gpus(planned.sweep.runtime))  # before the store is listed
     listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
     todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
     if any(asks_api(artefact, base) for artefact in todo):

@@ -62,6 +62,10 @@ class Files(ABC):
     def clean(self, path: str, names: Iterable[str]) -> None:
         """Remove the temporary files that dead writers left below a directory, among the ``names`` of its files."""
 
+    @abstractmethod
+    def abandoned(self, path: str) -> bool:
+        """Return whether whoever wrote a temporary file is dead, or has been silent for long."""
+
     def exclusive(self, path: str) -> bool:
         """Return whether :meth:`put_new` refuses a second file of a name, by trying at ``path``, which is deleted."""
         try:
