@@ -27,6 +27,7 @@ from kvray.errors import (
 )
 from kvray.finetune.placement import Shape
 from kvray.finetune.storage import Checkpoints, commit, here, job_of, load_rows
+from kvray.models.exhaustion import exhaustion
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import Nothing, Seat, Source, Unit
@@ -279,6 +280,11 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
                 checkpoints.clear()
         except _FINAL as failure:  # all meet these alike, but for those of rank 0 after the last step
             return str(failure)
+        except RuntimeError as failure:
+            memory = exhaustion(str(failure), finetune=True)
+            if memory and memory.final:  # met by this worker, maybe alone, and its process is full of what did not fit
+                given.source.failed(order.unit, f"{memory.sentence} ({first_line(failure)})")
+            raise
     return None
 
 
@@ -308,4 +314,8 @@ def _of_a_worker(failures: Mapping[int, Exception]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return str(error) if isinstance(error, KvrayError) else f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, KvrayError):
+        return str(error)
+    error = getattr(error, "health_check_failure", error)  # of a process that died, in Ray Train's wrapping
+    found = exhaustion(str(error), finetune=True)
+    return f"{type(error).__name__}: {found.sentence if found else first_line(error)}"
