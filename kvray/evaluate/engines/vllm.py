@@ -225,6 +225,7 @@ class VllmEngine(Engine):
         except (RuntimeError, ValueError) as error:
             raise explained(error, ResourceError) from error
         self._engine = llm.llm_engine
+        self._engine.collective_rpc("expose_stacks")
         # Twice the batch keeps the scheduler's queue filled without holding every prompt of the sweep in it.
         self._window = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs
         gpu = torch.cuda.get_device_name() if self.serving.gpus else ""
