@@ -13,7 +13,7 @@ TORCH = $(shell grep '^torch==' requirements/cpu.txt)
 # ensurepip: Debian and Ubuntu have it in a package of its own, and without it no virtual environment can be made.
 FITS := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: setup quickstart test paper-smoke lint clean
+.PHONY: setup quickstart test paper-smoke lint lock clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -34,6 +34,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Resolves for the platform of the GPU image, whatever this machine is. uv keeps what is pinned already, where it can.
+lock: $(VENV)/.installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+	@sed '/^#/!d' requirements/gpu.txt >$(VENV)/gpu.head
+	$(BIN)/uv pip compile pyproject.toml --extra gpu --extra benchmarks --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_34 --no-header --no-annotate --quiet --output-file requirements/gpu.txt
+	@cat $(VENV)/gpu.head requirements/gpu.txt >$(VENV)/gpu.txt && mv $(VENV)/gpu.txt requirements/gpu.txt
 
 $(VENV)/.installed: requirements/cpu.txt pyproject.toml
 	@[ "$(SYSTEM)" = Linux ] || { echo "kvray is set up on Linux alone, where vLLM's CPU build has wheels; this is $(SYSTEM): use a Linux container or virtual machine, on Windows WSL." >&2; exit 1; }

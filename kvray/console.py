@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from math import floor
+from math import floor, log10
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -197,6 +197,13 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[object]], caption:
 def count(number: float) -> str:
     """Return a number rounded, with its thousands separated: ``1,234,567``."""
     return f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Return bytes in decimal units: ``812 B``, ``1.2 GB``, ``14 GB``."""
+    power = min(4, int(log10(max(1.0, number)) / 3))
+    shown = number / 1000**power
+    return f"{shown:{'.1f' if power and shown < 10 else ',.0f'}} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def duration(seconds: float) -> str:

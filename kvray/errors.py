@@ -1,9 +1,11 @@
 """The errors that kvray raises on purpose. Standard library alone, so that any module may import it."""
 
+import errno
 import os
 import re
+import socket
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -68,6 +70,8 @@ class KvrayError(Exception):
     """An error whose message is meant for the user: what was found, what was expected, what to type next."""
 
     exit_status = 1
+    passes = False
+    """Whether the same call, made later, may succeed; see :func:`passes`."""
 
     def _render_traceback_(self, *_: object) -> list[str]:
         """Show the error in a notebook, where IPython asks for this: the user's own lines, then the message."""
@@ -98,9 +102,21 @@ class InvalidValueError(InputError, ValueError):
 class SourceUnreachableError(InputError):
     """A source on the network does not answer. It may exist, so a plan can go on without it; a run cannot."""
 
+    passes = True
+
 
 class StoreError(KvrayError):
     """The store cannot be read or written as asked."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer, or takes nothing, for now."""
+
+    passes = True
+
+
+class DiskFullError(StoreUnavailableError):
+    """A disk has no room; the message names the path, what is free there and what to do."""
 
 
 class DamagedArtefactError(StoreError):
@@ -125,3 +141,145 @@ class CellError(KvrayError):
 
 class RunInterrupted(KeyboardInterrupt):  # an interruption, as its base class, and no error
     """Ctrl-C during work that can be resumed; the message says what is kept."""
+
+
+_ERRNOS = {
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETRESET,
+    errno.ENETUNREACH,
+    errno.ENOTCONN,
+    errno.EPIPE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.EBUSY,
+    # A network mount whose server is away, or was exchanged.
+    errno.EIO,
+    errno.ESTALE,
+    # Until there is room.
+    errno.ENOSPC,
+    errno.EDQUOT,
+}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}  # 409 says that another request is being served first
+_USED_UP = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
+"""Codes that an OpenAI-compatible API sends with status 429 where waiting is of no use."""
+_HTTPX = {"TimeoutException": True, "NetworkError": True, "RemoteProtocolError": True, "ProxyError": True}
+_TYPES: Mapping[str, Mapping[str, bool]] = {
+    "builtins": {"ConnectionError": True, "TimeoutError": True},
+    "ssl": {"SSLCertVerificationError": False},
+    "http": {"IncompleteRead": True, "BadStatusLine": True},
+    "urllib3": {"SSLError": False, "ProtocolError": True, "TimeoutError": True, "NewConnectionError": True},
+    "requests": {"SSLError": False, "ConnectionError": True, "Timeout": True, "ChunkedEncodingError": True},
+    "httpx": _HTTPX,
+    "httpx2": _HTTPX,
+    "huggingface_hub": {"OfflineModeIsEnabled": False},
+    "openai": {"APIConnectionError": True},
+    "botocore": {"ConnectionError": True, "HTTPClientError": True, "IncompleteReadError": True},
+    "ray": {
+        "RayActorError": True,
+        "WorkerCrashedError": True,
+        "NodeDiedError": True,
+        "LocalRayletDiedError": True,
+        "ObjectLostError": True,
+        "ObjectStoreFullError": True,
+        "OutOfMemoryError": True,
+        "OutOfDiskError": True,
+        "GetTimeoutError": True,
+        "RpcError": True,  # the head's own services are away
+    },
+}
+"""Errors of libraries by package and name, with those that inherit from them, and whether they may pass.
+
+By name, since whoever asks has not imported most of these libraries. The first of an error's classes decides.
+"""
+_AWS = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))? during \w+ operation")
+_AWS_NAMES = {"NETWORK_CONNECTION", "SLOW_DOWN", "THROTTLING", "REQUEST_TIMEOUT", "SERVICE_UNAVAILABLE"}
+_AWS_NAMES |= {"INTERNAL_FAILURE", "INTERNAL_SERVER_ERROR"}
+_GOOGLE = re.compile(r"google::cloud::Status\((\w+)")
+_GOOGLE_NAMES = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL"}
+_OBSTORE = re.compile(r"non-2xx status code: (\d+)|HTTP error: ")
+_ERRNO_IN_TEXT = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # libraries in Rust, and repeated messages
+
+
+def passes(error: BaseException) -> bool:
+    """Return whether an error may pass by itself, so that the same call, made later, may succeed.
+
+    Knows kvray's own errors, those of the operating system, of object stores through pyarrow and obstore, the Hugging
+    Face hub, OpenAI-compatible APIs and Ray. An error that tells nothing of itself is judged by its cause. What is
+    refused (access, a name, a recipe), missing or damaged does not pass.
+    """
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and not any(current is each for each in seen):
+        verdict = _verdict(current)
+        if verdict is not None:
+            return verdict
+        seen.append(current)
+        inner = getattr(current, "cause", None) or getattr(current, "reason", None)  # of Ray's task errors; of urllib's
+        current = inner if isinstance(inner, BaseException) else current.__cause__
+    return False
+
+
+def status_passes(status: int) -> bool:
+    """Return whether an HTTP status says that a server cannot answer at the moment."""
+    return status in _STATUSES or status > 511  # beyond the registered ones: of proxies, such as 520 to 530
+
+
+def disk_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk, or the user's share of it, is full."""
+    return _errno(error) in _FULL
+
+
+def _verdict(error: BaseException) -> bool | None:
+    """Return whether an error may pass, None if nothing of it tells."""
+    if isinstance(error, KvrayError):
+        return error.passes
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
+    verdicts = (judge(error) for judge in (_by_type, _by_status, _by_errno, _by_text))
+    return next((verdict for verdict in verdicts if verdict is not None), None)
+
+
+def _by_type(error: BaseException) -> bool | None:
+    names = ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__)
+    found = (_TYPES.get(package, {}).get(name) for package, name in names)
+    return next((verdict for verdict in found if verdict is not None), None)
+
+
+def _by_status(error: BaseException) -> bool | None:
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:  # of requests, httpx and the hub; of openai; of urllib
+        found = (getattr(response, "status_code", None), getattr(error, "status_code", None))
+        status = next((each for each in (*found, getattr(error, "code", None)) if isinstance(each, int)), None)
+    if not isinstance(status, int):
+        return None
+    return status_passes(status) and getattr(error, "code", None) not in _USED_UP
+
+
+def _by_errno(error: BaseException) -> bool | None:
+    number = _errno(error)
+    return None if number is None else number in _ERRNOS
+
+
+def _by_text(error: BaseException) -> bool | None:
+    text = str(error)
+    if found := _AWS.search(text):
+        return found[1] in _AWS_NAMES or (found[2] is not None and status_passes(int(found[2])))
+    if found := _OBSTORE.search(text):
+        return found[1] is None or status_passes(int(found[1]))
+    found = _GOOGLE.search(text)
+    return None if found is None else found[1] in _GOOGLE_NAMES
+
+
+def _errno(error: BaseException) -> int | None:
+    number = getattr(error, "errno", None)
+    if number is None and (found := _ERRNO_IN_TEXT.search(str(error))):
+        number = int(found[1] or found[2])
+    return number if isinstance(number, int) else None

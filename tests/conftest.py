@@ -13,6 +13,8 @@ from mistral import mistral
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# What a store refuses for minutes is refused for good: a test that meets that is to fail soon.
+os.environ.setdefault("KVRAY_PATIENCE_S", "2")
 # OpenMP threads that spin at every barrier slow each other down by a multiple where tests run side by side.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAMS = ("kvray", "make", "python", "pip", "ray", "git", ".venv/bin/kvray")
+PROGRAMS = ("kvray", "make", "python", "pip", "ray", "git", "aws", "docker", "kubectl", ".venv/bin/kvray")
 MARKER = re.compile(r"<!-- not run: (?P<reason>.+?) -->")
 _CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 _ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")

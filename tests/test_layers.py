@@ -35,7 +35,7 @@ RAY_FILES = {
     "driver/seats/stalls.py",
     "generate/job.py",
     "finetune/job.py",
-    "cli/doctor.py",
+    "cli/doctor/check.py",
 }
 FRAMEWORKS = {"ray", "torch", "transformers", "peft", "vllm", "polars", "matplotlib", "scipy"}
 HEAVY = (*sorted(FRAMEWORKS), "pyarrow", "numpy")

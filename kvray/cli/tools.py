@@ -164,19 +164,36 @@ def pretrain(
 
 @frame.command
 def doctor(
+    sweep: Annotated[str | None, typer.Argument(help="A sweep file: its base model and runtime count.")] = None,
     store: frame.StoreOption = None,
     address: Annotated[str | None, typer.Option(help="A running Ray; default $RAY_ADDRESS, else this machine.")] = None,
+    base_model: frame.BaseOption = None,
+    scale: frame.ScaleOption = None,
+    set_: frame.SetOption = None,
+    wait_minutes: Annotated[float, typer.Option(help="For a GPU node to start; 0 starts none.", min=0)] = 15.0,
     json_: frame.JsonOption = False,
 ) -> int:
-    """Look at every node: versions, devices, whether it reaches the store. Do it before spending money.
+    """Look at every node: devices, disks, versions, store, weights. Do it before spending money.
 
-    kvray doctor --store s3://bucket/kvray --address auto
+    Where an autoscaler may bring GPU nodes and there is none, one starts first. Exit status 1: a run would be stopped.
+
+    kvray doctor sweeps/paper/mdqa-mistral.yaml --store s3://bucket/kvray --address auto
     """
-    from kvray.cli.doctor import check
+    from kvray.cli.doctor.check import check
+    from kvray.sweep.model import Runtime
 
-    report = check(frame.open_store(store), address)
+    runtime = Runtime()
+    if sweep is not None:
+        from kvray.sweep.load import read
+
+        loaded = read(sweep, set_ or [], scale, base_model).sweep
+        runtime, base_model = loaded.runtime, loaded.base_model
+    elif set_ or scale:
+        raise InputError("--set, --scale: found them without a sweep file; expected kvray doctor SWEEP --set …")
+    runtime = runtime.model_copy(update={"address": address or runtime.address})
+    report = check(frame.open_store(store), runtime, base_model, wait_minutes)
     print(json.dumps(asdict(report), indent=1) if json_ else report.text())
-    return 1 if report.problems else 0
+    return 1 if report.stops else 0
 
 
 def _task(

@@ -9,7 +9,6 @@ from kvray.evaluate.questions import DatasetQuestions, Questions, WritingPrompts
 from kvray.models.reference import BaseModelRef, load_tokenizer, tokenizer_place
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact, PredictionsJob, WritingJob
-from kvray.store.patience import patiently
 from kvray.store.store import Store
 
 
@@ -86,7 +85,7 @@ class Cells:
         if isinstance(job, WritingJob):
             return WritingPrompts(job.task, token_counter(self._counted_by))
         if job.dataset_id is not None:
-            examples = patiently(self._store, self._store.read_table, job.dataset_id)
+            examples = self._store.read_table(job.dataset_id)
             return DatasetQuestions(examples, job.task, cell.recipe.get("system_message"))
         from kvray.evaluate.lm_eval.questions import BenchmarkQuestions
 

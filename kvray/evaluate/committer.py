@@ -1,6 +1,5 @@
 """Scores and stores answered chunks and commits whole cells, in a thread of its own: the engine waits for neither."""
 
-import functools
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from kvray.errors import CellError, DamagedArtefactError, RecipeMismatchError
+from kvray.errors import KvrayError
 from kvray.evaluate import chunks
 from kvray.evaluate.cells import Cells
 from kvray.evaluate.engines.base import Reply
@@ -19,7 +18,6 @@ from kvray.evaluate.questions import Questions
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import Source, Unit
 from kvray.store.manifest import FileEntry
-from kvray.store.patience import patiently
 from kvray.store.store import Store
 
 TABLES = 128
@@ -93,7 +91,7 @@ class Committer:
             return None
 
     def check(self, wait: bool = False) -> None:
-        """Raise what went wrong in the thread, StoreError above all; ``wait`` for all that it has to do."""
+        """Raise what went wrong in the thread, a source out of reach; ``wait`` for all that it has to do."""
         while self._waiting and (wait or self._waiting[0].done()):
             self._waiting.popleft().result()
 
@@ -116,13 +114,14 @@ class Committer:
     def _put(self, taken: Taken, chunk: Chunk, info: dict[str, Any]) -> None:
         replies = [[reply for reply in chunk.replies.get(row, []) if reply is not None] for row in chunk.rows]
         chunk.replies = {}
+        if taken.failed:
+            return
         try:
             table = taken.questions.table(chunk.rows, replies, self._cells.labels(taken.cell), info)
-        except CellError as error:
+            entry = self._store.write(taken.cell.id, chunks.chunk_name(chunk.index), table, uncommitted=True)
+        except KvrayError as error:
             self.fail(taken, str(error))
             return
-        write = functools.partial(self._store.write, uncommitted=True)
-        entry = patiently(self._store, write, taken.cell.id, chunks.chunk_name(chunk.index), table)
         self._tables[taken.cell.id, chunk.index] = table, entry
         while len(self._tables) > TABLES:
             self._tables.popitem(last=False)
@@ -137,19 +136,19 @@ class Committer:
             return
         entries = {entry.name: entry for entry in stored}
         whole, lacking = [], []
-        for index in range(chunks.chunk_count(len(taken.questions))):
-            found = self._stored(taken, index, entries.get(chunks.chunk_name(index)))
-            if found:
-                whole.append(found)
-            else:
-                lacking.append(index)
-        if lacking:
-            self._again.put(replace(taken.unit, chunks=tuple(lacking), rows=0))
-            return
         try:
+            for index in range(chunks.chunk_count(len(taken.questions))):
+                found = self._stored(taken, index, entries.get(chunks.chunk_name(index)))
+                if found:
+                    whole.append(found)
+                else:
+                    lacking.append(index)
+            if lacking:
+                self._again.put(replace(taken.unit, chunks=tuple(lacking), rows=0))
+                return
             tables, files = zip(*whole, strict=True)
-            patiently(self._store, chunks.commit, self._store, taken.cell, taken.questions, tables, files)
-        except (CellError, DamagedArtefactError, RecipeMismatchError) as error:
+            chunks.commit(self._store, taken.cell, taken.questions, tables, files)
+        except KvrayError as error:
             self.fail(taken, str(error))
             return
         for index in range(len(whole)):

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import ADAPTER_CONFIG, MODEL_CONFIG, Adapter, Engine, Reply, Request
 from kvray.planning.artefacts import Artefact, PredictionsJob
-from kvray.store.patience import patiently
 from kvray.store.store import Store
 
 TOLERANCE = 1e-6
@@ -100,7 +99,7 @@ class Models:
         if known is None:
             finetune = model.removesuffix(MERGED)
             name = finetune.rpartition("/")[2]
-            path = patiently(self._store, self._store.fetch, finetune, self._scratch / name)
+            path = self._store.fetch(finetune, self._scratch / name)
             known = Adapter(name, len(self._known) + 1, path if self._engine.READS_TEXT else model_directory(path))
             self._known[model] = known
         return known

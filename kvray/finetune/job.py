@@ -24,6 +24,7 @@ from kvray.errors import (
     RecipeMismatchError,
     StoreError,
     first_line,
+    passes,
 )
 from kvray.finetune.placement import Shape
 from kvray.finetune.storage import Checkpoints, commit, here, job_of, load_rows
@@ -50,7 +51,7 @@ _SETTINGS = {
     "RAY_TRAIN_COLLECTIVE_WARN_INTERVAL_S": "3600",
 }
 _FINAL = (InputError, CellError, DamagedArtefactError, RecipeMismatchError)
-"""Errors that another attempt would meet too; of the store, others may pass."""
+"""Errors of a finetune itself, which all of its workers meet alike."""
 _POLL_S = 0.5
 """Seconds between two reports of steps."""
 _BEAT_S = 5.0
@@ -228,7 +229,9 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
     found, error = None, None
     try:
         found = load_rows(store, job, here(given.base))
-    except _FINAL as failure:
+    except KvrayError as failure:
+        if passes(failure):
+            raise
         error = str(failure)
     error = _first_of_all(error, given.seat.workers)
     if found is None or error is not None:
@@ -274,18 +277,31 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
                 on_log=on_log,
                 on_pass=on_pass if first else None,
             )
-            if first:
-                measurements = {"workers": given.seat.workers, **trained.measurements, **mixture.measurements()}
-                commit(store, artefact, rows, trained.log, scratch / "model", measurements)
-                checkpoints.clear()
-        except _FINAL as failure:  # all meet these alike, but for those of rank 0 after the last step
+        except _FINAL as failure:
             return str(failure)
         except RuntimeError as failure:
-            memory = exhaustion(str(failure), finetune=True)
-            if memory and memory.final:  # met by this worker, maybe alone, and its process is full of what did not fit
-                given.source.failed(order.unit, f"{memory.sentence} ({first_line(failure)})")
+            _tell_exhausted(given.source, order.unit, failure)
             raise
+        if first:
+            measurements = {"workers": given.seat.workers, **trained.measurements, **mixture.measurements()}
+            try:
+                commit(store, artefact, rows, trained.log, scratch / "model", measurements)
+                checkpoints.clear()
+            except KvrayError as failure:
+                if passes(failure):
+                    raise
+                return str(failure)
     return None
+
+
+def _tell_exhausted(source: Source, unit: Unit, failure: RuntimeError) -> None:
+    """Tell that a unit does not fit a GPU, if that is what a worker, maybe alone, has met.
+
+    Its process is full of what did not fit, so the error is to be raised all the same.
+    """
+    found = exhaustion(str(failure), finetune=True)
+    if found and found.final:
+        source.failed(unit, f"{found.sentence} ({first_line(failure)})")
 
 
 def _first_of_all(error: str | None, workers: int) -> str | None:

@@ -148,15 +148,19 @@ class Checkpoints:
 
     def _whole(self, step: int) -> bool:
         """Return whether the file, in safetensors' format, has all the bytes that its header promises."""
-        path = f"{self._folder.root}/{_CHECKPOINT.format(step)}"
-        with self._folder.files.naming(path, "read"), self._folder.files.fs.open_input_file(path) as file:
-            length = int.from_bytes(file.read(8), "little")
-            try:
-                header = json.loads(file.read(min(length, file.size())))
-            except ValueError:
-                return False
-            ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-            return bool(file.size() == 8 + length + max(ends, default=0))
+        path, files = f"{self._folder.root}/{_CHECKPOINT.format(step)}", self._folder.files
+
+        def whole() -> bool:
+            with files.fs.open_input_file(path) as file:
+                length = int.from_bytes(file.read(8), "little")
+                try:
+                    header = json.loads(file.read(min(length, file.size())))
+                except ValueError:
+                    return False
+                ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+                return bool(file.size() == 8 + length + max(ends, default=0))
+
+        return files.patiently(path, "read", whole)
 
 
 def _step(name: str) -> int | None:

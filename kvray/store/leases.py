@@ -196,7 +196,9 @@ class Leases:
         self._thread.join(_END_S)
         if self._thread.is_alive() or (kind is not None and issubclass(kind, StoreError)):
             return  # the store does not answer: others will see by its beats that this run is gone
-        with self._lock, contextlib.suppress(StoreError):
+        # Leaving is a courtesy to others, so that it is waited for only a little, and after Ctrl-C not at all.
+        hurry = self._folder.files.patience.at_most(_END_S if kind is None else 0.0)
+        with self._lock, hurry, contextlib.suppress(StoreError):
             self._joined, self._mine = False, set()
             self._change(set())
             self._folder.delete(_BEAT + self.me.run)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import IO
 
 from kvray.errors import InputError, StoreError
-from kvray.store.places.files import Folder, mapped
+from kvray.store.places.files import Files, Folder, mapped
 from kvray.store.places.local import TEMPORARY
-from kvray.store.places.object_store import connect, locate
+from kvray.store.places.object_store import Location, connect, locate
 
 OPTION = "--out"
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE}
@@ -33,7 +33,7 @@ def replacing(out: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         return
     if "/" not in location.root or os.fspath(out).partition("?")[0].endswith("/"):
         raise InputError(f"{OPTION}: {shown(out)} is a folder; expected a file name in it")
-    files = connect(location, OPTION)
+    files = _connect(location)
     with tempfile.NamedTemporaryFile(prefix="kvray-out-") as file:
         with _disk_errors(file.name):
             yield file
@@ -85,7 +85,7 @@ def _disk_errors(path: str) -> Iterator[None]:
 def folder(out: str | os.PathLike[str]) -> Folder:
     """Return the directory (made if missing) or bucket's folder ``out`` after a probe write; InputError if it fails."""
     location = locate(os.fspath(out), OPTION)
-    target = Folder(connect(location, OPTION), location.root, shown(out))
+    target = Folder(_connect(location), location.root, shown(out))
     probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
     try:
         target.put(probe, b"kvray")
@@ -93,3 +93,8 @@ def folder(out: str | os.PathLike[str]) -> Folder:
     except StoreError as error:
         raise InputError(f"{error}; give a directory that can be written") from None
     return target
+
+
+def _connect(location: Location) -> Files:
+    # Whoever typed the command can make room sooner than a wait would end.
+    return connect(location, OPTION, patience_s=0.0 if location.scheme == "local" else None)

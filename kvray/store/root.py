@@ -1,5 +1,6 @@
 """The root of a store: where it is, the names inside it, and documents (small files outside artefacts)."""
 
+import contextlib
 import functools
 import json
 import os
@@ -12,9 +13,10 @@ import pyarrow.fs as pafs
 
 from kvray.console import say
 from kvray.errors import InputError, StoreError
+from kvray.store.patience import asked_for
 from kvray.store.places.files import Files, Folder
 from kvray.store.places.local import TEMPORARY
-from kvray.store.places.object_store import connect, locate
+from kvray.store.places.object_store import LOOK_S, connect, locate
 
 FOLDERS = {"writing": "writings", "dataset": "datasets", "finetune": "finetunes", "predictions": "predictions"}
 """Folder of each kind of artefact."""
@@ -32,26 +34,30 @@ class Root:
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         """Take a directory, ``s3://bucket/prefix?endpoint_override=…&scheme=…&region=…`` or ``gs://bucket/prefix``.
 
-        Nothing is opened or created yet; InputError if the URI is not valid.
+        Nothing is opened or created yet; InputError if the URI is not valid. What may pass (a store that does not
+        answer, a full disk) is waited out, for :data:`~kvray.store.patience.VARIABLE` or minutes without success.
         """
         self._location = locate(os.fspath(uri))
         self.uri = self._location.uri
         self.root = self._location.root
+        self._patience_s = asked_for()
+        self._reached = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.uri,)
+        known = {"_patience_s": self._patience_s, "_reached": self._reached or "_files" in self.__dict__}
+        return type(self), (self.uri,), known
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
 
     @functools.cached_property
     def _files(self) -> Files:
-        return connect(self._location)
+        return connect(self._location, patience_s=self._patience_s, reached=self._reached)
 
     @property
     def fs(self) -> pafs.FileSystem:
-        """The pyarrow file system of :meth:`path`; InputError if the place is out of reach."""
-        return self._files.fs
+        """The pyarrow file system of :meth:`path`, for other libraries; InputError if the place is out of reach."""
+        return self._files.lent
 
     def check(self, write: bool = False) -> None:
         """Check that the store can be reached and, with ``write``, written to; InputError says why if it cannot.
@@ -59,18 +65,25 @@ class Root:
         Writing shows, too, whether two writers of one file are told apart; if not, a line says so.
         """
         probe = self.path(f"{TEMPORARY}probe-{secrets.token_hex(6)}")
-        self._files.size(probe)
-        if not write:
-            return
-        try:
-            if not self._files.exclusive(probe):
-                say(
-                    f"kvray: warning: {self.uri} ignores conditional writes, so that two runs that begin within the "
-                    "same moment may make the same artefact; start one after the other"
-                )
-        except StoreError as error:
-            why = f"{str(error).rpartition(': ')[2]}; make room or give another one (--store)"
-            raise InputError(f"store: {self.uri} cannot be written: {why}") from None
+        with self.hurry(LOOK_S if self.remote else 0.0):
+            self._files.size(probe)
+            if not write:
+                return
+            try:
+                exclusive = self._files.exclusive(probe)
+            except StoreError as error:
+                why = str(error).rpartition(": ")[2].partition(";")[0]
+                text = f"store: {self.uri} cannot be written: {why}; make room or give another one (--store)"
+                raise InputError(text) from None
+        if not exclusive:
+            say(
+                f"kvray: warning: {self.uri} ignores conditional writes, so that two runs that begin within the "
+                "same moment may make the same artefact; start one after the other"
+            )
+
+    def hurry(self, seconds: float = 0.0) -> contextlib.AbstractContextManager[None]:
+        """Wait no longer than this for what may pass, in all threads, until the context ends."""
+        return self._files.patience.at_most(seconds)
 
     @property
     def remote(self) -> bool:
@@ -148,4 +161,9 @@ class Root:
         if not self._files.remote or len(items) < 2:
             return [work(item) for item in items]
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            return list(pool.map(work, items))
+            try:
+                return list(pool.map(work, items))
+            except KeyboardInterrupt:
+                with self.hurry():  # else the threads would wait on
+                    pool.shutdown(cancel_futures=True)
+                raise

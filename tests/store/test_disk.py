@@ -68,7 +68,7 @@ def test_a_run_into_a_full_store_is_refused_in_one_line(sweep: Path, disk: Path)
     fill(disk, 0)
     result = kvray("run", sweep, "--store", disk / "store")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "cannot be written: No space left on device; make room" in result.stderr
+    assert "cannot be written: No space left on device, 0 B free; make room" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -447,7 +447,7 @@ def test_a_failing_disk_is_named_and_leaves_nothing_behind(
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, store.hurry():
         patch.setattr(local.os, step, fail)
         with pytest.raises(StoreError, match=os.strerror(code)) as failure:
             store.write(ID, "a.bin", b"x" * 1234)

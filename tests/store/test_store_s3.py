@@ -20,6 +20,7 @@ from s3_server import BUCKET, KEY, REQUESTS, SECRET, bucket, endpoint
 from kvray.errors import DamagedArtefactError, InputError, RecipeMismatchError, StoreError
 from kvray.store.fingerprint import fingerprint
 from kvray.store.manifest import Manifest
+from kvray.store.patience import Patience
 from kvray.store.places import object_store
 from kvray.store.store import Store, artefact_id
 
@@ -188,7 +189,7 @@ def test_a_commit_that_dies_at_any_request_leaves_the_old_state_or_the_new(store
     for number in range(200):
         mortal = Store(store.uri)
         dying = DyingFs(store.fs, number, after)
-        mortal.__dict__["_files"] = object_store.ObjectFiles(dying, "s3://")
+        mortal.__dict__["_files"] = object_store.ObjectFiles(dying, Patience("s3", 0), "s3://")
         with contextlib.suppress(KeyboardInterrupt):
             commit(mortal)
         if not dying.dead and number >= dying.count:
@@ -216,6 +217,7 @@ def test_a_failed_upload_leaves_no_object_of_half_the_bytes(store: Store, monkey
         return genuine(self, part_id, *args, **options)
 
     monkeypatch.setattr(FakeMultipart, "set_part", refuse)
+    monkeypatch.setattr(object_store, "LENT_ATTEMPTS", 2)
     with pytest.raises(StoreError, match=r"s3://.*big.bin: cannot write"):
         store.write(ID, "big.bin", os.urandom(25 * 2**20))
     gc.collect()
@@ -282,7 +284,7 @@ def test_the_text_of_an_error_never_repeats_a_key_of_the_environment(store: Stor
     def refuse(*_: object) -> None:
         raise PermissionError(f"signature of {KEY} with {SECRET} does not match")
 
-    files = object_store.ObjectFiles(DyingFs(store.fs, -1, False), "s3://")
+    files = object_store.ObjectFiles(DyingFs(store.fs, -1, False), Patience("s3", 0), "s3://")
     files.fs = type("Refusing", (), {"open_input_file": refuse})()
     with pytest.raises(StoreError, match=r"\*\*\*") as failure:
         files.read("bucket/x")

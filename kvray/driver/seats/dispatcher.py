@@ -25,7 +25,7 @@ from kvray.driver.seats.placement import Capacity, Place
 from kvray.driver.seats.queue import HOST, Limits, WorkQueue
 from kvray.driver.seats.sources import RemoteSource
 from kvray.driver.seats.state import LaneView, Stall
-from kvray.errors import KvrayError, MemoryExhaustedError, ResourceError, last_line
+from kvray.errors import KvrayError, MemoryExhaustedError, ResourceError, last_line, passes
 from kvray.models.exhaustion import exhaustion
 from kvray.planning.work import FINETUNE, Lane, Seat
 from kvray.store.store import Outcome, Store
@@ -304,6 +304,8 @@ def _trial(config: dict[str, Any], openings: Sequence[Opening], dispatcher: Any)
     except MemoryExhaustedError as error:
         source.died(str(error), final=True)
     except KvrayError as error:
+        if passes(error):
+            raise  # another seat may find what this one did not
         ray.get(dispatcher.change.remote([("refuse", (opening.lane.name, str(error)))]))
 
 

@@ -1,31 +1,46 @@
 """The file system under a store: reading through pyarrow, and what local disks and object stores do their own way."""
 
 import contextlib
+import errno
+import functools
 import hashlib
 import mmap
 import os
+import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from kvray.errors import StoreError
+from kvray.console import size
+from kvray.errors import DiskFullError, StoreError, StoreUnavailableError, disk_full, passes
+from kvray.store.patience import Patience
 
 CHUNK = 8 * 2**20
+_Result = TypeVar("_Result")
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
 class Files(ABC):
-    """The store's view of ``fs``, a pyarrow file system; failures are StoreErrors with the path after ``prefix``."""
+    """The store's view of ``fs``, a pyarrow file system; failures are StoreErrors with the path after ``prefix``.
+
+    What may pass is waited out with ``patience``: a StoreUnavailableError has outlived it. ``lent`` is the same place
+    for other libraries, which have no such patience; default ``fs``.
+    """
 
     remote: bool
     """Whether every read is a round trip, so that reads should be few and concurrent."""
 
-    def __init__(self, fs: pafs.FileSystem, prefix: str = "") -> None:
+    def __init__(
+        self, fs: pafs.FileSystem, patience: Patience, prefix: str = "", lent: pafs.FileSystem | None = None
+    ) -> None:
         self.fs = fs
+        self.lent = lent or fs
+        self.patience = patience
         self.prefix = prefix
 
     @abstractmethod
@@ -61,14 +76,17 @@ class Files(ABC):
 
     def tail(self, path: str, count: int) -> bytes | None:
         """Return the last ``count`` bytes (all of a shorter file, or of any if negative), None if it is missing."""
-        with self.naming(path, "read"):
+
+        def read() -> bytes | None:
             try:
                 with self.fs.open_input_file(path) as stream:
-                    size = stream.size()
-                    start = max(0, size - count) if count >= 0 else 0
-                    return bytes(stream.read_at(size - start, start))
+                    end = stream.size()
+                    start = max(0, end - count) if count >= 0 else 0
+                    return bytes(stream.read_at(end - start, start))
             except (FileNotFoundError, NotADirectoryError):
                 return None
+
+        return self.patiently(path, "read", read)
 
     def sha256(self, path: str) -> str:
         """Return the sha256, in hex, of a file, which must exist; in flat memory."""
@@ -79,14 +97,15 @@ class Files(ABC):
 
     def chunks(self, path: str) -> Iterator[bytes]:
         """Yield a file's bytes in pieces of some MiB; the file must exist."""
-        with self.naming(path, "read"), self.fs.open_input_file(path) as stream:
-            while chunk := stream.read(CHUNK):
+        at = 0
+        with self.patiently(path, "read", lambda: self.fs.open_input_file(path)) as stream:
+            while chunk := self.patiently(path, "read", functools.partial(stream.read_at, CHUNK, at)):
+                at += len(chunk)
                 yield chunk
 
     def size(self, path: str) -> int | None:
         """Return a file's size in bytes, None if it is missing."""
-        with self.naming(path, "look up"):
-            info = self.fs.get_file_info(path)
+        info = self.patiently(path, "look up", lambda: self.fs.get_file_info(path))
         return int(info.size) if info.type == pafs.FileType.File else None
 
     def listing(self, path: str, hidden: bool = False) -> dict[str, int]:
@@ -95,18 +114,28 @@ class Files(ABC):
 
     def infos(self, path: str, hidden: bool = False) -> dict[str, pafs.FileInfo]:
         """Return a listing with pyarrow's information on each file: size in bytes, modification time."""
-        with self.naming(path, "list"):
-            infos = self.fs.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+        selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
+        infos = self.patiently(path, "list", lambda: self.fs.get_file_info(selector))
         names = ((info.path[len(path) + 1 :], info) for info in infos if info.type == pafs.FileType.File)
         return {name: info for name, info in names if hidden or "/." not in f"/{name}"}
 
     def delete_tree(self, path: str) -> None:
         """Remove a directory, if it exists, with its contents."""
-        with self.naming(path, "delete"), contextlib.suppress(FileNotFoundError):
-            self.fs.delete_dir(path)
 
-    def naming(self, path: str, doing: str) -> contextlib.AbstractContextManager[None]:
-        return naming(self.prefix + path, doing)
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.delete_dir(path)
+
+        self.patiently(path, "delete", delete)
+
+    def patiently(self, path: str, doing: str, call: Callable[[], _Result]) -> _Result:
+        """Return what ``call`` returns, which may be made more than once; StoreError if it fails for good."""
+
+        def attempt() -> _Result:
+            with naming(path, doing, self.prefix):
+                return call()
+
+        return self.patience(attempt)
 
 
 @dataclass(frozen=True)
@@ -156,14 +185,41 @@ class Folder:
 
 
 @contextlib.contextmanager
-def naming(path: str, doing: str) -> Iterator[None]:
+def naming(path: str, doing: str, prefix: str = "") -> Iterator[None]:
     """Turn errors of a file system into a StoreError that names path and operation, and no credential."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         number = getattr(error, "errno", None)
+        kind: type[StoreError] = StoreError
+        why = os.strerror(number) if number else redacted(error)
+        if disk_full(error):
+            kind, why = DiskFullError, full(path, error)
+        elif passes(error):
+            kind = StoreUnavailableError
         # "from None": a chained traceback would show the cause with its credentials.
-        raise StoreError(f"{path}: cannot {doing}: {os.strerror(number) if number else redacted(error)}") from None
+        raise kind(f"{prefix}{path}: cannot {doing}: {why}") from None
+
+
+def full(path: str, error: BaseException) -> str:
+    """Return, of the disk that a path is or would be on, that it is full, what is free, and what to do."""
+    if getattr(error, "errno", None) == errno.EDQUOT:
+        found = os.strerror(errno.EDQUOT)
+    else:
+        free = free_bytes(path)
+        found = os.strerror(errno.ENOSPC) + ("" if free is None else f", {size(free)} free")
+    return f"{found}; make room there, then type the same command"
+
+
+def free_bytes(path: str) -> int | None:
+    """Return the bytes that are free where a local path is or would be; None if its file system does not tell."""
+    nearest = os.path.abspath(path)
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    with contextlib.suppress(OSError):
+        usage = shutil.disk_usage(nearest)
+        return usage.free if usage.total else None
+    return None
 
 
 def redacted(error: BaseException) -> str:

@@ -14,23 +14,35 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow.fs as pafs
 
-from kvray.store.places.files import CHUNK, Files, naming
+from kvray.errors import DiskFullError, KvrayError, disk_full
+from kvray.store.patience import Patience
+from kvray.store.places.files import CHUNK, Files, free_bytes, full, naming
 
 TEMPORARY = ".tmp-"  # prefix of files being written; hidden, so that listings and Parquet readers skip them
 STALE_S = 3600.0  # seconds after which another host's temporary file counts as abandoned
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
-def scratch_directory(place: str | None, purpose: str) -> "tempfile.TemporaryDirectory[str]":
+@contextlib.contextmanager
+def scratch_directory(place: str | None, purpose: str) -> Iterator[str]:
     """Make a directory below ``place``, None for the system's temporary one; it goes when its context ends.
 
-    StoreError if it cannot be made.
+    StoreError if it cannot be made; DiskFullError, which names it, in place of any error inside that its disk is full.
     """
     if place is not None:
         place = os.path.expanduser(place)
         with naming(place, "make a directory"):
             os.makedirs(place, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=f"kvray-{purpose}-", dir=place)
+    with tempfile.TemporaryDirectory(prefix=f"kvray-{purpose}-", dir=place) as directory:
+        try:
+            yield directory
+        except KvrayError:
+            raise
+        except Exception as error:
+            if disk_full(error):
+                why = full(directory, error)
+                raise DiskFullError(f"{directory}: cannot write: {why}, or set runtime.scratch") from error
+            raise
 
 
 class LocalFiles(Files):
@@ -38,18 +50,21 @@ class LocalFiles(Files):
 
     remote = False
 
-    def __init__(self, prefix: str = "") -> None:
-        super().__init__(pafs.LocalFileSystem(), prefix)
+    def __init__(self, patience: Patience, prefix: str = "") -> None:
+        super().__init__(pafs.LocalFileSystem(), patience, prefix)
 
     def put(self, path: str, data: memoryview) -> None:
-        with self.naming(path, f"write {data.nbytes:,} bytes"):
+        def write() -> None:
             with _temporary(path, data) as temporary:
                 os.replace(temporary, path)
             _flush_directory(os.path.dirname(path))
 
+        self.patiently(path, f"write {data.nbytes:,} bytes", write)
+
     def put_new(self, path: str, data: memoryview) -> bool:
         """Link a file that is already whole to its name, which fails if the name is taken."""
-        with self.naming(path, f"write {data.nbytes:,} bytes"):
+
+        def write() -> bool:
             with _temporary(path, data) as temporary:
                 try:
                     os.link(temporary, path)
@@ -63,20 +78,28 @@ class LocalFiles(Files):
                         return False
                     os.replace(temporary, path)
             _flush_directory(os.path.dirname(path))
-        return True
+            return True
+
+        return self.patiently(path, f"write {data.nbytes:,} bytes", write)
 
     def delete(self, path: str) -> None:
-        with self.naming(path, "delete"), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(path)
-            _flush_directory(os.path.dirname(path))
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(path)
+                _flush_directory(os.path.dirname(path))
+
+        self.patiently(path, "delete", delete)
 
     def clean(self, path: str, names: Iterable[str]) -> None:
         """Remove temporary files of dead writers; those of a live process, or fresh ones of another host, stay."""
-        with self.naming(path, "clean up"):
+
+        def clean() -> None:
             for name in names:
                 if os.path.basename(name).startswith(TEMPORARY) and _abandoned(os.path.join(path, name)):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(path, name))
+
+        self.patiently(path, "clean up", clean)
 
 
 @contextlib.contextmanager
@@ -84,6 +107,9 @@ def _temporary(path: str, data: memoryview) -> Iterator[str]:
     """Write data to a hidden file beside ``path`` and yield its name; it is removed unless it was renamed."""
     directory = os.path.dirname(path)
     _make_directory(directory)
+    free = free_bytes(directory)
+    if free is not None and data.nbytes > free:  # rather than fill the disk for everybody and then fail
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     temporary = os.path.join(directory, f"{TEMPORARY}{_host()}-{os.getpid()}-{secrets.token_hex(6)}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

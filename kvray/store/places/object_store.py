@@ -21,13 +21,17 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kvray.errors import InputError
+from kvray.store.patience import DISK_S, STORE_S, Patience
 from kvray.store.places.conditional import Bucket
 from kvray.store.places.files import Files, redacted
 from kvray.store.places.local import LocalFiles
 
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 10.0
-ATTEMPTS = 3  # per request: a silent endpoint is given up after ATTEMPTS * REQUEST_TIMEOUT_S, half a minute
+LOOK_S = 15.0
+"""For which the first look at a bucket is tried again: a silent endpoint is told within half a minute."""
+LENT_ATTEMPTS = 10
+"""At each request of whoever has no patience of its own: other libraries, and the parts of a large upload."""
 PARAMETERS = {
     "s3": ("endpoint_override", "scheme", "region", "anonymous"),
     "gs": ("endpoint_override", "scheme", "anonymous"),
@@ -35,6 +39,7 @@ PARAMETERS = {
 _EXPECTED = "a directory, s3://bucket/prefix or gs://bucket/prefix"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
 _PIECE = 64 * 2**20
+_ONE_REQUEST = 5 * 2**20  # what pyarrow sends in one PUT for sure
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,12 @@ def locate(uri: str, named: str = "store") -> Location:
     return Location(kind, uri, root, tuple(sorted(values.items())))
 
 
-def connect(location: Location, named: str = "store") -> Files:
+def connect(location: Location, named: str = "store", patience_s: float | None = None, reached: bool = False) -> Files:
     """Open the file system of a location, called ``named`` in messages; a bucket is looked up once.
 
-    Raises InputError if the bucket is missing, forbidden or out of reach (after half a minute at most).
+    ``patience_s`` is for how long the place may then not answer, by default :data:`~kvray.store.patience.STORE_S` or,
+    of a disk, :data:`~kvray.store.patience.DISK_S`. Raises InputError if the bucket is missing, forbidden or out of
+    reach: after half a minute at most or, if another process has ``reached`` it, when patience ends.
     """
     prefix = "" if named == "store" else f"{named}: "
     if location.scheme == "local":
@@ -112,13 +119,19 @@ def connect(location: Location, named: str = "store") -> Files:
             nearest = os.path.dirname(nearest)
         if not os.path.isdir(nearest):
             raise InputError(f"{named}: {nearest} is a file; expected a directory")
-        return LocalFiles(prefix)
+        return LocalFiles(Patience(location.root, DISK_S if patience_s is None else patience_s), prefix)
     options, bucket = dict(location.options), location.root.split("/", 1)[0]
     at = f" at {options['endpoint_override']}" if "endpoint_override" in options else ""
     where = f"{location.scheme}://{bucket}{at}"
+    patience = Patience(where, STORE_S if patience_s is None else patience_s)
+
+    def look() -> tuple[pafs.FileSystem, pafs.FileSystem, pafs.FileType]:
+        fs, lent = (_file_system(location.scheme, bucket, options, attempts) for attempts in (1, LENT_ATTEMPTS))
+        return fs, lent, fs.get_file_info(bucket).type
+
     try:
-        fs = _file_system(location.scheme, bucket, options)
-        kind = fs.get_file_info(bucket).type
+        with contextlib.nullcontext() if reached else patience.at_most(LOOK_S):
+            fs, lent, kind = patience(look)
     except (OSError, pa.ArrowException) as error:
         hint = "check endpoint_override, the network and the credentials in the environment"
         raise InputError(f"{named}: cannot reach {where}: {redacted(error)}; {hint}") from None
@@ -126,7 +139,7 @@ def connect(location: Location, named: str = "store") -> Files:
         raise InputError(f"{named}: there is no bucket {where}, or these credentials may not see it; create it first")
     region = fs.region if location.scheme == "s3" else ""
     objects = Bucket(location.scheme, bucket, options, region, CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S)
-    return ObjectFiles(fs, f"{prefix}{location.scheme}://", objects)
+    return ObjectFiles(fs, patience, f"{prefix}{location.scheme}://", lent, objects)
 
 
 class ObjectFiles(Files):
@@ -134,18 +147,29 @@ class ObjectFiles(Files):
 
     remote = True
 
-    def __init__(self, fs: pafs.FileSystem, prefix: str = "", bucket: Bucket | None = None) -> None:
-        super().__init__(fs, prefix)
+    def __init__(
+        self,
+        fs: pafs.FileSystem,
+        patience: Patience,
+        prefix: str = "",
+        lent: pafs.FileSystem | None = None,
+        bucket: Bucket | None = None,
+    ) -> None:
+        super().__init__(fs, patience, prefix, lent)
         self._bucket = bucket
 
     def put(self, path: str, data: memoryview) -> None:
-        # pyarrow cannot abandon a stream: dropped half written, it completes the upload with what it has. So parts go
-        # out in the background, where a failed part fails the upload, and from a thread that no Ctrl-C cuts short.
-        with self.naming(path, f"write {data.nbytes:,} bytes"), ThreadPoolExecutor(1) as thread:
-            thread.submit(self._upload, path, data.cast("B")).result()
+        def write() -> None:
+            # pyarrow cannot abandon a stream: dropped half written, it completes the upload with what it has. So parts
+            # go out in the background, where a failed part fails the upload, from a thread that no Ctrl-C cuts short.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(self._upload, path, data.cast("B")).result()
+
+        self.patiently(path, f"write {data.nbytes:,} bytes", write)
 
     def _upload(self, path: str, data: memoryview) -> None:
-        stream = self.fs.open_output_stream(path)
+        # A large one has many parts, any of which may fail: they are tried again one by one.
+        stream = (self.fs if data.nbytes <= _ONE_REQUEST else self.lent).open_output_stream(path)
         for start in range(0, data.nbytes, _PIECE):
             if start:
                 stream.flush()  # waits for the parts in flight, which are copies: bounds the memory
@@ -153,20 +177,23 @@ class ObjectFiles(Files):
         stream.close()
 
     def put_new(self, path: str, data: memoryview) -> bool:
-        created = None
-        if self._bucket is not None:
-            with self.naming(path, f"write {data.nbytes:,} bytes"):
-                created = self._bucket.create(_key(path), data.cast("B"))
+        bucket, created = self._bucket, None
+        if bucket is not None:
+            doing = f"write {data.nbytes:,} bytes"
+            created = self.patiently(path, doing, lambda: bucket.create(_key(path), data.cast("B")))
         if created is None:  # the store does not know the condition
             self.put(path, data)
         return created is not False
 
     def delete(self, path: str) -> None:
-        with self.naming(path, "delete"), contextlib.suppress(FileNotFoundError):
-            if self._bucket is not None:
-                self._bucket.delete(_key(path))  # one request; pyarrow looks for the folder then, too
-            else:
-                self.fs.delete_file(path)
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                if self._bucket is not None:
+                    self._bucket.delete(_key(path))  # one request; pyarrow looks for the folder then, too
+                else:
+                    self.fs.delete_file(path)
+
+        self.patiently(path, "delete", delete)
 
     def clean(self, path: str, names: Iterable[str]) -> None:
         """Do nothing: an unfinished write leaves no object."""
@@ -177,10 +204,10 @@ def _key(path: str) -> str:
     return path.partition("/")[2]
 
 
-def _file_system(scheme: str, bucket: str, options: Mapping[str, str]) -> pafs.FileSystem:
+def _file_system(scheme: str, bucket: str, options: Mapping[str, str], attempts: int) -> pafs.FileSystem:
     shared: dict[str, Any] = {"scheme": "https", **options, "anonymous": options.get("anonymous") == "true"}
     if scheme == "gs":
-        return pafs.GcsFileSystem(**shared, retry_time_limit=timedelta(seconds=REQUEST_TIMEOUT_S))
+        return pafs.GcsFileSystem(**shared, retry_time_limit=timedelta(seconds=attempts * REQUEST_TIMEOUT_S))
     region = shared.pop("region", "") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
         # With an own endpoint the region is a formality; looking it up would ask Amazon.
@@ -190,7 +217,7 @@ def _file_system(scheme: str, bucket: str, options: Mapping[str, str]) -> pafs.F
         region=region,
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=REQUEST_TIMEOUT_S,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
         allow_delayed_open=True,  # small objects in one PUT instead of a multipart upload
         background_writes=True,  # see ObjectFiles.put
     )
