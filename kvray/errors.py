@@ -166,7 +166,7 @@ _ERRNOS = {
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _STATUSES = {408, 409, 425, 429, 500, 502, 503, 504}  # 409 says that another request is being served first
-_USED_UP = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
+USED_UP = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
 """Codes that an OpenAI-compatible API sends with status 429 where waiting is of no use."""
 _HTTPX = {"TimeoutException": True, "NetworkError": True, "RemoteProtocolError": True, "ProxyError": True}
 _TYPES: Mapping[str, Mapping[str, bool]] = {
@@ -260,7 +260,7 @@ def _by_status(error: BaseException) -> bool | None:
         status = next((each for each in (*found, getattr(error, "code", None)) if isinstance(each, int)), None)
     if not isinstance(status, int):
         return None
-    return status_passes(status) and getattr(error, "code", None) not in _USED_UP
+    return status_passes(status) and getattr(error, "code", None) not in USED_UP
 
 
 def _by_errno(error: BaseException) -> bool | None:

@@ -16,6 +16,8 @@ KEY, SECRET = "AKIAKVRAYTESTKEY", "kvray/Test+Secret"
 BUCKET = "kvray-sweeps"
 REQUESTS: list[str] = []
 """What the server was asked since a test cleared it: LIST, or the method."""
+CONDITIONS = ["kept"]
+"""What the server makes of If-None-Match: it is kept, ignored (by older stores), or refused as not implemented."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,11 @@ def endpoint() -> Iterator[str]:
         def counting(environ: dict[str, Any], start_response: Any) -> Any:
             listing = environ["REQUEST_METHOD"] == "GET" and "list-type" in environ["QUERY_STRING"]
             REQUESTS.append("LIST" if listing else environ["REQUEST_METHOD"])
+            if CONDITIONS[0] == "ignored":
+                environ.pop("HTTP_IF_NONE_MATCH", None)
+            if CONDITIONS[0] == "refused" and "HTTP_IF_NONE_MATCH" in environ:
+                start_response("501 Not Implemented", [("Content-Type", "application/xml")])
+                return [b"<Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"]
             # Moto looks, then writes, which S3 does in one step.
             with conditional if "HTTP_IF_NONE_MATCH" in environ else nullcontext():
                 return app(environ, start_response)

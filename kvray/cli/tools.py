@@ -163,6 +163,45 @@ def pretrain(
 
 
 @frame.command
+def gc(
+    store: frame.StoreOption = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without this, only say what could go.")] = False,
+    older_than: Annotated[
+        float, typer.Option("--older-than", help="Days for which it has not changed.", min=0.0)
+    ] = 1.0,
+    forget: Annotated[
+        list[str] | None, typer.Option("--forget", help="A sweep to delete from the store; repeatable.")
+    ] = None,
+    json_: frame.JsonOption = False,
+) -> None:
+    """Say what of a store can go: what no sweep in it refers to, and what failed and ended runs left there.
+
+    kvray gc
+
+    kvray gc --forget quickstart --older-than 0
+
+    What a live run makes or its sweep refers to stays, and so does the checkpoint of an interrupted finetune. --json
+    prints an object: store, deleted, bytes, and garbage (path, why, bytes, files of each).
+    """
+    from kvray.console import count, table
+    from kvray.store import garbage
+
+    place = frame.open_store(store)
+    place.check(write=delete)
+    found = garbage.find(place, older_than * garbage.DAY_S, forget or ())
+    if delete and found:
+        found = garbage.delete(place, found, forget or ())
+    total = sum(each.bytes for each in found)
+    if json_:
+        listed = [{"path": each.path, "why": each.why, "bytes": each.bytes, "files": each.files} for each in found]
+        print(json.dumps({"store": place.uri, "deleted": delete, "bytes": total, "garbage": listed}, indent=1))
+        return
+    if found:
+        print(table(["what", "why", "files", "bytes"], [[e.path, e.why, e.files, count(e.bytes)] for e in found]))
+    print(f"{len(found)} {'deleted' if delete else 'could go (--delete does it)'}, {count(total)} bytes")
+
+
+@frame.command
 def doctor(
     sweep: Annotated[str | None, typer.Argument(help="A sweep file: its base model and runtime count.")] = None,
     store: frame.StoreOption = None,

@@ -20,12 +20,13 @@ from kvray.driver.generation import Generation
 from kvray.driver.make import Making
 from kvray.driver.seats.cluster import Cluster
 from kvray.driver.seats.lanes import open_lanes
-from kvray.driver.sharing import Sharing
+from kvray.driver.sharing import Sharing, gpus
 from kvray.errors import InputError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
 from kvray.planning import benchmarks
 from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, asks_api, keep
+from kvray.planning.cost import space
 from kvray.planning.cost.estimate import estimate
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
@@ -71,12 +72,13 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         InputError: the store cannot be written, a needed API has no key or no valid URL, or packages are missing that a
             benchmark needs; nothing was written.
         StoreError: the store became unwritable during the run.
-        ResourceError: the cluster lacks resources that the sweep asks for, or the API serves none of its models.
+        ResourceError: the cluster lacks resources that the sweep asks for, a disk most of the space, or the API serves
+            none of its models.
         RunInterrupted: Ctrl-C. Finished artefacts stay, none is noted as failed, and the same call continues.
     """
     started = time.monotonic()
     store.check(write=True)
-    leases = Leases(store, planned.sweep.name)  # before the store is listed
+    leases = Leases(store, planned.sweep.name, gpus(planned.sweep.runtime))  # before the store is listed
     listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
     todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
     if any(asks_api(artefact, base) for artefact in todo):
@@ -98,9 +100,11 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     for artefact in todo:
         if artefact.id in noted:
             failures.delete(store, artefact.id)
-    seconds = {item.artefact.id: item.seconds or 0.0 for item in estimate(planned, store).items}
+    estimated, runtime = estimate(planned, store), planned.sweep.runtime
+    for warning in space.check(estimated.space, store, runtime, here=asked_for(runtime) is None):
+        say(f"kvray: warning: {warning}")
+    seconds = {item.artefact.id: item.seconds or 0.0 for item in estimated.items}
     account = _Account(planned, store, result, todo)
-    runtime = planned.sweep.runtime
     try:
         # Leases last until the seats of a local Ray have ended with it.
         with leases, connect(runtime) as connection:
@@ -204,7 +208,13 @@ class _Account:
 
     def kept(self) -> str:
         """Say what an interrupted run keeps."""
-        states = self._store.states([artefact.id for artefact in self._planned.artefacts])
+        with self._store.hurry():
+            try:
+                states = self._store.states([artefact.id for artefact in self._planned.artefacts])
+            except StoreError as error:
+                return (
+                    f"interrupted; what was made is kept in {self._store.uri}, which cannot be looked at now: {error}"
+                )
         committed = sum(state == "committed" for state in states.values())
         under_way = ", and of what was under way the shards, checkpoints and answers so far" if self._started else ""
         return f"interrupted; kept in {self._store.uri}: {committed} of {len(states)} artefacts{under_way}"
@@ -216,6 +226,4 @@ class _Account:
         except StoreError as unwritable:
             # A store that takes no note takes no artefact either: the later stages would end the same way.
             first, why = next(iter(self._result.failed.items()))
-            raise StoreError(
-                f"{first}: {why}; the store takes not even a note of that: make room, then type the same command"
-            ) from unwritable
+            raise StoreError(f"{first}: {why}; the store takes not even a note of that ({unwritable})") from unwritable

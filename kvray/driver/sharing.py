@@ -2,19 +2,22 @@
 
 An artefact that another run holds is waited for, and taken as it is once committed there; if that run fails at it, or
 dies, this one makes it. While others are alive a run leases only somewhat more than its seats work at, so that the
-rest is shared.
+rest is shared. A second run with a Ray of its own on the same GPUs waits for the first to end.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvray.console import Line, say
+from kvray.driver.connection import asked_for
 from kvray.planning.artefacts import Artefact
 from kvray.store.leases import Holder, Leases
-from kvray.store.manifest import Presence
+from kvray.store.manifest import Presence, hardware
 from kvray.store.store import Store
+from kvray.sweep.model import Runtime
 
 AHEAD = 8
 """Artefacts of a stage that a run leases at least, when it is not alone."""
@@ -22,6 +25,16 @@ PER_SEAT = 4
 """The same, for each of the stage's seats: cells are small beside the start of an engine."""
 CHANGE_S = 1.0
 """Seconds between two changes of the leases in a bucket, which cost some requests each, however much they take."""
+
+
+def gpus(runtime: Runtime) -> list[str]:
+    """Return the GPUs of this machine that a Ray of the run's own would take; none where it joins one that is there."""
+    if asked_for(runtime) is not None:
+        return []
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [each.strip() for each in chosen.split(",") if each.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(hardware()["gpus"]))]
 
 
 @dataclass
@@ -59,6 +72,12 @@ class Sharing:
 
         What of it is damaged is discarded, and then to be made like the rest.
         """
+        if ready and (elder := self._leases.elder()) is not None:
+            if elder.run not in self._named:
+                self._named.add(elder.run)
+                say(f"kvray: {elder} has this machine's GPUs; waiting for it to end")
+            self._waited = dict.fromkeys((one.id for one in ready), elder)
+            return Begun(held=self._waited)
         others = self._leases.held_elsewhere() if ready else {}
         self._follow({one.id: others[one.id] for one in ready if one.id in others})
         begun = Begun(held=self._waited)

@@ -58,4 +58,4 @@ def commit(
 ) -> None:
     """Commit an artefact of all of its chunks, in order."""
     measured = questions.summary(tables)
-    store.commit(**artefact.identity(), files=entries, schema=questions.SCHEMA, measurements=measured)
+    store.commit(**artefact.identity(), files=entries, schema=questions.SCHEMA, measurements=measured, created=True)

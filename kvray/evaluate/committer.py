@@ -118,7 +118,7 @@ class Committer:
             return
         try:
             table = taken.questions.table(chunk.rows, replies, self._cells.labels(taken.cell), info)
-            entry = self._store.write(taken.cell.id, chunks.chunk_name(chunk.index), table, uncommitted=True)
+            table, entry = self._create(taken, chunk.index, table)
         except KvrayError as error:
             self.fail(taken, str(error))
             return
@@ -130,6 +130,16 @@ class Committer:
             self._source.saved(taken.unit, chunk.index, entry)
         else:
             self._finish(taken)
+
+    def _create(self, taken: Taken, index: int, table: pa.Table) -> tuple[pa.Table, FileEntry]:
+        """Store a chunk, or take the one that another run has stored meanwhile, which took this one for dead."""
+        cell, name = taken.cell.id, chunks.chunk_name(index)
+        if (entry := self._store.create(cell, name, table)) is not None:
+            return table, entry
+        stored = chunks.read(self._store, cell, index, taken.questions)
+        if stored is not None and (entry := self._store.entry(cell, name)) is not None:
+            return stored, entry
+        return table, self._store.write(cell, name, table)  # not what is asked, or unreadable
 
     def _finish(self, taken: Taken) -> None:
         if taken.failed or (stored := self._source.finish(taken.unit, taken.entries)) is None:

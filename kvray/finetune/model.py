@@ -23,7 +23,7 @@ from transformers.utils import logging
 from kvray.errors import CellError, InputError
 from kvray.finetune import attention
 from kvray.finetune.placement import Shape
-from kvray.models import changed
+from kvray.models import changed, hub
 from kvray.models.lora import target_names
 from kvray.models.reference import BaseModelRef, load_tokenizer
 from kvray.sweep.model import Finetune, Runtime
@@ -35,7 +35,10 @@ _LINEAR = (nn.Linear, Conv1D)  # Conv1D is GPT-2's linear layer, its weight tran
 def config_of(base: BaseModelRef) -> Any:
     """Return a base model's transformers config."""
     base = base.here()
-    return AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=base.trust_remote_code)
+    trust = base.trust_remote_code
+    return hub.download(
+        lambda: AutoConfig.from_pretrained(base.location, revision=base.revision, trust_remote_code=trust)
+    )
 
 
 def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool, attention: str | None = None) -> Any:
@@ -51,12 +54,14 @@ def load(base: BaseModelRef, method: str, *, gpu: bool, fsdp: bool, attention: s
     keep_type = gpu and not fsdp and method != "full"
     if fsdp:
         enable_fsdp_ram_efficient_loading()
-    model = AutoModelForCausalLM.from_pretrained(
-        base.location,
-        revision=base.revision,
-        dtype="auto" if keep_type else torch.float32,
-        trust_remote_code=base.trust_remote_code,
-        attn_implementation=attention,
+    model = hub.download(
+        lambda: AutoModelForCausalLM.from_pretrained(
+            base.location,
+            revision=base.revision,
+            dtype="auto" if keep_type else torch.float32,
+            trust_remote_code=base.trust_remote_code,
+            attn_implementation=attention,
+        )
     )
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise InputError(

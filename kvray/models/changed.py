@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from kvray.errors import InputError
+from kvray.models import hub
 from kvray.models.files import ModelFiles
 from kvray.models.reference import BaseModelRef, snapshot
 
@@ -92,4 +93,5 @@ def _directory(base: BaseModelRef, fetch: bool = False) -> Path | None:
     from huggingface_hub import snapshot_download
 
     kinds = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
-    return Path(snapshot_download(here.location, revision=here.revision, allow_patterns=kinds))
+    fetched = hub.download(lambda: snapshot_download(here.location, revision=here.revision, allow_patterns=kinds))
+    return Path(fetched)

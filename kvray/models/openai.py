@@ -19,7 +19,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from kvray.errors import CellError, InputError, ResourceError
+from kvray.errors import USED_UP, CellError, InputError, ResourceError, status_passes
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAIError
@@ -41,7 +41,6 @@ Result = TypeVar("Result")
 _KEY_PIECE = 6
 _MESSAGE_LENGTH = 300
 _GOLDEN = 0.6180339887498949
-_USED_UP = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "access_terminated"}
 _UNREACHABLE = {"ConnectError", "ConnectTimeout"}
 _MASKED_KEY = re.compile(r"\bsk-[^\s\"',;]+")
 
@@ -206,9 +205,9 @@ class Api:
             raise ApiError(f"the API at {self.address.url} refuses the key ({text}); {key}") from None
         if status == 403:
             raise ApiError(f"the API at {self.address.url} forbids this to the key ({text})") from None
-        if status == 429 and code in _USED_UP:
+        if status == 429 and code in USED_UP:
             raise ApiError(f"the API at {self.address.url} serves this account no more ({text})") from None
-        if status in (408, 409, 429) or status >= 500:
+        if status_passes(status):
             delay = self._client._parse_retry_after_header(error.response.headers)
             if delay is not None:
                 delay = None if math.isnan(delay) else min(max(delay, 0.0), LONGEST_NAMED_WAIT_S)

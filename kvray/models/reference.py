@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvray.errors import InputError, Problem, SourceUnreachableError, first_line
-from kvray.models import files
+from kvray.errors import InputError, Problem, SourceUnreachableError, first_line, status_passes
+from kvray.models import files, hub
 from kvray.models.digests import sha256
 
 BUNDLED = {"kvray-tiny": Path(__file__).parent / "kvray-tiny"}
@@ -106,12 +106,12 @@ def _on_hub(name: str, field: str, weights: bool) -> BaseModelRef:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        revision = HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha
+        revision = hub.look(lambda: HfApi().model_info(name, timeout=HUB_TIMEOUT_S).sha)
     except HFValidationError as error:
         text = f"{name!r} is neither a directory nor a hub id, which is org/name of letters, digits and - _ ."
         raise InputError(Problem((field,), f"{text} ({first_line(error).partition(': ')[0]})")) from error
     except Exception as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+        if isinstance(error, HfHubHTTPError) and not status_passes(error.response.status_code):
             # A missing, gated or forbidden model: the hub did answer.
             text = f"{name} could not be resolved on the Hugging Face hub: {first_line(error)}"
             raise InputError(Problem((field,), text)) from error
@@ -166,9 +166,10 @@ def files_of(ref: BaseModelRef) -> files.ModelFiles | None:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        directory = Path(snapshot_download(ref.location, revision=ref.revision, allow_patterns=list(files.SMALL_FILES)))
+        small = list(files.SMALL_FILES)
+        directory = Path(hub.look(lambda: snapshot_download(ref.location, revision=ref.revision, allow_patterns=small)))
     except Exception as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+        if isinstance(error, HfHubHTTPError) and not status_passes(error.response.status_code):
             text = f"{ref.name}: the hub refuses its files: {first_line(error)}"
             raise InputError(Problem(("base_model",), text)) from error
         return None  # as in _on_hub; the plan then estimates, and its warnings say so
@@ -198,11 +199,12 @@ def tensor_names(ref: BaseModelRef) -> frozenset[str]:
     from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
 
     try:
-        return frozenset(HfApi().get_safetensors_metadata(ref.location, revision=ref.revision).weight_map)
+        metadata = hub.look(lambda: HfApi().get_safetensors_metadata(ref.location, revision=ref.revision))
+        return frozenset(metadata.weight_map)
     except (NotASafetensorsRepoError, SafetensorsParsingError):
         return frozenset()
     except Exception as error:
-        if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+        if isinstance(error, HfHubHTTPError) and not status_passes(error.response.status_code):
             return frozenset()  # gated: whatever needs its weights says so
         text = f"the hub does not answer for the weights of {ref.name} ({first_line(error)})"
         raise SourceUnreachableError(Problem(("base_model",), text)) from error

@@ -24,12 +24,16 @@ them; and of two commits the first one stands, since the manifest is created, to
 whose files are still being written when another run, which took it over, commits it. The manifest's sha256 shows that,
 and the finetune is made again.
 
+**Devices.** Runs that share a machine without sharing a Ray would start engines on the same GPUs. The ledger names the
+GPUs that each takes for itself, in the order of joining, and who comes later takes nothing until they are free.
+
 **Looking.** The store alone says what is committed, and a run lists it once, at its start. While no other run has
 changed the ledger since before that listing, nobody else can have committed anything; after that, what a run takes it
 looks at first (:attr:`Leases.alone`).
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -38,7 +42,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +62,8 @@ LOOK_S = 2.0
 _KEPT = 4  # versions of the ledger, for whoever has just listed them
 _END_S = 5.0  # for which the end of a run waits until its last look is over
 _PATIENCE_S = 120.0  # for a change: as long as others change the ledger without a pause
-_BEAT = "beat-"
+BEAT = "beat-"
+"""Before a run, the name of its beat."""
 _VERSION = re.compile(r"(\d{10})\.json")
 
 
@@ -73,6 +78,7 @@ class Holder:
     process: str | None  # the process itself, which a pid is not for ever; None where the system does not tell
     began: str  # ISO 8601, UTC, by its own clock: for people to read
     beat_s: float  # seconds between its beats
+    devices: tuple[str, ...] = ()  # what of a machine it has for itself, and shares with no run that joined later
     changes: int = 0  # of the ledger that it made
 
     def __str__(self) -> str:
@@ -107,7 +113,7 @@ def read(number: int, data: bytes, where: str) -> Ledger:
         if document["format"] != 1:
             raise ValueError(f"found format {document['format']}, expected 1: use the kvray that wrote it")
         held = {one: str(each["run"]) for each in document["runs"] for one in each.pop("holds")}
-        holders = [Holder(**each) for each in document["runs"]]
+        holders = [Holder(**{**each, "devices": tuple(each["devices"])}) for each in document["runs"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{where} is no ledger of leases ({error!r}); if no run is alive, remove the folder {FOLDER} of the store"
@@ -150,7 +156,7 @@ class Watch:
 
     def _dead(self, holder: Holder, infos: Mapping[str, Any]) -> bool:
         """Return whether a run has missed its beats, now that they have been listed."""
-        info = infos.get(_BEAT + holder.run)
+        info = infos.get(BEAT + holder.run)
         stamp = _stamp(info) if info is not None else None
         known = self._beats.get(holder.run)
         if known is None or known[0] != stamp:
@@ -162,12 +168,26 @@ class Leases:
     """What one run holds. All methods may be called from any thread; they raise StoreError as the store does."""
 
     def __init__(
-        self, store: Root, sweep: str, beat_s: float | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        store: Root,
+        sweep: str,
+        devices: Iterable[str] = (),
+        beat_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Look at the ledger, which is to be before the store is listed; nothing is written yet."""
-        beat_s = BEAT_S if beat_s is None else beat_s
+        """Look at the ledger, which is to be before the store is listed; nothing is written yet.
+
+        ``devices`` are names of what this run would take of its machine without asking anyone; see :meth:`elder`.
+        """
         self.me = Holder(
-            uuid.uuid4().hex[:12], sweep, socket.gethostname(), os.getpid(), _process(os.getpid()), now(), beat_s
+            run=uuid.uuid4().hex[:12],
+            sweep=sweep,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            process=_process(os.getpid()),
+            began=now(),
+            beat_s=BEAT_S if beat_s is None else beat_s,
+            devices=tuple(f"{machine()} {device}" for device in devices),
         )
         self._watch = Watch(store, clock)
         self._folder = self._watch.folder
@@ -201,7 +221,7 @@ class Leases:
         with self._lock, hurry, contextlib.suppress(StoreError):
             self._joined, self._mine = False, set()
             self._change(set())
-            self._folder.delete(_BEAT + self.me.run)
+            self._folder.delete(BEAT + self.me.run)
 
     def take(self, artefacts: Collection[str]) -> set[str]:
         """Return which of some artefacts this run holds from now on: those that no other live run holds."""
@@ -222,6 +242,19 @@ class Leases:
         with self._lock:
             ledger = self._ledger
             return {one: ledger.runs[run] for one, run in ledger.held.items() if run != self.me.run}
+
+    def elder(self) -> Holder | None:
+        """Return a live run that joined before this one and has some of its devices, None if there is none."""
+        with self._lock:
+            before = itertools.takewhile(lambda each: each.run != self.me.run, self._ledger.runs.values())
+            return next((each for each in before if set(each.devices) & set(self.me.devices)), None)
+
+    def expel(self, runs: Iterable[str]) -> None:
+        """Take runs that are known to be dead out of the ledger, with all that they held."""
+        with self._lock:
+            self._dead = [holder for run in runs if (holder := self._ledger.runs.get(run)) is not None]
+            if self._dead:
+                self._change(set())
 
     def lost(self) -> set[str]:
         """Return what other runs have taken from this one since the last call."""
@@ -265,12 +298,14 @@ class Leases:
         began = time.monotonic()
         while True:
             dead = self._dead
-            ledger = self._ledger.without([self.me.run, *(holder.run for holder in dead)])
+            gone = [holder.run for holder in dead]
             me = replace(self.me, changes=self.me.changes + 1)
+            ledger = self._ledger.without([*gone, me.run])
             if self._joined:
                 free = [one for one in sorted(self._mine | wanted) if one not in ledger.held]
-                held = {**ledger.held, **dict.fromkeys(free, me.run)}
-                ledger = replace(ledger, runs={**ledger.runs, me.run: me}, held=held)
+                # Runs stay in the order in which they joined.
+                runs = {**self._ledger.without(gone).runs, me.run: me}
+                ledger = replace(ledger, runs=runs, held={**ledger.held, **dict.fromkeys(free, me.run)})
             self._expected = ledger.number + 1
             # Whether this was written, the newest version shows.
             self._folder.put_new(_version(ledger.number + 1), ledger.to_bytes())
@@ -284,14 +319,14 @@ class Leases:
             self._mine = {one for one, run in self._ledger.held.items() if run == me.run}
         for holder in dead:
             say(f"kvray: {holder} has died; what it held is free again")
-            self._folder.delete(_BEAT + holder.run)
+            self._folder.delete(BEAT + holder.run)
         for name in self._old:
             self._folder.delete(name)
 
     def _put_beat(self) -> None:
         self._beats += 1
         # Its length changes, too: a listing of S3 tells the time in whole seconds.
-        self._folder.put(_BEAT + self.me.run, b"." * (1 + self._beats % 16))
+        self._folder.put(BEAT + self.me.run, b"." * (1 + self._beats % 16))
 
 
 def _version(number: int) -> str:
@@ -304,20 +339,25 @@ def _stamp(info: Any) -> object:
     return info.mtime_ns, info.size
 
 
+def machine() -> str:
+    """Return what tells this machine from others: the id of its boot, else its name; containers on it share that."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
 def _process(pid: int) -> str | None:
     """Return what tells a process of this machine from all others, also later ones; None where there is no /proc."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = machine()
         # After the name, which may hold anything: the state, and as the 20th the start, in ticks since the boot.
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else f"{_machine(boot)} {pid} {fields[18]}"
+        # A process number means the same process within one boot, and there within one container.
+        where = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return None if state in "ZX" else f"{where} {pid} {fields[18]}"
     except (OSError, ValueError, IndexError):
         return None
-
-
-def _machine(boot: str) -> str:
-    """Return where a process number means the same process: this boot, and within it this container."""
-    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def _gone(process: str | None) -> bool:

@@ -103,6 +103,18 @@ class Root:
         path = self.path(name)
         return Folder(self._files, path, f"{self._files.prefix}{path}")
 
+    def everything(self) -> dict[str, pafs.FileInfo]:
+        """Return pyarrow's information on every file below the root by name, hidden ones too, from one listing."""
+        return self._files.infos(self.root.rstrip("/"), hidden=True)
+
+    def abandoned(self, name: str) -> bool:
+        """Return whether whoever wrote a temporary file is dead, or has been silent for long."""
+        return self._files.abandoned(self.path(name))
+
+    def remove(self, name: str) -> None:
+        """Remove any one file, if it exists."""
+        self._files.delete(self.path(name))
+
     def write_document(self, name: str, data: bytes) -> None:
         """Write a small file, whole or not at all; an older one of that name is replaced."""
         self._check_document(name)

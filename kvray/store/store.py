@@ -8,10 +8,9 @@ Files are written whole or not at all; the manifest is written last, once, and n
 that the artefact is whole; a file that no manifest lists does not exist for readers. The first commit wins, and nothing
 is written into a committed artefact.
 
-One writer per artefact at a time is expected; there are no locks, which a dead writer could leave behind. Several are
-safe for datasets, whose bytes are a function of the recipe. Two that make the same finetune or predictions may
-overwrite each other's files before the first commit: its size check, or later its sha256, shows that, and the artefact
-is made again. For object stores see :mod:`kvray.store.places.object_store`.
+One run makes an artefact at a time: :mod:`kvray.store.leases` sees to that, for any number of runs. Where a run was
+suspended, and another makes what it held, both may write for a while: manifests and the chunks of answers are created,
+never replaced, and datasets have the same bytes whoever makes them.
 """
 
 import hashlib
@@ -64,17 +63,14 @@ def artefact_id(kind: str, name: str, fingerprint: str) -> str:
 class Store(Root):
     """Artefacts and documents under one root. Picklable: it carries its URI alone and connects where it is used."""
 
-    def write(
-        self, artefact_id: str, name: str, data: pa.Table | bytes | Path, *, uncommitted: bool = False
-    ) -> FileEntry:
+    def write(self, artefact_id: str, name: str, data: pa.Table | bytes | Path) -> FileEntry:
         """Write a file of an artefact and return its entry; a committed artefact returns its own, unchanged.
 
-        A table becomes a Parquet file, and a local file is copied in flat memory, since it is mapped. Whoever knows
-        from :meth:`listing` that the artefact is ``uncommitted`` saves the look at its manifest. Raises StoreError if
-        the place cannot be written, or the name is refused.
+        A table becomes a Parquet file, and a local file is copied in flat memory, since it is mapped. Raises StoreError
+        if the place cannot be written, or the name is refused.
         """
         self._check_name(artefact_id, name)
-        committed = None if uncommitted else self.manifest(artefact_id)
+        committed = self.manifest(artefact_id)
         if committed is not None:
             entry = next((entry for entry in committed.files if entry.name == name), None)
             if entry is None or self._files.size(self.path(artefact_id, name)) != entry.bytes:
@@ -86,6 +82,18 @@ class Store(Root):
         view = mapped(data) if isinstance(data, Path) else memoryview(data)
         self._files.put(self.path(artefact_id, name), view)
         return FileEntry(name, rows, view.nbytes, hashlib.sha256(view).hexdigest())
+
+    def create(self, artefact_id: str, name: str, table: pa.Table) -> FileEntry | None:
+        """Write a table as a Parquet file of an artefact and return its entry, None if there is a file of that name.
+
+        What was created is never replaced, so that two which make the same artefact, though only one should, end with
+        the same files; it is one request. Raises StoreError as :meth:`write` does.
+        """
+        self._check_name(artefact_id, name)
+        view = memoryview(content.encode(table))
+        if not self._files.put_new(self.path(artefact_id, name), view):
+            return None
+        return FileEntry(name, table.num_rows, view.nbytes, hashlib.sha256(view).hexdigest())
 
     def read_file_table(self, artefact_id: str, name: str) -> pa.Table | None:
         """Return a Parquet file of an artefact that need not be committed; None if absent or unreadable."""
@@ -110,12 +118,13 @@ class Store(Root):
         files: Iterable[FileEntry],
         schema: pa.Schema | None = None,
         measurements: Mapping[str, Any] | None = None,
+        created: bool = False,
     ) -> Manifest:
         """Write the manifest, which makes the artefact exist, and return it, or the one committed first.
 
         Versions and hardware are added to the measurements. Temporary files of dead writers are removed. On an object
         store it is three requests: a listing, which shows an earlier manifest and the files with their sizes, the seal
-        and the manifest.
+        and the manifest; two if all files were ``created`` (:meth:`create`) or read, as nobody replaces those.
 
         Raises:
             RecipeMismatchError: another recipe is committed at this id; the message shows the difference.
@@ -140,10 +149,12 @@ class Store(Root):
             measurements=with_provenance(measurements),
             created=now(),
         )
-        found = self._files.listing(self.path(id), hidden=True)
+        looked = not (created and self._files.remote)
+        found = self._files.listing(self.path(id), hidden=True) if looked else {}
         stored = self.manifest(id) if MANIFEST in found else None
         if stored is None:
-            self._check_present(new, found)
+            if looked:
+                self._check_present(new, found)
             data = memoryview(new.to_bytes())
             if self._files.remote:
                 sizes = {entry.name: entry.bytes for entry in entries} | {MANIFEST: data.nbytes}

@@ -205,6 +205,35 @@ def test_a_run_that_was_taken_for_dead_leaves_what_another_took(drivers: Drivers
     assert len(result.made) + len(result.elsewhere) == len(planned.artefacts)
 
 
+def test_a_second_run_on_the_same_gpus_waits_for_the_first_to_end(
+    drivers: Drivers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    monkeypatch.setattr(running, "gpus", lambda runtime: ["0"])
+    first, one = drivers.start(toy_plan(), store)
+    while first.at is None:
+        time.sleep(0.005)
+    second, two = drivers.start(toy_plan(name="t", evaluate={"ask": {"task": "toy", "rows": 7, "seed": 9}}), store)
+    assert not two.result(60).failed and one.done() and not one.result().failed
+    assert "has this machine's GPUs; waiting for it to end" in capsys.readouterr().err
+    assert not set(first.made) & set(second.made)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "address", "found"),
+    [(None, None, ["0", "1"]), ("1", None, ["1"]), ("", None, []), ("0, 1", "10.0.0.1:6379", [])],
+)
+def test_gpus_are_taken_by_a_ray_of_the_runs_own(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, address: str | None, found: list[str]
+) -> None:
+    monkeypatch.setattr(sharing, "hardware", lambda: {"gpus": ["H100", "H100"]})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert sharing.gpus(Runtime(address=address)) == found
+
+
 def test_damage_is_made_again_by_one_of_two(drivers: Drivers, tmp_path: Path) -> None:
     store, planned = Store(tmp_path), toy_plan()
     drivers.start(planned, store)[1].result(60)

@@ -181,8 +181,8 @@ def main(uri: str, base: str, death: str, *rest: str) -> None:
     from local_driver import evaluate
 
     class Dying(Store):
-        def write(self, artefact_id: str, name: str, data: Any, *, uncommitted: bool = False) -> Any:
-            entry = super().write(artefact_id, name, data, uncommitted=uncommitted)
+        def create(self, artefact_id: str, name: str, table: Any) -> Any:
+            entry = super().create(artefact_id, name, table)
             Dying.written += 1
             if death == "after-chunks" and Dying.written == int(rest[0]):
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import evaluate_store as made
+import pyarrow as pa
 import pytest
 from fake_engine import BASE, FakeEngine
 from local_driver import Driver, Watched, evaluate
@@ -269,12 +270,12 @@ class Unwritable(Store):
 
     left = 1
 
-    def write(self, artefact_id: str, name: str, data: Any, *, uncommitted: bool = False) -> FileEntry:
-        if artefact_id.startswith("predictions") and "one" in artefact_id:
+    def create(self, artefact_id: str, name: str, table: pa.Table) -> FileEntry | None:
+        if "one" in artefact_id:
             Unwritable.left -= 1
             if Unwritable.left < 0:
                 raise StoreError("access denied")
-        return super().write(artefact_id, name, data, uncommitted=uncommitted)
+        return super().create(artefact_id, name, table)
 
 
 def test_a_cell_that_the_store_refuses_fails_alone_and_what_it_took_is_kept(store: Store) -> None:
@@ -284,6 +285,30 @@ def test_a_cell_that_the_store_refuses_fails_alone_and_what_it_took_is_kept(stor
     FakeEngine.reset()
     assert evaluate(store, TINY, *cells) == [None] * 2 and FakeEngine.asked == 20 - CHUNK
     check(store, cells)
+
+
+class Second(Store):
+    """A store into which another run writes the same chunks a moment earlier, with other answers."""
+
+    unusable = False
+
+    def create(self, artefact_id: str, name: str, table: pa.Table) -> FileEntry | None:
+        answers = pa.array([f"{BASE} of another run"] * len(table))
+        other = table.set_column(table.schema.get_field_index("answer"), table.schema.field("answer"), answers)
+        assert super().create(artefact_id, name, other.slice(1) if self.unusable else other) is not None
+        return super().create(artefact_id, name, table)
+
+
+@pytest.mark.parametrize("unusable", [False, True])
+def test_chunks_that_another_run_has_stored_are_taken_and_never_mixed(
+    store: Store, unusable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Second, "unusable", unusable)
+    cells = cells_of(store, None)
+    assert evaluate(Second(store.uri), TINY, *cells) == [None]
+    check(store, cells)
+    answers = set(store.read_table(cells[0].id)["answer"].to_pylist())
+    assert (answers == {f"{BASE} of another run"}) != unusable
 
 
 def test_rows_that_cannot_be_scored_fail_their_cell_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,8 @@ def test_a_whole_store_has_nothing_to_do(tmp_path: Path) -> None:
         "seconds_basis": {},
         "gpu_hours": 0,
         "cpu_hours": 0,
+        "store_bytes": 0,
+        "scratch_bytes": 0,
         "api": {"tokens": {"input": 0, "output": 0, "training": 0}, "usd": 0.0},
     }
     assert "nothing to do" in found.text()

@@ -148,6 +148,21 @@ def test_a_lost_answer_is_no_lost_lease(store: Store, monkeypatch: pytest.Monkey
         assert one.take(CELLS[:2]) == set(CELLS[:2]) and one.alone
 
 
+def test_who_joined_first_has_the_devices(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with (
+        Leases(store, "a", ["0", "1"]) as one,
+        Leases(store, "b", ["2"]) as two,
+        Leases(store, "c", ["1", "2"]) as three,
+    ):
+        assert one.elder() is two.elder() is None and three.elder() == one.me
+        one.take(CELLS[:1])
+        assert one._look() and two._look() and one.elder() is None, "a change keeps the order"
+        with Leases(store, "d") as four:
+            assert four.elder() is None
+    assert three.elder() is not None and (three._look(), three.elder())[1] is None
+
+
 def test_a_ledger_that_is_none_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for data in (b"{", b'{"format": 2, "runs": []}', b'{"format": 1, "runs": [{"run": "a", "holds": []}]}'):

@@ -395,7 +395,7 @@ def test_a_listing_shows_states_and_the_files_of_what_is_not_committed(store: St
     committed = commit(store)
     resumed, none = "predictions/half-0", "predictions/none-0"
     for index in (0, 2):
-        store.write(resumed, f"chunk-{index}.parquet", rows(0, 3), uncommitted=True)
+        store.create(resumed, f"chunk-{index}.parquet", rows(0, 3))
     Path(store.path(resumed, ".tmp-x")).write_bytes(b"half")
     found = store.listing([ID, resumed, none])
     assert {one: each.state for one, each in found.items()} == store.states([ID, resumed, none])

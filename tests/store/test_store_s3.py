@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pytest
 from s3_server import BUCKET, KEY, REQUESTS, SECRET, bucket, endpoint
 
@@ -125,20 +124,29 @@ def test_the_states_of_many_cells_are_one_listing_and_no_reads(store: Store, mon
     assert calls == ["infos", "read"]  # the manifest of the damaged one alone
 
 
-def test_a_cell_takes_three_requests_beside_its_own_bytes(store: Store) -> None:
+def test_a_cell_takes_two_requests_beside_its_own_bytes(store: Store) -> None:
     store.check()  # connected
     recipe: dict[str, Any] = {"cell": 1}
     digest = fingerprint(recipe)
     one = artefact_id("predictions", "cell", digest)
     REQUESTS.clear()
-    files = [store.write(one, f"chunk-{n}.parquet", rows(0, 3), uncommitted=True) for n in range(5)]
+    files = [store.create(one, f"chunk-{n}.parquet", rows(0, 3)) for n in range(5)]
     assert REQUESTS == ["PUT"] * 5
     REQUESTS.clear()
     made = store.commit(
-        id=one, kind="predictions", name="cell", fingerprint=digest, recipe=recipe, needs=[], files=files
+        id=one, kind="predictions", name="cell", fingerprint=digest, recipe=recipe, needs=[], files=files, created=True
     )
-    assert REQUESTS == ["LIST", "PUT", "PUT"]
+    assert REQUESTS == ["PUT", "PUT"]
     assert store.manifest(one) == made
+    later = made.id, "predictions", "cell", digest, recipe
+    again = store.commit(
+        **dict(zip(("id", "kind", "name", "fingerprint", "recipe"), later, strict=True)),
+        needs=[],
+        files=files,
+        created=True,
+        measurements={"later": True},
+    )
+    assert again == made and store.states([one]) == {one: "committed"}
     REQUESTS.clear()
     found = store.listing([one])[one]
     assert (found.state, len(found.files)) == ("committed", 5)
@@ -162,21 +170,29 @@ def test_objects_above_the_part_size_arrive_whole(store: Store, tmp_path: Path) 
     assert (fetched / "weights").stat().st_mtime_ns == stamp
 
 
-class DyingFs:
-    """A pyarrow file system until a request: that one is done or not, and after it nothing is."""
+class Death:
+    """Counts requests until one, which is done or not, and after which nothing is."""
 
-    def __init__(self, fs: pafs.FileSystem, die_at: int, after: bool) -> None:
-        self.fs, self.die_at, self.after, self.count, self.dead = fs, die_at, after, 0, False
+    def __init__(self, die_at: int, after: bool) -> None:
+        self.die_at, self.after, self.count, self.dead = die_at, after, 0, False
+
+
+class Mortal:
+    """A pyarrow file system, or what writes conditionally, until a death."""
+
+    def __init__(self, place: Any, death: Death) -> None:
+        self.place, self.death = place, death
 
     def __getattr__(self, name: str) -> Any:
         def request(*args: Any, **options: Any) -> Any:
-            if self.dead or (self.count == self.die_at and not self.after):
-                self.dead = True
+            death = self.death
+            if death.dead or (death.count == death.die_at and not death.after):
+                death.dead = True
                 raise KeyboardInterrupt
-            self.count += 1
-            done = getattr(self.fs, name)(*args, **options)
-            if self.count - 1 == self.die_at and name != "open_output_stream":
-                self.dead = True
+            death.count += 1
+            done = getattr(self.place, name)(*args, **options)
+            if death.count - 1 == death.die_at and name != "open_output_stream":
+                death.dead = True
                 raise KeyboardInterrupt
             return done
 
@@ -188,8 +204,11 @@ def test_a_commit_that_dies_at_any_request_leaves_the_old_state_or_the_new(store
     seen = set()
     for number in range(200):
         mortal = Store(store.uri)
-        dying = DyingFs(store.fs, number, after)
-        mortal.__dict__["_files"] = object_store.ObjectFiles(dying, Patience("s3", 0), "s3://")
+        dying = Death(number, after)
+        mortal_fs: Any = Mortal(store.fs, dying)
+        bucket: Any = Mortal(store._files._bucket, dying)  # type: ignore[attr-defined]
+        files = object_store.ObjectFiles(mortal_fs, Patience("s3", 0), "s3://", bucket=bucket)
+        mortal.__dict__["_files"] = files
         with contextlib.suppress(KeyboardInterrupt):
             commit(mortal)
         if not dying.dead and number >= dying.count:
@@ -284,7 +303,7 @@ def test_the_text_of_an_error_never_repeats_a_key_of_the_environment(store: Stor
     def refuse(*_: object) -> None:
         raise PermissionError(f"signature of {KEY} with {SECRET} does not match")
 
-    files = object_store.ObjectFiles(DyingFs(store.fs, -1, False), Patience("s3", 0), "s3://")
+    files = object_store.ObjectFiles(Mortal(store.fs, Death(-1, False)), Patience("s3", 0), "s3://")
     files.fs = type("Refusing", (), {"open_input_file": refuse})()
     with pytest.raises(StoreError, match=r"\*\*\*") as failure:
         files.read("bucket/x")

@@ -9,6 +9,7 @@ from kvray.models.reference import API
 from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob, status
 from kvray.planning.cost import measured, power, show
 from kvray.planning.cost.rates import STARTS, Rates, Where, measured_tokens, model_of
+from kvray.planning.cost.space import Space, space
 from kvray.store.manifest import Manifest
 from kvray.store.store import Store
 
@@ -44,6 +45,7 @@ class Estimate:
     document: dict[str, Any]  # in plain values, as ``kvray plan --json`` prints it
     comparisons: int  # with the base model, that a report corrects for
     known_seconds: float  # by the clock, what is of unknown size left out: stages come one after another
+    space: Space  # on disks, of what is to be made
 
     def text(self) -> str:
         return show.text(self)
@@ -74,6 +76,7 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
     warnings = [*planned.warnings, *_short_of_tokens(todo, planned, tokens), *_too_large(todo, rates)]
     warnings += power.too_few_questions(smallest, comparisons)
     clock = sum(stage["seconds"] for stage in stages) + START_OF_RAY * any(stage["on"] != "api" for stage in stages)
+    disk = space(todo, rates)
     hours = {on: round(sum(stage["hours"] for stage in stages if stage["on"] == on), 3) for on in ("gpu", "cpu")}
     document = {
         "sweep": planned.sweep.name,
@@ -89,13 +92,15 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
             "seconds_basis": bases,
             "gpu_hours": hours["gpu"],
             "cpu_hours": hours["cpu"],
+            "store_bytes": round(disk.store),
+            "scratch_bytes": round(disk.scratch),
             "api": _api(todo, planned),
         },
         "stages": stages,
         "notes": list(planned.notes),
         "warnings": list(dict.fromkeys(warnings)),
     }
-    return Estimate(planned, tuple(items), document, comparisons, clock)
+    return Estimate(planned, tuple(items), document, comparisons, clock, disk)
 
 
 def _plain(item: Item, names: Sequence[str]) -> dict[str, Any]:

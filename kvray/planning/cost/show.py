@@ -52,6 +52,7 @@ def text(estimate: Estimate) -> str:
     lines += [f"{totals['to_run']} to run, {totals['cached']} cached", _stages(estimate)]
     lines += [f"  {kind}: {basis}" for kind, basis in totals["seconds_basis"].items()]
     lines += [f"  API: {api}"] if api else []
+    lines.append(f"  disk: {estimate.space}")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in estimate.document["warnings"])])
 
 

@@ -85,7 +85,9 @@ class Bucket:
         )
         anonymous = options.get("anonymous") == "true"
         if self._scheme == "gs":
-            google: GCSConfig = {"skip_signature": anonymous, **({"base_url": endpoint} if endpoint else {})}
+            google: GCSConfig = {"base_url": endpoint} if endpoint else {}
+            if anonymous:
+                google["bearer_token"] = ""  # skip_signature asks for a token before a conditional PUT all the same
             return GCSStore(self._name, config=google, client_options=self._client, retry_config=self._retry)
         amazon: S3Config = {
             "region": self._region,
@@ -117,5 +119,6 @@ def _plainly() -> Iterator[None]:
         yield
     except (AlreadyExistsError, PreconditionError, NotSupportedError):
         raise
-    except BaseError as error:
-        raise OSError(str(error).partition("\n\nDebug source")[0]) from None
+    except (BaseError, FileNotFoundError) as error:  # the latter for a missing bucket
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+        raise kind(str(error).partition("\n\nDebug source")[0]) from None

@@ -62,6 +62,10 @@ class Files(ABC):
     def clean(self, path: str, names: Iterable[str]) -> None:
         """Remove the temporary files that dead writers left below a directory, among the ``names`` of its files."""
 
+    @abstractmethod
+    def abandoned(self, path: str) -> bool:
+        """Return whether whoever wrote a temporary file is dead, or has been silent for long."""
+
     def exclusive(self, path: str) -> bool:
         """Return whether :meth:`put_new` refuses a second file of a name, by trying at ``path``, which is deleted."""
         try:
@@ -213,13 +217,18 @@ def full(path: str, error: BaseException) -> str:
 
 def free_bytes(path: str) -> int | None:
     """Return the bytes that are free where a local path is or would be; None if its file system does not tell."""
-    nearest = os.path.abspath(path)
-    while not os.path.lexists(nearest):
-        nearest = os.path.dirname(nearest)
     with contextlib.suppress(OSError):
-        usage = shutil.disk_usage(nearest)
+        usage = shutil.disk_usage(nearest(path))
         return usage.free if usage.total else None
     return None
+
+
+def nearest(path: str) -> str:
+    """Return a local path, or of those above it the first that exists."""
+    path = os.path.abspath(path)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def redacted(error: BaseException) -> str:

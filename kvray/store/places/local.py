@@ -95,11 +95,22 @@ class LocalFiles(Files):
 
         def clean() -> None:
             for name in names:
-                if os.path.basename(name).startswith(TEMPORARY) and _abandoned(os.path.join(path, name)):
+                if os.path.basename(name).startswith(TEMPORARY) and self.abandoned(os.path.join(path, name)):
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(path, name))
 
         self.patiently(path, "clean up", clean)
+
+    def abandoned(self, path: str) -> bool:
+        host, pid, *_ = [*os.path.basename(path).removeprefix(TEMPORARY).split("-"), "", ""]
+        try:
+            if host == _host() and pid.isdecimal():
+                os.kill(int(pid), 0)
+            return time.time() - os.stat(path).st_mtime > STALE_S
+        except ProcessLookupError:
+            return True
+        except (PermissionError, FileNotFoundError):  # alive and another user's; or gone by now
+            return False
 
 
 @contextlib.contextmanager
@@ -153,15 +164,3 @@ def _flush_directory(path: str) -> None:
 
 def _host() -> str:
     return "".join(char for char in socket.gethostname() if char.isalnum()) or "host"
-
-
-def _abandoned(path: str) -> bool:
-    host, pid, *_ = [*os.path.basename(path).removeprefix(TEMPORARY).split("-"), "", ""]
-    try:
-        if host == _host() and pid.isdecimal():
-            os.kill(int(pid), 0)
-        return time.time() - os.stat(path).st_mtime > STALE_S
-    except ProcessLookupError:
-        return True
-    except (PermissionError, FileNotFoundError):  # alive and another user's; or gone by now
-        return False

@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 from kvray.errors import InputError
 from kvray.store.patience import DISK_S, STORE_S, Patience
 from kvray.store.places.conditional import Bucket
-from kvray.store.places.files import Files, redacted
+from kvray.store.places.files import Files, nearest, redacted
 from kvray.store.places.local import LocalFiles
 
 CONNECT_TIMEOUT_S = 5.0
@@ -114,11 +114,8 @@ def connect(location: Location, named: str = "store", patience_s: float | None =
     """
     prefix = "" if named == "store" else f"{named}: "
     if location.scheme == "local":
-        nearest = location.root
-        while not os.path.lexists(nearest):
-            nearest = os.path.dirname(nearest)
-        if not os.path.isdir(nearest):
-            raise InputError(f"{named}: {nearest} is a file; expected a directory")
+        if not os.path.isdir(found := nearest(location.root)):
+            raise InputError(f"{named}: {found} is a file; expected a directory")
         return LocalFiles(Patience(location.root, DISK_S if patience_s is None else patience_s), prefix)
     options, bucket = dict(location.options), location.root.split("/", 1)[0]
     at = f" at {options['endpoint_override']}" if "endpoint_override" in options else ""
@@ -197,6 +194,9 @@ class ObjectFiles(Files):
 
     def clean(self, path: str, names: Iterable[str]) -> None:
         """Do nothing: an unfinished write leaves no object."""
+
+    def abandoned(self, path: str) -> bool:
+        return True
 
 
 def _key(path: str) -> str:

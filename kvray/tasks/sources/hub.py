@@ -11,7 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from kvray.errors import InputError, SourceUnreachableError, first_line
+from kvray.errors import InputError, SourceUnreachableError, first_line, status_passes
+from kvray.models.hub import download as fetched
+from kvray.models.hub import look
 
 TIMEOUT_S = 60
 _NAME = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?")
@@ -50,11 +52,6 @@ def download(source: str, kinds: tuple[str, ...], is_data: Callable[[str], bool]
     return {name: _file(source, commit, name) for name in wanted}
 
 
-def for_now(status: int) -> bool:
-    """Tell whether an HTTP status means that a server cannot answer at the moment."""
-    return status >= 500 or status in (408, 429)
-
-
 def _parts(source: str) -> tuple[str, str | None, str]:
     """Return (repository, revision or None, path in it or "")."""
     match = _NAME.fullmatch(source)
@@ -86,7 +83,7 @@ def _listing(source: str) -> tuple[str, list[str]]:
 
     repo, revision, _ = _parts(source)
     try:
-        info = HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT_S)
+        info = look(lambda: HfApi().dataset_info(repo, revision=revision, timeout=TIMEOUT_S))
     except Exception as error:
         reason = _reason(source, error)
         commit, names = _cached(source) if isinstance(reason, SourceUnreachableError) else (None, None)
@@ -119,7 +116,8 @@ def _file(source: str, commit: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(_parts(source)[0], name, repo_type="dataset", revision=commit))
+        repo = _parts(source)[0]
+        return Path(fetched(lambda: hf_hub_download(repo, name, repo_type="dataset", revision=commit)))
     except Exception as error:
         raise _reason(f"{source} ({name})", error) from error
 
@@ -129,7 +127,7 @@ def _reason(source: str, error: Exception) -> InputError:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if isinstance(error, HfHubHTTPError):
-        refused = not for_now(error.response.status_code)
+        refused = not status_passes(error.response.status_code)
     else:
         refused = isinstance(error, HFValidationError)
     if refused:

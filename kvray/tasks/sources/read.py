@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from kvray.errors import InputError, SourceUnreachableError
+from kvray.errors import InputError, SourceUnreachableError, status_passes
+from kvray.models.hub import look
 from kvray.tasks.sources import hub, records
 from kvray.tasks.sources.records import ROWS, TABLES, TEXTS
 
@@ -183,17 +184,21 @@ def _fetched(source: str) -> _File | list[_File]:
 def _from_network(source: str) -> bytes:
     try:
         if source.startswith(_WEB):
-            with urllib.request.urlopen(source, timeout=hub.TIMEOUT_S) as response:
-                return bytes(response.read())
+            return look(lambda: _from_web(source))
         from pyarrow.fs import FileSystem
 
         files, path = FileSystem.from_uri(source)
         with files.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())
     except urllib.error.HTTPError as error:
-        kind = SourceUnreachableError if hub.for_now(error.code) else InputError
+        kind = SourceUnreachableError if status_passes(error.code) else InputError
         raise kind(f"source: {source} cannot be read: {error}") from error
     except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise SourceUnreachableError(f"source: {source} cannot be read: {error}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"source: {source} cannot be read: {error}") from error
+
+
+def _from_web(source: str) -> bytes:
+    with urllib.request.urlopen(source, timeout=hub.TIMEOUT_S) as response:
+        return bytes(response.read())
