@@ -21,7 +21,7 @@ SWEEP = """
 name: stopped
 base_model: kvray-tiny
 evaluate: {mdqa: {task: mdqa, documents: 3, positions: [1], questions: 512}}
-runtime: {num_cpus: 2, object_store_memory: 200_000_000, stall_minutes: 0.5, retries: 0}
+runtime: {num_cpus: 2, object_store_memory: 200_000_000, stall_minutes: 0.5, retries: 1}
 """
 LIMIT_S = 400.0
 
