@@ -142,6 +142,10 @@ class ResourceError(KvrayError):
     """The cluster cannot provide what was asked for; the message names the resource."""
 
 
+class MemoryExhaustedError(KvrayError):
+    """Memory ran out over what a process had taken, as it would again; the message names what to change."""
+
+
 class CellError(KvrayError):
     """One cell of a sweep failed; the others go on."""
 

@@ -28,6 +28,7 @@ from kvray.errors import (
 )
 from kvray.finetune.placement import Shape
 from kvray.finetune.storage import Checkpoints, commit, here, job_of, load_rows
+from kvray.models.exhaustion import exhaustion
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import Nothing, Seat, Source, Unit
@@ -278,6 +279,9 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
             )
         except _FINAL as failure:
             return str(failure)
+        except RuntimeError as failure:
+            _tell_exhausted(given.source, order.unit, failure)
+            raise
         if first:
             measurements = {"workers": given.seat.workers, **trained.measurements, **mixture.measurements()}
             try:
@@ -288,6 +292,16 @@ def _train(given: Slot, order: Order, resident: "Resident", first: bool) -> str 
                     raise
                 return str(failure)
     return None
+
+
+def _tell_exhausted(source: Source, unit: Unit, failure: RuntimeError) -> None:
+    """Tell that a unit does not fit a GPU, if that is what a worker, maybe alone, has met.
+
+    Its process is full of what did not fit, so the error is to be raised all the same.
+    """
+    found = exhaustion(str(failure), finetune=True)
+    if found and found.final:
+        source.failed(unit, f"{found.sentence} ({first_line(failure)})")
 
 
 def _first_of_all(error: str | None, workers: int) -> str | None:
@@ -316,4 +330,8 @@ def _of_a_worker(failures: Mapping[int, Exception]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return str(error) if isinstance(error, KvrayError) else f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, KvrayError):
+        return str(error)
+    error = getattr(error, "health_check_failure", error)  # of a process that died, in Ray Train's wrapping
+    found = exhaustion(str(error), finetune=True)
+    return f"{type(error).__name__}: {found.sentence if found else first_line(error)}"

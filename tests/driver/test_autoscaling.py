@@ -77,7 +77,7 @@ class Stand:
         return Counter(path.stem.rpartition("-")[2] for path in self.folder.glob(f"*.{ending}"))
 
 
-def make(stand: Stand, meanwhile: Callable[[], None] = lambda: None) -> dict[str, str | None]:
+def make(stand: Stand, meanwhile: Callable[[], None] = lambda: None, retries: int = 2) -> dict[str, str | None]:
     """Make :data:`CELLS`, of one unit each, on one GPU each; call ``meanwhile`` again and again; return how each ended.
 
     As the driver does: what the cluster has is read again and again, too.
@@ -86,7 +86,7 @@ def make(stand: Stand, meanwhile: Callable[[], None] = lambda: None) -> dict[str
     opening = Opening(Lane(EVALUATE, stand, place.needs, start_s=2.0), Seat("", EVALUATE, gpus=1.0), place, place.needs)
     seats = Seats(
         [opening],
-        Limits(runtime.retries),
+        Limits(retries),
         Space(runtime, {EVALUATE: place}),
         cluster.capacity(),
         Store(stand.folder / "store"),
@@ -136,6 +136,23 @@ def test_a_node_that_joins_takes_work_and_one_that_is_lost_costs_none(tmp_path: 
 
         assert make(stand, meanwhile) == dict.fromkeys(CELLS)
         assert not left and stand.nodes("done").total() == len(CELLS)
+
+
+def test_more_nodes_are_lost_than_there_are_retries_and_no_work_fails(tmp_path: Path) -> None:
+    stand = Stand(tmp_path)
+    losses = 4
+    with fake_cluster.nodes(fake_cluster.GPU_NODE) as (cluster, there), joined(cluster.address):
+        lost: list[str] = []
+
+        def meanwhile() -> None:
+            begun = [node for node in stand.nodes("begun") if node not in lost]
+            if there and begun and len(lost) < losses:
+                lost.append(begun[0])
+                cluster.remove_node(there.pop(), allow_graceful=False)
+                there.append(fake_cluster.add(cluster, fake_cluster.GPU_NODE))
+
+        assert make(stand, meanwhile, retries=0) == dict.fromkeys(CELLS)
+        assert len(lost) == losses and stand.nodes("done").total() == len(CELLS)
 
 
 def test_a_whole_sweep_from_no_node_that_could_work(tmp_path: Path) -> None:

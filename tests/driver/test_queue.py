@@ -369,6 +369,7 @@ def test_a_seat_that_is_silent_is_hung_one_that_waits_for_devices_or_starts_is_n
     assert after(59) == [] and len(after(1)) == 1, "told again if it was not ended"
     queue.ended("engine", "the process was killed")
     assert queue.take(started(queue, "other")) == first
+    queue.ended("other")
     queue.join("slot", "worker 0", process)
     assert after(600) == [("slot", "it was not up for 10 minutes (runtime.start_minutes)")]
     assert not queue.died("slot", "killed")

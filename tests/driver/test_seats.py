@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +17,14 @@ from kvray.driver.seats.dispatcher import Opening, Seats
 from kvray.driver.seats.placement import Capacity, Place
 from kvray.driver.seats.queue import Limits
 from kvray.driver.seats.state import LaneView
-from kvray.errors import CellError, ResourceError
+from kvray.errors import CellError, MemoryExhaustedError, ResourceError
 from kvray.finetune.placement import Shape
 from kvray.planning.work import EVALUATE, FINETUNE, Lane, Nothing, Seat, Source, Unit
 from kvray.store.store import Outcome, Store
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 300.0
+STALL_S = 15.0
 
 
 def room_for_two(capacity: Capacity, generating: bool) -> Room:
@@ -42,6 +45,11 @@ class Stand:
             if unit is Nothing.LATER:
                 continue
             name = f"{unit.artefact_id}-{unit.number}"
+            if unit.artefact_id == "large":
+                raise MemoryExhaustedError("lower runtime.max_model_len")
+            if unit.artefact_id in ("stopped", "stuck") and not (self.folder / f"{name}.hung").exists():
+                (self.folder / f"{name}.hung").touch()
+                os.kill(os.getpid(), signal.SIGSTOP) if unit.artefact_id == "stopped" else wait_for_ever()
             if unit.artefact_id in self.deadly and not (self.folder / f"{name}.died").exists():
                 (self.folder / f"{name}.died").touch()
                 os._exit(1)
@@ -50,6 +58,10 @@ class Stand:
                 file.write(f"{os.getpid()}\n")
             if seat.lane == FINETUNE or source.finish(unit) is not None:
                 source.committed(unit)
+
+
+def wait_for_ever() -> None:
+    threading.Event().wait()
 
 
 def opening(lane: str, work: Stand) -> Opening:
@@ -69,7 +81,7 @@ def seats(ray_two_cpus: None, tmp_path: Path) -> Iterator[Callable[..., Seats]]:
         opened.append(
             Seats(
                 [opening(lane, work) for lane, work in works.items()],
-                Limits(2),
+                Limits(2, stall_s=STALL_S),
                 room_for_two,
                 Capacity(),
                 Store(tmp_path / "store"),
@@ -130,6 +142,31 @@ def test_a_lane_that_can_do_nothing_fails_whole_and_the_other_goes_on(
     running.change([add(FINETUNE, "f1", 1), add(EVALUATE, "one", 2), add(EVALUATE, "two", 1)])
     ended = {each.artefact_id: each.error for each in until(running, 3)}
     assert ended == {"f1": None, "one": "no such model", "two": "no such model"}
+
+
+def test_seats_that_hang_are_ended_with_their_stack_traces_and_others_do_their_work(
+    seats: Callable[..., Seats], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running = seats({EVALUATE: Stand(tmp_path)})
+    running.change([add(EVALUATE, name, 1, 2.0) for name in ("stopped", "stuck", "good")])
+    ended = {each.artefact_id: each.error for each in until(running, 3)}
+    assert ended == dict.fromkeys(["stopped", "stuck", "good"])
+    done = [path.read_text().split() for path in tmp_path.iterdir() if path.is_file() and path.suffix != ".hung"]
+    assert len(done) == 3 and all(len(by) == 1 for by in done), "each unit was done once"
+    notes = [path.read_text() for path in (tmp_path / "store/.work/stalls").iterdir()]
+    (stopped,) = (each for each in notes if "a stopped process (SIGSTOP) writes no stack traces" in each)
+    (stuck,) = (each for each in notes if each != stopped)
+    assert "is stopped" in stopped and "in wait_for_ever" in stuck and "(most recent call first)" in stuck
+    said = capsys.readouterr().err
+    assert said.count("no progress for 0.25 minutes (runtime.stall_minutes); it is ended") == 2
+    assert f"stack traces in {tmp_path}/store/.work/stalls/evaluate-" in said
+
+
+def test_what_is_too_large_for_a_device_fails_at_once_and_alone(seats: Callable[..., Seats], tmp_path: Path) -> None:
+    running = seats({EVALUATE: Stand(tmp_path)})
+    running.change([add(EVALUATE, "large", 1, 5.0), add(EVALUATE, "small", 1)])
+    ended = {each.artefact_id: each.error for each in until(running, 2)}
+    assert ended == {"large": "lower runtime.max_model_len", "small": None}
 
 
 def test_a_dispatcher_that_dies_is_started_anew_with_what_is_left(seats: Callable[..., Seats], tmp_path: Path) -> None:

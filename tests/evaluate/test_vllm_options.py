@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from kvray.errors import ResourceError
 from kvray.evaluate.engines import vllm
 from kvray.evaluate.engines.base import Serving
 from kvray.evaluate.engines.vllm import VllmEngine
@@ -91,3 +93,25 @@ def test_a_model_in_two_formats_is_read_as_its_finetune_will_be(tmp_path: Path) 
     loader = DefaultModelLoader(EngineArgs(**vllm.model_options(serving)).create_load_config())
     _, files, *_ = loader._prepare_weights(str(both), None, None, fall_back_to_pt=False, allow_patterns_overrides=None)
     assert [Path(file).name for file in files] == ["model.safetensors"]
+
+
+def test_what_vllm_says_of_memory_names_the_knob_and_ends_what_would_end_alike() -> None:
+    from vllm.v1.core.kv_cache_utils import _check_enough_kv_cache_memory
+    from vllm.v1.worker.utils import request_memory
+
+    full = {"device_": "cuda:0", "free_memory": 2**30, "total_memory": 80 * 2**30}
+    said: list[Exception] = []
+    for available in (0, 2**30):
+        with pytest.raises(ValueError, match="memory") as failure:
+            _check_enough_kv_cache_memory(available, lambda: 16 * 2**30, 131072, lambda _: 8192)
+        said.append(failure.value)
+    with pytest.raises(ValueError, match="Free memory") as failure:
+        request_memory(SimpleNamespace(**full), SimpleNamespace(gpu_memory_utilization=0.9))
+    said.append(failure.value)
+    cache, length, others = (vllm.explained(each, ResourceError) for each in said)
+    for error in (cache, length):
+        assert isinstance(error, ResourceError) and "runtime.gpu_memory_utilization" in str(error)
+    assert "131072" in str(length), "vLLM's own words, with the numbers, are there, too"
+    assert not isinstance(others, ResourceError) and "other processes hold memory of this GPU" in str(others)
+    strange = ValueError("unknown architecture")
+    assert vllm.explained(strange, ResourceError) is strange

@@ -20,6 +20,7 @@ from kvray.finetune import job
 from kvray.finetune.placement import Shape
 from kvray.finetune.storage import Checkpoints, load_rows
 from kvray.finetune.train import train
+from kvray.planning.work import FINETUNE, Seat, Unit
 from kvray.store.schemas import LOSS_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.model import Finetune, Runtime
@@ -79,6 +80,28 @@ def test_the_reason_of_a_failure_is_one_line_without_rays_traces():
     assert job._reason(WorkerGroupError("Traceback…", {1: ValueError("b\nc"), 0: damaged})) == f"worker 0: {damaged}"
     assert job._reason(WorkerGroupError("Traceback…", {1: ValueError("b\nc")})) == "worker 1: ValueError: b"
     assert job._reason(ControllerError(TimeoutError("no workers"))) == "TimeoutError: no workers"
+
+
+def test_a_finetune_too_large_for_its_gpu_fails_at_once_with_what_to_change(store, mini, monkeypatch):
+    import torch
+
+    artefact = finetune_of({dataset(store, "one", 16): 1.0}, Finetune(epochs=1))
+    unit, seat, failed = Unit(0, artefact.id), Seat("slot", FINETUNE), []
+
+    class Told:
+        def failed(self, unit, error):
+            failed.append((unit.artefact_id, error))
+
+    def run_out(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("kvray.finetune.train.train", run_out)
+    given = job.Slot(Told(), seat, store, mini, Runtime(), {artefact.id: artefact}, 0.0)
+    with pytest.raises(torch.OutOfMemoryError):  # which ends the process, and what fills its GPU
+        job._train(given, job.Order(unit, None), None, first=True)
+    ((told, error),) = failed
+    assert told == artefact.id
+    assert "lower runtime.per_device_batch_size" in error and error.endswith("Tried to allocate 2.00 GiB)")
 
 
 @pytest.mark.slow

@@ -25,8 +25,9 @@ from kvray.driver.seats.placement import Capacity, Place
 from kvray.driver.seats.queue import HOST, Limits, WorkQueue
 from kvray.driver.seats.sources import RemoteSource
 from kvray.driver.seats.state import LaneView, Stall
-from kvray.errors import KvrayError, ResourceError, last_line, passes
-from kvray.planning.work import Lane, Seat
+from kvray.errors import KvrayError, MemoryExhaustedError, ResourceError, last_line, passes
+from kvray.models.exhaustion import exhaustion
+from kvray.planning.work import FINETUNE, Lane, Seat
 from kvray.store.store import Outcome, Store
 
 Call = tuple[str, tuple[Any, ...]]
@@ -266,7 +267,7 @@ def _tuner(dispatcher: Dispatcher, handle: Any, openings: Sequence[Opening], scr
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             trace = Path(trial.error_file).read_text(errors="replace")
-            dispatcher.ended(trial.config["seat"], _cause(trace), says_lost(trace))
+            dispatcher.ended(trial.config["seat"], _cause(trace, trial.config["lane"]), says_lost(trace))
 
     def resources(config: Mapping[str, Any]) -> Any:
         return tune.PlacementGroupFactory([bundles[config["lane"]]])
@@ -300,16 +301,20 @@ def _trial(config: dict[str, Any], openings: Sequence[Opening], dispatcher: Any)
     source.join(HOST)
     try:
         opening.lane.work(source, replace(opening.seat, name=config["seat"]))
+    except MemoryExhaustedError as error:
+        source.died(str(error), final=True)
     except KvrayError as error:
         if passes(error):
             raise  # another seat may find what this one did not
         ray.get(dispatcher.change.remote([("refuse", (opening.lane.name, str(error)))]))
 
 
-def _cause(trace: str) -> str:
+def _cause(trace: str, lane: str) -> str:
     """Return what ended a seat, in a line, from what Tune wrote about it."""
     lines = [line.strip() for line in trace.splitlines() if line.strip()]
     # Libraries write advice below the error itself, so the last line is not always what happened.
     raised = [line for line in lines if _RAISED.match(line)]
     last = next(iter([*raised[-1:], *lines[-1:]]), "without a word")
+    found = exhaustion(trace, finetune=lane == FINETUNE)
+    last = found.sentence if found else last
     return f"its process died, retries included: {last}; KVRAY_VERBOSE=1 shows the trace"

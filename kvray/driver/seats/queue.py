@@ -211,6 +211,7 @@ class WorkQueue:
                 self._release(seat, "its node was to be taken away", preempted=True)
             seat.dead = False
             seat.process, seat.holding = process, tuple(holding)
+            seat.silent_s = 0.0
             lane = self._lanes[seat.lane]
             others = [each for each in self._seats.values() if each.lane == seat.lane]
             serving = Counter(unit.model for each in others for unit in each.held.values())

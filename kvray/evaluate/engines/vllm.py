@@ -13,9 +13,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kvray.errors import CellError, InputError, ResourceError, install_command, last_line
+from kvray.errors import (
+    CellError,
+    InputError,
+    KvrayError,
+    MemoryExhaustedError,
+    ResourceError,
+    first_line,
+    install_command,
+    last_line,
+)
 from kvray.evaluate.engines.base import Adapter, Engine, Key, Reply, Request, Serving
 from kvray.evaluate.engines.weights import ADAPTER, WeightExchange
+from kvray.models.exhaustion import exhaustion
 from kvray.models.lora import ENGINE_RANKS
 
 CPU_SEQUENCES = 128
@@ -150,6 +160,14 @@ def reply(request: Request, output: Any) -> Reply:
     return Reply(length, cached, 0, None, "stop", scored)
 
 
+def explained(error: Exception, final: type[KvrayError]) -> Exception:
+    """Return an error of vLLM's with what to change if it says that memory ran out: ``final`` if it always would."""
+    found = exhaustion(str(error), finetune=False)
+    if found is None:
+        return error
+    return (final if found.final else RuntimeError)(f"{found.sentence} ({first_line(error)})")
+
+
 def _lora_request(adapter: Adapter) -> Any:
     from vllm.lora.request import LoRARequest
 
@@ -194,7 +212,7 @@ class VllmEngine(Engine):
             raise InputError(f"model {self.serving.base.name}: vLLM cannot serve it: {error}") from error
 
     def start(self, length: int) -> None:
-        """Load the weights. After an error the process is of no use."""
+        """Load the weights; ResourceError if they do not fit. After an error the process is of no use."""
         import torch
         import vllm
 
@@ -202,8 +220,12 @@ class VllmEngine(Engine):
 
         cpu_lora.install()
         options = engine_options(self.serving, length)
-        llm = vllm.LLM(use_tqdm_on_load=False, **options)
+        try:
+            llm = vllm.LLM(use_tqdm_on_load=False, **options)
+        except (RuntimeError, ValueError) as error:
+            raise explained(error, ResourceError) from error
         self._engine = llm.llm_engine
+        self._engine.collective_rpc("expose_stacks")
         # Twice the batch keeps the scheduler's queue filled without holding every prompt of the sweep in it.
         self._window = 2 * self._engine.vllm_config.scheduler_config.max_num_seqs
         gpu = torch.cuda.get_device_name() if self.serving.gpus else ""
@@ -254,7 +276,10 @@ class VllmEngine(Engine):
                 running[name] = item
             if not running:
                 return
-            outputs = self._engine.step()
+            try:
+                outputs = self._engine.step()
+            except RuntimeError as error:
+                raise explained(error, MemoryExhaustedError) from error
             self.on_step()
             for output in outputs:
                 if output.finished:

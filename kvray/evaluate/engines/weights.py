@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kvray.errors import CellError
 from kvray.evaluate.engines.base import ADAPTER_CONFIG
 from kvray.models.changed import CHANGED
+from kvray.planning.process import expose_stacks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,6 +115,10 @@ class WeightExchange:
         self.reload_weights(weights_iterator=tensors)
         self._exchanged = blocks
         return None
+
+    def expose_stacks(self) -> None:
+        """Let this worker, maybe a process of its own, write its stack traces if the engine hangs."""
+        expose_stacks()
 
     def _changed(self, made: Mapping[str, Change]) -> tuple[frozenset[str], Iterator[tuple[str, "Tensor"]]]:
         """Return the blocks that a finetune changes, and all tensors of these and of those changed before."""
