@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(patience, "FIRST_WAIT_S", 0.01)
@@ -61,7 +61,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with Server() as made:
         threading.Thread(target=made.serve_forever, args=(0.05,), daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{made.server_port}")
-        monkeypatch.setattr(hf_api.constants, "ENDPOINT", f"http://127.0.0.1:{made.server_port}")
         yield made
         made.shutdown()
     hub._patience.cache_clear()
