@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev lint
 
 # Every sweep of the paper and of the open questions, at the size of the tiny model: no result, but every path.
 paper-smoke: $(VENV)/.installed-dev
-	$(BIN)/kvray run sweeps/paper/*.yaml sweeps/open/*.yaml --scale small --store $(SMOKE)
+	$(BIN)/kvray run sweeps/paper/*.yaml sweeps/open/*.yaml --scale small --allow-code --store $(SMOKE)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -12,7 +12,8 @@ VLDB 2020.) Old versions are deleted, so a run that slept long enough may create
 any number of artefacts: leases cost requests by the batch of artefacts that become ready, not by the cell.
 
 **Living.** A run is dead when its beat has not changed for MISSED of its own intervals: the reader counts by its own
-clock from when it first saw that beat, so the machines' clocks need not agree. If it ran on this machine, and its
+clock from when it first saw that beat, so the machines' clocks need not agree. A time in which the reader itself
+could not look counts as one interval. If it ran on this machine, and its
 process is gone, it is dead at once. Who finds it dead takes it out of the ledger with all that it held; that is a
 change like any other, so of two that find it one gets what it held. (NFS clients may list a folder from memory for a
 minute; a run's own beat, in the same folder, makes its client ask the server.)
@@ -128,7 +129,8 @@ class Watch:
         self.folder = store.folder(FOLDER)
         self._clock = clock
         self._known: tuple[Ledger, object] | None = None  # the newest version read, and what the listing said of it
-        self._beats: dict[str, tuple[object, float]] = {}  # by run: what the listing says of its beat, and since when
+        self._beats: dict[str, tuple[object, float]] = {}  # by run: what the listing says of its beat, for how long
+        self._looked = clock()
 
     def look(self) -> tuple[Ledger, list[Holder], list[str]]:
         """Return the ledger, its runs that are dead, and the names of versions that nobody needs.
@@ -141,7 +143,9 @@ class Watch:
             old = [_version(number) for number in numbers[:-_KEPT]]
             ledger = self._newest(infos, numbers[-1]) if numbers else Ledger()
             if ledger is not None:
-                return ledger, [holder for holder in ledger.runs.values() if self._dead(holder, infos)], old
+                now = self._clock()
+                passed, self._looked = now - self._looked, now
+                return ledger, [holder for holder in ledger.runs.values() if self._dead(holder, infos, passed)], old
 
     def _newest(self, infos: Mapping[str, Any], number: int) -> Ledger | None:
         """Return a version of the ledger; None if it is gone, as there are newer ones by now."""
@@ -154,14 +158,18 @@ class Watch:
             self._known = read(number, data, f"{self.folder.place}/{name}"), seen
         return self._known[0]
 
-    def _dead(self, holder: Holder, infos: Mapping[str, Any]) -> bool:
-        """Return whether a run has missed its beats, now that they have been listed."""
+    def _dead(self, holder: Holder, infos: Mapping[str, Any], passed: float) -> bool:
+        """Return whether a run has missed its beats, which were listed ``passed`` seconds after the last listing.
+
+        Of a time in which this process could not look (suspended, or the store out of reach for all) one beat counts.
+        """
         info = infos.get(BEAT + holder.run)
         stamp = _stamp(info) if info is not None else None
-        known = self._beats.get(holder.run)
-        if known is None or known[0] != stamp:
-            known = self._beats[holder.run] = stamp, self._clock()
-        return _gone(holder.process) or self._clock() - known[1] > MISSED * holder.beat_s
+        known, silent = self._beats.get(holder.run, (None, 0.0))
+        changed = holder.run not in self._beats or known != stamp
+        silent = 0.0 if changed else silent + min(passed, max(holder.beat_s, LOOK_S))
+        self._beats[holder.run] = stamp, silent
+        return _gone(holder.process) or silent > MISSED * holder.beat_s
 
 
 class Leases:

@@ -125,9 +125,23 @@ def test_clocks_play_no_part(tmp_path: Path) -> None:
         os.utime(beat, ns=(stamp, stamp))
         now[0] += 1000.0
         assert watch.look()[1] == [], at
-    now[0] += 0.3
-    assert watch.look()[1] == []
-    now[0] += 0.2
+    for _ in range(4):
+        now[0] += 0.09
+        assert watch.look()[1] == []
+    now[0] += 0.09
+    assert watch.look()[1] == [other.me]
+
+
+def test_a_time_without_a_look_is_nobodys_silence(tmp_path: Path) -> None:
+    store, now = Store(tmp_path), [0.0]
+    other = dying(store, "other", CELLS[:1])
+    other.me = leases.replace(other.me, beat_s=15.0)
+    other._change(set())
+    watch = Watch(store, clock=lambda: now[0])
+    for seconds in (0.0, 600.0, 15.0, 15.0, 15.0):  # the store was out of reach for both
+        now[0] += seconds
+        assert watch.look()[1] == [], now
+    now[0] += 15.0
     assert watch.look()[1] == [other.me]
 
 
