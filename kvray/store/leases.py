@@ -12,11 +12,11 @@ VLDB 2020.) Old versions are deleted, so a run that slept long enough may create
 any number of artefacts: leases cost requests by the batch of artefacts that become ready, not by the cell.
 
 **Living.** A run is dead when its beat has not changed for MISSED of its own intervals: the reader counts by its own
-clock from when it first saw that beat, so the machines' clocks need not agree. A time in which the reader itself
-could not look counts as one interval. If it ran on this machine, and its
-process is gone, it is dead at once. Who finds it dead takes it out of the ledger with all that it held; that is a
-change like any other, so of two that find it one gets what it held. (NFS clients may list a folder from memory for a
-minute; a run's own beat, in the same folder, makes its client ask the server.)
+clock from when it first saw that beat, so the machines' clocks need not agree. A time in which the reader itself could
+not look counts as one interval. If it ran on this machine, and its process is gone, it is dead at once. Who finds it
+dead takes it out of the ledger with all that it held; that is a change like any other, so of two that find it one gets
+what it held. (NFS clients may list a folder from memory for a minute; a run's own beat, in the same folder, makes its
+client ask the server.)
 
 **Losing.** A run that was suspended, or whose store was out of reach, finds itself taken out. It joins again, keeps
 what nobody took meanwhile, and leaves the rest to whoever holds it (:meth:`Leases.lost`). What its seats still wrote
