@@ -38,7 +38,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(name: str, scale: str | None = None) -> Plan:
-    sweep = load(name, scale=scale)
+    sweep = load(name, scale=scale, allow_code=True)
     return plan(sweep, gather(sweep, offline=scale is None))
 
 

@@ -74,11 +74,11 @@ def test_every_sweep_is_written_and_read_back(file: str, scale: str | None, monk
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("NQ_OPEN", "nq.jsonl")
     try:
-        sweep = Sweep.from_yaml(file, scale=scale)
+        sweep = Sweep.from_yaml(file, scale=scale, allow_code=True)
     except InputError as error:
         assert "--scale" in str(error), "the file has no such scale"
         return
-    assert Sweep.from_yaml(sweep.to_yaml()) == sweep
+    assert Sweep.from_yaml(sweep.to_yaml(), allow_code=True) == sweep
     assert Sweep(**{name: getattr(sweep, name) for name in sweep.model_fields_set}) == sweep
 
 
@@ -88,7 +88,7 @@ ODD = "no|on|1e-5|1:30|0x10|007|~|null|| a |${HOME}|$${HOME}|$$${A}|a: b|a #b|- 
 @pytest.mark.parametrize("text", [*ODD.split("|"), "é\tü", "two\nlines\n", "\\n"])
 def test_a_text_stays_the_text_that_it_is(text: str) -> None:
     sweep = in_python(system_message=text, scales={text or "x": {"finetune.epochs": 1.5}})
-    assert Sweep.from_yaml(sweep.to_yaml()) == sweep
+    assert Sweep.from_yaml(sweep.to_yaml(), allow_code=True) == sweep
 
 
 def test_numbers_stay_the_numbers_that_they_are() -> None:
@@ -97,7 +97,7 @@ def test_numbers_stay_the_numbers_that_they_are() -> None:
         rates = [float(10 ** rng.uniform(-12, 0.5)) for _ in range(3)]
         given = Finetune(learning_rate=rates[0], seeds=tuple(map(int, rng.choice(2**31, 4, replace=False))))
         sweep = in_python(finetune=given, grid={"finetune.learning_rate": rates})
-        assert Sweep.from_yaml(sweep.to_yaml()) == sweep
+        assert Sweep.from_yaml(sweep.to_yaml(), allow_code=True) == sweep
 
 
 def test_a_file_is_written_and_changed_on_the_way_in(tmp_path: Path) -> None:
