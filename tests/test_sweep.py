@@ -190,15 +190,25 @@ def test_killed_and_interrupted_in_each_stage_a_sweep_ends_in_the_same_artefacts
         assert not (store / "failures").exists() or not list((store / "failures").iterdir())
         time.sleep(1)
 
+    def undo(kind: str) -> None:
+        """Take back what the run before made of a stage: on a quick machine all, so that there is something to kill."""
+        for manifest in store.glob(f"{kind}/*/manifest.json"):
+            manifest.unlink()
+        for chunk in store.glob(f"{kind}/*/chunk-*.parquet"):
+            chunk.unlink()
+
     checkpoint = ".work/finetunes/*/step-*.safetensors"
     killed(store, sweep, more("datasets/*/shard-*.parquet"))
-    for manifest in store.glob("datasets/*/manifest.json"):
-        manifest.unlink()  # small datasets take milliseconds: the kill may have come after their commits
+    undo("datasets")
     ctrl_c(more("datasets/*/manifest.json"))
+    undo("finetunes")
     ctrl_c(more(checkpoint))
+    undo("finetunes")
     another, answered = more(checkpoint), more("predictions/*/*.parquet")
     killed(store, sweep, lambda: another() or answered())  # a few steps take no time
+    undo("finetunes")
     killed(store, sweep, more("finetunes/*/manifest.json"))
+    undo("predictions")
     ctrl_c(more("predictions/*/*.parquet"))
     done = call(store, "run", str(sweep))
     assert done.returncode == 0, done.stderr
