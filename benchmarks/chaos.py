@@ -46,7 +46,7 @@ SHARES |= {"two": 0.04, "connection": 0.03}
 ON_RAY, REAL = 0.15, 0.05
 STORY = 8
 """Deaths of one sweep on Ray, at most."""
-SEATS = ("driver", "seat", "hung seat", "dispatcher", "generator", "node")
+SEATS = ("driver", "seat", "hung seat", "dispatcher", "generator", "hung generator", "node")
 REAL_SEATS = ("driver", "seat", "hung seat", "train worker", "train controller", "node")
 REAL_SWEEP = """
 name: chaos
@@ -58,7 +58,7 @@ finetune: {method: lora, epochs: 2, learning_rate: 1e-3, batch_size: 8, lora_ran
 evaluate:
   mdqa: {task: mdqa, documents: 3, positions: [1, 3], questions: 100}
   recall: {task: recall, questions: 40}
-runtime: {checkpoint_every_steps: 2, retries: 20, stall_minutes: 1}
+runtime: {checkpoint_every_steps: 2, retries: 20, stall_minutes: 1, start_minutes: 5}
 """
 
 

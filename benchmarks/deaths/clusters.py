@@ -37,6 +37,7 @@ WORKERS = {
     "train controller": ("ray::TrainController",),
     "dispatcher": ("ray::Dispatcher",),
     "generator": ("ray::Generator",),
+    "hung generator": ("ray::Generator",),
 }
 """What may be killed beside the driver and a node, by how its process calls itself."""
 BETWEEN_S = (0.5, 8.0)
@@ -87,7 +88,7 @@ class Machines:
                 return None
             with contextlib.suppress(psutil.NoSuchProcess):
                 # A process that is stopped hangs, as one of a broken device or network does.
-                self.rng.choice(found)[0].send_signal(signal.SIGSTOP if kind == "hung seat" else signal.SIGKILL)
+                self.rng.choice(found)[0].send_signal(signal.SIGSTOP if kind.startswith("hung") else signal.SIGKILL)
         return kind
 
     def workers(self) -> list[tuple[psutil.Process, str]]:

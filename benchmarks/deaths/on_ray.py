@@ -24,7 +24,7 @@ from kvray.planning.artefacts import Artefact
 from kvray.planning.work import EVALUATE, FINETUNE, Lane, Seat, Source, Work
 from kvray.store.store import Store
 
-RUNTIME = {"retries": 20, "stall_minutes": 0.5}
+RUNTIME = {"retries": 20, "stall_minutes": 0.5, "start_minutes": 1.5}
 """For processes that die many times a minute, and hang for good if they hang at all."""
 
 

@@ -3,14 +3,24 @@
 Threads of an interrupted driver would still wait for Ray, and take its process with them; an actor just ends.
 """
 
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from kvray.console import Line
+from kvray.driver.seats import stalls
+from kvray.driver.seats.state import Stall
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
+from kvray.planning.process import Process, this_process
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
+
+ANSWER_S = 0.5
+"""For which a look at the actor waits; what it answers later, the next look takes."""
+LOOK_S = 5.0
+"""What counts at most of the time between two looks: a pause of the driver itself is nobody's silence."""
 
 
 class Generator:
@@ -36,10 +46,12 @@ class Generator:
         self._before = self._rows
         self._outcomes += [outcome for outcome in outcomes if outcome.artefact_id not in told]
 
-    def state(self) -> tuple[list[Outcome], int]:
-        """Return the outcomes since the last call, and the rows made in all."""
+    def state(self) -> tuple[list[Outcome], int, Process]:
+        """Return the outcomes since the last call, the rows made in all, and the process of this actor."""
+        import ray
+
         ended, self._outcomes = self._outcomes, []
-        return ended, self._rows
+        return ended, self._rows, this_process(ray.get_runtime_context().get_node_id())
 
 
 class Generation:
@@ -52,6 +64,10 @@ class Generation:
         self._waiting: list[Artefact] = []
         self._under_way: dict[str, Artefact] = {}
         self._rows = self._total = 0
+        self._asked: Any = None
+        self._process: Process | None = None
+        self._silent_s = 0.0
+        self._looked = time.monotonic()
 
     @property
     def busy(self) -> bool:
@@ -67,33 +83,60 @@ class Generation:
         self._total += artefact.rows
 
     def poll(self) -> list[Outcome]:
-        """Return how datasets ended since the last call; start what is ready."""
-        import ray
-        from ray.exceptions import RayError
+        """Return how datasets ended since the last call; start what is ready.
 
-        outcomes: list[Outcome] = []
-        if self._running is not None:
-            finished, _ = ray.wait([self._running], timeout=0)
-            try:
-                ended, self._rows = ray.get(self._actor.state.remote())
-                outcomes += ended
-                if finished:
-                    ray.get(finished)
-                    silent = "generate ended without saying what became of it"
-            except RayError as error:
-                # Its process died; what it wrote stays, and a further run goes on there.
-                finished, silent, self._actor = [self._running], f"generate: {type(error).__name__}", None
-            for outcome in outcomes:
-                self._under_way.pop(outcome.artefact_id, None)
-            if finished:
-                outcomes += [Outcome(artefact_id, silent) for artefact_id in self._under_way]
-                self._under_way, self._running = {}, None
+        An actor that makes no row for ``runtime.start_minutes`` is ended, and Ray starts it again: any shard may begin
+        with a download, so that this is the limit of all.
+        """
+        outcomes = self._ended() if self._running is not None else []
         if self._waiting and self._running is None:
             self._actor = self._actor or _start(*self._made_of)
             batch, self._waiting = self._waiting, []
             self._under_way = {artefact.id: artefact for artefact in batch}
             self._running = self._actor.generate.remote(batch)
+            self._silent_s, self._looked = 0.0, time.monotonic()
         return outcomes
+
+    def _ended(self) -> list[Outcome]:
+        import ray
+        from ray.exceptions import RayError
+
+        # In this order: an answer that was asked for after the end tells everything.
+        finished = ray.wait([self._running], timeout=0)[0] if self._asked is None else []
+        self._asked = self._asked or self._actor.state.remote()
+        outcomes: list[Outcome] = []
+        rows = self._rows
+        try:
+            if ray.wait([self._asked], timeout=ANSWER_S)[0]:
+                asked, self._asked = self._asked, None
+                outcomes, self._rows, self._process = ray.get(asked)
+            if finished and self._asked is None:
+                ray.get(finished)
+            silent = "generate ended without saying what became of it"
+        except RayError as error:
+            # Its process died; what it wrote stays, and a further run goes on there.
+            finished, silent = [self._running], f"generate: {type(error).__name__}"
+            self._actor = self._asked = None
+        for outcome in outcomes:
+            self._under_way.pop(outcome.artefact_id, None)
+        if finished and self._asked is None:
+            outcomes += [Outcome(artefact_id, silent) for artefact_id in self._under_way]
+            self._under_way, self._running = {}, None
+        self._watch(progress=bool(outcomes) or self._rows != rows)
+        return outcomes
+
+    def _watch(self, progress: bool) -> None:
+        """End the actor if it has made nothing for too long."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, LOOK_S), now
+        self._silent_s = 0.0 if progress else self._silent_s + passed
+        store, _, runtime = self._made_of
+        if self._running is None or self._process is None or self._silent_s < runtime.start_minutes * 60:
+            return
+        self._silent_s = 0.0
+        why = f"no row for {runtime.start_minutes:g} minutes (runtime.start_minutes)"
+        stall = Stall("generate", why, {"generator": self._process})
+        threading.Thread(target=stalls.end, args=(stall, store), name="generate", daemon=True).start()
 
     def line(self) -> Line | None:
         """Return what the display shows, None before there is anything to make."""

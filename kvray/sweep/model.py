@@ -157,7 +157,7 @@ class Runtime(Strict):
         description="an engine or a finetune without a sign of progress for so long is ended and tried again",
     )
     start_minutes: float = runtime(
-        120.0, gt=0, description="the same for one that is starting, downloads of the model included"
+        120.0, gt=0, description="the same for one that is starting, downloads included, and for the rows of datasets"
     )
     api_base_url: str | None = runtime(None, description="of an openai: model; none: $OPENAI_BASE_URL, else OpenAI's")
     api_concurrency: int = runtime(8, ge=1, description="requests at a time to an API")

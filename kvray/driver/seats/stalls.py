@@ -24,7 +24,7 @@ WRITTEN_S = 3.0
 
 
 def end(stall: Stall, store: Store) -> None:
-    """End a seat that hangs, and say so; Ray tells the queue of its death. Ray must be initialised."""
+    """End a seat, or the generator, that hangs, and say so; Ray tells of its death. Ray must be initialised."""
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
