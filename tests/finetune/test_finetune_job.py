@@ -134,10 +134,13 @@ def test_a_worker_killed_in_its_second_finetune_leaves_the_first_and_goes_on_at_
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_two_cpus")
 def test_a_finetune_that_kills_its_workers_fails_with_the_reason_and_costs_the_others_nothing(store, mini):
-    good = finetune_of({dataset(store, "one", 16): 1.0}, Finetune(epochs=1))
-    bad = finetune_of({"datasets/../x": 1.0}, Finetune())  # which the store refuses, no matter how often
-    errors = trained(store, [bad, good], mini, Runtime(retries=1))
-    assert errors.pop(bad.id).startswith("worker 0: 'datasets/../x' is refused")
+    made = {dataset(store, "one", 16): 1.0}
+    good = finetune_of(made, Finetune(epochs=1))
+    refused = finetune_of({"datasets/../x": 1.0}, Finetune())  # by the store: an error that needs no second attempt
+    deadly = finetune_of(made, Finetune().model_copy(update={"learning_rate": "high"}))  # which nobody foresaw
+    errors = trained(store, [refused, deadly, good], mini, Runtime(retries=1))
+    assert errors.pop(refused.id).startswith("'datasets/../x' is refused")
+    assert errors.pop(deadly.id).startswith("worker 0: TypeError: ")
     assert errors == {good.id: None}
 
 
