@@ -49,16 +49,19 @@ def mistral_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the evaluate stage's tests first, and those that need the shared Ray after those that need none.
+    """Run the evaluate stage's tests first, those of moto's server last, those of the shared Ray after those of none.
 
-    The order on the command line does not matter. The former start vLLM in this process, which looks at every loaded
-    module then; what moto's server loads objects to that. The shared Ray stays until the session ends.
+    The order on the command line does not matter. Tests that start vLLM in this process come before those that load
+    moto's server: vLLM looks at every loaded module, and what that server loads objects. The shared Ray stays until the
+    session ends.
     """
 
     def place(item: pytest.Item) -> int:
         fixtures = getattr(item, "fixturenames", ())
         evaluates, shares = "evaluate" in item.path.parts, "ray_two_cpus" in fixtures
-        return 0 if evaluates and not shares else 1 if "no_ray" in fixtures else 2 if evaluates else 3
+        if evaluates and not shares:
+            return 0
+        return 1 if "no_ray" in fixtures else 4 if "endpoint" in fixtures else 2 if evaluates else 3
 
     items.sort(key=place)
     for item in items:
