@@ -181,24 +181,31 @@ def gc(
     kvray gc --forget quickstart --older-than 0
 
     What a live run makes or its sweep refers to stays, and so does the checkpoint of an interrupted finetune. --json
-    prints an object: store, deleted, bytes, and garbage (path, why, bytes, files of each).
+    prints an object: store, deleted, bytes, fresh (how many more have changed since) and garbage (path, why, bytes,
+    files of each).
     """
     from kvray.console import count, table
     from kvray.store import garbage
 
     place = frame.open_store(store)
     place.check(write=delete)
-    found = garbage.find(place, older_than * garbage.DAY_S, forget or ())
+    everything = garbage.find(place, 0.0, forget or ())
+    found = [each for each in everything if each.age_s >= older_than * garbage.DAY_S]
+    fresh = len(everything) - len(found)
     if delete and found:
         found = garbage.delete(place, found, forget or ())
     total = sum(each.bytes for each in found)
     if json_:
         listed = [{"path": each.path, "why": each.why, "bytes": each.bytes, "files": each.files} for each in found]
-        print(json.dumps({"store": place.uri, "deleted": delete, "bytes": total, "garbage": listed}, indent=1))
+        told = {"store": place.uri, "deleted": delete, "bytes": total, "fresh": fresh, "garbage": listed}
+        print(json.dumps(told, indent=1))
         return
     if found:
         print(table(["what", "why", "files", "bytes"], [[e.path, e.why, e.files, count(e.bytes)] for e in found]))
     print(f"{len(found)} {'deleted' if delete else 'could go (--delete does it)'}, {count(total)} bytes")
+    if fresh:
+        days = "the last day" if older_than == 1 else f"the last {older_than:g} days"
+        print(f"{fresh} more changed within {days}, and {'stay' if fresh > 1 else 'stays'}: --older-than 0 takes all")
 
 
 @frame.command

@@ -33,6 +33,7 @@ class Garbage:
     bytes: int
     files: int
     folder: bool
+    age_s: float  # since it last changed; without bound for the plan of a sweep to forget
 
 
 @dataclass
@@ -69,8 +70,9 @@ def find(store: Store, older_than_s: float = DAY_S, forget: Collection[str] = ()
     for path, what in contents.items():
         forgotten = path in {_plan_of(sweep) for sweep in forget}
         why = "plan of a sweep to forget" if forgotten else reasons.why(path)
-        if why and (forgotten or time.time() - what.newest >= older_than_s):
-            found.append(Garbage(path, why, what.bytes, len(what.names), folder=what.names != [""]))
+        age_s = float("inf") if forgotten else time.time() - what.newest
+        if why and age_s >= older_than_s:
+            found.append(Garbage(path, why, what.bytes, len(what.names), what.names != [""], age_s))
     return sorted(found, key=lambda each: each.path)
 
 

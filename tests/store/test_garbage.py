@@ -192,6 +192,9 @@ def test_the_command_says_what_could_go_and_then_deletes_it(
     made(store)
     made(store, name="gone", mixtures={"both": {"ours": 1, "other": 1}})
     assert typed() == "0 could go (--delete does it), 0 bytes\n"
+    said = typed("--forget", "gone")
+    assert "1 could go (--delete does it)" in said
+    assert "3 more changed within the last day, and stay: --older-than 0 takes all" in said
     said = typed("--forget", "gone", "--older-than", "0")
     assert "sweeps/gone.json" in said and "plan of a sweep to forget" in said and "4 could go" in said
     document = json.loads(typed("--forget", "gone", "--older-than", "0", "--delete", "--json"))
