@@ -53,7 +53,7 @@ name: chaos
 base_model: kvray-tiny
 datasets:
   kv: {task: simple_kv, rows: 96, dictionaries: 4}
-  more: {task: multidoc_qa, questions: 96, documents: 2}
+  more: {task: multidoc_qa, rows: 96, documents: 2}
 finetune: {method: lora, epochs: 2, learning_rate: 1e-3, batch_size: 8, lora_rank: 8, lora_alpha: 16, match: rows}
 evaluate:
   mdqa: {task: mdqa, documents: 3, positions: [1, 3], questions: 100}
@@ -90,9 +90,7 @@ def on_ray(kills: int, real: int, pace: float, folder: Path, rng: random.Random)
     """Run the cases on several nodes, then the real ones, then the paced one."""
     plan = [(None, SEATS, kills)]
     if real:
-        file = folder / "chaos.yaml"
-        file.write_text(REAL_SWEEP)
-        plan.append((file, REAL_SEATS, real))
+        plan.append((folder / "chaos.yaml", REAL_SEATS, real))
     with clusters.machines(rng) as machines:
         for sweep, kinds, deaths in plan:
             planned = prepare(standin.sweep() if sweep is None else str(sweep))[0]
@@ -157,6 +155,8 @@ def chaos(kills: int, seed: int, pace: float = 0.0, ray: bool = True, bucket: bo
         with s3.running(folder, seed) if bucket else contextlib.nullcontext() as server:
             kinds = [alone(kills, server, folder, rng)]
             if ray:
+                (folder / "chaos.yaml").write_text(REAL_SWEEP)
+                prepare(str(folder / "chaos.yaml"))  # a mistake shows now, not after an hour
                 kinds.append(on_ray(max(1, round(kills * ON_RAY)), round(kills * REAL), pace, folder, rng))
             for case in (case for cases_ in kinds for case in cases_):
                 cases.append(case)
