@@ -28,8 +28,9 @@ from kvray.store.places.local import LocalFiles
 
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 10.0
-LOOK_S = 15.0
-"""For which the first look at a bucket is tried again: a silent endpoint is told within half a minute."""
+LOOK_S = 30.0
+"""For which the first look at a bucket is tried again: what lasts seconds
+passes, and a silent endpoint is told within a minute."""
 LENT_ATTEMPTS = 10
 """At each request of whoever has no patience of its own: other libraries, and the parts of a large upload."""
 PARAMETERS = {
@@ -110,7 +111,7 @@ def connect(location: Location, named: str = "store", patience_s: float | None =
 
     ``patience_s`` is for how long the place may then not answer, by default :data:`~kvray.store.patience.STORE_S` or,
     of a disk, :data:`~kvray.store.patience.DISK_S`. Raises InputError if the bucket is missing, forbidden or out of
-    reach: after half a minute at most or, if another process has ``reached`` it, when patience ends.
+    reach: after a minute at most or, if another process has ``reached`` it, when patience ends.
     """
     prefix = "" if named == "store" else f"{named}: "
     if location.scheme == "local":
