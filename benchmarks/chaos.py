@@ -46,6 +46,8 @@ SHARES |= {"two": 0.04, "connection": 0.03}
 ON_RAY, REAL = 0.15, 0.05
 STORY = 8
 """Deaths of one sweep on Ray, at most."""
+PACED_STEP_S = 5.0
+"""Seconds of a step where deaths come once a minute; every second one stores a checkpoint."""
 SEATS = ("driver", "seat", "hung seat", "dispatcher", "generator", "hung generator", "node")
 REAL_SEATS = ("driver", "seat", "hung seat", "train worker", "train controller", "node")
 REAL_SWEEP = """
@@ -108,10 +110,10 @@ def on_ray(kills: int, real: int, pace: float, folder: Path, rng: random.Random)
 
 def _paced(machines: clusters.Machines, folder: Path, minutes: float) -> Case:
     planned = prepare(standin.sweep())[0]
-    ids, step_s = [artefact.id for artefact in planned.artefacts], minutes * 60 / (standin.STEPS + 1)
-    expected, seconds = clusters.undisturbed(machines, folder, ids, None, step_s)
+    ids, pace = [artefact.id for artefact in planned.artefacts], (PACED_STEP_S, round(minutes * 60 / PACED_STEP_S))
+    expected, seconds = clusters.undisturbed(machines, folder, ids, None, pace)
     deaths = round(minutes * 2)
-    told = clusters.story(machines, folder, expected, None, deaths, SEATS, (60.0, 60.0), step_s)
+    told = clusters.story(machines, folder, expected, None, deaths, SEATS, (60.0, 60.0), pace)
     print(
         f"one death a minute: {told.seconds:.0f} s with {len(told.deaths)} deaths ({', '.join(told.deaths)}), "
         f"undisturbed {seconds:.0f} s: {told.seconds / seconds:.2f} times"

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.deaths import standin
 from benchmarks.deaths.counts import Counts, Rows, compare, rows, unreadable
 from kvray.console import say
 from kvray.store import failures
@@ -42,8 +43,8 @@ WORKERS = {
 """What may be killed beside the driver and a node, by how its process calls itself."""
 BETWEEN_S = (0.5, 8.0)
 """Seconds between two deaths."""
-STEP_S = 0.5
-"""What a step of a stand-in finetune takes, so that there is something to kill."""
+PACE = (0.5, standin.STEPS)
+"""Seconds that a step of a stand-in finetune takes, so that there is something to kill, and its steps."""
 RUN_S = 1200.0
 
 
@@ -108,19 +109,19 @@ def machines(rng: random.Random) -> Iterator[Machines]:
         yield Machines(cluster, nodes, rng)
 
 
-def command(store: str, sweep: Path | None, step_s: float) -> list[str]:
+def command(store: str, sweep: Path | None, pace: tuple[float, int]) -> list[str]:
     """Return what makes the stand-in sweep, or the real one of a file."""
     if sweep is None:
-        return [sys.executable, "-m", "benchmarks.deaths.on_ray", store, str(step_s)]
+        return [sys.executable, "-m", "benchmarks.deaths.on_ray", store, *map(str, pace)]
     return [sys.executable, "-m", "kvray.cli", "run", str(sweep), "--store", store, "--no-report"]
 
 
 def undisturbed(
-    machines_: Machines, folder: Path, ids: Sequence[str], sweep: Path | None, step_s: float = STEP_S
+    machines_: Machines, folder: Path, ids: Sequence[str], sweep: Path | None, pace: tuple[float, int] = PACE
 ) -> tuple[Rows, float]:
     """Return every row of a run in which nothing dies, and the seconds that it took."""
     store, steady = folder / f"undisturbed-{time.monotonic_ns()}", sweep is None
-    story = _live(machines_, folder, str(store), sweep, 0, (), BETWEEN_S, step_s)
+    story = _live(machines_, folder, str(store), sweep, 0, (), BETWEEN_S, pace)
     found = rows(Store(store), list(ids), steady)
     if story.error or len(found) != len(ids) or story.runs != 1:
         raise SystemExit(f"the undisturbed run failed: {story.error or _tail(folder)}")
@@ -135,11 +136,11 @@ def story(
     deaths: int,
     kinds: Sequence[str],
     between_s: tuple[float, float] = BETWEEN_S,
-    step_s: float = STEP_S,
+    pace: tuple[float, int] = PACE,
 ) -> Story:
     """Make a sweep while so many deaths come, or as many as come until it is made; count what is wrong then."""
     place = folder / f"store-{time.monotonic_ns()}"
-    told = _live(machines_, folder, str(place), sweep, deaths, kinds, between_s, step_s)
+    told = _live(machines_, folder, str(place), sweep, deaths, kinds, between_s, pace)
     told.counts += compare(expected, Store(place), steady=sweep is None)
     shutil.rmtree(place, ignore_errors=True)
     return told
@@ -153,14 +154,14 @@ def _live(
     deaths: int,
     kinds: Sequence[str],
     between_s: tuple[float, float],
-    step_s: float,
+    pace: tuple[float, int],
 ) -> Story:
     told, began = Story(), time.monotonic()
     environment = {**os.environ, "RAY_ADDRESS": machines_.cluster.address, "RAY_AUTH_MODE": "disabled"}
     place = Store(store)
     while True:
         told.runs += 1
-        driver = _start(command(store, sweep, step_s), environment, folder)
+        driver = _start(command(store, sweep, pace), environment, folder)
         due = time.monotonic() + machines_.rng.uniform(*between_s)
         while driver.poll() is None:
             time.sleep(0.1)

@@ -1,6 +1,6 @@
 """The stand-in sweep on a Ray that runs: real dispatcher, Ray Tune, Generator and seats, whose work is the stand-in's.
 
-RAY_ADDRESS=127.0.0.1:6379 python -m benchmarks.deaths.on_ray STORE STEP_SECONDS
+RAY_ADDRESS=127.0.0.1:6379 python -m benchmarks.deaths.on_ray STORE STEP_SECONDS STEPS
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ RUNTIME = {"retries": 20, "stall_minutes": 0.5, "start_minutes": 1.5}
 
 def open_lanes(todo: Sequence[Artefact], store: Store, base: BaseModelRef, runtime: Any, cluster: Any) -> Lanes:
     """Return lanes whose seats hold a CPU each, on any node."""
+    step_s, steps = float(sys.argv[2]), int(sys.argv[3])
     finetunes = {one.id: one for one in todo if one.kind == "finetune"}
     cells = {one.id: one for one in todo if one.kind == "predictions"}
     works: Mapping[str, Work] = {
-        FINETUNE: partial(standin.slot, finetunes=finetunes, store=store, step_s=float(sys.argv[2])),
+        FINETUNE: partial(standin.slot, finetunes=finetunes, store=store, step_s=step_s, steps=steps),
         EVALUATE: partial(answer, store=store, base=base, runtime=runtime, cells=cells),
     }
     place = Place(Shape(workers=1, cpus=1.0, gpus=0.0), threads=1)

@@ -97,15 +97,23 @@ def digest(adapter: Path) -> str:
     return hashlib.sha256(weights.tobytes()).hexdigest()[:12]
 
 
-def slot(source: Source, seat: Seat, *, finetunes: Mapping[str, Artefact], store: Store, step_s: float = 0.0) -> None:
+def slot(
+    source: Source,
+    seat: Seat,
+    *,
+    finetunes: Mapping[str, Artefact],
+    store: Store,
+    step_s: float = 0.0,
+    steps: int = STEPS,
+) -> None:
     """Make finetunes by the real checkpoints and the real commit; a step hashes what the one before it left."""
     source.started(0.0)
     while (unit := source.take()) is not Nothing.END:
         if unit is not Nothing.LATER:
-            _finetune(source, unit, finetunes[unit.artefact_id], store, step_s)
+            _finetune(source, unit, finetunes[unit.artefact_id], store, step_s, steps)
 
 
-def _finetune(source: Source, unit: Unit, artefact: Artefact, store: Store, step_s: float) -> None:
+def _finetune(source: Source, unit: Unit, artefact: Artefact, store: Store, step_s: float, steps: int) -> None:
     checkpoints = Checkpoints(store, artefact)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(_scratch()))
@@ -116,12 +124,12 @@ def _finetune(source: Source, unit: Unit, artefact: Artefact, store: Store, step
             state = load_file(checkpoints.get(found, scratch))
             weights, losses = state["weights"], state["losses"]
         rows = sum(read_whole(store, dataset).num_rows for dataset, _ in job_of(artefact).mixture)
-        for step in range(len(losses) + 1, STEPS + 1):
+        for step in range(len(losses) + 1, steps + 1):
             time.sleep(step_s)
             weights = np.frombuffer(hashlib.sha256(weights.tobytes()).digest(), np.uint8).copy()
             losses = np.append(losses, float(weights[0]))
-            source.progress(unit, step / (STEPS + 1))
-            if step % CHECKPOINT_STEPS == 0 and step < STEPS:
+            source.progress(unit, step / (steps + 1))
+            if step % CHECKPOINT_STEPS == 0 and step < steps:
                 file = scratch / "checkpoint.safetensors"
                 save_file({"weights": weights, "losses": losses}, file)
                 checkpoints.put(file, step)
