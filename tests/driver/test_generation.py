@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from pathlib import Path
@@ -29,11 +30,19 @@ def planned() -> Artefact:
     return Artefact(artefact_id("dataset", "kv", digest), "dataset", "kv", digest, (), TASK.rows, 0, {}, recipe, TASK)
 
 
+def generators() -> set[psutil.Process]:
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {process} if "ray::Generator" in " ".join(process.cmdline()) else set()
+    return found
+
+
 @pytest.mark.usefixtures("ray_two_cpus")
 def test_a_generator_that_is_stopped_is_ended_and_another_goes_on(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    store, artefact = Store(tmp_path), planned()
+    store, artefact, others = Store(tmp_path), planned(), generators()
     generation = Generation(store, BASE, Runtime(start_minutes=0.25, retries=1))
     generation.add(artefact)
     deadline = time.monotonic() + LIMIT_S
@@ -41,8 +50,7 @@ def test_a_generator_that_is_stopped_is_ended_and_another_goes_on(
         assert generation.poll() == [] and time.monotonic() < deadline
         time.sleep(0.05)
     assert line.done < TASK.rows, "made before it could be stopped: give the task more rows"
-    processes = psutil.Process().children(recursive=True)
-    (generator,) = (each for each in processes if "ray::Generator" in " ".join(each.cmdline()))
+    (generator,) = generators() - others
     generator.send_signal(signal.SIGSTOP)
     outcomes = []
     while generation.busy:
