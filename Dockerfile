@@ -20,7 +20,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 # The numbers are those of Ray's own images, and of `ubuntu`, the user of the cloud's machines.
 RUN useradd --create-home --uid 1000 --gid 100 --shell /bin/bash ray \
-    && install --directory --owner ray --group 100 /scratch /home/ray/work
+    && install --directory --owner ray --group 100 /scratch /home/ray/kvray
 # Temporary copies go to /scratch, but Ray's own folder stays where KubeRay looks for its logs.
 ENV HF_HOME=/scratch/huggingface XDG_CACHE_HOME=/scratch/cache TMPDIR=/scratch RAY_TMPDIR=/tmp
 WORKDIR /build
@@ -37,8 +37,8 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --extra-index-url "${TORCH_INDEX}" "$(grep '^torch==' cpu.txt)" \
     && pip install --no-deps -r cpu.txt -r benchmarks.txt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist pip install --no-deps /dist/*.whl
-COPY --chown=1000:100 sweeps /home/ray/work/sweeps
-WORKDIR /home/ray/work
+COPY --chown=1000:100 sweeps /home/ray/kvray/sweeps
+WORKDIR /home/ray/kvray
 USER 1000:100
 CMD ["kvray", "--help"]
 
@@ -48,7 +48,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY requirements/gpu.txt ./
 RUN pip install --no-deps -r gpu.txt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist pip install --no-deps /dist/*.whl
-COPY --chown=1000:100 sweeps /home/ray/work/sweeps
-WORKDIR /home/ray/work
+COPY --chown=1000:100 sweeps /home/ray/kvray/sweeps
+WORKDIR /home/ray/kvray
 USER 1000:100
 CMD ["kvray", "--help"]

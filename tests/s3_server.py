@@ -7,10 +7,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+
+from kvray.store.store import Store
 
 KEY, SECRET = "AKIAKVRAYTESTKEY", "kvray/Test+Secret"
 BUCKET = "kvray-sweeps"
@@ -68,3 +71,12 @@ def endpoint() -> Iterator[str]:
 
 def bucket(endpoint: str) -> Any:
     return boto3.resource("s3", endpoint_url=f"http://{endpoint}", region_name="us-east-1").Bucket(BUCKET)
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store on a disk, then one in the bucket."""
+    if request.param == "disk":
+        return Store(tmp_path)
+    host = request.getfixturevalue("endpoint")
+    return Store(f"s3://{BUCKET}/{tmp_path.name}?endpoint_override=http://{host}&scheme=http")

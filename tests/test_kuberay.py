@@ -90,7 +90,7 @@ def test_the_entrypoint_is_a_command_of_kvray_on_a_sweep_of_the_image(job: dict[
     assert words[0] == "kvray"
     group = typer.main.get_command(app)
     group.commands[words[1]].make_context("kvray", words[2:])  # type: ignore[attr-defined]
-    assert (ROOT / words[2].removeprefix("/home/ray/work/")).is_file()
+    assert (ROOT / words[2].removeprefix("/home/ray/kvray/")).is_file()
     assert words[3] == "--store" and words[4].startswith("s3://")
 
 

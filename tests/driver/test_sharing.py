@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from planned_toys import BASE, commit, toy_plan
-from s3_server import BUCKET, endpoint
+from s3_server import endpoint, store
 from test_run import Stages
 from toy_tasks import Toy
 
@@ -31,7 +31,7 @@ from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.base import REGISTRY
 
-__all__ = ["endpoint"]
+__all__ = ["endpoint", "store"]
 
 
 class Driver(Stages):
@@ -91,14 +91,6 @@ def drivers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drivers]:
     monkeypatch.setattr(sharing, "CHANGE_S", 0.05)
     yield made
     made.pool.shutdown()
-
-
-@pytest.fixture(params=["disk", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "disk":
-        return Store(tmp_path)
-    host = request.getfixturevalue("endpoint")
-    return Store(f"s3://{BUCKET}/{tmp_path.name}?endpoint_override=http://{host}&scheme=http")
 
 
 def seeds(number: int, **changes: Any) -> Plan:

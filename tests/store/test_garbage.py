@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from planned_toys import BASE, commit, toy_plan
-from s3_server import BUCKET, endpoint
+from s3_server import endpoint, store
 from toy_tasks import Toy
 
 from kvray.errors import InputError, StoreError
@@ -22,21 +22,13 @@ from kvray.store.leases import Leases
 from kvray.store.store import Store
 from kvray.tasks.base import REGISTRY
 
-__all__ = ["endpoint"]
+__all__ = ["endpoint", "store"]
 
 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REGISTRY, "toy", Toy)
     monkeypatch.setattr(inputs, "resolve", lambda name, tokenizer=None: BASE)
-
-
-@pytest.fixture(params=["disk", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "disk":
-        return Store(tmp_path)
-    host = request.getfixturevalue("endpoint")
-    return Store(f"s3://{BUCKET}/{tmp_path.name}?endpoint_override=http://{host}&scheme=http")
 
 
 def made(store: Store, **changes: object) -> Plan:

@@ -13,23 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, REQUESTS, endpoint
+from s3_server import BUCKET, REQUESTS, endpoint, store
 
 from kvray.errors import StoreError
 from kvray.store import leases
 from kvray.store.leases import FOLDER, Leases, Watch
 from kvray.store.store import Store
 
-__all__ = ["endpoint"]
+__all__ = ["endpoint", "store"]
 CELLS = [f"predictions/cell-{number:03}" for number in range(30)]
-
-
-@pytest.fixture(params=["disk", "bucket"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "disk":
-        return Store(tmp_path)
-    host = request.getfixturevalue("endpoint")
-    return Store(f"s3://{BUCKET}/{tmp_path.name}?endpoint_override=http://{host}&scheme=http")
 
 
 @pytest.fixture(autouse=True)
