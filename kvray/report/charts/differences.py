@@ -5,9 +5,9 @@ from typing import Any
 
 import polars as pl
 
-from kvray.report.charts import labels, style
-from kvray.report.charts.style import PAPER, WIDTH, Palette
-from kvray.report.text import change, judged
+from kvray.report.charts import labels, style, tips
+from kvray.report.charts.style import WIDTH, Palette
+from kvray.report.text import Linked, change, judged, signed
 from kvray.results.frames import BASE
 
 Places = Mapping[tuple[str, str], Sequence[float]]  # published changes, as shares, by (evaluation, model)
@@ -85,8 +85,6 @@ def gain_against_loss(
 
     ``subtitle`` says what the intervals cover; every seed that both evaluations have is a small point.
     """
-    from matplotlib.patheffects import withStroke
-
     across, upward = (
         {row["b"]: row for row in comparisons.filter(pl.col("evaluation") == evaluation).iter_rows(named=True)}
         for evaluation in (retrieval, knowledge)
@@ -102,6 +100,8 @@ def gain_against_loss(
         for model, point in points.items():
             errors = {"xerr": style.reach(across[model]), "yerr": style.reach(upward[model]), "elinewidth": 1.4}
             panel.errorbar(*point, fmt=palette.marker(model), color=palette.colour(model), **errors, **style.DOT)
+            said = f"{tips.difference(across[model])}. {tips.difference(upward[model])}"
+            tips.point(panel, *point, Linked(said, {"evaluation": retrieval, "model": model}))
             for each in single[model]:
                 panel.plot(100 * each[0], 100 * each[1], marker="o", color=palette.colour(model), **style.SEED)
         drawn = [each for several in single.values() for each in several]
@@ -112,7 +112,7 @@ def gain_against_loss(
         width, height = right - left, high - low
         shares = [((x - left) / width, (y - low) / height) for x, y in points.values()]
         look = {"fontsize": 9.5, "fontweight": "bold", "va": "center", "zorder": 4, "transform": panel.transAxes}
-        look["path_effects"] = [withStroke(linewidth=2.5, foreground=PAPER)]
+        look["path_effects"] = style.halo()
         for model, place in zip(both, labels.places(both, shares, (-left / width, -low / height)), strict=True):
             panel.text(*place, model, color=palette.colour(model), **look)
         panel.scatter([0], [0], color=style.GREY, s=34, zorder=2)
@@ -140,8 +140,12 @@ def _forest(
         place = models.index(row["b"])
         look = {"fmt": palette.marker(row["b"]), "color": palette.colour(row["b"]), "elinewidth": 2.0, **style.DOT}
         panel.errorbar(100 * row["difference"], place, xerr=style.reach(row), **look)
-        for each in (seeds or {}).get((row["evaluation"], row["b"]), {}).values():
+        tips.point(panel, 100 * row["difference"], place, tips.difference(row))
+        for seed, each in (seeds or {}).get((row["evaluation"], row["b"]), {}).items():
             panel.plot(100 * each, place + _BESIDE, marker="o", color=palette.colour(row["b"]), **style.SEED)
+            to = {"evaluation": row["evaluation"], "model": row["b"], "seed": seed}
+            said = Linked(f"{row['b']} on {row['evaluation']}, seed {seed}: {signed(each)} points", to)
+            tips.point(panel, 100 * each, place + _BESIDE, said)
     panel.set_yticks(range(len(models)), models, color=style.INK)
     panel.set_ylim(-0.6, len(models) - 0.4)
     panel.grid(axis="y", visible=False)
