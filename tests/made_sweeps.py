@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from kvray.store.fingerprint import fingerprint
-from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.schemas import EXAMPLE_SCHEMA, PREDICTIONS_SCHEMA
 from kvray.store.store import Store, artefact_id
 
 POSITIONS = (1, 2, 5, 10, 15, 20)
@@ -79,6 +79,23 @@ def cell(
     return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
 
 
+def dataset(predictions: pa.Table) -> pa.Table:
+    """Return the dataset that predictions of :func:`cell` answer: 20 documents with the gold one, or none."""
+    rows = []
+    for row in predictions.select(
+        [name for name in EXAMPLE_SCHEMA.names if name in PREDICTIONS_SCHEMA.names]
+    ).to_pylist():
+        question, position = row["question_id"], row["position"]
+        told = {place: f"Document [{place}](Title: Town {place}) It is known for {question}." for place in range(1, 21)}
+        asked = f"Question: Who founded {question}?\nAnswer:"
+        prompt = asked
+        if position is not None:
+            told[position] = f"Document [{position}](Title: {question}) It was founded by Ada Quill."
+            prompt = "\n".join(["Answer from the documents.", "", *told.values(), "", asked])
+        rows.append({**row, "prompt": prompt, "answer": "Ada Quill"})
+    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+
+
 @pytest.fixture(scope="session")
 def make_cell() -> Cell:
     """The builder of one cell's predictions."""
@@ -121,10 +138,15 @@ def commit_artefact(
     method: str,
     chunks: int = 1,
     skip: Sequence[str] = (),
+    task: str | None = None,
     **measurements: Any,
 ) -> str:
-    """Add an artefact to a plan, and commit it with a table in some chunks unless its id contains a ``skip``."""
-    recipe = {"label": label, "finetune": {"method": method, "epochs": 2.0, "learning_rate": 5e-6}}
+    """Add an artefact to a plan, and commit it with a table in some chunks unless its id contains a ``skip``.
+
+    ``task`` is that of a dataset, whose knobs are its defaults.
+    """
+    recipe: dict[str, Any] = {"label": label, "finetune": {"method": method, "epochs": 2.0, "learning_rate": 5e-6}}
+    recipe |= {"task": {"task": task}} if task else {}
     digest = fingerprint(recipe, needs)
     identity = {"id": artefact_id(kind, label, digest), "kind": kind, "name": label, "fingerprint": digest}
     identity |= {"needs": needs}
@@ -157,9 +179,11 @@ def commit_sweep(
     artefact = partial(commit_artefact, store, planned, method="lora", chunks=2, skip=skip)
     some = pa.table({"x": list(range(4))})
     data = {m: artefact("dataset", f"simple-{m}", [], {"dataset": m, "role": "train"}, some) for m in mixtures}
-    tests = {
-        e: artefact("dataset", f"test-{e}", [], {"dataset": e, "role": "evaluate"}, some) for e in ("mdqa20", "recall")
-    }
+    tests = {}
+    for evaluation, task in (("mdqa20", "mdqa"), ("recall", "recall")):
+        asked = dataset(cell(evaluation, questions=questions))
+        labels = {"dataset": evaluation, "role": "evaluate"}
+        tests[evaluation] = artefact("dataset", f"test-{evaluation}", [], labels, asked, task=task)
     tuned: dict[tuple[str | None, int | None], str | None] = {(None, None): None}
     for mixture in mixtures:
         for seed in seeds:
