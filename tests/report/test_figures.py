@@ -242,8 +242,8 @@ def test_a_corner_is_named_only_where_its_quarter_has_room(tables: Tables) -> No
 
 @pytest.mark.parametrize(("share", "said"), [(1.0, "100"), (0.9979, "99.8"), (0.99999, "99.9"), (0.994, "99")])
 def test_a_bar_says_100_of_all_alone(share: float, said: str) -> None:
-    rows = [{"model": "base", "outcome": "right", "share": share}]
-    rows += [{"model": "base", "outcome": "wrong", "share": 1 - share}] if share < 1 else []
+    rows = [{"model": "base", "outcome": "right", "share": share, "n": 480}]
+    rows += [{"model": "base", "outcome": "wrong", "share": 1 - share, "n": 480}] if share < 1 else []
     (panel,) = grids.outcome_bars(pl.DataFrame(rows), "recall", "words", {}).axes
     assert said in {text.get_text() for text in panel.texts}
 

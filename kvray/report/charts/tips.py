@@ -68,7 +68,7 @@ def accuracy(row: Mapping[str, Any], place: str) -> str:
 
 
 def difference(row: Mapping[str, Any]) -> str:
-    """Return what a comparison with the base says: "ours on recall: +2.0 (+1.0 to +3.0) points, better; n 480 pairs"."""
+    """Return what a comparison with the base says: "ours on recall: +2.0 (+1.0 to +3.0) points, better; n 48 pairs"."""
     said = f"{row['b']} on {row['evaluation']}: {change(row['difference'], row['low'], row['high'])} points, "
     said += f"{judged(row)}; n {count(row['n'])} pairs"
     to = {"evaluation": row["evaluation"], "model": row["b"]}

@@ -95,7 +95,7 @@ def document(snapshot: Snapshot, chosen: pl.DataFrame, prompts: Mapping[tuple[st
     examples = chosen.unique(_KEY, keep="first", maintain_order=True)
     held: dict[tuple[str, str], int] = {}
     texts: list[list[Any]] = []
-    asked = []
+    asked: list[int | None] = []
     for key in examples.select(_KEY).iter_rows():
         found = prompts.get(key)
         if found is None or found["prompt"] is None:
