@@ -88,6 +88,8 @@ def _seeds(
         return
     for model in models:
         points = seeds.filter(pl.col("model") == model)
+        if not points.height:  # an empty line would make the layout leave room down to the figure's corner
+            continue
         look = {"marker": "o", "color": palette.colour(model), "clip_on": False, **style.SEED}
         panel.plot(points[axis.name].to_list(), points["accuracy"].to_list(), **look)
         for row in points.iter_rows(named=True):
