@@ -184,5 +184,6 @@ class Report(os.PathLike[str]):
         return self.path
 
     def _repr_html_(self) -> str:
-        frame = f'<iframe srcdoc="{html.escape(self.page)}" width="100%" height="{_REPORT_HEIGHT}"></iframe>'
+        alone = 'sandbox="allow-scripts"'  # the page's scripts run, and reach nothing of the notebook
+        frame = f'<iframe {alone} srcdoc="{html.escape(self.page)}" width="100%" height="{_REPORT_HEIGHT}"></iframe>'
         return f"<p>{html.escape(self.path)}</p>{frame}"

@@ -11,6 +11,7 @@ from typing import Any
 import answered_sweep
 import pytest
 
+from kvray.driver.api import Report
 from kvray.report import build
 from kvray.store.store import Store
 
@@ -237,3 +238,18 @@ def test_anchors_open_what_is_folded(opened: Any) -> None:
     page.locator("nav a", has_text="Provenance").click()
     assert page.evaluate("location.hash") == "#provenance"
     assert page.locator("#provenance").bounding_box()["y"] < 900
+
+
+def test_a_notebook_shows_the_page_in_a_frame_that_reaches_nothing_else(browser: Any, report: str) -> None:
+    path = report.removeprefix("file://")
+    shown = Report(path, str(Path(path).parent), Path(path).read_text())._repr_html_()
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.set_content(shown)
+    frame = page.frame_locator("iframe")
+    frame.locator("td a[href='#answers?evaluation=mdqa20&model=ours&position=20']").click()
+    frame.locator(".chips button", has_text=re.compile(r"^wrong")).click()
+    assert frame.locator(".matches > li").count() > 0
+    assert said == [] and page.url == "about:blank"
+    page.close()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -25,6 +25,7 @@ from kvray.tasks.base import REGISTRY
 LIMIT = 4 * 2**20
 """Most bytes of the packed answers in a page."""
 _PACKED = 3  # bytes of JSON that give about one byte in the page
+_FILLED, _ATTEMPTS = 0.7, 3  # share of the limit that is enough, and how often it is tried for
 _ROW, _EXAMPLE = 60, 120  # bytes of JSON of a row and of an example, without their texts
 _PROMPT, _KEPT = 12_000, 2_000
 """Letters of a prompt that is held whole; of a longer one, letters kept at its ends and around each gold passage."""
@@ -52,15 +53,27 @@ def answer_by_answer(snapshot: Snapshot) -> list[Block]:
     rows = _rows(snapshot.predictions)
     if not rows.height:
         return []
-    bytes_of_json, prompts = _PACKED * LIMIT, None
-    while True:
-        chosen = choose(rows, bytes_of_json)
-        prompts = _prompts(snapshot, chosen) if prompts is None else prompts
-        packed = pack(document(snapshot, chosen, prompts))
-        if len(packed) <= LIMIT:
-            break
-        bytes_of_json = int(0.9 * bytes_of_json * LIMIT / len(packed))
+    chosen, packed = fill(snapshot, rows, LIMIT)
     return [Heading("Answer by answer"), Answers(packed, _about(rows, chosen), _without(snapshot.sweep))]
+
+
+def fill(snapshot: Snapshot, rows: pl.DataFrame, limit: int) -> tuple[pl.DataFrame, str]:
+    """Return the rows that a page of ``limit`` bytes holds, and these packed; prompts of others are not read."""
+    bytes_of_json, best = _PACKED * limit, None
+    prompts: dict[tuple[str, str], dict[str, Any]] = {}
+    for attempt in itertools.count(1):  # how well texts pack is known only then
+        chosen = choose(rows, bytes_of_json)
+        prompts |= _prompts(snapshot, chosen, prompts)
+        packed = pack(document(snapshot, chosen, prompts))
+        if len(packed) <= limit:
+            best = chosen, packed
+            if chosen.height == rows.height or len(packed) > _FILLED * limit:
+                break
+        if best and attempt >= _ATTEMPTS:
+            break
+        bytes_of_json = int(0.9 * bytes_of_json * limit / len(packed))
+    assert best
+    return best
 
 
 def choose(rows: pl.DataFrame, bytes_of_json: int) -> pl.DataFrame:
@@ -70,19 +83,21 @@ def choose(rows: pl.DataFrame, bytes_of_json: int) -> pl.DataFrame:
     with it. The same rows give the same choice, which meets the same questions in every cell.
     """
     place = ["evaluation", "model", "seed", *AXES]
-    question = pl.col("question_id").rank("dense").over("evaluation")
     differs = pl.col("base_score").is_not_null() & (pl.col("score") != pl.col("base_score"))
-    prompt = pl.min_horizontal(4 * pl.col("prompt_tokens"), pl.lit(_PROMPT)) + _EXAMPLE
-    placed = rows.with_columns(differs=differs, at=(question * _GOLDEN) % 1)
-    placed = placed.with_columns(turn=pl.col("at").rank("ordinal").over([*place, "differs"]))
-    placed = placed.sort(pl.col("differs").not_(), "turn", *place, "example_id", nulls_last=False, maintain_order=True)
+    question = pl.col("question_id").rank("dense").over("evaluation")
+    placed = rows.with_columns(after=differs.not_(), at=(question * _GOLDEN) % 1)
+    placed = placed.with_columns(turn=pl.col("at").rank("ordinal").over([*place, "after"]))
+    placed = placed.sort("after", "turn", *place, "example_id", maintain_order=True)
+    # A turn that does not fit whole is to leave out cells of every evaluation alike.
+    cell = (pl.int_range(pl.len()).over("after", "turn") * _GOLDEN) % 1
+    placed = placed.with_columns(at=cell).sort("after", "turn", "at", maintain_order=True)
     first = pl.int_range(pl.len()).over(_KEY) == 0
+    prompt = pl.min_horizontal(4 * pl.col("prompt_tokens"), pl.lit(_PROMPT)) + _EXAMPLE
     size = pl.col("answer").str.len_bytes() + _ROW + pl.when(first).then(prompt + _ROW).otherwise(0)
-    taken = placed.filter(size.cum_sum() <= max(bytes_of_json, 1))
-    examples = taken.select(_KEY).unique()
-    beside = placed.filter(pl.col("model") == BASE).join(examples, on=_KEY, how="semi")
+    taken = placed.filter(size.cum_sum() <= bytes_of_json)
+    beside = placed.filter(pl.col("model") == BASE).join(taken.select(_KEY).unique(), on=_KEY, how="semi")
     both = pl.concat([taken, beside]).unique(["artefact", "example_id"])
-    return both.drop("differs", "at", "turn").sort("evaluation", "question_id", *AXES, "example_id", "model", "seed")
+    return both.drop("after", "at", "turn").sort("evaluation", "question_id", *AXES, "example_id", "model", "seed")
 
 
 def document(snapshot: Snapshot, chosen: pl.DataFrame, prompts: Mapping[tuple[str, str], Mapping[str, Any]]) -> Any:
@@ -141,7 +156,7 @@ def pieces(prompt: str, gold: Sequence[str]) -> list[Any]:
         else:
             merged.append((start, end))
     found: list[Any] = []
-    for (_, before), (start, end) in pairwise([(0, 0), *merged, (len(prompt), len(prompt))]):
+    for (_, before), (start, end) in itertools.pairwise([(0, 0), *merged, (len(prompt), len(prompt))]):
         plain = prompt[before:start]
         if len(prompt) > _PROMPT and len(plain) > 2 * _KEPT:
             found += [plain[:_KEPT], len(plain) - 2 * _KEPT, plain[-_KEPT:]]
@@ -165,10 +180,14 @@ def _rows(predictions: pl.DataFrame) -> pl.DataFrame:
     return scored.select(*columns, "score", "outcome", "artefact").join(base, on=_KEY, how="left")
 
 
-def _prompts(snapshot: Snapshot, chosen: pl.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return prompt, gold and dataset of each chosen example; only these prompts are read."""
+def _prompts(
+    snapshot: Snapshot, chosen: pl.DataFrame, known: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return prompt, gold and dataset of each chosen example that is not known yet."""
     examples = chosen.select(*_KEY, "artefact").unique(_KEY, keep="first", maintain_order=True)
-    read = with_prompts(snapshot.store, examples)
+    read = with_prompts(
+        snapshot.store, examples.filter([key not in known for key in examples.select(_KEY).iter_rows()])
+    )
     return {(row["evaluation"], row["example_id"]): row for row in read.iter_rows(named=True)}
 
 

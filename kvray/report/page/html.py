@@ -50,7 +50,7 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
         .render(
             title=title,
             blocks=blocks,
-            drawings={id(figure): Markup(svg.inline(figure, f"f{i}-")) for i, figure in enumerate(figures)},
+            drawings={id(figure): Markup(svg.inline(figure, f"f{i}-", drilled)) for i, figure in enumerate(figures)},
             anchors={id(heading): anchor for heading, anchor in headings},
             contents=_contents(headings),
             linked=drilled,

@@ -21,8 +21,11 @@ _FACES = {"DejaVuSans.ttf": "", "DejaVuSans-Bold.ttf": "font-weight:700", "DejaV
 """Files of the fonts that matplotlib brings and draws with, and how the page tells them apart."""
 
 
-def inline(figure: Figure, prefix: str) -> str:
-    """Return a figure's SVG for a page: unique ids, no fixed size, the page's colours, a description, and its spots."""
+def inline(figure: Figure, prefix: str, linked: bool) -> str:
+    """Return a figure's SVG for a page: unique ids, no fixed size, the page's colours, a description, and its spots.
+
+    These lead to their answers if ``linked``.
+    """
     svg = figure.drawn[figure.drawn.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', svg)
@@ -33,7 +36,7 @@ def inline(figure: Figure, prefix: str) -> str:
     root = re.sub(r'\s(?:width|height)="[^"]*"', "", root)
     for name, colour in _INKS.items():
         rest = rest.replace(colour.lower(), f"var(--{name})")
-    spots = "".join(map(_spot, figure.spots))
+    spots = "".join(_spot(spot, linked) for spot in figure.spots)
     rest = rest.replace("</svg>", f'<g class="spots">{spots}</g></svg>') if spots else rest
     return f'{root} role="group" aria-label="{html.escape(figure.about)}">{rest}'
 
@@ -83,8 +86,8 @@ def _subset(file: str, letters: frozenset[str]) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _spot(spot: Spot) -> str:
-    to = f' data-to="{html.escape(address(spot.to))}"' if spot.to else ""
+def _spot(spot: Spot, linked: bool) -> str:
+    to = f' data-to="{html.escape(address(spot.to))}"' if spot.to and linked else ""
     said = f"{to}><title>{html.escape(spot.said)}</title>"
     if not spot.width:
         return f'<circle cx="{spot.left:.1f}" cy="{spot.top:.1f}" r="{_RADIUS}"{said}</circle>'
