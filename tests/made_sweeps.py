@@ -175,6 +175,7 @@ def commit_sweep(
     mixtures: Sequence[str] = tuple(GAINS),
     seeds: Sequence[int] = (0, 1),
     questions: int = 60,
+    retrieval: str = "mdqa20",
 ) -> list[str]:
     """Commit a sweep; artefacts whose id contains a ``skip`` are left out.
 
@@ -186,7 +187,7 @@ def commit_sweep(
     some = pa.table({"x": list(range(4))})
     data = {m: artefact("dataset", f"simple-{m}", [], {"dataset": m, "role": "train"}, some) for m in mixtures}
     tests = {}
-    for evaluation, task in (("mdqa20", "mdqa"), ("recall", "recall")):
+    for evaluation, task in ((retrieval, "mdqa"), ("recall", "recall")):
         asked = dataset(cell(evaluation, questions=questions))
         labels = {"dataset": evaluation, "role": "evaluate"}
         tests[evaluation] = artefact("dataset", f"test-{evaluation}", [], labels, asked, task=task)
@@ -205,7 +206,7 @@ def commit_sweep(
                 "finetune": "lora" if mixture else None,
                 "seed": seed,
             }
-            long = too_long if mixture == "ours" and seed == 0 and evaluation == "mdqa20" else 0
+            long = too_long if mixture == "ours" and seed == 0 and evaluation == retrieval else 0
             table = cell(evaluation, mixture, seed, questions=questions, too_long=long)
             needs = [test, finetune] if finetune else [test]
             cell_name = f"{evaluation}-{mixture or 'base'}-s{seed}"

@@ -137,6 +137,20 @@ def test_a_chunk_of_an_older_version_reads_as_null_where_it_lacks_a_column(store
     assert chunks.read(store, cell.id, 0, asked) is None
 
 
+def test_chunks_that_an_earlier_kvray_left_unfinished_are_not_mixed_with_new_ones(store: Store) -> None:
+    cell, asked = questions(store)
+    # As they lay before there was a folder for them: beside where the manifest is to be.
+    wrong = table_of(asked, range(256)).append_column("sweep", [["sweep"] * 256])
+    store.write(cell.id, "chunk-00000.parquet", wrong)
+    assert chunks.missing(store, cell.id, asked) == [0, 1]
+    write(store, cell.id, asked, 0)
+    write(store, cell.id, asked, 1)
+    commit(store, cell, asked)
+    assert store.state(cell.id, verify=True) == "committed"
+    table = store.read_table(cell.id)
+    assert table.num_rows == ROWS and table.schema.names == ANSWERS_SCHEMA.names
+
+
 def test_rows_carry_the_labels_of_the_sweep_that_asks_first(tmp_path: Path) -> None:
     store = Store(tmp_path)
     cell = made.predictions(store, made.dataset(store, made.example_table(3)), None)
