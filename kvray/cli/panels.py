@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -119,7 +120,10 @@ def _title(row: Mapping[str, Any]) -> str:
 
 def _prompt(row: Mapping[str, Any], full: bool) -> list[Piece]:
     if row["prompt"] is not None:
-        return excerpt(row["prompt"], row["gold"], full)
+        turns = [f"[{turn['role']}] {turn['content']}\n\n" for turn in json.loads(row["history"] or "[]")]
+        before: list[Piece] = [(text, "text") for text in [*turns, *(["[user] "] if turns else [])]]
+        after: list[Piece] = [(f"\n\n[assistant] {row['answer_prefix']}", "text")] if row["answer_prefix"] else []
+        return [*before, *excerpt(row["prompt"], row["gold"], full), *after]
     if row["dataset"] is None:
         return [(f"[prompt {row['example_id']} is not in the store: lm-evaluation-harness brings it]", "cut")]
     return [(f"[the prompt is gone: {row['dataset']} is damaged or not in the store any more]", "cut")]

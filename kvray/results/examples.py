@@ -18,18 +18,23 @@ from kvray.tasks.problems import unknown
 
 Flip = Literal["lost", "won"]
 COLUMNS = (
-    "evaluation task model seed example_id question_id position length depth subtask condition prompt answer "
-    "base_answer references gold outcome base_outcome score base_score finish_reason dataset artefact"
+    "evaluation task model seed example_id question_id position length depth subtask condition history prompt "
+    "answer_prefix answer base_answer references gold outcome base_outcome score base_score finish_reason dataset "
+    "artefact"
 ).split()
 """Columns of :meth:`kvray.results.Results.examples`, which describes them."""
 _TEXTS = pl.List(pl.String)
 _ASKED: dict[str, Any] = {
     "dataset": pl.String,
     "example_id": pl.String,
+    "history": pl.String,
     "prompt": pl.String,
+    "answer_prefix": pl.String,
     "references": _TEXTS,
     "gold": _TEXTS,
 }
+_ABSENT = ("history", "answer_prefix")
+"""Columns that only some datasets have."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +114,11 @@ def _at(rows: pl.DataFrame, name: str, value: Any) -> pl.DataFrame:
 def with_prompts(store: Store, predictions: pl.DataFrame) -> pl.DataFrame:
     """Add what was asked to rows of predictions, in their order; they need the columns artefact and example_id.
 
-    Added, or replaced, are: ``dataset``, the id of the evaluation's dataset; ``prompt``, the user message;
-    ``references``, the accepted answers (those of the predictions, where they are there); ``gold``, pieces of the
-    prompt that hold the answer, verbatim, empty where the task tells none. A benchmark of lm-evaluation-harness has no
-    dataset: dataset and prompt are null. So is the prompt where the dataset is damaged or not in the store any more.
+    Added are ``dataset``, the id of the evaluation's dataset, and ``references``, the accepted answers, where they are
+    not there; added or replaced are ``prompt``, the user message; ``gold``, pieces of the prompt that hold the answer,
+    verbatim, empty where the task tells none; ``history``, of chats, the messages before the prompt, as JSON; and
+    ``answer_prefix``, what the assistant's turn begins with. A benchmark of lm-evaluation-harness has no dataset:
+    dataset and prompt are null. So is the prompt where the dataset is damaged or not in the store any more.
     """
     if "dataset" not in predictions.columns:
         predictions = predictions.with_columns(dataset=_datasets(store, predictions["artefact"]))
@@ -120,7 +126,7 @@ def with_prompts(store: Store, predictions: pl.DataFrame) -> pl.DataFrame:
     asked = {str(dataset): part["example_id"].to_list() for (dataset,), part in wanted.group_by("dataset")}
     manifests = store.read_manifests(list(asked))
     parts = [_asked(store, manifest, asked[one]) for one, manifest in manifests.items()]
-    kept = predictions.drop("prompt", "gold", strict=False)
+    kept = predictions.drop("prompt", "gold", *_ABSENT, strict=False)
     prompts = pl.concat([pl.DataFrame(schema=_ASKED), *parts])
     joined = kept.join(prompts, on=["dataset", "example_id"], how="left", maintain_order="left")
     if "references_right" in joined.columns:
@@ -139,7 +145,7 @@ def _datasets(store: Store, artefacts: pl.Series) -> pl.Series:
 
 
 def _asked(store: Store, dataset: Manifest, ids: Collection[str]) -> pl.DataFrame:
-    """Return prompt, references and gold of some examples of a dataset."""
+    """Return what some examples of a dataset ask, in the columns of :data:`_ASKED`."""
     try:
         stored = pl.DataFrame(store.read_table(dataset.id))
     except DamagedArtefactError:
@@ -147,9 +153,9 @@ def _asked(store: Store, dataset: Manifest, ids: Collection[str]) -> pl.DataFram
     chosen = stored.filter(pl.col("example_id").is_in(list(ids)))
     task = _task(dataset)
     gold = [_gold(task, row) for row in chosen.iter_rows(named=True)]
-    return chosen.select(
-        pl.lit(dataset.id).alias("dataset"), "example_id", "prompt", "references", pl.Series("gold", gold, dtype=_TEXTS)
-    )
+    absent = [pl.lit(None, pl.String).alias(name) for name in _ABSENT if name not in chosen.columns]
+    added = [pl.lit(dataset.id).alias("dataset"), pl.Series("gold", gold, dtype=_TEXTS), *absent]
+    return chosen.with_columns(added).select(list(_ASKED))
 
 
 def _task(dataset: Manifest) -> Task | None:

@@ -125,7 +125,8 @@ class Results:
         ``limit`` takes the first rows, before any prompt is read.
 
         Columns: evaluation, task, model, seed, example_id, question_id; position, length, depth, subtask and condition;
-        prompt (the user message; null where lm-evaluation-harness asks), answer, base_answer, references (accepted
+        prompt (the user message; null where lm-evaluation-harness asks), history (of chats, the messages before it, as
+        JSON), answer_prefix (of RULER, what the answer goes on from), answer, base_answer, references (accepted
         answers), gold (pieces of the prompt that hold the answer, verbatim; empty where the task tells none), outcome,
         base_outcome, score, base_score, finish_reason, dataset and artefact (ids in the store). Answers and scores are
         null where the prompt was too long to be run.

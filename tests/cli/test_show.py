@@ -13,7 +13,8 @@ from made_sweeps import commit_sweep
 from typer.testing import CliRunner, Result
 
 from kvray.cli import app
-from kvray.cli.panels import excerpt, printable
+from kvray.cli.panels import excerpt, printable, write
+from kvray.results.examples import COLUMNS
 from kvray.results.reader import Results
 from kvray.store.store import Store
 
@@ -110,3 +111,11 @@ def test_an_excerpt_has_the_beginning_the_gold_and_the_end_and_says_what_it_leav
 
 def test_an_answer_does_nothing_to_the_terminal() -> None:
     assert printable("a\x1b[31mb\tc\n\x07é") == "a\\x1b[31mb\tc\n\\x07é"
+
+
+def test_a_chat_is_shown_with_its_turns_and_where_the_answer_goes_on_from(capsys: pytest.CaptureFixture[str]) -> None:
+    row = dict.fromkeys(COLUMNS) | {"evaluation": "chats", "model": "base", "example_id": "a", "references": ["x"]}
+    row |= {"history": '[{"role": "system", "content": "Be brief."}]', "prompt": "And now?", "answer_prefix": "It is"}
+    write([row | {"gold": [], "answer": "x", "score": 1.0, "outcome": "right", "finish_reason": "length"}], full=False)
+    told = capsys.readouterr().out
+    assert "  [system] Be brief.\n\n  [user] And now?\n\n  [assistant] It is\nanswer: x [cut off]" in told

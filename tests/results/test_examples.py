@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from kvray.errors import InputError
 from kvray.results import frames
 from kvray.results.examples import COLUMNS, Choice, with_prompts
 from kvray.results.reader import Results
+from kvray.store.schemas import CHAT_SCHEMA, PREFIX_SCHEMA
 from kvray.store.store import Store
 
 
@@ -38,7 +40,9 @@ def test_prompts_are_joined_in_the_order_of_the_rows(results: Results) -> None:
 def test_any_columns_will_do_that_name_the_row(results: Results) -> None:
     rows = results.predictions("first").select("artefact", "example_id").collect().head(30)
     asked = with_prompts(results.store, rows)
-    assert asked.columns == ["artefact", "example_id", "dataset", "prompt", "references", "gold"]
+    assert asked.columns == [
+        *("artefact", "example_id", "dataset", "history", "prompt", "answer_prefix", "references", "gold")
+    ]
     assert asked["references"].to_list() == [["Ada Quill"]] * 30
     assert with_prompts(results.store, asked).select(asked.columns).equals(asked)
     assert with_prompts(results.store, rows.clear()).schema == asked.schema
@@ -135,3 +139,24 @@ def test_a_depth_is_found_in_single_precision_and_a_condition_among_others() -> 
     placed = Choice().places(rows)
     # What was not run is neither right nor wrong.
     assert Choice(right=True).answers(placed).height == Choice(right=False).answers(placed).height == 1
+
+
+def test_chats_come_with_the_messages_before_and_ruler_with_the_beginning_of_its_answer(tmp_path: Path) -> None:
+    store, history = Store(tmp_path), '[{"role": "user", "content": "hello"}]'
+    row = {"example_id": "a", "question_id": "a", "units": 0, "answer": "x", "references": ["x"], "prompt_tokens": 1}
+    for name, schema, more in (
+        ("chats", CHAT_SCHEMA, {"prompt": "and now?", "history": history}),
+        ("ruler", PREFIX_SCHEMA, {"prompt": "which?", "answer_prefix": "It is"}),
+    ):
+        identity = {"id": f"datasets/{name}-0", "kind": "dataset", "name": name, "fingerprint": "0" * 64, "needs": []}
+        file = store.write(
+            identity["id"], "data/shard-00000.parquet", pa.Table.from_pylist([row | more], schema=schema)
+        )
+        store.commit(**identity, recipe={"task": {"task": "own:Task"}}, files=[file])
+    rows = pl.DataFrame({"dataset": ["datasets/ruler-0", "datasets/chats-0"], "example_id": ["a", "a"]})
+    asked = with_prompts(store, rows)
+    assert asked.select("history", "prompt", "answer_prefix").rows() == [
+        (None, "which?", "It is"),
+        (history, "and now?", None),
+    ]
+    assert asked["gold"].to_list() == [[], []], "of a task that is not at hand nothing is known"
