@@ -42,7 +42,7 @@ def show(
 
     kvray show quickstart --evaluation recall --model needle --lost --limit 5
 
-    kvray show quickstart --evaluation mdqa --won --json --limit 0 > won.jsonl
+    kvray show quickstart --evaluation mdqa --won --json --limit 0
 
     --json prints the columns of kvray.results.Results.examples; how many match goes to standard error.
     """
