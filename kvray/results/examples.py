@@ -161,10 +161,12 @@ def _asked(store: Store, dataset: Manifest, ids: Collection[str]) -> pl.DataFram
 def _task(dataset: Manifest) -> Task | None:
     """Return the task that made a dataset, without what its recipe leaves out; None for one that is not at hand."""
     load_all()
-    values: dict[str, Any] = dataset.recipe.get("task") or {}
-    kind = REGISTRY.get(values.get("task", ""))
+    values = dataset.recipe.get("task")
+    kind = REGISTRY.get(str(values.get("task"))) if isinstance(values, dict) else None
+    if kind is None or not isinstance(values, dict):
+        return None
     # Not validated: paths of sources are no part of a recipe, and other fields may only fit with them.
-    return None if kind is None else kind.model_construct(**values)
+    return kind.model_construct(**{name: value for name, value in values.items() if name in kind.model_fields})
 
 
 def _gold(task: Task | None, row: dict[str, Any]) -> list[str]:
