@@ -35,7 +35,8 @@ from kvray.generate.job import build
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning import inputs
 from kvray.planning.artefacts import Artefact, PredictionsJob
-from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.manifest import DATA
+from kvray.store.schemas import ANSWERS_SCHEMA
 from kvray.store.store import Store
 from kvray.tasks.base import Task
 
@@ -95,7 +96,7 @@ def quickstart(store: Store) -> None:
             table = answers(artefact, artefact.params, tables)
         else:
             table = pa.table({"row": [0]})
-        entry = store.write(artefact.id, "part-00000.parquet", table)
+        entry = store.write(artefact.id, f"{DATA}/chunk-00000.parquet", table)
         facts = {"seconds": 1.0, "steps": 44, "trained_tokens": 1, "loss_last_epoch": 0.1, "rows_per_epoch": 350}
         store.commit(**artefact.identity(), files=[entry], measurements=facts)
 
@@ -106,12 +107,12 @@ def answers(artefact: Artefact, job: PredictionsJob, tables: dict[str, pa.Table]
     right = np.random.default_rng(len(artefact.id)).random(len(examples_)) < (0.8 if job.finetune_id else 0.4)
     labels = {name: artefact.labels.get(name) for name in ("evaluation", "mixture", "finetune", "seed")}
     rows = [
-        {**{name: example.get(name) for name in PREDICTIONS_SCHEMA.names}, **labels}
-        | {"sweep": "quickstart", "task": job.task.task, "base_model": "kvray-tiny", "finish_reason": "stop"}
+        {**{name: example.get(name) for name in ANSWERS_SCHEMA.names}, **labels}
+        | {"dataset": job.dataset_id, "task": job.task.task, "base_model": "kvray-tiny", "finish_reason": "stop"}
         | {"prompt_tokens": 600, "cached_tokens": 0, "output_tokens": 5, "answer": "an answer", "score": float(good)}
         for example, good in zip(examples_, right, strict=True)
     ]
-    return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
 
 
 def typed(command: Command, here: Path) -> Result:

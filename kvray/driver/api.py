@@ -143,6 +143,10 @@ class SweepResult(Result):
         """Return paired differences b - a with intervals; see :meth:`kvray.results.reader.Results.compare`."""
         return self.results.compare(a, b, by, self.sweep.name)
 
+    def examples(self, *chosen: Any, **also: Any) -> pl.DataFrame:
+        """Return single answers with their prompts; see :meth:`kvray.results.reader.Results.examples`."""
+        return self.results.examples(*chosen, **{**also, "sweep": self.sweep.name})
+
     def report(self, out: str | os.PathLike[str] | None = None) -> Report:
         """Write report.html, report.md, the figures and scores.parquet to a directory or URI (None: in the store)."""
         from kvray.report.build import write

@@ -175,7 +175,7 @@ def test_a_damaged_cell_is_listed_not_read(tmp_path: Path, make_sweep) -> None:
     store = Store(str(tmp_path))
     ids = make_sweep(store, questions=10)
     cell = next(one for one in ids if "recall-mdqa-s0" in one)
-    Path(store.path(cell, "chunk-00000.parquet")).unlink()
+    Path(store.path(cell, "data/chunk-00000.parquet")).unlink()
     text = Path(build.write(store, "first").markdown).read_text()
     assert "| mdqa, seed 0 on recall | predictions | damaged |" in text
 
