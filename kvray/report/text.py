@@ -142,7 +142,7 @@ def flips(row: Row) -> str:
     shown = change(row["difference"], row["difference_low"], row["difference_high"])
     if not row["difference"]:
         return shown
-    return Linked.of(shown, row, beside="lost" if row["difference"] < 0 else "gained")
+    return Linked.of(shown, row, beside="lost" if row["difference"] < 0 else "won")
 
 
 def by_model(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -102,8 +101,16 @@ def test_a_prompt_is_marked_where_the_answer_stands_and_cut_far_from_it() -> Non
     short = f"before {gold} after"
     assert answers.pieces(short, [gold]) == ["before ", [gold], " after"]
     assert answers.pieces(short, []) == [short] and answers.pieces("", ["x"]) == []
-    overlapping = answers.pieces("abcdef", ["abc", "cde", "f"])
-    assert overlapping == [["abcdef"]] or "".join(itertools.chain(*overlapping)) == "abcdef"
+    assert answers.pieces("abcdefg", ["abc", "cde", "f"]) == [["abcdef"], "g"]
+
+
+def test_all_that_was_put_to_a_model_is_shown(snapshot: Snapshot) -> None:
+    chosen = answers.choose(answers._rows(snapshot.predictions), 10_000)
+    history = json.dumps([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}])
+    asked = {"prompt": "Who?", "gold": [], "dataset": "d", "history": history, "answer_prefix": "It is"}
+    prompts = dict.fromkeys(chosen.select("evaluation", "example_id").iter_rows(), asked)
+    (said,) = {"".join(each) for each in answers.document(snapshot, chosen, prompts)["prompts"]}
+    assert said == "system: Be brief.\n\nuser: Hi.\n\nuser: Who?\n\nassistant: It is \u2026"
 
 
 def test_numbers_of_the_page_lead_to_their_answers_and_of_markdown_do_not(snapshot: Snapshot, tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ def test_numbers_of_the_page_lead_to_their_answers_and_of_markdown_do_not(snapsh
     for link in (
         "#answers?evaluation=mdqa20&amp;model=ours",
         "#answers?evaluation=mdqa20&amp;model=base&amp;position=20",
-        "#answers?evaluation=mdqa20&amp;model=ours&amp;beside=gained",
+        "#answers?evaluation=mdqa20&amp;model=ours&amp;beside=won",
     ):
         assert f'<a href="{link}">' in paths.page
     markdown = Path(paths.markdown).read_text()

@@ -127,11 +127,11 @@ def test_filters_agree_with_the_numbers_and_with_the_address(opened: Any) -> Non
     badges.locator("summary").first.click()
     assert badges.locator(".sides .badge").all_inner_texts() == ["wrong", "right"]
     page.locator(".chips button", has_text="base wrong").click()
-    gained = counted(page)
-    assert lost > 0 and gained > lost  # this mixture gains
+    won = counted(page)
+    assert lost > 0 and won > lost  # this mixture gains
     page.locator("select[name=position]").select_option("5")
-    assert 0 < counted(page) < gained
-    assert page.evaluate("location.hash") == "#answers?evaluation=mdqa20&model=ours&seed=0&beside=gained&position=5"
+    assert 0 < counted(page) < won
+    assert page.evaluate("location.hash") == "#answers?evaluation=mdqa20&model=ours&seed=0&beside=won&position=5"
     page.locator("select[name=evaluation]").select_option("recall")
     assert page.locator("select[name=position]").count() == 0
     page.locator("select[name=model]").select_option("")

@@ -39,7 +39,7 @@
   const KINDS = { right: (row) => row.score === 1, wrong: (row) => row.score < 1 };
   const BESIDE = {
     lost: (row) => base(row) && row.score < base(row).score,
-    gained: (row) => base(row) && row.score > base(row).score,
+    won: (row) => base(row) && row.score > base(row).score,
   };
   const evaluation = () => data.evaluations.find((each) => each.name === chosen.evaluation) ?? data.evaluations[0];
   const matches = (row) => {
@@ -86,7 +86,7 @@
     kinds.push(...evaluation().kinds.map((each) => [each, "", each]));
     if (chosen.model !== "base" && data.models.includes("base")) {
       const words = graded ? ["below the base", "above the base"] : ["base right, this wrong", "base wrong, this right"];
-      kinds.push(["", "lost", words[0]], ["", "gained", words[1]]);
+      kinds.push(["", "lost", words[0]], ["", "won", words[1]]);
     }
     chips.replaceChildren(...kinds.map(([outcome, flipped, words]) => {
       const many = found.filter((row) => kind(row, outcome, flipped)).length;

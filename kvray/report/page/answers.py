@@ -6,6 +6,7 @@ import base64
 import gzip
 import itertools
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,7 @@ def document(snapshot: Snapshot, chosen: pl.DataFrame, prompts: Mapping[tuple[st
         one = (found["dataset"], key[1])
         if one not in held:
             held[one] = len(texts)
-            texts.append(pieces(found["prompt"], found["gold"]))
+            texts.append(pieces(_whole(found), found["gold"]))
         asked.append(held[one])
     numbers = examples.select(_KEY).with_row_index("example")
     answers = chosen.join(numbers, on=_KEY, how="left", maintain_order="left")
@@ -217,6 +218,14 @@ def _values(column: pl.Series) -> list[str | None]:
     return [None if each is None else value(each) for each in column]
 
 
+def _whole(asked: Mapping[str, Any]) -> str:
+    """Return all that was put to the model: earlier messages, the prompt, and what the answer begins with."""
+    earlier = json.loads(asked["history"]) if asked.get("history") else []
+    text = "".join(f"{message['role']}: {message['content']}\n\n" for message in earlier)
+    text += f"user: {asked['prompt']}" if earlier else asked["prompt"]
+    return f"{text}\n\nassistant: {asked['answer_prefix']} \u2026" if asked.get("answer_prefix") else text
+
+
 def _places(text: str, part: str) -> list[int]:
     found, at = [], text.find(part)
     while at >= 0:
@@ -235,4 +244,4 @@ def _about(rows: pl.DataFrame, chosen: pl.DataFrame) -> str:
 
 
 def _without(sweep: str) -> str:
-    return f"In a terminal: `kvray show {sweep} --wrong`."
+    return f"In a terminal: `kvray show {shlex.quote(sweep)} --wrong`."
