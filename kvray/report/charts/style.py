@@ -1,6 +1,6 @@
 """Style of all figures (matplotlib without pyplot): colours and markers, which a model keeps, the head, rendering.
 
-Colours here follow the page's theme (:mod:`kvray.report.blocks`); fills of heatmaps and bars, and text on them, do not.
+Colours here follow the page's theme (:mod:`kvray.report.page`); fills of heatmaps and bars, and text on them, do not.
 """
 
 import io
