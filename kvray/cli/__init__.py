@@ -1,10 +1,11 @@
 """The command line. Everything heavy is imported inside the commands, so that ``kvray --help`` is quick."""
 
 from kvray.cli import sweeps  # isort: skip  # in the order of --help: what is typed most comes first
+from kvray.cli import compare  # isort: skip
 from kvray.cli import tools  # isort: skip
 from kvray.cli.frame import app
 
-__all__ = ["app", "main", "sweeps", "tools"]
+__all__ = ["app", "compare", "main", "sweeps", "tools"]
 
 
 def main() -> None:
