@@ -33,9 +33,9 @@ def compare(
     with 95 % intervals, tests and Holm's correction. Cells that both sweeps share are not tested, and what cannot be
     compared is listed with the reason.
 
-    kvray compare quickstart quickstart-rerun
+    kvray compare quickstart quickstart-rerun --store other-store
 
-    kvray compare quickstart quickstart-rerun --pair in2=needle --out /tmp/compared
+    kvray compare quickstart quickstart-rerun --store-b other-store --pair in2=needle --out /tmp/compared
 
     kvray compare quickstart --store-b other-store
 

@@ -112,12 +112,10 @@ def by_axes(compared: Comparison) -> list[Block]:
             own = rows.filter(pl.col("evaluation") == evaluation)
             tables += [Heading(title(compared, evaluation), 3), *_along(compared, own, axis)] if own.height else []
         if tables:
+            marked = rows["verdict"].is_in(list(ARROWS)).any()
+            said = "\u25b2 and \u25bc: better or worse" if marked else "none is beyond noise"
             corrected = f"after Holm's correction over all {rows.height:,} comparisons {family}."
-            found += [
-                Heading(f"By {axis.title}"),
-                Text(f"Change in points; \u25b2 and \u25bc: better or worse {corrected}", "sub"),
-            ]
-            found += tables
+            found += [Heading(f"By {axis.title}"), Text(f"Change in points; {said} {corrected}", "sub"), *tables]
     return found
 
 
