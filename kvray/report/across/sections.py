@@ -50,8 +50,12 @@ def findings(compared: Comparison) -> list[str]:
     first, second = compared.names
     tested, together = compared.tested, compared.overall.filter(pl.col("p").is_null()).height
     verdicts = Counter(tested["verdict"])
-    shown = [f"{verdicts[each]} {'is' if verdicts[each] == 1 else 'are'} {each}" for each in VERDICTS if verdicts[each]]
     number = tested.height
+    shown = [
+        f"{'all' if verdicts[each] == number > 1 else verdicts[each]} {'is' if verdicts[each] == 1 else 'are'} {each}"
+        for each in VERDICTS
+        if verdicts[each]
+    ]
     lead = f"Of {number} {plural(number, 'comparison')} of **{second}** with **{first}**, {listed(shown)}."
     if not number:
         lead = "There is nothing to test: all answers that the two sweeps share are the same artefacts."
@@ -92,11 +96,16 @@ def changes(compared: Comparison) -> list[Block]:
             Figure(chart, f"Change of each model from {first} to {second}, per evaluation", "change-between-sweeps")
         )
     remarks = {each.first: each.note for each in compared.evaluations if each.note}
-    for name in compared.profiles:
+    tables: list[Block] = []
+    evaluations = compared.overall["evaluation"].unique(maintain_order=True).to_list()
+    for name in evaluations:
         rows = compared.overall.filter(pl.col("evaluation") == name)
-        if rows.height:
-            found += [Heading(title(compared, name), 3), _table(compared, rows)]
-            found += [Text(f"{remarks[name][0].upper()}{remarks[name][1:]}.", "sub")] if name in remarks else []
+        tables += [Heading(title(compared, name), 3), _table(compared, rows)]
+        tables += [Text(f"{remarks[name][0].upper()}{remarks[name][1:]}.", "sub")] if name in remarks else []
+    if len(evaluations) > differences.TOLD:
+        found += [*_overview(compared, evaluations), Details("Intervals and p on each evaluation", tables)]
+    else:
+        found += tables
     paired = [f"{one.name} ({one.why})" for one in compared.pairs if one.why]
     return [*found, Text(f"Paired under different names: {listed(paired)}.", "sub")] if paired else found
 
@@ -191,6 +200,18 @@ def _table(compared: Comparison, rows: pl.DataFrame) -> Table:
         line.append(DASH if same else f"{count(row['better'])} : {count(row['worse'])}")
         lines.append([*line, f"{row['seeds_a']} and {row['seeds_b']}"] if several else line)
     return Table([*header, "seeds"] if several else header, lines, left=2)
+
+
+def _overview(compared: Comparison, evaluations: list[str]) -> list[Block]:
+    """Return one table of all changes: a pair per line, an evaluation per column."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in compared.overall.iter_rows(named=True):
+        points = "same" if row["p"] is None else text.signed(row["difference"]) + ARROWS.get(row["verdict"], "")
+        cells.setdefault(_pair(row).name, {})[row["evaluation"]] = points
+    lines = [[bold(name), *(of.get(each, DASH) for each in evaluations)] for name, of in cells.items()]
+    number = compared.tested.height
+    note = f"Change in points; \u25b2 and \u25bc: better or worse after Holm's correction over all {number}; "
+    return [Table(["model", *evaluations], lines), Text(note + "*same*: both have the same artefact or recipe.", "sub")]
 
 
 def _along(compared: Comparison, rows: pl.DataFrame, axis: Axis) -> list[Block]:

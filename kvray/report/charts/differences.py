@@ -13,7 +13,8 @@ from kvray.results.frames import BASE
 Places = Mapping[tuple[str, str], Sequence[float]]  # published changes, as shares, by (evaluation, model)
 Seeds = Mapping[tuple[str, str], Mapping[int, float]]  # changes of single finetunes, as shares, likewise, then by seed
 _BESIDE = 0.26  # of a row's height, by which the points of seeds lie above the mean
-_TOLD = 4  # most evaluations whose numbers are written beside the points
+TOLD = 4
+"""Most evaluations whose numbers :func:`between_sweeps` writes beside the points."""
 _CORNER = (0.24, 0.07)  # width and height of the words in a corner, as shares of the panel
 
 
@@ -85,7 +86,8 @@ def between_sweeps(
     told_rows = comparisons.filter(pl.col("evaluation").is_in(list(titles))).to_dicts()
     rows = [row for row in told_rows if row["low"] is not None]
     models = palette.ordered(row["b"] for row in rows)[::-1]
-    told = len(titles) <= _TOLD
+    told = len(titles) <= TOLD
+    head, below = (head, below) if told else ((head[0], f"{below}; {head[1]}"), "points")
     columns = 1 if told else min(4, len(titles))
     size = (WIDTH if told else max(WIDTH, 1.9 * columns + 1.2), 0.42 * len(models) + (0.7 if told else 0.6))
     beside: dict[str, Any] = {"va": "center", "fontsize": 9, "annotation_clip": False}
@@ -94,7 +96,8 @@ def between_sweeps(
         for place, (panel, (evaluation, title)) in enumerate(zip(axes, titles.items(), strict=True)):
             _forest(panel, [row for row in rows if row["evaluation"] == evaluation], models, palette)
             panel.set_xlim(*style.limits(rows))
-            panel.set_title(title, loc="left", fontsize=10, color=style.INK)
+            name = title if told else labels.two_lines(evaluation, 22)
+            panel.set_title(name, loc="left", fontsize=10, color=style.INK)
             if place % columns:
                 panel.set_yticklabels([])
             here = [row for row in told_rows if row["evaluation"] == evaluation and row["b"] in models]

@@ -7,7 +7,7 @@ over those by position, by length and so on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,10 @@ SAME, SAME_RECIPE = "the same artefact", "the same recipe"
 """Verdicts where there is nothing to test: both sweeps have all, or some, of their answers in common."""
 WHOLE = "overall"
 """The family of the comparisons over whole evaluations; others are called by their axes, "by position"."""
-_KEYS = ["evaluation", "model", "seed", "artefact"]
+_CELL = ("evaluation", "model")
+_PAIR = ("evaluation", "a", "b")
+_OF_TESTS = ("low", "high", "seed_error", "question_error", "test", "p", "p_holm", "about")
+_ON_WHOLE = pl.col("family") == WHOLE
 
 
 def compare(
@@ -94,7 +97,7 @@ class Comparison:
     @property
     def overall(self) -> pl.DataFrame:
         """The rows over whole evaluations."""
-        return self.table.filter(pl.col("family") == WHOLE)
+        return self.table.filter(_ON_WHOLE)
 
     @property
     def tested(self) -> pl.DataFrame:
@@ -128,66 +131,59 @@ def _table(
     rows: pl.DataFrame, pairs: Sequence[Pair], evaluations: Sequence[Shared], profiles: Mapping[str, Profile]
 ) -> tuple[pl.DataFrame, list[Apart]]:
     """Return :attr:`Comparison.table`, and the pairs that lack predictions on an evaluation."""
-    there: dict[tuple[int, str, str], dict[int | None, str]] = {}
-    for side, evaluation, model, seed, artefact in rows.select("side", *_KEYS).unique(maintain_order=True).rows():
-        there.setdefault((side, evaluation, model), {})[seed] = artefact
-    same, missing, tested = [], [], []
-    for each in evaluations:
+    there: dict[tuple[int, str, str], set[str]] = {}
+    for side, evaluation, model, artefact in rows.select("side", *_CELL, "artefact").unique().rows():
+        there.setdefault((side, evaluation, model), set()).add(artefact)
+    same: dict[tuple[str, str, str], str] = {}
+    missing, tested = [], []
+    for evaluation in (each.first for each in evaluations):
         for one in pairs:
-            ours, theirs = there.get((0, each.first, one.first), {}), there.get((1, each.first, one.second), {})
+            ours, theirs = there.get((0, evaluation, one.first), set()), there.get((1, evaluation, one.second), set())
             if not ours or not theirs:
                 lacking = "either" if ours == theirs else "the second" if ours else "the first"
-                missing.append(Apart(f"{one.name} on {each.first}", f"no predictions in {lacking} sweep"))
-            elif common := set(ours.values()) & set(theirs.values()):
-                verdict = SAME if common == set(ours.values()) == set(theirs.values()) else SAME_RECIPE
-                same.append((each.first, one, verdict))
+                missing.append(Apart(f"{one.name} on {evaluation}", f"no predictions in {lacking} sweep"))
+            elif ours & theirs:
+                same[evaluation, one.first, one.second] = SAME if ours == theirs else SAME_RECIPE
             else:
-                tested.append((each.first, one))
-    # A frame of all that is tested, in which a model of either sweep has a name of its own.
-    keys = {(at, each, (one.first, one.second)[at]) for each, one in tested for at in (0, 1)}
-    wanted = pl.DataFrame(
-        list(keys), schema={"side": pl.Int32, "evaluation": pl.String, "model": pl.String}, orient="row"
-    )
-    kept = rows.join(wanted, on=wanted.columns, how="semi").with_columns(model=_own(pl.col("side"), pl.col("model")))
-    compared = comparisons.compare_pairs(kept, [(f"0 {one.first}", f"1 {one.second}") for one in pairs], profiles)
-    family = pl.col("family").str.replace(OVERALL, "", literal=True).str.strip_prefix(", ").replace("", WHOLE)
-    compared = compared.with_columns(family, pl.col("a").str.slice(2), pl.col("b").str.slice(2))
-    # Two base models are neither mixtures nor finetunes.
-    finetuned = (pl.col("seeds_a") > 0) | (pl.col("seeds_b") > 0)
-    compared = compared.with_columns(about=pl.when(finetuned).then(pl.col("about")))
-    empty = compared.filter((pl.col("family") == WHOLE) & pl.col("difference").is_null())
-    for evaluation, a, b in empty.select("evaluation", "a", "b").rows():
+                tested.append((evaluation, one.first, one.second))
+    compared = _compare(rows, tested, pairs, profiles)
+    for evaluation, a, b in compared.filter(_ON_WHOLE & pl.col("difference").is_null()).select(*_PAIR).rows():
         missing.append(Apart(f"{Pair(a, b).name} on {evaluation}", "no example that both answered"))
-    table = compared.filter(pl.col("difference").is_not_null())
-    table = pl.concat([table, *(_untested(rows, each, one, verdict) for each, one, verdict in same)], how="diagonal")
-    place = {each.first: at for at, each in enumerate(evaluations)}
+    untested = _compare(rows, same, pairs, {})
+    blank = [pl.lit(None, dtype=untested.schema[name]).alias(name) for name in _OF_TESTS]
+    verdicts = pl.Series("verdict", [same[key] for key in untested.select(*_PAIR).rows()], dtype=pl.String)
+    table = pl.concat([compared, untested.with_columns(*blank, verdicts)]).filter(pl.col("difference").is_not_null())
+    return _ordered(table, [each.first for each in evaluations], pairs), missing
+
+
+def _compare(
+    rows: pl.DataFrame,
+    cells: Collection[tuple[str, str, str]],
+    pairs: Sequence[Pair],
+    profiles: Mapping[str, Profile],
+) -> pl.DataFrame:
+    """Compare the pairs of models in some cells (evaluation, model of the first sweep, of the second)."""
+    wanted = {(side, evaluation, models[side]) for evaluation, *models in cells for side in (0, 1)}
+    schema = {"side": pl.Int32, **dict.fromkeys(_CELL, pl.String)}
+    kept = rows.join(pl.DataFrame(list(wanted), schema=schema, orient="row"), on=list(schema), how="semi")
+    # In one frame a model of either sweep needs a name of its own.
+    kept = kept.with_columns(model=pl.concat_str(pl.col("side").cast(pl.String), "model", separator=" "))
+    found = comparisons.compare_pairs(kept, [(f"0 {one.first}", f"1 {one.second}") for one in pairs], profiles)
+    family = pl.col("family").str.replace(OVERALL, "", literal=True).str.strip_prefix(", ").replace("", WHOLE)
+    finetuned = (pl.col("seeds_a") > 0) | (pl.col("seeds_b") > 0)  # base models are neither mixtures nor finetunes
+    about = pl.when(finetuned).then(pl.col("about"))
+    return found.with_columns(family, pl.col("a", "b").str.slice(2), about=about)
+
+
+def _ordered(table: pl.DataFrame, evaluations: Sequence[str], pairs: Sequence[Pair]) -> pl.DataFrame:
+    """Sort by family, the whole evaluations first, then as evaluations and pairs are, then along the axes."""
+    place = {name: at for at, name in enumerate(evaluations)}
     order = {(one.first, one.second): at for at, one in enumerate(pairs)}
-    places = pl.Series([place[name] for name in table["evaluation"]], dtype=pl.Int32)
-    orders = pl.Series([order[key] for key in table.select("a", "b").rows()], dtype=pl.Int32)
-    families = (pl.col("family") != WHOLE).alias("split")
-    columns: list[pl.Expr | pl.Series] = [families, pl.col("family"), places.alias("place"), orders.alias("order")]
-    axes = [pl.col(name) for name in profile.AXES]
-    index = table.with_row_index("row").select("row", *columns, *axes)
-    sorted_rows = index.sort("split", "family", "place", "order", *list(profile.AXES), nulls_last=False)["row"]
-    return table[sorted_rows], missing
-
-
-def _own(side: pl.Expr, model: pl.Expr) -> pl.Expr:
-    return pl.concat_str(side.cast(pl.String), model, separator=" ")
-
-
-def _untested(rows: pl.DataFrame, evaluation: str, one: Pair, verdict: str) -> pl.DataFrame:
-    """Return the row of a pair that shares its predictions: accuracies, but no test."""
-    kept = rows.filter(pl.col("evaluation") == evaluation)
-    kept = kept.with_columns(model=_own(pl.col("side"), pl.col("model")))
-    a, b = f"0 {one.first}", f"1 {one.second}"
-    found = comparisons.compare_pairs(kept.filter(pl.col("model").is_in([a, b])), [(a, b)], {})
-    blank = ("low", "high", "seed_error", "question_error", "test", "p", "p_holm", "about")
-    return found.with_columns(
-        *(pl.lit(None, dtype=found.schema[name]).alias(name) for name in blank),
-        *(pl.lit(value).alias(name) for name, value in {"family": WHOLE, "verdict": verdict}.items()),
-        *(pl.lit(value).alias(name) for name, value in {"a": one.first, "b": one.second}.items()),
-    )
+    keys = [(place[evaluation], order[a, b]) for evaluation, a, b in table.select(*_PAIR).rows()]
+    placed = pl.DataFrame(keys, schema=["place", "order"], orient="row")
+    axes = list(profile.AXES)
+    found = table.select("family", *axes, split=~_ON_WHOLE).hstack(placed).with_row_index("row")
+    return table[found.sort("split", "family", "place", "order", *axes, nulls_last=False)["row"]]
 
 
 def _measurements(side: Side, evaluation: str) -> Mapping[str, Any]:

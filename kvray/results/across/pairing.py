@@ -46,8 +46,10 @@ def pair(first: Side, second: Side, asked: Sequence[tuple[str, str] | str] = ())
     left, right = [m for m in ours if m not in dict(by_hand)], [m for m in theirs if m not in {o for _, o in by_hand}]
     pairs += [Pair(model, model) for model in left if model in right]
     left, right = [m for m in left if m not in right], [m for m in right if m not in left]
+    known = {model: _labels(second, model) for model in right}
     for model in list(left):
-        other = next((each for each in right if _labels(first, model) & _labels(second, each)), None)
+        own = _labels(first, model)
+        other = next((each for each in right if own & known[each]), None)
         if other is not None:
             pairs.append(Pair(model, other, SAME_FINETUNE))
             left.remove(model)
