@@ -17,6 +17,8 @@ from kvray.results.frames import FINETUNES, MIXTURES
 from kvray.results.profile import AXES, CONDITION, Axis
 
 VERDICTS = ("better", "worse", "within noise")
+_TOLD = 15
+"""Most differences that the findings name."""
 _WIDE = 12
 """Most places on an axis whose table is open."""
 
@@ -60,9 +62,12 @@ def findings(compared: Comparison) -> list[str]:
     if not number:
         lead = "There is nothing to test: all answers that the two sweeps share are the same artefacts."
     lines = [lead]
-    for row in tested.filter(pl.col("verdict") != "within noise").iter_rows(named=True):
+    differ = tested.filter(pl.col("verdict") != "within noise")
+    for row in differ.head(_TOLD).iter_rows(named=True):
         points = f"{change(row['difference'], row['low'], row['high'])} points"
         lines.append(f"**{_pair(row).name}** on {title(compared, row['evaluation'])}: {points}, {row['verdict']}")
+    if differ.height > _TOLD:
+        lines.append(f"{differ.height - _TOLD} more are in the tables below.")
     if number and together:
         lines.append(f"{together} of {together + number} cells are the same in both, and were not tested.")
     if FINETUNES in tested["about"]:

@@ -110,9 +110,14 @@ class Comparison:
         names = self.first.sweep, self.second.sweep
         if names[0] != names[1]:
             return names
-        places = [side.store.uri.rstrip("/").rpartition("/")[2] for side in (self.first, self.second)]
+        places = [_last(side.store.uri) for side in (self.first, self.second)]
         places = places if places[0] != places[1] and all(places) else ["store 1", "store 2"]
         return f"{names[0]} ({places[0]})", f"{names[1]} ({places[1]})"
+
+
+def _last(uri: str) -> str:
+    """Return the last part of a store's path."""
+    return uri.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
 def _rows(first: Side, second: Side, evaluations: Sequence[Shared]) -> pl.DataFrame:
