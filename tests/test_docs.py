@@ -9,6 +9,7 @@ import gzip
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -74,6 +75,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("nq-open-oracle.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
         patch.setenv("NQ_OPEN", str(folder / "nq-open-oracle.jsonl.gz"))
         quickstart(Store("store"))
+        shutil.copytree("store", "other-store")
+        quickstart(Store("other-store"), "name=quickstart-rerun", "finetune.seeds=[1]")
         yield folder
 
 
@@ -84,9 +87,9 @@ def no_hub(name: str, tokenizer: str | None = None) -> BaseModelRef:
     return resolve(name, tokenizer)
 
 
-def quickstart(store: Store) -> None:
+def quickstart(store: Store, *changes: str) -> None:
     """Commit what the quickstart leaves: its plan and datasets, finetunes without weights, answers drawn by lot."""
-    planned, base = running.prepare("sweeps/quickstart.yaml")
+    planned, base = running.prepare("sweeps/quickstart.yaml", changes)
     store.write_document(f"sweeps/{planned.sweep.name}.json", planned.to_json())
     tables: dict[str, pa.Table] = {}
     for artefact in planned.artefacts:

@@ -2,10 +2,11 @@
 
 from kvray.cli import sweeps  # isort: skip  # in the order of --help: what is typed most comes first
 from kvray.cli import show  # isort: skip
+from kvray.cli import compare  # isort: skip
 from kvray.cli import tools  # isort: skip
 from kvray.cli.frame import app
 
-__all__ = ["app", "main", "show", "sweeps", "tools"]
+__all__ = ["app", "compare", "main", "show", "sweeps", "tools"]
 
 
 def main() -> None:

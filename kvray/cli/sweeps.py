@@ -10,6 +10,7 @@ import typer
 
 from kvray.cli import frame
 from kvray.console import say
+from kvray.errors import InputError
 
 if TYPE_CHECKING:
     from kvray.models.reference import BaseModelRef
@@ -123,33 +124,49 @@ def status(
     allow_code: frame.CodeOption = False,
     json_: frame.JsonOption = False,
     verify: frame.VerifyOption = False,
-) -> None:
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until everything is made or Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 5.0,
+) -> int:
     """Say what of a sweep is committed, missing, damaged or failed.
 
     kvray status quickstart --json
+
+    kvray status quickstart --watch
+
+    --watch draws the counts again every few seconds, in a pipe when something has changed. It ends, with exit status 1
+    if something failed, once everything is committed, or failed while no run of the sweep is alive.
     """
     from kvray.console import table
     from kvray.driver import run as running
     from kvray.planning.artefacts import described
     from kvray.planning.artefacts import status as states
 
+    if watch and (json_ or verify):
+        raise InputError("--watch looks again and again; expected neither --json nor --verify beside it")
     place = frame.open_store(store)
     planned: Sequence[Any]
+    name = sweep
     if sweep.endswith((".yaml", ".yml")):
-        planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
+        whole = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0]
+        planned, name = whole.artefacts, whole.sweep.name
     else:
         planned = described(place.plan_document(sweep))
+    if watch:
+        from kvray.cli.watch import watch as watching
+
+        return watching(place, name, planned, every)
     rows = states(planned, place, verify)
     counts = {"planned": len(rows)}
     counts |= {name: sum(each.state == name for each in rows) for name in ("committed", "failed")}
     if json_:
         artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in rows]
         print(json.dumps({**counts, "artefacts": artefacts}, indent=1))
-        return
+        return 0
     print(
         table(["artefact", "state", "why"], [[e.id, e.state, " ".join((e.reason or "").split())[:200]] for e in rows])
     )
-    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    return 0
 
 
 @frame.command

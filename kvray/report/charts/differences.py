@@ -13,6 +13,8 @@ from kvray.results.frames import BASE
 Places = Mapping[tuple[str, str], Sequence[float]]  # published changes, as shares, by (evaluation, model)
 Seeds = Mapping[tuple[str, str], Mapping[int, float]]  # changes of single finetunes, as shares, likewise, then by seed
 _BESIDE = 0.26  # of a row's height, by which the points of seeds lie above the mean
+TOLD = 4
+"""Most evaluations whose numbers :func:`between_sweeps` writes beside the points."""
 _CORNER = (0.24, 0.07)  # width and height of the words in a corner, as shares of the panel
 
 
@@ -70,6 +72,41 @@ def benchmark_changes(
             panel.set_title(evaluation, loc="left", fontsize=10, color=style.INK)
             if place % columns:
                 panel.set_yticklabels([])
+    return figure
+
+
+def between_sweeps(
+    comparisons: pl.DataFrame, titles: Mapping[str, str], palette: Palette, head: tuple[str, str], below: str
+) -> Any:
+    """Draw each pair's change from one sweep to another, a panel per evaluation, which ``titles`` name, on one scale.
+
+    ``b`` is the pair's name; a row without an interval is told by its verdict. Few evaluations have the numbers beside
+    the points; many stand side by side without.
+    """
+    told_rows = comparisons.filter(pl.col("evaluation").is_in(list(titles))).to_dicts()
+    rows = [row for row in told_rows if row["low"] is not None]
+    models = palette.ordered(row["b"] for row in rows)[::-1]
+    told = len(titles) <= TOLD
+    head, below = (head, below) if told else ((head[0], f"{below}; {head[1]}"), "points")
+    columns = 1 if told else min(4, len(titles))
+    size = (WIDTH if told else max(WIDTH, 1.9 * columns + 1.2), 0.42 * len(models) + (0.7 if told else 0.6))
+    beside: dict[str, Any] = {"va": "center", "fontsize": 9, "annotation_clip": False}
+    with style.theme():
+        figure, axes = style.facets(len(titles), size, head, below, columns, margin=0.25)
+        for place, (panel, (evaluation, title)) in enumerate(zip(axes, titles.items(), strict=True)):
+            _forest(panel, [row for row in rows if row["evaluation"] == evaluation], models, palette)
+            panel.set_xlim(*style.limits(rows))
+            name = title if told else labels.two_lines(evaluation, 22)
+            panel.set_title(name, loc="left", fontsize=10, color=style.INK)
+            if place % columns:
+                panel.set_yticklabels([])
+            here = [row for row in told_rows if row["evaluation"] == evaluation and row["b"] in models]
+            for row in here if told else ():
+                points = change(row["difference"], row["low"], row["high"]).replace(" (", "  (", 1)
+                said = row["verdict"] if row["low"] is None else f"{points}  {judged(row)}"
+                look = beside | ({"color": style.MUTED} if row["low"] is None else {})
+                at = (1.015, models.index(row["b"]))
+                panel.annotate(said, at, xycoords=panel.get_yaxis_transform(), **look)
     return figure
 
 
