@@ -233,6 +233,16 @@ def test_light_dark_and_paper(opened: Any) -> None:
     assert page.locator("main details:not([open])").count() == 0
 
 
+def test_without_scripts_all_but_the_answers_can_be_read(browser: Any, report: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report)
+    assert page.locator("noscript").inner_text().endswith("kvray show asked --wrong.")
+    assert page.locator("nav").is_visible() and page.locator("figure svg text").first.is_visible()
+    assert "position 1:" in str(page.locator("#accuracy-by-position-mdqa20 .spots title").first.text_content())
+    context.close()
+
+
 def test_anchors_open_what_is_folded(opened: Any) -> None:
     page = opened()
     page.locator("nav a", has_text="Provenance").click()

@@ -151,5 +151,5 @@
   }
   document.addEventListener("keydown", (event) => event.key === "Escape" && hide());
   document.addEventListener("click", (event) => kept && !event.target.closest(".spots, #tip") && hide());
-  window.addEventListener("scroll", hide, { passive: true });
+  window.addEventListener("scroll", hide, { passive: true, capture: true });
 })();
