@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from kvray.cli.export import make
+from kvray.driver.export.files import make
 from kvray.generate.job import build
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.models.reference import resolve
