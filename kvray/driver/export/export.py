@@ -9,7 +9,7 @@ from typing import Any
 from kvray import __version__
 from kvray.driver.export import cards, data, weights
 from kvray.driver.export.find import Found, base_of, find
-from kvray.driver.export.formats import Columns, Encoding
+from kvray.driver.export.formats import Columns, Encoding, default_encoding
 from kvray.driver.export.push import RepoType, check, push
 from kvray.driver.export.scores import scores
 from kvray.errors import InputError
@@ -131,7 +131,7 @@ def _finetune(found: Found, folder: Path, options: Options) -> tuple[str, tuple[
 
 def _data(found: Found, folder: Path, options: Options) -> tuple[str, tuple[str, ...]]:
     columns: Columns = options.columns or "examples"
-    encoding: Encoding = options.encoding or ("parquet" if columns == "examples" else "jsonl")
+    encoding = options.encoding or default_encoding(columns)
     written = data.write(found, folder, columns, encoding, options.base_model)
     licence = {"license": options.license} if options.license else {}
     sweep = found.document["sweep"]

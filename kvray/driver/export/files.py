@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from kvray.console import track
 from kvray.driver.connection import connect
+from kvray.driver.export.formats import PARQUET, Layout, arranged, default_encoding, described, lines
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune.storage import select
 from kvray.generate.job import Row, Written, build, rows_of, shard_count, shard_rows, stream
@@ -30,10 +30,17 @@ from kvray.sweep.model import Runtime
 from kvray.tasks.base import Task
 from kvray.tasks.problems import unknown
 
-Format = Literal["parquet", "jsonl", "openai"]
-FORMATS: dict[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": "openai"}
-_CHOICES = "parquet, jsonl or openai"
-_SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
+LAYOUTS = {
+    "examples": Layout("examples", "parquet"),
+    "messages": Layout("messages", "jsonl"),
+    "prompt-completion": Layout("prompt-completion", "jsonl"),
+    "openai": Layout("openai", "jsonl"),
+    "parquet": Layout("examples", "parquet"),
+    "jsonl": Layout("messages", "jsonl"),
+}
+"""What ``--format`` may be. The last two, of earlier versions, say what is in a file whatever its name is."""
+_CHOICES = "examples, messages, prompt-completion or openai"
+_SUFFIXES = {".parquet": LAYOUTS["parquet"], ".jsonl": LAYOUTS["jsonl"]}
 
 BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)
 IN_PROCESS_ROWS = 20_000  # for fewer rows, starting Ray takes longer than making them
@@ -61,7 +68,7 @@ def make(
     task: Task,
     base: BaseModelRef,
     out: Path | str,
-    format: Format,
+    format: Layout | str,
     workers: int | None = None,
     limit: int | None = None,
 ) -> Export:
@@ -73,13 +80,14 @@ def make(
         task: the task that makes the examples.
         base: the model whose tokenizer counts.
         out: a path or a URI; missing directories are made.
-        format: ``parquet`` (all columns), ``jsonl`` (``{"messages": [user, assistant]}``) or ``openai`` (system first).
+        format: columns and encoding, or one of :data:`LAYOUTS`; ``openai`` starts with the paper's system message.
         workers: processes. 1 is this one, more use Ray; None takes this process for few rows, else all CPUs.
         limit: write the first ``limit`` examples; None writes all.
 
     Raises:
         InputError: the task cannot be met, has too few examples or needs a model's texts, or ``out`` is not writable.
     """
+    layout = LAYOUTS[format] if isinstance(format, str) else format
     rows = rows_of(task, base)
     if limit is not None and limit > rows:
         raise InputError(f"rows: {limit} asked for, but {task.task} with these settings makes {rows}")
@@ -87,13 +95,13 @@ def make(
     shards = shard_count(rows)
     if workers is None:
         workers = 1 if rows < IN_PROCESS_ROWS else (os.cpu_count() or 1)
-    work = _Payload(task, base, rows, format)
+    work = _Payload(task, base, rows, layout)
     tokens = done = 0
     parallel = workers > 1 and shards > 1
     cluster = connect(Runtime(address="local", num_cpus=workers)) if parallel else nullcontext()
-    columns = {"version": "2.6", "compression": "zstd", "compression_level": 1}
+    parquet, schema = layout.encoding == "parquet", described(layout.columns, task.EXAMPLES)
     with replacing(out) as file:
-        parquet_file = pq.ParquetWriter(file, task.EXAMPLES, **columns) if format == "parquet" else nullcontext()
+        parquet_file = pq.ParquetWriter(file, schema, **PARQUET) if parquet else nullcontext()
         with track(f"generate {task.task}", rows) as advance, parquet_file as writer, cluster:
             for row in stream(shards, work, ordered=True, workers=workers) if parallel else map(work, range(shards)):
                 if writer is None:
@@ -110,7 +118,7 @@ def make(
 
 
 def blend(
-    planned: Plan, mixture: str, seed: int, store: Store, base: BaseModelRef, out: Path | str, format: Format
+    planned: Plan, mixture: str, seed: int, store: Store, base: BaseModelRef, out: Path | str, format: Layout | str
 ) -> Blend:
     """Write the rows of one epoch of a mixture to one file; the same bytes on any machine.
 
@@ -124,8 +132,8 @@ def blend(
         store: holds the committed datasets and writings.
         base: the model whose template and tokenizer count, as in training.
         out: a path or a URI; missing directories are made.
-        format: ``parquet`` (:data:`BLEND_SCHEMA`, and ``history`` for chats), ``jsonl`` (``{"messages": […], "dataset":
-            …}``) or ``openai`` (messages alone; first the sweep's system message, else the paper's).
+        format: columns and encoding, or one of :data:`LAYOUTS`; all but ``openai``, which starts with the sweep's
+            system message, else the paper's, have a column ``dataset`` too (examples: :data:`BLEND_SCHEMA`).
 
     Raises:
         InputError: no such mixture or seed, its data cannot be made or blended, or ``out`` cannot be written.
@@ -147,32 +155,36 @@ def blend(
     chats = any("history" in part.column_names for part in parts)
     schema = CHAT_SCHEMA.append(DATASET) if chats else BLEND_SCHEMA
     table = pa.concat_tables(parts, promote_options="default").select(schema.names).cast(schema)
-    if format == "parquet":
-        content: bytes = encode(table).to_pybytes()
-    elif format == "jsonl":
-        content = json_lines(table, further=["dataset"])
-    else:  # the fine-tuning API refuses keys that it does not know
-        content = json_lines(table, planned.sweep.system_message or OPENAI_SYSTEM)
+    layout = LAYOUTS[format] if isinstance(format, str) else format
+    system = planned.sweep.system_message or OPENAI_SYSTEM if layout.columns == "openai" else None
+    made = arranged(table, layout.columns, system)
+    content: bytes = encode(made).to_pybytes() if layout.encoding == "parquet" else lines(made)
     with replacing(out) as file:
         file.write(content)
     tokens = _prompt_tokens(table)
     return Blend(shown(out), table.num_rows, tokens, len(content), hashlib.sha256(content).hexdigest(), mixed)
 
 
-def format_of(out: str, given: str | None) -> Format:
-    """Return the given format, else the one of the name's suffix; InputError if either is unknown."""
-    if given is not None:
-        if given not in FORMATS:
-            raise InputError(f"--format: found {given!r}; expected {_CHOICES}")
-        return FORMATS[given]
+def format_of(out: str, given: str | None) -> Layout:
+    """Return columns and encoding: as given, else by the name's suffix; InputError if they are unknown or clash."""
+    if given is not None and given not in LAYOUTS:
+        raise InputError(f"--format: found {given!r}; expected {_CHOICES}")
     name = out.partition("?")[0]
+    suffix = PurePath(name).suffix.lower()
+    if given in ("parquet", "jsonl"):
+        return LAYOUTS[given]
+    if given is not None:
+        columns = LAYOUTS[given].columns
+        encoding = _SUFFIXES[suffix].encoding if suffix in _SUFFIXES else default_encoding(columns)
+        if columns == "openai" and encoding == "parquet":
+            raise InputError(f"--out: {out} ends in .parquet; expected .jsonl, which is all that openai's API takes")
+        return Layout(columns, encoding)
     if not name.endswith("/") and not Path(name).is_dir():  # replacing() refuses a directory
-        suffix = PurePath(name).suffix
-        if suffix.lower() not in _SUFFIXES:
-            found = f"ends in {suffix}" if suffix else "has no suffix"
+        if suffix not in _SUFFIXES:
+            found = f"ends in {PurePath(name).suffix}" if suffix else "has no suffix"
             raise InputError(f"--out: {out} {found}; expected .parquet or .jsonl, or --format {_CHOICES}")
-        return _SUFFIXES[suffix.lower()]
-    return "parquet"
+        return _SUFFIXES[suffix]
+    return LAYOUTS["parquet"]
 
 
 def _job(planned: Plan, mixture: str, seed: int) -> FinetuneJob:
@@ -215,17 +227,22 @@ class _Payload:
     task: Task
     base: BaseModelRef
     rows: int
-    format: Format
+    layout: Layout
 
     def __call__(self, shard: int) -> Row:
         table = build(self.task, self.base, shard_rows(shard, self.rows))
-        if self.format == "parquet":
+        columns = self.layout.columns
+        system = OPENAI_SYSTEM if columns == "openai" else None
+        if self.layout.encoding == "parquet":
+            made = arranged(table, columns, system)
             sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as writer:
-                writer.write_table(table)
+            with pa.ipc.new_stream(sink, made.schema) as writer:
+                writer.write_table(made)
             payload = sink.getvalue().to_pybytes()
+        elif columns in ("messages", "openai"):
+            payload = json_lines(table, system)
         else:
-            payload = json_lines(table, OPENAI_SYSTEM if self.format == "openai" else None)
+            payload = lines(arranged(table, columns, system))
         return {"rows": table.num_rows, "tokens": _prompt_tokens(table), "payload": payload}
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +14,20 @@ Columns = Literal["examples", "messages", "prompt-completion", "openai"]
 COLUMNS: tuple[Columns, ...] = get_args(Columns)
 Encoding = Literal["parquet", "jsonl"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+
+
+class Layout(NamedTuple):
+    """The columns of a file, and how they are written."""
+
+    columns: Columns
+    encoding: Encoding
+
+
+def default_encoding(columns: Columns) -> Encoding:
+    """Return how columns are written where nobody says how: chats as JSON lines, which every trainer reads."""
+    return "parquet" if columns == "examples" else "jsonl"
+
+
 PARQUET = {"version": "2.6", "compression": "zstd", "compression_level": 1}
 """How every Parquet file outside a store is written."""
 
@@ -60,6 +74,11 @@ def arranged(examples: pa.Table, columns: Columns, system: str | None = None) ->
     return pa.table(made, schema=schema)
 
 
+def lines(rows: pa.Table | pa.RecordBatch) -> bytes:
+    """Return rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.to_pylist()).encode()
+
+
 class Writer:
     """Writes tables of one schema to a file, one after the other; a Parquet file gets a row group for each."""
 
@@ -73,8 +92,7 @@ class Writer:
             self._parquet.write_table(table.combine_chunks())
             return
         for batch in table.to_batches(max_chunksize=256):
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
-            self._file.write("".join(lines).encode())
+            self._file.write(lines(batch))
 
     def close(self) -> None:
         """Write what a Parquet file ends with."""

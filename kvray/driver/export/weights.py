@@ -10,16 +10,16 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from kvray.driver.export.find import Found
-from kvray.errors import InputError
+from kvray.errors import DamagedArtefactError, InputError
 from kvray.models import changed, hub
 from kvray.models.openai import MODEL_FILE
 from kvray.models.reference import API, BaseModelRef, load_tokenizer
+from kvray.store.manifest import MANIFEST
 
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE = "base"
 """Folder of the base model beside an adapter, where it is on no hub."""
-_LEFT_OUT = ("loss.parquet",)
-_OF_A_MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md", ".tiktoken")
+_OF_A_MODEL = (".safetensors", ".json", ".jinja", ".model", ".txt", ".md", ".tiktoken")  # nothing pickled
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,14 @@ def write(found: Found, base: BaseModelRef, into: Path, merged: bool, base_id: s
                 return Weights("merged", known, False, parameters(into))
             _adapter(base, stored, into, known)
             return Weights("adapter", known, known is None, parameters(into))
+        if not any(stored.glob("*.safetensors")) or not (stored / "config.json").is_file():
+            raise DamagedArtefactError(f"{found.planned.id} holds neither an adapter nor a model; kvray why tells its files")
         if changed.is_changed(stored):
             changed.compose(base, stored, into)
             (into / "README.md").unlink(missing_ok=True)  # the base's
         else:
             for file in stored.iterdir():
-                if file.is_file() and file.name not in (*_LEFT_OUT, "manifest.json"):
+                if file.is_file() and file.suffix in _OF_A_MODEL and file.name != MANIFEST:
                     shutil.copyfile(file, into / file.name)
     return Weights("whole", known, False, parameters(into))
 

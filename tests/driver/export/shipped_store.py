@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from made_finetunes import finetuned
 
 from kvray.finetune import encode, storage
-from kvray.finetune import model as models
 from kvray.finetune.storage import load_rows
 from kvray.generate.job import build
 from kvray.models.reference import BaseModelRef
@@ -18,7 +18,7 @@ from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
 from kvray.store.schemas import EXAMPLE_SCHEMA, LOSS_SCHEMA, PREDICTIONS_SCHEMA
 from kvray.store.store import Store
-from kvray.sweep.model import Finetune, Sweep
+from kvray.sweep.model import Sweep
 from kvray.tasks.base import Task
 
 SWEEP: dict[str, Any] = {
@@ -62,22 +62,10 @@ def finetune(store: Store, artefact: Artefact, job: FinetuneJob, base: BaseModel
     """Commit a finetune as the stage does, though what it changed is drawn by lot."""
     rows, mixture = load_rows(store, job, base)
     into = Path(store.root).parent / f"made-{artefact.fingerprint[:8]}"
-    _changed(base, job.finetune, len(artefact.id) + job.seed, into)
+    finetuned(base, job.finetune, into, seed=len(artefact.id) + job.seed)
     log = [{name: None for name in LOSS_SCHEMA.names} | {"step": 1, "epoch": 1.0, "loss": 0.5, "learning_rate": 1e-3}]
     log[0] |= {"grad_norm": 1.0, "tokens": int(rows.lengths.sum()), "seconds": 1.0}
     storage.commit(store, artefact, rows, log, into, mixture.measurements())
-
-
-def _changed(base: BaseModelRef, recipe: Finetune, seed: int, into: Path) -> None:
-    import torch
-
-    torch.manual_seed(seed)
-    model = models.prepare(models.load(base, recipe.method, gpu=False, fsdp=False), recipe)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.requires_grad and (recipe.method != "lora" or "lora_B" in name):
-                weight.add_(torch.randn_like(weight) * 0.05)
-    models.save(model, model.state_dict(), base, recipe.method, into)
 
 
 def _parts(table: pa.Table, half: int) -> list[tuple[int, pa.Table]]:
