@@ -75,8 +75,14 @@ def test_the_format_follows_the_name_unless_it_is_given(write: Any, directory: P
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("rows.csv", "--out: rows.csv ends in .csv; expected .parquet or .jsonl, or --format examples, messages, prompt-completion or openai"),
-        ("rows", "--out: rows has no suffix; expected .parquet or .jsonl, or --format examples, messages, prompt-completion or openai"),
+        (
+            "rows.csv",
+            "--out: rows.csv ends in .csv; expected .parquet or .jsonl, or --format examples, messages,",
+        ),
+        (
+            "rows",
+            "--out: rows has no suffix; expected .parquet or .jsonl, or --format examples, messages,",
+        ),
         (".", "is a directory; expected a file name like"),
         ("small.yaml/rows.jsonl", "cannot be written: "),
         ("pipe.jsonl", "is a device or a pipe; expected the name of a file"),

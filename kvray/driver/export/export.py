@@ -80,7 +80,9 @@ def export(store: Store, what: str, out: Path, options: Options = Options()) -> 
 
 def _check(found: Found, what: str, out: Path, options: Options) -> None:
     """Refuse options that do not fit, and what the hub would refuse, before anything is made."""
+    kept: dict[str, object]
     if found.what == "finetune":
+        weights.check(found)
         kept = {"--license": options.license}
         fit = "the licence of a finetune is that of its base model, which its card has"
     else:
@@ -91,8 +93,7 @@ def _check(found: Found, what: str, out: Path, options: Options) -> None:
         problems.append("--file-type: found parquet with --format openai; expected jsonl, which its API takes")
     if options.public and not options.push:
         problems.append("--public: found it without --push ORG/NAME")
-    inside = found.store.remote or not out.resolve().is_relative_to(Path(found.store.root).resolve())
-    if not inside:
+    if not found.store.remote and out.resolve().is_relative_to(Path(found.store.root).resolve()):
         problems.append(f"--out: {out} is inside the store {found.store.uri}; expected a directory outside it")
     if problems:
         raise InputError(problems)

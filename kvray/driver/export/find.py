@@ -115,9 +115,9 @@ def _named(
         else:
             fits = _finetunes(document, artefacts, name)
         if len(fits) > 1:
-            listed = "\n".join(f"  {each.id}  ({_labels(each)})" for each in fits)
+            several = "\n".join(f"  {each.id}  ({_labels(each)})" for each in fits)
             seeds = "a seed as in SWEEP/MIXTURE/SEED, or an id" if kind != "dataset" else "an id"
-            raise InputError(f"{what!r} fits {len(fits)} {kind}s; expected one: give {seeds}:\n{listed}")
+            raise InputError(f"{what!r} fits {len(fits)} {kind}s; expected one: give {seeds}:\n{several}")
         if fits:
             return _found(store, document, kind, fits[0])
     known = {

@@ -14,7 +14,7 @@ def check(name: str) -> None:
     """Refuse, before anything is made, what the hub could not take: a wrong name, no token, or no hub."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is exported lazily
 
     try:
         validate_repo_id(name)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 from kvray.driver.export.find import Found
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.models import changed, hub
-from kvray.models.openai import MODEL_FILE
 from kvray.models.reference import API, BaseModelRef, load_tokenizer
 from kvray.store.manifest import MANIFEST
 
@@ -32,6 +31,17 @@ class Weights:
     parameters: int  # of the adapter, or of the whole model
 
 
+def check(found: Found) -> None:
+    """Raise InputError if a finetune's weights are not here, but with the API that made it."""
+    if not str(found.manifest.recipe["base"]).startswith(API):
+        return
+    model = found.manifest.measurements.get("model")
+    raise InputError(
+        f"{found.planned.id}: the weights of {model} stay with the API that made them, which is asked for it by that "
+        "name; expected a finetune of a model whose weights are here"
+    )
+
+
 def write(found: Found, base: BaseModelRef, into: Path, merged: bool, base_id: str | None = None) -> Weights:
     """Write a finetune's weights, configuration and tokenizer into the directory ``into``.
 
@@ -43,17 +53,11 @@ def write(found: Found, base: BaseModelRef, into: Path, merged: bool, base_id: s
         base_id: the base's hub id, where the sweep names a directory.
 
     Raises:
-        InputError: the weights are behind an API, or the base model is not to be had.
+        InputError: the base model is not to be had.
         DamagedArtefactError: the store's files do not match their manifest.
     """
     known = base_id or (base.location if base.revision is not None else None)
     with _files(found) as stored:
-        if (stored / MODEL_FILE).is_file() or base.name.startswith(API):
-            model = json.loads((stored / MODEL_FILE).read_text()).get("model")
-            raise InputError(
-                f"{found.planned.id}: the weights of {model} stay with the API that made them, which is asked for it "
-                "by that name; expected a finetune of a model whose weights are here"
-            )
         if (stored / ADAPTER_CONFIG).is_file():
             if merged:
                 _merge(base, stored, into)
@@ -61,7 +65,7 @@ def write(found: Found, base: BaseModelRef, into: Path, merged: bool, base_id: s
             _adapter(base, stored, into, known)
             return Weights("adapter", known, known is None, parameters(into))
         if not any(stored.glob("*.safetensors")) or not (stored / "config.json").is_file():
-            raise DamagedArtefactError(f"{found.planned.id} holds neither an adapter nor a model; kvray why tells its files")
+            raise DamagedArtefactError(f"{found.planned.id} holds neither an adapter nor a model that can be loaded")
         if changed.is_changed(stored):
             changed.compose(base, stored, into)
             (into / "README.md").unlink(missing_ok=True)  # the base's
