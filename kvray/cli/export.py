@@ -34,7 +34,9 @@ def export(
     dataset_id: Annotated[
         list[str] | None, typer.Option(help="ORG/NAME of the hub with its training data, for the card; repeatable.")
     ] = None,
-    license_: Annotated[str | None, typer.Option("--license", help="Of data, for the card: apache-2.0, say.")] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Of data, or of a base that names none, for the card.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in the directory.")] = False,
     store: frame.StoreOption = None,
     base_model: Annotated[

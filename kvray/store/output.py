@@ -14,7 +14,7 @@ from typing import IO
 
 import psutil
 
-from kvray.errors import InputError, StoreError
+from kvray.errors import InputError, StoreError, disk_full
 from kvray.store.places.files import Files, Folder, mapped
 from kvray.store.places.local import TEMPORARY
 from kvray.store.places.object_store import Location, connect, locate
@@ -134,6 +134,10 @@ def _disk_errors(path: str) -> Iterator[None]:
         if error.errno not in _OF_THE_DISK:
             raise
         raise StoreError(f"{OPTION}: {path}: cannot write: {error.strerror}") from error
+    except Exception as error:
+        if not disk_full(error):  # a library in Rust has its own kind of error, which tells it in its text
+            raise
+        raise StoreError(f"{OPTION}: {path}: cannot write: {os.strerror(errno.ENOSPC)}") from error
 
 
 def folder(out: str | os.PathLike[str]) -> Folder:

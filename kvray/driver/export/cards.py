@@ -120,7 +120,7 @@ def data_card(found: Found, written: Written, columns: str, *, place: str, licen
     size = next((name for limit, name in _SIZES.items() if written.rows < limit), "10M<n<100M")
     data = DatasetCardData(
         pretty_name=title,
-        size_categories=size,
+        size_categories=[size],
         task_categories=["question-answering", "text-generation"],
         tags=[*_TAGS, "synthetic"],
         configs=[{"config_name": "default", "data_files": [{"split": written.split, "path": written.file}]}],

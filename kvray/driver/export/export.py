@@ -13,6 +13,7 @@ from kvray.driver.export.formats import Columns, Encoding, default_encoding
 from kvray.driver.export.push import RepoType, check, push
 from kvray.driver.export.scores import scores
 from kvray.errors import InputError
+from kvray.models.reference import BaseModelRef
 from kvray.store.output import replacing_folder
 from kvray.store.store import Store
 from kvray.sweep.model import Sweep
@@ -83,12 +84,14 @@ def _check(found: Found, what: str, out: Path, options: Options) -> None:
     kept: dict[str, object]
     if found.what == "finetune":
         weights.check(found)
-        kept = {"--license": options.license}
-        fit = "the licence of a finetune is that of its base model, which its card has"
+        kept = {}
     else:
         kept = {"--merged": options.merged, "--base-id": options.base_id, "--dataset-id": options.dataset_ids}
-        fit = "it is of a finetune alone"
-    problems = [f"{name}: found it with the {found.what} {what}; {fit}" for name, value in kept.items() if value]
+    problems = [
+        f"{name}: found it with the {found.what} {what}; it is of a finetune alone"
+        for name, value in kept.items()
+        if value
+    ]
     if options.columns == "openai" and options.encoding == "parquet":
         problems.append("--file-type: found parquet with --format openai; expected jsonl, which its API takes")
     if options.public and not options.push:
@@ -104,7 +107,7 @@ def _check(found: Found, what: str, out: Path, options: Options) -> None:
 def _finetune(found: Found, folder: Path, options: Options) -> tuple[str, tuple[str, ...]]:
     base = base_of(found, options.base_model)
     written = weights.write(found, base, folder, options.merged, options.base_id)
-    licence, scored = cards.license_of(base), scores(found)
+    licence, scored = _licence(base, options.license), scores(found)
     card = cards.model_card(
         found,
         base,
@@ -128,6 +131,15 @@ def _finetune(found: Found, folder: Path, options: Options) -> tuple[str, tuple[
         notes.append("it has no scores beside its base model's yet, so the card has none")
     names = {"adapter": "adapter", "merged": "merged model", "whole": "whole model"}
     return f"{names[written.form]} of {found.name}, {written.parameters:,} parameters", tuple(notes)
+
+
+def _licence(base: BaseModelRef, given: str | None) -> cards.License:
+    """Return the licence of the base model; one that is given stands in for an unknown one alone."""
+    known = cards.license_of(base)
+    if known and given not in (None, known.get("license")):
+        own = known.get("license")
+        raise InputError(f"--license: found {given}; the finetune has that of its base model, whose card says {own}")
+    return known or ({"license": given} if given else {})
 
 
 def _data(found: Found, folder: Path, options: Options) -> tuple[str, tuple[str, ...]]:

@@ -80,7 +80,7 @@ def base_of(found: Found, base_model: str | None = None) -> BaseModelRef:
     name, trust = base_model or str(sweep["base_model"]), bool(sweep.get("trust_remote_code"))
     if recorded.startswith("hub:") and base_model is None:
         hub, _, commit = recorded.removeprefix("hub:").rpartition("@")
-        return BaseModelRef(hub, hub, commit, recorded, trust, cached=snapshot(hub, commit) is not None)
+        return BaseModelRef(hub, hub, commit, recorded, trust, cached=_offline() and snapshot(hub, commit) is not None)
     base = resolve(name, sweep.get("tokenizer"))
     if base.identity != recorded:
         raise InputError(
@@ -88,6 +88,12 @@ def base_of(found: Found, base_model: str | None = None) -> BaseModelRef:
             "that one: --base-model DIRECTORY says where it is"
         )
     return replace(base, trust_remote_code=trust)
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
 
 
 def _by_id(store: Store, what: str, sweeps: Sequence[str]) -> Found:

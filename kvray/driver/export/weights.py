@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from kvray.driver.export.find import Found
-from kvray.errors import DamagedArtefactError, InputError
+from kvray.errors import DamagedArtefactError, InputError, KvrayError, disk_full, first_line
 from kvray.models import changed, hub
 from kvray.models.reference import API, BaseModelRef, load_tokenizer
 from kvray.store.manifest import MANIFEST
@@ -57,7 +57,7 @@ def write(found: Found, base: BaseModelRef, into: Path, merged: bool, base_id: s
         DamagedArtefactError: the store's files do not match their manifest.
     """
     known = base_id or (base.location if base.revision is not None else None)
-    with _files(found) as stored:
+    with _files(found) as stored, _base_errors(base):
         if (stored / ADAPTER_CONFIG).is_file():
             if merged:
                 _merge(base, stored, into)
@@ -89,6 +89,20 @@ def parameters(directory: Path) -> int:
                     count *= size
                 total += count
     return total
+
+
+@contextmanager
+def _base_errors(base: BaseModelRef) -> Iterator[None]:
+    """Say in a sentence that the base model is not to be had; transformers and the hub raise OSError for that."""
+    try:
+        yield
+    except OSError as error:
+        if base.revision is None or disk_full(error) or isinstance(error, KvrayError):
+            raise
+        raise InputError(
+            f"base_model: {base.location} at {base.revision} is not to be had ({first_line(error)}); type hf download "
+            f"{base.location} --revision {base.revision} where there is a hub, copy that cache here, and set HF_HOME"
+        ) from error
 
 
 @contextmanager

@@ -161,7 +161,8 @@ def test_a_base_in_a_directory_is_named_by_its_hub_id_where_one_is_given(ship: S
     assert "base_model: me/base" in card and "vllm serve me/base --enable-lora" in card
     assert "licence of the base model is unknown" in card and any("licence" in note for note in done.notes)
     named = store.plan_document("own")["base_model"]
-    ship("own/kv", force=True)
+    told = ship("own/kv", force=True, license="mit")
+    assert "license: mit" in (out / "README.md").read_text() and not any("licence" in note for note in told.notes)
     shown = (out / "README.md").read_text() + (out / "adapter_config.json").read_text()
     assert named not in shown and (out / "base" / "model.safetensors").is_file()
 

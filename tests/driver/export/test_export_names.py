@@ -82,7 +82,7 @@ def test_what_is_planned_alone_is_not_exported(store: Store, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("small/kv/1", "--license", "mit"), "--license: found it with the finetune small/kv/1"),
+        (("small/kv/1", "--license", "mit"), "--license: found mit; the finetune has that of its base model"),
         (("small/datasets/kv", "--merged"), "--merged: found it with the dataset"),
         (("small/datasets/kv", "--format", "message"), "--format: found 'message'; expected examples, messages,"),
         (("small/datasets/kv", "--file-type", "csv"), "--file-type: found 'csv'; expected parquet, jsonl"),

@@ -60,6 +60,10 @@ def test_an_adapter_names_its_base_by_hub_id_and_commit(
     assert "AutoPeftModelForCausalLM.from_pretrained(folder" in card
     with torch.no_grad():
         assert AutoPeftModelForCausalLM.from_pretrained(out)(torch.arange(100, 110)[None]).logits.isfinite().all()
+    shutil.rmtree(home)
+    with pytest.raises(InputError, match=rf"me/tiny at {COMMIT} is not to be had .*hf download me/tiny --revision"):
+        export(store, "small/kv", out, Options(force=True, merged=True))
+    assert (out / "adapter_config.json").is_file()
 
 
 def test_what_an_api_has_finetuned_says_where_its_weights_are(store: Store, out: Path, tmp_path: Path) -> None:
