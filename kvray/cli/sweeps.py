@@ -70,7 +70,7 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
         name = planned.sweep.name
         print("\n".join(["", *(current(place, name, result.found) or write(place, name).summary), ""]))
         print(f"report: {place.folder(f'reports/{name}').place}/report.html")
-    return 1 if result.failed else 0
+    return result.exit_status
 
 
 @frame.command
@@ -132,24 +132,32 @@ def status(
     from kvray.driver import run as running
     from kvray.planning.artefacts import described
     from kvray.planning.artefacts import status as states
+    from kvray.planning.cost import budget
 
     place = frame.open_store(store)
     planned: Sequence[Any]
     if sweep.endswith((".yaml", ".yml")):
-        planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
+        prepared, _ = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)
+        planned, name, price = prepared.artefacts, prepared.sweep.name, prepared.sweep.runtime.gpu_price
     else:
-        planned = described(place.plan_document(sweep))
+        document = place.plan_document(sweep)
+        planned, name = described(document), sweep
+        price = (document["sweep"].get("runtime") or {}).get("gpu_price")
+    spent = budget.read(place, name)
     rows = states(planned, place, verify)
     counts = {"planned": len(rows)}
     counts |= {name: sum(each.state == name for each in rows) for name in ("committed", "failed")}
     if json_:
         artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in rows]
-        print(json.dumps({**counts, "artefacts": artefacts}, indent=1))
+        hours = {"spent_hours": round(spent.hours, 6), "hours_of": "GPUs" if spent.gpus else "seats"}
+        print(json.dumps({**counts, **hours, "artefacts": artefacts}, indent=1))
         return
     print(
         table(["artefact", "state", "why"], [[e.id, e.state, " ".join((e.reason or "").split())[:200]] for e in rows])
     )
-    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if spent.hours:
+        print(budget.told(spent, price))
 
 
 @frame.command
