@@ -97,12 +97,15 @@ def plan(
     from kvray.driver import run as running
     from kvray.planning.artefacts import tell_replaced
     from kvray.planning.cost import estimate
+    from kvray.report.trackers.send import missing
 
     place = frame.open_store(store)
     documents = []
     for at, file in enumerate(sweep):
         planned, _ = running.prepare(file, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
         tell_replaced(planned, place)
+        for problem in missing(planned.sweep.runtime.trackers):  # where it is run they may be there
+            say(f"kvray: warning: {problem}")
         estimated = estimate.estimate(planned, place, verify)
         documents.append({**estimated.document, "code": planned.code()})
         if not json_:
@@ -167,28 +170,36 @@ def report(
     scale: frame.ScaleOption = None,
     allow_code: frame.CodeOption = False,
     out: Annotated[str | None, typer.Option("--out", help="Directory or s3:// URI; default under the store.")] = None,
+    trackers: Annotated[
+        list[str] | None, typer.Option("--trackers", help="Send it to tensorboard, mlflow or wandb too; repeatable.")
+    ] = None,
     json_: frame.JsonOption = False,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
 
     kvray report quickstart --out /tmp/report
 
+    --trackers sends loss curves, scores and figures, as runtime.trackers makes a run do; what is there already stays.
+
     --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
     of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
     from kvray.report.build import write
     from kvray.report.terminal import document
+    from kvray.report.trackers.send import everything
     from kvray.sweep.load import load
 
     place = frame.open_store(store)
     name = load(sweep, scale=scale, allow_code=allow_code).name if sweep.endswith((".yaml", ".yml")) else sweep
     place.plan_document(name)
     paths = write(place, name, out)
+    sent = everything(place, name, trackers) if trackers else {}
     if json_:
         written = {key: value for key, value in vars(paths).items() if key not in ("page", "summary")}
         print(json.dumps({**document(place, name), "report": written}, indent=1))
     else:
-        print("\n".join([*paths.summary, "", f"report: {paths.html}"]))
+        lines = [f"{tracker}: {where}" for tracker, where in sent.items()]
+        print("\n".join([*paths.summary, "", f"report: {paths.html}", *lines]))
 
 
 @frame.command

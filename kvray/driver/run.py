@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from kvray.planning.cost import budget, space
 from kvray.planning.cost.estimate import estimate
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
+from kvray.report.trackers.send import Sending
 from kvray.store import failures
 from kvray.store.leases import Leases
 from kvray.store.manifest import Presence
@@ -69,16 +70,23 @@ def prepare(
 def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -> Result:
     """Make what the store lacks of a plan, from :func:`prepare`; ``verify`` checks the sha256 of what it has, too.
 
+    What the sweep has is sent to ``runtime.trackers`` as it is committed, and at the end, whole or not.
+
     Raises:
         InputError: the store cannot be written, a needed API has no key or no valid URL, or packages are missing that a
-            benchmark needs; nothing was written.
+            benchmark or a tracker needs; nothing was written.
         StoreError: the store became unwritable during the run.
         ResourceError: the cluster lacks resources that the sweep asks for, a disk most of the space, or the API serves
             none of its models.
         RunInterrupted: Ctrl-C. Finished artefacts stay, none is noted as failed, and the same call continues.
     """
-    started = time.monotonic()
     store.check(write=True)
+    with Sending(store, planned.sweep.name, planned.sweep.runtime.trackers) as sending:
+        return _make(planned, base, store, verify, sending.committed)
+
+
+def _make(planned: Plan, base: BaseModelRef, store: Store, verify: bool, committed: Callable[[str], None]) -> Result:
+    started = time.monotonic()
     leases = Leases(store, planned.sweep.name, gpus(planned.sweep.runtime))  # before the store is listed
     listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
     todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
@@ -111,7 +119,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     for warning in space.check(estimated.space, store, runtime, here=asked_for(runtime) is None):
         say(f"kvray: warning: {warning}")
     seconds = {item.artefact.id: item.seconds or 0.0 for item in estimated.items}
-    account = _Account(planned, store, result, todo)
+    account = _Account(planned, store, result, todo, committed)
     try:
         # Leases last until the seats of a local Ray have ended with it.
         with leases, spending, connect(runtime) as connection:
@@ -207,8 +215,15 @@ class Result:
 class _Account:
     """Keeps the result of a run as its artefacts end, notes failures in the store, and says when a stage is done."""
 
-    def __init__(self, planned: Plan, store: Store, result: Result, todo: Sequence[Artefact]) -> None:
-        self._planned, self._store, self._result = planned, store, result
+    def __init__(
+        self,
+        planned: Plan,
+        store: Store,
+        result: Result,
+        todo: Sequence[Artefact],
+        committed: Callable[[str], None],
+    ) -> None:
+        self._planned, self._store, self._result, self._committed = planned, store, result, committed
         self._kinds = {artefact.id: artefact.kind for artefact in todo}
         self._open = Counter(self._kinds.values())
         self._made: Counter[str] = Counter()
@@ -230,6 +245,7 @@ class _Account:
         elif outcome.error is None:
             self._made[kind] += 1
             (self._result.elsewhere if outcome.elsewhere else self._result.made).append(outcome.artefact_id)
+            self._committed(outcome.artefact_id)
         else:
             self._fail(outcome.artefact_id, outcome.error)
         if not self._open[kind]:

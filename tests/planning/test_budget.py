@@ -126,9 +126,11 @@ def test_a_budget_in_usd_needs_a_price_and_every_amount_is_positive(tmp_path: Pa
     assert "found budget.usd 100 and no gpu_price; expected runtime.gpu_price" in problem("  budget: {usd: 100}\n")
     assert "runtime.budget.gpu_hours: found 0; expected greater than 0" in problem("  budget: {gpu_hours: 0}\n")
     assert "did you mean 'gpu_hours'" in problem("  budget: {gpu_hour: 1}\n")
+    assert "runtime.budget.gpu_hours: found true; expected a number" in problem("  budget: {gpu_hours: true}\n")
     file.write_text(head + "  num_cpus: 1\n")
     changed = load(str(file), ["runtime.budget.gpu_hours=3", "runtime.gpu_price=2"])
     assert changed.runtime.budget.gpu_hours == 3
+    assert "budget:" in changed.to_yaml() and type(changed).from_yaml(changed.to_yaml()) == changed
 
 
 def test_hours_of_a_forgotten_sweep_are_garbage(tmp_path: Path) -> None:
