@@ -44,7 +44,8 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> type[Notes]:
 def test_each_finetune_is_told_when_it_is_committed_and_all_at_the_end(
     stages: Stages, notes: type[Notes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, planned = Store(tmp_path), toy_plan(runtime={"num_cpus": 1, "trackers": "tensorboard"})
+    tracked = {"num_cpus": 1, "trackers": "tensorboard"}
+    store, planned = Store(tmp_path), toy_plan(runtime=tracked, evaluate={})
     assert planned.sweep.runtime.trackers == ("tensorboard",)
     result = running.run(planned, BASE, store)
     finetunes = [one.id for one in planned.artefacts if one.kind == "finetune"]
@@ -55,6 +56,16 @@ def test_each_finetune_is_told_when_it_is_committed_and_all_at_the_end(
     # A finished sweep is sent whole by the same command.
     assert running.run(planned, BASE, store).nothing_to_do
     assert notes.took == [*finetunes, "scores"]
+
+
+def test_a_report_that_cannot_be_made_is_a_warning_and_no_failure(
+    stages: Stages, notes: type[Notes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = toy_plan(runtime={"num_cpus": 1, "trackers": "tensorboard"})  # whose answers lack columns
+    result = running.run(planned, BASE, Store(tmp_path))
+    assert result.exit_status == 0 and not result.failed
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and warnings[0].endswith("to send it later: kvray report s --trackers tensorboard")
 
 
 def test_nothing_is_sent_unless_the_sweep_asks_for_it(

@@ -73,7 +73,7 @@ class WandbRuns:
                 ["" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in row]
                 for row in rows
             ]
-            shown: dict[str, Any] = {"scores": self._wandb.Table(columns=header, data=cells)}
+            shown: dict[str, Any] = {"scores": self._wandb.Table(columns=[*header], data=cells)}
             with tempfile.TemporaryDirectory(prefix="kvray-wandb-") as folder:
                 for name, png in scores.figures.items():
                     file = Path(folder, f"{name}.png")
