@@ -56,6 +56,7 @@ def test_a_curve_has_every_step_with_the_time_at_which_it_was_measured(made: Sto
     assert (first.config["mixture"], first.config["seed"], second.config["seed"]) == ("ours", 0, 1)
     assert str(first.config["artefact"]).startswith("finetunes/ours-s0-")
     assert not api.steps, "an API tells no losses"
+    assert [curve.name for curve in (first, second, api)] == ["ours-lora-s0", "ours-lora-s1", "api-api-s0"]
     assert len({curve.key for curve in (first, second, api)}) == 3
     assert content.curves(made, "curves")[0].key == first.key, "the same whenever it is sent"
     assert [curve.name for curve in content.curves(made, "curves", [str(second.config["artefact"])])] == [second.name]
@@ -191,6 +192,15 @@ def test_a_place_that_mlflow_cannot_open_is_told_before_anything_is_sent(
 # Weights & Biases.
 
 
+def whole(file: Path) -> list[Any]:
+    """Return the records of a .wandb file once its last one, which wandb's own process writes, is there."""
+    deadline = time.monotonic() + 30
+    while not (found := list(records(file))) or found[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    return found
+
+
 def records(file: Path) -> Iterator[Any]:
     """Yield the records of a .wandb file: LevelDB's log format after a header of 7 bytes, of protocol buffers."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -201,6 +211,8 @@ def records(file: Path) -> Iterator[Any]:
             at += 32768 - at % 32768
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            return
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or its last part
@@ -225,7 +237,7 @@ def test_an_offline_run_of_wandb_holds_curves_scores_and_figures_each_once(
         folders = {folder.name.rpartition("-")[2]: folder for folder in (tmp_path / "wandb").glob("offline-run-*")}
         assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
         assert set(folders) == {curve.key, scores.key}
-    found = list(records(folders[curve.key] / f"run-{curve.key}.wandb"))
+    found = whole(folders[curve.key] / f"run-{curve.key}.wandb")
     (run,) = [each.run for each in found if each.WhichOneof("record_type") == "run"][:1]
     assert (run.project, run.run_group, run.job_type, run.run_id) == ("needles", "first", "finetune", curve.key)
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
@@ -238,7 +250,7 @@ def test_an_offline_run_of_wandb_holds_curves_scores_and_figures_each_once(
     images = {file.stem.rpartition("_")[0].rpartition("_")[0]: file for file in (files / "media").rglob("*.png")}
     assert set(images) == set(scores.figures)
     summary = {}
-    for each in records(folders[scores.key] / f"run-{scores.key}.wandb"):
+    for each in whole(folders[scores.key] / f"run-{scores.key}.wandb"):
         if each.WhichOneof("record_type") == "summary":
             update = each.summary.update
             summary |= {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in update}

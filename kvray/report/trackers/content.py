@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,7 +36,7 @@ class Curve:
     Attributes:
         key: 16 hex digits, the same whenever this finetune of this sweep and store is sent.
         sweep_key: the same of the sweep; see :class:`Scores`.
-        name: unique in the sweep.
+        name: mixture, variant of the finetune and seed; unique in the sweep.
         config: plain values by name: labels, hyperparameters, the ids of the finetune and of its data, measurements.
         times: of each step, in seconds since the epoch; as measured, the last one being the commit.
     """
@@ -86,16 +85,12 @@ def curves(store: Store, sweep: str, only: Sequence[str] | None = None) -> list[
     """Return the committed finetunes of a sweep, or ``only`` those of these ids; InputError for an unknown sweep."""
     document = store.plan_document(sweep)
     planned = [each for each in document["artefacts"] if each["kind"] == "finetune"]
-    same = Counter(each.get("name") for each in planned)
     wanted = [each for each in planned if only is None or each["id"] in only]
     manifests = store.read_manifests([each["id"] for each in wanted])
     found = []
     for each in wanted:
         if manifest := manifests.get(each["id"]):
-            # Variants of one grid may share a readable name.
-            name = each["id"].rpartition("/")[2]
-            name = str(each["name"]) if same[each.get("name")] == 1 and each.get("name") else name
-            found.append(_curve(store, sweep, name, document.get("base_model"), each, manifest))
+            found.append(_curve(store, sweep, document.get("base_model"), each, manifest))
     return found
 
 
@@ -121,11 +116,11 @@ def scores(store: Store, sweep: str) -> Scores:
     return Scores(_key(store, sweep), config, yaml, rows, figures, digest)
 
 
-def _curve(
-    store: Store, sweep: str, name: str, base_model: Any, planned: Mapping[str, Any], manifest: Manifest
-) -> Curve:
+def _curve(store: Store, sweep: str, base_model: Any, planned: Mapping[str, Any], manifest: Manifest) -> Curve:
+    labels = planned["labels"]
+    name = f"{labels['mixture']}-{labels['finetune']}-s{labels['seed']}"
     keys = _key(store, sweep, manifest.id), _key(store, sweep)
-    config = {"sweep": sweep, "base_model": base_model, **planned["labels"], "artefact": manifest.id}
+    config = {"sweep": sweep, "base_model": base_model, **labels, "artefact": manifest.id}
     hyperparameters = manifest.recipe.get("finetune")
     if isinstance(hyperparameters, Mapping):
         config |= hyperparameters

@@ -29,6 +29,8 @@ class WandbRuns:
         """Take wandb's own settings (``WANDB_MODE``, ``WANDB_PROJECT``); InputError if a key is needed and absent."""
         import wandb
 
+        # It would record the requests to APIs, prompts included.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         self._wandb = wandb
         self._mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
         self._sweep = sweep
