@@ -211,12 +211,18 @@ datasets:
 finetune: {method: lora, epochs: 1, learning_rate: 1e-3, batch_size: 8, match: rows, seeds: [0, 1]}
 evaluate:
   recall: {task: recall, questions: 5}
-runtime: {num_cpus: 1, object_store_memory: 100_000_000, gpu_price: 2, budget: {gpu_hours: 0.000_01}}
+runtime:
+  num_cpus: 1
+  object_store_memory: 100_000_000
+  gpu_price: 2
+  budget: {gpu_hours: 0.000_01}
+  trackers: tensorboard
 """
 
 
 @pytest.mark.slow
 def test_a_real_sweep_stops_at_its_budget_and_the_same_command_then_starts_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
     file, store = tmp_path / "dear.yaml", tmp_path / "store"
     file.write_text(SWEEP)
 
@@ -235,7 +241,10 @@ def test_a_real_sweep_stops_at_its_budget_and_the_same_command_then_starts_nothi
     state = json.loads(kvray("status", "dear", "--json").stdout)
     assert state["committed"] == int(counted[2]) and state["failed"] == 0
     assert state["spent_hours"] > 0.000_01 and state["hours_of"] == "seats"
+    # Trackers have what is committed.
+    finetunes = [each for each in state["artefacts"] if each["kind"] == "finetune" and each["state"] == "committed"]
+    assert "kvray: tensorboard: tensorboard --logdir " in first.stderr
+    assert len(list((store / "tensorboard" / "dear").glob("kv-lora-s*/events*"))) == len(finetunes)
     again = kvray("run", str(file))
     assert again.returncode == 3 and "starting a local Ray" not in again.stderr
-    assert json.loads(kvray("status", "dear", "--json").stdout)["spent_hours"] == state["spent_hours"]
-    assert "spent: " in kvray("status", "dear").stdout
+    assert again.stdout.split("runtime.budget is spent: ")[1] == first.stdout.split("runtime.budget is spent: ")[1]
