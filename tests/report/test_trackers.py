@@ -121,11 +121,17 @@ def test_what_is_sent_again_to_tensorboard_leaves_its_files_alone(made: Store, e
     def files() -> dict[str, int]:
         return {str(file): file.stat().st_mtime_ns for file in events.rglob("events*")}
 
-    everything(made, "first", ["tensorboard"])
+    for sweep in ("first", "curves"):
+        everything(made, sweep, ["tensorboard"])
     before = files()
     foreign = events / "first" / "report" / "events.out.tfevents.1.mine"
     foreign.write_bytes(b"")
-    everything(made, "first", ["tensorboard"])
+    gone = events / "first" / "scores" / "gone" / f"events.out.tfevents.1.kvray-{'0' * 12}"
+    gone.parent.mkdir()
+    gone.write_bytes(b"")
+    for sweep in ("first", "curves"):
+        everything(made, sweep, ["tensorboard"])
+    assert not gone.exists(), "a model that the sweep has no more"
     assert {name: at for name, at in files().items() if name != str(foreign)} == before and foreign.exists()
 
 

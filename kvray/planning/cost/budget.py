@@ -2,9 +2,10 @@
 
     spent/<sweep>/<run>.json    the hours of one run of a sweep, written again and again by that run alone
 
-What is spent are the hours for which seats (engines, worker groups) held GPUs, each GPU counted, starts and idle times
-included. A run that holds no GPU counts the hours of its seats instead, so that a budget can be tried on a laptop. Time
-of nodes that start, or that nobody uses, is not in it, nor what an API charges.
+What is spent are the hours for which seats (engines, worker groups) held GPUs, each GPU counted, from their first
+process on: the loading of models and idle times are in it. A run that holds no GPU counts the hours of its seats
+instead, so that a budget can be tried on a laptop. Time of nodes that start, or that nobody uses, is not in it, nor
+what an API charges.
 """
 
 from __future__ import annotations

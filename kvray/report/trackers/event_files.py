@@ -8,7 +8,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from kvray.report.trackers.content import Curve, Scores
@@ -35,12 +37,18 @@ class EventFiles:
 
         self._event, self._summary, self._writer = Event, Summary, RecordWriter
         chosen = os.environ.get(VARIABLE)
-        self._folder: Folder = output.folder(chosen) if chosen else store.folder("tensorboard")
-        self._sweep = sweep
+        folder = output.folder(chosen) if chosen else store.folder("tensorboard")
+        self._place = folder.place
+        self._folder: Folder = replace(folder, root=f"{folder.root}/{sweep}")
 
     @property
     def place(self) -> str:
-        return f"tensorboard --logdir {self._folder.place}"
+        return f"tensorboard --logdir {self._place}"
+
+    @cached_property
+    def _there(self) -> set[str]:
+        """Event files of kvray's that the sweep has; other programs' are left alone."""
+        return {name for name in self._folder.names() if _OURS.fullmatch(name.rpartition("/")[2])}
 
     def finetune(self, curve: Curve) -> None:
         """Write a finetune's curves and hyperparameters."""
@@ -54,7 +62,7 @@ class EventFiles:
             for step, at, value in zip(curve.steps, curve.times, values, strict=True):
                 if value is not None:
                     events.append(self._event(wall_time=at, step=step, summary=scalar_pb(name, value)))
-        self._write(_safe(curve.name), events, began)
+        self._write(_safe(curve.name), events, [dict(curve.config), curve.times, curve.series], began)
 
     def scores(self, scores: Scores) -> None:
         """Write scores as scalars of step 0 and as a table, the report's figures, and the sweep."""
@@ -67,7 +75,12 @@ class EventFiles:
             event = self._event(summary=scalar_pb(f"{bound}/{evaluation}", value))
             by_model.setdefault(model, []).append(event)
         for model, events in by_model.items():
-            self._write(f"scores/{_safe(model)}", events, 0.0)
+            values = {name: value for name, value in scores.values().items() if name.endswith(f"/{model}")}
+            self._write(f"scores/{_safe(model)}", events, values)
+        models = {f"scores/{_safe(model)}" for model in by_model}
+        self._delete(
+            {name for name in self._there if name.startswith("scores/") and name.rpartition("/")[0] not in models}
+        )
         header, rows = scores.table()
         cells = [
             ["" if cell is None else f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row]
@@ -79,7 +92,7 @@ class EventFiles:
         texts = {"scores": table, "sweep": f"```yaml\n{scores.yaml}\n```", "config": f"```json\n{artefacts}\n```"}
         events = [self._event(summary=text_pb(name, text)) for name, text in texts.items()]
         events += [self._event(summary=self._image(name, png)) for name, png in scores.figures.items()]
-        self._write("report", events, 0.0)
+        self._write("report", events, scores.digest)
 
     def _image(self, name: str, png: bytes) -> Any:
         from tensorboard.plugins.image.metadata import create_summary_metadata
@@ -90,24 +103,28 @@ class EventFiles:
         tensor = make_tensor_proto([wide, high, png])
         return self._summary(value=[self._summary.Value(tag=f"figures/{name}", metadata=about, tensor=tensor)])
 
-    def _write(self, run: str, events: list[Any], began: float) -> None:
-        """Write the one event file of a run, unless it is there; remove an older one of kvray's."""
-        folder = f"{self._sweep}/{run}"
-        digest = hashlib.sha256(b"".join(event.SerializeToString(deterministic=True) for event in events)).hexdigest()
-        there = {name.rpartition("/")[2] for name in self._folder.names() if name.rpartition("/")[0] == folder}
-        ours = {name for name in there if _OURS.fullmatch(name)}
-        if same := {name for name in ours if name.endswith(digest[:12])}:
-            old = ours - same
-        else:
-            # TensorBoard reads the files of a run in the order of their names.
+    def _write(self, run: str, events: list[Any], made_of: Any, began: float = 0.0) -> None:
+        """Write the one event file of a run, unless it is there; remove an older one of kvray's.
+
+        ``made_of`` are the plain values that the events say: their own bytes may differ from process to process.
+        """
+        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:12]
+        ours = {name for name in self._there if name.rpartition("/")[0] == run}
+        same = {name for name in ours if name.endswith(digest)}
+        if not same:
             stream, at = io.BytesIO(), time.time()
             records = self._writer(stream)
             for event in [self._event(wall_time=began or at, file_version="brain.Event:2"), *_timed(events, at)]:
                 records.write(event.SerializeToString())
-            self._folder.put(f"{folder}/events.out.tfevents.{at:.0f}.kvray-{digest[:12]}", stream.getvalue())
-            old = ours
-        for name in old:
-            self._folder.delete(f"{folder}/{name}")
+            name = f"{run}/events.out.tfevents.{at:.0f}.kvray-{digest}"
+            self._folder.put(name, stream.getvalue())
+            self._there.add(name)
+        self._delete(ours - same)
+
+    def _delete(self, names: Collection[str]) -> None:
+        for name in names:
+            self._folder.delete(name)
+            self._there.discard(name)
 
 
 def _timed(events: list[Any], at: float) -> Iterator[Any]:
