@@ -7,7 +7,7 @@ import socket
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 Path = tuple[str | int, ...]  # where a value is in a document: mapping keys and 0-based list indices
 
@@ -52,7 +52,7 @@ class Problem:
         return f"{dotted(self.path)}: {self.text}" if self.path else self.text
 
 
-def install_command(extra: Literal["cpu", "gpu", "benchmarks"]) -> str:
+def install_command(extra: str) -> str:
     """Return what to type where the packages of an extra are missing: kvray is on no package index."""
     # The CPU set has builds that no plain "pip install" finds, so the Makefile installs it.
     command = "make setup" if extra == "cpu" else f"pip install '.[{extra}]'"
@@ -65,6 +65,11 @@ def without_secrets(text: str) -> str:
         if len(value) >= _SHORTEST_SECRET and SECRET.search(name):
             text = text.replace(value, "***")
     return text
+
+
+def without_logins(text: str) -> str:
+    """Return a text without the names and passwords of its URLs: ``https://***@host``."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def first_line(error: BaseException) -> str:
