@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvray.cli import frame
-from kvray.errors import InputError, RunInterrupted
+from kvray.errors import InputError, RunInterrupted, need
 
 if TYPE_CHECKING:
     from kvray.tasks.base import Task
@@ -150,6 +150,7 @@ def pretrain(
     """
     if ":/" in str(out):
         raise InputError(f"--out: found {out}; expected a directory of this machine")
+    need("kvray pretrain", "torch", "transformers")
     from kvray.finetune.pretrain.card import write_card
     from kvray.finetune.pretrain.pretrain import Recipe
     from kvray.finetune.pretrain.pretrain import pretrain as train
@@ -225,6 +226,7 @@ def doctor(
 
     kvray doctor sweeps/paper/mdqa-mistral.yaml --store s3://bucket/kvray --address auto
     """
+    need("kvray doctor", "ray")
     from kvray.cli.doctor.check import check
     from kvray.sweep.model import Runtime
 

@@ -21,11 +21,20 @@ from kvray.driver.make import Making
 from kvray.driver.seats.cluster import Cluster
 from kvray.driver.seats.lanes import open_lanes
 from kvray.driver.sharing import Sharing, gpus
-from kvray.errors import InputError, RunInterrupted, StoreError
+from kvray.errors import InputError, RunInterrupted, StoreError, need
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
 from kvray.planning import benchmarks
-from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, asks_api, keep
+from kvray.planning.artefacts import (
+    KINDS,
+    STAGE_NAMES,
+    Artefact,
+    FinetuneJob,
+    Plan,
+    PredictionsJob,
+    asks_api,
+    keep,
+)
 from kvray.planning.cost import space
 from kvray.planning.cost.estimate import estimate
 from kvray.planning.inputs import gather
@@ -87,6 +96,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         from kvray.evaluate.engines.base import engine_class
 
         engine_class(base, planned.sweep.runtime)  # raises for a wrong name before anything is made
+    need_packages(todo, base, planned.sweep.runtime)
     if asked_for(planned.sweep.runtime) is None:  # the workers of another Ray have packages of their own
         asked = {str(each.labels.get("evaluation")): each.params for each in todo}
         cells = {name: job.task for name, job in asked.items() if isinstance(job, PredictionsJob)}
@@ -118,6 +128,24 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         raise RunInterrupted(account.kept()) from None
     result.seconds = time.monotonic() - started
     return result
+
+
+def need_packages(todo: Sequence[Artefact], base: BaseModelRef, runtime: Runtime) -> None:
+    """Raise an InputError if packages beside the light install are missing here that making artefacts takes.
+
+    The workers of another Ray have packages of their own, so for one that is joined Ray itself is enough here.
+    """
+    if not todo:
+        return
+    packages, local = {"ray": None}, asked_for(runtime) is None
+    for artefact in todo:
+        if asks_api(artefact, base):
+            packages["openai"] = None
+        elif local and isinstance(artefact.params, FinetuneJob):
+            packages |= dict.fromkeys(("torch", "transformers", "peft", "accelerate"))
+        elif local and isinstance(artefact.params, PredictionsJob):
+            packages |= dict.fromkeys(("transformers", *(("vllm",) if runtime.engine == Runtime().engine else ())))
+    need("kvray run", *packages)
 
 
 def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
