@@ -2,9 +2,10 @@
 
 from kvray.cli import sweeps  # isort: skip  # in the order of --help: what is typed most comes first
 from kvray.cli import tools  # isort: skip
+from kvray.cli import begin  # isort: skip
 from kvray.cli.frame import app
 
-__all__ = ["app", "main", "sweeps", "tools"]
+__all__ = ["app", "begin", "main", "sweeps", "tools"]
 
 
 def main() -> None:
