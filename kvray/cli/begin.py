@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from kvray.cli import complete, frame
@@ -32,7 +31,7 @@ def init(
 ) -> None:
     """Write a sweep file to start from, commented. In a terminal it asks for what no option says.
 
-    kvray init my-sweep.yaml --task simple_kv --task in2 --yes
+    kvray init new.yaml --task simple_kv --task in2 --yes
 
     kvray init mistral.yaml --base-model mistralai/Mistral-7B-Instruct-v0.1 --gpus 1 --yes
     """
@@ -55,9 +54,11 @@ def init(
                 answer = typer.prompt(f"What to train on, with commas between ({known})", _TASK)
                 task = [name.strip() for name in answer.split(",") if name.strip()]
             if gpus is None and not base_model.startswith(API):
-                gpus = typer.prompt("GPUs at a time (0: on CPUs)", 0, type=click.IntRange(min=0))
+                gpus = typer.prompt("GPUs at a time (0: on CPUs)", 0, type=int)
         except typer.Abort:
             raise KeyboardInterrupt from None  # as every command ends on Ctrl-C
+    if gpus is not None and gpus < 0:
+        raise InputError(f"--gpus: found {gpus}; expected 0 or more")
     tasks = task or ([] if data is not None else [_TASK])
     wishes = template.Wishes(template.name_of(file), base_model or _BASE, tasks, gpus, data)
     text = template.sweep_text(wishes)
