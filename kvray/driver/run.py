@@ -21,7 +21,7 @@ from kvray.driver.make import Making
 from kvray.driver.seats.cluster import Cluster
 from kvray.driver.seats.lanes import open_lanes
 from kvray.driver.sharing import Sharing, gpus
-from kvray.errors import InputError, RunInterrupted, StoreError, need
+from kvray.errors import InputError, RunInterrupted, StoreError, installed, need
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
 from kvray.planning import benchmarks
@@ -78,14 +78,15 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     """Make what the store lacks of a plan, from :func:`prepare`; ``verify`` checks the sha256 of what it has, too.
 
     Raises:
-        InputError: the store cannot be written, a needed API has no key or no valid URL, or packages are missing that a
-            benchmark needs; nothing was written.
+        InputError: the store cannot be written, a needed API has no key or no valid URL, or packages are missing that
+            the run or a benchmark needs; nothing was written.
         StoreError: the store became unwritable during the run.
         ResourceError: the cluster lacks resources that the sweep asks for, a disk most of the space, or the API serves
             none of its models.
         RunInterrupted: Ctrl-C. Finished artefacts stay, none is noted as failed, and the same call continues.
     """
     started = time.monotonic()
+    _need_packages(planned, base, store, verify)
     store.check(write=True)
     leases = Leases(store, planned.sweep.name, gpus(planned.sweep.runtime))  # before the store is listed
     listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
@@ -96,7 +97,6 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
         from kvray.evaluate.engines.base import engine_class
 
         engine_class(base, planned.sweep.runtime)  # raises for a wrong name before anything is made
-    need_packages(todo, base, planned.sweep.runtime)
     if asked_for(planned.sweep.runtime) is None:  # the workers of another Ray have packages of their own
         asked = {str(each.labels.get("evaluation")): each.params for each in todo}
         cells = {name: job.task for name, job in asked.items() if isinstance(job, PredictionsJob)}
@@ -130,22 +130,29 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     return result
 
 
-def need_packages(todo: Sequence[Artefact], base: BaseModelRef, runtime: Runtime) -> None:
-    """Raise an InputError if packages beside the light install are missing here that making artefacts takes.
+def _need_packages(planned: Plan, base: BaseModelRef, store: Store, verify: bool) -> None:
+    """Raise an InputError if packages beside the light install are missing here that the rest of a plan takes.
 
     The workers of another Ray have packages of their own, so for one that is joined Ray itself is enough here.
     """
-    if not todo:
+    if all(map(installed, _packages(planned.artefacts, base, planned.sweep.runtime))):
         return
-    packages, local = {"ray": None}, asked_for(runtime) is None
+    listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
+    todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
+    if todo:
+        need("kvray run", *_packages(todo, base, planned.sweep.runtime))
+
+
+def _packages(todo: Sequence[Artefact], base: BaseModelRef, runtime: Runtime) -> list[str]:
+    packages, local = ["ray"], asked_for(runtime) is None
     for artefact in todo:
         if asks_api(artefact, base):
-            packages["openai"] = None
+            packages.append("openai")
         elif local and isinstance(artefact.params, FinetuneJob):
-            packages |= dict.fromkeys(("torch", "transformers", "peft", "accelerate"))
+            packages += ["torch", "transformers", "peft", "accelerate"]
         elif local and isinstance(artefact.params, PredictionsJob):
-            packages |= dict.fromkeys(("transformers", *(("vllm",) if runtime.engine == Runtime().engine else ())))
-    need("kvray run", *packages)
+            packages += ["transformers", *(["vllm"] if runtime.engine == Runtime().engine else [])]
+    return list(dict.fromkeys(packages))
 
 
 def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
