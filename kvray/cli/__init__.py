@@ -5,9 +5,10 @@ from kvray.cli import show  # isort: skip
 from kvray.cli import compare  # isort: skip
 from kvray.cli import tools  # isort: skip
 from kvray.cli import export  # isort: skip
+from kvray.cli import begin  # isort: skip
 from kvray.cli.frame import app
 
-__all__ = ["app", "compare", "export", "main", "show", "sweeps", "tools"]
+__all__ = ["app", "begin", "compare", "export", "main", "show", "sweeps", "tools"]
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli import frame
+from kvray.cli import complete, frame
 from kvray.console import say
 from kvray.errors import InputError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @frame.command
 def run(
-    sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
+    sweep: Annotated[list[str], typer.Argument(help="Sweep files.", autocompletion=complete.sweep_files)],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -76,7 +76,7 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
 
 @frame.command
 def plan(
-    sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
+    sweep: Annotated[list[str], typer.Argument(help="Sweep files.", autocompletion=complete.sweep_files)],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -119,7 +119,10 @@ def plan(
 
 @frame.command
 def status(
-    sweep: Annotated[str, typer.Argument(help="A sweep file, or the name of one that was run.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(help="A sweep file, or the name of one that was run.", autocompletion=complete.stored_sweeps),
+    ],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -181,7 +184,10 @@ def status(
 
 @frame.command
 def report(
-    sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(help="The name of a sweep that was run, or its file.", autocompletion=complete.stored_sweeps),
+    ],
     store: frame.StoreOption = None,
     scale: frame.ScaleOption = None,
     allow_code: frame.CodeOption = False,
