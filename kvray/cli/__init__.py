@@ -4,9 +4,11 @@ from kvray.cli import sweeps  # isort: skip  # in the order of --help: what is t
 from kvray.cli import show  # isort: skip
 from kvray.cli import compare  # isort: skip
 from kvray.cli import tools  # isort: skip
+from kvray.cli import export  # isort: skip
+from kvray.cli import begin  # isort: skip
 from kvray.cli.frame import app
 
-__all__ = ["app", "compare", "main", "show", "sweeps", "tools"]
+__all__ = ["app", "begin", "compare", "export", "main", "show", "sweeps", "tools"]
 
 
 def main() -> None:

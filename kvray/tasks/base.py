@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, S
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from kvray.errors import InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
@@ -64,7 +74,16 @@ def _as_tuple(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else listed(value)
 
 
-Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(distinct)]
+class OneOrMore:
+    """Says in the JSON schema of a list that one item alone may stand for it: :func:`listed` and others make it one."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described: dict[str, Any] = handler(schema)
+        return {"anyOf": [described["items"], described]}
+
+
+Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(distinct), OneOrMore]
 """One value or several different ones: ``4096``, ``[4096, 8192]``, or ``4096,8192`` as on a command line."""
 
 

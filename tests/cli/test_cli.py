@@ -107,7 +107,7 @@ def test_every_mistake_of_a_sweep_is_told_at_once(sweep: Path) -> None:
         (("plan", "small.yaml", "--store", "ftp://x"), "ftp"),
         (("sample", "mdqaa"), "did you mean 'mdqa'?"),
         (("sample", "mdqa", "--set", "documnts=2"), "did you mean 'documents'?"),
-        (("generate", "mdqa", "--out", "x", "--format", "csv"), "parquet, jsonl or openai"),
+        (("generate", "mdqa", "--out", "x", "--format", "csv"), "messages, prompt-completion or openai"),
         (("generate", "mdqa", "--rows", "999999999", "--out", "x.parquet"), "questions"),
         (("generate", "recall", "--out", "."), "is a directory"),
         (("pretrain", "--out", "s3://bucket/model"), "expected a directory of this machine"),

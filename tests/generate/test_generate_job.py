@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kvray.cli.export import make
+from kvray.driver.export.files import make
 from kvray.errors import InputError
 from kvray.generate import job
 from kvray.generate.job import ROWS_PER_SHARD, build, generate, stream

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from kvray.cli import samples
-from kvray.cli.export import make
+from kvray.driver.export.files import make
 from kvray.errors import InputError
 from kvray.generate.job import Written, build, context_of
 from kvray.models.reference import resolve
