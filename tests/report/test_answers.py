@@ -79,6 +79,11 @@ def test_cells_and_places_are_chosen_evenly_whatever_the_order_of_rows(rows: pl.
     assert all(taken >= min(all_, most - 1) for all_, taken in counts.select("len", "len_in").iter_rows())
 
 
+def test_answers_that_two_evaluations_share_stand_under_both(rows: pl.DataFrame) -> None:
+    twice = pl.concat([rows, rows.with_columns(evaluation=pl.lit("another name"))])
+    assert answers.choose(twice, 10_000_000).height == 2 * rows.height
+
+
 @pytest.mark.parametrize("limit", [3_000, 12_000])
 def test_a_page_keeps_its_limit_and_says_what_it_holds(
     snapshot: Snapshot, limit: int, monkeypatch: pytest.MonkeyPatch

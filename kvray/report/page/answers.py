@@ -97,7 +97,7 @@ def choose(rows: pl.DataFrame, bytes_of_json: int) -> pl.DataFrame:
     size = pl.col("answer").str.len_bytes() + _ROW + pl.when(first).then(prompt + _ROW).otherwise(0)
     taken = placed.filter(size.cum_sum() <= bytes_of_json)
     beside = placed.filter(pl.col("model") == BASE).join(taken.select(_KEY).unique(), on=_KEY, how="semi")
-    both = pl.concat([taken, beside]).unique(["artefact", "example_id"])
+    both = pl.concat([taken, beside]).unique([*_KEY, "model", "seed"])
     return both.drop("after", "at", "turn").sort("evaluation", "question_id", *AXES, "example_id", "model", "seed")
 
 
