@@ -195,18 +195,22 @@ def report(
     trackers: Annotated[
         list[str] | None, typer.Option("--trackers", help="Send it to tensorboard, mlflow or wandb too; repeatable.")
     ] = None,
+    answers: Annotated[bool, typer.Option(help="Put prompts and answers into report.html.")] = True,
     json_: frame.JsonOption = False,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
 
     kvray report quickstart --out /tmp/report
 
+    --no-answers leaves prompts and answers out of the page, to give it to those who may not have the data.
+
     --trackers sends loss curves, scores and figures, as runtime.trackers makes a run do; what is there already stays.
 
     --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
     of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
-    from kvray.report.build import write
+    from kvray.report.build import SECTIONS, write
+    from kvray.report.page.answers import answer_by_answer
     from kvray.report.terminal import document
     from kvray.report.trackers.send import everything
     from kvray.sweep.load import load
@@ -214,7 +218,7 @@ def report(
     place = frame.open_store(store)
     name = load(sweep, scale=scale, allow_code=allow_code).name if sweep.endswith((".yaml", ".yml")) else sweep
     place.plan_document(name)
-    paths = write(place, name, out)
+    paths = write(place, name, out, [each for each in SECTIONS if answers or each != answer_by_answer])
     sent = everything(place, name, trackers) if trackers else {}
     if json_:
         written = {key: value for key, value in vars(paths).items() if key not in ("page", "summary")}

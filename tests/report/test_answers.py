@@ -11,7 +11,9 @@ from typing import Any
 import answered_sweep
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from kvray.cli import app
 from kvray.report import build
 from kvray.report.page import answers
 from kvray.results.snapshot import Snapshot, collect
@@ -118,7 +120,10 @@ def test_all_that_was_put_to_a_model_is_shown(snapshot: Snapshot) -> None:
     assert said == "system: Be brief.\n\nuser: Hi.\n\nuser: Who?\n\nassistant: It is \u2026"
 
 
-def test_numbers_of_the_page_lead_to_their_answers_and_of_markdown_do_not(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_numbers_of_the_page_lead_to_their_answers_unless_it_has_none(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     paths = build.write(snapshot.store, "asked", tmp_path)
     for link in (
         "#answers?evaluation=mdqa20&amp;model=ours",
@@ -128,10 +133,10 @@ def test_numbers_of_the_page_lead_to_their_answers_and_of_markdown_do_not(snapsh
         assert f'<a href="{link}">' in paths.page
     markdown = Path(paths.markdown).read_text()
     assert "#answers" not in markdown and "kvray show asked --wrong" in markdown
-    without = build.write(
-        snapshot.store, "asked", tmp_path, [each for each in build.SECTIONS if each != answers.answer_by_answer]
-    )
-    assert '"#answers' not in without.page and "answers-data" not in without.page
+    told = CliRunner().invoke(app, ["report", "asked", "--store", snapshot.store.uri, "--no-answers", "--out", "out"])
+    assert told.exit_code == 0
+    without = (tmp_path / "out" / "report.html").read_text()
+    assert '"#answers' not in without and "Document [20]" not in without and "no idea" not in without
 
 
 def test_half_right_answers_and_unanswered_rows_do_not_confuse(snapshot: Snapshot) -> None:
