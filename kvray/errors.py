@@ -4,10 +4,12 @@ import errno
 import os
 import re
 import socket
+import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import Literal, NamedTuple
 
 Path = tuple[str | int, ...]  # where a value is in a document: mapping keys and 0-based list indices
 
@@ -50,6 +52,34 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{dotted(self.path)}: {self.text}" if self.path else self.text
+
+
+Extra = Literal["run", "cpu", "gpu", "benchmarks"]
+"""The groups of packages beside the light install, by their names in pyproject.toml."""
+
+
+def installed(package: str) -> bool:
+    """Return whether a package can be imported here, without importing it."""
+    try:
+        return package in sys.modules or find_spec(package) is not None
+    except ImportError:  # of an import hook
+        return False
+
+
+def need(what: str, *packages: str, extra: Extra = "cpu") -> None:
+    """Raise an InputError of one sentence if packages beside the light install are missing here.
+
+    Args:
+        what: what needs them, as the subject of the sentence: ``kvray run``.
+        packages: names to import.
+        extra: which brings them; the one for a CPU names the one for GPUs, too.
+    """
+    lacking = [package for package in packages if not installed(package)]
+    if lacking:
+        missing = "which is not installed" if len(lacking) == 1 else "which are not installed"
+        named = " and ".join(filter(None, (", ".join(lacking[:-1]), lacking[-1])))
+        gpu = ", or pip install '.[gpu]' there on a GPU host" if extra == "cpu" else ""
+        raise InputError(f"{what} needs {named}, {missing}: type {install_command(extra)}{gpu}")
 
 
 def install_command(extra: str) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli import frame
+from kvray.cli import complete, frame
 from kvray.console import say
+from kvray.errors import InputError
 
 if TYPE_CHECKING:
     from kvray.models.reference import BaseModelRef
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @frame.command
 def run(
-    sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
+    sweep: Annotated[list[str], typer.Argument(help="Sweep files.", autocompletion=complete.sweep_files)],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -75,7 +76,7 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
 
 @frame.command
 def plan(
-    sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
+    sweep: Annotated[list[str], typer.Argument(help="Sweep files.", autocompletion=complete.sweep_files)],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -118,7 +119,10 @@ def plan(
 
 @frame.command
 def status(
-    sweep: Annotated[str, typer.Argument(help="A sweep file, or the name of one that was run.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(help="A sweep file, or the name of one that was run.", autocompletion=complete.stored_sweeps),
+    ],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -126,10 +130,17 @@ def status(
     allow_code: frame.CodeOption = False,
     json_: frame.JsonOption = False,
     verify: frame.VerifyOption = False,
-) -> None:
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until everything is made or Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 5.0,
+) -> int:
     """Say what of a sweep is committed, missing, damaged or failed.
 
     kvray status quickstart --json
+
+    kvray status quickstart --watch
+
+    --watch draws the counts again every few seconds, in a pipe when something has changed. It ends, with exit status 1
+    if something failed, once everything is committed, or failed while no run of the sweep is alive.
     """
     from kvray.console import table
     from kvray.driver import run as running
@@ -137,15 +148,22 @@ def status(
     from kvray.planning.artefacts import status as states
     from kvray.planning.cost import budget
 
+    if watch and (json_ or verify):
+        raise InputError("--watch looks again and again; expected neither --json nor --verify beside it")
     place = frame.open_store(store)
     planned: Sequence[Any]
+    name = sweep
     if sweep.endswith((".yaml", ".yml")):
-        prepared, _ = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)
-        planned, name, price = prepared.artefacts, prepared.sweep.name, prepared.sweep.runtime.gpu_price
+        whole = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0]
+        planned, name, price = whole.artefacts, whole.sweep.name, whole.sweep.runtime.gpu_price
     else:
         document = place.plan_document(sweep)
-        planned, name = described(document), sweep
+        planned = described(document)
         price = (document["sweep"].get("runtime") or {}).get("gpu_price")
+    if watch:
+        from kvray.cli.watch import watch as watching
+
+        return watching(place, name, planned, every)
     spent = budget.read(place, name)
     rows = states(planned, place, verify)
     counts = {"planned": len(rows)}
@@ -154,18 +172,22 @@ def status(
         artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in rows]
         hours = {"spent_hours": round(spent.hours, 6), "hours_of": "GPUs" if spent.gpus else "seats"}
         print(json.dumps({**counts, **hours, "artefacts": artefacts}, indent=1))
-        return
+        return 0
     print(
         table(["artefact", "state", "why"], [[e.id, e.state, " ".join((e.reason or "").split())[:200]] for e in rows])
     )
     print(", ".join(f"{count} {state}" for state, count in counts.items()))
     if spent.hours:
         print(budget.told(spent, price))
+    return 0
 
 
 @frame.command
 def report(
-    sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(help="The name of a sweep that was run, or its file.", autocompletion=complete.stored_sweeps),
+    ],
     store: frame.StoreOption = None,
     scale: frame.ScaleOption = None,
     allow_code: frame.CodeOption = False,

@@ -115,7 +115,8 @@ class _Reasons:
         rules: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
             ("failures/", "note on an artefact of no sweep", self._wanted),
             ("api/", "note on an artefact of no sweep", self._wanted),
-            ("reports/", "report of no sweep", lambda sweep: sweep in self.sweeps),
+            # Of two sweeps, "A+B": the first is of this store.
+            ("reports/", "report of no sweep", lambda name: name.partition("+")[0] in self.sweeps),
             ("tensorboard/", "event files of no sweep", lambda sweep: sweep in self.sweeps),
             ("spent/", "hours of no sweep", lambda name: name.partition("/")[0] in self.sweeps),
             ("doctor/", "probe of kvray doctor", lambda _: False),

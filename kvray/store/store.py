@@ -1,6 +1,6 @@
 """The store: committed artefacts on a local disk, NFS, ``s3://`` or ``gs://``; the only writer of final paths.
 
-    <root>/<kind folder>/<name>-<fingerprint[:16]>/{files…, manifest.json}     artefacts
+    <root>/<kind folder>/<name>-<fingerprint[:16]>/{files…, manifest.json}     artefacts; those of rows: data/*.parquet
     <root>/sweeps/…, failures/…, reports/…, spent/…, tensorboard/…             documents
     <root>/.work/…                                                             scratch, never listed
 

@@ -18,7 +18,7 @@ from kvray.models.lora import LARGEST_RANK
 from kvray.sweep.blocks import TASK_SECTIONS, lookup, parse_task
 from kvray.sweep.document import from_values
 from kvray.sweep.yaml import dump
-from kvray.tasks.base import Strict, Task, added, recipe, runtime
+from kvray.tasks.base import OneOrMore, Strict, Task, added, recipe, runtime
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 """Names of sweeps, datasets, mixtures and evaluations. A figure's file name holds two of them in its 255 bytes."""
@@ -27,6 +27,7 @@ LEARNING_RATES = {"lora": 1e-4, "attention": 5e-6, "full": 5e-6}
 """Default learning rates. Whole weights: the paper's. LoRA: its best rate is about 10 times that of whole weights, 15
 times in very short runs (Schulman et al. 2025, "LoRA Without Regret", Thinking Machines Lab), and published runs are
 at 1e-4 to 2e-4 where whole weights are at 5e-6 (Hu et al. 2021, arXiv 2106.09685, GPT-3; QLoRA, arXiv 2305.14314)."""
+_Seed = Annotated[int, Field(ge=0, lt=2**31)]
 _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
@@ -53,8 +54,8 @@ class Finetune(Strict):
         None, gt=0, lt=10, description="peak learning rate of AdamW; none: 1e-4 for lora, the paper's 5e-6 otherwise"
     )
     batch_size: int = recipe(16, ge=1, description="rows per optimizer step, over all workers")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_one_or_more)] = recipe(
-        (0,), min_length=1, description="one finetune per seed: order of rows, adapter's start, dropout"
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_one_or_more), OneOrMore] = (
+        recipe((0,), min_length=1, description="one finetune per seed: order of rows, adapter's start, dropout")
     )
     reseed_data: bool = recipe(
         False, description="add each finetune's seed to its datasets' seeds: other data per seed, as in the paper"
