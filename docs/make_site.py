@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from kvray.sweep.model import Finetune, Runtime, Sweep
+from kvray.sweep.model import Budget, Finetune, Runtime, Sweep
 from kvray.tasks.base import Strict
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +76,7 @@ def _sweep_file() -> Iterator[str]:
         ("The file", "", Sweep),
         ("finetune", "finetune.", Finetune),
         ("runtime", "runtime.", Runtime),
+        ("budget", "runtime.budget.", Budget),
     ]
     for title, prefix, cls in models:
         yield f"## {title}\n\n| key | default | |\n|---|---|---|"

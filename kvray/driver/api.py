@@ -12,7 +12,7 @@ from kvray.console import duration, html_table, say, table
 from kvray.driver import run as driver
 from kvray.driver.run import Result
 from kvray.planning.artefacts import tell_replaced
-from kvray.planning.cost import show
+from kvray.planning.cost import budget, show
 from kvray.planning.cost.estimate import Estimate, estimate
 from kvray.store.store import Store
 from kvray.sweep.model import Sweep
@@ -117,6 +117,8 @@ class SweepPlan:
         time = "" if seconds is None or not totals["to_run"] else f", about {duration(seconds)}"
         parts += [html.escape(meaning) for meaning in show.marks(self.estimate)]
         parts.append(f"{totals['to_run']} to run, {totals['cached']} cached{time}")
+        if document["budget"] and totals["to_run"]:
+            parts.append(html.escape(budget.line(document["budget"], self.sweep.runtime)))
         parts += [f"warning: {html.escape(warning)}" for warning in document["warnings"]]
         return "".join(part if part.startswith("<table") else f"<p>{part}</p>" for part in parts)
 

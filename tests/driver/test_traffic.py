@@ -12,8 +12,11 @@ from s3_server import BUCKET, REQUESTS, endpoint
 from toy_tasks import Toy
 
 from kvray.driver import run as running
+from kvray.driver.spending import Spending
 from kvray.planning import inputs
 from kvray.planning.artefacts import Plan, status
+from kvray.planning.cost import budget
+from kvray.planning.cost.budget import Spent
 from kvray.planning.cost.estimate import estimate
 from kvray.report.build import current, made_from
 from kvray.results.snapshot import look
@@ -80,3 +83,10 @@ def test_notes_of_failures_are_read_for_what_failed_and_removed_where_they_are(
     with pytest.raises(pytest.fail.Exception, match="would begin"):
         running.run(planned, BASE, store)
     assert failures.noted(store) == {planned.artefacts[0].id}
+
+
+def test_a_budget_costs_a_listing_and_a_read_per_run_and_nothing_without_one(store: Store, planned: Plan) -> None:
+    for run in ("one", "two"):
+        store.write_document(f"spent/s/{run}.json", Spent(1.0, gpus=True).to_bytes(run, "s", "here"))
+    assert asked(lambda: budget.read(store, "s")) == {"LIST": 1, "HEAD": 2, "GET": 2}
+    assert not asked(lambda: Spending(store, "s", "me", planned.sweep.runtime))

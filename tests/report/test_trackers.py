@@ -363,6 +363,18 @@ def test_a_missing_package_and_an_unknown_tracker_are_told_with_what_to_type(
     assert result.exit_code == 2 and "found 'neptune'; expected one of tensorboard, mlflow, wandb" in result.output
 
 
+def test_a_plan_warns_of_a_missing_package_as_it_may_be_run_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(send.importlib.util, "find_spec", lambda name: None)
+    file = tmp_path / "sweep.yaml"
+    file.write_text("name: s\nbase_model: kvray-tiny\nevaluate:\n  recall: {task: recall, questions: 5}\n")
+    words = ["plan", str(file), "--store", str(tmp_path), "--set", "runtime.trackers=[wandb]"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "warning: runtime.trackers: found wandb, whose package is not installed" in result.stderr
+
+
 def test_the_report_command_sends_a_finished_sweep(made: Store, events: Path) -> None:
     result = CliRunner().invoke(app, ["report", "first", "--store", made.uri, "--trackers", "tensorboard"])
     assert result.exit_code == 0, result.output

@@ -31,9 +31,10 @@ class MlflowRuns:
 
     def __init__(self, store: Store, sweep: str) -> None:
         """Open the tracking store; InputError if ``$MLFLOW_TRACKING_URI`` is none that this MLflow can open."""
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
         import mlflow
 
+        if not os.environ.get("MLFLOW_LOGGING_LEVEL"):  # else it tells of every step of making a database
+            logging.getLogger("mlflow").setLevel(logging.ERROR)
         self._uri = mlflow.get_tracking_uri()
         self._sweep = sweep
         self._experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or ""
