@@ -34,7 +34,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core for both
 
 import pyarrow as pa
 
-from kvray.cli.export import make
+from kvray.driver.export.files import make
 from kvray.generate.job import ROWS_PER_SHARD, build, context_of
 from kvray.models.reference import BaseModelRef, load_tokenizer, resolve
 from kvray.store.schemas import EXAMPLE_SCHEMA

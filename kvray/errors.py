@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 Path = tuple[str | int, ...]  # where a value is in a document: mapping keys and 0-based list indices
 
@@ -54,10 +54,6 @@ class Problem:
         return f"{dotted(self.path)}: {self.text}" if self.path else self.text
 
 
-Extra = Literal["run", "cpu", "gpu", "benchmarks"]
-"""The groups of packages beside the light install, by their names in pyproject.toml."""
-
-
 def installed(package: str) -> bool:
     """Return whether a package can be imported here, without importing it."""
     try:
@@ -66,13 +62,13 @@ def installed(package: str) -> bool:
         return False
 
 
-def need(what: str, *packages: str, extra: Extra = "cpu") -> None:
+def need(what: str, *packages: str, extra: str = "cpu") -> None:
     """Raise an InputError of one sentence if packages beside the light install are missing here.
 
     Args:
         what: what needs them, as the subject of the sentence: ``kvray run``.
         packages: names to import.
-        extra: which brings them; the one for a CPU names the one for GPUs, too.
+        extra: which of pyproject.toml's brings them; the one for a CPU names the one for GPUs, too.
     """
     lacking = [package for package in packages if not installed(package)]
     if lacking:
@@ -82,7 +78,7 @@ def need(what: str, *packages: str, extra: Extra = "cpu") -> None:
         raise InputError(f"{what} needs {named}, {missing}: type {install_command(extra)}{gpu}")
 
 
-def install_command(extra: Extra) -> str:
+def install_command(extra: str) -> str:
     """Return what to type where the packages of an extra are missing: kvray is on no package index."""
     # The CPU set has builds that no plain "pip install" finds, so the Makefile installs it.
     command = "make setup" if extra == "cpu" else f"pip install '.[{extra}]'"
@@ -95,6 +91,11 @@ def without_secrets(text: str) -> str:
         if len(value) >= _SHORTEST_SECRET and SECRET.search(name):
             text = text.replace(value, "***")
     return text
+
+
+def without_logins(text: str) -> str:
+    """Return a text without the names and passwords of its URLs: ``https://***@host``."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def first_line(error: BaseException) -> str:

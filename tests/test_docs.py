@@ -9,6 +9,7 @@ import gzip
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -25,6 +26,7 @@ import pytest
 import typer
 from click.testing import Result
 from documents import Command, Snippet, commands, examples, snippets
+from made_finetunes import finetuned
 from typer.testing import CliRunner
 
 import kvray
@@ -35,7 +37,8 @@ from kvray.generate.job import build
 from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning import inputs
 from kvray.planning.artefacts import Artefact, PredictionsJob
-from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.manifest import DATA
+from kvray.store.schemas import ANSWERS_SCHEMA
 from kvray.store.store import Store
 from kvray.tasks.base import Task
 
@@ -73,6 +76,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("nq-open-oracle.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
         patch.setenv("NQ_OPEN", str(folder / "nq-open-oracle.jsonl.gz"))
         quickstart(Store("store"))
+        shutil.copytree("store", "other-store")
+        quickstart(Store("other-store"), "name=quickstart-rerun", "finetune.seeds=[1]")
         yield folder
 
 
@@ -83,21 +88,25 @@ def no_hub(name: str, tokenizer: str | None = None) -> BaseModelRef:
     return resolve(name, tokenizer)
 
 
-def quickstart(store: Store) -> None:
-    """Commit what the quickstart leaves: its plan and datasets, finetunes without weights, answers drawn by lot."""
-    planned, base = running.prepare("sweeps/quickstart.yaml")
+def quickstart(store: Store, *changes: str) -> None:
+    """Commit what the quickstart leaves: its plan and datasets, one adapter for all finetunes, answers drawn by lot."""
+    planned, base = running.prepare("sweeps/quickstart.yaml", changes)
     store.write_document(f"sweeps/{planned.sweep.name}.json", planned.to_json())
     tables: dict[str, pa.Table] = {}
+    adapter = finetuned(base, planned.sweep.finetune, Path("adapter"))
     for artefact in planned.artefacts:
+        weights: list[Path] = []
         if isinstance(artefact.params, Task):
             table = tables[artefact.id] = build(artefact.params, base, range(artefact.rows))
         elif isinstance(artefact.params, PredictionsJob):
             table = answers(artefact, artefact.params, tables)
         else:
             table = pa.table({"row": [0]})
-        entry = store.write(artefact.id, "part-00000.parquet", table)
+            weights = sorted(adapter.iterdir())
+        entries = [store.write(artefact.id, path.name, path) for path in weights]
+        entries.append(store.write(artefact.id, f"{DATA}/chunk-00000.parquet", table))
         facts = {"seconds": 1.0, "steps": 44, "trained_tokens": 1, "loss_last_epoch": 0.1, "rows_per_epoch": 350}
-        store.commit(**artefact.identity(), files=[entry], measurements=facts)
+        store.commit(**artefact.identity(), files=entries, measurements=facts)
 
 
 def answers(artefact: Artefact, job: PredictionsJob, tables: dict[str, pa.Table]) -> pa.Table:
@@ -106,12 +115,12 @@ def answers(artefact: Artefact, job: PredictionsJob, tables: dict[str, pa.Table]
     right = np.random.default_rng(len(artefact.id)).random(len(examples_)) < (0.8 if job.finetune_id else 0.4)
     labels = {name: artefact.labels.get(name) for name in ("evaluation", "mixture", "finetune", "seed")}
     rows = [
-        {**{name: example.get(name) for name in PREDICTIONS_SCHEMA.names}, **labels}
-        | {"sweep": "quickstart", "task": job.task.task, "base_model": "kvray-tiny", "finish_reason": "stop"}
+        {**{name: example.get(name) for name in ANSWERS_SCHEMA.names}, **labels}
+        | {"dataset": job.dataset_id, "task": job.task.task, "base_model": "kvray-tiny", "finish_reason": "stop"}
         | {"prompt_tokens": 600, "cached_tokens": 0, "output_tokens": 5, "answer": "an answer", "score": float(good)}
         for example, good in zip(examples_, right, strict=True)
     ]
-    return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
 
 
 def typed(command: Command, here: Path) -> Result:

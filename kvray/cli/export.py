@@ -1,238 +1,93 @@
-"""Datasets and mixtures as one file outside any store: Parquet, or the JSON lines that other trainers read."""
+"""The command that takes a finetune or data out of a store, as files for other programs."""
 
-import hashlib
-import os
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path, PurePath
-from typing import Literal
+import json
+from typing import Annotated
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import typer
 
-from kvray.console import track
-from kvray.driver.connection import connect
-from kvray.errors import DamagedArtefactError, InputError, installed, need
-from kvray.finetune.storage import select
-from kvray.generate.job import Row, Written, build, rows_of, shard_count, shard_rows, stream
-from kvray.models.chat import json_lines
-from kvray.models.openai import OPENAI_SYSTEM
-from kvray.models.reference import BaseModelRef
-from kvray.planning.artefacts import Artefact, FinetuneJob, Plan
-from kvray.planning.mixture import Mixture
-from kvray.store.content import encode
-from kvray.store.output import replacing, shown
-from kvray.store.schemas import CHAT_SCHEMA, DATASET, EXAMPLE_SCHEMA
-from kvray.store.store import Store
-from kvray.sweep.model import Runtime
-from kvray.tasks.base import Task
-from kvray.tasks.problems import unknown
-
-Format = Literal["parquet", "jsonl", "openai"]
-FORMATS: dict[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "openai": "openai"}
-_CHOICES = "parquet, jsonl or openai"
-_SUFFIXES: dict[str, Format] = {".parquet": "parquet", ".jsonl": "jsonl"}
-
-BLEND_SCHEMA = EXAMPLE_SCHEMA.append(DATASET)
-IN_PROCESS_ROWS = 20_000  # for fewer rows, starting Ray takes longer than making them
+from kvray.cli import frame
+from kvray.errors import InputError
 
 
-@dataclass(frozen=True)
-class Export:
-    """A file that was written: its path or URI, its examples and their tokens, its size and sha256 (hex)."""
+@frame.command
+def export(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A finetune: SWEEP/MIXTURE[/SEED]. Data: SWEEP/datasets/NAME, SWEEP/mixtures/NAME. Or an id."
+        ),
+    ],
+    out: Annotated[str, typer.Option("--out", help="Directory to write; empty, or not there yet.")],
+    merged: Annotated[bool, typer.Option("--merged", help="A whole model, the adapter merged into its base.")] = False,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Of data: examples (all columns), messages, prompt-completion or openai."),
+    ] = None,
+    file_type: Annotated[
+        str | None, typer.Option(help="Of data: parquet or jsonl; default parquet for examples, else jsonl.")
+    ] = None,
+    push: Annotated[str | None, typer.Option("--push", help="ORG/NAME of the Hugging Face hub to upload to.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make that repository public; default private.")] = False,
+    base_id: Annotated[
+        str | None, typer.Option(help="ORG/NAME of the hub that has the base, if the sweep names a directory.")
+    ] = None,
+    dataset_id: Annotated[
+        list[str] | None, typer.Option(help="ORG/NAME of the hub with its training data, for the card; repeatable.")
+    ] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="Of data, or of a base that names none, for the card.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in the directory.")] = False,
+    store: frame.StoreOption = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", help="Where the base model is now, if not where the sweep says.")
+    ] = None,
+    json_: frame.JsonOption = False,
+) -> None:
+    """Write a finetune or data of a store to a folder, with a card that says what it is, how it was made and scored.
 
-    path: str
-    rows: int
-    prompt_tokens: int
-    bytes: int
-    sha256: str
+    kvray export quickstart/in2 --out /tmp/in2-adapter
 
+    kvray export quickstart/datasets/in2 --out /tmp/in2-data --format messages
 
-@dataclass(frozen=True)
-class Blend(Export):
-    """A mixture that was written: also its rows and tokens per dataset (by id), and the budget they were cut to."""
-
-    mixture: Mixture
-
-
-def make(
-    task: Task,
-    base: BaseModelRef,
-    out: Path | str,
-    format: Format,
-    workers: int | None = None,
-    limit: int | None = None,
-) -> Export:
-    """Make a dataset as one file, whole or not at all; the same bytes for any number of workers.
-
-    Shards are made in parallel and written in their order as they come, so memory stays flat.
-
-    Args:
-        task: the task that makes the examples.
-        base: the model whose tokenizer counts.
-        out: a path or a URI; missing directories are made.
-        format: ``parquet`` (all columns), ``jsonl`` (``{"messages": [user, assistant]}``) or ``openai`` (system first).
-        workers: processes. 1 is this one, more use Ray; None takes this process for few rows or without Ray, else all
-            CPUs.
-        limit: write the first ``limit`` examples; None writes all.
-
-    Raises:
-        InputError: the task cannot be met, has too few examples or needs a model's texts, or ``out`` is not writable.
+    SWEEP/NAME alone is the finetune on that mixture, with --format the data of that name. --json prints an object:
+    path, what, id, about, files (bytes by name), notes, url.
     """
-    rows = rows_of(task, base)
-    if limit is not None and limit > rows:
-        raise InputError(f"rows: {limit} asked for, but {task.task} with these settings makes {rows}")
-    rows = rows if limit is None else limit
-    shards = shard_count(rows)
-    if workers is None:
-        workers = 1 if rows < IN_PROCESS_ROWS or not installed("ray") else (os.cpu_count() or 1)
-    elif workers > 1:
-        need("--workers above 1", "ray")
-    work = _Payload(task, base, rows, format)
-    tokens = done = 0
-    parallel = workers > 1 and shards > 1
-    cluster = connect(Runtime(address="local", num_cpus=workers)) if parallel else nullcontext()
-    columns = {"version": "2.6", "compression": "zstd", "compression_level": 1}
-    with replacing(out) as file:
-        parquet_file = pq.ParquetWriter(file, task.EXAMPLES, **columns) if format == "parquet" else nullcontext()
-        with track(f"generate {task.task}", rows) as advance, parquet_file as writer, cluster:
-            for row in stream(shards, work, ordered=True, workers=workers) if parallel else map(work, range(shards)):
-                if writer is None:
-                    file.write(row["payload"])
-                else:  # one row group per shard, independent of the blocks of Ray
-                    writer.write_table(pa.ipc.open_stream(row["payload"]).read_all().combine_chunks())
-                tokens += row["tokens"]
-                done += row["rows"]
-                advance(done)
-        size = file.tell()
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed asks for more
-    return Export(shown(out), rows, tokens, size, digest)
+    from pathlib import Path
+    from typing import get_args
 
+    from kvray.console import count
+    from kvray.driver.export import formats
+    from kvray.driver.export.export import Options
+    from kvray.driver.export.export import export as write
 
-def blend(
-    planned: Plan, mixture: str, seed: int, store: Store, base: BaseModelRef, out: Path | str, format: Format
-) -> Blend:
-    """Write the rows of one epoch of a mixture to one file; the same bytes on any machine.
-
-    Rows come dataset by dataset, as a finetune reads them before it shuffles. Committed datasets are read from the
-    store, others are made in memory; nothing is written into the store, and no Ray runs.
-
-    Args:
-        planned: the sweep's plan.
-        mixture: one of its mixtures; with a grid over it, its label in the plan, such as ``blend[other=3]``.
-        seed: of the finetune; decides which rows of a cut dataset stay.
-        store: holds the committed datasets and writings.
-        base: the model whose template and tokenizer count, as in training.
-        out: a path or a URI; missing directories are made.
-        format: ``parquet`` (:data:`BLEND_SCHEMA`, and ``history`` for chats), ``jsonl`` (``{"messages": […], "dataset":
-            …}``) or ``openai`` (messages alone; first the sweep's system message, else the paper's).
-
-    Raises:
-        InputError: no such mixture or seed, its data cannot be made or blended, or ``out`` cannot be written.
-        DamagedArtefactError: a committed dataset does not match its manifest.
-    """
-    if not base.api:
-        need("kvray blend", "transformers", extra="run")  # rows are counted by the very tokenizer that trains
-    job = _job(planned, mixture, seed)
-    datasets = {artefact.id: artefact for artefact in planned.artefacts if artefact.kind == "dataset"}
-
-    @cache
-    def read(dataset: str) -> pa.Table:
-        return _table(datasets[dataset], store, base)
-
-    mixed = select(job, base, read)
-    parts = []
-    for part in mixed.parts:
-        rows = read(part.name).take(pa.array(part.rows))
-        names = pa.array([str(datasets[part.name].labels["dataset"])] * rows.num_rows, pa.string())
-        parts.append(rows.append_column(DATASET, names))
-    chats = any("history" in part.column_names for part in parts)
-    schema = CHAT_SCHEMA.append(DATASET) if chats else BLEND_SCHEMA
-    table = pa.concat_tables(parts, promote_options="default").select(schema.names).cast(schema)
-    if format == "parquet":
-        content: bytes = encode(table).to_pybytes()
-    elif format == "jsonl":
-        content = json_lines(table, further=["dataset"])
-    else:  # the fine-tuning API refuses keys that it does not know
-        content = json_lines(table, planned.sweep.system_message or OPENAI_SYSTEM)
-    with replacing(out) as file:
-        file.write(content)
-    tokens = _prompt_tokens(table)
-    return Blend(shown(out), table.num_rows, tokens, len(content), hashlib.sha256(content).hexdigest(), mixed)
-
-
-def format_of(out: str, given: str | None) -> Format:
-    """Return the given format, else the one of the name's suffix; InputError if either is unknown."""
-    if given is not None:
-        if given not in FORMATS:
-            raise InputError(f"--format: found {given!r}; expected {_CHOICES}")
-        return FORMATS[given]
-    name = out.partition("?")[0]
-    if not name.endswith("/") and not Path(name).is_dir():  # replacing() refuses a directory
-        suffix = PurePath(name).suffix
-        if suffix.lower() not in _SUFFIXES:
-            found = f"ends in {suffix}" if suffix else "has no suffix"
-            raise InputError(f"--out: {out} {found}; expected .parquet or .jsonl, or --format {_CHOICES}")
-        return _SUFFIXES[suffix.lower()]
-    return "parquet"
-
-
-def _job(planned: Plan, mixture: str, seed: int) -> FinetuneJob:
-    """Return a finetune on the mixture; those of a grid over other settings read the same rows."""
-    jobs: dict[str, dict[int, list[FinetuneJob]]] = {}
-    for artefact in planned.artefacts:
-        if isinstance(artefact.params, FinetuneJob):
-            seeds = jobs.setdefault(str(artefact.labels["mixture"]), {})
-            seeds.setdefault(int(artefact.labels["seed"]), []).append(artefact.params)
-    if mixture not in jobs:
-        raise InputError(f"mixture: {unknown(mixture, sorted(jobs), 'one of the mixtures')}")
-    if seed not in jobs[mixture]:
-        known = ", ".join(str(each) for each in sorted(jobs[mixture]))
-        raise InputError(f"--seed: found {seed}; expected one of finetune.seeds: {known}")
-    same = jobs[mixture][seed]
-    if len({(job.mixture, job.budget, job.finetune.match) for job in same}) > 1:
-        raise InputError(
-            f"mixture: {mixture} has other rows in other variants of the grid; expected one: set the value that is "
-            "varied with --set and leave it out of the grid"
-        )
-    return same[0]
-
-
-def _table(artefact: Artefact, store: Store, base: BaseModelRef) -> pa.Table:
-    if store.manifest(artefact.id) is not None:
-        problems = store.problems(artefact.id, verify=True)
-        if problems:
-            raise DamagedArtefactError(f"{artefact.id} cannot be read: {'; '.join(problems)}; kvray run makes it again")
-        return store.read_table(artefact.id)
-    if not isinstance(artefact.params, Task):
-        raise TypeError(f"{artefact.id} is no dataset: its params are a {type(artefact.params).__name__}")
-    written = [Written(store, need) for need in artefact.needs if store.manifest(need) is not None]
-    return build(artefact.params, base, range(artefact.rows), *written)
-
-
-@dataclass(frozen=True)
-class _Payload:
-    """Makes one shard as bytes in the format."""
-
-    task: Task
-    base: BaseModelRef
-    rows: int
-    format: Format
-
-    def __call__(self, shard: int) -> Row:
-        table = build(self.task, self.base, shard_rows(shard, self.rows))
-        if self.format == "parquet":
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as writer:
-                writer.write_table(table)
-            payload = sink.getvalue().to_pybytes()
-        else:
-            payload = json_lines(table, OPENAI_SYSTEM if self.format == "openai" else None)
-        return {"rows": table.num_rows, "tokens": _prompt_tokens(table), "payload": payload}
-
-
-def _prompt_tokens(table: pa.Table) -> int:
-    return int(pc.sum(table["prompt_tokens"]).as_py() or 0)
+    wrong = []
+    for name, value, known in (("--format", format_, formats.Columns), ("--file-type", file_type, formats.Encoding)):
+        if value is not None and value not in get_args(known):
+            wrong.append(f"{name}: found {value!r}; expected {', '.join(get_args(known))}")
+    if "://" in out:
+        wrong.append(f"--out: found {out}; expected a directory of this machine")
+    if wrong:
+        raise InputError(wrong)
+    options = Options(
+        merged=merged,
+        columns=format_,  # type: ignore[arg-type]  # checked above
+        encoding=file_type,  # type: ignore[arg-type]
+        push=push,
+        public=public,
+        force=force,
+        base_model=base_model,
+        base_id=base_id,
+        dataset_ids=tuple(dataset_id or ()),
+        license=license_,
+    )
+    done = write(frame.open_store(store), what, Path(out).expanduser(), options)
+    if json_:
+        print(json.dumps(done.document(), indent=1, ensure_ascii=False))
+        return
+    print(f"{done.path}: {done.about}; {len(done.files)} files, {count(sum(done.files.values()))} bytes ({done.id})")
+    print(f"card: {Path(done.path) / 'README.md'}")
+    for note in done.notes:
+        print(f"note: {note}")
+    if done.url:
+        print(f"pushed: {done.url} ({'public' if public else 'private'})")

@@ -40,7 +40,12 @@ BaseOption = Annotated[str | None, typer.Option("--base-model", help="Use this b
 ScaleOption = Annotated[str | None, typer.Option("--scale", help="One of the file's scales, such as small.")]
 OutOption = Annotated[str, typer.Option("--out", help="The file to write: a path or an s3:// URI.")]
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="parquet, jsonl or openai; default by the file's name: .parquet, .jsonl.")
+    str | None,
+    typer.Option(
+        "--format",
+        help="examples (all columns), messages, prompt-completion or openai; as Parquet or JSON lines by the file's "
+        "name. Default: examples in .parquet, messages in .jsonl.",
+    ),
 ]
 CodeOption = Annotated[
     bool,

@@ -55,7 +55,7 @@ def generate(
 
     kvray generate simple_kv --rows 350 --seed 0 --out train.jsonl
     """
-    from kvray.cli.export import format_of, make
+    from kvray.driver.export.files import format_of, make
 
     kind = format_of(out, format_)
     made, base = _task(task, seed, set_ or [], base_model, rows, allow_code)
@@ -82,12 +82,12 @@ def blend(
 
     kvray blend sweeps/quickstart.yaml in2 --out in2.jsonl
     """
-    from kvray.cli import export
     from kvray.driver import run as running
+    from kvray.driver.export import files
 
-    kind = export.format_of(out, format_)
+    kind = files.format_of(out, format_)
     planned, base = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)
-    done = export.blend(planned, mixture, seed, frame.open_store(store), base, out, kind)
+    done = files.blend(planned, mixture, seed, frame.open_store(store), base, out, kind)
     parts = ", ".join(f"{part.name}: {len(part.rows)} rows, {part.tokens.sum()} tokens" for part in done.mixture.parts)
     print(f"{done.path}: {parts}; {done.bytes} bytes, sha256 {done.sha256}")
 

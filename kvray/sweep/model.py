@@ -32,8 +32,15 @@ _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
 def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _one_or_more_names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 class Finetune(Strict):
@@ -98,6 +105,17 @@ class Finetune(Strict):
     def data_seeds(self) -> tuple[int, ...]:
         """Return the numbers that are added to the datasets' seeds, each once."""
         return self.seeds if self.reseed_data else (0,)
+
+
+class Budget(Strict):
+    """What all runs of a sweep may spend together; see :mod:`kvray.planning.cost.budget`."""
+
+    gpu_hours: float | None = runtime(
+        None,
+        gt=0,
+        description="hours for which GPUs are held, each GPU counted; without GPUs, hours of engines and workers",
+    )
+    usd: float | None = runtime(None, gt=0, description="USD for these hours, at runtime.gpu_price")
 
 
 class Runtime(Strict):
@@ -167,6 +185,26 @@ class Runtime(Strict):
     api_price_input: float | None = runtime(None, ge=0, description="USD per million prompt tokens, for the plan")
     api_price_output: float | None = runtime(None, ge=0, description="USD per million written tokens, for the plan")
     api_price_training: float | None = runtime(None, ge=0, description="USD per million trained tokens, for the plan")
+    gpu_price: float | None = runtime(None, gt=0, description="USD per GPU-hour, for the plan and runtime.budget.usd")
+    budget: Budget = runtime(
+        Budget(), description="a run that reaches it starts nothing more; what all runs of the sweep spent counts"
+    )
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_one_or_more_names)] = runtime(
+        (), description="what loss curves, scores and figures are sent to: tensorboard, mlflow, wandb; none by default"
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        return tuple(dict.fromkeys(trackers))
+
+    @model_validator(mode="after")
+    def _priced(self) -> Runtime:
+        if self.budget.usd is not None and self.gpu_price is None:
+            raise ValueError(
+                f"found budget.usd {self.budget.usd:g} and no gpu_price; expected runtime.gpu_price, USD per GPU-hour"
+            )
+        return self
 
 
 class Sweep(Strict):

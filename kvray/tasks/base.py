@@ -292,6 +292,14 @@ class Task(Strict):
         """Return how an answer is scored, in one line: the docstring of :meth:`score`."""
         return " ".join((inspect.getdoc(cls.score) or "").split()).replace("``", "`")
 
+    def gold(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the pieces of a row's prompt that hold the answer, verbatim, for readers to mark; none if unknown.
+
+        ``row`` is an example by column (:data:`EXAMPLE_SCHEMA`). The task may lack what a recipe leaves out: the paths
+        of its sources are their defaults.
+        """
+        return []
+
     def outcome(self, answer: str, references: Sequence[str]) -> str:
         """Say what kind of answer it is: "right" (score 1) or "wrong"; families tell more kinds of wrong apart."""
         return RIGHT if self.score(answer, references) == 1.0 else WRONG

@@ -28,7 +28,7 @@ datasets: {kv: {task: simple_kv, rows: 4, dictionaries: 3}}
 evaluate: {ask: {task: mdqa, documents: 2, positions: [1, 2], questions: 3}}
 finetune: {learning_rate: 2.0e-2}
 """
-COMMANDS = ("run", "plan", "status", "report", "sample", "audit", "generate", "pretrain", "why", "doctor")
+COMMANDS = ("run", "plan", "status", "report", "compare", "sample", "audit", "generate", "pretrain", "why", "doctor")
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_every_mistake_of_a_sweep_is_told_at_once(sweep: Path) -> None:
         (("plan", "small.yaml", "--store", "ftp://x"), "ftp"),
         (("sample", "mdqaa"), "did you mean 'mdqa'?"),
         (("sample", "mdqa", "--set", "documnts=2"), "did you mean 'documents'?"),
-        (("generate", "mdqa", "--out", "x", "--format", "csv"), "parquet, jsonl or openai"),
+        (("generate", "mdqa", "--out", "x", "--format", "csv"), "messages, prompt-completion or openai"),
         (("generate", "mdqa", "--rows", "999999999", "--out", "x.parquet"), "questions"),
         (("generate", "recall", "--out", "."), "is a directory"),
         (("pretrain", "--out", "s3://bucket/model"), "expected a directory of this machine"),

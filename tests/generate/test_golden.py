@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvray.cli.export import make
+from kvray.driver.export.files import make
 from kvray.generate.job import ROWS_PER_SHARD, rows_of, shard_count
 from kvray.models.reference import resolve
 from kvray.tasks.base import Task

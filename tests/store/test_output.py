@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from kvray.cli import app
 from kvray.errors import InputError, StoreError
 from kvray.store import output
-from kvray.store.output import replacing
+from kvray.store.output import replacing, replacing_folder
 
 __all__ = ["disk", "endpoint"]
 SWEEP = """\
@@ -75,8 +75,14 @@ def test_the_format_follows_the_name_unless_it_is_given(write: Any, directory: P
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("rows.csv", "--out: rows.csv ends in .csv; expected .parquet or .jsonl, or --format parquet, jsonl or openai"),
-        ("rows", "--out: rows has no suffix; expected .parquet or .jsonl, or --format parquet, jsonl or openai"),
+        (
+            "rows.csv",
+            "--out: rows.csv ends in .csv; expected .parquet or .jsonl, or --format examples, messages,",
+        ),
+        (
+            "rows",
+            "--out: rows has no suffix; expected .parquet or .jsonl, or --format examples, messages,",
+        ),
         (".", "is a directory; expected a file name like"),
         ("small.yaml/rows.jsonl", "cannot be written: "),
         ("pipe.jsonl", "is a device or a pipe; expected the name of a file"),
@@ -174,3 +180,18 @@ def test_a_read_only_disk_is_one_line(write: Any, disk: Path) -> None:
     result = write(disk / "rows.jsonl")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].endswith("rows.jsonl cannot be written: Read-only file system")
+
+
+def test_a_full_disk_is_told_of_a_folder_too_whatever_writes_into_it(disk: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    held = sorted(path.name for path in disk.iterdir())
+    for write in (
+        lambda folder: (folder / "x").write_bytes(bytes(2**30)),
+        lambda folder: save_file({"x": np.zeros(2**28, np.float32)}, folder / "x.safetensors"),
+    ):
+        refused = pytest.raises(StoreError, match=r"--out: .*new: cannot write: No space left")
+        with refused, replacing_folder(disk / "new", "mark") as folder:
+            write(folder)
+        assert sorted(path.name for path in disk.iterdir()) == held

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from kvray.cli.export import BLEND_SCHEMA, blend
+from kvray.driver.export.files import BLEND_SCHEMA, blend
 from kvray.errors import DamagedArtefactError, InputError
 from kvray.finetune import storage
 from kvray.finetune.storage import load_rows
@@ -96,7 +96,7 @@ def test_the_bytes_are_the_same_with_and_without_the_data_in_the_store(
             commit(store, artefact, base)
     # As in another process, which has counted nothing yet and need not make anything.
     monkeypatch.setattr(storage, "_counted", {})
-    monkeypatch.setattr("kvray.cli.export.build", None)
+    monkeypatch.setattr("kvray.driver.export.files.build", None)
     after = blend(of, "blend", 0, store, base, tmp_path / "after", format)
     assert (tmp_path / "before").read_bytes() == (tmp_path / "after").read_bytes()
     assert (before.sha256, before.bytes) == (after.sha256, (tmp_path / "after").stat().st_size)
