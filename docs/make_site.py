@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from kvray.sweep.model import Budget, Finetune, Runtime, Sweep
+from kvray.sweep.model import Sweep
 from kvray.tasks.base import Strict
 
 ROOT = Path(__file__).parents[1]
@@ -72,18 +72,16 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def _sweep_file() -> Iterator[str]:
     yield _HEAD
-    models: list[tuple[str, str, type[Strict]]] = [
-        ("The file", "", Sweep),
-        ("finetune", "finetune.", Finetune),
-        ("runtime", "runtime.", Runtime),
-        ("budget", "runtime.budget.", Budget),
-    ]
-    for title, prefix, cls in models:
-        yield f"## {title}\n\n| key | default | |\n|---|---|---|"
+    waiting: list[tuple[str, type[Strict]]] = [("", Sweep)]
+    for prefix, cls in waiting:  # grows by what is found inside
+        yield f"## {prefix.rstrip('.') or 'The file'}\n\n| key | default | |\n|---|---|---|"
         for name, field in cls.model_fields.items():
             key = f"`{prefix}{name}`" if cls.identity(name) == "recipe" else f"*`{prefix}{name}`*"
-            inner = isinstance(field.default, Strict)
-            default = "needed" if field.is_required() else "[below](#" + name + ")" if inner else _json(field.default)
+            if isinstance(field.default, Strict):
+                waiting.append((f"{prefix}{name}.", type(field.default)))
+                default = f"[below](#{prefix.replace('.', '')}{name})"
+            else:
+                default = "needed" if field.is_required() else _json(field.default)
             yield f"| {key} | {default} | {(field.description or '').replace('|', chr(92) + '|')} |"
         yield ""
 

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 Path = tuple[str | int, ...]  # where a value is in a document: mapping keys and 0-based list indices
 
@@ -54,10 +54,6 @@ class Problem:
         return f"{dotted(self.path)}: {self.text}" if self.path else self.text
 
 
-Extra = Literal["run", "cpu", "gpu", "benchmarks"]
-"""The groups of packages beside the light install, by their names in pyproject.toml."""
-
-
 def installed(package: str) -> bool:
     """Return whether a package can be imported here, without importing it."""
     try:
@@ -66,13 +62,13 @@ def installed(package: str) -> bool:
         return False
 
 
-def need(what: str, *packages: str, extra: Extra = "cpu") -> None:
+def need(what: str, *packages: str, extra: str = "cpu") -> None:
     """Raise an InputError of one sentence if packages beside the light install are missing here.
 
     Args:
         what: what needs them, as the subject of the sentence: ``kvray run``.
         packages: names to import.
-        extra: which brings them; the one for a CPU names the one for GPUs, too.
+        extra: which of pyproject.toml's brings them; the one for a CPU names the one for GPUs, too.
     """
     lacking = [package for package in packages if not installed(package)]
     if lacking:

@@ -104,6 +104,8 @@ def light(folder: Path, *words: str, code: str = COMMAND) -> subprocess.Complete
         "report small --out report",
         "report small --json",
         "why mdqa-simple_kv-lora-s0",
+        "show small --model kv --limit 2",
+        "export small/datasets/kv --out data --force",
         "sample mdqa --set documents=3",
         "generate simple_kv --rows 9 --out rows.jsonl",
         "audit simple_kv --rows 9 --set dictionaries=3",
@@ -140,6 +142,8 @@ def test_python_reads_plans_and_compares(folder: Path) -> None:
         ("doctor", "ray", "make setup"),
         ("pretrain --out model", "torch and transformers", "make setup"),
         ("generate simple_kv --rows 9000 --workers 2 --out rows.jsonl", "ray", "make setup"),
+        ("export small/kv --out adapter", "transformers", "pip install '.[run]'"),
+        ("export small/kv --out adapter --merged", "torch, transformers and peft", "make setup"),
         ("blend small.yaml kv --out rows.jsonl", "transformers", "pip install '.[run]'"),
     ],
 )

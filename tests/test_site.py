@@ -87,13 +87,14 @@ def test_links_within_the_site_lead_somewhere(site: Path) -> None:
 
 
 def test_the_reference_shows_docstrings_and_the_sweep_file_every_key(site: Path) -> None:
-    from kvray.sweep.model import Runtime
+    from kvray.sweep.model import Finetune, Runtime
 
     api = (site / "api.html").read_text()
     assert "Return what a run would do" in api and "Make the artefacts of a sweep that the store lacks" in api
     assert ":func:" not in api and ":class:" not in api and "::</p>" not in api
     keys = (site / "sweep-file.html").read_text()
-    assert all(f"runtime.{name}" in keys for name in Runtime.model_fields)
+    assert all(f"<code>runtime.{name}</code>" in keys for name in Runtime.model_fields)
+    assert all(f"<code>finetune.{name}</code>" in keys for name in Finetune.model_fields)
 
 
 def test_marks_for_tests_are_not_shown(site: Path) -> None:

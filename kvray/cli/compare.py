@@ -7,14 +7,24 @@ from typing import Annotated
 
 import typer
 
-from kvray.cli import frame
+from kvray.cli import complete, frame
 from kvray.errors import InputError
 
 
 @frame.command
 def compare(
-    a: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file: the reference.")],
-    b: Annotated[str | None, typer.Argument(help="The other one; default A's name, in the store of --store-b.")] = None,
+    a: Annotated[
+        str,
+        typer.Argument(
+            help="The name of a sweep that was run, or its file: the reference.", autocompletion=complete.stored_sweeps
+        ),
+    ],
+    b: Annotated[
+        str | None,
+        typer.Argument(
+            help="The other one; default A's name, in the store of --store-b.", autocompletion=complete.stored_sweeps
+        ),
+    ] = None,
     store: frame.StoreOption = None,
     store_b: Annotated[str | None, typer.Option("--store-b", help="The store of B, if it is another one.")] = None,
     pair: Annotated[

@@ -8,14 +8,17 @@ from typing import Annotated
 
 import typer
 
-from kvray.cli import frame
+from kvray.cli import complete, frame
 from kvray.console import say
 from kvray.errors import InputError
 
 
 @frame.command
 def show(
-    sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(help="The name of a sweep that was run, or its file.", autocompletion=complete.stored_sweeps),
+    ],
     evaluation: Annotated[str | None, typer.Option(help="One evaluation; default all.")] = None,
     model: Annotated[str | None, typer.Option(help="base, or a mixture as the report names it.")] = None,
     seed: Annotated[int | None, typer.Option(help="The finetune of one seed.")] = None,

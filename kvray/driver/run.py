@@ -18,24 +18,16 @@ from kvray.console import duration, say
 from kvray.driver.connection import Connection, asked_for, connect
 from kvray.driver.generation import Generation
 from kvray.driver.make import Making
+from kvray.driver.packages import need_packages
 from kvray.driver.seats.cluster import Cluster
 from kvray.driver.seats.lanes import open_lanes
 from kvray.driver.sharing import Sharing, gpus
 from kvray.driver.spending import Spending
-from kvray.errors import InputError, RunInterrupted, StoreError, installed, need
+from kvray.errors import InputError, RunInterrupted, StoreError
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
 from kvray.planning import benchmarks
-from kvray.planning.artefacts import (
-    KINDS,
-    STAGE_NAMES,
-    Artefact,
-    FinetuneJob,
-    Plan,
-    PredictionsJob,
-    asks_api,
-    keep,
-)
+from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, asks_api, keep
 from kvray.planning.cost import budget, space
 from kvray.planning.cost.estimate import estimate
 from kvray.planning.inputs import gather
@@ -89,7 +81,7 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
             none of its models.
         RunInterrupted: Ctrl-C. Finished artefacts stay, none is noted as failed, and the same call continues.
     """
-    _need_packages(planned, base, store, verify)
+    need_packages(planned, base, store, verify)
     store.check(write=True)
     with Sending(store, planned.sweep.name, planned.sweep.runtime.trackers) as sending:
         return _make(planned, base, store, verify, sending.committed)
@@ -152,31 +144,6 @@ def _stopped(planned: Plan, store: Store, spending: Spending, left: Sequence[str
     """Say what a run that reached its budget has spent, and what it left would take, by what is measured by now."""
     runtime, to_come = planned.sweep.runtime, budget.needed(estimate(planned, store).document["stages"])
     return budget.stopped(runtime, spending.total, len(left), to_come)
-
-
-def _need_packages(planned: Plan, base: BaseModelRef, store: Store, verify: bool) -> None:
-    """Raise an InputError if packages beside the light install are missing here that the rest of a plan takes.
-
-    The workers of another Ray have packages of their own, so for one that is joined Ray itself is enough here.
-    """
-    if all(map(installed, _packages(planned.artefacts, base, planned.sweep.runtime))):
-        return
-    listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
-    todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
-    if todo:
-        need("kvray run", *_packages(todo, base, planned.sweep.runtime))
-
-
-def _packages(todo: Sequence[Artefact], base: BaseModelRef, runtime: Runtime) -> list[str]:
-    packages, local = ["ray"], asked_for(runtime) is None
-    for artefact in todo:
-        if asks_api(artefact, base):
-            packages.append("openai")
-        elif local and isinstance(artefact.params, FinetuneJob):
-            packages += ["torch", "transformers", "peft", "accelerate"]
-        elif local and isinstance(artefact.params, PredictionsJob):
-            packages += ["transformers", *(["vllm"] if runtime.engine == Runtime().engine else [])]
-    return list(dict.fromkeys(packages))
 
 
 def check_names(planned: Sequence[tuple[str, Plan]]) -> None:

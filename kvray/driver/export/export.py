@@ -12,7 +12,7 @@ from kvray.driver.export.find import Found, base_of, find
 from kvray.driver.export.formats import Columns, Encoding, default_encoding
 from kvray.driver.export.push import RepoType, check, push
 from kvray.driver.export.scores import scores
-from kvray.errors import InputError
+from kvray.errors import InputError, need
 from kvray.models.reference import BaseModelRef
 from kvray.store.output import replacing_folder
 from kvray.store.store import Store
@@ -84,6 +84,9 @@ def _check(found: Found, what: str, out: Path, options: Options) -> None:
     kept: dict[str, object]
     if found.what == "finetune":
         weights.check(found)
+        if options.merged:
+            need("kvray export --merged", "torch", "transformers", "peft")
+        need("kvray export of a finetune", "transformers", extra="run")
         kept = {}
     else:
         kept = {"--merged": options.merged, "--base-id": options.base_id, "--dataset-id": options.dataset_ids}
