@@ -42,7 +42,7 @@ def sweep(adapters: int, rows: int, how: str) -> dict[str, Any]:
 def make(document: dict[str, Any], home: Path) -> tuple[Path, list[Path]]:
     """Commit a sweep's datasets and finetunes; return its file and the adapters' directories."""
     from kvray.driver.run import prepare
-    from kvray.generate.job import build
+    from kvray.generate.job import build, shard_name
     from kvray.store.store import Store
     from kvray.tasks.base import Task
 
@@ -52,7 +52,7 @@ def make(document: dict[str, Any], home: Path) -> tuple[Path, list[Path]]:
     adapters: list[Path] = []
     for artefact in planned.artefacts:
         if isinstance(artefact.params, Task):
-            content: dict[str, Any] = {"shard-00000.parquet": build(artefact.params, base, range(artefact.rows))}
+            content: dict[str, Any] = {shard_name(0): build(artefact.params, base, range(artefact.rows))}
         elif artefact.kind == "finetune":
             adapters.append(random_adapter(base.location, home / f"adapter-{len(adapters)}", len(adapters)))
             content = {path.name: path for path in adapters[-1].iterdir() if path.suffix != ".md"}

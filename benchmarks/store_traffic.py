@@ -35,13 +35,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from kvray.driver.run import prepare
+from kvray.evaluate.chunks import chunk_name
+from kvray.generate.job import shard_name
 from kvray.planning.artefacts import Artefact, Plan
 from kvray.report.build import made_from
 from kvray.results.snapshot import look
 from kvray.store.content import encode
 from kvray.store.places import local
 from kvray.store.places.object_store import ObjectFiles
-from kvray.store.schemas import LOSS_SCHEMA, PREDICTIONS_SCHEMA, SCORES_SCHEMA
+from kvray.store.schemas import ANSWERS_SCHEMA, LOSS_SCHEMA, SCORES_SCHEMA
 from kvray.store.store import Store
 
 SIZES = {100: (2, 5, 10), 1_000: (10, 10, 10), 10_000: (20, 50, 10)}  # mixtures, seeds, evaluations
@@ -98,20 +100,20 @@ def commit(store: Store, artefact: Artefact) -> None:
         rows = [
             {
                 **{name: labels[name] for name in ("evaluation", "mixture", "finetune", "seed")},
-                **{"sweep": "sweep", "task": "simple_kv", "base_model": "kvray-tiny", "adapter": None},
+                **{"task": "simple_kv", "base_model": "kvray-tiny", "adapter": None},
                 **{"example_id": f"q{at}", "question_id": f"q{at}", "units": 8, "prompt_tokens": 100},
                 **{"output_tokens": 4, "answer": "1", "references": ["1"], "finish_reason": "stop"},
                 "score": float(hash((artefact.id, at)) % 3 > 0),
             }
             for at in range(4)
         ]
-        table = pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
-        files = [store.write(artefact.id, "chunk-00000.parquet", table)]
+        table = pa.Table.from_pylist(rows, schema=ANSWERS_SCHEMA)
+        files = [store.write(artefact.id, chunk_name(0), table)]
     elif artefact.kind == "finetune":
         files = [store.write(artefact.id, name, b"{}") for name in ("adapter_config.json", "adapter_model.safetensors")]
         files.append(store.write(artefact.id, "loss.parquet", LOSS_SCHEMA.empty_table()))
     else:
-        files = [store.write(artefact.id, "shard-00000.parquet", pa.table({"prompt": ["x"]}))]
+        files = [store.write(artefact.id, shard_name(0), pa.table({"prompt": ["x"]}))]
     measured = {"seconds": 1.0, "prompt_tokens": artefact.tokens, "trained_tokens": artefact.tokens}
     store.commit(**artefact.identity(), files=files, measurements=measured)
 

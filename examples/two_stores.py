@@ -2,7 +2,8 @@
 
 python examples/two_stores.py STORE OTHER_STORE
 
-Results are polars frames, so a table that kvray does not make is a few lines.
+Results are polars frames, so a table that kvray does not make is a few lines. With the statistics of a report:
+kvray.compare("first", "second", store=STORE, store_b=OTHER_STORE).
 """
 
 import sys

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvray import tasks
+    from kvray.driver.across import SweepComparison, compare
     from kvray.driver.api import Report, SweepPlan, SweepResult, plan, run
     from kvray.errors import InputError, KvrayError
     from kvray.results.reader import Results, open
@@ -37,15 +38,18 @@ __all__ = [
     "Results",
     "Runtime",
     "Sweep",
+    "SweepComparison",
     "SweepPlan",
     "SweepResult",
     "__version__",
+    "compare",
     "open",
     "plan",
     "run",
     "tasks",
 ]
 _HOMES = {
+    **dict.fromkeys(("SweepComparison", "compare"), "kvray.driver.across"),
     **dict.fromkeys(("Report", "SweepPlan", "SweepResult", "plan", "run"), "kvray.driver.api"),
     **dict.fromkeys(("InputError", "KvrayError"), "kvray.errors"),
     **dict.fromkeys(("Results", "open"), "kvray.results.reader"),

@@ -4,9 +4,11 @@ import errno
 import os
 import re
 import socket
+import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 Path = tuple[str | int, ...]  # where a value is in a document: mapping keys and 0-based list indices
@@ -52,7 +54,35 @@ class Problem:
         return f"{dotted(self.path)}: {self.text}" if self.path else self.text
 
 
-def install_command(extra: Literal["cpu", "gpu", "benchmarks"]) -> str:
+Extra = Literal["run", "cpu", "gpu", "benchmarks"]
+"""The groups of packages beside the light install, by their names in pyproject.toml."""
+
+
+def installed(package: str) -> bool:
+    """Return whether a package can be imported here, without importing it."""
+    try:
+        return package in sys.modules or find_spec(package) is not None
+    except ImportError:  # of an import hook
+        return False
+
+
+def need(what: str, *packages: str, extra: Extra = "cpu") -> None:
+    """Raise an InputError of one sentence if packages beside the light install are missing here.
+
+    Args:
+        what: what needs them, as the subject of the sentence: ``kvray run``.
+        packages: names to import.
+        extra: which brings them; the one for a CPU names the one for GPUs, too.
+    """
+    lacking = [package for package in packages if not installed(package)]
+    if lacking:
+        missing = "which is not installed" if len(lacking) == 1 else "which are not installed"
+        named = " and ".join(filter(None, (", ".join(lacking[:-1]), lacking[-1])))
+        gpu = ", or pip install '.[gpu]' there on a GPU host" if extra == "cpu" else ""
+        raise InputError(f"{what} needs {named}, {missing}: type {install_command(extra)}{gpu}")
+
+
+def install_command(extra: str) -> str:
     """Return what to type where the packages of an extra are missing: kvray is on no package index."""
     # The CPU set has builds that no plain "pip install" finds, so the Makefile installs it.
     command = "make setup" if extra == "cpu" else f"pip install '.[{extra}]'"
@@ -65,6 +95,11 @@ def without_secrets(text: str) -> str:
         if len(value) >= _SHORTEST_SECRET and SECRET.search(name):
             text = text.replace(value, "***")
     return text
+
+
+def without_logins(text: str) -> str:
+    """Return a text without the names and passwords of its URLs: ``https://***@host``."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from kvray.store.fingerprint import fingerprint
-from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.manifest import DATA
+from kvray.store.schemas import ANSWERS_SCHEMA, EXAMPLE_SCHEMA, PREDICTIONS_SCHEMA
 from kvray.store.store import Store, artefact_id
 
 POSITIONS = (1, 2, 5, 10, 15, 20)
@@ -79,6 +80,24 @@ def cell(
     return pa.Table.from_pylist(rows, schema=PREDICTIONS_SCHEMA)
 
 
+def dataset(predictions: pa.Table) -> pa.Table:
+    """Return the dataset that predictions of :func:`cell` answer: 20 documents with the gold one, or none."""
+    rows = []
+    for row in predictions.select(
+        [name for name in EXAMPLE_SCHEMA.names if name in PREDICTIONS_SCHEMA.names]
+    ).to_pylist():
+        question, position = row["question_id"], row["position"]
+        text = f"It is known for {question}, and for the market that its people hold by the river every spring."
+        told = {place: f"Document [{place}](Title: Town {place}) {text}" for place in range(1, 21)}
+        asked = f"Question: Who founded {question}?\nAnswer:"
+        prompt = asked
+        if position is not None:
+            told[position] = f"Document [{position}](Title: {question}) It was founded by Ada Quill."
+            prompt = "\n".join(["Answer from the documents.", "", *told.values(), "", asked])
+        rows.append({**row, "prompt": prompt, "answer": "Ada Quill"})
+    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+
+
 @pytest.fixture(scope="session")
 def make_cell() -> Cell:
     """The builder of one cell's predictions."""
@@ -121,10 +140,20 @@ def commit_artefact(
     method: str,
     chunks: int = 1,
     skip: Sequence[str] = (),
+    task: str | None = None,
     **measurements: Any,
 ) -> str:
-    """Add an artefact to a plan, and commit it with a table in some chunks unless its id contains a ``skip``."""
-    recipe = {"label": label, "finetune": {"method": method, "epochs": 2.0, "learning_rate": 5e-6}}
+    """Add an artefact to a plan, and commit it with a table in some chunks unless its id contains a ``skip``.
+
+    ``task`` is that of a dataset, whose knobs are its defaults.
+    """
+    if kind == "predictions":
+        of = next((need for need in needs if need.startswith("datasets/")), None)
+        at = table.schema.get_field_index("dataset")
+        table = table.set_column(at, ANSWERS_SCHEMA.field("dataset"), pa.array([of] * table.num_rows, pa.string()))
+        table = table.select(ANSWERS_SCHEMA.names)
+    recipe: dict[str, Any] = {"label": label, "finetune": {"method": method, "epochs": 2.0, "learning_rate": 5e-6}}
+    recipe |= {"task": {"task": task}} if task else {}
     digest = fingerprint(recipe, needs)
     identity = {"id": artefact_id(kind, label, digest), "kind": kind, "name": label, "fingerprint": digest}
     identity |= {"needs": needs}
@@ -132,7 +161,7 @@ def commit_artefact(
     if not any(part in identity["id"] for part in skip):
         ends = [table.num_rows * chunk // chunks for chunk in range(chunks + 1)]
         parts = [table[start:end] for start, end in itertools.pairwise(ends)]
-        files = [store.write(identity["id"], f"chunk-{at:05d}.parquet", part) for at, part in enumerate(parts)]
+        files = [store.write(identity["id"], f"{DATA}/chunk-{at:05d}.parquet", part) for at, part in enumerate(parts)]
         store.commit(**identity, recipe=recipe, files=files, measurements=measurements)
     return str(identity["id"])
 
@@ -146,9 +175,9 @@ def commit_sweep(
     mixtures: Sequence[str] = tuple(GAINS),
     seeds: Sequence[int] = (0, 1),
     questions: int = 60,
-    stored_as: str = "another",
+    retrieval: str = "mdqa20",
 ) -> list[str]:
-    """Commit a sweep whose rows carry the labels of another one; artefacts whose id contains a ``skip`` are left out.
+    """Commit a sweep; artefacts whose id contains a ``skip`` are left out.
 
     Returns the ids of the plan.
     """
@@ -157,9 +186,11 @@ def commit_sweep(
     artefact = partial(commit_artefact, store, planned, method="lora", chunks=2, skip=skip)
     some = pa.table({"x": list(range(4))})
     data = {m: artefact("dataset", f"simple-{m}", [], {"dataset": m, "role": "train"}, some) for m in mixtures}
-    tests = {
-        e: artefact("dataset", f"test-{e}", [], {"dataset": e, "role": "evaluate"}, some) for e in ("mdqa20", "recall")
-    }
+    tests = {}
+    for evaluation, task in ((retrieval, "mdqa"), ("recall", "recall")):
+        asked = dataset(cell(evaluation, questions=questions))
+        labels = {"dataset": evaluation, "role": "evaluate"}
+        tests[evaluation] = artefact("dataset", f"test-{evaluation}", [], labels, asked, task=task)
     tuned: dict[tuple[str | None, int | None], str | None] = {(None, None): None}
     for mixture in mixtures:
         for seed in seeds:
@@ -175,8 +206,8 @@ def commit_sweep(
                 "finetune": "lora" if mixture else None,
                 "seed": seed,
             }
-            long = too_long if mixture == "ours" and seed == 0 and evaluation == "mdqa20" else 0
-            table = cell(evaluation, mixture, seed, questions=questions, too_long=long, sweep=stored_as)
+            long = too_long if mixture == "ours" and seed == 0 and evaluation == retrieval else 0
+            table = cell(evaluation, mixture, seed, questions=questions, too_long=long)
             needs = [test, finetune] if finetune else [test]
             cell_name = f"{evaluation}-{mixture or 'base'}-s{seed}"
             artefact("predictions", cell_name, needs, labels, table, seconds=12.5)

@@ -196,7 +196,7 @@ names = ["a", "b"]
 columns = {name: names for name in ("example_id", "question_id", "prompt", "answer")}
 asked = examples({**columns, "references": [["x"]] * 2, "units": [0, 0], "prompt_tokens": [1, 1]})
 replies = [[Reply(1, 0, 3, "Ada Quill, I think", "stop")], [Reply(9, None, 0, None, "too_long")]]
-labels = dict.fromkeys(("sweep", "evaluation", "task", "base_model"), "")
+labels = dict.fromkeys(("evaluation", "task", "base_model"), "")
 print(DatasetQuestions(asked, Recall()).table(range(2), replies, labels, {})["answer_words"].to_pylist())
 results = kvray.results.open("store")
 print(results.predictions().collect()["answer_words"].unique().to_list())

@@ -52,6 +52,20 @@ def test_every_artefact_of_before_is_committed_and_unharmed(stored: Path) -> Non
     assert (status["planned"], status["committed"]) == (52, 52)
 
 
+def test_answers_of_before_are_shown_with_their_prompts_and_datasets(stored: Path) -> None:
+    results = kvray.results.open(str(stored))
+    rows = results.examples("mdqa", "kv")
+    assert rows.height and rows["prompt"].null_count() == 0 and rows["gold"].list.len().min() == 1
+    assert rows["dataset"].str.starts_with("datasets/mdqa").all()
+    assert all(piece in prompt for piece, prompt in rows.explode("gold").select("gold", "prompt").iter_rows())
+    assert "== mdqa · base · position" in typed("show", "stored", "--evaluation", "mdqa", "--store", str(stored))
+    benchmark = typed("show", "stored", "--evaluation", "letters", "--limit", "1", "--store", str(stored))
+    assert "lm-evaluation-harness brings it" in benchmark
+    assert {path.parent.name for path in stored.glob("predictions/*/chunk-*.parquet")} == {
+        one.rpartition("/")[2] for one in results.predictions("stored").collect()["artefact"]
+    }, "the files lie where they were written"
+
+
 def test_predictions_of_before_read_as_they_did(stored: Path) -> None:
     rows = kvray.results.open(str(stored)).predictions(sweep="stored").collect()
     right = (

@@ -21,8 +21,9 @@ from kvray.store.schemas import PREDICTIONS_SCHEMA
 
 pytestmark = pytest.mark.slow
 COLUMNS = (
-    "sweep evaluation task base_model mixture finetune seed adapter example_id question_id position units length "
-    "depth subtask condition prompt_tokens cached_tokens output_tokens answer references score outcome finish_reason"
+    "sweep evaluation task base_model mixture finetune seed adapter dataset example_id question_id position units "
+    "length depth subtask condition prompt_tokens cached_tokens output_tokens answer references score outcome "
+    "finish_reason"
 ).split()
 SWEEP = """
 name: small
@@ -147,11 +148,11 @@ def test_running_again_does_nothing_and_quickly(undisturbed: tuple[Path, Path]) 
 def test_an_added_mixture_and_a_damaged_artefact_run_and_nothing_else(undisturbed: tuple[Path, Path]) -> None:
     sweep, store = undisturbed
     before = {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")}
-    victim = next(store.glob("predictions/recall-base-*/*.parquet"))
+    victim = next(store.glob("predictions/recall-base-*/data/*.parquet"))
     victim.write_bytes(victim.read_bytes()[:-10])
     plan = json.loads(call(store, "plan", str(sweep), "--json").stdout)
     again = [(each["id"], each["why"]) for each in plan["artefacts"] if each["state"] != "cached"]
-    assert [artefact for artefact, _ in again] == [f"predictions/{victim.parent.name}"] and "damaged" in again[0][1]
+    assert [artefact for artefact, _ in again] == [f"predictions/{victim.parents[1].name}"] and "damaged" in again[0][1]
     grown = sweep.with_name("grown.yaml")
     grown.write_text(
         SWEEP.replace("  kv: {kv: 1}", "  kv: {kv: 1}\n  more: {more: 1}").replace("name: small", "name: grown")
@@ -159,7 +160,7 @@ def test_an_added_mixture_and_a_damaged_artefact_run_and_nothing_else(undisturbe
     done = call(store, "run", str(grown))
     assert done.returncode == 0 and "is damaged and will be made again" in done.stderr, done.stderr
     after = {path: path.stat().st_mtime_ns for path in store.rglob("manifest.json")}
-    assert [path for path in before if after[path] != before[path]] == [victim.with_name("manifest.json")]
+    assert [path for path in before if after[path] != before[path]] == [victim.parents[1] / "manifest.json"]
     # One dataset, one finetune, two predictions.
     assert sorted(path.parts[-3] for path in after if path not in before) == [
         "datasets", "finetunes", "predictions", "predictions",
@@ -194,22 +195,22 @@ def test_killed_and_interrupted_in_each_stage_a_sweep_ends_in_the_same_artefacts
         """Take back what the run before made of a stage: on a quick machine all, so that there is something to kill."""
         for manifest in store.glob(f"{kind}/*/manifest.json"):
             manifest.unlink()
-        for chunk in store.glob(f"{kind}/*/chunk-*.parquet"):
+        for chunk in store.glob(f"{kind}/*/data/chunk-*.parquet"):
             chunk.unlink()
 
     checkpoint = ".work/finetunes/*/step-*.safetensors"
-    killed(store, sweep, more("datasets/*/shard-*.parquet"))
+    killed(store, sweep, more("datasets/*/data/shard-*.parquet"))
     undo("datasets")
     ctrl_c(more("datasets/*/manifest.json"))
     undo("finetunes")
     ctrl_c(more(checkpoint))
     undo("finetunes")
-    another, answered = more(checkpoint), more("predictions/*/*.parquet")
+    another, answered = more(checkpoint), more("predictions/*/data/*.parquet")
     killed(store, sweep, lambda: another() or answered())  # a few steps take no time
     undo("finetunes")
     killed(store, sweep, more("finetunes/*/manifest.json"))
     undo("predictions")
-    ctrl_c(more("predictions/*/*.parquet"))
+    ctrl_c(more("predictions/*/data/*.parquet"))
     done = call(store, "run", str(sweep))
     assert done.returncode == 0, done.stderr
     status, rows = contents(store)

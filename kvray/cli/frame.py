@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli import frame
+from kvray.cli import complete, frame
 from kvray.console import say
+from kvray.errors import InputError
 
 if TYPE_CHECKING:
     from kvray.models.reference import BaseModelRef
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @frame.command
 def run(
-    sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
+    sweep: Annotated[list[str], typer.Argument(help="Sweep files.", autocompletion=complete.sweep_files)],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -70,12 +71,12 @@ def _run(planned: Plan, base: BaseModelRef, place: Store, verify: bool, report: 
         name = planned.sweep.name
         print("\n".join(["", *(current(place, name, result.found) or write(place, name).summary), ""]))
         print(f"report: {place.folder(f'reports/{name}').place}/report.html")
-    return 1 if result.failed else 0
+    return result.exit_status
 
 
 @frame.command
 def plan(
-    sweep: Annotated[list[str], typer.Argument(help="Sweep files.")],
+    sweep: Annotated[list[str], typer.Argument(help="Sweep files.", autocompletion=complete.sweep_files)],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -97,12 +98,15 @@ def plan(
     from kvray.driver import run as running
     from kvray.planning.artefacts import tell_replaced
     from kvray.planning.cost import estimate
+    from kvray.report.trackers.send import missing
 
     place = frame.open_store(store)
     documents = []
     for at, file in enumerate(sweep):
         planned, _ = running.prepare(file, set_ or [], base_model, scale, offline=True, allow_code=allow_code)
         tell_replaced(planned, place)
+        for problem in missing(planned.sweep.runtime.trackers):  # where it is run they may be there
+            say(f"kvray: warning: {problem}")
         estimated = estimate.estimate(planned, place, verify)
         documents.append({**estimated.document, "code": planned.code()})
         if not json_:
@@ -115,7 +119,10 @@ def plan(
 
 @frame.command
 def status(
-    sweep: Annotated[str, typer.Argument(help="A sweep file, or the name of one that was run.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(help="A sweep file, or the name of one that was run.", autocompletion=complete.stored_sweeps),
+    ],
     store: frame.StoreOption = None,
     set_: frame.SetOption = None,
     base_model: frame.BaseOption = None,
@@ -123,64 +130,98 @@ def status(
     allow_code: frame.CodeOption = False,
     json_: frame.JsonOption = False,
     verify: frame.VerifyOption = False,
-) -> None:
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until everything is made or Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 5.0,
+) -> int:
     """Say what of a sweep is committed, missing, damaged or failed.
 
     kvray status quickstart --json
+
+    kvray status quickstart --watch
+
+    --watch draws the counts again every few seconds, in a pipe when something has changed. It ends, with exit status 1
+    if something failed, once everything is committed, or failed while no run of the sweep is alive.
     """
     from kvray.console import table
     from kvray.driver import run as running
     from kvray.planning.artefacts import described
     from kvray.planning.artefacts import status as states
+    from kvray.planning.cost import budget
 
+    if watch and (json_ or verify):
+        raise InputError("--watch looks again and again; expected neither --json nor --verify beside it")
     place = frame.open_store(store)
     planned: Sequence[Any]
+    name = sweep
     if sweep.endswith((".yaml", ".yml")):
-        planned = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0].artefacts
+        whole = running.prepare(sweep, set_ or [], base_model, scale, allow_code=allow_code)[0]
+        planned, name, price = whole.artefacts, whole.sweep.name, whole.sweep.runtime.gpu_price
     else:
-        planned = described(place.plan_document(sweep))
+        document = place.plan_document(sweep)
+        planned = described(document)
+        price = (document["sweep"].get("runtime") or {}).get("gpu_price")
+    if watch:
+        from kvray.cli.watch import watch as watching
+
+        return watching(place, name, planned, every)
+    spent = budget.read(place, name)
     rows = states(planned, place, verify)
     counts = {"planned": len(rows)}
     counts |= {name: sum(each.state == name for each in rows) for name in ("committed", "failed")}
     if json_:
         artefacts = [{"id": each.id, "kind": each.kind, "state": each.state} for each in rows]
-        print(json.dumps({**counts, "artefacts": artefacts}, indent=1))
-        return
+        hours = {"spent_hours": round(spent.hours, 6), "hours_of": "GPUs" if spent.gpus else "seats"}
+        print(json.dumps({**counts, **hours, "artefacts": artefacts}, indent=1))
+        return 0
     print(
         table(["artefact", "state", "why"], [[e.id, e.state, " ".join((e.reason or "").split())[:200]] for e in rows])
     )
-    print(", ".join(f"{count} {name}" for name, count in counts.items()))
+    print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if spent.hours:
+        print(budget.told(spent, price))
+    return 0
 
 
 @frame.command
 def report(
-    sweep: Annotated[str, typer.Argument(help="The name of a sweep that was run, or its file.")],
+    sweep: Annotated[
+        str,
+        typer.Argument(help="The name of a sweep that was run, or its file.", autocompletion=complete.stored_sweeps),
+    ],
     store: frame.StoreOption = None,
     scale: frame.ScaleOption = None,
     allow_code: frame.CodeOption = False,
     out: Annotated[str | None, typer.Option("--out", help="Directory or s3:// URI; default under the store.")] = None,
+    trackers: Annotated[
+        list[str] | None, typer.Option("--trackers", help="Send it to tensorboard, mlflow or wandb too; repeatable.")
+    ] = None,
     json_: frame.JsonOption = False,
 ) -> None:
     """Write report.html, report.md, the figures and scores.parquet of a sweep, finished or not.
 
     kvray report quickstart --out /tmp/report
 
+    --trackers sends loss curves, scores and figures, as runtime.trackers makes a run do; what is there already stays.
+
     --json prints an object: sweep, base_model, planned and evaluated (cells), scores (per model and evaluation, columns
     of scores.parquet), missing (id, kind, state, why of each artefact that is not there), report (the paths written).
     """
     from kvray.report.build import write
     from kvray.report.terminal import document
+    from kvray.report.trackers.send import everything
     from kvray.sweep.load import load
 
     place = frame.open_store(store)
     name = load(sweep, scale=scale, allow_code=allow_code).name if sweep.endswith((".yaml", ".yml")) else sweep
     place.plan_document(name)
     paths = write(place, name, out)
+    sent = everything(place, name, trackers) if trackers else {}
     if json_:
         written = {key: value for key, value in vars(paths).items() if key not in ("page", "summary")}
         print(json.dumps({**document(place, name), "report": written}, indent=1))
     else:
-        print("\n".join([*paths.summary, "", f"report: {paths.html}"]))
+        lines = [f"{tracker}: {where}" for tracker, where in sent.items()]
+        print("\n".join([*paths.summary, "", f"report: {paths.html}", *lines]))
 
 
 @frame.command

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvray.cli import frame
-from kvray.errors import InputError, RunInterrupted
+from kvray.cli import complete, frame
+from kvray.errors import InputError, RunInterrupted, need
 
 if TYPE_CHECKING:
     from kvray.tasks.base import Task
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @frame.command
 def sample(
-    task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
+    task: Annotated[str, typer.Argument(help="A task, such as simple_kv.", autocompletion=complete.tasks)],
     rows: Annotated[int, typer.Option(help="Examples to show.", min=1)] = 1,
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
     set_: frame.SetOption = None,
@@ -41,7 +41,7 @@ def sample(
 
 @frame.command
 def generate(
-    task: Annotated[str, typer.Argument(help="A task, such as simple_kv.")],
+    task: Annotated[str, typer.Argument(help="A task, such as simple_kv.", autocompletion=complete.tasks)],
     out: frame.OutOption,
     rows: Annotated[int | None, typer.Option(help="Examples to make; default the task's own.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="The task's seed.")] = None,
@@ -67,8 +67,8 @@ def generate(
 
 @frame.command
 def blend(
-    sweep: Annotated[str, typer.Argument(help="A sweep file.")],
-    mixture: Annotated[str, typer.Argument(help="One of its mixtures.")],
+    sweep: Annotated[str, typer.Argument(help="A sweep file.", autocompletion=complete.sweep_files)],
+    mixture: Annotated[str, typer.Argument(help="One of its mixtures.", autocompletion=complete.mixtures)],
     out: frame.OutOption,
     seed: Annotated[int, typer.Option(help="One of finetune.seeds.")] = 0,
     format_: frame.FormatOption = None,
@@ -94,7 +94,9 @@ def blend(
 
 @frame.command
 def audit(
-    target: Annotated[str, typer.Argument(help="A task, such as simple_kv, or a sweep file.")],
+    target: Annotated[
+        str, typer.Argument(help="A task, such as simple_kv, or a sweep file.", autocompletion=complete.tasks_and_files)
+    ],
     rows: Annotated[
         int | None, typer.Option(help="Rows to audit; default 10000 of a task, of a sweep all.", min=1)
     ] = None,
@@ -150,6 +152,7 @@ def pretrain(
     """
     if ":/" in str(out):
         raise InputError(f"--out: found {out}; expected a directory of this machine")
+    need("kvray pretrain", "torch", "transformers")
     from kvray.finetune.pretrain.card import write_card
     from kvray.finetune.pretrain.pretrain import Recipe
     from kvray.finetune.pretrain.pretrain import pretrain as train
@@ -210,7 +213,10 @@ def gc(
 
 @frame.command
 def doctor(
-    sweep: Annotated[str | None, typer.Argument(help="A sweep file: its base model and runtime count.")] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Argument(help="A sweep file: its base model and runtime count.", autocompletion=complete.sweep_files),
+    ] = None,
     store: frame.StoreOption = None,
     address: Annotated[str | None, typer.Option(help="A running Ray; default $RAY_ADDRESS, else this machine.")] = None,
     base_model: frame.BaseOption = None,
@@ -225,6 +231,7 @@ def doctor(
 
     kvray doctor sweeps/paper/mdqa-mistral.yaml --store s3://bucket/kvray --address auto
     """
+    need("kvray doctor", "ray")
     from kvray.cli.doctor.check import check
     from kvray.sweep.model import Runtime
 

@@ -143,6 +143,10 @@ class SweepResult(Result):
         """Return paired differences b - a with intervals; see :meth:`kvray.results.reader.Results.compare`."""
         return self.results.compare(a, b, by, self.sweep.name)
 
+    def examples(self, *chosen: Any, **also: Any) -> pl.DataFrame:
+        """Return single answers with their prompts; see :meth:`kvray.results.reader.Results.examples`."""
+        return self.results.examples(*chosen, **{**also, "sweep": self.sweep.name})
+
     def report(self, out: str | os.PathLike[str] | None = None) -> Report:
         """Write report.html, report.md, the figures and scores.parquet to a directory or URI (None: in the store)."""
         from kvray.report.build import write
@@ -184,5 +188,6 @@ class Report(os.PathLike[str]):
         return self.path
 
     def _repr_html_(self) -> str:
-        frame = f'<iframe srcdoc="{html.escape(self.page)}" width="100%" height="{_REPORT_HEIGHT}"></iframe>'
+        alone = 'sandbox="allow-scripts"'  # the page's scripts run, and reach nothing of the notebook
+        frame = f'<iframe {alone} srcdoc="{html.escape(self.page)}" width="100%" height="{_REPORT_HEIGHT}"></iframe>'
         return f"<p>{html.escape(self.path)}</p>{frame}"

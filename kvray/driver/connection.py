@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kvray.console import say
-from kvray.errors import ResourceError
+from kvray.errors import ResourceError, need
 from kvray.sweep.model import Runtime
 
 LOCAL_OBJECT_STORE = 512 * 2**20  # bytes, in a local Ray; stages exchange files, so little passes through it
@@ -32,10 +32,11 @@ def connect(runtime: Runtime) -> Iterator[Connection]:
 
     A Ray that this process has joined is used as it is. Without an address, or with ``local``, any other Ray on this
     machine is left alone: its resources are not ours, and an address file may outlive its Ray. Raises ResourceError if
-    the Ray does not answer, or cannot be joined from here.
+    the Ray does not answer, or cannot be joined from here; InputError if Ray is not installed.
     """
     address = asked_for(runtime)
     prepare_environment(local=address is None)
+    need("this", "ray")
     import ray
 
     if ray.is_initialized():

@@ -1,6 +1,6 @@
 """What of a plan is ready, what waits for what, and how long the longest chain behind an artefact takes. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from kvray.planning.artefacts import Artefact
 
@@ -61,6 +61,13 @@ class Graph:
         self._left.discard(artefact_id)
         for one in self._dependents.get(artefact_id, []):
             self._open[one].discard(artefact_id)
+
+    def leave(self, under_way: Collection[str] = ()) -> list[str]:
+        """Let nothing more become ready, and give up all but what is ``under_way``; return the ids of that."""
+        self._waiting.clear()
+        given_up = [one for one in self._artefacts if one in self._left and one not in under_way]
+        self._left.difference_update(given_up)
+        return given_up
 
     def failed(self, artefact_id: str) -> list[str]:
         """Note a failure; return the ids of all that can therefore not be made, nearest first."""

@@ -25,6 +25,7 @@ from kvray.driver.seats.queue import Limits
 from kvray.driver.seats.state import LaneView
 from kvray.driver.seats.threads import Threads
 from kvray.driver.sharing import Sharing
+from kvray.driver.spending import Spending
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import EVALUATE, FINETUNE
 from kvray.store.store import Outcome, Store
@@ -49,8 +50,14 @@ class Making:
         runtime: Runtime,
         cluster: Cluster,
         store: Store,
+        spending: Spending | None = None,
     ) -> None:
-        """Open the ``lanes`` that make ``todo``, whose estimated ``seconds`` are given by id."""
+        """Open the ``lanes`` that make ``todo``, whose estimated ``seconds`` are given by id.
+
+        ``spending`` is told what seats hold; once it says that the budget is reached, nothing more begins.
+        """
+        self._spending = spending
+        self._halted = False
         self._graph = Graph(todo, seconds)
         self._by_id = {artefact.id: artefact for artefact in todo}
         self._sharing = sharing
@@ -83,7 +90,9 @@ class Making:
         with board() as show:
             try:
                 while self._graph.left:
-                    outcomes = self._start_ready()
+                    if not self._halted and self._spending is not None and self._spending.reached:
+                        self._halt(ended)
+                    outcomes = self._leave() if self._halted else self._start_ready()
                     made, views = self._poll()
                     for outcome in [*outcomes, *made]:
                         self._end(outcome, ended)
@@ -121,6 +130,22 @@ class Making:
             by_thread = stage is self._threads
             stage.change([call for artefact, call in calls if (lane_of(artefact) in self._by_thread) == by_thread])
         return outcomes
+
+    def _halt(self, ended: Ended) -> None:
+        """Begin nothing more: what is under way ends, all else is left."""
+        self._halted = True
+        for stage in self._stages:
+            stage.change([("halt", ())])
+        self._ready = {}
+        for one in self._graph.leave(self._sharing.holding()):
+            ended(Outcome(one, None, left=True))
+
+    def _leave(self) -> list[Outcome]:
+        """Return as left what another run took from this one, which is not waited for any more."""
+        lost = [one for one in self._sharing.lost() if self._graph.open(one)]
+        for stage in self._stages:
+            stage.change([("drop", (one,)) for one in lost])
+        return [Outcome(one, None, left=True) for one in lost]
 
     def _expectations(self, elsewhere: Collection[str]) -> list[tuple[Artefact, Call]]:
         """Return what seats are to be told of work to come: of that which changed since the last call."""
@@ -168,6 +193,8 @@ class Making:
         capacity = self._cluster.capacity()
         if self._seats is not None:
             self._seats.see(capacity)
+        if self._spending is not None:
+            self._spending.hold(views, {lane: place.needs["GPU"] for lane, place in self._places.items()})
         pending = [self._places[view.name].shape for view in views if view.name in self._places and view.pending]
         if not pending or self._generation.busy or any(view.held for view in views):
             self._placed_at = time.monotonic()
@@ -183,7 +210,11 @@ class Making:
             self._ready[lost.id] = lost  # and another run is at it
             return
         self._sharing.end(outcome.artefact_id)
+        if outcome.left:
+            self._graph.leave(self._sharing.holding())
         ended(outcome)
+        if outcome.left:
+            return
         if outcome.error is None:
             self._graph.made(outcome.artefact_id)
             return

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +21,26 @@ from kvray.driver.make import Making
 from kvray.driver.seats.cluster import Cluster
 from kvray.driver.seats.lanes import open_lanes
 from kvray.driver.sharing import Sharing, gpus
-from kvray.errors import InputError, RunInterrupted, StoreError
+from kvray.driver.spending import Spending
+from kvray.errors import InputError, RunInterrupted, StoreError, installed, need
 from kvray.models.openai import address
 from kvray.models.reference import BaseModelRef
 from kvray.planning import benchmarks
-from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, Plan, PredictionsJob, asks_api, keep
-from kvray.planning.cost import space
+from kvray.planning.artefacts import (
+    KINDS,
+    STAGE_NAMES,
+    Artefact,
+    FinetuneJob,
+    Plan,
+    PredictionsJob,
+    asks_api,
+    keep,
+)
+from kvray.planning.cost import budget, space
 from kvray.planning.cost.estimate import estimate
 from kvray.planning.inputs import gather
 from kvray.planning.plan import plan
+from kvray.report.trackers.send import Sending
 from kvray.store import failures
 from kvray.store.leases import Leases
 from kvray.store.manifest import Presence
@@ -68,16 +79,24 @@ def prepare(
 def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -> Result:
     """Make what the store lacks of a plan, from :func:`prepare`; ``verify`` checks the sha256 of what it has, too.
 
+    What the sweep has is sent to ``runtime.trackers`` as it is committed, and at the end, whole or not.
+
     Raises:
-        InputError: the store cannot be written, a needed API has no key or no valid URL, or packages are missing that a
-            benchmark needs; nothing was written.
+        InputError: the store cannot be written, a needed API has no key or no valid URL, or packages are missing that
+            the run, a benchmark or a tracker needs; nothing was written.
         StoreError: the store became unwritable during the run.
         ResourceError: the cluster lacks resources that the sweep asks for, a disk most of the space, or the API serves
             none of its models.
         RunInterrupted: Ctrl-C. Finished artefacts stay, none is noted as failed, and the same call continues.
     """
-    started = time.monotonic()
+    _need_packages(planned, base, store, verify)
     store.check(write=True)
+    with Sending(store, planned.sweep.name, planned.sweep.runtime.trackers) as sending:
+        return _make(planned, base, store, verify, sending.committed)
+
+
+def _make(planned: Plan, base: BaseModelRef, store: Store, verify: bool, committed: Callable[[str], None]) -> Result:
+    started = time.monotonic()
     leases = Leases(store, planned.sweep.name, gpus(planned.sweep.runtime))  # before the store is listed
     listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
     todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
@@ -96,28 +115,68 @@ def run(planned: Plan, base: BaseModelRef, store: Store, verify: bool = False) -
     if not todo:
         return Result(planned.sweep, store, len(planned.artefacts), found=(document, listing))
     result = Result(planned.sweep, store, len(planned.artefacts) - len(todo))
+    runtime = planned.sweep.runtime
+    spending = Spending(store, planned.sweep.name, leases.me.run, runtime)
+    if spending.reached:
+        result.left = [artefact.id for artefact in todo]
+        result.stopped = _stopped(planned, store, spending, result.left)
+        return result
     noted = failures.noted(store)
     for artefact in todo:
         if artefact.id in noted:
             failures.delete(store, artefact.id)
-    estimated, runtime = estimate(planned, store), planned.sweep.runtime
+    estimated = estimate(planned, store)
     for warning in space.check(estimated.space, store, runtime, here=asked_for(runtime) is None):
         say(f"kvray: warning: {warning}")
     seconds = {item.artefact.id: item.seconds or 0.0 for item in estimated.items}
-    account = _Account(planned, store, result, todo)
+    account = _Account(planned, store, result, todo, committed)
     try:
         # Leases last until the seats of a local Ray have ended with it.
-        with leases, connect(runtime) as connection:
+        with leases, spending, connect(runtime) as connection:
             cluster = Cluster(connection.local)
             lanes = open_lanes(todo, store, base, runtime, cluster)
             account.say_start()
             sharing = Sharing(store, leases, listing)
-            making = Making(todo, sharing, seconds, lanes, Generation(store, base, runtime), runtime, cluster, store)
+            generation = Generation(store, base, runtime)
+            making = Making(todo, sharing, seconds, lanes, generation, runtime, cluster, store, spending)
             making.run(account.end, wait=not connection.ends)
     except KeyboardInterrupt:
         raise RunInterrupted(account.kept()) from None
     result.seconds = time.monotonic() - started
+    if result.left:
+        result.stopped = _stopped(planned, store, spending, result.left)
     return result
+
+
+def _stopped(planned: Plan, store: Store, spending: Spending, left: Sequence[str]) -> str:
+    """Say what a run that reached its budget has spent, and what it left would take, by what is measured by now."""
+    runtime, to_come = planned.sweep.runtime, budget.needed(estimate(planned, store).document["stages"])
+    return budget.stopped(runtime, spending.total, len(left), to_come)
+
+
+def _need_packages(planned: Plan, base: BaseModelRef, store: Store, verify: bool) -> None:
+    """Raise an InputError if packages beside the light install are missing here that the rest of a plan takes.
+
+    The workers of another Ray have packages of their own, so for one that is joined Ray itself is enough here.
+    """
+    if all(map(installed, _packages(planned.artefacts, base, planned.sweep.runtime))):
+        return
+    listing = store.listing([artefact.id for artefact in planned.artefacts], verify)
+    todo = [artefact for artefact in planned.artefacts if listing[artefact.id].state != "committed"]
+    if todo:
+        need("kvray run", *_packages(todo, base, planned.sweep.runtime))
+
+
+def _packages(todo: Sequence[Artefact], base: BaseModelRef, runtime: Runtime) -> list[str]:
+    packages, local = ["ray"], asked_for(runtime) is None
+    for artefact in todo:
+        if asks_api(artefact, base):
+            packages.append("openai")
+        elif local and isinstance(artefact.params, FinetuneJob):
+            packages += ["torch", "transformers", "peft", "accelerate"]
+        elif local and isinstance(artefact.params, PredictionsJob):
+            packages += ["transformers", *(["vllm"] if runtime.engine == Runtime().engine else [])]
+    return list(dict.fromkeys(packages))
 
 
 def check_names(planned: Sequence[tuple[str, Plan]]) -> None:
@@ -151,25 +210,37 @@ class Result:
     made: list[str] = field(default_factory=list)  # ids of the artefacts that the run committed
     elsewhere: list[str] = field(default_factory=list)  # ids of those that other runs committed meanwhile
     failed: dict[str, str] = field(default_factory=dict)  # reason by id; running again tries these again
+    left: list[str] = field(default_factory=list)  # ids of those that were not begun, as the budget is spent
+    stopped: str = ""  # what is spent then, what the rest takes, and what to type
     seconds: float = 0.0  # wall-clock time of the run
     # The plan's document and the store's listing, where there was nothing to do: still true.
     found: tuple[Mapping[str, Any], Mapping[str, Presence]] | None = None
 
     @property
     def nothing_to_do(self) -> bool:
-        return not self.made and not self.elsewhere and not self.failed
+        return not self.made and not self.elsewhere and not self.failed and not self.left
+
+    @property
+    def exit_status(self) -> int:
+        """What ``kvray run`` ends with: 3 if the budget left artefacts unmade, else 1 if some failed, else 0."""
+        return 3 if self.left else 1 if self.failed else 0
 
     def outcome(self) -> str:
         elsewhere = f"{len(self.elsewhere)} made by another run, " if self.elsewhere else ""
+        planned = len(self.made) + len(self.elsewhere) + self.cached + len(self.failed) + len(self.left)
+        there = f"{len(self.made)} made, {elsewhere}{self.cached} were there"
+        if self.left:
+            failed = f", {len(self.failed)} failed" if self.failed else ""
+            head = f"{len(self.left)} of {planned} artefacts of {self.sweep.name} are left: {there}{failed}"
+            return f"{head}\n{self.stopped}" if self.stopped else head
         if self.failed:
-            planned = len(self.made) + len(self.elsewhere) + self.cached + len(self.failed)
             return (
-                f"{len(self.failed)} of {planned} artefacts of {self.sweep.name} failed, {len(self.made)} made, "
-                f"{elsewhere}{self.cached} were there; running again tries them again"
+                f"{len(self.failed)} of {planned} artefacts of {self.sweep.name} failed, {there}; "
+                "running again tries them again"
             )
         if self.nothing_to_do:
             return f"nothing to do: all {self.cached} artefacts of {self.sweep.name} are committed in {self.store.uri}"
-        return f"{len(self.made)} made, {elsewhere}{self.cached} were there, {duration(self.seconds)}"
+        return f"{there}, {duration(self.seconds)}"
 
     def failures(self) -> list[tuple[str, str]]:
         """Return id and reason, on one line, of what failed."""
@@ -179,8 +250,15 @@ class Result:
 class _Account:
     """Keeps the result of a run as its artefacts end, notes failures in the store, and says when a stage is done."""
 
-    def __init__(self, planned: Plan, store: Store, result: Result, todo: Sequence[Artefact]) -> None:
-        self._planned, self._store, self._result = planned, store, result
+    def __init__(
+        self,
+        planned: Plan,
+        store: Store,
+        result: Result,
+        todo: Sequence[Artefact],
+        committed: Callable[[str], None],
+    ) -> None:
+        self._planned, self._store, self._result, self._committed = planned, store, result, committed
         self._kinds = {artefact.id: artefact.kind for artefact in todo}
         self._open = Counter(self._kinds.values())
         self._made: Counter[str] = Counter()
@@ -197,9 +275,12 @@ class _Account:
         """Take how an artefact ended; StoreError if it failed and the store takes not even a note of that."""
         kind = self._kinds[outcome.artefact_id]
         self._open[kind] -= 1
-        if outcome.error is None:
+        if outcome.left:
+            self._result.left.append(outcome.artefact_id)
+        elif outcome.error is None:
             self._made[kind] += 1
             (self._result.elsewhere if outcome.elsewhere else self._result.made).append(outcome.artefact_id)
+            self._committed(outcome.artefact_id)
         else:
             self._fail(outcome.artefact_id, outcome.error)
         if not self._open[kind]:

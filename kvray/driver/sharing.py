@@ -109,6 +109,10 @@ class Sharing:
             self._open[kind] -= 1
             self._leases.give_back(artefact_id)
 
+    def holding(self) -> set[str]:
+        """Return what is leased and has not ended."""
+        return set(self._kinds)
+
     def lost(self) -> set[str]:
         """Return what was leased and is not any more, as another run took this one for dead."""
         lost = {one for one in self._leases.lost() if one in self._kinds}

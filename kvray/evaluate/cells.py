@@ -75,7 +75,7 @@ class Cells:
             return {}
         return {
             **cell.labels,
-            "sweep": job.sweep,
+            "dataset": job.dataset_id,
             "task": job.task.task,
             "base_model": self._base.name,
             "adapter": job.finetune_id.rpartition("/")[2] if job.finetune_id else None,

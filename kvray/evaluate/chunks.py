@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from kvray.evaluate.questions import Questions
 from kvray.planning.artefacts import Artefact
-from kvray.store.manifest import FileEntry
+from kvray.store.manifest import DATA, FileEntry
 from kvray.store.store import Store
 
 CHUNK_ROWS = 256
@@ -19,8 +19,8 @@ CHUNK_ROWS = 256
 
 
 def chunk_name(index: int) -> str:
-    """Return the file name of a chunk."""
-    return f"chunk-{index:05d}.parquet"
+    """Return the name of a chunk's file in its artefact."""
+    return f"{DATA}/chunk-{index:05d}.parquet"
 
 
 def chunk_count(rows: int) -> int:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from kvray.evaluate.engines.base import TOO_LONG, Reply, Request, too_long
 from kvray.models.chat import asked_of, closed, conversation
 from kvray.models.tokenizer import chat_tokens
-from kvray.store.schemas import PREDICTIONS_SCHEMA, WRITING_SCHEMA
+from kvray.store.schemas import ANSWERS_SCHEMA, WRITING_SCHEMA
 from kvray.tasks.base import CountTokens, Task
 
 ROUNDING = 64
@@ -41,7 +41,7 @@ class Questions(ABC):
     those of prepared rows to the base model, none where a row does not fit the model.
     """
 
-    SCHEMA: ClassVar[pa.Schema] = PREDICTIONS_SCHEMA
+    SCHEMA: ClassVar[pa.Schema] = ANSWERS_SCHEMA
     KEY: ClassVar[str] = "example_id"
 
     def __init__(self, keys: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from kvray.errors import InputError, KvrayError, last_line
 from kvray.models.reference import BaseModelRef
 from kvray.models.tokenizer import token_counter
 from kvray.planning.artefacts import Artefact
-from kvray.store.manifest import FileEntry
+from kvray.store.manifest import DATA, FileEntry
 from kvray.store.store import Outcome, Store
 from kvray.sweep.model import Runtime
 from kvray.tasks import writing
@@ -138,7 +138,7 @@ def shard_count(rows: int) -> int:
 
 def shard_name(shard: int) -> str:
     """Return the file name of a shard."""
-    return f"shard-{shard:05d}.parquet"
+    return f"{DATA}/shard-{shard:05d}.parquet"
 
 
 def shard_rows(shard: int, rows: int) -> range:

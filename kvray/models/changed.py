@@ -8,7 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
-from kvray.errors import InputError
+from kvray.errors import InputError, need
 from kvray.models import hub
 from kvray.models.files import ModelFiles
 from kvray.models.reference import BaseModelRef, snapshot
@@ -53,8 +53,10 @@ def compose(base: BaseModelRef, changed: Path, out: Path) -> Path:
     """Write the whole model of a finetune to the directory ``out``, as transformers and vLLM load it; return ``out``.
 
     ``changed`` is the directory of a finetune (``Store.fetch``) whose :func:`is_changed` holds. One file of the base
-    model is in memory at a time. Raises InputError if the changed tensors are of another base model.
+    model is in memory at a time. Raises InputError if the changed tensors are of another base model, or torch is not
+    installed.
     """
+    need("the whole weights of a finetune", "torch")
     from safetensors import safe_open
     from safetensors.torch import save_file
 

@@ -2,17 +2,18 @@
 
 An example is one user message, or a chat whose earlier messages are the example's history. transformers' renderer of
 templates takes a second to import, its tokenizers ten: too long for a plan. :class:`ChatTemplate` uses jinja2 with the
-same settings; a template that it cannot parse is left to transformers.
+same settings and the same extension of its language.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
 import pyarrow as pa
-from jinja2 import Template, TemplateError, TemplateSyntaxError
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": …}
@@ -85,8 +86,26 @@ def json_lines(examples: pa.Table, system: str | None = None, further: Sequence[
     return "".join(lines).encode()
 
 
+class _Generation(Extension):
+    """``{% generation %}…{% endgeneration %}``, by which templates mark the assistant's words: the text is as without.
+
+    The body is a call block, as in transformers, so that variables set inside it stay there.
+    """
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_written"), [], [], body).set_lineno(line)
+
+    def _written(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    extensions = [loopcontrols, _Generation]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     # jinja2's own filter escapes HTML.
     environment.filters["tojson"] = _json
     environment.globals["raise_exception"] = _refuse
@@ -103,25 +122,17 @@ def _refuse(message: str) -> NoReturn:
 
 
 class ChatTemplate:
-    """A chat template in jinja2's language; ``special_tokens`` are its variables ``bos_token``, ``eos_token`` etc."""
+    """A chat template in jinja2's language; ``special_tokens`` are its variables ``bos_token``, ``eos_token`` etc.
+
+    Raises jinja2's TemplateSyntaxError for a template that is none.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self._source = source
         self._special_tokens = dict(special_tokens)
-        self._template: Template | None
-        try:
-            self._template = _environment().from_string(source)
-        except TemplateSyntaxError:
-            # transformers extends jinja2 by one block, {% generation %}.
-            self._template = None
+        self._template = _environment().from_string(source)
 
     def __call__(self, conversations: Sequence[Sequence[Message]], prompt: bool) -> list[str]:
         """Return the texts of conversations; ``prompt`` adds what comes before an answer."""
-        chats = [list(messages) for messages in conversations]
         options = {"add_generation_prompt": prompt, **self._special_tokens}
-        if self._template is not None:
-            return [self._template.render(messages=chat, tools=None, documents=None, **options) for chat in chats]
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        texts: list[str] = render_jinja_template(chats, chat_template=self._source, **options)[0]
-        return texts
+        render = self._template.render
+        return [render(messages=list(chat), tools=None, documents=None, **options) for chat in conversations]

@@ -19,7 +19,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from kvray.errors import USED_UP, CellError, InputError, ResourceError, status_passes
+from kvray.errors import USED_UP, CellError, InputError, ResourceError, need, status_passes
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAIError
@@ -130,6 +130,7 @@ class Api:
     """
 
     def __init__(self, base_url: str | None, timeout_s: float, retries: int) -> None:
+        need("a model behind an API", "openai", extra="run")
         import openai
 
         self.address = address(base_url)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kvray.errors import InputError, Problem, SourceUnreachableError, first_line, status_passes
+from kvray.errors import InputError, Problem, SourceUnreachableError, first_line, need, status_passes
 from kvray.models import files, hub
 from kvray.models.digests import sha256
 
@@ -211,7 +211,11 @@ def tensor_names(ref: BaseModelRef) -> frozenset[str]:
 
 
 def load_tokenizer(ref: BaseModelRef, trust_remote_code: bool = False) -> Any:
-    """Return the transformers tokenizer of the base model itself, not of ``ref.tokenizer`` (heavy import)."""
+    """Return the transformers tokenizer of the base model itself, not of ``ref.tokenizer`` (heavy import).
+
+    Raises InputError if transformers is not installed.
+    """
+    need(f"the tokenizer of {ref.name}", "transformers", extra="run")
     from transformers import AutoTokenizer
 
     ref = ref.here()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from kvray.errors import InputError, first_line
 from kvray.models.chat import Message
-from kvray.models.reference import BaseModelRef, load_tokenizer
+from kvray.models.reference import BaseModelRef, files_of, load_tokenizer
 
 Counts = NDArray[np.int64]
 
@@ -47,15 +47,22 @@ def chat_tokens(tokenizer: Any, chats: Sequence[list[Message]], *, prompt: bool)
 
 @lru_cache(maxsize=4)
 def token_counter(base: BaseModelRef) -> TokenCounter:
-    """Return a model's token counter, loaded once per process; InputError if it has no fast, readable tokenizer."""
+    """Return a model's token counter, loaded once per process; InputError if it has no fast, readable tokenizer.
+
+    A model without ``tokenizer.json`` takes transformers to read, which the light install has not got: an InputError.
+    """
     from tokenizers import Tokenizer
 
     base = (base.tokenizer or base).here()
     file = Path(base.location) / "tokenizer.json"
+    if base.revision is not None and (held := files_of(base)) is not None:
+        file = held.directory / "tokenizer.json"
     try:
         if file.is_file():  # read without transformers, whose import would cost seconds per worker
             return TokenCounter(Tokenizer.from_file(str(file)))
         tokenizer = load_tokenizer(base)
+    except InputError:
+        raise
     except Exception as error:
         # tokenizers raises bare Exceptions, transformers whatever its many tokenizers raise.
         raise InputError(f"the tokenizer of {base.name} cannot be read: {first_line(error)}") from error

@@ -109,7 +109,6 @@ class PredictionsJob:
     task: Task
     dataset_id: str | None  # None: another library brings the examples (``Task.BRINGS_EXAMPLES``)
     finetune_id: str | None  # None: the base model answers
-    sweep: str  # which asked first; each row says so
     finetune: Finetune | None = None
 
 

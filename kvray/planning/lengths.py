@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+from jinja2 import TemplateSyntaxError
 from numpy.typing import NDArray
 
 from kvray.errors import InputError
@@ -190,7 +191,10 @@ class _Chat:
     def __init__(self, counter: TokenCounter, files: ModelFiles, template: str) -> None:
         special = files.special_tokens
         self.counter = counter
-        self._render = ChatTemplate(template, special)
+        try:
+            self._render = ChatTemplate(template, special)
+        except TemplateSyntaxError as error:
+            raise InputError(f"the base model's chat template cannot be read: {error}") from error
         own = counter.tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
         self._ends = {*files.end_ids, own} - {None}
 

@@ -186,7 +186,7 @@ class _Builder:
         for finetune in (None, *finetunes):
             labels = {"evaluation": evaluation, **(finetune.labels if finetune else _BASE_MODEL)}
             settings = self.sweep.finetune if finetune else None
-            job = PredictionsJob(task, data_id, finetune.id if finetune else None, self.sweep.name, settings)
+            job = PredictionsJob(task, data_id, finetune.id if finetune else None, settings)
             needs = [need for need in (examples, finetune) if need is not None]
             name = f"{plain_name(task)}-{finetune.name if finetune else 'base'}"
             asked, written = (own, texts[1]) if finetune else (recipe, texts[0])

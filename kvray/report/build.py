@@ -14,7 +14,9 @@ import pyarrow as pa
 import kvray
 from kvray.errors import StoreError
 from kvray.report import breakdowns, findings, methods, published, recovery, training
-from kvray.report.blocks import Block, name_figures, to_html, to_markdown
+from kvray.report.blocks import Block, name_figures, to_markdown
+from kvray.report.page.answers import answer_by_answer
+from kvray.report.page.html import to_html
 from kvray.report.terminal import lines
 from kvray.results.snapshot import Snapshot, Standing, collect, look
 from kvray.store import output
@@ -41,6 +43,7 @@ SECTIONS: tuple[Section, ...] = (
     findings.knowledge,
     breakdowns.answers,
     breakdowns.reasoning,
+    answer_by_answer,
     published.beside,
     findings.missing,
     training.trained,

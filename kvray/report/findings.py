@@ -95,9 +95,9 @@ def evaluation_table(snapshot: Snapshot, evaluation: str) -> list[Block]:
         [
             bold(row["model"]),
             text.judged(row) if row["verdict"] else DASH if row["model"] == BASE else "not compared",
-            percent(row["accuracy"]),
+            text.Linked.of(percent(row["accuracy"]), row),
             text.interval(row["low"], row["high"]),
-            change(row["difference"], row["difference_low"], row["difference_high"]),
+            text.flips(row),
             text.p_value(row["p_holm"]),
             count(row["n"]),
             _seed_spread(snapshot, evaluation, row["model"]),
@@ -245,4 +245,5 @@ def _with_change(row: Row | None) -> str:
     if row is None or row["accuracy"] is None:
         return DASH
     change = f" ({text.signed(row['difference'])})" if row["difference"] is not None else ""
-    return f"{100 * row['accuracy']:.1f}{change}{text.ARROWS.get(row['verdict'] or '', '')}"
+    shown = f"{100 * row['accuracy']:.1f}{change}{text.ARROWS.get(row['verdict'] or '', '')}"
+    return text.Linked.of(shown, row)

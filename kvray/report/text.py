@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from kvray.results.frames import BASE, FINETUNES, MIXTURES
+from kvray.results.profile import AXES
 from kvray.results.snapshot import Snapshot
 
 Row = Mapping[str, Any]  # A row of the scores
@@ -21,6 +22,27 @@ ARROWS = {"better": " \u25b2", "worse": " \u25bc"}
 def notes() -> dict[str, Any]:
     """Return what the report says below its tables and figures, by name (``notes.toml``)."""
     return tomllib.loads((resources.files("kvray.report") / "notes.toml").read_text(encoding="utf-8"))
+
+
+class Linked(str):
+    """Text of a table's cell, or about a figure's point, that leads to the answers behind it.
+
+    ``to`` are filters of the page's section of answers, by name: evaluation, model, an axis, ``beside``.
+    """
+
+    to: Mapping[str, Any]
+
+    def __new__(cls, text: str, to: Mapping[str, Any]) -> "Linked":
+        """Return the text, with its filters."""
+        linked = super().__new__(cls, text)
+        linked.to = to
+        return linked
+
+    @classmethod
+    def of(cls, text: str, row: Row, **more: str) -> str:
+        """Return text about a row of scores that leads to the answers that the row counts; plain if there are none."""
+        to = {name: row[name] for name in ("evaluation", "model", *AXES) if row.get(name) is not None}
+        return cls(text, to | more) if row["n"] else text
 
 
 def signed(share: float) -> str:
@@ -106,8 +128,21 @@ def bold(model: str) -> str:
 
 
 def marked(row: Mapping[str, Any] | None, digits: int) -> str:
-    """Return the accuracy in a row of scores, with an arrow where it differs from the base's."""
-    return DASH if row is None else percent(row["accuracy"], digits) + ARROWS.get(row["verdict"] or "", "")
+    """Return the accuracy in a row of scores, with an arrow where it differs from the base's, linked to its answers."""
+    if row is None:
+        return DASH
+    return Linked.of(percent(row["accuracy"], digits) + ARROWS.get(row["verdict"] or "", ""), row)
+
+
+def flips(row: Row) -> str:
+    """Return the change against the base in a row of scores, linked to the answers that it comes from.
+
+    A fall leads to what the base had right and the model has wrong, a rise to the reverse.
+    """
+    shown = change(row["difference"], row["difference_low"], row["difference_high"])
+    if not row["difference"]:
+        return shown
+    return Linked.of(shown, row, beside="lost" if row["difference"] < 0 else "won")
 
 
 def by_model(

@@ -18,20 +18,24 @@ def compare_all(predictions: pl.DataFrame, profiles: Mapping[str, Profile] | Non
     evaluation, the axes (null: all values together), and those of :func:`kvray.results.frames.judge`.
     """
     profiles = profile.profiles(predictions) if profiles is None else profiles
-    families: dict[str, tuple[pl.DataFrame, tuple[str, ...]]] = {OVERALL: (predictions, ())}
-    families |= {axis.family: (_split(predictions, axis, profiles), axis.columns) for axis in AXES.values()}
     tables = {
         family: _compare(rows, by, [(BASE, model) for model in models(rows)] if BASE in rows["model"] else [])
-        for family, (rows, by) in families.items()
+        for family, (rows, by) in _families(predictions, profiles).items()
     }
     tables[PAIRWISE] = _compare(predictions, (), list(itertools.combinations(models(predictions), 2)))
-    columns: dict[str, Any] = {"family": pl.String, "evaluation": pl.String, **TYPES, **COMPARED}
-    parts = [pl.DataFrame(schema=columns | {"p_holm": pl.Float64, "verdict": pl.String, "about": pl.String})]
-    for family, compared in tables.items():
-        if compared:
-            judged = judge(pl.concat(compared).sort("evaluation", maintain_order=True))
-            parts.append(judged.with_columns(pl.lit(family).alias("family")))
-    return pl.concat(parts, how="diagonal")
+    return _judged(tables)
+
+
+def compare_pairs(
+    predictions: pl.DataFrame, pairs: Sequence[tuple[str, str]], profiles: Mapping[str, Profile] | None = None
+) -> pl.DataFrame:
+    """Compare given pairs (a, b) of models, overall and along each axis, in the families of :func:`compare_all`.
+
+    A pair that an evaluation, or a place on an axis, has no row of is left out there. Columns: as of that function.
+    """
+    profiles = profile.profiles(predictions) if profiles is None else profiles
+    families = _families(predictions, profiles)
+    return _judged({family: _compare(rows, by, pairs) for family, (rows, by) in families.items()})
 
 
 def scores(
@@ -51,6 +55,25 @@ def scores(
     table = pl.concat([*parts, pl.DataFrame(schema=TYPES)], how="diagonal")
     joined = table.join(against, on=["evaluation", "model", *AXES], how="left", nulls_equal=True)
     return joined.sort(["evaluation", "mixture", "finetune", *AXES], nulls_last=False, maintain_order=True)
+
+
+def _families(
+    predictions: pl.DataFrame, profiles: Mapping[str, Profile]
+) -> dict[str, tuple[pl.DataFrame, tuple[str, ...]]]:
+    """Return the rows of each family, and the axes that it is split by."""
+    families: dict[str, tuple[pl.DataFrame, tuple[str, ...]]] = {OVERALL: (predictions, ())}
+    return families | {axis.family: (_split(predictions, axis, profiles), axis.columns) for axis in AXES.values()}
+
+
+def _judged(tables: Mapping[str, Sequence[pl.DataFrame]]) -> pl.DataFrame:
+    """Return the comparisons of all families, each judged by itself."""
+    columns: dict[str, Any] = {"family": pl.String, "evaluation": pl.String, **TYPES, **COMPARED}
+    parts = [pl.DataFrame(schema=columns | {"p_holm": pl.Float64, "verdict": pl.String, "about": pl.String})]
+    for family, compared in tables.items():
+        if compared:
+            judged = judge(pl.concat(compared).sort("evaluation", maintain_order=True))
+            parts.append(judged.with_columns(pl.lit(family).alias("family")))
+    return pl.concat(parts, how="diagonal")
 
 
 def _spread(predictions: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:

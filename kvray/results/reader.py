@@ -13,7 +13,8 @@ import polars as pl
 
 from kvray.errors import DamagedArtefactError, InputError, StoreError
 from kvray.results import comparisons, frames, recovery
-from kvray.store.schemas import ARTEFACT, PREDICTIONS_SCHEMA
+from kvray.results.examples import COLUMNS, Choice, Flip, with_prompts
+from kvray.store.schemas import ANSWERS_SCHEMA, ARTEFACT, PREDICTIONS_SCHEMA
 from kvray.store.store import Store
 
 EVERY = "*"
@@ -99,6 +100,44 @@ class Results:
             raise InputError("nothing to compare: the sweep has no predictions of a finetuned model yet")
         return frames.judge(pl.concat(tables))
 
+    def examples(
+        self,
+        evaluation: str | None = None,
+        model: str | None = None,
+        seed: int | None = None,
+        position: int | None = None,
+        length: int | None = None,
+        depth: float | None = None,
+        subtask: str | None = None,
+        condition: str | None = None,
+        outcome: str | None = None,
+        right: bool | None = None,
+        flipped: Flip | None = None,
+        sweep: str | None = None,
+        limit: int | None = None,
+    ) -> pl.DataFrame:
+        """Return single answers with what was asked, what the base model answered, and where the answer stands.
+
+        ``examples("mdqa", "in2", position=20, flipped="lost", limit=5)`` are five of those that the base model has
+        right at position 20 and the finetune on in2 has not. What is left out takes all; models are those of
+        :meth:`accuracy`, "base" among them; a condition may be one of several ("padding=books"). ``right`` is a score
+        of 1; ``flipped="won"`` is the reverse of "lost". ``sweep`` may be None where the store has only one, and
+        ``limit`` takes the first rows, before any prompt is read.
+
+        Columns: evaluation, task, model, seed, example_id, question_id; position, length, depth, subtask and condition;
+        prompt (the user message; null where lm-evaluation-harness asks), history (of chats, the messages before it, as
+        JSON), answer_prefix (of RULER, what the answer goes on from), answer, base_answer, references (accepted
+        answers), gold (pieces of the prompt that hold the answer, verbatim; empty where the task tells none), outcome,
+        base_outcome, score, base_score, finish_reason, dataset and artefact (ids in the store). Answers and scores are
+        null where the prompt was too long to be run.
+
+        Raises InputError for an unknown sweep, or a name or number that no row has (with those that there are), if the
+        store has several sweeps and none is named, or for ``flipped`` without answers of the base model.
+        """
+        choice = Choice(evaluation, model, seed, position, length, depth, subtask, condition, outcome, right, flipped)
+        rows = choice.answers(choice.places(self._models(self._one(sweep))))
+        return with_prompts(self.store, rows.head(rows.height if limit is None else limit)).select(COLUMNS)
+
     def recovery(self, by: Sequence[str] = (), sweep: str | None = None) -> pl.DataFrame:
         """Return (with context - closed book) / (oracle - closed book) of every model, with 95 % intervals.
 
@@ -137,12 +176,16 @@ class Results:
         if not files:
             return EMPTY.lazy()
         paths = [self.store.path(artefact["id"], name) for name in files]
-        stored = pads.dataset(paths, schema=PREDICTIONS_SCHEMA, filesystem=self.store.fs, format="parquet")
-        adapter = next((need for need in artefact["needs"] if need.startswith("finetunes/")), None)
+        stored = pads.dataset(paths, schema=ANSWERS_SCHEMA, filesystem=self.store.fs, format="parquet")
+        adapter, dataset = (
+            next((need for need in artefact["needs"] if need.startswith(folder)), None)
+            for folder in ("finetunes/", "datasets/")
+        )
         labels = {name: artefact["labels"].get(name) for name in _LABELS}
-        labels |= {"sweep": sweep, "adapter": adapter and adapter.rpartition("/")[2], "artefact": artefact["id"]}
+        labels |= {"sweep": sweep, "adapter": adapter and adapter.rpartition("/")[2]}
+        labels |= {"dataset": dataset, "artefact": artefact["id"]}
         columns = [pl.lit(value, dtype=EMPTY.schema[name]).alias(name) for name, value in labels.items()]
-        return pl.scan_pyarrow_dataset(stored).with_columns(columns)
+        return pl.scan_pyarrow_dataset(stored).with_columns(columns).select(EMPTY.columns)
 
 
 def check_names(documents: Mapping[str, Mapping[str, Any]]) -> None:

@@ -115,7 +115,10 @@ class _Reasons:
         rules: tuple[tuple[str, str, Callable[[str], bool]], ...] = (
             ("failures/", "note on an artefact of no sweep", self._wanted),
             ("api/", "note on an artefact of no sweep", self._wanted),
-            ("reports/", "report of no sweep", lambda sweep: sweep in self.sweeps),
+            # Of two sweeps, "A+B": the first is of this store.
+            ("reports/", "report of no sweep", lambda name: name.partition("+")[0] in self.sweeps),
+            ("tensorboard/", "event files of no sweep", lambda sweep: sweep in self.sweeps),
+            ("spent/", "hours of no sweep", lambda name: name.partition("/")[0] in self.sweeps),
             ("doctor/", "probe of kvray doctor", lambda _: False),
             (".work/slots/", "scratch of ended runs", lambda _: bool(self.live)),
             (f"{FOLDER}/{BEAT}", "lease of a dead run", lambda run: run in self.live),
@@ -147,7 +150,9 @@ def _contents(store: Store) -> dict[str, _Found]:
     for name, info in store.everything().items():
         parts = name.split("/")
         depth = 3 if parts[0] == ".work" else 2
-        whole = parts[0] in (*FOLDERS.values(), "reports") or (parts[0] == ".work" and not name.startswith(FOLDER))
+        whole = parts[0] in (*FOLDERS.values(), "reports", "tensorboard") or (
+            parts[0] == ".work" and not name.startswith(FOLDER)
+        )
         path = "/".join(parts[:depth]) if whole and not _is_temporary(name) else name
         what = found.setdefault(path, _Found())
         what.names.append(name[len(path) + 1 :])

@@ -21,6 +21,9 @@ from kvray.store.fingerprint import canonical_json, encoded, plain
 State = Literal["committed", "missing", "damaged"]
 
 MANIFEST = "manifest.json"
+DATA = "data"
+"""Folder in an artefact of rows (a dataset, a writing, predictions) for its Parquet, and nothing else: whatever reads
+directories of Parquet opens it as it is. Artefacts of earlier versions have their files beside the manifest."""
 _SEAL = ".sizes-"
 _DISTRIBUTIONS = ("kvray", "numpy", "peft", "polars", "pyarrow", "ray", "tokenizers", "torch", "transformers", "vllm")
 

@@ -31,7 +31,9 @@ WRITING_SCHEMA = _SCHEMAS["writing"]
 LOSS_SCHEMA = _SCHEMAS["loss"]
 """A finetune's loss.parquet: one row per optimizer step."""
 PREDICTIONS_SCHEMA = _SCHEMAS["predictions"]
-"""One row per (example, model). A file may have further columns, which readers ignore."""
+"""Predictions as :meth:`kvray.results.Results.predictions` reads them: one row per (example, model)."""
+ANSWERS_SCHEMA = pa.schema([field for field in PREDICTIONS_SCHEMA if field.name != "sweep"])
+"""The files of predictions, which sweeps share. A file may have further columns, which readers ignore."""
 ARTEFACT = _SCHEMAS["added"].field("artefact")
 """Added by :meth:`kvray.results.Results.predictions`, which reads a row under the names of each sweep that has it."""
 SCORES_SCHEMA = _SCHEMAS["scores"]

@@ -1,7 +1,7 @@
 """The store: committed artefacts on a local disk, NFS, ``s3://`` or ``gs://``; the only writer of final paths.
 
-    <root>/<kind folder>/<name>-<fingerprint[:16]>/{files…, manifest.json}     artefacts
-    <root>/sweeps/…, failures/…, reports/…                                     documents
+    <root>/<kind folder>/<name>-<fingerprint[:16]>/{files…, manifest.json}     artefacts; those of rows: data/*.parquet
+    <root>/sweeps/…, failures/…, reports/…, spent/…, tensorboard/…             documents
     <root>/.work/…                                                             scratch, never listed
 
 Files are written whole or not at all; the manifest is written last, once, and never over another. Its presence means
@@ -48,6 +48,7 @@ class Outcome:
     artefact_id: str
     error: str | None
     elsewhere: bool = False  # another run made it meanwhile
+    left: bool = False  # it was not made, as the budget is spent; no failure
 
 
 def readable_name(name: str) -> str:

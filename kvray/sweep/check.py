@@ -13,7 +13,7 @@ from kvray.errors import KvrayError, Path, Problem
 from kvray.models.reference import API
 from kvray.sweep.blocks import TASK_SECTIONS, check_task
 from kvray.sweep.document import Document
-from kvray.sweep.model import NAME, NAME_RULE, Finetune, Runtime, Sweep
+from kvray.sweep.model import NAME, NAME_RULE, Budget, Finetune, Runtime, Sweep
 from kvray.tasks.base import REGISTRY, Task
 from kvray.tasks.problems import MAX_PROBLEMS, explain, misread_booleans, show, unknown
 
@@ -62,6 +62,8 @@ def check(raw: Mapping[str, Any], checked: Checked | None = None) -> tuple[Sweep
         problems += explain(error, Sweep, raw)
     problems += misread_booleans(Finetune, mapping(raw, "finetune"), ("finetune",))
     problems += misread_booleans(Runtime, mapping(raw, "runtime"), ("runtime",))
+    inner = ("runtime", "budget")
+    problems += misread_booleans(Budget, mapping(mapping(raw, "runtime"), "budget"), inner)
     return (None if problems else sweep), problems
 
 

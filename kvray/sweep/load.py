@@ -1,18 +1,17 @@
-"""Reads a sweep file into a frozen :class:`Sweep`, with all its problems at once; and its schema for editors."""
+"""Reads a sweep file into a frozen :class:`Sweep`, with all its problems at once."""
 
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kvray.errors import InputError, Place, Problem
 from kvray.sweep import yaml
-from kvray.sweep.blocks import TASK_SECTIONS, code_file, entry_points, lookup, refuse_code
+from kvray.sweep.blocks import TASK_SECTIONS, code_file, lookup, refuse_code
 from kvray.sweep.check import Checked, check, mapping, unused
 from kvray.sweep.document import Document, merge, split, typed
 from kvray.sweep.grid import Variant, expand
-from kvray.sweep.model import NAME, Sweep
+from kvray.sweep.model import Sweep
 from kvray.tasks import load_all
-from kvray.tasks.base import REGISTRY
 from kvray.tasks.lm_eval import LmEval
 from kvray.tasks.problems import show
 
@@ -123,35 +122,3 @@ def _take_scale(document: Document, scale: str) -> list[Problem]:
     if isinstance(name, str) and "name" not in changes:
         document.value["name"] = f"{name}-{scale}"
     return wrong
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a sweep file, for editors."""
-    load_all()
-    schema = Sweep.model_json_schema()
-    definitions: dict[str, Any] = schema.setdefault("$defs", {})
-    definitions.pop("Task", None)
-    for name, cls in REGISTRY.items():
-        part = cls.model_json_schema(ref_template="#/$defs/{model}")
-        definitions |= part.pop("$defs", {})
-        part["properties"]["task"] = {"const": name, "description": "the task's name"}
-        part["required"] = sorted({"task", *part.get("required", [])})
-        definitions[f"task.{name}"] = part
-    elsewhere = {
-        "description": "a task of another package, or module:Class of a package or of a file beside this one",
-        "type": "object",
-        "properties": {"task": {"anyOf": [{"type": "string", "pattern": ":"}, {"enum": entry_points()}]}},
-        "required": ["task"],
-    }
-    for section in TASK_SECTIONS:
-        names = sorted(name for name, cls in REGISTRY.items() if section == "evaluate" or cls.TRAINABLE)
-        schema["properties"][section] |= {
-            "propertyNames": {"pattern": f"^{NAME.pattern}$"},
-            "additionalProperties": {"oneOf": [*({"$ref": f"#/$defs/task.{name}"} for name in names), elsewhere]},
-        }
-    seeds = definitions["Finetune"]["properties"]["seeds"]
-    definitions["Finetune"]["properties"]["seeds"] = {
-        "anyOf": [{"type": "integer", "minimum": 0}, {k: v for k, v in seeds.items() if k != "description"}],
-        "description": seeds["description"],
-    }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "kvray sweep"}

@@ -18,7 +18,7 @@ from kvray.models.lora import LARGEST_RANK
 from kvray.sweep.blocks import TASK_SECTIONS, lookup, parse_task
 from kvray.sweep.document import from_values
 from kvray.sweep.yaml import dump
-from kvray.tasks.base import Strict, Task, added, recipe, runtime
+from kvray.tasks.base import OneOrMore, Strict, Task, added, recipe, runtime
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 """Names of sweeps, datasets, mixtures and evaluations. A figure's file name holds two of them in its 255 bytes."""
@@ -27,12 +27,20 @@ LEARNING_RATES = {"lora": 1e-4, "attention": 5e-6, "full": 5e-6}
 """Default learning rates. Whole weights: the paper's. LoRA: its best rate is about 10 times that of whole weights, 15
 times in very short runs (Schulman et al. 2025, "LoRA Without Regret", Thinking Machines Lab), and published runs are
 at 1e-4 to 2e-4 where whole weights are at 5e-6 (Hu et al. 2021, arXiv 2106.09685, GPT-3; QLoRA, arXiv 2305.14314)."""
+_Seed = Annotated[int, Field(ge=0, lt=2**31)]
 _API_FIELDS = ("api_batch_size", "api_learning_rate_multiplier")
 _LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
 def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _one_or_more_names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 class Finetune(Strict):
@@ -46,8 +54,8 @@ class Finetune(Strict):
         None, gt=0, lt=10, description="peak learning rate of AdamW; none: 1e-4 for lora, the paper's 5e-6 otherwise"
     )
     batch_size: int = recipe(16, ge=1, description="rows per optimizer step, over all workers")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_one_or_more)] = recipe(
-        (0,), min_length=1, description="one finetune per seed: order of rows, adapter's start, dropout"
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], BeforeValidator(_one_or_more), OneOrMore] = (
+        recipe((0,), min_length=1, description="one finetune per seed: order of rows, adapter's start, dropout")
     )
     reseed_data: bool = recipe(
         False, description="add each finetune's seed to its datasets' seeds: other data per seed, as in the paper"
@@ -97,6 +105,17 @@ class Finetune(Strict):
     def data_seeds(self) -> tuple[int, ...]:
         """Return the numbers that are added to the datasets' seeds, each once."""
         return self.seeds if self.reseed_data else (0,)
+
+
+class Budget(Strict):
+    """What all runs of a sweep may spend together; see :mod:`kvray.planning.cost.budget`."""
+
+    gpu_hours: float | None = runtime(
+        None,
+        gt=0,
+        description="hours for which GPUs are held, each GPU counted; without GPUs, hours of engines and workers",
+    )
+    usd: float | None = runtime(None, gt=0, description="USD for these hours, at runtime.gpu_price")
 
 
 class Runtime(Strict):
@@ -166,6 +185,26 @@ class Runtime(Strict):
     api_price_input: float | None = runtime(None, ge=0, description="USD per million prompt tokens, for the plan")
     api_price_output: float | None = runtime(None, ge=0, description="USD per million written tokens, for the plan")
     api_price_training: float | None = runtime(None, ge=0, description="USD per million trained tokens, for the plan")
+    gpu_price: float | None = runtime(None, gt=0, description="USD per GPU-hour, for the plan and runtime.budget.usd")
+    budget: Budget = runtime(
+        Budget(), description="a run that reaches it starts nothing more; what all runs of the sweep spent counts"
+    )
+    trackers: Annotated[tuple[Tracker, ...], BeforeValidator(_one_or_more_names)] = runtime(
+        (), description="what loss curves, scores and figures are sent to: tensorboard, mlflow, wandb; none by default"
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[Tracker, ...]) -> tuple[Tracker, ...]:
+        return tuple(dict.fromkeys(trackers))
+
+    @model_validator(mode="after")
+    def _priced(self) -> Runtime:
+        if self.budget.usd is not None and self.gpu_price is None:
+            raise ValueError(
+                f"found budget.usd {self.budget.usd:g} and no gpu_price; expected runtime.gpu_price, USD per GPU-hour"
+            )
+        return self
 
 
 class Sweep(Strict):

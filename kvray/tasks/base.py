@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, S
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from kvray.errors import InvalidValueError
 from kvray.store.schemas import EXAMPLE_SCHEMA
@@ -64,7 +74,16 @@ def _as_tuple(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else listed(value)
 
 
-Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(distinct)]
+class OneOrMore:
+    """Says in the JSON schema of a list that one item alone may stand for it: :func:`listed` and others make it one."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described: dict[str, Any] = handler(schema)
+        return {"anyOf": [described["items"], described]}
+
+
+Many = Annotated[tuple[_T, ...], BeforeValidator(_as_tuple), AfterValidator(distinct), OneOrMore]
 """One value or several different ones: ``4096``, ``[4096, 8192]``, or ``4096,8192`` as on a command line."""
 
 
@@ -272,6 +291,14 @@ class Task(Strict):
     def rule(cls) -> str:
         """Return how an answer is scored, in one line: the docstring of :meth:`score`."""
         return " ".join((inspect.getdoc(cls.score) or "").split()).replace("``", "`")
+
+    def gold(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the pieces of a row's prompt that hold the answer, verbatim, for readers to mark; none if unknown.
+
+        ``row`` is an example by column (:data:`EXAMPLE_SCHEMA`). The task may lack what a recipe leaves out: the paths
+        of its sources are their defaults.
+        """
+        return []
 
     def outcome(self, answer: str, references: Sequence[str]) -> str:
         """Say what kind of answer it is: "right" (score 1) or "wrong"; families tell more kinds of wrong apart."""

@@ -28,7 +28,7 @@ datasets: {kv: {task: simple_kv, rows: 4, dictionaries: 3}}
 evaluate: {ask: {task: mdqa, documents: 2, positions: [1, 2], questions: 3}}
 finetune: {learning_rate: 2.0e-2}
 """
-COMMANDS = ("run", "plan", "status", "report", "sample", "audit", "generate", "pretrain", "why", "doctor")
+COMMANDS = ("run", "plan", "status", "report", "compare", "sample", "audit", "generate", "pretrain", "why", "doctor")
 
 
 @pytest.fixture

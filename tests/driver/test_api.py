@@ -117,6 +117,7 @@ def test_a_finished_sweep_gives_its_results_without_doing_anything(finished: kvr
     assert finished.compare("base", "kv").equals(results.compare("base", "kv", sweep=name))
     assert finished.compare("base", "kv")["evaluation"].n_unique() == len(finished.sweep.evaluate)
     assert finished.predictions().collect().height > 0
+    assert finished.examples("mdqa", "kv", limit=2).equals(results.examples("mdqa", "kv", limit=2, sweep=name))
 
 
 def test_a_result_shows_as_a_table_in_a_terminal_and_in_a_notebook(finished: kvray.SweepResult) -> None:

@@ -43,7 +43,7 @@ def test_an_engine_that_is_stopped_is_ended_and_its_rows_are_answered_once_by_an
     run: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     deadline = time.monotonic() + LIMIT_S
-    while not list((tmp_path / "store/predictions").glob("*/chunk-*.parquet")):
+    while not list((tmp_path / "store/predictions").glob("*/data/chunk-*.parquet")):
         assert run.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.05)
     everyone = psutil.Process(run.pid).children(recursive=True)

@@ -38,7 +38,7 @@ def cell(task: LmEval, finetune_id: str | None = None) -> Artefact:
         rows=task.expected_rows(),
         tokens=0,
         labels={"evaluation": task.benchmark, "mixture": model, "finetune": model, "seed": 0 if model else None},
-        params=PredictionsJob(task, None, finetune_id, "sweep", Finetune(lora_rank=4) if finetune_id else None),
+        params=PredictionsJob(task, None, finetune_id, Finetune(lora_rank=4) if finetune_id else None),
     )
 
 

@@ -139,7 +139,7 @@ def dataset(store: Store, table: pa.Table, name: str = "recall") -> str:
     """Commit a dataset in two shards, its rows in another order than they are asked in."""
     turned = table.take(np.arange(table.num_rows)[::-1])
     half = table.num_rows // 2
-    files = {"shard-00000.parquet": turned.slice(0, half), "shard-00001.parquet": turned.slice(half)}
+    files = {"data/shard-00000.parquet": turned.slice(0, half), "data/shard-00001.parquet": turned.slice(half)}
     return commit(store, "dataset", name, files, {"rows": table.num_rows, "name": name})
 
 
@@ -165,7 +165,7 @@ def predictions(store: Store, dataset_id: str, finetune_id: str | None) -> Artef
         rows=rows,
         tokens=0,
         labels={"evaluation": "facts", "mixture": name, "finetune": name and "lora", "seed": 0 if name else None},
-        params=PredictionsJob(Recall(), dataset_id, finetune_id, "sweep", _settings(store, finetune_id)),
+        params=PredictionsJob(Recall(), dataset_id, finetune_id, _settings(store, finetune_id)),
     )
 
 

@@ -24,7 +24,7 @@ from kvray.evaluate.questions import NO_TOKENS
 from kvray.models.openai import Address, ApiError, address
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
-from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.schemas import ANSWERS_SCHEMA
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 from kvray.tasks.qa.recall import Recall
@@ -102,7 +102,7 @@ def test_rows_are_those_of_an_engine_of_ours(tmp_path: Path, api: Api) -> None:
     one, api.delay_s = replace(one, recipe={**one.recipe, "system_message": "Be brief."}), 0.002
     assert errors(store, one, api_base_url=api.url, api_concurrency=5) == [None]
     table = store.read_table(one.id)
-    assert table.schema.names == PREDICTIONS_SCHEMA.names
+    assert table.schema.names == ANSWERS_SCHEMA.names
     assert table["example_id"].to_pylist() == [f"e{i:05d}" for i in range(20)]  # in asking order
     examples = {row["example_id"]: row for row in made.example_table(20).to_pylist()}
     for row in table.to_pylist():
@@ -121,8 +121,8 @@ def test_rows_are_those_of_an_engine_of_ours(tmp_path: Path, api: Api) -> None:
     assert 2 <= api.most <= 5 and len(api.chats) == 20
     manifest = store.manifest(one.id)
     assert manifest is not None and [file.name for file in manifest.files] == [
-        "chunk-00000.parquet",
-        "chunk-00001.parquet",
+        "data/chunk-00000.parquet",
+        "data/chunk-00001.parquet",
     ]
     assert manifest.measurements["engines"][0]["api"] == api.url
     assert manifest.measurements["engines"][0]["served"] == ["tiny-1106 fp_1"]

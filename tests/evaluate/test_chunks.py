@@ -14,12 +14,12 @@ from kvray.evaluate.engines.base import Reply, too_long
 from kvray.evaluate.questions import DatasetQuestions, ask_order
 from kvray.models.reference import resolve
 from kvray.planning.artefacts import Artefact
-from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.schemas import ANSWERS_SCHEMA
 from kvray.store.store import Store
 from kvray.tasks.qa.recall import Recall
 
 ROWS = 300
-BASE = {"sweep": "sweep", "evaluation": "facts", "task": "recall", "base_model": "mini"}
+BASE = {"evaluation": "facts", "task": "recall", "base_model": "mini"}
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_chunks_cover_every_row_once() -> None:
 
 def test_a_chunk_is_scored_and_a_too_long_row_has_neither_answer_nor_score() -> None:
     table = table_of(DatasetQuestions(made.example_table(6), Recall()), range(6))
-    assert table.schema.equals(PREDICTIONS_SCHEMA)
+    assert table.schema.equals(ANSWERS_SCHEMA)
     rows = table.to_pylist()
     assert [row["score"] for row in rows] == [None, 0.0, 0.0, 1.0, 0.0, 0.0]
     assert rows[0]["answer"] is None and rows[0]["finish_reason"] == "too_long" and rows[0]["prompt_tokens"] == 900
@@ -124,12 +124,12 @@ def test_a_chunk_of_an_older_version_reads_as_null_where_it_lacks_a_column(store
     old = table_of(asked, range(256))
     store.write(cell.id, chunks.chunk_name(0), old.drop_columns(["subtask", "cached_tokens"]))
     read = chunks.read(store, cell.id, 0, asked)
-    assert read is not None and read.schema.names == PREDICTIONS_SCHEMA.names
+    assert read is not None and read.schema.names == ANSWERS_SCHEMA.names
     assert read["subtask"].null_count == read["cached_tokens"].null_count == 256
     write(store, cell.id, asked, 1)
     commit(store, cell, asked)
     table = store.read_table(cell.id)
-    assert table.num_rows == ROWS and sorted(table.schema.names) == sorted(PREDICTIONS_SCHEMA.names)
+    assert table.num_rows == ROWS and sorted(table.schema.names) == sorted(ANSWERS_SCHEMA.names)
     assert table["cached_tokens"].null_count == 256 + 1
     # A column that every row must have cannot be made up: the chunk is answered again.
     store.discard(cell.id)
@@ -137,11 +137,24 @@ def test_a_chunk_of_an_older_version_reads_as_null_where_it_lacks_a_column(store
     assert chunks.read(store, cell.id, 0, asked) is None
 
 
+def test_chunks_that_an_earlier_kvray_left_unfinished_are_not_mixed_with_new_ones(store: Store) -> None:
+    cell, asked = questions(store)
+    # As they lay before there was a folder for them: beside where the manifest is to be.
+    wrong = table_of(asked, range(256)).append_column("sweep", [["sweep"] * 256])
+    store.write(cell.id, "chunk-00000.parquet", wrong)
+    assert chunks.missing(store, cell.id, asked) == [0, 1]
+    write(store, cell.id, asked, 0)
+    write(store, cell.id, asked, 1)
+    commit(store, cell, asked)
+    assert store.state(cell.id, verify=True) == "committed"
+    table = store.read_table(cell.id)
+    assert table.num_rows == ROWS and table.schema.names == ANSWERS_SCHEMA.names
+
+
 def test_rows_carry_the_labels_of_the_sweep_that_asks_first(tmp_path: Path) -> None:
     store = Store(tmp_path)
     cell = made.predictions(store, made.dataset(store, made.example_table(3)), None)
     assert Cells(store, resolve("kvray-tiny"), {cell.id: cell}, False, None).labels(cell) == {
-        "sweep": "sweep",
         "evaluation": "facts",
         "task": "recall",
         "base_model": "kvray-tiny",
@@ -149,4 +162,5 @@ def test_rows_carry_the_labels_of_the_sweep_that_asks_first(tmp_path: Path) -> N
         "finetune": None,
         "seed": None,
         "adapter": None,
+        "dataset": cell.needs[0],
     }

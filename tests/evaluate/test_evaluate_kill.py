@@ -30,7 +30,7 @@ def test_no_row_is_lost_or_doubled_wherever_the_worker_is_killed(base: BaseModel
 
     killed = work(store, base, "after-chunks", "2")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    written = {file: file.stat().st_mtime_ns for file in home.glob("*.parquet")}
+    written = {file: file.stat().st_mtime_ns for file in home.glob("data/*.parquet")}
     assert 0 < len(written) < 3 and store.manifest(cell.id) is None
 
     killed = work(store, base, "before-commit")

@@ -139,7 +139,7 @@ def test_chains_of_thought_are_measured_beside_the_worked_answer() -> None:
         [Reply(1, 0, 3, "False, as Ann is old and Bo is tall.", "stop")],
         [Reply(9, None, 0, None, "too_long")],
     ]
-    labels = dict.fromkeys(("sweep", "evaluation", "task", "base_model"), "")
+    labels = dict.fromkeys(("evaluation", "task", "base_model"), "")
     for task, coverage, early in (
         (Flenqa(cot=True), [0.5, 0.5, None], [False, True, None]),
         (Recall(), [None] * 3, [None] * 3),

@@ -21,7 +21,7 @@ from kvray.store.store import Store
 from kvray.tasks import world
 
 pytest.importorskip("lm_eval")
-LABELS = {"sweep": "s", "evaluation": "gsm8k", "task": "lm_eval", "base_model": "openai:some"}
+LABELS = {"evaluation": "gsm8k", "task": "lm_eval", "base_model": "openai:some"}
 
 
 def asked_of_an_api(name: str, **knobs: Any) -> BenchmarkQuestions:

@@ -19,7 +19,7 @@ from kvray.evaluate.engines.base import Reply, Request
 from kvray.evaluate.lm_eval import tasks as lm_eval_tasks
 from kvray.models.reference import resolve
 from kvray.planning.artefacts import Artefact
-from kvray.store.schemas import PREDICTIONS_SCHEMA
+from kvray.store.schemas import ANSWERS_SCHEMA
 from kvray.store.store import Store
 
 pytest.importorskip("lm_eval")
@@ -53,7 +53,7 @@ def test_a_cell_has_a_row_per_question_and_the_harnesss_facts(stub: type[StubEng
     store, letters = Store(tmp_path), cell(benchmark("tiny_letters", shots=2))
     assert do(store, letters) == [None]
     table = store.read_table(letters.id)
-    assert table.schema.names == PREDICTIONS_SCHEMA.names and table.num_rows == 60
+    assert table.schema.names == ANSWERS_SCHEMA.names and table.num_rows == 60
     rows = table.to_pylist()
     assert rows[0]["example_id"] == rows[0]["question_id"] == "tiny_letters_birthplace-0"
     assert {row["subtask"] for row in rows} == {f"tiny_letters_{name}" for name in benchmark_files.PEOPLE}

@@ -120,7 +120,9 @@ def test_what_is_stored_is_never_asked_again(store: Store) -> None:
     cells = cells_of(store, None, "one")
     for lives in range(40):
         FakeEngine.asked, FakeEngine.lives = 0, lives
-        before = {file: file.stat().st_mtime_ns for cell in cells for file in Path(store.path(cell.id)).glob("chunk*")}
+        before = {
+            file: file.stat().st_mtime_ns for cell in cells for file in Path(store.path(cell.id)).glob("data/chunk*")
+        }
         try:
             errors = evaluate(store, TINY, *[cell for cell in cells if store.manifest(cell.id) is None])
         except RuntimeError:
@@ -281,7 +283,7 @@ class Unwritable(Store):
 def test_a_cell_that_the_store_refuses_fails_alone_and_what_it_took_is_kept(store: Store) -> None:
     cells = cells_of(store, None, "one")
     assert evaluate(Unwritable(store.uri), TINY, *cells) == [None, "access denied"]
-    assert len(list(Path(store.uri, cells[1].id).glob("chunk-*"))) == 1
+    assert len(list(Path(store.uri, cells[1].id).glob("data/chunk-*"))) == 1
     FakeEngine.reset()
     assert evaluate(store, TINY, *cells) == [None] * 2 and FakeEngine.asked == 20 - CHUNK
     check(store, cells)

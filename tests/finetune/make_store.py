@@ -19,6 +19,7 @@ from kvray.models.reference import BaseModelRef, resolve
 from kvray.planning.artefacts import Artefact, FinetuneJob
 from kvray.planning.work import FINETUNE, Lane, Seat, Unit
 from kvray.store.fingerprint import fingerprint
+from kvray.store.manifest import DATA
 from kvray.store.schemas import EXAMPLE_SCHEMA
 from kvray.store.store import Store, artefact_id
 from kvray.sweep.model import Finetune, Runtime
@@ -47,7 +48,9 @@ def dataset(store: Store, name: str, rows: int, numbers: int = 8) -> str:
     digest = fingerprint(recipe)
     made = artefact_id("dataset", name, digest)
     cut = rows // 2
-    files = [store.write(made, f"shard-{i:05d}.parquet", part) for i, part in enumerate([table[:cut], table[cut:]])]
+    files = [
+        store.write(made, f"{DATA}/shard-{i:05d}.parquet", part) for i, part in enumerate([table[:cut], table[cut:]])
+    ]
     store.commit(
         id=made,
         kind="dataset",

@@ -49,14 +49,14 @@ def test_a_mixture_reads_as_many_tokens_as_the_mixture_of_its_budget(store, mini
 
 def test_a_damaged_dataset_of_the_budget_stops_the_finetune_too(store, mini):
     long, short = dataset(store, "long2", 12, 20), dataset(store, "short2", 80, 3)
-    Path(store.path(long, "shard-00001.parquet")).unlink()
+    Path(store.path(long, "data/shard-00001.parquet")).unlink()
     with pytest.raises(DamagedArtefactError, match=f"{long} cannot be trained on"):
         load_rows(store, finetune_of({short: 1.0}, Finetune(), budget={long: 1.0}).params, mini)
 
 
 def test_a_dataset_with_one_changed_byte_is_not_trained_on(store, mini):
     made = dataset(store, "one", 7)
-    path = Path(store.path(made, "shard-00001.parquet"))
+    path = Path(store.path(made, "data/shard-00001.parquet"))
     data = bytearray(path.read_bytes())
     data[40] ^= 1
     path.chmod(0o644)

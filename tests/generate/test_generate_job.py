@@ -63,10 +63,10 @@ def test_datasets_are_committed_and_a_rerun_makes_only_what_is_missing(
     # As a kill leaves it: no manifest, one shard missing, one torn, one of them whole and old.
     folder = tmp_path / artefacts[0].id
     files = {entry.name: entry for entry in manifest.files}
-    kept = folder / "shard-00001.parquet"
+    kept = folder / "data/shard-00001.parquet"
     (folder / "manifest.json").unlink()
-    (folder / "shard-00000.parquet").unlink()
-    (folder / "shard-00002.parquet").write_bytes(kept.read_bytes()[:1000])
+    (folder / "data/shard-00000.parquet").unlink()
+    (folder / "data/shard-00002.parquet").write_bytes(kept.read_bytes()[:1000])
     before = kept.stat().st_mtime_ns
     assert generate(artefacts[:1], store, BASE)[0].error is None
     again = store.manifest(artefacts[0].id)

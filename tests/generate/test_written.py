@@ -36,7 +36,7 @@ def commit(store: Store, texts: list[str], name: str) -> str:
     rows[0]["finish_reason"] = "length"
     digest = fingerprint({"name": name})
     made = artefact_id("writing", name, digest)
-    tables = {"chunk-00000.parquet": rows[:4], "chunk-00001.parquet": rows[4:]}
+    tables = {"data/chunk-00000.parquet": rows[:4], "data/chunk-00001.parquet": rows[4:]}
     entries = [store.write(made, file, pa.Table.from_pylist(of, WRITING_SCHEMA)) for file, of in tables.items()]
     store.commit(id=made, kind="writing", name=name, fingerprint=digest, recipe={"name": name}, needs=[], files=entries)
     return made

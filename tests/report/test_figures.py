@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 
 import polars as pl
 import pytest
@@ -50,6 +51,20 @@ def test_many_mixtures_get_a_panel_each_beside_the_base(make_cell) -> None:
     figure = curves.accuracy_along(POSITION, scores, "mdqa20", palette(rows), "words")
     assert [panel.get_title(loc="left") for panel in figure.axes] == names
     assert all(len(panel.lines) == 2 for panel in figure.axes)
+
+
+def test_panels_keep_their_room_where_no_mixture_has_several_seeds(make_cell) -> None:
+    names = [f"mix-{i}" for i in range(5)]
+    parts = [pl.from_arrow(make_cell("mdqa20", name, 0, questions=8)) for name in names]
+    rows = frames.with_models(pl.concat([pl.from_arrow(make_cell("mdqa20", questions=8)), *parts]))
+    scores = comparisons.scores(rows, comparisons.compare_all(rows))
+    none = pl.DataFrame(schema={"model": pl.String, "position": pl.Int32, "accuracy": pl.Float64, "seed": pl.Int64})
+    figure = curves.accuracy_along(POSITION, scores, "mdqa20", palette(rows), "words", seeds=none)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a layout that fails only warns
+        style.render(figure, "svg")
+    boxes = [panel.get_position() for panel in figure.axes[:5]]
+    assert all(box.width > 0.2 for box in boxes) and boxes[0].x0 < 0.08
 
 
 def test_colour_and_marker_stay_with_a_model_and_tell_models_apart() -> None:
@@ -242,8 +257,8 @@ def test_a_corner_is_named_only_where_its_quarter_has_room(tables: Tables) -> No
 
 @pytest.mark.parametrize(("share", "said"), [(1.0, "100"), (0.9979, "99.8"), (0.99999, "99.9"), (0.994, "99")])
 def test_a_bar_says_100_of_all_alone(share: float, said: str) -> None:
-    rows = [{"model": "base", "outcome": "right", "share": share}]
-    rows += [{"model": "base", "outcome": "wrong", "share": 1 - share}] if share < 1 else []
+    rows = [{"model": "base", "outcome": "right", "share": share, "n": 480}]
+    rows += [{"model": "base", "outcome": "wrong", "share": 1 - share, "n": 480}] if share < 1 else []
     (panel,) = grids.outcome_bars(pl.DataFrame(rows), "recall", "words", {}).axes
     assert said in {text.get_text() for text in panel.texts}
 

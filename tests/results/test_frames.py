@@ -28,6 +28,7 @@ def test_columns_are_the_contract_and_each_is_described() -> None:
         "finetune",
         "seed",
         "adapter",
+        "dataset",
         "example_id",
         "question_id",
         "position",

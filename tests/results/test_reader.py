@@ -102,13 +102,15 @@ def test_only_what_is_committed_and_planned_is_read(tmp_path: Path, make_sweep) 
     cell = next(one for one in ids if "recall-base" in one)
     listed = store.manifest(cell)
     assert listed is not None
-    Path(store.path(cell, "chunk-00099.parquet")).write_bytes(Path(store.path(cell, listed.files[0].name)).read_bytes())
+    Path(store.path(cell, "data/chunk-00099.parquet")).write_bytes(
+        Path(store.path(cell, listed.files[0].name)).read_bytes()
+    )
     assert kvray.results.open(store).predictions("first").collect().height == rows.height
 
 
 def test_a_damaged_artefact_is_an_error_that_names_it(store: Store) -> None:
     cell = store.manifests("predictions")[0].id
-    Path(store.path(cell, "chunk-00000.parquet")).unlink()
+    Path(store.path(cell, "data/chunk-00000.parquet")).unlink()
     with pytest.raises(DamagedArtefactError, match=cell):
         kvray.results.open(store).predictions("first")
 

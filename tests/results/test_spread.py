@@ -8,9 +8,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from kvray.planning.cost.spread import spread_of_seeds
 from kvray.results.reader import Results
 from kvray.results.snapshot import collect
-from kvray.results.spread import spread_of_seeds
 from kvray.store.content import encode
 from kvray.store.schemas import SCORES_SCHEMA
 from kvray.store.store import Store

@@ -191,7 +191,7 @@ def test_a_full_disk_is_told_of_a_folder_too_whatever_writes_into_it(disk: Path)
         lambda folder: (folder / "x").write_bytes(bytes(2**22)),
         lambda folder: save_file({"x": np.zeros(2**20, np.float32)}, folder / "x.safetensors"),
     ):
-        full = pytest.raises(StoreError, match=r"--out: .*new: cannot write: No space left")
-        with full, replacing_folder(disk / "new", "mark") as folder:
+        refused = pytest.raises(StoreError, match=r"--out: .*new: cannot write: No space left")
+        with refused, replacing_folder(disk / "new", "mark") as folder:
             write(folder)
         assert sorted(path.name for path in disk.iterdir()) == held

@@ -17,8 +17,9 @@ from kvray.planning.inputs import gather
 from kvray.planning.plan import Plan, plan
 from kvray.sweep import blocks
 from kvray.sweep.blocks import check_task
-from kvray.sweep.load import json_schema, load
+from kvray.sweep.load import load
 from kvray.sweep.model import Sweep
+from kvray.sweep.schema import json_schema
 from kvray.tasks import code
 from kvray.tasks.base import Task, recipe
 from kvray.tasks.rows import Example, RowTask

@@ -12,8 +12,9 @@ from toy_tasks import Quiz, Toy
 
 from kvray.errors import InputError
 from kvray.sweep.grid import Variant, suffix, variants
-from kvray.sweep.load import json_schema, load
+from kvray.sweep.load import load
 from kvray.sweep.model import Finetune, Sweep
+from kvray.sweep.schema import json_schema
 from kvray.tasks.base import REGISTRY
 
 Load = Callable[..., Sweep]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from kvray.console import track
 from kvray.driver.connection import connect
 from kvray.driver.export.formats import PARQUET, Layout, arranged, default_encoding, described, lines
-from kvray.errors import DamagedArtefactError, InputError
+from kvray.errors import DamagedArtefactError, InputError, installed, need
 from kvray.finetune.storage import select
 from kvray.generate.job import Row, Written, build, rows_of, shard_count, shard_rows, stream
 from kvray.models.chat import json_lines
@@ -81,7 +81,8 @@ def make(
         base: the model whose tokenizer counts.
         out: a path or a URI; missing directories are made.
         format: columns and encoding, or one of :data:`LAYOUTS`; ``openai`` starts with the paper's system message.
-        workers: processes. 1 is this one, more use Ray; None takes this process for few rows, else all CPUs.
+        workers: processes. 1 is this one, more use Ray; None takes this process for few rows or without Ray, else all
+            CPUs.
         limit: write the first ``limit`` examples; None writes all.
 
     Raises:
@@ -94,7 +95,9 @@ def make(
     rows = rows if limit is None else limit
     shards = shard_count(rows)
     if workers is None:
-        workers = 1 if rows < IN_PROCESS_ROWS else (os.cpu_count() or 1)
+        workers = 1 if rows < IN_PROCESS_ROWS or not installed("ray") else (os.cpu_count() or 1)
+    elif workers > 1:
+        need("--workers above 1", "ray")
     work = _Payload(task, base, rows, layout)
     tokens = done = 0
     parallel = workers > 1 and shards > 1
@@ -139,6 +142,8 @@ def blend(
         InputError: no such mixture or seed, its data cannot be made or blended, or ``out`` cannot be written.
         DamagedArtefactError: a committed dataset does not match its manifest.
     """
+    if not base.api:
+        need("kvray blend", "transformers", extra="run")  # rows are counted by the very tokenizer that trains
     job = _job(planned, mixture, seed)
     datasets = {artefact.id: artefact for artefact in planned.artefacts if artefact.kind == "dataset"}
 

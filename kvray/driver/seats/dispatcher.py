@@ -139,6 +139,7 @@ class Seats:
         self._capacity = capacity
         self._store = store
         self._left = limits.retries
+        self._halted = False
         self._given: dict[str, tuple[Any, ...]] = {}  # the arguments of ``add`` of what has not ended
         self._tidied = time.monotonic()
         self._start()
@@ -150,6 +151,7 @@ class Seats:
                 self._given[arguments[1]] = arguments
             elif method == "drop":
                 self._given.pop(arguments[0], None)
+            self._halted = self._halted or method == "halt"
         if calls:
             self._dispatcher.change.remote(list(calls))
 
@@ -179,7 +181,8 @@ class Seats:
             self._left -= 1
             ray.kill(self._dispatcher)
             self._start()
-            self.change([("add", arguments) for arguments in self._given.values()])
+            # Of a halted one all that it had is left: nobody has begun it here.
+            self.change([*([("halt", ())] if self._halted else []), *(("add", a) for a in self._given.values())])
             return [], []
         for outcome in outcomes:
             self._given.pop(outcome.artefact_id, None)

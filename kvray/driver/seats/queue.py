@@ -69,6 +69,7 @@ class WorkQueue:
         self._starving: str | None = None
         self._numbers = itertools.count()
         self._closed = False
+        self._halted = False
         self.generating = False
 
     # What the driver tells.
@@ -89,6 +90,9 @@ class WorkQueue:
             if refused is not None:
                 self._outcomes.append(Outcome(artefact_id, refused))
                 return
+            if self._halted:
+                self._outcomes.append(Outcome(artefact_id, None, left=True))
+                return
             numbered = [replace(unit, number=next(self._numbers)) for unit in units]
             rows = sum(unit.rows for unit in numbered)
             self._cells[artefact_id] = CellState(lane, {unit.number: unit for unit in numbered}, rows)
@@ -104,6 +108,19 @@ class WorkQueue:
                 lane.expected.pop(artefact_id, None)
             if artefact_id in self._cells:
                 self._forget(artefact_id)
+
+    def halt(self) -> None:
+        """Tell that nothing more is to begin: no further seat, and no artefact that no seat has begun, which is left.
+
+        What has begun goes on, on the seats that there are.
+        """
+        with self._lock:
+            self._halted = True
+            for lane in self._lanes.values():
+                lane.expected.clear()
+            for artefact_id in [one for one, cell in self._cells.items() if not cell.begun]:
+                self._leave(artefact_id)
+            self._leave_stranded()
 
     def generate(self, busy: bool) -> None:
         """Tell whether datasets are being made, which needs a CPU that idle seats would hold."""
@@ -137,6 +154,8 @@ class WorkQueue:
     def wanted(self, room: Room) -> str | None:
         """Return the lane that is to get one more seat now, None if none is."""
         with self._lock:
+            if self._halted:
+                return None
             lane, self._starving = wanted(self._lanes, self._seats.values(), room, self.generating, self._clock())
             return lane
 
@@ -155,6 +174,8 @@ class WorkQueue:
                 self._release(seat, why, preempted)
             for unit in seat.held.values():
                 self._make_ready(unit)
+            if self._halted:
+                self._leave_stranded()
 
     def refuse(self, lane: str, error: str) -> None:
         """Tell that nothing of a lane can be done: all its artefacts fail, later ones too."""
@@ -218,6 +239,7 @@ class WorkQueue:
             unit = lane.ready.take(seat.holding, serving)
             if unit is not None:
                 seat.held[unit.number], seat.idle_since = unit, None
+                self._cells[unit.artefact_id].begun = True
                 return unit
             if lane.refused is not None or self._closed or not lane.expected:
                 return Nothing.END
@@ -363,6 +385,16 @@ class WorkQueue:
     def _end(self, artefact_id: str, error: str | None) -> None:
         self._forget(artefact_id, made=error is None)
         self._outcomes.append(Outcome(artefact_id, error))
+
+    def _leave(self, artefact_id: str) -> None:
+        self._forget(artefact_id)
+        self._outcomes.append(Outcome(artefact_id, None, left=True))
+
+    def _leave_stranded(self) -> None:
+        """Leave what no seat is there for, and none will be opened for."""
+        served = {seat.lane for seat in self._seats.values()}
+        for artefact_id in [one for one, cell in self._cells.items() if cell.lane not in served]:
+            self._leave(artefact_id)
 
     def _forget(self, artefact_id: str, made: bool = False) -> None:
         cell = self._cells.pop(artefact_id)

@@ -51,6 +51,7 @@ class CellState:
     lane: str
     open: dict[int, Unit]
     rows: float
+    begun: bool = False  # a seat has taken a unit of it
     files: dict[str, FileEntry] = field(default_factory=dict)
 
 
@@ -75,6 +76,11 @@ class SeatState:
     processes: dict[str, Process] = field(default_factory=dict)
     silent_s: float | None = None
     hung: str = ""  # why it is being ended
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has its devices: a process on them has joined, or has taken work."""
+        return bool(self.process) or self.up or self.silent_s is not None
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from kvray.console import count
 from kvray.models.reference import API
 from kvray.planning.artefacts import KINDS, STAGE_NAMES, Artefact, FinetuneJob, Plan, PredictionsJob, WritingJob, status
-from kvray.planning.cost import measured, power, show
+from kvray.planning.cost import budget, measured, power, show
 from kvray.planning.cost.rates import STARTS, Rates, Where, measured_tokens, model_of
 from kvray.planning.cost.space import Space, space
 from kvray.store.manifest import Manifest
@@ -76,7 +76,13 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
     warnings = [*planned.warnings, *_short_of_tokens(todo, planned, tokens), *_too_large(todo, rates)]
     warnings += power.too_few_questions(smallest, comparisons)
     clock = sum(stage["seconds"] for stage in stages) + START_OF_RAY * any(stage["on"] != "api" for stage in stages)
+    if budget.limit(planned.sweep.runtime) is not None and any(stage["on"] == "api" for stage in stages):
+        warnings.append("runtime.budget counts hours of GPUs; what an API charges is not in it")
     disk = space(todo, rates)
+    runtime = planned.sweep.runtime
+    # Without either nothing is to be said, and the store is not asked.
+    costs = runtime.gpu_price is not None or budget.limit(runtime) is not None
+    spent = budget.read(store, planned.sweep.name) if costs else budget.Spent()
     hours = {on: round(sum(stage["hours"] for stage in stages if stage["on"] == on), 3) for on in ("gpu", "cpu")}
     document = {
         "sweep": planned.sweep.name,
@@ -97,6 +103,7 @@ def estimate(planned: Plan, store: Store, verify: bool = False) -> Estimate:
             "api": _api(todo, planned),
         },
         "stages": stages,
+        "budget": budget.document(runtime, spent, stages) if costs else None,
         "notes": list(planned.notes),
         "warnings": list(dict.fromkeys(warnings)),
     }
@@ -166,7 +173,9 @@ def _stages(todo: Sequence[Item], rates: Rates) -> list[dict[str, Any]]:
             busy += start * max(models, min(slots, len(known)))
         tokens, written = (sum(getattr(item, name) for item in items) for name in ("reads", "writes"))
         stage = {"stage": STAGE_NAMES[kind], "artefacts": len(items), "tokens": tokens, "tokens_written": written}
+        seats = 0.0 if kind == "dataset" or on == "api" else busy
         took = {"seconds": round(clock, 1), "on": on, "hours": round(busy * devices / 3600, 3)}
+        took["seat_hours"] = round(seats / 3600, 6)
         stages.append(stage | took | {"unknown": len(items) - len(known)})
     return stages
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import Any
 
 from kvray.planning.artefacts import Plan, PredictionsJob
+from kvray.planning.cost.spread import spread_of_seeds
 from kvray.results.crossed import detectable
-from kvray.results.spread import spread_of_seeds
 from kvray.results.stats import detectable_difference
 from kvray.store.store import Store
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvray.console import count, duration, table
 from kvray.planning.artefacts import KINDS, FinetuneJob
+from kvray.planning.cost import budget
 from kvray.planning.cost.power import MOST_SEEDS
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def text(estimate: Estimate) -> str:
     lines += [f"  {kind}: {basis}" for kind, basis in totals["seconds_basis"].items()]
     lines += [f"  API: {api}"] if api else []
     lines.append(f"  disk: {estimate.space}")
+    if found := estimate.document["budget"]:
+        lines.append(f"  {budget.line(found, estimate.planned.sweep.runtime)}")
     return "\n".join([*lines, *(f"warning: {warning}" for warning in estimate.document["warnings"])])
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from kvray.report.charts import labels, style
-from kvray.report.charts.style import PAPER, WIDTH, Palette
+from kvray.report.charts import labels, style, tips
+from kvray.report.charts.style import WIDTH, Palette
+from kvray.report.text import Linked, percent
 from kvray.results.frames import BASE
 from kvray.results.profile import LENGTH, Axis, along
 
@@ -67,8 +68,10 @@ def accuracy_along(
         groups = [finetuned] if alone else [[model] for model in finetuned]
         for place, (panel, group) in enumerate(zip(axes, groups, strict=True)):
             beside = [each for each in published if each.model in (BASE, *group)]
-            _seeds(panel, seeds, axis, group, palette)
+            _seeds(panel, seeds, axis, evaluation, group, palette)
             ends = _curves(panel, rows, group, palette, alone) + _published(panel, beside, palette, alone)
+            for row in rows.filter(pl.col("model").is_in([BASE, *group])).sort("model", "x").iter_rows(named=True):
+                tips.point(panel, row["x"], row["accuracy"], tips.accuracy(row, axis.value.format(row[axis.name])))
             _scale(panel, axis, rows["x"].unique().sort().to_list(), beside, 0.013 if alone else 0.032)
             labels.at_ends(panel, ends, 3.8 if alone else 2.1)
             _levels(panel, levels, alone)
@@ -78,13 +81,21 @@ def accuracy_along(
     return figure
 
 
-def _seeds(panel: Any, seeds: pl.DataFrame | None, axis: Axis, models: Sequence[str], palette: Palette) -> None:
+def _seeds(
+    panel: Any, seeds: pl.DataFrame | None, axis: Axis, evaluation: str, models: Sequence[str], palette: Palette
+) -> None:
     if seeds is None:
         return
     for model in models:
         points = seeds.filter(pl.col("model") == model)
+        if not points.height:  # an empty line would make the layout leave room down to the figure's corner
+            continue
         look = {"marker": "o", "color": palette.colour(model), "clip_on": False, **style.SEED}
         panel.plot(points[axis.name].to_list(), points["accuracy"].to_list(), **look)
+        for row in points.iter_rows(named=True):
+            to = {"evaluation": evaluation, "model": model, "seed": row["seed"], axis.name: row[axis.name]}
+            said = f"{model}, seed {row['seed']}, {axis.value.format(row[axis.name])}: {percent(row['accuracy'])}"
+            tips.point(panel, row[axis.name], row["accuracy"], Linked(said, to))
 
 
 def _curves(panel: Any, rows: pl.DataFrame, models: Sequence[str], palette: Palette, alone: bool) -> list[labels.End]:
@@ -112,6 +123,8 @@ def _published(panel: Any, published: Sequence[Published], palette: Palette, alo
         colour = palette.colour(each.model)
         x, y = [point[0] for point in each.points], [point[1] for point in each.points]
         panel.plot(x, y, color=colour, marker=palette.marker(each.model), markerfacecolor="none", **look)
+        for place, share in each.points:
+            tips.point(panel, place, share, f"{each.model}, {each.name}, at {place:,g}: {percent(share)}")
         name = f"{each.model}, {each.name}" if alone or each.model == BASE else each.name
         ink, size, width = style.MUTED if each.model == BASE else colour, 8 if alone else 6.5, 26 if alone else 18
         ends.append(labels.End((x[-1], y[-1]), name, ink, colour, size, width=width))
@@ -144,8 +157,6 @@ def _scale(panel: Any, axis: Axis, places: Sequence[float], published: Sequence[
 
 
 def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
-    from matplotlib.patheffects import withStroke
-
     for level in levels:
         numbers = []
         if level.base is not None:
@@ -164,4 +175,4 @@ def _levels(panel: Any, levels: Sequence[Level], alone: bool) -> None:
         look |= {"xycoords": panel.get_yaxis_transform(), "textcoords": "offset points"}
         name = f"{level.name}: {', '.join(numbers)}" if alone else f"{level.name}, {numbers[0]}"
         at, away = (0.006, min(drawn) if below else max(drawn)), (0, -3 if below else 3)
-        panel.annotate(name, at, away, path_effects=[withStroke(linewidth=2.5, foreground=PAPER)], **look)
+        panel.annotate(name, at, away, path_effects=style.halo(), **look)

@@ -5,14 +5,16 @@ from typing import Any
 
 import polars as pl
 
-from kvray.report.charts import labels, style
-from kvray.report.charts.style import PAPER, WIDTH, Palette
-from kvray.report.text import change, judged
+from kvray.report.charts import labels, style, tips
+from kvray.report.charts.style import WIDTH, Palette
+from kvray.report.text import Linked, change, judged, signed
 from kvray.results.frames import BASE
 
 Places = Mapping[tuple[str, str], Sequence[float]]  # published changes, as shares, by (evaluation, model)
 Seeds = Mapping[tuple[str, str], Mapping[int, float]]  # changes of single finetunes, as shares, likewise, then by seed
 _BESIDE = 0.26  # of a row's height, by which the points of seeds lie above the mean
+TOLD = 4
+"""Most evaluations whose numbers :func:`between_sweeps` writes beside the points."""
 _CORNER = (0.24, 0.07)  # width and height of the words in a corner, as shares of the panel
 
 
@@ -73,6 +75,41 @@ def benchmark_changes(
     return figure
 
 
+def between_sweeps(
+    comparisons: pl.DataFrame, titles: Mapping[str, str], palette: Palette, head: tuple[str, str], below: str
+) -> Any:
+    """Draw each pair's change from one sweep to another, a panel per evaluation, which ``titles`` name, on one scale.
+
+    ``b`` is the pair's name; a row without an interval is told by its verdict. Few evaluations have the numbers beside
+    the points; many stand side by side without.
+    """
+    told_rows = comparisons.filter(pl.col("evaluation").is_in(list(titles))).to_dicts()
+    rows = [row for row in told_rows if row["low"] is not None]
+    models = palette.ordered(row["b"] for row in rows)[::-1]
+    told = len(titles) <= TOLD
+    head, below = (head, below) if told else ((head[0], f"{below}; {head[1]}"), "points")
+    columns = 1 if told else min(4, len(titles))
+    size = (WIDTH if told else max(WIDTH, 1.9 * columns + 1.2), 0.42 * len(models) + (0.7 if told else 0.6))
+    beside: dict[str, Any] = {"va": "center", "fontsize": 9, "annotation_clip": False}
+    with style.theme():
+        figure, axes = style.facets(len(titles), size, head, below, columns, margin=0.25)
+        for place, (panel, (evaluation, title)) in enumerate(zip(axes, titles.items(), strict=True)):
+            _forest(panel, [row for row in rows if row["evaluation"] == evaluation], models, palette)
+            panel.set_xlim(*style.limits(rows))
+            name = title if told else labels.two_lines(evaluation, 22)
+            panel.set_title(name, loc="left", fontsize=10, color=style.INK)
+            if place % columns:
+                panel.set_yticklabels([])
+            here = [row for row in told_rows if row["evaluation"] == evaluation and row["b"] in models]
+            for row in here if told else ():
+                points = change(row["difference"], row["low"], row["high"]).replace(" (", "  (", 1)
+                said = row["verdict"] if row["low"] is None else f"{points}  {judged(row)}"
+                look = beside | ({"color": style.MUTED} if row["low"] is None else {})
+                at = (1.015, models.index(row["b"]))
+                panel.annotate(said, at, xycoords=panel.get_yaxis_transform(), **look)
+    return figure
+
+
 def gain_against_loss(
     comparisons: pl.DataFrame,
     retrieval: str,
@@ -85,8 +122,6 @@ def gain_against_loss(
 
     ``subtitle`` says what the intervals cover; every seed that both evaluations have is a small point.
     """
-    from matplotlib.patheffects import withStroke
-
     across, upward = (
         {row["b"]: row for row in comparisons.filter(pl.col("evaluation") == evaluation).iter_rows(named=True)}
         for evaluation in (retrieval, knowledge)
@@ -102,6 +137,8 @@ def gain_against_loss(
         for model, point in points.items():
             errors = {"xerr": style.reach(across[model]), "yerr": style.reach(upward[model]), "elinewidth": 1.4}
             panel.errorbar(*point, fmt=palette.marker(model), color=palette.colour(model), **errors, **style.DOT)
+            said = f"{tips.difference(across[model])}. {tips.difference(upward[model])}"
+            tips.point(panel, *point, Linked(said, {"evaluation": retrieval, "model": model}))
             for each in single[model]:
                 panel.plot(100 * each[0], 100 * each[1], marker="o", color=palette.colour(model), **style.SEED)
         drawn = [each for several in single.values() for each in several]
@@ -112,7 +149,7 @@ def gain_against_loss(
         width, height = right - left, high - low
         shares = [((x - left) / width, (y - low) / height) for x, y in points.values()]
         look = {"fontsize": 9.5, "fontweight": "bold", "va": "center", "zorder": 4, "transform": panel.transAxes}
-        look["path_effects"] = [withStroke(linewidth=2.5, foreground=PAPER)]
+        look["path_effects"] = style.halo()
         for model, place in zip(both, labels.places(both, shares, (-left / width, -low / height)), strict=True):
             panel.text(*place, model, color=palette.colour(model), **look)
         panel.scatter([0], [0], color=style.GREY, s=34, zorder=2)
@@ -140,8 +177,12 @@ def _forest(
         place = models.index(row["b"])
         look = {"fmt": palette.marker(row["b"]), "color": palette.colour(row["b"]), "elinewidth": 2.0, **style.DOT}
         panel.errorbar(100 * row["difference"], place, xerr=style.reach(row), **look)
-        for each in (seeds or {}).get((row["evaluation"], row["b"]), {}).values():
+        tips.point(panel, 100 * row["difference"], place, tips.difference(row))
+        for seed, each in (seeds or {}).get((row["evaluation"], row["b"]), {}).items():
             panel.plot(100 * each, place + _BESIDE, marker="o", color=palette.colour(row["b"]), **style.SEED)
+            to = {"evaluation": row["evaluation"], "model": row["b"], "seed": seed}
+            said = Linked(f"{row['b']} on {row['evaluation']}, seed {seed}: {signed(each)} points", to)
+            tips.point(panel, 100 * each, place + _BESIDE, said)
     panel.set_yticks(range(len(models)), models, color=style.INK)
     panel.set_ylim(-0.6, len(models) - 0.4)
     panel.grid(axis="y", visible=False)

@@ -6,10 +6,13 @@ from typing import Any, Literal
 
 import polars as pl
 
+from kvray.report.charts import tips
 from kvray.report.charts.labels import name_panel
 from kvray.report.charts.style import INK, MUTED, PAPER, WIDTH, Palette, facets, on, panels, theme, thinned, tokens
 from kvray.report.charts.style import shares as ticks
+from kvray.report.text import Linked, percent
 from kvray.results.frames import BASE
+from kvray.results.profile import DEPTH, LENGTH
 
 Value = Literal["accuracy", "difference"]  # the column of the scores that a heatmap shows
 _ACROSS = 3
@@ -82,6 +85,9 @@ def outcome_bars(shares: pl.DataFrame, evaluation: str, subtitle: str, ends: Map
             for row in shares.filter(pl.col("model") == model).iter_rows(named=True):
                 share, fill = row["share"], FILLS.get(row["outcome"], _FURTHER)
                 panel.barh(y, share, left=left, height=0.74, color=fill, edgecolor=PAPER, linewidth=0.8)
+                said = f"{model}, {row['outcome']}: {percent(share)} of {row['n']:,} answers"
+                to = {"evaluation": evaluation, "model": model, "outcome": row["outcome"]}
+                tips.box(panel, left, y - 0.37, left + share, y + 0.37, Linked(said, to))
                 if share >= _NARROW:
                     centre = {"ha": "center", "va": "center", "fontsize": 9, "color": on(fill)}
                     panel.text(left + share / 2, y, _whole_percent(share), **centre)
@@ -111,6 +117,8 @@ def _heatmap(
         x, y = lengths.index(row["length"]), depths.index(row["depth"])
         fill = shade.to_rgba(row[value])
         panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=fill, edgecolor=PAPER, linewidth=1.0))
+        where = f"{LENGTH.value.format(row['length'])}, depth {DEPTH.value.format(row['depth'])}"
+        tips.box(panel, x - 0.5, y - 0.5, x + 0.5, y + 0.5, tips.accuracy(row, where))
         if value == "difference" and row["verdict"] in ("better", "worse"):
             inner = Rectangle((x - 0.44, y - 0.44), 0.88, 0.88, fill=False, edgecolor=on(fill[:3]), linewidth=1.4)
             panel.add_patch(inner)

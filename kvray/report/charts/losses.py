@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from kvray.report.charts import tips
 from kvray.report.charts.labels import End, at_ends, name_panel
 from kvray.report.charts.style import DASHES, ON_LINE, WIDTH, Palette, facets, panels, shares, theme, thinned
 from kvray.results.losses import PARTS, Part
@@ -71,6 +72,9 @@ def _line(panel: Any, rows: pl.DataFrame, palette: Palette, alone: bool) -> End:
     y, low, high = (rows[name].clip(lower_bound=least).to_list() for name in ("loss", "low", "high"))
     if rows["seeds"].max() != 1:
         panel.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0, zorder=1)
+    for share, loss, lowest, highest in zip(x, y, low, high, strict=True):
+        said = f"{model}, {_TITLES[part].partition(':')[0]}, {100 * share:.0f} % of the training: {loss:.3f} nats"
+        tips.point(panel, share, loss, said + (f" ({lowest:.3f} to {highest:.3f} by seed)" if lowest < highest else ""))
     look = {"color": colour, "linewidth": 1.9, "marker": palette.marker(model), "markersize": 5.5, "zorder": 3}
     look["linestyle"] = DASHES if alone and part == "words" else "-"
     every = [int(at) for at in thinned(range(len(x)), _MARKED)]

@@ -4,8 +4,9 @@ from typing import Any
 
 import polars as pl
 
-from kvray.report.charts import labels, style
+from kvray.report.charts import labels, style, tips
 from kvray.report.charts.style import WIDTH, Palette
+from kvray.report.text import Linked, interval, percent
 from kvray.results.frames import BASE
 from kvray.results.profile import LENGTH, Axis
 
@@ -32,6 +33,11 @@ def along(axis: Axis, rows: pl.DataFrame, evaluation: str, palette: Palette, sub
                 panel.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
             look = {"linestyle": style.DASHES if base else "-", "linewidth": 1.8 if base else 2.1, "zorder": 3}
             panel.plot(x, y, color=colour, marker=palette.marker(model), markersize=5, **look, **style.ON_LINE)
+            for row in line.iter_rows(named=True):
+                said = f"{model}, {axis.value.format(row[axis.name])}: {percent(row['recovery'], 0)} recovered, "
+                said += f"95 % interval {interval(row['low'], row['high'])}; n {row['questions']:,} questions"
+                to = {"evaluation": evaluation, "model": model, axis.name: row[axis.name]}
+                tips.point(panel, row[axis.name], row["recovery"], Linked(said, to))
             ink = style.MUTED if base else colour
             ends.append(labels.End((x[-1], y[-1]), model, ink, colour, 9.5, bold=not base))
         places = style.thinned(drawn[axis.name].unique().sort().to_list(), _TICKS)

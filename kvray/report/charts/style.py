@@ -1,6 +1,6 @@
 """Style of all figures (matplotlib without pyplot): colours and markers, which a model keeps, the head, rendering.
 
-Colours here follow the page's theme (:mod:`kvray.report.blocks`); fills of heatmaps and bars, and text on them, do not.
+Colours here follow the page's theme (:mod:`kvray.report.page`); fills of heatmaps and bars, and text on them, do not.
 """
 
 import io
@@ -58,6 +58,34 @@ def render(figure: Any, kind: str) -> bytes:
     # The layout takes a third of the time of the next rendering, which needs no other.
     figure.set_layout_engine("none")
     return stream.getvalue()
+
+
+def render_for_page(figure: Any) -> str:
+    """Return the SVG of a figure that was rendered before, its words as text; a page must bring the fonts.
+
+    A text with a :func:`halo` stands in a group whose id begins with "halo", since paths alone take such effects.
+    """
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    haloed = [text for text in figure.findobj(Text) if text.get_path_effects()]
+    for place, text in enumerate(haloed):
+        text.set_path_effects([])
+        text.set_gid(f"halo-{place}")
+    stream = io.StringIO()
+    with theme(), rc_context({"svg.fonttype": "none"}):
+        figure.savefig(stream, format="svg", facecolor=PAPER, metadata={"Date": None})
+    for text in haloed:
+        text.set_path_effects(halo())
+        text.set_gid(None)
+    return stream.getvalue()
+
+
+def halo() -> list[Any]:
+    """Return the path effects that set a text off from the lines behind it."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.5, foreground=PAPER)]
 
 
 def theme() -> AbstractContextManager[None]:

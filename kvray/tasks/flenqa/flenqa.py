@@ -7,16 +7,16 @@ the paper chose its 2,000 samples per prompting mode is unknown; the default, ou
 placement in both paddings: 3,000.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, product
-from typing import Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
 from pydantic import field_validator, model_validator
 
 from kvray.tasks.base import RIGHT, WRONG, Context, CountTokens, Many, Task, added, recipe, register, runtime
 from kvray.tasks.flenqa import published
-from kvray.tasks.flenqa.make import Maker, split
+from kvray.tasks.flenqa.make import Maker, instance, split
 from kvray.tasks.flenqa.published import Condition, Dispersion, Padding, Subtask, prompt, verdict
 from kvray.tasks.rng import key_of
 from kvray.tasks.rows import Example, table
@@ -24,6 +24,7 @@ from kvray.tasks.sources import read
 from kvray.tasks.world import TINY, source_identity
 
 OTHER = "other"
+_SUBTASKS = get_args(Subtask)
 
 
 @register("flenqa")
@@ -138,6 +139,19 @@ class Flenqa(Task):
                 )
                 made.append(example)
         return table(made, context.count_tokens)
+
+    def gold(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the two key facts; of published rows where the worked answer (``cot``) has them."""
+        number = row["question_id"].rpartition("-")[2]
+        if self.cot:
+            facts = row["answer"].split("\n")[:2]
+        elif number.isdecimal() and row["subtask"] in _SUBTASKS:
+            # A published row's number makes an instance of ours, whose people are not in the prompt.
+            made, _ = instance(self.VERSION, self.seed, row["subtask"], int(number))
+            facts = [fact.sentence for fact in made.facts]
+        else:
+            facts = []
+        return [fact for fact in facts if fact in row["prompt"]]
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score as FLenQA's authors do: the last "true" or "false" of the answer counts, "not true" is false.

@@ -95,6 +95,19 @@ def _two(choices: list[str], first: Draws, second: Draws) -> tuple[str, str]:
     return choices[at], choices[(at + 1 + int(below(second, len(choices) - 1))) % len(choices)]
 
 
+def instance(version: int, seed: int, subtask: Subtask, number: int) -> tuple[Instance, Cast]:
+    """Return base instance ``number`` of a task, and the cast that its padding draws on."""
+    # Of two neighbours one is true and one false, so that labels balance and more instances change no earlier one.
+    first = int(draws(_key(version, seed, subtask, "label"), number // 2, number // 2 + 1, 1)[0, 0]) & 1
+    cast = Cast(draws(_key(version, seed, subtask, "cast"), number, number + 1, 2)[0])
+    drawn = draws(_key(version, seed, subtask, "instance"), number, number + 1, WIDTH)[0]
+    return make(subtask, drawn, cast, bool(first ^ (number & 1))), cast
+
+
+def _key(version: int, seed: int, subtask: Subtask, purpose: str) -> int:
+    return key_of("flenqa", version, seed, subtask, purpose)
+
+
 @dataclass(frozen=True)
 class Maker:
     """Makes texts, a pure function of its fields; ``prose`` has paragraphs to pad "books" with, None for our own.
@@ -109,21 +122,17 @@ class Maker:
     prose: Sequence[list[str]] | None = None
 
     def asked(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> list[tuple[str, Question, str]]:
-        instance, texts = self.texts(subtask, number, conditions)
-        return [(f"{subtask}-{number:05d}", instance, text) for text in texts]
+        made, texts = self.texts(subtask, number, conditions)
+        return [(f"{subtask}-{number:05d}", made, text) for text in texts]
 
     def texts(self, subtask: Subtask, number: int, conditions: Sequence[Condition]) -> tuple[Instance, list[str]]:
         """Return base instance ``number`` of a task and its text under each condition.
 
         Raises InputError if a length is shorter than the key paragraphs, or longer than the padding can fill.
         """
-        # Of two neighbours one is true and one false, so that labels balance and more instances change no earlier one.
-        first = int(draws(self._key(subtask, "label"), number // 2, number // 2 + 1, 1)[0, 0]) & 1
-        cast = Cast(draws(self._key(subtask, "cast"), number, number + 1, 2)[0])
-        drawn = draws(self._key(subtask, "instance"), number, number + 1, WIDTH)[0]
-        instance = make(subtask, drawn, cast, bool(first ^ (number & 1)))
-        fillers = self._fillers(instance.facts)
-        keys = [fact.paragraph(most) for fact, most in zip(instance.facts, fillers, strict=True)]
+        made, cast = instance(self.version, self.seed, subtask, number)
+        fillers = self._fillers(made.facts)
+        keys = [fact.paragraph(most) for fact, most in zip(made.facts, fillers, strict=True)]
 
         def paragraphs(kind: Padding) -> Paragraphs:
             key = self._key(subtask, kind)
@@ -137,10 +146,10 @@ class Maker:
         streams = {kind: _Stream(paragraphs(kind), self.count_tokens) for kind in kinds}
         first_spot, second_spot = sorted(unit(draws(self._key(subtask, "spots"), number, number + 1, 2)[0]).tolist())
         joined = (" ".join(keys[0]), " ".join(keys[1]))
-        return instance, self._fitted(joined, streams, (first_spot, second_spot), conditions)
+        return made, self._fitted(joined, streams, (first_spot, second_spot), conditions)
 
     def _key(self, subtask: Subtask, purpose: str) -> int:
-        return key_of("flenqa", self.version, self.seed, subtask, purpose)
+        return _key(self.version, self.seed, subtask, purpose)
 
     def _fillers(self, facts: tuple[Fact, Fact]) -> tuple[int, int]:
         """Return the fillers per key paragraph that bring both together nearest to the shortest text."""

@@ -3,11 +3,12 @@
 A gold dictionary is drawn *first*, as in the paper's scripts, and then moved: one draft serves every gold position.
 """
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ EARLY_BOUND = 0.05
 _PROBE_AFTER = 8
 _POSITIONS, _FORCED = 1 << 20, 2 << 20
 _FIRST, _EARLY = 1, 2
+_NAMED = re.compile(r"Dictionary \[\d+\]")
 
 
 class DictionaryTask(Task):
@@ -55,6 +57,11 @@ class DictionaryTask(Task):
         if knobs.get("forced_first", 0) + knobs.get("early", 0) > 1:
             raise ValueError("forced_first + early: found more than 1, expected shares of the samples")
         return self
+
+    def gold(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the dictionaries that the answer names, a line each."""
+        lines = {line.partition(" {")[0]: line for line in row["prompt"].split("\n") if line.startswith("Dictionary [")}
+        return [lines[name] for name in dict.fromkeys(_NAMED.findall(row["answer"])) if name in lines]
 
     def build(self, start: int, stop: int, context: Context) -> pa.Table:
         """Make examples ``[start, stop)``; an InputError names the knobs if no draft of a row fits the token budget."""

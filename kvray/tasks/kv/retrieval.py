@@ -6,7 +6,7 @@ and value a UUID of its own).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, Self
@@ -102,6 +102,11 @@ class KVRetrieval(Task):
                 value, name = asked.gold[1], f"{asked.id}-{position}"
                 made.append(Example(text, value, (), asked.id, position, self.keys, example_id=name))
         return table(made, context.count_tokens)
+
+    def gold(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the record that is asked for, as it stands in the JSON object."""
+        key = row["prompt"].rpartition('Key: "')[2].rpartition('"\n')[0]
+        return [piece for piece in (f'"{key}": "{row["answer"]}"',) if piece in row["prompt"]]
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1.0 if the value is contained in the answer, both in lower case, else 0.0.

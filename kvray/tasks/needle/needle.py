@@ -7,7 +7,7 @@ paper's needle baseline is built on his test; its training data are not describe
 random depths, one length, 400 rows of 4,096 tokens (not fewer than its own 350 rows of about 3,950).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -166,6 +166,10 @@ class NeedleInHaystack(Task):
                 Example("", needle.answer, needle.facts, needle.id, length=length, depth=depth, example_id=name)
             )
         return haystack.examples(made, frames, context.count_tokens)
+
+    def gold(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the needle, which the answer to train on repeats."""
+        return [row["answer"]] if row["answer"] in row["prompt"] else []
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return 1.0 if the answer contains every fact of the needle, else 0.0; the rule is ours.

@@ -3,7 +3,7 @@
 Distractors keep their order at every gold position, so examples pair, and prompts share a prefix up to the gold one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -20,6 +20,7 @@ from kvray.tasks.world import TINY
 NQ_OPEN = 2655
 """Questions of lost-in-the-middle's files: the size a plan assumes for a file that it cannot reach."""
 _STREAM_POSITION = 2**32
+_BEFORE_TITLE = prompts.DOCUMENT.partition("{title}")[0]
 
 
 Asked = tuple[Question, Sequence[tuple[str, str]]]
@@ -156,6 +157,16 @@ class DocumentsTask(QuestionTask):
                 "give the dataset 'split: train' and the evaluation 'split: test'"
             )
         return None
+
+    def gold(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the gold document with its number and title, as it is listed."""
+        prompt, position = row["prompt"], row["position"]
+        start = -1 if position is None else prompt.find(_BEFORE_TITLE.format(index=position))
+        if start < 0:
+            return []
+        end = prompt.find("\n" + _BEFORE_TITLE.format(index=position + 1), start)
+        # Behind the last document comes the question, after an empty line.
+        return [prompt[start : end if end >= 0 else prompt.rfind("\n\n")]]
 
     def distinct_questions(self, rows: int) -> int:
         return -(-rows // len(self.gold_positions()))

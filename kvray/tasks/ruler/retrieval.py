@@ -19,6 +19,7 @@ NOISE: str = prompts.load("ruler/ruler.toml")["noise"]
 DEPTHS = tuple(round(100 * step / 39) for step in range(40))
 """RULER's depths of needles in essays, in percent of the sentences; no two needles have the same."""
 _TEXTS = prompts.load("ruler/ruler.toml")["retrieval"]
+_BEGINNING = _TEXTS["needle"].partition("{kind}")[0]
 _DRAWN = 64  # records drawn at a time
 _SMALLEST, _NUMBERS = 1_000_000, 9_000_000
 
@@ -116,6 +117,14 @@ def among(lines: Sequence[str], inserted: Sequence[str], places: Sequence[float]
         parts += [*lines[begun:at], line]
         begun = at
     return [*parts, *lines[begun:]]
+
+
+def needle_of(prompt: str, value: str) -> str | None:
+    """Return the needle that registers a value, None if the prompt has none."""
+    end = f" is: {value}."
+    head, found, _ = prompt.partition(end)
+    start = head.rfind(_BEGINNING)
+    return head[start:] + end if found and start >= 0 else None
 
 
 def _sentence(record: Record, kind: Kind) -> str:

@@ -12,7 +12,7 @@ haystack, and no published number stands beside it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -152,6 +152,14 @@ class Ruler(Task):
         ]
         column = pa.array(prefixes, pa.string())
         return table(examples, context.count_tokens).append_column(PREFIX_SCHEMA.field("answer_prefix"), column)
+
+    def gold(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the needles of what is asked for, or the chain of assignments; of the other tasks nothing."""
+        name = row["subtask"]
+        category = SUBTASKS[name].category if name in SUBTASKS else None
+        find = {"retrieval": retrieval.needle_of, "tracing": tracing.assignment_of}.get(category or "")
+        found = [find(row["prompt"], reference) for reference in row["references"]] if find else []
+        return [piece for piece in found if piece is not None]
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Return the share of the references that the answer contains, in whatever case (RULER's ``string_match_all``).

@@ -4,6 +4,7 @@ The first variable gets a number, each further one the variable before it; asked
 worked example, with shorter names, comes first.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -32,6 +33,12 @@ def draft(key: int) -> Draft:
         return f"{example}\n\n\n\n{_worded(names, value, places, size)}"
 
     return Draft(worded, VARIABLES + 1, None, prefix, " ".join(names), tuple(names))
+
+
+def assignment_of(prompt: str, name: str) -> str | None:
+    """Return the assignment to a variable, None if the prompt has none."""
+    found = re.search(rf"\bVAR {re.escape(name)} = (?:VAR [A-Z]+|\d+)", prompt)
+    return found[0] if found else None
 
 
 def _worded(names: Sequence[str], value: str, places: Sequence[float], lines: int) -> str:

@@ -6,6 +6,7 @@ Wikidata), any file with the same fields, or a few thousand of the made-up world
 check ambiguity; here a piece is asked for only if no other piece of the context holds what is asked for.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -91,6 +92,16 @@ def tiny(probe: Probe, seed: int) -> list[Piece]:
     make = {"document": _sentence, "code": _function, "database": _entity}[probe]
     made = [make(person, drawn) for person, drawn in enumerate(draws(key, 0, _TINY, _WIDTH))]
     return [_piece(probe, values) for values in dict.fromkeys(made)]
+
+
+def gold_piece(probe: Probe, references: Sequence[str]) -> re.Pattern[str]:
+    """Return a pattern of the piece with these accepted answers, as it stands in a context."""
+    known = [re.escape(reference) for reference in references]
+    if probe == "document":
+        return re.compile(known[0])
+    if probe == "code":
+        return re.compile(rf"def {known[0]}\(\):(?:\n[ \t]+[^\n]*)*")
+    return re.compile(rf"<id: [^<>]*?, label: {known[0]}, description: {known[-1]}>")
 
 
 def _piece(probe: Probe, values: tuple[str, ...]) -> Piece:

@@ -11,8 +11,8 @@ authors' raw pieces, of which contexts of any size are made here; or pieces of t
 could not be read: the wording of the contexts made here is ours, within FILM's published layout.
 """
 
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import model_validator
@@ -22,7 +22,7 @@ from kvray.tasks.base import Context, CountTokens, Many, Task, recipe, register,
 from kvray.tasks.rng import key_of
 from kvray.tasks.rows import Example, table
 from kvray.tasks.val import published
-from kvray.tasks.val.contexts import Contexts, Probe, raw, tiny
+from kvray.tasks.val.contexts import Contexts, Probe, gold_piece, raw, tiny
 from kvray.tasks.world import TINY, source_identity
 
 PIECES: dict[Probe, int] = {"document": 800, "code": 800, "database": 750}
@@ -108,6 +108,12 @@ class ValProbing(Task):
             answer, accepted = gold.references[0], gold.references
             made.append(Example(prompt, answer, accepted, name, where, units, example_id=f"{name}-{where}"))
         return table(made, context.count_tokens)
+
+    def gold(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the piece that is asked for: of contexts made here, and published sentences."""
+        piece = gold_piece(self.probe, row["references"])
+        found = piece.search(row["prompt"])
+        return [found[0]] if found else []
 
     def score(self, answer: str, references: Sequence[str]) -> float:
         """Score as FILM's authors do: by the words, the name, or one of label and description that the answer has.
