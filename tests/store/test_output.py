@@ -188,8 +188,8 @@ def test_a_full_disk_is_told_of_a_folder_too_whatever_writes_into_it(disk: Path)
 
     held = sorted(path.name for path in disk.iterdir())
     for write in (
-        lambda folder: (folder / "x").write_bytes(bytes(2**30)),
-        lambda folder: save_file({"x": np.zeros(2**28, np.float32)}, folder / "x.safetensors"),
+        lambda folder: (folder / "x").write_bytes(bytes(2**22)),
+        lambda folder: save_file({"x": np.zeros(2**20, np.float32)}, folder / "x.safetensors"),
     ):
         refused = pytest.raises(StoreError, match=r"--out: .*new: cannot write: No space left")
         with refused, replacing_folder(disk / "new", "mark") as folder:

@@ -136,7 +136,7 @@ def data_card(found: Found, written: Written, columns: str, *, place: str, licen
     tasks = {part["name"]: part["manifest"].recipe.get("task", {}) for part in written.parts}
     first = json.dumps(parts.shortened(written.first), ensure_ascii=False, indent=1)
     sources = [
-        [f"{source} of {part['name']}", f"sha256 `{digest}`"]
+        [f"{source} of {part['name']}, by its content", f"`{digest}`"]
         for part in written.parts
         for source, digest in part["manifest"].recipe.get("sources", {}).items()
     ]
@@ -157,14 +157,10 @@ def data_card(found: Found, written: Written, columns: str, *, place: str, licen
             ),
         ],
         parts=[
-            ["dataset", "task", "rows", "tokens, chat template included"],
+            ["dataset", "task", "rows", *(["tokens, chat template included"] if mixture else [])],
             *(
-                [
-                    f"`{part['name']}`",
-                    parts.task_of(part["manifest"]),
-                    f"{part['rows']:,}",
-                    f"{part['tokens']:,}" if part["tokens"] else "not counted",
-                ]
+                [f"`{part['name']}`", parts.task_of(part["manifest"]), f"{part['rows']:,}"]
+                + ([f"{part['tokens']:,}"] if mixture else [])
                 for part in written.parts
             ),
         ],

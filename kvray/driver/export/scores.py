@@ -49,9 +49,17 @@ def scores(found: Found) -> Scores:
 
 
 def _table(compared: pl.DataFrame) -> list[list[str]]:
-    header = ["evaluation", "examples", "base", "this model", "difference in points, 95 % interval", "p (Holm)", ""]
+    header = [
+        "evaluation",
+        "examples",
+        "base",
+        "this model",
+        "difference in points, 95 % interval",
+        "p (Holm)",
+        "verdict",
+    ]
     return [
-        header,
+        [*header, "verdict"],
         *(
             [
                 row["evaluation"],

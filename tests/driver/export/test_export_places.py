@@ -10,6 +10,7 @@ import pyarrow.fs as pafs
 import pytest
 import shipped_store as shipped
 import torch
+import yaml
 from s3_server import BUCKET, endpoint
 
 from kvray.driver.export.export import Options, export
@@ -89,3 +90,17 @@ def test_an_artefact_without_weights_is_damaged(store: Store, out: Path, tmp_pat
     with pytest.raises(DamagedArtefactError, match="holds neither an adapter nor a model"):
         export(own, artefact.id, out)
     assert not out.exists()
+
+
+def test_a_sweep_whose_tasks_are_not_here_is_written_with_a_word_on_their_code(
+    store: Store, out: Path, tmp_path: Path
+) -> None:
+    own = Store(shutil.copytree(store.root, tmp_path / "code"))
+    document = json.loads(own.read_document("sweeps/small.json") or b"")
+    document["sweep"]["datasets"]["mine"] = {"task": "no_such_module:Mine", "rows": 3}
+    own.write_document("sweeps/small.json", json.dumps(document).encode())
+    export(own, "small/datasets/kv", out)
+    text = (out / "sweep.yaml").read_text()
+    assert "their code belongs beside this file" in text
+    written = yaml.safe_load(text)
+    assert written["datasets"]["mine"]["task"] == "no_such_module:Mine" and "runtime" not in written
