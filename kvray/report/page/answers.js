@@ -132,7 +132,7 @@
     return [
       make("div", { class: "sides" }, side(row, said(row)), other ? side(other, "base") : null),
       make("p", {}, make("strong", {}, references.length > 1 ? "Accepted: " : "Expected: "), references.join(" \u00b7 ")),
-      evaluationOf(row).rule ? make("p", { class: "sub" }, `Score ${row.score}. ${evaluationOf(row).rule}`) : null,
+      evaluationOf(row).rule ? make("p", { class: "sub" }, `Scored ${row.score}. The rule: ${evaluationOf(row).rule}`) : null,
       prompt === null ? make("p", { class: "sub" }, "The prompt is not in the store.") : asked(data.prompts[prompt]),
       everyone.length > 2 ? make("details", {}, make("summary", {}, `All ${everyone.length} answers to it in this page`), make("ul", { class: "everyone" }, ...everyone.map((each) => make("li", {}, badge(each), ` ${said(each)}: `, make("q", {}, each.answer))))) : null,
       make("p", { class: "sub" }, make("a", { href: link }, "Link to this answer")),
