@@ -59,7 +59,7 @@ def _table(compared: pl.DataFrame) -> list[list[str]]:
         "verdict",
     ]
     return [
-        [*header, "verdict"],
+        header,
         *(
             [
                 row["evaluation"],

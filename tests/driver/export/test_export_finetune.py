@@ -128,6 +128,8 @@ def test_the_card_is_one_that_the_hub_reads_and_its_python_runs(
 def test_the_cards_numbers_are_those_of_results(ship: Ship, out: Path, store: Store) -> None:
     ship("small/kv/1")
     text = (out / "README.md").read_text()
+    for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
     rows = Results(store).accuracy(by=["model", "seed"], sweep="small").to_dicts()
     base, tuned = (
         next(row["accuracy"] for row in rows if (row["model"], row["seed"]) == key)
