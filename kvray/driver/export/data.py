@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from kvray.console import track
 from kvray.driver.export.find import Found, base_of
 from kvray.driver.export.formats import Columns, Encoding, Writer, arranged, described
-from kvray.errors import DamagedArtefactError, InputError
+from kvray.errors import DamagedArtefactError, InputError, need
 from kvray.finetune.storage import read_whole, select
 from kvray.models.openai import OPENAI_SYSTEM
 from kvray.planning.artefacts import FinetuneJob
@@ -103,6 +103,8 @@ def _dataset(found: Found) -> tuple[list[dict[str, Any]], Tables, pa.Schema]:
 def _mixture(found: Found, base_model: str | None) -> tuple[list[dict[str, Any]], Tables, pa.Schema]:
     """The rows of one epoch, as a finetune on the mixture reads them before it shuffles, dataset by dataset."""
     store, base = found.store, base_of(found, base_model)
+    if not base.api:
+        need("kvray export of a mixture", "transformers", extra="run")  # rows are counted by the tokenizer that trained
     mixed = select(job_of(found.manifest), base, cache(lambda dataset: read_whole(store, dataset)))
     labels = {each["id"]: str(each["labels"].get("dataset")) for each in found.document["artefacts"]}
     read = cache(store.read_table)

@@ -102,6 +102,23 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("small/kv/1",), "kvray export of an adapter needs transformers, which is not installed: type pip install"),
+        (("small/kv/1", "--merged"), "needs torch, transformers and peft, which are not installed: type make setup"),
+        (("attention/kv",), "needs torch, which is not installed"),
+        (("small/mixtures/blend/1",), "kvray export of a mixture needs transformers"),
+    ],
+)
+def test_packages_that_are_missing_are_named(
+    arguments: tuple[Any, ...], message: str, store: Store, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvray.errors.installed", lambda package: False)
+    result = kvray(store, *arguments, "--out", out)
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split()) and not out.exists()
+
+
 def test_a_folder_that_holds_something_is_kept_and_an_earlier_export_is_replaced_when_asked(
     store: Store, out: Path, tmp_path: Path
 ) -> None:
