@@ -107,6 +107,7 @@ def test_three_clicks_lead_from_a_number_to_a_wrong_answer(opened: Any) -> None:
     page.locator(".chips button", has_text=re.compile(r"^wrong")).click()
     assert 0 < counted(page) < asked
     page.locator(".matches summary").first.click()
+    page.wait_for_selector(".matches details[open] .sides")
     body = page.locator(".matches details[open]").first.inner_text()
     assert "position 20" in body and "Expected: Ada Quill" in body and "lost-in-the-middle" in body
     assert page.locator(".matches .sides h4").all_inner_texts()[1].startswith("base")
@@ -125,6 +126,7 @@ def test_filters_agree_with_the_numbers_and_with_the_address(opened: Any) -> Non
     lost = counted(page)
     badges = page.locator(".matches > li").first
     badges.locator("summary").first.click()
+    badges.locator(".sides").wait_for()
     assert badges.locator(".sides .badge").all_inner_texts() == ["wrong", "right"]
     page.locator(".chips button", has_text="base wrong").click()
     won = counted(page)
@@ -212,6 +214,7 @@ def test_nothing_overlaps_and_the_page_is_as_wide_as_the_window(opened: Any, wid
     page = opened(width, hash_="#answers?evaluation=mdqa20&model=ours")
     ready(page)
     page.locator(".matches summary").first.click()
+    page.wait_for_selector(".matches details[open] .sides")
     assert page.evaluate(APART) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("#contents").evaluate("each => each.open") == (width == 1280)
