@@ -74,8 +74,9 @@ def killed(store: Path, sweep: Path, when: Callable[[], bool]) -> None:
 
 
 def contents(store: Path) -> tuple[dict, pl.DataFrame]:
-    """Return the status and the predictions without what is not reproducible to the bit."""
+    """Return the status and the predictions without what no two runs have in common."""
     status = json.loads(call(store, "status", "small", "--json").stdout)
+    del status["spent_hours"]
     rows = kvray.results.open(store).predictions(sweep="small").collect()
     kept = rows.select(
         "evaluation", "mixture", "finetune", "seed", "example_id", "question_id", "position", "references"
