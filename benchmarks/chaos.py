@@ -149,26 +149,31 @@ def summary(cases: Sequence[Case]) -> str:
     return table(["what died", "store", "sweeps", "deaths", *names, "ended badly"], lines)
 
 
-def chaos(kills: int, seed: int, pace: float = 0.0, ray: bool = True, bucket: bool = True) -> list[Case]:
-    """Run everything and return the cases; what went wrong is said as it happens."""
-    rng, cases = random.Random(seed), []
+def chaos(kills: int, seed: int, pace: float = 0.0, ray: bool = True, bucket: bool = True) -> Iterator[Case]:
+    """Run everything, a case after another."""
+    rng = random.Random(seed)
     folder = Path(tempfile.mkdtemp(prefix="kvray-chaos-"))
     try:
         with s3.running(folder, seed) if bucket else contextlib.nullcontext() as server:
-            kinds = [alone(kills, server, folder, rng)]
             if ray:
                 (folder / "chaos.yaml").write_text(REAL_SWEEP)
                 prepare(str(folder / "chaos.yaml"))  # a mistake shows now, not after an hour
-                kinds.append(on_ray(max(1, round(kills * ON_RAY)), round(kills * REAL), pace, folder, rng))
-            for case in (case for cases_ in kinds for case in cases_):
-                cases.append(case)
-                if case.counts or case.error:
-                    say(f"chaos: {case}")
-                elif len(cases) % 20 == 0:
-                    say(f"chaos: {len(cases)} sweeps, {sum(each.deaths for each in cases)} deaths")
+            yield from alone(kills, server, folder, rng)
+            if ray:
+                yield from on_ray(max(1, round(kills * ON_RAY)), round(kills * REAL), pace, folder, rng)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return cases
+
+
+def note(cases: list[Case], case: Case) -> None:
+    """Append a case; say what went wrong in it, and the table so far where a kind ends."""
+    if cases and case.kind != cases[-1].kind:
+        say(f"chaos: so far\n{summary(cases)}")
+    cases.append(case)
+    if case.counts or case.error:
+        say(f"chaos: {case}")
+    elif len(cases) % 20 == 0:
+        say(f"chaos: {len(cases)} sweeps, {sum(each.deaths for each in cases)} deaths")
 
 
 def main() -> None:
@@ -179,9 +184,13 @@ def main() -> None:
     parser.add_argument("--no-ray", action="store_true", help="only the cases of one process")
     asked = parser.parse_args()
     began = time.monotonic()
-    cases = chaos(asked.kills, asked.seed, asked.pace, not asked.no_ray)
-    print(summary(cases))
-    print(f"seed {asked.seed}, {time.monotonic() - began:.0f} s")
+    cases: list[Case] = []
+    try:
+        for case in chaos(asked.kills, asked.seed, asked.pace, not asked.no_ray):
+            note(cases, case)
+    finally:  # one that is stopped after an hour tells what it saw
+        print(summary(cases))
+        print(f"seed {asked.seed}, {time.monotonic() - began:.0f} s")
     raise SystemExit(any(case.counts or case.error for case in cases))
 
 
