@@ -111,7 +111,7 @@ def light(folder: Path, *words: str, code: str = COMMAND) -> subprocess.Complete
         "audit simple_kv --rows 9 --set dictionaries=3",
         "init new.yaml --yes --force",
         "schema",
-        "export small/datasets/kv --out data --format messages",
+        "export small/datasets/kv --out messages --format messages",
         "gc",
         "run small.yaml",  # all is there: nothing to make, and the report
     ],

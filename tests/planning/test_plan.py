@@ -19,7 +19,7 @@ from kvray.planning.plan import plan
 from kvray.store.fingerprint import fingerprint
 from kvray.store.store import Store
 from kvray.sweep.grid import variants
-from kvray.sweep.model import Runtime, Sweep
+from kvray.sweep.model import Budget, Runtime, Sweep
 from kvray.tasks.base import REGISTRY, Task
 
 BASE = BaseModelRef("tiny", "/models/tiny", None, "sha256:abc")
@@ -159,6 +159,7 @@ def test_no_runtime_field_changes_anything(name: str) -> None:
         "address": "auto", "strategy": "fsdp", "gradient_checkpointing": True, "gpu_memory_utilization": 0.5,
         "object_store_memory": 2**30, "max_model_len": 4096, "api_base_url": "http://127.0.0.1:1",
         "workers_per_finetune": 8, "engine": "my_module:MyEngine", "scratch": "/fast", "model_cache": "/fast",
+        "trackers": ("tensorboard",), "budget": Budget(gpu_hours=2), "gpu_price": 1.5,
     }.get(name, 7)  # fmt: skip
     assert getattr(Runtime(), name) != other
     assert ids(planned(runtime={name: other})) == ids(planned())

@@ -13,6 +13,7 @@ from kvray.driver.export.formats import Columns, Encoding, default_encoding
 from kvray.driver.export.push import RepoType, check, push
 from kvray.driver.export.scores import scores
 from kvray.errors import InputError, need
+from kvray.models.changed import CHANGED
 from kvray.models.reference import BaseModelRef
 from kvray.store.output import replacing_folder
 from kvray.store.store import Store
@@ -86,7 +87,9 @@ def _check(found: Found, what: str, out: Path, options: Options) -> None:
         weights.check(found)
         if options.merged:
             need("kvray export --merged", "torch", "transformers", "peft")
-        need("kvray export of a finetune", "transformers", extra="run")
+        elif any(entry.name == CHANGED for entry in found.manifest.files):  # the rest is the base's
+            need("kvray export of changed tensors", "torch", "transformers")
+        need("kvray export of a finetune", "transformers", extra="run")  # whose tokenizer lies beside it
         kept = {}
     else:
         kept = {"--merged": options.merged, "--base-id": options.base_id, "--dataset-id": options.dataset_ids}

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from kvray.driver.export.find import Found
-from kvray.errors import DamagedArtefactError, InputError, KvrayError, disk_full, first_line, need
+from kvray.errors import DamagedArtefactError, InputError, KvrayError, disk_full, first_line
 from kvray.models import changed, hub
 from kvray.models.reference import API, BaseModelRef, load_tokenizer
 from kvray.store.manifest import MANIFEST
@@ -60,16 +60,13 @@ def write(found: Found, base: BaseModelRef, into: Path, merged: bool, base_id: s
     with _files(found) as stored, _base_errors(base):
         if (stored / ADAPTER_CONFIG).is_file():
             if merged:
-                need("kvray export --merged", "torch", "transformers", "peft")
                 _merge(base, stored, into)
                 return Weights("merged", known, False, parameters(into))
-            need("kvray export of an adapter", "transformers", extra="run")  # whose tokenizer lies beside it
             _adapter(base, stored, into, known)
             return Weights("adapter", known, known is None, parameters(into))
         if not any(stored.glob("*.safetensors")) or not (stored / "config.json").is_file():
             raise DamagedArtefactError(f"{found.planned.id} holds neither an adapter nor a model that can be loaded")
         if changed.is_changed(stored):
-            need("kvray export of changed tensors", "torch")
             changed.compose(base, stored, into)
             (into / "README.md").unlink(missing_ok=True)  # the base's
         else:

@@ -105,9 +105,9 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("small/kv/1",), "kvray export of an adapter needs transformers, which is not installed: type pip install"),
+        (("small/kv/1",), "kvray export of a finetune needs transformers, which is not installed: type pip install"),
         (("small/kv/1", "--merged"), "needs torch, transformers and peft, which are not installed: type make setup"),
-        (("attention/kv",), "needs torch, which is not installed"),
+        (("attention/kv",), "kvray export of changed tensors needs torch and transformers, which are not installed"),
         (("small/mixtures/blend/1",), "kvray export of a mixture needs transformers"),
     ],
 )
