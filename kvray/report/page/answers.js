@@ -138,26 +138,26 @@
       make("p", { class: "sub" }, make("a", { href: link }, "Link to this answer")),
     ].filter((each) => each !== null);
   };
-  const letters = (number) => `${number.toLocaleString("en")} letters`;
+  const characters = (number) => `${number.toLocaleString("en")} characters`;
   const folded = (text) => {
     // Folds begin and end at a line, or at a word of a long one.
     const from = text.lastIndexOf("\n", ENDS) + 1 || text.lastIndexOf(" ", ENDS) + 1 || ENDS;
     const line = text.indexOf("\n", text.length - ENDS) + 1;
     const to = line || text.indexOf(" ", text.length - ENDS) + 1 || text.length - ENDS;
-    const inside = make("details", { class: "fold" }, make("summary", {}, `\u2026 ${letters(to - from)} more \u2026`), text.slice(from, to));
+    const inside = make("details", { class: "fold" }, make("summary", {}, `\u2026 ${characters(to - from)} more \u2026`), text.slice(from, to));
     return [text.slice(0, from), inside, text.slice(to)];
   };
   const asked = (pieces) => {
     const size = pieces.reduce((sum, each) => sum + (typeof each === "number" ? each : each.length === 1 && Array.isArray(each) ? each[0].length : each.length), 0);
     const text = make("div", { class: "prompt", tabindex: "0", role: "region", "aria-label": "prompt" });
     for (const each of pieces) {
-      if (typeof each === "number") text.append(make("em", { class: "left-out" }, `\u2026 ${letters(each)} are not in this page \u2026`));
+      if (typeof each === "number") text.append(make("em", { class: "left-out" }, `\u2026 ${characters(each)} are not in this page \u2026`));
       else if (Array.isArray(each)) text.append(make("mark", {}, each[0]));
       else if (each.length <= FOLDED) text.append(each);
       else text.append(...folded(each));
     }
     const marked = pieces.some(Array.isArray) ? ", the passage that holds the answer marked" : "";
-    return make("details", { class: "asked" }, make("summary", {}, `The prompt, ${letters(size)}${marked}`), text);
+    return make("details", { class: "asked" }, make("summary", {}, `The prompt, ${characters(size)}${marked}`), text);
   };
 
   form.addEventListener("submit", (event) => event.preventDefault());

@@ -29,7 +29,7 @@ _PACKED = 3  # bytes of JSON that give about one byte in the page
 _FILLED, _ATTEMPTS = 0.7, 3  # share of the limit that is enough, and how often it is tried for
 _ROW, _EXAMPLE = 60, 120  # bytes of JSON of a row and of an example, without their texts
 _PROMPT, _KEPT = 12_000, 2_000
-"""Letters of a prompt that is held whole; of a longer one, letters kept at its ends and around each gold passage."""
+"""Characters of a prompt that is held whole; of a longer one, those kept at its ends and around each gold passage."""
 _KEY = ["evaluation", "example_id"]
 _GOLDEN = 0.6180339887498949  # steps of this share spread any number of questions evenly
 
@@ -148,7 +148,7 @@ def document(snapshot: Snapshot, chosen: pl.DataFrame, prompts: Mapping[tuple[st
 
 
 def pieces(prompt: str, gold: Sequence[str]) -> list[Any]:
-    """Return a prompt in pieces: text, [gold passage], or the number of letters left out of a long one's middle."""
+    """Return a prompt in pieces: text, [gold passage], or the number of characters left out of a long one's middle."""
     ends = sorted((at, at + len(each)) for each in gold if each for at in _places(prompt, each))
     merged: list[tuple[int, int]] = []
     for start, end in ends:
