@@ -62,6 +62,13 @@ def test_the_pinned_set_is_what_the_package_asks_for(kind: str) -> None:
         assert need.specifier.contains(have[name], prereleases=True), f"{name}: {have[name]}, expected {need.specifier}"
 
 
+def test_the_set_of_the_tests_is_what_the_development_extra_asks_for() -> None:
+    have = pinned("cpu") | pins("dev.txt")
+    lacking = [str(need) for need in asked("dev") if canonicalize_name(need.name) not in have]
+    assert lacking == []
+    assert [str(need) for need in asked("dev") if not need.specifier.contains(have[canonicalize_name(need.name)])] == []
+
+
 def test_the_gpu_set_has_cuda_13_and_no_cpu_build() -> None:
     have = pins("gpu.txt")
     assert {"vllm", "torch", "triton", "nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-nccl-cu13"} <= set(have)

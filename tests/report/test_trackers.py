@@ -146,16 +146,19 @@ def test_without_a_folder_of_its_own_event_files_lie_in_the_store(made: Store, m
 # MLflow.
 
 
+@pytest.mark.parametrize("scheme", ["file", "sqlite"])
 def test_mlflow_has_a_run_per_finetune_below_that_of_the_sweep_each_once(
-    made: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheme: str, made: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("mlflow")
+    uri = f"file://{tmp_path}/mlruns" if scheme == "file" else f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)  # where a database's artefacts go
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "needles")
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"file://{tmp_path}/mlruns")
+    client = MlflowClient(uri)
     for _ in range(2):
         everything(made, "curves", ["mlflow"])
         experiment = client.get_experiment_by_name("needles")
@@ -193,6 +196,16 @@ def test_a_place_that_mlflow_cannot_open_is_told_before_anything_is_sent(
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI") as raised:
         send.opened(made, "curves", ["mlflow"])
     assert "secret" not in str(raised.value)
+
+
+def test_a_database_without_the_packages_that_open_it_is_told_with_what_to_type(
+    made: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr("kvray.errors.installed", lambda package: package not in ("sqlalchemy", "alembic"))
+    with pytest.raises(InputError, match=r"sqlalchemy and alembic, which are not installed: type pip install .*mlflow"):
+        send.opened(made, "curves", ["mlflow"])
 
 
 # Weights & Biases.

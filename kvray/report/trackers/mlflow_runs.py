@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from kvray.errors import InputError, first_line, without_logins
+from kvray.errors import InputError, first_line, need, without_logins
 from kvray.report.trackers.content import Curve, Scores
 from kvray.store.store import Store
 
@@ -21,6 +21,7 @@ EXPERIMENT = "kvray"
 """Unless ``$MLFLOW_EXPERIMENT_NAME`` or ``$MLFLOW_EXPERIMENT_ID`` names another one."""
 BATCH = 1000
 """Most metrics that MLflow takes in one request."""
+_DATABASES = ("sqlite", "mysql", "postgresql", "mssql")
 _KEY, _DIGEST = "kvray.key", "kvray.digest"
 _LONGEST = 500  # characters of a parameter, which older servers take
 _PARAMETERS = 100  # most in one request
@@ -30,7 +31,7 @@ class MlflowRuns:
     """Runs are found by a tag, ``kvray.key``: what was sent whole is left alone, the rest is sent again."""
 
     def __init__(self, store: Store, sweep: str) -> None:
-        """Open the tracking store; InputError if ``$MLFLOW_TRACKING_URI`` is none that this MLflow can open."""
+        """Open the tracking store; InputError if ``$MLFLOW_TRACKING_URI`` is none that can be opened here."""
         import mlflow
 
         if not os.environ.get("MLFLOW_LOGGING_LEVEL"):  # else it tells of every step of making a database
@@ -38,6 +39,8 @@ class MlflowRuns:
         self._uri = mlflow.get_tracking_uri()
         self._sweep = sweep
         self._experiment = os.environ.get("MLFLOW_EXPERIMENT_ID") or ""
+        if urlsplit(self._uri).scheme.partition("+")[0] in _DATABASES:  # mlflow-skinny comes without
+            need(f"MLflow's store {self.place}", "sqlalchemy", "alembic", extra="mlflow")
         try:
             self._client = mlflow.MlflowClient()
             if urlsplit(self._uri).scheme not in ("http", "https"):  # what is on this machine is opened now
