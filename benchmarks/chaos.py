@@ -166,8 +166,8 @@ def chaos(kills: int, seed: int, pace: float = 0.0, ray: bool = True, bucket: bo
 
 
 def note(cases: list[Case], case: Case) -> None:
-    """Append a case; say what went wrong in it, and the table so far where a kind ends."""
-    if cases and case.kind != cases[-1].kind:
+    """Append a case; say what went wrong in it, and the table so far where a new kind begins."""
+    if cases and case.kind not in {each.kind for each in cases}:
         say(f"chaos: so far\n{summary(cases)}")
     cases.append(case)
     if case.counts or case.error:
