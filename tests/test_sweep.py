@@ -8,8 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -171,8 +172,16 @@ def test_an_added_mixture_and_a_damaged_artefact_run_and_nothing_else(undisturbe
     assert json.loads(call(store, "status", "small", "--json").stdout)["committed"] == 8
 
 
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary directory for the commands of a test; its path is short, as sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix="k-", ignore_cleanup_errors=True) as place:
+        monkeypatch.setenv("TMPDIR", place)
+        yield Path(place)
+
+
 def test_killed_and_interrupted_in_each_stage_a_sweep_ends_in_the_same_artefacts(
-    undisturbed: tuple[Path, Path], tmp_path: Path
+    undisturbed: tuple[Path, Path], tmp_path: Path, scratch: Path
 ) -> None:
     sweep, reference = undisturbed
     store = tmp_path / "store"
@@ -219,6 +228,7 @@ def test_killed_and_interrupted_in_each_stage_a_sweep_ends_in_the_same_artefacts
     assert status == expected_status
     assert rows.equals(expected_rows), "no row lost, none doubled"
     assert not list(store.glob("**/.tmp-*")), "nothing half-written is left"
+    assert not list(scratch.glob("kvray-*")), "nor what the killed had on their own disk"
 
 
 def test_a_whole_sweep_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from kvray.console import say
 from kvray.errors import ResourceError, need
+from kvray.store.places.scratch import remove_abandoned
 from kvray.sweep.model import Runtime
 
 LOCAL_OBJECT_STORE = 512 * 2**20  # bytes, in a local Ray; stages exchange files, so little passes through it
@@ -53,6 +54,7 @@ def connect(runtime: Runtime) -> Iterator[Connection]:
     finally:
         _started.discard(os.getpid())
         ray.shutdown()
+        remove_abandoned()  # of actors that ended with it
 
 
 def asked_for(runtime: Runtime) -> str | None:

@@ -11,7 +11,7 @@ from kvray.evaluate.served import MERGED, model_of
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact, PredictionsJob
 from kvray.planning.work import Seat, Source
-from kvray.store.places.local import scratch_directory
+from kvray.store.places.scratch import scratch_directory
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 

@@ -32,7 +32,7 @@ from kvray.models.exhaustion import exhaustion
 from kvray.models.reference import BaseModelRef
 from kvray.planning.artefacts import Artefact
 from kvray.planning.work import Nothing, Seat, Source, Unit
-from kvray.store.places.local import scratch_directory
+from kvray.store.places.scratch import scratch_directory
 from kvray.store.store import Store
 from kvray.sweep.model import Runtime
 

@@ -18,7 +18,7 @@ from kvray.errors import DiskFullError, ResourceError
 from kvray.evaluate.engines import vllm
 from kvray.store import patience
 from kvray.store.places.files import free_bytes
-from kvray.store.places.local import scratch_directory
+from kvray.store.places.scratch import scratch_directory
 from kvray.store.store import Store
 
 __all__ = ["disk"]

@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from kvray.driver.seats.state import LaneView, Stall
 from kvray.errors import KvrayError, MemoryExhaustedError, ResourceError, last_line, passes
 from kvray.models.exhaustion import exhaustion
 from kvray.planning.work import FINETUNE, Lane, Seat
+from kvray.store.places.scratch import remove_abandoned, scratch_directory
 from kvray.store.store import Outcome, Store
 
 Call = tuple[str, tuple[Any, ...]]
@@ -88,7 +88,7 @@ class Dispatcher:
         import ray
 
         me = ray.get_runtime_context().current_actor
-        with tempfile.TemporaryDirectory(prefix="kvray-tune-") as scratch:
+        with scratch_directory(None, "tune") as scratch:
             _tuner(self, me, list(self._openings.values()), scratch).fit()
 
     def change(self, calls: Sequence[Call]) -> None:
@@ -205,6 +205,7 @@ class Seats:
         if wait:  # who goes on with this Ray, with another sweep, needs what dead seats held
             ray.wait([self._running], timeout=END_S)
             remove_orphans()
+            remove_abandoned()  # the dispatcher's
 
     def _start(self) -> None:
         import ray

@@ -8,41 +8,17 @@ import errno
 import os
 import secrets
 import socket
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 
 import pyarrow.fs as pafs
 
-from kvray.errors import DiskFullError, KvrayError, disk_full
 from kvray.store.patience import Patience
-from kvray.store.places.files import CHUNK, Files, free_bytes, full, naming
+from kvray.store.places.files import CHUNK, Files, free_bytes
 
 TEMPORARY = ".tmp-"  # prefix of files being written; hidden, so that listings and Parquet readers skip them
 STALE_S = 3600.0  # seconds after which another host's temporary file counts as abandoned
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-
-
-@contextlib.contextmanager
-def scratch_directory(place: str | None, purpose: str) -> Iterator[str]:
-    """Make a directory below ``place``, None for the system's temporary one; it goes when its context ends.
-
-    StoreError if it cannot be made; DiskFullError, which names it, in place of any error inside that its disk is full.
-    """
-    if place is not None:
-        place = os.path.expanduser(place)
-        with naming(place, "make a directory"):
-            os.makedirs(place, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"kvray-{purpose}-", dir=place) as directory:
-        try:
-            yield directory
-        except KvrayError:
-            raise
-        except Exception as error:
-            if disk_full(error):
-                why = full(directory, error)
-                raise DiskFullError(f"{directory}: cannot write: {why}, or set runtime.scratch") from error
-            raise
 
 
 class LocalFiles(Files):
