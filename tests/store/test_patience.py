@@ -54,12 +54,15 @@ def test_one_that_does_not_pass_is_raised_at_once(said: list[str], error: type[S
     assert call.calls == 1
 
 
-def test_what_is_away_is_given_up_once_and_a_success_begins_anew(said: list[str]) -> None:
+def test_what_is_away_is_given_up_once_and_a_success_begins_anew(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, away = Patience("s3://b", 0.4), Failing(10**9)
     began = time.monotonic()
     with pytest.raises(StoreUnavailableError, match="SLOW_DOWN"):
         place(away)
-    assert 0.4 <= time.monotonic() - began < 2 and away.calls > 4
+    assert 0.4 <= time.monotonic() - began < 30 and away.calls > 4
+    monkeypatch.setattr(patience, "LONGEST_WAIT_S", 1000.0)  # else a busy machine lets it be forgotten
     again = Failing(1)
     with pytest.raises(StoreUnavailableError):  # nothing has succeeded since
         place(again)
