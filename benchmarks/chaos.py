@@ -22,6 +22,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -149,8 +150,10 @@ def summary(cases: Sequence[Case]) -> str:
     return table(["what died", "store", "sweeps", "deaths", *names, "ended badly"], lines)
 
 
-def chaos(kills: int, seed: int, pace: float = 0.0, ray: bool = True, bucket: bool = True) -> Iterator[Case]:
-    """Run everything, a case after another."""
+def chaos(
+    kills: int, seed: int, pace: float = 0.0, ray: bool = True, bucket: bool = True, processes: bool = True
+) -> Iterator[Case]:
+    """Run everything, a case after another; ``processes`` are the cases of one process, the rest is on Ray."""
     rng = random.Random(seed)
     folder = Path(tempfile.mkdtemp(prefix="kvray-chaos-"))
     try:
@@ -158,7 +161,8 @@ def chaos(kills: int, seed: int, pace: float = 0.0, ray: bool = True, bucket: bo
             if ray:
                 (folder / "chaos.yaml").write_text(REAL_SWEEP)
                 prepare(str(folder / "chaos.yaml"))  # a mistake shows now, not after an hour
-            yield from alone(kills, server, folder, rng)
+            if processes:
+                yield from alone(kills, server, folder, rng)
             if ray:
                 yield from on_ray(max(1, round(kills * ON_RAY)), round(kills * REAL), pace, folder, rng)
     finally:
@@ -181,12 +185,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200, help="deaths in all, about")
     parser.add_argument("--seed", type=int, default=0, help="of what dies when")
     parser.add_argument("--pace", type=float, default=0.0, metavar="MINUTES", help="add a sweep with a death a minute")
-    parser.add_argument("--no-ray", action="store_true", help="only the cases of one process")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--no-ray", action="store_true", help="only the cases of one process")
+    only.add_argument("--ray", action="store_true", help="only the cases on Ray")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     cases: list[Case] = []
     try:
-        for case in chaos(asked.kills, asked.seed, asked.pace, not asked.no_ray):
+        for case in chaos(asked.kills, asked.seed, asked.pace, not asked.no_ray, processes=not asked.ray):
             note(cases, case)
     finally:  # one that is stopped after an hour tells what it saw
         print(summary(cases))

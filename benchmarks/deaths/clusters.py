@@ -178,6 +178,8 @@ def _live(
                 told.counts += unreadable(place, [each.id for each in place.manifests()])
         noted = failures.noted(place)
         told.counts += Counts(failed=len(noted))
+        if noted:
+            say(f"chaos: given up: {failures.reasons(place, sorted(noted))}")
         if driver.returncode == 0 or (driver.returncode > 0 and not noted):
             told.error = "" if driver.returncode == 0 else f"exit status {driver.returncode}: {_tail(folder)}"
             told.seconds = time.monotonic() - began

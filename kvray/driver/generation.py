@@ -68,6 +68,7 @@ class Generation:
         self._process: Process | None = None
         self._silent_s = 0.0
         self._looked = time.monotonic()
+        self._left = runtime.retries
 
     @property
     def busy(self) -> bool:
@@ -104,26 +105,41 @@ class Generation:
         # In this order: an answer that was asked for after the end tells everything.
         finished = ray.wait([self._running], timeout=0)[0] if self._asked is None else []
         self._asked = self._asked or self._actor.state.remote()
-        outcomes: list[Outcome] = []
-        rows = self._rows
+        told: list[Outcome] = []
+        rows, died = self._rows, None
         try:
             if ray.wait([self._asked], timeout=ANSWER_S)[0]:
                 asked, self._asked = self._asked, None
-                outcomes, self._rows, self._process = ray.get(asked)
+                told, self._rows, self._process = ray.get(asked)
             if finished and self._asked is None:
                 ray.get(finished)
-            silent = "generate ended without saying what became of it"
         except RayError as error:
             # Its process died; what it wrote stays, and a further run goes on there.
-            finished, silent = [self._running], f"generate: {type(error).__name__}"
+            finished, died = [self._running], f"generate: {type(error).__name__}"
             self._actor = self._asked = None
-        for outcome in outcomes:
-            self._under_way.pop(outcome.artefact_id, None)
+        # An actor that Ray has started again tells of all of its batch once more.
+        outcomes = [each for each in told if self._under_way.pop(each.artefact_id, None)]
         if finished and self._asked is None:
-            outcomes += [Outcome(artefact_id, silent) for artefact_id in self._under_way]
-            self._under_way, self._running = {}, None
+            outcomes += self._untold(died)
+            self._running = None
+        self._left = self._made_of[2].retries if outcomes else self._left
         self._watch(progress=bool(outcomes) or self._rows != rows)
         return outcomes
+
+    def _untold(self, died: str | None) -> list[Outcome]:
+        """Return how datasets ended of which the actor, at its end, had not told.
+
+        One that dies between its last row and the question, or while it answers, has taken what it knew with it; the
+        one that Ray starts in its place knows nothing. Then the store tells, and what it has not is made again.
+        """
+        untold, self._under_way = self._under_way, {}
+        committed = self._made_of[0].read_manifests(list(untold)) if untold else {}
+        rest = [artefact for one, artefact in untold.items() if one not in committed]
+        if rest and died is None and self._left:
+            self._left -= 1
+            self._waiting, rest = [*rest, *self._waiting], []
+        why = died or "generate ended without saying what became of it"
+        return [Outcome(one, None) for one in committed] + [Outcome(artefact.id, why) for artefact in rest]
 
     def _watch(self, progress: bool) -> None:
         """End the actor if it has made nothing for too long."""

@@ -24,10 +24,10 @@ TASK = SimpleKV(rows=20_000, dictionaries=40)
 LIMIT_S = 300.0
 
 
-def planned() -> Artefact:
-    recipe = {"task": TASK.recipe()}
+def planned(task: SimpleKV = TASK) -> Artefact:
+    recipe = {"task": task.recipe()}
     digest = fingerprint(recipe)
-    return Artefact(artefact_id("dataset", "kv", digest), "dataset", "kv", digest, (), TASK.rows, 0, {}, recipe, TASK)
+    return Artefact(artefact_id("dataset", "kv", digest), "dataset", "kv", digest, (), task.rows, 0, {}, recipe, task)
 
 
 def generators() -> set[psutil.Process]:
@@ -64,3 +64,29 @@ def test_a_generator_that_is_stopped_is_ended_and_another_goes_on(
     assert f"process {generator.pid} " in note.read_text() and "a stopped process (SIGSTOP)" in note.read_text()
     assert store.problems(artefact.id, verify=True) == []
     assert store.read_table(artefact.id).slice(19_000).equals(build(TASK, BASE, range(19_000, 20_000)))
+
+
+@pytest.mark.usefixtures("ray_two_cpus")
+@pytest.mark.parametrize("lost", [False, True], ids=["all is there", "one is not"])
+def test_a_generator_that_dies_at_its_end_takes_no_outcome_with_it(lost: bool, tmp_path: Path) -> None:
+    import ray
+
+    store, others = Store(tmp_path), generators()
+    artefacts = [planned(SimpleKV(rows=rows, dictionaries=4)) for rows in (30, 40)]
+    generation = Generation(store, BASE, Runtime(retries=2))
+    for artefact in artefacts:
+        generation.add(artefact)
+    assert generation.poll() == []
+    ray.get(generation._running)  # done, and nobody has asked
+    (generator,) = generators() - others
+    generator.kill()
+    generator.wait()
+    if lost:
+        store.discard(artefacts[1].id)
+    outcomes, deadline = [], time.monotonic() + LIMIT_S
+    while generation.busy:
+        outcomes += generation.poll()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert sorted((each.artefact_id, each.error) for each in outcomes) == sorted((each.id, None) for each in artefacts)
+    assert [problem for each in artefacts for problem in store.problems(each.id, verify=True)] == []
