@@ -4,7 +4,6 @@ Threads of an interrupted driver would still wait for Ray, and take its process 
 """
 
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,6 @@ from kvray.sweep.model import Runtime
 
 ANSWER_S = 0.5
 """For which a look at the actor waits; what it answers later, the next look takes."""
-LOOK_S = 5.0
-"""What counts at most of the time between two looks: a pause of the driver itself is nobody's silence."""
 
 
 class Generator:
@@ -67,7 +64,7 @@ class Generation:
         self._asked: Any = None
         self._process: Process | None = None
         self._silent_s = 0.0
-        self._looked = time.monotonic()
+        self._looks = stalls.Looks()
         self._left = runtime.retries
 
     @property
@@ -95,7 +92,7 @@ class Generation:
             batch, self._waiting = self._waiting, []
             self._under_way = {artefact.id: artefact for artefact in batch}
             self._running = self._actor.generate.remote(batch)
-            self._silent_s, self._looked = 0.0, time.monotonic()
+            self._silent_s, self._looks = 0.0, stalls.Looks()
         return outcomes
 
     def _ended(self) -> list[Outcome]:
@@ -143,8 +140,7 @@ class Generation:
 
     def _watch(self, progress: bool) -> None:
         """End the actor if it has made nothing for too long."""
-        now = time.monotonic()
-        passed, self._looked = min(now - self._looked, LOOK_S), now
+        passed = self._looks.passed()
         self._silent_s = 0.0 if progress else self._silent_s + passed
         store, _, runtime = self._made_of
         if self._running is None or self._process is None or self._silent_s < runtime.start_minutes * 60:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kvray.driver.seats import stalls
 from kvray.driver.seats.attempts import Attempts, Lost
 from kvray.driver.seats.demand import Room, view, wanted
 from kvray.driver.seats.state import CellState, LaneState, LaneView, SeatState, Stall
@@ -24,8 +25,6 @@ from kvray.store.store import Outcome
 
 HOST = "host"
 """The role of the process that a seat begins with; of a slot it waits for the devices of workers, maybe for days."""
-LOOK_S = 5.0
-"""Seconds that at most pass, as far as silence is concerned, between two looks for hung seats."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class WorkQueue:
         self._limits = limits
         self._clock = clock
         self._attempts = Attempts(limits.retries, lost, home, clock)
-        self._looked = clock()
+        self._looks = stalls.Looks(clock)
         self._lock = threading.RLock()
         self._cells: dict[str, CellState] = {}
         self._after: dict[str, float] = {}  # seconds of what waits for an artefact
@@ -187,26 +186,12 @@ class WorkQueue:
     def hung(self) -> list[Stall]:
         """Return the seats that have been silent for too long, and are to be ended.
 
-        To be called again and again: a pause of this process itself, or of its machine, is nobody's silence. A seat
-        that is not ended then is returned again after as long a silence.
+        To be called again and again. One that is not ended then is returned again after as long a silence.
         """
         with self._lock:
-            now = self._clock()
-            passed, self._looked = min(now - self._looked, LOOK_S), now
-            stalls = []
-            for name, seat in self._seats.items():
-                if seat.silent_s is None:
-                    continue
-                seat.silent_s += passed
-                limit, knob = self._limits.stall_s, "stall_minutes"
-                if not seat.up:
-                    limit, knob = self._limits.start_s, "start_minutes"
-                if seat.silent_s >= limit:
-                    doing = "no progress" if seat.up else "it was not up"
-                    seat.hung = f"{doing} for {limit / 60:g} minutes (runtime.{knob})"
-                    seat.silent_s = 0.0
-                    stalls.append(Stall(name, seat.hung, dict(seat.processes)))
-            return stalls
+            passed, limits = self._looks.passed(), (self._limits.stall_s, self._limits.start_s)
+            stalled = [stalls.found(name, seat, passed, *limits) for name, seat in self._seats.items()]
+            return [stall for stall in stalled if stall is not None]
 
     # What seats ask and tell: see kvray.planning.work.Source.
 

@@ -1,8 +1,8 @@
-"""Ends seats that hang: writes down what each of their processes was doing, and kills it, on its own node."""
+"""Finds seats that hang and ends them: writes down what each of their processes did, and kills it, on its own node."""
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,17 +10,54 @@ from pathlib import Path
 import psutil
 
 from kvray.console import say
-from kvray.driver.seats.state import Stall
+from kvray.driver.seats.state import SeatState, Stall
 from kvray.errors import StoreError, first_line
 from kvray.planning.process import SIGNAL, STACKS, Process
 from kvray.store.store import Store
 
+LOOK_S = 5.0
+"""Seconds that at most pass, as far as silence is concerned, between two looks."""
 FOLDER = ".work/stalls"
 """Where a store keeps what was written down."""
 ANSWER_S = 120.0
 """For which a node may take to end its processes; a Ray of a busy machine starts a task within some seconds."""
 WRITTEN_S = 3.0
 """For which a process may take to write its stack traces."""
+
+
+class Looks:
+    """Tells how much time counts as silence between two looks, the first of which is now.
+
+    At most :data:`LOOK_S` seconds: a pause of this process itself, or of its machine, is nobody's silence.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._looked = clock, clock()
+
+    def passed(self) -> float:
+        """Return the seconds since the last look that count."""
+        now = self._clock()
+        passed, self._looked = min(now - self._looked, LOOK_S), now
+        return passed
+
+
+def found(name: str, seat: SeatState, passed: float, stall_s: float, start_s: float) -> Stall | None:
+    """Take further seconds without a sign of a seat; return why it is to be ended if that is too long.
+
+    A seat that is not ended then is found again after as long a silence. The limits are of one that is up, and of its
+    start.
+    """
+    if seat.silent_s is None:
+        return None
+    seat.silent_s += passed
+    limit, knob, doing = (
+        (stall_s, "stall_minutes", "no progress") if seat.up else (start_s, "start_minutes", "it was not up")
+    )
+    if seat.silent_s < limit:
+        return None
+    seat.hung = f"{doing} for {limit / 60:g} minutes (runtime.{knob})"
+    seat.silent_s = 0.0
+    return Stall(name, seat.hung, dict(seat.processes))
 
 
 def end(stall: Stall, store: Store) -> None:
